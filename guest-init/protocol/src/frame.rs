@@ -1,0 +1,190 @@
+//! Frames: a little-endian `u32` that counts the bytes that follow, and one postcard message of that size.
+
+use std::io::{self, Read, Write};
+
+use serde::{Deserialize, Serialize};
+
+/// Largest frame that a guest may send, header included, in bytes.
+///
+/// vhost-device-vsock 0.3 stalls for ever when a guest writes 64 KiB or more at a time; 28 KiB is the largest size
+/// that always works, so a frame is also exactly one write.
+pub const MAX_FROM_GUEST_BYTES: usize = 28 * 1024;
+
+/// Most file or log bytes in one frame from the guest: what is left beside header, tag and length.
+pub const MAX_DATA_BYTES: usize = MAX_FROM_GUEST_BYTES - 64;
+
+/// Largest frame that the host may send, header included, in bytes; it bounds a request's `additional_files`.
+pub const MAX_FROM_HOST_BYTES: usize = 64 * 1024 * 1024;
+
+const HEADER_BYTES: usize = size_of::<u32>();
+
+/// Why a frame could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// The connection broke or ended.
+    #[error("the vsock connection failed")]
+    Io(#[source] io::Error),
+    /// The header announces more than this direction allows.
+    #[error("a frame of {announced} bytes exceeds the limit of {limit} bytes")]
+    TooLong {
+        /// Bytes in the frame, header included.
+        announced: usize,
+        /// The limit of this direction.
+        limit: usize,
+    },
+    /// The bytes are not one whole message.
+    #[error("a frame of {length} bytes does not hold exactly one message")]
+    Malformed {
+        /// Bytes after the header.
+        length: usize,
+        /// What postcard found; absent when bytes are left over after the message.
+        #[source]
+        source: Option<postcard::Error>,
+    },
+}
+
+/// Reads frames into one buffer that is used again, so that messages can borrow from it.
+#[derive(Debug)]
+pub struct FrameReader<R> {
+    inner: R,
+    buffer: Vec<u8>,
+    limit: usize,
+}
+
+impl<R: Read> FrameReader<R> {
+    /// A reader that refuses frames of more than `limit` bytes, header included.
+    pub fn new(inner: R, limit: usize) -> Self {
+        Self { inner, buffer: Vec::new(), limit }
+    }
+
+    /// Waits for the next frame and decodes it.
+    ///
+    /// # Errors
+    ///
+    /// [`FrameError::Io`] with `UnexpectedEof` when the peer has gone; the end of a conversation is a message.
+    pub fn read<'a, M: Deserialize<'a>>(&'a mut self) -> Result<M, FrameError> {
+        let mut header = [0; HEADER_BYTES];
+        self.inner.read_exact(&mut header).map_err(FrameError::Io)?;
+        let length = u32::from_le_bytes(header) as usize;
+        let announced = length.saturating_add(HEADER_BYTES);
+        if announced > self.limit {
+            return Err(FrameError::TooLong { announced, limit: self.limit });
+        }
+        self.buffer.clear();
+        let received = (&mut self.inner).take(length as u64).read_to_end(&mut self.buffer).map_err(FrameError::Io)?;
+        if received < length {
+            return Err(FrameError::Io(io::ErrorKind::UnexpectedEof.into()));
+        }
+        match postcard::take_from_bytes(&self.buffer) {
+            Ok((message, [])) => Ok(message),
+            Ok(_) => Err(FrameError::Malformed { length, source: None }),
+            Err(error) => Err(FrameError::Malformed { length, source: Some(error) }),
+        }
+    }
+}
+
+/// Writes each message as one frame with one `write`.
+#[derive(Debug)]
+pub struct FrameWriter<W> {
+    inner: W,
+    buffer: Vec<u8>,
+    limit: usize,
+}
+
+impl<W: Write> FrameWriter<W> {
+    /// A writer that refuses to make frames of more than `limit` bytes, header included.
+    pub fn new(inner: W, limit: usize) -> Self {
+        Self { inner, buffer: Vec::new(), limit }
+    }
+
+    /// Sends one message; a successful return says nothing about its arrival.
+    ///
+    /// # Errors
+    ///
+    /// [`FrameError::TooLong`] before anything is written, else what the connection said.
+    pub fn write<M: Serialize>(&mut self, message: &M) -> Result<(), FrameError> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
+        buffer.extend([0; HEADER_BYTES]);
+        let mut buffer = postcard::to_extend(message, buffer)
+            .map_err(|error| FrameError::Malformed { length: 0, source: Some(error) })?;
+        let announced = buffer.len();
+        match u32::try_from(announced - HEADER_BYTES) {
+            Ok(length) if announced <= self.limit => buffer[..HEADER_BYTES].copy_from_slice(&length.to_le_bytes()),
+            _ => return Err(FrameError::TooLong { announced, limit: self.limit }),
+        }
+        self.inner.write_all(&buffer).map_err(FrameError::Io)?;
+        self.buffer = buffer;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{FromGuest, Stream, tree};
+
+    fn sent(message: &FromGuest<'_>) -> Vec<u8> {
+        let mut wire = Vec::new();
+        FrameWriter::new(&mut wire, MAX_FROM_GUEST_BYTES).write(message).unwrap();
+        wire
+    }
+
+    #[test]
+    fn the_largest_log_and_data_messages_fit_into_one_frame() {
+        let bytes = vec![0xff; MAX_DATA_BYTES];
+        for message in
+            [FromGuest::Log { stream: Stream::Stderr, bytes: &bytes }, FromGuest::Tree(tree::Event::Data(&bytes))]
+        {
+            let wire = sent(&message);
+            let mut reader = FrameReader::new(wire.as_slice(), MAX_FROM_GUEST_BYTES);
+            assert_eq!(reader.read::<FromGuest<'_>>().unwrap(), message);
+        }
+    }
+
+    #[test]
+    fn an_oversized_frame_is_refused_by_its_header_alone() {
+        let wire = u32::MAX.to_le_bytes();
+        let mut reader = FrameReader::new(wire.as_slice(), MAX_FROM_GUEST_BYTES);
+        assert!(matches!(reader.read::<FromGuest<'_>>(), Err(FrameError::TooLong { .. })));
+        assert_eq!(reader.buffer.capacity(), 0);
+    }
+
+    #[test]
+    fn an_oversized_message_is_not_sent() {
+        let bytes = vec![0; MAX_FROM_GUEST_BYTES];
+        let mut wire = Vec::new();
+        let message = FromGuest::Log { stream: Stream::Stdout, bytes: &bytes };
+        let error = FrameWriter::new(&mut wire, MAX_FROM_GUEST_BYTES).write(&message).unwrap_err();
+        assert!(matches!(error, FrameError::TooLong { .. }));
+        assert!(wire.is_empty());
+    }
+
+    #[test]
+    fn bytes_after_the_message_are_refused() {
+        let mut wire = sent(&FromGuest::Finished);
+        wire.push(0);
+        wire[0] += 1;
+        let mut reader = FrameReader::new(wire.as_slice(), MAX_FROM_GUEST_BYTES);
+        assert!(matches!(reader.read::<FromGuest<'_>>(), Err(FrameError::Malformed { source: None, .. })));
+    }
+
+    #[test]
+    fn a_connection_that_ends_within_a_frame_is_an_error() {
+        let wire = sent(&FromGuest::Log { stream: Stream::Stdout, bytes: b"half" });
+        for end in 0..wire.len() {
+            let mut reader = FrameReader::new(&wire[..end], MAX_FROM_GUEST_BYTES);
+            assert!(matches!(reader.read::<FromGuest<'_>>(), Err(FrameError::Io(_))), "cut at {end}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_or_fail_without_panic(wire in proptest::collection::vec(any::<u8>(), 0..256)) {
+            let mut reader = FrameReader::new(wire.as_slice(), MAX_FROM_GUEST_BYTES);
+            while reader.read::<FromGuest<'_>>().is_ok() {}
+        }
+    }
+}

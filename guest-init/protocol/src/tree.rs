@@ -1,0 +1,385 @@
+//! The tree stream: one output as a depth-first walk.
+//!
+//! ```text
+//!   node      = Directory  entry*  End
+//!             | File       Data*   End
+//!             | Symlink
+//!   entry     = node, its name not empty, strictly greater (bytewise) than the one before it
+//! ```
+//!
+//! The root's name is empty. [`Check`] holds a sender to this grammar and to [`Limits`]; it does no I/O.
+
+use serde::{Deserialize, Serialize};
+
+/// Longest name of an entry, in bytes (`NAME_MAX` of Linux).
+pub const MAX_NAME_BYTES: usize = 255;
+
+/// Longest target of a symlink, in bytes (`PATH_MAX` of Linux, without its NUL).
+pub const MAX_TARGET_BYTES: usize = 4095;
+
+/// Most directories on the way from the root to an entry.
+pub const MAX_DEPTH: usize = 512;
+
+/// One step of the walk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event<'a> {
+    /// A directory begins.
+    Directory {
+        /// Empty for the root.
+        #[serde(borrow, with = "serde_bytes")]
+        name: &'a [u8],
+    },
+    /// A regular file begins.
+    File {
+        /// Empty for the root.
+        #[serde(borrow, with = "serde_bytes")]
+        name: &'a [u8],
+        /// The owner's execute bit.
+        executable: bool,
+    },
+    /// The next bytes of the file; not empty.
+    Data(#[serde(borrow, with = "serde_bytes")] &'a [u8]),
+    /// The innermost directory or file is complete.
+    End,
+    /// A symbolic link, whole.
+    Symlink {
+        /// Empty for the root.
+        #[serde(borrow, with = "serde_bytes")]
+        name: &'a [u8],
+        /// Neither empty nor with a NUL.
+        #[serde(borrow, with = "serde_bytes")]
+        target: &'a [u8],
+    },
+}
+
+/// What all outputs of one build may amount to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Most entries, roots included.
+    pub entries: u64,
+    /// Most bytes of file contents.
+    pub bytes: u64,
+}
+
+/// A rule that the sender broke.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TreeError {
+    /// An event that the grammar has no place for.
+    #[error("{event} came {place}")]
+    OutOfPlace {
+        /// The event's name.
+        event: &'static str,
+        /// Where the sender was.
+        place: &'static str,
+    },
+    /// A name that castore doesn't allow.
+    #[error("entry name {name:?} {rule}")]
+    Name {
+        /// The name, bytes escaped.
+        name: String,
+        /// The rule that it breaks.
+        rule: &'static str,
+    },
+    /// Names that don't ascend.
+    #[error("entry name {name:?} is not greater than {previous:?}, which came before it")]
+    Order {
+        /// The name, bytes escaped.
+        name: String,
+        /// The name before it, bytes escaped.
+        previous: String,
+    },
+    /// A symlink target that castore doesn't allow.
+    #[error("symlink target {target:?} {rule}")]
+    Target {
+        /// The target, bytes escaped.
+        target: String,
+        /// The rule that it breaks.
+        rule: &'static str,
+    },
+    /// Directories nested beyond [`MAX_DEPTH`].
+    #[error("directories are nested deeper than {MAX_DEPTH}")]
+    TooDeep,
+    /// [`Limits::entries`] is exceeded.
+    #[error("the outputs have more than {limit} entries")]
+    TooManyEntries {
+        /// The limit.
+        limit: u64,
+    },
+    /// [`Limits::bytes`] is exceeded.
+    #[error("the outputs have more than {limit} bytes of file contents")]
+    TooManyBytes {
+        /// The limit.
+        limit: u64,
+    },
+}
+
+/// Holds one sender to the grammar and the limits, over all the trees that it sends.
+#[derive(Debug)]
+pub struct Check {
+    limits: Limits,
+    entries: u64,
+    bytes: u64,
+    /// For each open directory, outermost first, the last name seen in it.
+    open: Vec<Vec<u8>>,
+    in_file: bool,
+    root_seen: bool,
+}
+
+impl Check {
+    /// Starts before the first tree.
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, entries: 0, bytes: 0, open: Vec::new(), in_file: false, root_seen: false }
+    }
+
+    /// Starts the next tree; the totals go on.
+    ///
+    /// # Errors
+    ///
+    /// The last tree is not complete.
+    pub fn next_tree(&mut self) -> Result<(), TreeError> {
+        if self.root_seen && !self.is_complete() {
+            return Err(TreeError::OutOfPlace { event: "another output", place: "inside an unfinished tree" });
+        }
+        self.root_seen = false;
+        Ok(())
+    }
+
+    /// The tree has its root and nothing in it is open.
+    pub fn is_complete(&self) -> bool {
+        self.root_seen && !self.in_file && self.open.is_empty()
+    }
+
+    /// File bytes seen in all trees.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Entries seen in all trees.
+    pub fn entries(&self) -> u64 {
+        self.entries
+    }
+
+    /// Admits the next event, or names the rule that it breaks.
+    ///
+    /// # Errors
+    ///
+    /// The sender broke a rule; the check must not be used further.
+    pub fn admit(&mut self, event: &Event<'_>) -> Result<(), TreeError> {
+        match *event {
+            Event::Data(bytes) => self.admit_data(bytes),
+            Event::End => self.admit_end(),
+            Event::Directory { name } => {
+                self.admit_entry("a directory", name)?;
+                if self.open.len() >= MAX_DEPTH {
+                    return Err(TreeError::TooDeep);
+                }
+                self.open.push(Vec::new());
+                Ok(())
+            }
+            Event::File { name, .. } => {
+                self.admit_entry("a file", name)?;
+                self.in_file = true;
+                Ok(())
+            }
+            Event::Symlink { name, target } => {
+                self.admit_entry("a symlink", name)?;
+                check_target(target)
+            }
+        }
+    }
+
+    fn admit_data(&mut self, bytes: &[u8]) -> Result<(), TreeError> {
+        if !self.in_file {
+            return Err(TreeError::OutOfPlace { event: "file contents", place: "outside of a file" });
+        }
+        if bytes.is_empty() {
+            return Err(TreeError::OutOfPlace { event: "an empty piece of contents", place: "inside a file" });
+        }
+        self.bytes = self.bytes.saturating_add(bytes.len() as u64);
+        if self.bytes > self.limits.bytes {
+            return Err(TreeError::TooManyBytes { limit: self.limits.bytes });
+        }
+        Ok(())
+    }
+
+    fn admit_end(&mut self) -> Result<(), TreeError> {
+        if self.in_file {
+            self.in_file = false;
+            return Ok(());
+        }
+        match self.open.pop() {
+            Some(_) => Ok(()),
+            None => Err(TreeError::OutOfPlace { event: "an end", place: "with nothing open" }),
+        }
+    }
+
+    fn admit_entry(&mut self, event: &'static str, name: &[u8]) -> Result<(), TreeError> {
+        if self.in_file {
+            return Err(TreeError::OutOfPlace { event, place: "inside a file" });
+        }
+        match self.open.last_mut() {
+            None if self.root_seen => {
+                return Err(TreeError::OutOfPlace { event, place: "after the tree's end" });
+            }
+            None if name.is_empty() => self.root_seen = true,
+            None => return Err(TreeError::Name { name: escape(name), rule: "is a root's and must be empty" }),
+            Some(previous) => {
+                check_name(name)?;
+                if name <= previous.as_slice() {
+                    return Err(TreeError::Order { name: escape(name), previous: escape(previous) });
+                }
+                previous.clear();
+                previous.extend_from_slice(name);
+            }
+        }
+        self.entries += 1;
+        if self.entries > self.limits.entries {
+            return Err(TreeError::TooManyEntries { limit: self.limits.entries });
+        }
+        Ok(())
+    }
+}
+
+fn check_name(name: &[u8]) -> Result<(), TreeError> {
+    let rule = match name {
+        b"" => "is empty",
+        b"." | b".." => "is reserved",
+        _ if name.len() > MAX_NAME_BYTES => "is longer than 255 bytes",
+        _ if name.contains(&b'/') => "holds a slash",
+        _ if name.contains(&0) => "holds a NUL",
+        _ => return Ok(()),
+    };
+    Err(TreeError::Name { name: escape(name), rule })
+}
+
+fn check_target(target: &[u8]) -> Result<(), TreeError> {
+    let rule = match target {
+        b"" => "is empty",
+        _ if target.len() > MAX_TARGET_BYTES => "is longer than 4095 bytes",
+        _ if target.contains(&0) => "holds a NUL",
+        _ => return Ok(()),
+    };
+    Err(TreeError::Target { target: escape(target), rule })
+}
+
+/// At most the first 64 bytes, so that an error stays one line whatever the guest sent.
+fn escape(bytes: &[u8]) -> String {
+    bytes[..bytes.len().min(64)].escape_ascii().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { entries: 4, bytes: 8 };
+    const ROOT: Event<'_> = Event::Directory { name: b"" };
+
+    fn file(name: &[u8]) -> Event<'_> {
+        Event::File { name, executable: false }
+    }
+
+    fn refused(events: &[Event<'_>]) -> TreeError {
+        let mut check = Check::new(LIMITS);
+        let (last, before) = events.split_last().unwrap();
+        for event in before {
+            check.admit(event).unwrap();
+        }
+        check.admit(last).unwrap_err()
+    }
+
+    #[test]
+    fn a_well_formed_tree_is_complete_only_at_its_end() {
+        let mut check = Check::new(LIMITS);
+        let events =
+            [ROOT, file(b"a"), Event::Data(b"12345678"), Event::End, Event::Symlink { name: b"b", target: b"/" }];
+        for event in &events {
+            check.admit(event).unwrap();
+            assert!(!check.is_complete());
+        }
+        check.admit(&Event::End).unwrap();
+        assert!(check.is_complete());
+        assert_eq!((check.entries(), check.bytes()), (3, 8));
+    }
+
+    #[test]
+    fn names_are_held_to_the_rules_of_castore() {
+        let long = [b'a'; MAX_NAME_BYTES + 1];
+        for (name, rule) in [
+            (b"".as_slice(), "is empty"),
+            (b".", "is reserved"),
+            (b"..", "is reserved"),
+            (b"a/b", "holds a slash"),
+            (b"a\0", "holds a NUL"),
+            (&long, "is longer than 255 bytes"),
+        ] {
+            assert!(matches!(refused(&[ROOT, file(name)]), TreeError::Name { rule: found, .. } if found == rule));
+        }
+    }
+
+    #[test]
+    fn a_root_has_no_name_and_stands_alone() {
+        assert!(matches!(refused(&[file(b"out")]), TreeError::Name { .. }));
+        assert!(matches!(refused(&[ROOT, Event::End, ROOT]), TreeError::OutOfPlace { .. }));
+    }
+
+    #[test]
+    fn repeated_and_descending_names_are_refused() {
+        for second in [b"b".as_slice(), b"a"] {
+            let events =
+                [ROOT, Event::Symlink { name: b"b", target: b"t" }, Event::Symlink { name: second, target: b"t" }];
+            assert!(matches!(refused(&events), TreeError::Order { .. }));
+        }
+    }
+
+    #[test]
+    fn targets_are_held_to_the_rules_of_castore() {
+        let long = [b'a'; MAX_TARGET_BYTES + 1];
+        for target in [b"".as_slice(), b"a\0b", &long] {
+            assert!(matches!(refused(&[Event::Symlink { name: b"", target }]), TreeError::Target { .. }));
+        }
+    }
+
+    #[test]
+    fn events_out_of_place_are_refused() {
+        for events in [
+            vec![Event::End],
+            vec![Event::Data(b"x")],
+            vec![ROOT, Event::Data(b"x")],
+            vec![file(b""), Event::Data(b"")],
+            vec![file(b""), file(b"")],
+            vec![file(b""), Event::End, Event::End],
+        ] {
+            assert!(matches!(refused(&events), TreeError::OutOfPlace { .. }), "{events:?}");
+        }
+    }
+
+    #[test]
+    fn depth_entries_and_bytes_are_bounded() {
+        let many = Limits { entries: u64::MAX, bytes: u64::MAX };
+        let mut check = Check::new(many);
+        check.admit(&ROOT).unwrap();
+        for _ in 1..MAX_DEPTH {
+            check.admit(&Event::Directory { name: b"d" }).unwrap();
+        }
+        assert_eq!(check.admit(&Event::Directory { name: b"d" }), Err(TreeError::TooDeep));
+
+        let links: Vec<_> = [b"a", b"b", b"c", b"d"].map(|name| Event::Symlink { name, target: b"t" }).into();
+        let events = [vec![ROOT], links].concat();
+        assert_eq!(refused(&events), TreeError::TooManyEntries { limit: 4 });
+
+        let events = [file(b""), Event::Data(b"12345678"), Event::Data(b"9")];
+        assert_eq!(refused(&events), TreeError::TooManyBytes { limit: 8 });
+    }
+
+    #[test]
+    fn totals_go_on_from_tree_to_tree() {
+        let mut check = Check::new(LIMITS);
+        check.admit(&file(b"")).unwrap();
+        check.next_tree().unwrap_err();
+        check.admit(&Event::Data(b"12345678")).unwrap();
+        check.admit(&Event::End).unwrap();
+        check.next_tree().unwrap();
+        check.admit(&file(b"")).unwrap();
+        assert_eq!(check.admit(&Event::Data(b"9")), Err(TreeError::TooManyBytes { limit: 8 }));
+    }
+}
