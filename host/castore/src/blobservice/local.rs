@@ -1,0 +1,217 @@
+//! Blobs as plain files.
+//!
+//! ```text
+//!   open_write ─▶ buffer ── small ──────────────────┐
+//!                   └────── grows ─▶ staging file ──┴─ close ─▶ staged ── commit ─▶ DIR/b3/XX/HEX
+//! ```
+//!
+//! `commit` syncs the file system and only then renames, so a name in `b3` always stands for a whole blob, whenever the
+//! machine stops. Until then a blob can be read through its own service only. The empty blob is never stored.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+};
+
+use async_trait::async_trait;
+use nix::{
+    errno::Errno,
+    fcntl::{AtFlags, OFlag, openat, renameat},
+    sys::stat::{Mode, fstatat, mkdirat},
+    unistd::syncfs,
+};
+
+use super::{
+    BlobReader, BlobService, BlobWriter,
+    local_io::{LocalBlobReader, LocalBlobWriter},
+    staging::Staging,
+};
+use crate::B3Digest;
+
+/// Most blobs that wait for a commit; one more and there is a commit. Bounds the memory that their digests take.
+const MAX_STAGED: usize = 64 * 1024;
+
+const BLOBS: &str = "b3";
+const STAGING: &str = "staging";
+
+/// Blobs as plain files, `DIR/b3/XX/HEX` with mode 0444: HEX the digest in hexadecimal, XX its first two digits.
+/// Several processes may have the same directory open.
+#[derive(Debug)]
+pub struct LocalBlobService {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// `DIR/b3`
+    blobs: File,
+    /// `DIR/staging`
+    staging_parent: PathBuf,
+    /// Made when the first blob is written, so that readers need no permission to write.
+    staging: OnceLock<Staging>,
+    staged: Mutex<HashMap<B3Digest, u64>>,
+    committing: Mutex<()>,
+}
+
+impl LocalBlobService {
+    /// The store in this directory, which is made when it is not there. Sweeps what dead processes have left.
+    ///
+    /// # Errors
+    ///
+    /// When the directory can't be made, read or swept.
+    pub fn open(dir: &Path) -> io::Result<Self> {
+        let staging_parent = dir.join(STAGING);
+        fs::create_dir_all(dir.join(BLOBS))?;
+        fs::create_dir_all(&staging_parent)?;
+        match Staging::sweep(&staging_parent) {
+            // A store that may only be read.
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {}
+            swept => swept?,
+        }
+        Ok(Self {
+            shared: Arc::new(Shared {
+                blobs: File::open(dir.join(BLOBS))?,
+                staging_parent,
+                staging: OnceLock::new(),
+                staged: Mutex::default(),
+                committing: Mutex::default(),
+            }),
+        })
+    }
+}
+
+#[async_trait]
+impl BlobService for LocalBlobService {
+    async fn has(&self, digest: &B3Digest) -> io::Result<bool> {
+        self.shared.has(digest)
+    }
+
+    async fn open_read(&self, digest: &B3Digest) -> io::Result<Option<Box<dyn BlobReader>>> {
+        if *digest == B3Digest::EMPTY {
+            return Ok(Some(Box::new(io::Cursor::new([]))));
+        }
+        Ok(self.shared.open_file(digest)?.map(|file| Box::new(LocalBlobReader::new(file)) as _))
+    }
+
+    async fn open_write(&self) -> Box<dyn BlobWriter> {
+        Box::new(LocalBlobWriter::new(self.shared.clone()))
+    }
+
+    async fn open_file(&self, digest: &B3Digest) -> io::Result<Option<File>> {
+        if *digest == B3Digest::EMPTY {
+            return super::sealed_copy(Box::new(io::Cursor::new([]))).await.map(Some);
+        }
+        self.shared.open_file(digest)
+    }
+
+    async fn commit(&self) -> io::Result<()> {
+        self.shared.commit()
+    }
+}
+
+impl Shared {
+    pub(super) fn has(&self, digest: &B3Digest) -> io::Result<bool> {
+        if *digest == B3Digest::EMPTY || self.staged().contains_key(digest) {
+            return Ok(true);
+        }
+        match fstatat(&self.blobs, blob_path(digest).as_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(_) => Ok(true),
+            Err(Errno::ENOENT) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn open_file(&self, digest: &B3Digest) -> io::Result<Option<File>> {
+        {
+            let staged = self.staged();
+            if let (Some(number), Some(staging)) = (staged.get(digest), self.staging.get()) {
+                return staging.open_file(*number).map(Some);
+            }
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        match openat(&self.blobs, blob_path(digest).as_str(), flags, Mode::empty()) {
+            Ok(file) => Ok(Some(file.into())),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Where new blobs go.
+    pub(super) fn staging(&self) -> io::Result<&Staging> {
+        if let Some(staging) = self.staging.get() {
+            return Ok(staging);
+        }
+        // Another thread may be faster; then this one's directory goes again.
+        let staging = Staging::create(&self.staging_parent)?;
+        Ok(self.staging.get_or_init(|| staging))
+    }
+
+    /// Takes over a whole blob from its writer.
+    pub(super) fn stage(&self, digest: B3Digest, number: u64) -> io::Result<()> {
+        let staged_count = {
+            let mut staged = self.staged();
+            match staged.entry(digest) {
+                // Two writers had the same contents. The first one's file stays: a commit may have synced it already.
+                Entry::Occupied(_) => return self.staging()?.remove(number),
+                Entry::Vacant(free) => free.insert(number),
+            };
+            staged.len()
+        };
+        if staged_count >= MAX_STAGED { self.commit() } else { Ok(()) }
+    }
+
+    fn commit(&self) -> io::Result<()> {
+        let _committing = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(staging) = self.staging.get() else { return Ok(()) };
+        let mut batch: Vec<(B3Digest, u64)> = self.staged().iter().map(|(digest, number)| (*digest, *number)).collect();
+        if batch.is_empty() {
+            return Ok(());
+        }
+        batch.sort_unstable();
+        syncfs(staging.dir())?;
+        {
+            // Held, so that no reader looks between the two places.
+            let mut staged = self.staged();
+            for (digest, number) in &batch {
+                self.publish(staging, digest, *number)?;
+                staged.remove(digest);
+            }
+        }
+        // The contents are durable, now their names. A second sync of what little has changed since costs less than one
+        // for each directory.
+        Ok(syncfs(&self.blobs)?)
+    }
+
+    fn publish(&self, staging: &Staging, digest: &B3Digest, number: u64) -> io::Result<()> {
+        let (from, to) = (number.to_string(), blob_path(digest));
+        let rename = || renameat(staging.dir(), from.as_str(), &self.blobs, to.as_str());
+        match rename() {
+            Err(Errno::ENOENT) => match mkdirat(&self.blobs, fan_out(digest).as_str(), Mode::from_bits_retain(0o755)) {
+                Ok(()) | Err(Errno::EEXIST) => Ok(rename()?),
+                Err(errno) => Err(errno.into()),
+            },
+            renamed => Ok(renamed?),
+        }
+    }
+
+    fn staged(&self) -> MutexGuard<'_, HashMap<B3Digest, u64>> {
+        self.staged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The directory of a blob below `b3`.
+fn fan_out(digest: &B3Digest) -> String {
+    let mut hex = digest.to_hex();
+    hex.truncate(2);
+    hex
+}
+
+/// The file of a blob below `b3`.
+fn blob_path(digest: &B3Digest) -> String {
+    let hex = digest.to_hex();
+    format!("{}/{hex}", &hex[..2])
+}

@@ -1,0 +1,193 @@
+//! The reader and the writer of local blobs. All I/O happens in place: they are never pending.
+
+use std::{
+    fs::File,
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
+
+use super::{BlobWriter, local::Shared, written_after_close};
+use crate::B3Digest;
+
+/// Blobs up to this size are not written at all when they are in the store already.
+const BUFFER_BYTES: usize = 256 * 1024;
+
+pub(super) struct LocalBlobReader {
+    file: File,
+    position: u64,
+}
+
+impl LocalBlobReader {
+    pub(super) fn new(file: File) -> Self {
+        Self { file, position: 0 }
+    }
+}
+
+impl AsyncRead for LocalBlobReader {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = loop {
+            match self.file.read(buffer.initialize_unfilled()) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read?,
+            }
+        };
+        buffer.advance(read);
+        self.position += read as u64;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncSeek for LocalBlobReader {
+    fn start_seek(mut self: Pin<&mut Self>, to: SeekFrom) -> io::Result<()> {
+        self.position = self.file.seek(to)?;
+        Ok(())
+    }
+
+    fn poll_complete(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<u64>> {
+        Poll::Ready(Ok(self.position))
+    }
+}
+
+/// Writes one blob into the staging directory, once it is clear that it has to.
+pub(super) struct LocalBlobWriter {
+    shared: Arc<Shared>,
+    state: State,
+}
+
+enum State {
+    Small(Vec<u8>),
+    Large(Large),
+    Closed(B3Digest),
+    /// A write failed, so what is there can't become a blob.
+    Broken,
+}
+
+/// A blob that has outgrown its buffer.
+struct Large {
+    hasher: blake3::Hasher,
+    file: Unfinished,
+}
+
+impl LocalBlobWriter {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, state: State::Small(Vec::new()) }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match std::mem::replace(&mut self.state, State::Broken) {
+            State::Small(mut buffer) if buffer.len() + bytes.len() <= BUFFER_BYTES => {
+                buffer.extend_from_slice(bytes);
+                self.state = State::Small(buffer);
+            }
+            State::Small(buffer) => {
+                let mut large = Large { hasher: blake3::Hasher::new(), file: Unfinished::create(self.shared.clone())? };
+                large.write(&buffer)?;
+                large.write(bytes)?;
+                self.state = State::Large(large);
+            }
+            State::Large(mut large) => {
+                large.write(bytes)?;
+                self.state = State::Large(large);
+            }
+            State::Closed(digest) => {
+                self.state = State::Closed(digest);
+                return Err(written_after_close());
+            }
+            State::Broken => return Err(broken()),
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> io::Result<B3Digest> {
+        let digest = match std::mem::replace(&mut self.state, State::Broken) {
+            State::Small(contents) => {
+                let digest = B3Digest::of(&contents);
+                if !self.shared.has(&digest)? {
+                    let mut unfinished = Unfinished::create(self.shared.clone())?;
+                    unfinished.file.write_all(&contents)?;
+                    unfinished.stage(digest)?;
+                }
+                digest
+            }
+            State::Large(large) => {
+                let digest = large.hasher.finalize().into();
+                if !self.shared.has(&digest)? {
+                    large.file.stage(digest)?;
+                }
+                digest
+            }
+            State::Closed(digest) => digest,
+            State::Broken => return Err(broken()),
+        };
+        self.state = State::Closed(digest);
+        Ok(digest)
+    }
+}
+
+fn broken() -> io::Error {
+    io::Error::other("an earlier write to this blob failed; write it anew")
+}
+
+impl Large {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.hasher.update(bytes);
+        self.file.file.write_all(bytes)
+    }
+}
+
+/// A file in the staging directory that is removed unless it is staged.
+struct Unfinished {
+    shared: Arc<Shared>,
+    number: u64,
+    file: File,
+    staged: bool,
+}
+
+impl Unfinished {
+    fn create(shared: Arc<Shared>) -> io::Result<Self> {
+        let (number, file) = shared.staging()?.create_file()?;
+        Ok(Self { shared, number, file, staged: false })
+    }
+
+    fn stage(mut self, digest: B3Digest) -> io::Result<()> {
+        self.staged = true;
+        self.shared.stage(digest, self.number)
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if !self.staged
+            && let Ok(staging) = self.shared.staging()
+        {
+            // Whatever stays goes with the staging directory.
+            let _ = staging.remove(self.number);
+        }
+    }
+}
+
+impl AsyncWrite for LocalBlobWriter {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(self.write(bytes).map(|()| bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[async_trait]
+impl BlobWriter for LocalBlobWriter {
+    async fn close(&mut self) -> io::Result<B3Digest> {
+        self.finish()
+    }
+}

@@ -1,0 +1,144 @@
+//! Where one service puts blobs that are not durable yet.
+//!
+//! ```text
+//!   DIR/staging/            locked while one is made or leftovers are swept
+//!   DIR/staging/PID-COUNT/  locked as long as its owner lives
+//!   DIR/staging/PID-COUNT/N the Nth blob
+//! ```
+//!
+//! The kernel lets go of a dead owner's lock, so a directory here that can be locked is a leftover.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    process,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg, OFlag, openat},
+    sys::stat::Mode,
+    unistd::{UnlinkatFlags, unlinkat},
+};
+
+/// Distinguishes the staging directories of one process.
+static COUNT: AtomicU64 = AtomicU64::new(0);
+
+/// A staging directory; gone when dropped, with all that is in it.
+#[derive(Debug)]
+pub(super) struct Staging {
+    path: PathBuf,
+    dir: Flock<File>,
+    next: AtomicU64,
+}
+
+impl Staging {
+    /// Makes a directory in `parent` for this owner alone.
+    pub(super) fn create(parent: &Path) -> io::Result<Self> {
+        let _making = lock(parent, FlockArg::LockExclusive)?;
+        loop {
+            let path = parent.join(format!("{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
+            match DirBuilder::new().mode(0o700).create(&path) {
+                Ok(()) => {
+                    let dir = lock(&path, FlockArg::LockExclusiveNonblock)?;
+                    return Ok(Self { path, dir, next: AtomicU64::new(0) });
+                }
+                // The leftover of a process that had this id, or the directory of one in another PID namespace.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Removes what dead owners have left in `parent`.
+    pub(super) fn sweep(parent: &Path) -> io::Result<()> {
+        let _sweeping = lock(parent, FlockArg::LockExclusive)?;
+        for entry in fs::read_dir(parent)? {
+            let path = entry?.path();
+            match lock(&path, FlockArg::LockExclusiveNonblock) {
+                Ok(_dead) => fs::remove_dir_all(&path)?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // Its owner has just removed it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The directory that staged blobs are in.
+    pub(super) fn dir(&self) -> &File {
+        &self.dir
+    }
+
+    /// A new file for a blob, and its number.
+    pub(super) fn create_file(&self) -> io::Result<(u64, File)> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        let file = openat(&*self.dir, number.to_string().as_str(), flags, Mode::from_bits_retain(0o444))?;
+        Ok((number, file.into()))
+    }
+
+    /// Opens a blob to read.
+    pub(super) fn open_file(&self, number: u64) -> io::Result<File> {
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        Ok(openat(&*self.dir, number.to_string().as_str(), flags, Mode::empty())?.into())
+    }
+
+    /// Drops a blob.
+    pub(super) fn remove(&self, number: u64) -> io::Result<()> {
+        Ok(unlinkat(&*self.dir, number.to_string().as_str(), UnlinkatFlags::NoRemoveDir)?)
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // What can't be removed here is swept by the next who opens the store.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+/// Locks a directory until the value is dropped.
+fn lock(path: &Path, how: FlockArg) -> io::Result<Flock<File>> {
+    let dir = File::open(path)?;
+    if !dir.metadata()?.is_dir() {
+        let message = format!("{}: only directories belong here; remove it", path.display());
+        return Err(io::Error::new(io::ErrorKind::NotADirectory, message));
+    }
+    match Flock::lock(dir, how) {
+        Ok(locked) => Ok(locked),
+        Err((_, Errno::EWOULDBLOCK)) => Err(io::ErrorKind::WouldBlock.into()),
+        Err((_, errno)) => Err(errno.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_staging_directory_is_gone_when_its_owner_is() {
+        let parent = tempfile::tempdir().unwrap();
+        let staging = Staging::create(parent.path()).unwrap();
+        staging.create_file().unwrap();
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
+        drop(staging);
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn leftovers_are_swept_and_what_is_in_use_stays() {
+        let parent = tempfile::tempdir().unwrap();
+        let living = Staging::create(parent.path()).unwrap();
+        let dead = parent.path().join("1-0");
+        fs::create_dir(&dead).unwrap();
+        fs::write(dead.join("0"), "half").unwrap();
+        Staging::sweep(parent.path()).unwrap();
+        assert!(!dead.exists());
+        assert!(living.path.exists());
+        living.create_file().unwrap();
+    }
+}

@@ -1,0 +1,63 @@
+use std::io;
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+
+mod memory;
+mod order;
+mod redb;
+mod walk;
+
+pub use self::redb::RedbDirectoryService;
+pub use memory::MemoryDirectoryService;
+
+use crate::{B3Digest, Directory};
+
+/// Holds directories, named by their digest.
+#[async_trait]
+pub trait DirectoryService: Send + Sync {
+    /// The directory, checked against its digest; `None` when there is no such directory.
+    async fn get(&self, digest: &B3Digest) -> io::Result<Option<Directory>>;
+
+    /// Adds one directory, durably. Its children need not be there.
+    async fn put(&self, directory: Directory) -> io::Result<B3Digest>;
+
+    /// Everything below the root and the root itself: parents before children, each directory once.
+    ///
+    /// Empty when there is no such root; a `NotFound` error when a directory below it is missing.
+    fn get_recursive(&self, root: &B3Digest) -> BoxStream<'_, io::Result<Directory>>;
+
+    /// Starts adding a whole tree, leaves first.
+    fn put_multiple_start(&self) -> Box<dyn DirectoryPutter + '_>;
+}
+
+/// Adds a tree of directories, leaves first and the root last. Dropped before [`DirectoryPutter::close`], it may or may
+/// not have added some of them.
+#[async_trait]
+pub trait DirectoryPutter: Send {
+    /// Adds a directory.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` when one of its children has not been put before, or has another size.
+    async fn put(&mut self, directory: Directory) -> io::Result<()>;
+
+    /// Makes everything put so far durable and returns the root, which is the last directory put.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` when nothing was put, or when a directory is not below the root, or after a close.
+    async fn close(&mut self) -> io::Result<B3Digest>;
+}
+
+/// Verifies and decodes what a store has under a digest.
+fn decode_verified(digest: &B3Digest, encoded: &[u8]) -> io::Result<Directory> {
+    let actual = B3Digest::of(encoded);
+    if actual != *digest {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("the store's directory {digest} has the digest {actual}: the store is damaged"),
+        ));
+    }
+    Directory::decode(encoded).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}

@@ -1,0 +1,198 @@
+//! Directories in one redb file that several processes share.
+//!
+//! redb lets one process write or several read. So the file is opened for each group of operations and closed at once,
+//! and who finds it locked tries again for [`PATIENCE`].
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::{PoisonError, RwLock},
+    thread,
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use redb::{Builder, DatabaseError, ReadOnlyDatabase, ReadableDatabase as _, TableDefinition, TableError};
+
+use super::{DirectoryPutter, DirectoryService, decode_verified, order::LeavesFirst, walk};
+use crate::{B3Digest, Directory};
+
+const TABLE: TableDefinition<'_, [u8; B3Digest::LENGTH], Vec<u8>> = TableDefinition::new("directory");
+
+/// How long to try when another process has the file.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+const RETRY: Duration = Duration::from_millis(5);
+
+/// The file is open for moments only, so a small page cache does.
+const CACHE_BYTES: usize = 16 * 1024 * 1024;
+
+/// Directories in a redb file, in the layout of snix: table `directory`, from digest to canonical encoding.
+#[derive(Debug)]
+pub struct RedbDirectoryService {
+    path: PathBuf,
+    /// Threads of this process queue here, fairly, instead of meeting at the file's lock.
+    turn: RwLock<()>,
+    patience: Duration,
+}
+
+impl RedbDirectoryService {
+    /// The service of this file, which need not be there yet; the directory that it is in is made.
+    ///
+    /// # Errors
+    ///
+    /// When the file is no redb database, or its directory can't be made.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        let service = Self { path: path.to_owned(), turn: RwLock::new(()), patience: PATIENCE };
+        service.get_many(&[])?;
+        Ok(service)
+    }
+
+    fn get_many(&self, digests: &[B3Digest]) -> io::Result<Vec<Option<Directory>>> {
+        let _turn = self.turn.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(database) = self.open_to_read()? else { return Ok(vec![None; digests.len()]) };
+        let read = database.begin_read().map_err(|error| self.failed(error))?;
+        let table = match read.open_table(TABLE) {
+            Ok(table) => table,
+            Err(TableError::TableDoesNotExist(_)) => return Ok(vec![None; digests.len()]),
+            Err(error) => return Err(self.failed(error)),
+        };
+        let get = |digest: &B3Digest| match table.get(digest.as_bytes()).map_err(|error| self.failed(error))? {
+            Some(encoded) => decode_verified(digest, &encoded.value()).map(Some),
+            None => Ok(None),
+        };
+        digests.iter().map(get).collect()
+    }
+
+    /// Adds these in one durable transaction.
+    fn put_many<'a>(&self, directories: impl IntoIterator<Item = (&'a B3Digest, &'a Vec<u8>)>) -> io::Result<()> {
+        let _turn = self.turn.write().unwrap_or_else(PoisonError::into_inner);
+        let mut builder = Builder::new();
+        builder.set_cache_size(CACHE_BYTES);
+        let database = self.retry(|| builder.create(&self.path))?;
+        let write = database.begin_write().map_err(|error| self.failed(error))?;
+        {
+            let mut table = write.open_table(TABLE).map_err(|error| self.failed(error))?;
+            for (digest, encoded) in directories {
+                table.insert(digest.as_bytes(), encoded).map_err(|error| self.failed(error))?;
+            }
+        }
+        write.commit().map_err(|error| self.failed(error))
+    }
+
+    /// `None` while there is no file.
+    fn open_to_read(&self) -> io::Result<Option<ReadOnlyDatabase>> {
+        let mut builder = Builder::new();
+        builder.set_cache_size(CACHE_BYTES);
+        // A file that is there but empty is one that another process is about to make into a database.
+        match fs::metadata(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Ok(metadata) if metadata.is_file() && metadata.len() == 0 => return Ok(None),
+            _ => {}
+        }
+        let opened = self.retry(|| match builder.open_read_only(&self.path) {
+            // Its last writer was killed: opening it to write repairs it.
+            Err(DatabaseError::RepairAborted) => {
+                builder.open(&self.path).map(drop)?;
+                builder.open_read_only(&self.path)
+            }
+            opened => opened,
+        });
+        opened.map(Some)
+    }
+
+    fn retry<T>(&self, mut open: impl FnMut() -> Result<T, DatabaseError>) -> io::Result<T> {
+        let deadline = Instant::now() + self.patience;
+        loop {
+            match open() {
+                Err(DatabaseError::DatabaseAlreadyOpen) if Instant::now() < deadline => thread::sleep(RETRY),
+                Err(DatabaseError::DatabaseAlreadyOpen) => return Err(self.held()),
+                opened => return opened.map_err(|error| self.failed(error)),
+            }
+        }
+    }
+
+    fn failed(&self, error: impl Into<redb::Error>) -> io::Error {
+        let error = error.into();
+        io::Error::other(format!("the directories in {}: {error}", self.path.display()))
+    }
+
+    fn held(&self) -> io::Error {
+        let holder = match lock_holder(&self.path) {
+            Some(pid) => format!("process {pid} has held it"),
+            None => "another process has held it".to_owned(),
+        };
+        let (path, seconds) = (self.path.display(), self.patience.as_secs());
+        let message = format!("the directories in {path}: {holder} for {seconds} s; try again when it has ended");
+        io::Error::new(io::ErrorKind::WouldBlock, message)
+    }
+}
+
+/// The process that has locked the file, as far as the kernel tells.
+fn lock_holder(path: &Path) -> Option<u32> {
+    let metadata = fs::metadata(path).ok()?;
+    let (major, minor) = (nix::libc::major(metadata.dev()), nix::libc::minor(metadata.dev()));
+    let file = format!("{major:02x}:{minor:02x}:{}", metadata.ino());
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    // "1: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF"
+    locks.lines().find_map(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let at = fields.iter().position(|field| *field == file)?;
+        fields.get(at.checked_sub(1)?)?.parse().ok()
+    })
+}
+
+#[async_trait]
+impl DirectoryService for RedbDirectoryService {
+    async fn get(&self, digest: &B3Digest) -> io::Result<Option<Directory>> {
+        Ok(self.get_many(std::slice::from_ref(digest))?.pop().flatten())
+    }
+
+    async fn put(&self, directory: Directory) -> io::Result<B3Digest> {
+        let encoded = directory.encode();
+        let digest = B3Digest::of(&encoded);
+        self.put_many([(&digest, &encoded)])?;
+        Ok(digest)
+    }
+
+    fn get_recursive(&self, root: &B3Digest) -> BoxStream<'_, io::Result<Directory>> {
+        walk::breadth_first(root, |digests| self.get_many(digests))
+    }
+
+    fn put_multiple_start(&self) -> Box<dyn DirectoryPutter + '_> {
+        Box::new(RedbDirectoryPutter { service: self, order: LeavesFirst::default(), encoded: Vec::new() })
+    }
+}
+
+/// Collects a tree, for one transaction at its end.
+struct RedbDirectoryPutter<'a> {
+    service: &'a RedbDirectoryService,
+    order: LeavesFirst,
+    encoded: Vec<(B3Digest, Vec<u8>)>,
+}
+
+#[async_trait]
+impl DirectoryPutter for RedbDirectoryPutter<'_> {
+    async fn put(&mut self, directory: Directory) -> io::Result<()> {
+        let encoded = directory.encode();
+        let digest = B3Digest::of(&encoded);
+        if self.order.admit(digest, &directory)? {
+            self.encoded.push((digest, encoded));
+        }
+        Ok(())
+    }
+
+    async fn close(&mut self) -> io::Result<B3Digest> {
+        let root = self.order.close()?;
+        // In the order of the keys a B-tree fills best.
+        self.encoded.sort_unstable_by_key(|(digest, _)| *digest);
+        self.service.put_many(self.encoded.iter().map(|(digest, encoded)| (digest, encoded)))?;
+        self.encoded = Vec::new();
+        Ok(root)
+    }
+}

@@ -1,0 +1,64 @@
+use std::{
+    collections::{HashSet, VecDeque},
+    io,
+};
+
+use futures::stream::{self, BoxStream, StreamExt as _};
+
+use crate::{B3Digest, Directory};
+
+/// Most directories that are asked for at a time.
+const BATCH: usize = 256;
+
+/// Walks breadth first from the root, asking for up to [`BATCH`] directories at a time; `get` answers in the order asked.
+pub(super) fn breadth_first<'a>(
+    root: &B3Digest,
+    get: impl Fn(&[B3Digest]) -> io::Result<Vec<Option<Directory>>> + Send + 'a,
+) -> BoxStream<'a, io::Result<Directory>> {
+    let walk = Walk { seen: HashSet::from([*root]), waiting: VecDeque::from([*root]), ready: VecDeque::new(), get };
+    let root = *root;
+    stream::unfold(Some(walk), move |walk| async move {
+        let mut walk = walk?;
+        match walk.next(&root) {
+            Ok(Some(directory)) => Some((Ok(directory), Some(walk))),
+            Ok(None) => None,
+            Err(error) => Some((Err(error), None)),
+        }
+    })
+    .boxed()
+}
+
+struct Walk<G> {
+    seen: HashSet<B3Digest>,
+    waiting: VecDeque<B3Digest>,
+    ready: VecDeque<Directory>,
+    get: G,
+}
+
+impl<G: Fn(&[B3Digest]) -> io::Result<Vec<Option<Directory>>>> Walk<G> {
+    fn next(&mut self, root: &B3Digest) -> io::Result<Option<Directory>> {
+        if self.ready.is_empty() {
+            let batch: Vec<_> = self.waiting.drain(..self.waiting.len().min(BATCH)).collect();
+            if batch.is_empty() {
+                return Ok(None);
+            }
+            for (digest, found) in batch.iter().zip((self.get)(&batch)?) {
+                match found {
+                    Some(directory) => self.ready.push_back(directory),
+                    None if digest == root => return Ok(None),
+                    None => {
+                        let message = format!("the directory {digest}, which is below {root}, is not in the store");
+                        return Err(io::Error::new(io::ErrorKind::NotFound, message));
+                    }
+                }
+            }
+        }
+        let Some(directory) = self.ready.pop_front() else { return Ok(None) };
+        for (child, _) in directory.children() {
+            if self.seen.insert(child) {
+                self.waiting.push_back(child);
+            }
+        }
+        Ok(Some(directory))
+    }
+}

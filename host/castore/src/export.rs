@@ -1,0 +1,258 @@
+//! Export: a node of the store becomes files of the host.
+//!
+//! Everything is written under a name beside the destination and renamed at the end, so a failed export leaves nothing
+//! and the destination, once there, is whole. Every step goes through the descriptor of the directory above, which is
+//! new and only this export's, so nothing lands elsewhere.
+
+use std::{
+    collections::{HashMap, btree_map},
+    fs::{self, File},
+    io,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
+    path::{Path, PathBuf},
+};
+
+use futures::{TryStreamExt as _, executor::block_on};
+use nix::{
+    errno::Errno,
+    fcntl::{AT_FDCWD, OFlag, RenameFlags, openat, renameat2},
+    sys::stat::{Mode, mkdirat},
+    unistd::symlinkat,
+};
+
+use crate::{B3Digest, Directory, Node, PathComponent, Store};
+
+/// Why a node could not be exported.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// Nothing is overwritten.
+    #[error("{} exists already: name a path that does not", .0.display())]
+    Exists(PathBuf),
+    /// The destination has no last part, as `/` and `a/..`.
+    #[error("{} does not end with a name for what is exported", .0.display())]
+    Unnamed(PathBuf),
+    /// The file system refused something.
+    #[error("{}: can't {action}", path.display())]
+    Write {
+        /// Where, below the destination.
+        path: PathBuf,
+        /// What was tried, as in "make the directory".
+        action: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The store lacks something.
+    #[error("{}: the {what} {digest} is not in the store", path.display())]
+    Missing {
+        /// Where it was wanted, below the destination.
+        path: PathBuf,
+        /// "blob" or "directory".
+        what: &'static str,
+        /// Which one.
+        digest: B3Digest,
+    },
+    /// The store has something else than the node says.
+    #[error("{}: the {what} {digest} has size {actual}, but its node says {expected}", path.display())]
+    Size {
+        /// Where it was wanted, below the destination.
+        path: PathBuf,
+        /// "blob" or "directory".
+        what: &'static str,
+        /// Which one.
+        digest: B3Digest,
+        /// As the node says.
+        expected: u64,
+        /// As it is.
+        actual: u64,
+    },
+    /// The store could not give it.
+    #[error("{}: the store can't give it", path.display())]
+    Store {
+        /// Where it was wanted, below the destination.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+const DIRECTORY_MODE: Mode = Mode::from_bits_retain(0o755);
+const FILE_MODE: Mode = Mode::from_bits_retain(0o644);
+
+/// Writes a node to `dest`, which must not exist, while the directory that it is in must. Files get mode 0644, or 0755
+/// when executable, and directories 0755, less the umask.
+///
+/// Blocks: call it from a thread that may.
+///
+/// # Errors
+///
+/// Names the path below `dest` where it failed. Nothing is left there.
+pub fn export(store: &Store, node: &Node, dest: &Path) -> Result<(), ExportError> {
+    if fs::symlink_metadata(dest).is_ok() {
+        return Err(ExportError::Exists(dest.to_owned()));
+    }
+    let name = dest.file_name().ok_or_else(|| ExportError::Unnamed(dest.to_owned()))?;
+    let parent = match dest.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let parent_dir = openat(AT_FDCWD, parent, flags, Mode::empty())
+        .map_err(|errno| write_error(parent, "open the directory", errno))?;
+    let mut exporter = Exporter { store, directories: HashMap::new(), path: dest.to_owned() };
+    if let Node::Directory { digest, .. } = node {
+        exporter.fetch(digest)?;
+    }
+    let aside = Aside::create(&parent_dir, parent)?;
+    let content = Path::new("content");
+    match node {
+        Node::Directory { digest, size } => exporter.tree(&aside.dir, content, digest, *size)?,
+        node => exporter.leaf(&aside.dir, content, node)?,
+    }
+    match renameat2(&aside.dir, content, &parent_dir, Path::new(name), RenameFlags::RENAME_NOREPLACE) {
+        Ok(()) => Ok(()),
+        Err(Errno::EEXIST) => Err(ExportError::Exists(dest.to_owned())),
+        Err(errno) => Err(write_error(dest, "give the export its name", errno)),
+    }
+}
+
+/// A private directory beside the destination; gone when dropped, with all that is in it.
+struct Aside {
+    dir: OwnedFd,
+    path: PathBuf,
+}
+
+impl Aside {
+    fn create(parent_dir: &OwnedFd, parent: &Path) -> Result<Self, ExportError> {
+        for attempt in 0_u32.. {
+            let name = format!(".cofferdam-export-{}-{attempt}", std::process::id());
+            let path = parent.join(&name);
+            match mkdirat(parent_dir, name.as_str(), Mode::S_IRWXU) {
+                Ok(()) => {
+                    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                    return match openat(parent_dir, name.as_str(), flags, Mode::empty()) {
+                        Ok(dir) => Ok(Self { dir, path }),
+                        Err(errno) => Err(write_error(&path, "open the directory", errno)),
+                    };
+                }
+                // Another export of this process, or the leftover of one that was killed.
+                Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(write_error(&path, "make the directory", errno)),
+            }
+        }
+        Err(write_error(parent, "make a directory", Errno::EEXIST))
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        // On failure there is nobody to tell, beside the error that is on its way.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+struct Exporter<'a> {
+    store: &'a Store,
+    /// All that the export needs.
+    directories: HashMap<B3Digest, Directory>,
+    /// What is being exported, as the user will know it.
+    path: PathBuf,
+}
+
+/// A directory whose entries are being written.
+struct Level {
+    dir: OwnedFd,
+    nodes: btree_map::IntoIter<PathComponent, Node>,
+}
+
+impl Exporter<'_> {
+    /// Writes a directory and all below it. Depth costs descriptors, not stack.
+    fn tree(&mut self, into: &OwnedFd, name: &Path, digest: &B3Digest, size: u64) -> Result<(), ExportError> {
+        let mut levels = vec![self.level(into, name, digest, size)?];
+        while let Some(Level { dir, nodes }) = levels.last_mut() {
+            let Some((name, node)) = nodes.next() else {
+                levels.pop();
+                if !levels.is_empty() {
+                    self.path.pop();
+                }
+                continue;
+            };
+            let name = Path::new(std::ffi::OsStr::from_bytes(name.as_bytes()));
+            self.path.push(name);
+            if let Node::Directory { digest, size } = node {
+                let level = self.level(dir, name, &digest, size)?;
+                levels.push(level);
+            } else {
+                self.leaf(dir, name, &node)?;
+                self.path.pop();
+            }
+        }
+        Ok(())
+    }
+
+    fn level(&self, into: &OwnedFd, name: &Path, digest: &B3Digest, size: u64) -> Result<Level, ExportError> {
+        let directory = self.directories.get(digest).ok_or_else(|| self.missing("directory", digest))?;
+        self.check_size("directory", digest, size, directory.size())?;
+        mkdirat(into, name, DIRECTORY_MODE).map_err(|errno| self.failed("make the directory", errno))?;
+        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let dir = openat(into, name, flags, Mode::empty()).map_err(|errno| self.failed("open the directory", errno))?;
+        Ok(Level { dir, nodes: directory.clone().into_nodes() })
+    }
+
+    /// Gets every directory before anything is written: a store is asked for many at a time.
+    fn fetch(&mut self, root: &B3Digest) -> Result<(), ExportError> {
+        let found = block_on(self.store.directories.get_recursive(root).try_collect::<Vec<_>>());
+        let found = found.map_err(|source| ExportError::Store { path: self.path.clone(), source })?;
+        self.directories = found.into_iter().map(|directory| (directory.digest(), directory)).collect();
+        Ok(())
+    }
+
+    fn leaf(&self, into: &OwnedFd, name: &Path, node: &Node) -> Result<(), ExportError> {
+        match node {
+            Node::Symlink { target } => {
+                symlinkat(target.as_bytes(), into, name).map_err(|errno| self.failed("make the symbolic link", errno))
+            }
+            Node::File { digest, size, executable } => self.file(into, name, digest, *size, *executable),
+            Node::Directory { .. } => unreachable!("directories are levels"),
+        }
+    }
+
+    fn file(
+        &self,
+        into: &OwnedFd,
+        name: &Path,
+        digest: &B3Digest,
+        size: u64,
+        executable: bool,
+    ) -> Result<(), ExportError> {
+        let found = block_on(self.store.blobs.open_file(digest))
+            .map_err(|source| ExportError::Store { path: self.path.clone(), source })?;
+        let mut blob = found.ok_or_else(|| self.missing("blob", digest))?;
+        let mode = if executable { DIRECTORY_MODE } else { FILE_MODE };
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = openat(into, name, flags, mode).map_err(|errno| self.failed("make the file", errno))?;
+        let copied = io::copy(&mut blob, &mut File::from(file));
+        let copied = copied.map_err(|source| self.failed("write the file", source))?;
+        self.check_size("blob", digest, size, copied)
+    }
+
+    fn check_size(&self, what: &'static str, digest: &B3Digest, expected: u64, actual: u64) -> Result<(), ExportError> {
+        if actual == expected {
+            return Ok(());
+        }
+        Err(ExportError::Size { path: self.path.clone(), what, digest: *digest, expected, actual })
+    }
+
+    fn missing(&self, what: &'static str, digest: &B3Digest) -> ExportError {
+        ExportError::Missing { path: self.path.clone(), what, digest: *digest }
+    }
+
+    fn failed(&self, action: &'static str, source: impl Into<io::Error>) -> ExportError {
+        write_error(&self.path, action, source)
+    }
+}
+
+fn write_error(path: &Path, action: &'static str, source: impl Into<io::Error>) -> ExportError {
+    ExportError::Write { path: path.to_owned(), action, source: source.into() }
+}

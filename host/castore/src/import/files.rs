@@ -1,0 +1,106 @@
+//! Reads one file or symbolic link.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    os::{
+        fd::AsFd,
+        unix::ffi::{OsStrExt as _, OsStringExt as _},
+    },
+    path::Path,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, openat, readlinkat},
+    sys::stat::{FileStat, Mode, fstat},
+};
+use tokio::io::AsyncWriteExt as _;
+
+use super::{ImportError, Kind, block_on, read_error};
+use crate::{Node, Store, SymlinkTarget};
+
+/// Bytes that are read at a time, by each thread.
+const BUFFER_BYTES: usize = 512 * 1024;
+
+const OWNER_MAY_EXECUTE: u32 = 0o100;
+
+/// The node of the symbolic link of this name in `dir`; `path` is for errors.
+pub(super) fn read_symlink(dir: impl AsFd, name: &Path, path: &Path) -> Result<Node, ImportError> {
+    let target = readlinkat(dir, name).map_err(|errno| read_error(path, "read the symbolic link", errno))?;
+    let target = SymlinkTarget::try_from(target.into_vec())
+        .map_err(|source| ImportError::Target { path: path.to_owned(), source })?;
+    Ok(Node::Symlink { target })
+}
+
+/// Imports files, one after the other, through one buffer.
+pub(super) struct Importer<'a> {
+    store: &'a Store,
+    buffer: Vec<u8>,
+}
+
+impl<'a> Importer<'a> {
+    pub(super) fn new(store: &'a Store) -> Self {
+        Self { store, buffer: vec![0; BUFFER_BYTES] }
+    }
+
+    /// Imports the regular file of this name in `dir`; `path` is for errors.
+    pub(super) fn import(&mut self, dir: impl AsFd, name: &Path, path: &Path) -> Result<Node, ImportError> {
+        // Non-blocking, lest a fifo that has taken the file's place hold us up.
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let file: File = match openat(dir, name, flags, Mode::empty()) {
+            Ok(file) => file.into(),
+            // A symbolic link has taken its place.
+            Err(Errno::ELOOP) => return Err(ImportError::Changed(path.to_owned())),
+            Err(errno) => return Err(read_error(path, "open the file", errno)),
+        };
+        let before = look_at(&file, path)?;
+        if Kind::of(&before) != Kind::File {
+            return Err(ImportError::Changed(path.to_owned()));
+        }
+        let (digest, size) = self.store_contents(file, &before, path)?;
+        Ok(Node::File { digest, size, executable: before.st_mode & OWNER_MAY_EXECUTE != 0 })
+    }
+
+    fn store_contents(
+        &mut self,
+        mut file: File,
+        before: &FileStat,
+        path: &Path,
+    ) -> Result<(crate::B3Digest, u64), ImportError> {
+        let store_error = |source| ImportError::Store { path: path.to_owned(), source };
+        let expected = u64::try_from(before.st_size).unwrap_or(0);
+        let mut writer = block_on(self.store.blobs.open_write());
+        let mut size = 0;
+        while size < expected {
+            let read = match file.read(&mut self.buffer) {
+                Ok(0) => break,
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(read_error(path, "read the file", error)),
+            };
+            size += read as u64;
+            block_on(writer.write_all(&self.buffer[..read])).map_err(store_error)?;
+        }
+        // A file that grows shows it in its size, so it is not read until its end is seen.
+        let after = look_at(&file, path)?;
+        if size != expected || version(before) != version(&after) {
+            return Err(ImportError::Changed(path.to_owned()));
+        }
+        Ok((block_on(writer.close()).map_err(store_error)?, size))
+    }
+}
+
+fn look_at(file: &File, path: &Path) -> Result<FileStat, ImportError> {
+    fstat(file).map_err(|errno| read_error(path, "look at the file", errno))
+}
+
+/// What differs when a file has been written to.
+fn version(stat: &FileStat) -> (i64, i64, i64) {
+    (stat.st_size, stat.st_mtime, stat.st_mtime_nsec)
+}
+
+/// The bytes of a name as a relative path.
+pub(super) fn as_path(name: &[u8]) -> &Path {
+    Path::new(std::ffi::OsStr::from_bytes(name))
+}

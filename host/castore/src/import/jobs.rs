@@ -1,0 +1,226 @@
+//! Shares a tree among threads: who lists a directory leaves its files and subdirectories to whoever is free.
+
+use std::{
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+};
+
+use nix::{
+    dir::{Dir, Type},
+    errno::Errno,
+    fcntl::{AT_FDCWD, AtFlags, OFlag, openat},
+    sys::stat::{Mode, fstatat},
+};
+
+use super::{
+    ImportError, Kind, UnsupportedKind,
+    files::{Importer, as_path, read_symlink},
+    read_error,
+    tree::{Index, Tree},
+};
+use crate::{Directory, Node, PathComponent, Store};
+
+/// Files in one job.
+const BATCH: usize = 64;
+
+enum Job {
+    List { directory: Index, parent: Option<Arc<OwnedFd>>, name: PathBuf },
+    Read { directory: Index, dir: Arc<OwnedFd>, files: Vec<PathComponent> },
+}
+
+struct State {
+    jobs: Vec<Job>,
+    tree: Tree,
+    end: Option<Result<(), ImportError>>,
+}
+
+struct Work<'a> {
+    store: &'a Store,
+    root: &'a Path,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// All directories of the tree at `root`, leaves first; the blobs are in the store, not committed.
+pub(super) fn run(store: &Store, root: &Path, threads: usize) -> Result<Vec<Directory>, ImportError> {
+    let first = Job::List { directory: 0, parent: None, name: root.to_owned() };
+    let state = State { jobs: vec![first], tree: Tree::new(), end: None };
+    let work = Work { store, root, state: Mutex::new(state), changed: Condvar::new() };
+    thread::scope(|scope| {
+        for number in 1..threads {
+            // Without another thread this one does it all.
+            let _ = thread::Builder::new().name(format!("import-{number}")).spawn_scoped(scope, || work.labour());
+        }
+        work.labour();
+    });
+    let state = work.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+    match state.end {
+        Some(Err(error)) => Err(error),
+        Some(Ok(())) => Ok(state.tree.into_whole()),
+        None => unreachable!("labour returns only when the end is set"),
+    }
+}
+
+/// Lets the other threads go when one panics; the scope then passes the panic on.
+struct EndOnPanic<'a>(&'a Work<'a>);
+
+impl Drop for EndOnPanic<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.end(Err(ImportError::Changed(self.0.root.to_owned())));
+        }
+    }
+}
+
+impl Work<'_> {
+    fn labour(&self) {
+        let _guard = EndOnPanic(self);
+        let mut importer = Importer::new(self.store);
+        while let Some(job) = self.next() {
+            let outcome = match job {
+                Job::List { directory, parent, name } => self.list(directory, parent.as_deref(), &name),
+                Job::Read { directory, dir, files } => self.read(&mut importer, directory, &dir, files),
+            };
+            match outcome {
+                Ok(false) => {}
+                Ok(true) => self.end(Ok(())),
+                Err(error) => self.end(Err(error)),
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn next(&self) -> Option<Job> {
+        let mut state = self.state();
+        loop {
+            if state.end.is_some() {
+                return None;
+            }
+            if let Some(job) = state.jobs.pop() {
+                return Some(job);
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn end(&self, outcome: Result<(), ImportError>) {
+        self.state().end.get_or_insert(outcome);
+        self.changed.notify_all();
+    }
+
+    fn path(&self, directory: Index, name: &Path) -> PathBuf {
+        self.state().tree.path(self.root, directory).join(name)
+    }
+
+    /// `true` when the root is whole.
+    fn list(&self, directory: Index, parent: Option<&OwnedFd>, name: &Path) -> Result<bool, ImportError> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let here = |action, errno: Errno| read_error(&self.path(directory, Path::new("")), action, errno);
+        let opened = match parent {
+            Some(parent) => openat(parent, name, flags, Mode::empty()),
+            None => openat(AT_FDCWD, name, flags, Mode::empty()),
+        };
+        let dir = Arc::new(opened.map_err(|errno| here("open the directory", errno))?);
+        let listed = openat(&*dir, ".", flags, Mode::empty()).map_err(|errno| here("open the directory", errno))?;
+        let mut listed = Dir::from_fd(listed).map_err(|errno| here("read the directory", errno))?;
+
+        let mut links = Vec::new();
+        let mut files = Vec::new();
+        let mut directories = Vec::new();
+        for entry in listed.iter() {
+            let entry = entry.map_err(|errno| here("read the directory", errno))?;
+            // Only `.` and `..` are names that Linux gives and castore refuses.
+            let Ok(name) = PathComponent::try_from(entry.file_name().to_bytes()) else { continue };
+            let name_path = as_path(name.as_bytes());
+            let kind = match entry.file_type() {
+                Some(kind) => known_kind(kind),
+                None => Kind::of(
+                    &fstatat(&*dir, name_path, AtFlags::AT_SYMLINK_NOFOLLOW)
+                        .map_err(|errno| read_error(&self.path(directory, name_path), "look at it", errno))?,
+                ),
+            };
+            match kind {
+                Kind::Directory => directories.push(name),
+                Kind::File => files.push(name),
+                Kind::Symlink => {
+                    let node = read_symlink(&*dir, name_path, &self.path(directory, name_path))?;
+                    links.push((name, node));
+                }
+                Kind::Unsupported(kind) => {
+                    return Err(ImportError::Unsupported { path: self.path(directory, name_path), kind });
+                }
+            }
+        }
+        self.enqueue(directory, &dir, links, files, directories)
+    }
+
+    fn enqueue(
+        &self,
+        directory: Index,
+        dir: &Arc<OwnedFd>,
+        links: Vec<(PathComponent, Node)>,
+        files: Vec<PathComponent>,
+        directories: Vec<PathComponent>,
+    ) -> Result<bool, ImportError> {
+        let mut state = self.state();
+        let State { jobs, tree, .. } = &mut *state;
+        for name in directories {
+            let path = as_path(name.as_bytes()).to_owned();
+            let index = tree.open(directory, name);
+            jobs.push(Job::List { directory: index, parent: Some(dir.clone()), name: path });
+        }
+        // On top of the subdirectories, so that a directory is done with before its descriptors multiply.
+        for batch in files.chunks(BATCH) {
+            jobs.push(Job::Read { directory, dir: dir.clone(), files: batch.to_vec() });
+        }
+        tree.await_batches(directory, files.len().div_ceil(BATCH));
+        self.changed.notify_all();
+        self.settle(&mut state, directory, links)
+    }
+
+    fn read(
+        &self,
+        importer: &mut Importer<'_>,
+        directory: Index,
+        dir: &OwnedFd,
+        files: Vec<PathComponent>,
+    ) -> Result<bool, ImportError> {
+        let above = self.path(directory, Path::new(""));
+        let mut nodes = Vec::with_capacity(files.len());
+        for name in files {
+            let name_path = as_path(name.as_bytes());
+            let node = importer.import(dir, name_path, &above.join(name_path))?;
+            nodes.push((name, node));
+        }
+        self.settle(&mut self.state(), directory, nodes)
+    }
+
+    fn settle(
+        &self,
+        state: &mut State,
+        directory: Index,
+        nodes: Vec<(PathComponent, Node)>,
+    ) -> Result<bool, ImportError> {
+        state.tree.settle(directory, nodes).map_err(|_| {
+            // The file system gave one name twice: it changed while it was listed.
+            ImportError::Changed(state.tree.path(self.root, directory))
+        })
+    }
+}
+
+fn known_kind(kind: Type) -> Kind {
+    match kind {
+        Type::Directory => Kind::Directory,
+        Type::File => Kind::File,
+        Type::Symlink => Kind::Symlink,
+        Type::Fifo => Kind::Unsupported(UnsupportedKind::Fifo),
+        Type::Socket => Kind::Unsupported(UnsupportedKind::Socket),
+        Type::BlockDevice => Kind::Unsupported(UnsupportedKind::BlockDevice),
+        Type::CharacterDevice => Kind::Unsupported(UnsupportedKind::CharacterDevice),
+    }
+}

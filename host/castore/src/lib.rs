@@ -1,0 +1,61 @@
+//! A content-addressed store with the names, semantics and formats of snix-castore.
+//!
+//! ```text
+//!   path ──import──▶ Node ──export──▶ path
+//!                     │ names by B3Digest
+//!          ┌──────────┴───────────┐
+//!     BlobService          DirectoryService          = Store
+//!     memory, local        memory, redb
+//! ```
+//!
+//! A [`Node`] is a file, a symbolic link or a directory; a [`Directory`] is a sorted list of named nodes, and its digest
+//! covers everything below it. [`proto`] is the only door for bytes from elsewhere: what passes its conversions keeps
+//! every rule of the format.
+//!
+//! Services do their file I/O in place, inside of async functions that never suspend. Callers run bulk work on blocking
+//! threads.
+
+mod addr;
+mod blobservice;
+mod digest;
+mod directory;
+mod directoryservice;
+pub mod export;
+pub mod import;
+mod name;
+mod node;
+pub mod proto;
+pub mod refscan;
+
+pub use addr::{AddrError, blob_service_from_addr, directory_service_from_addr, from_addr};
+pub use blobservice::{BlobReader, BlobService, BlobWriter, LocalBlobService, MemoryBlobService};
+pub use digest::{B3Digest, DigestError};
+pub use directory::{Directory, DirectoryError};
+pub use directoryservice::{DirectoryPutter, DirectoryService, MemoryDirectoryService, RedbDirectoryService};
+pub use name::{NameError, PathComponent, SymlinkTarget, TargetError};
+pub use node::Node;
+
+use std::sync::Arc;
+
+/// Where blobs and directories are kept.
+#[derive(Clone)]
+pub struct Store {
+    /// The contents of files.
+    pub blobs: Arc<dyn BlobService>,
+    /// The directories that name them.
+    pub directories: Arc<dyn DirectoryService>,
+}
+
+impl Store {
+    /// An empty store that lives as long as the value.
+    pub fn memory() -> Self {
+        Self { blobs: Arc::new(MemoryBlobService::default()), directories: Arc::new(MemoryDirectoryService::default()) }
+    }
+}
+
+/// At most the first 64 bytes, printable, so that an error stays one line whatever it quotes.
+fn escape(bytes: &[u8]) -> String {
+    const SHOWN_BYTES: usize = 64;
+    let shown = bytes[..bytes.len().min(SHOWN_BYTES)].escape_ascii();
+    if bytes.len() > SHOWN_BYTES { format!("{shown}…") } else { shown.to_string() }
+}

@@ -1,0 +1,89 @@
+use std::collections::HashMap;
+
+use super::Found;
+
+/// The hash part of a store path.
+const LENGTH: usize = 32;
+
+const ALPHABET: &[u8; 32] = b"0123456789abcdfghijklmnpqrsvwxyz";
+
+const IN_ALPHABET: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut index = 0;
+    while index < ALPHABET.len() {
+        table[ALPHABET[index] as usize] = true;
+        index += 1;
+    }
+    table
+};
+
+/// Bits of the filter: 64 Kibit, 8 KiB, which stay in the first-level cache.
+const FILTER_BITS: u32 = 16;
+
+/// Looks for needles that are all 32 characters of the nixbase32 alphabet.
+///
+/// A window of 32 bytes is looked at from its end: a byte outside of the alphabet lets it jump past that byte. In
+/// binaries few windows survive that, and no byte is looked at twice: the window remembers how many of its first bytes
+/// are known to be good.
+#[derive(Debug)]
+pub(super) struct SkipScan {
+    needles: HashMap<[u8; LENGTH], Vec<usize>>,
+    filter: Box<[u64]>,
+}
+
+impl SkipScan {
+    /// `None` when a needle is not of this kind.
+    pub(super) fn new<N: AsRef<[u8]>>(needles: &[N]) -> Option<Self> {
+        let mut map = HashMap::<_, Vec<usize>>::new();
+        let mut filter = vec![0; 1 << (FILTER_BITS - 6)].into_boxed_slice();
+        for (index, needle) in needles.iter().enumerate() {
+            let needle: [u8; LENGTH] = needle.as_ref().try_into().ok()?;
+            if !needle.iter().all(|byte| IN_ALPHABET[usize::from(*byte)]) {
+                return None;
+            }
+            let (word, bit) = filter_place(&needle);
+            filter[word] |= bit;
+            map.entry(needle).or_default().push(index);
+        }
+        Some(Self { needles: map, filter })
+    }
+
+    pub(super) fn scan(&self, bytes: &[u8], found: &mut Found) {
+        let mut start = 0;
+        let mut known_good = 0;
+        while let Some(window) = bytes[start..].first_chunk::<LENGTH>() {
+            match (known_good..LENGTH).rev().find(|at| !IN_ALPHABET[usize::from(window[*at])]) {
+                Some(bad) => {
+                    start += bad + 1;
+                    known_good = LENGTH - 1 - bad;
+                }
+                None => {
+                    self.look_up(window, found);
+                    if found.missing == 0 {
+                        return;
+                    }
+                    start += 1;
+                    known_good = LENGTH - 1;
+                }
+            }
+        }
+    }
+
+    fn look_up(&self, window: &[u8; LENGTH], found: &mut Found) {
+        let (word, bit) = filter_place(window);
+        if self.filter[word] & bit == 0 {
+            return;
+        }
+        for index in self.needles.get(window).into_iter().flatten() {
+            found.add(*index);
+        }
+    }
+}
+
+/// Word and bit of a needle in the filter, from its first eight bytes.
+fn filter_place(needle: &[u8; LENGTH]) -> (usize, u64) {
+    let [a, b, c, d, e, f, g, h, ..] = *needle;
+    let hash = u64::from_le_bytes([a, b, c, d, e, f, g, h]).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let place = hash >> (64 - FILTER_BITS);
+    ((place >> 6) as usize, 1 << (place & 63))
+}
