@@ -1,0 +1,152 @@
+//! From the kernel's hand-over to a machine that can dial the host.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::fd::{AsRawFd as _, IntoRawFd as _},
+    path::Path,
+};
+
+use nix::{
+    kmod::{ModuleInitFlags, finit_module},
+    mount::{MsFlags, mount},
+    sys::{
+        reboot::{RebootMode, reboot},
+        stat::{Mode, umask},
+    },
+    unistd::{chdir, chroot},
+};
+
+use crate::{INPUTS, ROOT, SCRATCH, SKELETON};
+
+/// Modules to load, one file name of [`MODULES`] a line, in this order; absent when the kernel has all built in.
+const MODULES_ORDER: &str = "/modules.order";
+const MODULES: &str = "/lib";
+
+/// Where the initramfs is mounted a second time, see [`leave_rootfs`].
+const BASE: &str = "/base";
+
+/// Mount point, type and options.
+const FILE_SYSTEMS: [(&str, &str, Option<&str>); 4] =
+    [("/dev", "devtmpfs", None), ("/proc", "proc", None), ("/sys", "sysfs", None), ("/sys/fs/cgroup", "cgroup2", None)];
+
+/// Why the machine can't be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BootError {
+    /// A file system is missing.
+    #[error("can't mount {kind} at {at}")]
+    Mount {
+        /// The file system's type.
+        kind: &'static str,
+        /// The mount point.
+        at: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    /// A module is missing or doesn't fit the kernel.
+    #[error("can't load the kernel module {name:?}")]
+    Module {
+        /// Its file's name.
+        name: String,
+        #[source]
+        source: io::Error,
+    },
+    /// Anything else.
+    #[error("can't {action}")]
+    Other {
+        /// What was tried.
+        action: &'static str,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Mounts what guest-init itself needs, and loads the modules.
+pub(crate) fn prepare() -> Result<(), BootError> {
+    umask(Mode::empty());
+    leave_rootfs().map_err(|source| BootError::Other { action: "leave the initramfs's root", source })?;
+    for (at, kind, options) in FILE_SYSTEMS {
+        mount_at(at, kind, options).map_err(|source| BootError::Mount { kind, at, source })?;
+        if kind == "devtmpfs" {
+            open_standard_descriptors()
+                .map_err(|source| BootError::Other { action: "open the console or /dev/null", source })?;
+        }
+    }
+    fs::write("/proc/self/oom_score_adj", "-1000")
+        .map_err(|source| BootError::Other { action: "protect guest-init from the OOM killer", source })?;
+    // Builds behave alike on kernels with and without user namespaces, whose interfaces are none of theirs.
+    match fs::write("/proc/sys/user/max_user_namespaces", "0") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        other => other.map_err(|source| BootError::Other { action: "disable user namespaces", source })?,
+    }
+    for directory in [INPUTS, SCRATCH, SKELETON, ROOT] {
+        make(directory).map_err(|source| BootError::Other { action: "make a mount point", source })?;
+    }
+    load_modules()
+}
+
+/// Ends the machine. Never a reset, which some VMMs answer by starting the guest anew.
+pub(crate) fn power_off() -> ! {
+    let _ = reboot(RebootMode::RB_POWER_OFF);
+    loop {
+        std::thread::park();
+    }
+}
+
+/// The kernel's rootfs can't be the old root of `pivot_root`, so everything happens in a bind of it.
+fn leave_rootfs() -> io::Result<()> {
+    make(BASE)?;
+    mount(Some("/"), BASE, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    chdir(BASE)?;
+    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)?;
+    chroot(".")?;
+    Ok(chdir("/")?)
+}
+
+fn mount_at(at: &str, kind: &str, options: Option<&str>) -> io::Result<()> {
+    if at != "/sys/fs/cgroup" {
+        make(at)?;
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    Ok(mount(Some(kind), at, Some(kind), flags, options)?)
+}
+
+fn make(directory: &str) -> io::Result<()> {
+    match fs::create_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+/// Descriptors 0 to 2 may be closed, and must never come to mean a pipe or the host.
+fn open_standard_descriptors() -> io::Result<()> {
+    loop {
+        let open = |path| OpenOptions::new().read(true).write(true).open(path);
+        let file = open("/dev/console").or_else(|_| open("/dev/null"))?;
+        if file.as_raw_fd() > 2 {
+            return Ok(());
+        }
+        // Stays open for ever.
+        let _ = file.into_raw_fd();
+    }
+}
+
+fn load_modules() -> Result<(), BootError> {
+    let order = match fs::read_to_string(MODULES_ORDER) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(|source| BootError::Other { action: "read /modules.order", source })?,
+    };
+    for name in order.lines().filter(|name| !name.is_empty()) {
+        load_module(name).map_err(|source| BootError::Module { name: name.to_owned(), source })?;
+    }
+    Ok(())
+}
+
+fn load_module(name: &str) -> io::Result<()> {
+    let module = File::open(Path::new(MODULES).join(name))?;
+    match finit_module(&module, c"", ModuleInitFlags::empty()) {
+        // Built in, or loaded before.
+        Err(nix::Error::EEXIST) => Ok(()),
+        other => Ok(other?),
+    }
+}

@@ -1,0 +1,229 @@
+use serde_bytes::ByteBuf;
+
+use super::*;
+
+/// Directories, files and symlinks of the inputs by path.
+fn shape(entries: &[(&str, Kind)]) -> impl Fn(&Path) -> io::Result<Kind> {
+    let entries: BTreeMap<PathBuf, Kind> = entries.iter().map(|(path, kind)| (path.into(), kind.clone())).collect();
+    move |path| Ok(entries.get(path).cloned().unwrap_or(Kind::Missing))
+}
+
+fn link(target: &str) -> Kind {
+    Kind::Symlink(target.into())
+}
+
+fn specification(inputs_dir: &str, scratch_paths: &[&str]) -> Specification {
+    Specification {
+        command_args: vec!["true".to_owned()],
+        environment: Vec::new(),
+        working_dir: String::new(),
+        inputs_dir: inputs_dir.to_owned(),
+        scratch_paths: scratch_paths.iter().map(|path| (*path).to_owned()).collect(),
+        additional_files: Vec::new(),
+        outputs: Vec::new(),
+        provide_bin_sh: false,
+    }
+}
+
+/// Each area's path, and whether it is writable and what it shows of the inputs.
+fn areas(plan: &Plan<'_>) -> Vec<(String, Option<(bool, Option<String>)>)> {
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let content = |content: &Content| match content {
+        Content::Front { writable, lower, .. } => Some((*writable, lower.as_deref().map(text))),
+        Content::Devices | Content::Processes => None,
+    };
+    plan.areas.iter().map(|area| (text(&area.at), content(&area.content))).collect()
+}
+
+/// The area at or around a path, as in [`areas`].
+fn area_of(plan: &Plan<'_>, path: &str) -> (String, bool) {
+    let (index, _) = plan.innermost(Path::new(path)).unwrap();
+    let Content::Front { writable, .. } = plan.areas[index].content else { panic!("{path} is the machine's") };
+    (plan.areas[index].at.to_str().unwrap().to_owned(), writable)
+}
+
+fn owners(plan: &Plan<'_>, path: &str) -> Vec<Owner> {
+    let at = |directory: &Directory| plan.areas[directory.area].at.join(&directory.path);
+    plan.directories.iter().filter(|directory| at(directory) == Path::new(path)).map(|d| d.owner).collect()
+}
+
+#[test]
+fn a_nix_build_has_an_overlay_at_its_store_and_a_scratch_directory() {
+    let specification = specification("nix/store", &["build", "nix/store"]);
+    let plan = Plan::new(&specification, &shape(&[])).unwrap();
+    let front = |writable, lower: Option<&str>| Some((writable, lower.map(str::to_owned)));
+    let expected = [
+        ("", front(false, None)),
+        ("build", front(true, None)),
+        ("dev", None),
+        ("nix/store", front(true, Some(""))),
+        ("proc", None),
+        ("tmp", front(true, None)),
+    ];
+    assert_eq!(areas(&plan), expected.map(|(at, content)| (at.to_owned(), content)));
+    assert_eq!(owners(&plan, "nix/store"), [Owner::Machine]);
+}
+
+#[test]
+fn inputs_at_the_root_shine_through_and_only_scratch_is_writable() {
+    let specification = specification("", &["build"]);
+    let inputs = shape(&[("usr", Kind::Directory), ("build", Kind::Directory)]);
+    let plan = Plan::new(&specification, &inputs).unwrap();
+    assert_eq!(areas(&plan)[0], (String::new(), Some((false, Some(String::new())))));
+    assert_eq!(areas(&plan)[1], ("build".to_owned(), Some((true, Some("build".to_owned())))));
+    assert_eq!(area_of(&plan, "usr"), (String::new(), false));
+}
+
+#[test]
+fn a_writable_root_needs_no_further_scratch_mounts() {
+    let specification = specification("", &["", "build/deep"]);
+    let plan = Plan::new(&specification, &shape(&[("build", Kind::Directory)])).unwrap();
+    let paths: Vec<_> = areas(&plan).into_iter().map(|(at, _)| at).collect();
+    assert_eq!(paths, ["", "dev", "proc"]);
+    assert_eq!(owners(&plan, "build/deep"), [Owner::Build]);
+    let tmp = plan.directories.iter().find(|directory| directory.path == Path::new("tmp")).unwrap();
+    assert!(tmp.shared);
+}
+
+#[test]
+fn every_nesting_of_scratch_paths_and_inputs_keeps_its_promises() {
+    const PATHS: [&str; 6] = ["", "a", "a/b", "a/b/c", "a/x", "y"];
+    let inputs = shape(&[
+        ("a", Kind::Directory),
+        ("a/b", Kind::Directory),
+        ("b", Kind::Directory),
+        ("b/c", Kind::Directory),
+        ("x", Kind::Directory),
+    ]);
+    for inputs_dir in PATHS {
+        for choice in 0..1 << PATHS.len() {
+            let scratch: Vec<_> = (0..PATHS.len()).filter(|n| choice >> n & 1 == 1).map(|n| PATHS[n]).collect();
+            let specification = specification(inputs_dir, &scratch);
+            let plan = Plan::new(&specification, &inputs).unwrap();
+            let case = format!("inputs_dir {inputs_dir:?}, scratch {scratch:?}: {:?}", areas(&plan));
+            check_promises(&plan, inputs_dir, &scratch, &PATHS, &case);
+        }
+    }
+}
+
+fn check_promises(plan: &Plan<'_>, inputs_dir: &str, scratch: &[&str], paths: &[&str], case: &str) {
+    // Every mount point is made, in an area that is mounted before.
+    for (index, area) in plan.areas.iter().enumerate().skip(1) {
+        let made = |directory: &Directory| plan.areas[directory.area].at.join(&directory.path) == area.at;
+        let mount_point = plan.directories.iter().find(|directory| made(directory)).expect(case);
+        assert!(mount_point.area < index, "{case}");
+    }
+    // The inputs are an area of their own, and shine through in every area below, where they have a directory.
+    let at_inputs = plan.areas.iter().find(|area| area.at == Path::new(inputs_dir)).expect(case);
+    assert!(
+        matches!(&at_inputs.content, Content::Front { lower: Some(lower), .. } if lower.as_os_str().is_empty()),
+        "{case}"
+    );
+    for path in paths {
+        let (at, writable) = area_of(plan, path);
+        // Writable is what is at or below a scratch path, up to inputs that aren't scratch.
+        let innermost_scratch = scratch.iter().filter(|scratch| Path::new(path).starts_with(scratch)).max();
+        let inputs_begin = Path::new(path).starts_with(inputs_dir);
+        let expected = innermost_scratch.is_some_and(|scratch| !inputs_begin || *scratch >= inputs_dir);
+        assert_eq!(writable, expected, "{path:?} in {case}");
+        // A scratch path exists and is the build's own.
+        if scratch.contains(path) && at != *path {
+            assert_eq!(owners(plan, path), [Owner::Build], "{path:?} in {case}");
+        }
+    }
+}
+
+#[test]
+fn symlinks_of_the_inputs_are_followed_within_the_root() {
+    let inputs = shape(&[
+        ("bin", link("usr/bin")),
+        ("usr", Kind::Directory),
+        ("usr/bin", Kind::Directory),
+        ("tmp", link("../../var/tmp")),
+        ("work", link("/srv/./work")),
+    ]);
+    let mut specification = specification("", &["work"]);
+    specification.provide_bin_sh = true;
+    specification.additional_files = vec![("work/file".to_owned(), ByteBuf::new())];
+    let plan = Plan::new(&specification, &inputs).unwrap();
+    let paths: Vec<_> = areas(&plan).into_iter().map(|(at, _)| at).collect();
+    assert_eq!(paths, ["", "dev", "proc", "srv/work", "var/tmp"]);
+    let shell = plan.files.iter().find(|file| file.source == Source::Shell).unwrap();
+    assert_eq!((shell.area, shell.path.as_path()), (0, Path::new("usr/bin/sh")));
+    assert_eq!((plan.files[0].area, plan.files[0].path.as_path()), (3, Path::new("file")));
+    assert_eq!(plan.files[0].owner, Owner::Build);
+}
+
+#[test]
+fn what_the_inputs_bring_is_not_replaced_by_the_machines_own() {
+    let inputs = shape(&[
+        ("etc", Kind::Directory),
+        ("etc/passwd", Kind::File),
+        ("bin", Kind::Directory),
+        ("bin/sh", link("dash")),
+        ("bin/dash", Kind::File),
+    ]);
+    let mut specification = specification("", &[]);
+    specification.provide_bin_sh = true;
+    let plan = Plan::new(&specification, &inputs).unwrap();
+    let names: Vec<_> = plan.files.iter().map(|file| file.path.to_str().unwrap()).collect();
+    assert_eq!(names, ["etc/group", "etc/hosts"]);
+}
+
+#[test]
+fn a_symlink_loop_ends() {
+    let inputs = shape(&[("loop", link("loop"))]);
+    let specification = specification("", &["loop/x"]);
+    let error = Plan::new(&specification, &inputs).unwrap_err();
+    assert_eq!((error.step, error.source.raw_os_error()), (Step::Root, Some(libc::ELOOP)));
+}
+
+#[test]
+fn files_in_the_way_are_named() {
+    let inputs = shape(&[("file", Kind::File), ("d", Kind::Directory)]);
+    for scratch in ["in/file", "in/file/below"] {
+        let specification = specification("in", &[scratch]);
+        let error = Plan::new(&specification, &inputs).unwrap_err();
+        assert_eq!((error.step, error.source.raw_os_error()), (Step::Root, Some(libc::ENOTDIR)));
+        assert!(error.to_string().contains(&format!("scratch path {scratch:?}")), "{error}");
+    }
+    for (name, errno) in [("in/file/below", libc::ENOTDIR), ("in/d", libc::EISDIR), ("dev/x", libc::EBUSY)] {
+        let mut specification = specification("in", &[]);
+        specification.additional_files = vec![(name.to_owned(), ByteBuf::new())];
+        let error = Plan::new(&specification, &inputs).unwrap_err();
+        assert_eq!((error.step, error.source.raw_os_error()), (Step::AdditionalFiles, Some(errno)));
+        assert!(error.to_string().contains(&format!("{name:?}")), "{error}");
+    }
+}
+
+#[test]
+fn the_machines_own_places_are_refused() {
+    for (inputs_dir, scratch) in [("dev", "build"), ("proc/x", "build"), ("in", "proc"), ("in", "dev/shm")] {
+        let specification = specification(inputs_dir, &[scratch]);
+        let error = Plan::new(&specification, &shape(&[])).unwrap_err();
+        assert_eq!((error.step, error.source.raw_os_error()), (Step::Root, Some(libc::EBUSY)));
+    }
+}
+
+#[test]
+fn a_working_directory_is_made_below_scratch_only() {
+    for (working_dir, expected) in [("build/deep/er", vec![Owner::Build]), ("in/d/new", vec![]), ("elsewhere", vec![])]
+    {
+        let mut specification = specification("in", &["build"]);
+        specification.working_dir = working_dir.to_owned();
+        let plan = Plan::new(&specification, &shape(&[("d", Kind::Directory)])).unwrap();
+        assert_eq!(owners(&plan, working_dir), expected, "{working_dir}");
+    }
+}
+
+#[test]
+fn inputs_with_nothing_over_them_need_no_overlay() {
+    let mut specification = specification("in", &["build"]);
+    let bare = |specification: &Specification| {
+        let plan = Plan::new(specification, &shape(&[])).unwrap();
+        plan.is_bare(plan.innermost(Path::new("in")).unwrap().0)
+    };
+    assert!(bare(&specification));
+    specification.additional_files = vec![("in/new".to_owned(), ByteBuf::new())];
+    assert!(!bare(&specification));
+}

@@ -1,0 +1,189 @@
+//! The conversation with the host, from Hello to Acknowledge; drawn in `cofferdam_protocol`.
+
+use std::{
+    error::Error,
+    fs::File,
+    io::{self, BufWriter, Write as _},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use cofferdam_protocol::{
+    FromGuest, FromHost, HOST_CID, PORT, SetupFailure, Specification, Step, VERSION,
+    frame::{FrameError, FrameReader, FrameWriter, MAX_FROM_GUEST_BYTES, MAX_FROM_HOST_BYTES},
+};
+use nix::{
+    sys::{
+        socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, setsockopt, socket, sockopt},
+        time::{TimeVal, TimeValLike as _},
+    },
+    time::{ClockId, clock_gettime},
+};
+
+use crate::{
+    boot,
+    cgroup::Cgroup,
+    command::{self, Command},
+    error::{SessionError, SetupError},
+    outputs, root,
+    scratch::Scratch,
+    watch,
+};
+
+/// How long the vsock device may take to appear and the host to accept.
+const DIAL_WAIT: Duration = Duration::from_secs(10);
+
+/// How long the host may take to acknowledge; it ends the machine itself long before.
+const ACKNOWLEDGE_WAIT_S: i64 = 600;
+
+/// The connection.
+pub(crate) struct Host {
+    reader: FrameReader<File>,
+    writer: FrameWriter<File>,
+    socket: File,
+}
+
+/// Runs the one build of this machine and ends the machine.
+pub(crate) fn run() -> ! {
+    std::panic::set_hook(Box::new(|panic| {
+        eprintln!("guest-init: {panic}");
+        boot::power_off()
+    }));
+    if let Err(error) = boot::prepare() {
+        complain(&error);
+        boot::power_off()
+    }
+    if let Err(error) = converse() {
+        complain(&error);
+    }
+    boot::power_off()
+}
+
+fn converse() -> Result<(), SessionError> {
+    let mut host = Host::dial().map_err(FrameError::Io)?;
+    host.say(&FromGuest::Hello { version: VERSION, uptime_us: uptime_us() })?;
+    host.tell_of_panics().map_err(FrameError::Io)?;
+    // Done while the specification is on its way; a warm machine has it behind it when the request comes.
+    let scratch = Scratch::prepare();
+    let FromHost::Specification(specification) = host.hear()? else {
+        return Err(SessionError::Unexpected { expected: "a specification" });
+    };
+    host.forget_specification().map_err(FrameError::Io)?;
+    match build(&mut host, scratch, specification) {
+        Err(SessionError::Setup(error)) => host.say(&failure(&error, &error.detail()))?,
+        other => other?,
+    }
+    match host.hear()? {
+        FromHost::Acknowledge => Ok(()),
+        FromHost::Specification(_) => Err(SessionError::Unexpected { expected: "an acknowledgement" }),
+    }
+}
+
+fn build(
+    host: &mut Host,
+    scratch: Result<Scratch, SetupError>,
+    mut specification: Specification,
+) -> Result<(), SessionError> {
+    let mut scratch = scratch?;
+    let processes = root::assemble(&specification)?;
+    // They are in their places; the memory is the build's.
+    specification.additional_files = Vec::new();
+    let command = Command::new(&specification, &processes)?;
+    let cgroup = Cgroup::create()?;
+    let running = command::start(&command, &cgroup)?;
+    let report = watch::watch(host, running, &mut scratch, &cgroup)?;
+    let succeeded = report.succeeded();
+    host.say(&FromGuest::Exited(report))?;
+    if succeeded {
+        // Small frames share a write, which is still no larger than one frame may be.
+        let mut batch = BufWriter::with_capacity(MAX_FROM_GUEST_BYTES, &host.socket);
+        outputs::send(&mut FrameWriter::new(&mut batch, MAX_FROM_GUEST_BYTES), &specification.outputs)?;
+        batch.flush().map_err(FrameError::Io)?;
+    }
+    Ok(())
+}
+
+fn failure<'a>(error: &SetupError, detail: &'a str) -> FromGuest<'a> {
+    FromGuest::SetupFailed(SetupFailure { step: error.step, detail })
+}
+
+impl Host {
+    /// Dials until the host accepts; the vsock device may not be there yet.
+    fn dial() -> io::Result<Self> {
+        let start = Instant::now();
+        loop {
+            let socket = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+            match connect(socket.as_raw_fd(), &VsockAddr::new(HOST_CID, PORT)) {
+                Err(error) if start.elapsed() > DIAL_WAIT => return Err(error.into()),
+                Err(_) => sleep(Duration::from_millis(10)),
+                Ok(()) => return Self::new(socket.into()),
+            }
+        }
+    }
+
+    fn new(socket: File) -> io::Result<Self> {
+        Ok(Self {
+            reader: FrameReader::new(socket.try_clone()?, MAX_FROM_HOST_BYTES),
+            writer: FrameWriter::new(socket.try_clone()?, MAX_FROM_GUEST_BYTES),
+            socket,
+        })
+    }
+
+    /// Frees the specification's frame, which may have been large.
+    fn forget_specification(&mut self) -> io::Result<()> {
+        self.reader = FrameReader::new(self.socket.try_clone()?, MAX_FROM_HOST_BYTES);
+        Ok(())
+    }
+
+    /// From here on the host hears of a panic before the machine ends.
+    fn tell_of_panics(&self) -> io::Result<()> {
+        let socket = self.socket.try_clone()?;
+        std::panic::set_hook(Box::new(move |panic| {
+            eprintln!("guest-init: {panic}");
+            let detail = format!("guest-init panicked: {panic}");
+            let message = FromGuest::SetupFailed(SetupFailure { step: Step::Start, detail: &detail });
+            let _ = FrameWriter::new(&socket, MAX_FROM_GUEST_BYTES).write(&message);
+            let _ = await_answer(&socket);
+            boot::power_off()
+        }));
+        Ok(())
+    }
+
+    /// Sends one message.
+    pub(crate) fn say(&mut self, message: &FromGuest<'_>) -> Result<(), FrameError> {
+        self.writer.write(message)
+    }
+
+    fn hear(&mut self) -> Result<FromHost, FrameError> {
+        self.reader.read()
+    }
+}
+
+impl AsFd for Host {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Waits until the host has said or ended something, or for [`ACKNOWLEDGE_WAIT_S`].
+fn await_answer(socket: &File) -> Result<(), FrameError> {
+    let _ = setsockopt(socket, sockopt::ReceiveTimeout, &TimeVal::seconds(ACKNOWLEDGE_WAIT_S));
+    FrameReader::new(socket, MAX_FROM_GUEST_BYTES).read::<FromHost>().map(drop)
+}
+
+fn uptime_us() -> u64 {
+    let clock = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
+    u64::try_from(clock.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Tells the console, where somebody may look when the host hears nothing.
+fn complain(error: &dyn Error) {
+    let mut text = format!("guest-init: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    eprintln!("{text}");
+}

@@ -1,0 +1,113 @@
+//! System calls that `nix` has no safe form for, each behind a safe function.
+
+use std::{
+    ffi::{c_int, c_ulong},
+    fs::File,
+    io,
+    os::{fd::AsRawFd as _, unix::process::ExitStatusExt as _},
+    process::ExitStatus,
+};
+
+use nix::errno::Errno;
+
+/// Grows a mounted ext4 to a number of its blocks.
+pub(crate) fn resize_ext4(mounted: &File, blocks: u64) -> io::Result<()> {
+    const EXT4_IOC_RESIZE_FS: c_ulong = nix::request_code_write!(b'f', 16, size_of::<u64>());
+    // SAFETY: the kernel reads one u64 through the pointer, which outlives the call.
+    let result = unsafe { libc::ioctl(mounted.as_raw_fd(), EXT4_IOC_RESIZE_FS, &raw const blocks) };
+    Ok(Errno::result(result).map(drop)?)
+}
+
+/// Brings up `lo` in the calling process's network namespace.
+pub(crate) fn raise_loopback() -> io::Result<()> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    // SAFETY: all-zero bytes are a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
+    // SAFETY: the kernel reads one ifreq through the pointer, which outlives the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    Ok(Errno::result(result).map(drop)?)
+}
+
+/// Waits for a child, or for any child, and takes its status, which may be a real-time signal.
+pub(crate) fn wait(pid: Option<nix::unistd::Pid>) -> io::Result<(nix::unistd::Pid, ExitStatus)> {
+    let mut status: c_int = 0;
+    let asked = pid.map_or(-1, nix::unistd::Pid::as_raw);
+    loop {
+        // SAFETY: the kernel writes one int through the pointer, which outlives the call.
+        let result = unsafe { libc::waitpid(asked, &raw mut status, 0) };
+        match Errno::result(result) {
+            Ok(pid) => return Ok((nix::unistd::Pid::from_raw(pid), ExitStatus::from_raw(status))),
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Marks every descriptor from `first` on as closed by the next `execve`.
+pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
+    // SAFETY: touches no memory; descriptors stay open, so nobody's ownership is broken.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    Ok(Errno::result(result).map(drop)?)
+}
+
+/// Sets every signal to its default disposition and unblocks all.
+pub(crate) fn reset_signals() -> io::Result<()> {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: SIG_DFL installs no handler. SIGKILL, SIGSTOP and libc's own refuse, as they may.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    Ok(nix::sys::signal::SigSet::empty().thread_set_mask()?)
+}
+
+/// Empties all capability sets of the calling process, the bounding set first, and keeps it from gaining any.
+///
+/// The user must be changed between the two halves of it, since both changes need capabilities.
+pub(crate) fn drop_bounding_set() -> io::Result<()> {
+    for capability in 0..64 {
+        match prctl(libc::PR_CAPBSET_DROP, capability) {
+            Err(Errno::EINVAL) => break,
+            other => other?,
+        }
+    }
+    Ok(prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as c_ulong)?)
+}
+
+/// Empties the effective, permitted and inheritable sets.
+pub(crate) fn drop_capabilities() -> io::Result<()> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: c_int,
+    }
+    let header = Header { version: 0x2008_0522, pid: 0 };
+    let empty = [0_u32; 6];
+    // SAFETY: version 3 of the call reads one header and two triples of u32; both outlive the call.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const empty) };
+    Ok(Errno::result(result).map(drop)?)
+}
+
+/// Installs a seccomp filter for good; needs `no_new_privs`.
+pub(crate) fn install_filter(program: &[libc::sock_filter]) -> io::Result<()> {
+    let length = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut() };
+    // SAFETY: the kernel reads `len` instructions through `filter` and writes none; both outlive the call.
+    let result = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program, 0, 0) };
+    Ok(Errno::result(result).map(drop)?)
+}
+
+/// Divides the process; only one thread must be running.
+pub(crate) fn fork() -> io::Result<nix::unistd::ForkResult> {
+    // SAFETY: guest-init never starts a thread, so the child's copy of memory is consistent.
+    Ok(unsafe { nix::unistd::fork() }?)
+}
+
+fn prctl(option: c_int, argument: c_ulong) -> Result<(), Errno> {
+    const NONE: c_ulong = 0;
+    // SAFETY: the options used here take numbers only.
+    Errno::result(unsafe { libc::prctl(option, argument, NONE, NONE, NONE) }).map(drop)
+}
