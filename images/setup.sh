@@ -1,0 +1,64 @@
+#!/bin/sh
+# Installs what this project needs on Debian 12 beside a Rust toolchain. Safe to run again: with everything in place
+# it changes nothing and takes milliseconds.
+#
+#   images/setup.sh            to build, run and test
+#   images/setup.sh kernel     also to compile the minimal kernel
+set -eu
+
+vsock_version=0.3.0
+tools=${XDG_CACHE_HOME:-$HOME/.cache}/cofferdam/tools
+
+# build-essential     linker for Rust, compiler for the kernel
+# pkg-config, libcap-ng-dev   needed by the crate virtiofsd
+# qemu-system-x86     the VMM that runs anywhere
+# e2fsprogs           mke2fs for the scratch template
+# xz-utils            compressed kernel modules, kernel source
+# ca-certificates     so that cargo can fetch crates
+packages='build-essential pkg-config libcap-ng-dev qemu-system-x86 e2fsprogs xz-utils ca-certificates'
+
+case ${1-} in
+'') ;;
+kernel) packages="$packages bc bison flex libelf-dev" ;;
+*)
+    echo "usage: images/setup.sh [kernel]" >&2
+    exit 2
+    ;;
+esac
+
+fail() {
+    echo "setup: $*" >&2
+    exit 1
+}
+
+# Prints those of its arguments that are not installed.
+missing_of() {
+    # dpkg-query fails when one package is unknown, and still lists the others.
+    installed=$(dpkg-query --show --showformat='${db:Status-Status} ${Package}\n' "$@" 2>/dev/null |
+        sed -n 's/^installed //p') || true
+    for package in "$@"; do
+        printf '%s\n' "$installed" | grep -qx -- "$package" || printf ' %s' "$package"
+    done
+}
+
+command -v dpkg-query >/dev/null || fail "this needs Debian's package manager; install the equivalents of: $packages"
+# shellcheck disable=SC2086 # the list is meant to split
+missing=$(missing_of $packages)
+if [ -n "$missing" ]; then
+    if [ "$(id -u)" -ne 0 ]; then
+        fail "packages are missing; as root, run: apt-get install --no-install-recommends$missing"
+    fi
+    echo "setup: installing$missing"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq || echo "setup: some package lists could not be refreshed; going on with those that could" >&2
+    # shellcheck disable=SC2086
+    apt-get install -qq --no-install-recommends $missing >/dev/null || fail "apt-get could not install$missing"
+fi
+
+if [ ! -x "$tools/bin/vhost-device-vsock" ] ||
+    ! grep -qs "\"vhost-device-vsock $vsock_version " "$tools/.crates.toml"; then
+    command -v cargo >/dev/null || fail "cargo is not in PATH; install a Rust toolchain first"
+    echo "setup: compiling vhost-device-vsock $vsock_version into $tools/bin"
+    cargo install --quiet --locked --version "$vsock_version" --root "$tools" vhost-device-vsock ||
+        fail "vhost-device-vsock $vsock_version could not be compiled"
+fi

@@ -1,0 +1,204 @@
+//! How apt is run: with the host's mirrors, proxies and keys, and with everything that it writes in one directory.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use super::DebianError;
+use crate::command;
+
+/// Package lists younger than this are not fetched again.
+const LISTS_FRESH: Duration = Duration::from_secs(60 * 60);
+
+/// Where Debian keeps the keys of its archive; where this file is missing, apt's general keyring has them.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// What apt writes, and what of the host's settings must not act here: hooks belong to the host's own updates.
+const SETTINGS: &str = r#"Dir::State "@";
+Dir::State::lists "@/lists";
+Dir::State::status "@/status";
+Dir::State::extended_states "@/extended_states";
+Dir::Cache "@";
+Dir::Cache::archives "@/archives";
+Dir::Cache::pkgcache "pkgcache.bin";
+Dir::Cache::srcpkgcache "srcpkgcache.bin";
+Dir::Etc::preferences "@/preferences";
+Dir::Etc::preferencesparts "/dev/null";
+Dir::Log "@";
+APT::Sandbox::User "root";
+APT::Install-Recommends "false";
+APT::Install-Suggests "false";
+APT::Keep-Downloaded-Packages "true";
+Acquire::Languages "none";
+Acquire::Retries "3";
+APT::Update::Error-Mode "any";
+Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
+#clear APT::Update::Pre-Invoke;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+#clear DPkg::Pre-Invoke;
+#clear DPkg::Post-Invoke;
+#clear DPkg::Pre-Install-Pkgs;
+"#;
+
+/// Read after [`SETTINGS`] for source packages, which hosts seldom list: their own sources and lists.
+const SOURCE_SETTINGS: &str = r#"Dir::State::lists "@/source-lists";
+Dir::Cache::pkgcache "";
+Dir::Cache::srcpkgcache "";
+Dir::Etc::sourcelist "@/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+"#;
+
+/// Other vendors' sources on the host never replace Debian's packages.
+const PREFERENCES: &str = "Package: *\nPin: release o=Debian\nPin-Priority: 990\n";
+
+/// Which packages are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lists {
+    /// Those that the host's sources list.
+    Binary,
+    /// The source packages behind them.
+    Source,
+}
+
+/// apt with a directory of its own.
+#[derive(Debug)]
+pub(super) struct Apt {
+    pub(super) directory: PathBuf,
+    pub(super) progress: fn(&str),
+}
+
+impl Apt {
+    pub(super) fn open(directory: PathBuf, progress: fn(&str)) -> Result<Self, DebianError> {
+        for name in ["archives/partial", "empty/partial", "lists/partial", "source-lists/partial"] {
+            let path = directory.join(name);
+            fs::create_dir_all(&path).map_err(|source| DebianError::Cache { path, source })?;
+        }
+        let this = Self { directory, progress };
+        let own = this.directory.to_string_lossy().into_owned();
+        let settings = SETTINGS.replace('@', &own);
+        this.write("settings", &settings)?;
+        this.write("source-settings", &format!("{settings}{}", SOURCE_SETTINGS.replace('@', &own)))?;
+        this.write("preferences", PREFERENCES)?;
+        this.write("status", "")?;
+        Ok(this)
+    }
+
+    /// Waits until no other process uses the directory; the lock ends with the file.
+    pub(super) fn lock(&self) -> Result<File, DebianError> {
+        let path = self.directory.join("lock");
+        let file = File::create(&path).and_then(|file| file.lock().map(|()| file));
+        file.map_err(|source| DebianError::Cache { path, source })
+    }
+
+    /// Has `apt-get arguments` download what it would, and says where it is.
+    pub(super) fn download(&self, lists: Lists, what: &str, arguments: &[&str]) -> Result<Vec<PathBuf>, DebianError> {
+        self.update(lists)?;
+        // Lines that matter read: 'URI' file-name size hash. What is there already would be left out.
+        let empty = self.directory.join("empty");
+        let mut plan = self.command("apt-get", lists);
+        plan.arg(format!("-oDir::Cache::archives={}", empty.display())).arg("--print-uris").args(arguments);
+        let plan = command::text(plan.current_dir(&empty)).map_err(|source| fetch_error(what, source))?;
+        let archives = self.directory.join("archives");
+        let files: Vec<_> = plan
+            .lines()
+            .filter(|line| line.starts_with('\''))
+            .filter_map(|line| line.split(' ').nth(1))
+            .map(|file| archives.join(file))
+            .collect();
+        if files.is_empty() {
+            return Err(DebianError::Unknown { what: what.to_owned() });
+        }
+        if files.iter().any(|file| !file.exists()) {
+            (self.progress)(&format!("downloading {what}"));
+        }
+        // Even if all files are there: only apt can say that they are whole.
+        let mut fetch = self.command("apt-get", lists);
+        fetch.arg("--download-only").args(arguments).current_dir(&archives);
+        command::output(&mut fetch).map_err(|source| fetch_error(what, source))?;
+        Ok(files)
+    }
+
+    /// What the package's control file says, newest version.
+    pub(super) fn show(&self, package: &str) -> Result<String, DebianError> {
+        self.update(Lists::Binary)?;
+        command::text(self.command("apt-cache", Lists::Binary).args(["show", "--no-all-versions", package]))
+            .map_err(|source| fetch_error(package, source))
+    }
+
+    fn update(&self, lists: Lists) -> Result<(), DebianError> {
+        let stamp = self.directory.join(match lists {
+            Lists::Binary => "lists/fetched",
+            Lists::Source => "source-lists/fetched",
+        });
+        let age = stamp.metadata().and_then(|data| data.modified()).ok();
+        let age = age.and_then(|fetched| SystemTime::now().duration_since(fetched).ok());
+        if age.is_some_and(|age| age < LISTS_FRESH) {
+            return Ok(());
+        }
+        if lists == Lists::Source {
+            self.update(Lists::Binary)?;
+            self.list_sources()?;
+        }
+        (self.progress)(match lists {
+            Lists::Binary => "fetching Debian's package lists",
+            Lists::Source => "fetching Debian's lists of source packages",
+        });
+        // Some other vendor's source may be out of order; whether what is needed is there will show.
+        match command::output(self.command("apt-get", lists).arg("update")) {
+            Ok(_) => fs::write(&stamp, "").map_err(|source| DebianError::Cache { path: stamp, source }),
+            Err(error) => {
+                (self.progress)(&format!("going on with the package lists that could be had: {error}"));
+                Ok(())
+            }
+        }
+    }
+
+    /// Writes down where the source packages of the host's Debian packages are.
+    fn list_sources(&self) -> Result<(), DebianError> {
+        let format = "$(CREATED_BY)|$(ORIGIN)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)";
+        let targets = command::text(self.command("apt-get", Lists::Binary).args(["indextargets", "--format", format]))
+            .map_err(|source| fetch_error("list of sources", source))?;
+        let signed_by = if Path::new(KEYRING).exists() { format!("[signed-by={KEYRING}] ") } else { String::new() };
+        let mut lines: Vec<_> = targets
+            .lines()
+            .filter_map(|line| line.strip_prefix("Packages|Debian|"))
+            .map(|place| format!("deb-src {signed_by}{}\n", place.replace('|', " ")))
+            .collect();
+        lines.sort_unstable();
+        lines.dedup();
+        self.write("sources.list", &lines.concat())
+    }
+
+    fn command(&self, program: &str, lists: Lists) -> Command {
+        let settings = match lists {
+            Lists::Binary => "settings",
+            Lists::Source => "source-settings",
+        };
+        let mut command = Command::new(program);
+        command.env("LC_ALL", "C").env("DEBIAN_FRONTEND", "noninteractive");
+        command.arg("-qq").arg("--config-file").arg(self.directory.join(settings));
+        command
+    }
+
+    /// Writes a file whole or not at all, and only if it changes.
+    pub(super) fn write(&self, name: &str, text: &str) -> Result<(), DebianError> {
+        let path = self.directory.join(name);
+        if fs::read_to_string(&path).is_ok_and(|found| found == text) {
+            return Ok(());
+        }
+        let written = || -> io::Result<()> {
+            let aside = tempfile::NamedTempFile::new_in(&self.directory)?;
+            fs::write(aside.path(), text)?;
+            aside.persist(&path)?;
+            Ok(())
+        };
+        written().map_err(|source| DebianError::Cache { path, source })
+    }
+}
+
+fn fetch_error(what: &str, source: command::CommandError) -> DebianError {
+    DebianError::Fetch { what: what.to_owned(), source }
+}

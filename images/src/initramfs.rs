@@ -1,0 +1,63 @@
+//! The guest's first file system: guest-init, a static shell and the kernel's modules.
+//!
+//! ```text
+//!   /init             guest-init
+//!   /sh               the shell for builds that ask for /bin/sh
+//!   /modules.order    file names in /lib, one a line, in the order to load them; empty when all is built in
+//!   /lib/*.ko         the modules
+//!   /dev/console      what the kernel opens for /init before anything is mounted
+//!   /build-root …     empty directories to mount on
+//! ```
+//!
+//! Not compressed: under emulation it costs more to decompress these few megabytes than to load them.
+
+use crate::modules::Module;
+use crate::newc::Archive;
+
+/// Where guest-init mounts things.
+const DIRECTORIES: &[&str] = &["build-root", "inputs", "mnt", "proc", "run", "scratch", "sys"];
+
+/// The archive; it depends on nothing but the arguments.
+pub(crate) fn archive(guest_init: &[u8], shell: &[u8], modules: &[Module]) -> Vec<u8> {
+    let mut archive = Archive::default();
+    archive.directory("dev", 0o755);
+    archive.character_device("dev/console", 0o600, 5, 1);
+    for name in DIRECTORIES {
+        archive.directory(name, 0o755);
+    }
+    archive.directory("tmp", 0o1777);
+    archive.file("init", 0o755, guest_init);
+    archive.file("sh", 0o755, shell);
+    archive.directory("lib", 0o755);
+    let mut order = String::new();
+    for module in modules {
+        let file = format!("{}.ko", module.name);
+        archive.file(&format!("lib/{file}"), 0o644, &module.contents);
+        order.push_str(&file);
+        order.push('\n');
+    }
+    archive.file("modules.order", 0o644, order.as_bytes());
+    archive.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn position(archive: &[u8], text: &str) -> usize {
+        archive.windows(text.len()).position(|window| window == text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn modules_are_listed_in_load_order_and_after_their_directory() {
+        let modules = ["virtio", "fuse"].map(|name| Module { name: name.into(), contents: b"ELF".to_vec() });
+        let archive = archive(b"init", b"sh", &modules);
+        position(&archive, "virtio.ko\nfuse.ko\n");
+        assert!(position(&archive, "lib\0") < position(&archive, "lib/virtio.ko\0"));
+    }
+
+    #[test]
+    fn equal_inputs_give_equal_bytes() {
+        assert_eq!(archive(b"init", b"sh", &[]), archive(b"init", b"sh", &[]));
+    }
+}

@@ -1,0 +1,45 @@
+//! The guest image: a kernel, an initramfs and the template of the scratch disk.
+//!
+//! ```text
+//!   guest-init/ ──────── cargo, static ─────────────┐
+//!   busybox-static ───── apt, unpacked ─────────────┼─▶ initramfs ────┐
+//!   cloud kernel ─────── apt, unpacked ──┬─ modules ┘                 ├─▶ one directory, renamed into place
+//!     or minimal kernel, compiled ───────┴─ kernel ───────────────────┤
+//!   mke2fs ──────────────────────────────── scratch.ext4 ─────────────┘
+//! ```
+//!
+//! Nothing is mounted, nothing is installed, no privilege is asked for; equal inputs give equal bytes. `made-from` in
+//! the directory names the inputs: while they stay the same, [`ensure`] only looks.
+
+mod aside;
+mod command;
+pub mod debian;
+mod guest_init;
+mod image;
+mod initramfs;
+pub mod minimal;
+mod modules;
+mod newc;
+mod prebuilt;
+mod scratch;
+
+use std::env;
+use std::path::PathBuf;
+
+pub use command::CommandError;
+pub use image::{EnsureError, Image, ImageError, KernelChoice, Options, ensure};
+pub use modules::ModulesError;
+pub use prebuilt::PrebuiltError;
+pub use scratch::{SCRATCH_TEMPLATE_BYTES, ScratchError};
+
+/// Where images, packages, kernels and tools are kept: `$XDG_CACHE_HOME/cofferdam`, by default `~/.cache/cofferdam`.
+pub fn cache_dir() -> PathBuf {
+    let home = || env::home_dir().unwrap_or_default().join(".cache");
+    let base = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    base.unwrap_or_else(home).join("cofferdam")
+}
+
+/// Where the image is: `$COFFERDAM_IMAGE`, by default `image` in [`cache_dir`].
+pub fn default_dir() -> PathBuf {
+    env::var_os("COFFERDAM_IMAGE").map_or_else(|| cache_dir().join("image"), PathBuf::from)
+}

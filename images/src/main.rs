@@ -1,0 +1,80 @@
+//! `cofferdam-image`: makes the guest image, or the minimal kernel for it, and prints where it is.
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use cofferdam_images::debian::Debian;
+use cofferdam_images::{KernelChoice, Options, ensure, minimal};
+
+const EXAMPLES: &str = "Examples:
+  cofferdam-image                   the user's own image, with the best kernel at hand
+  cofferdam-image kernel            compile the minimal kernel; images have it from then on
+  cofferdam-image --kernel debian   with Debian's cloud kernel, even if the minimal one is compiled
+  cofferdam-image --out ./image     in another directory
+  cofferdam-image --refresh         with the newest packages";
+
+/// Make the guest image (kernel, initramfs, scratch template) and print its directory.
+///
+/// Nothing is installed and no privilege is needed. An image that is up to date is left alone.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(subcommand)]
+    action: Option<Action>,
+    /// The image's directory [default: $COFFERDAM_IMAGE, or image in the cache directory]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// "debian", or a kernel file with everything built in [default: the minimal kernel if compiled, else Debian's]
+    #[arg(long, value_name = "KERNEL", value_parser = kernel_choice)]
+    kernel: Option<KernelChoice>,
+    /// Ask for the newest packages
+    #[arg(long)]
+    refresh: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Compile the minimal kernel (some minutes) and print its path; does nothing when that was done before
+    Kernel {
+        /// Ask for the newest source
+        #[arg(long)]
+        refresh: bool,
+    },
+}
+
+fn kernel_choice(text: &str) -> Result<KernelChoice, std::convert::Infallible> {
+    Ok(if text == "debian" { KernelChoice::Debian } else { KernelChoice::File(text.into()) })
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(path) => {
+            println!("{}", path.display());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                eprintln!("  caused by: {error}");
+                cause = error.source();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<PathBuf, Box<dyn Error>> {
+    let mut options = Options::default();
+    if let Some(Action::Kernel { refresh }) = arguments.action {
+        let debian = Debian::open(&options.cache, refresh, options.progress)?;
+        return Ok(minimal::compile(&options.cache, &debian, options.progress)?);
+    }
+    options.refresh = arguments.refresh;
+    options.kernel = arguments.kernel.unwrap_or_default();
+    options.out = arguments.out.unwrap_or(options.out);
+    ensure(&options)?;
+    Ok(options.out)
+}

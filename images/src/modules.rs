@@ -1,0 +1,238 @@
+//! Kernel modules: which files a set of modules needs, in the order in which they can be loaded.
+//!
+//! A distribution's package holds no `modules.dep` (that is made where it is installed), so the dependencies are read
+//! from where they come from: each module's own `.modinfo`, a run of NUL-terminated `key=value` strings.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{fs, io};
+
+use crate::command::{self, CommandError};
+
+/// Why the modules could not be gathered.
+#[derive(Debug, thiserror::Error)]
+pub enum ModulesError {
+    /// Neither a file nor built in.
+    #[error("kernel module {name}{} is not in {} and not built in", needed_by(.by), .tree.display())]
+    Missing {
+        /// The module's name, with underscores.
+        name: String,
+        /// The module that depends on it.
+        by: Option<String>,
+        /// Where modules were looked for.
+        tree: PathBuf,
+    },
+    /// Modules that depend on each other, which the kernel could not load either.
+    #[error("kernel module {name} depends on itself")]
+    Cycle {
+        /// The module's name.
+        name: String,
+    },
+    /// A file could not be read.
+    #[error("could not read {}", path.display())]
+    Read {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A compressed module could not be decompressed.
+    #[error("could not decompress a kernel module")]
+    Decompress(#[source] CommandError),
+}
+
+fn needed_by(by: &Option<String>) -> String {
+    by.as_ref().map_or_else(String::new, |by| format!(", which {by} needs,"))
+}
+
+/// A module, ready to be loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Module {
+    /// The name that the kernel knows it by.
+    pub(crate) name: String,
+    /// The ELF file, decompressed.
+    pub(crate) contents: Vec<u8>,
+}
+
+/// The modules of one kernel: `lib/modules/<release>`.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    path: PathBuf,
+    files: BTreeMap<String, PathBuf>,
+    built_in: BTreeSet<String>,
+}
+
+impl Tree {
+    /// Finds what there is; reads no module yet.
+    pub(crate) fn open(path: &Path) -> Result<Self, ModulesError> {
+        let list = path.join("modules.builtin");
+        let text = fs::read_to_string(&list).map_err(|source| ModulesError::Read { path: list, source })?;
+        let built_in = text.lines().filter_map(|line| module_name(OsStr::new(line.rsplit('/').next()?))).collect();
+        let mut files = BTreeMap::new();
+        find_modules(&path.join("kernel"), &mut files)?;
+        Ok(Self { path: path.to_owned(), files, built_in })
+    }
+
+    /// The wanted modules and all that they depend on, each after what it needs; built-in ones are left out.
+    pub(crate) fn load_order(&self, wanted: &[&str]) -> Result<Vec<Module>, ModulesError> {
+        let mut contents = BTreeMap::new();
+        let order = order(wanted, |name, by| {
+            if self.built_in.contains(name) {
+                return Ok(None);
+            }
+            let Some(file) = self.files.get(name) else {
+                let by = by.map(str::to_owned);
+                return Err(ModulesError::Missing { name: name.to_owned(), by, tree: self.path.clone() });
+            };
+            let bytes = read_module(file)?;
+            let needs = dependencies(&bytes);
+            contents.insert(name.to_owned(), bytes);
+            Ok(Some(needs))
+        })?;
+        let take = |name: String| {
+            let contents = contents.remove(&name).unwrap_or_default();
+            Module { name, contents }
+        };
+        Ok(order.into_iter().map(take).collect())
+    }
+}
+
+/// Depth first, so that a module follows all that it needs; `needs` says `None` for what is built in.
+fn order(
+    wanted: &[&str],
+    mut needs: impl FnMut(&str, Option<&str>) -> Result<Option<Vec<String>>, ModulesError>,
+) -> Result<Vec<String>, ModulesError> {
+    /// A module on the way: its name, and what it needs that was not looked at yet, last first.
+    struct Open {
+        name: String,
+        waiting: Vec<String>,
+    }
+    let mut done = BTreeSet::new();
+    let mut ordered = Vec::new();
+    for root in wanted {
+        let mut path: Vec<Open> = Vec::new();
+        let mut next = Some((*root).to_owned());
+        loop {
+            if let Some(name) = next.take() {
+                if path.iter().any(|open| open.name == name) {
+                    return Err(ModulesError::Cycle { name });
+                }
+                if done.insert(name.clone()) {
+                    let by = path.last().map(|open| open.name.as_str());
+                    if let Some(mut waiting) = needs(&name, by)? {
+                        waiting.reverse();
+                        path.push(Open { name, waiting });
+                    }
+                }
+            }
+            let Some(open) = path.last_mut() else { break };
+            next = open.waiting.pop();
+            if next.is_none() {
+                ordered.extend(path.pop().map(|open| open.name));
+            }
+        }
+    }
+    Ok(ordered)
+}
+
+fn find_modules(directory: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<(), ModulesError> {
+    let failed = |source| ModulesError::Read { path: directory.to_owned(), source };
+    for entry in fs::read_dir(directory).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.file_type().map_err(failed)?.is_dir() {
+            find_modules(&entry.path(), files)?;
+        } else if let Some(name) = module_name(&entry.file_name()) {
+            files.insert(name, entry.path());
+        }
+    }
+    Ok(())
+}
+
+/// `virtio-rng.ko.xz` is the module `virtio_rng`.
+fn module_name(file: &OsStr) -> Option<String> {
+    let (stem, compression) = file.to_str()?.split_once(".ko")?;
+    matches!(compression, "" | ".xz" | ".zst" | ".gz").then(|| stem.replace('-', "_"))
+}
+
+fn read_module(file: &Path) -> Result<Vec<u8>, ModulesError> {
+    let program = match file.extension().and_then(OsStr::to_str) {
+        Some("xz") => "xz",
+        Some("zst") => "zstd",
+        Some("gz") => "gzip",
+        _ => return fs::read(file).map_err(|source| ModulesError::Read { path: file.to_owned(), source }),
+    };
+    command::output(Command::new(program).args(["--decompress", "--stdout"]).arg(file))
+        .map_err(ModulesError::Decompress)
+}
+
+fn dependencies(module: &[u8]) -> Vec<String> {
+    module
+        .split(|byte| *byte == 0)
+        .filter_map(|text| text.strip_prefix(b"depends="))
+        .flat_map(|list| list.split(|byte| *byte == b','))
+        .filter(|name| !name.is_empty())
+        .map(|name| String::from_utf8_lossy(name).replace('-', "_"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ordered(wanted: &[&str], graph: &[(&str, &[&str])]) -> Result<Vec<String>, ModulesError> {
+        order(wanted, |name, by| {
+            let found = graph.iter().find(|(module, _)| *module == name);
+            let Some((_, needs)) = found else {
+                let by = by.map(str::to_owned);
+                return Err(ModulesError::Missing { name: name.to_owned(), by, tree: PathBuf::from("tree") });
+            };
+            Ok(Some(needs.iter().map(|name| (*name).to_owned()).collect()))
+        })
+    }
+
+    #[test]
+    fn a_module_comes_after_all_that_it_needs_and_only_once() {
+        let graph: &[(&str, &[&str])] = &[
+            ("virtio", &[]),
+            ("virtio_ring", &["virtio"]),
+            ("virtio_pci", &["virtio_ring", "virtio"]),
+            ("fuse", &[]),
+            ("virtiofs", &["fuse", "virtio", "virtio_ring"]),
+        ];
+        let order = ordered(&["virtiofs", "virtio_pci", "virtio"], graph).unwrap();
+        assert_eq!(order, ["fuse", "virtio", "virtio_ring", "virtiofs", "virtio_pci"]);
+    }
+
+    #[test]
+    fn a_missing_module_is_named_with_the_one_that_needs_it() {
+        let error = ordered(&["virtiofs"], &[("virtiofs", &["fuse"])]).unwrap_err();
+        assert_eq!(error.to_string(), "kernel module fuse, which virtiofs needs, is not in tree and not built in");
+    }
+
+    #[test]
+    fn a_cycle_ends_with_an_error() {
+        let error = ordered(&["a"], &[("a", &["b"]), ("b", &["a"])]).unwrap_err();
+        assert_eq!(error.to_string(), "kernel module a depends on itself");
+    }
+
+    #[test]
+    fn dependencies_are_read_from_modinfo() {
+        let module = b"\x7fELF...\0license=GPL\0depends=fuse,virtio-ring\0retpoline=Y\0";
+        assert_eq!(dependencies(module), ["fuse", "virtio_ring"]);
+        assert!(dependencies(b"\0depends=\0").is_empty());
+    }
+
+    #[test]
+    fn a_tree_finds_modules_under_any_spelling() {
+        let directory = tempfile::tempdir().unwrap();
+        let deep = directory.path().join("kernel/drivers/virtio");
+        fs::create_dir_all(&deep).unwrap();
+        fs::write(directory.path().join("modules.builtin"), "kernel/fs/ext4/ext4.ko\n").unwrap();
+        fs::write(deep.join("virtio-rng.ko"), b"\0depends=ext4\0").unwrap();
+        let order = Tree::open(directory.path()).unwrap().load_order(&["virtio_rng", "ext4"]).unwrap();
+        assert_eq!(order, [Module { name: "virtio_rng".into(), contents: b"\0depends=ext4\0".to_vec() }]);
+    }
+}

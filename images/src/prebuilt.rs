@@ -1,0 +1,82 @@
+//! Debian's cloud kernel: the quick start, with the few modules that a guest needs.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::debian::{Debian, DebianError, Package};
+use crate::modules::{Module, ModulesError, Tree};
+
+/// Depends on the current kernel of the Debian release.
+const METAPACKAGE: &str = "linux-image-cloud-amd64";
+
+/// What a guest needs; all else is a dependency or built into the kernel.
+const MODULES: &[&str] =
+    &["virtio_pci", "virtio_blk", "virtiofs", "vmw_vsock_virtio_transport", "overlay", "ext4", "virtio_rng"];
+
+/// Why there is no kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum PrebuiltError {
+    /// The package could not be had.
+    #[error("could not get Debian's cloud kernel")]
+    Package(#[source] DebianError),
+    /// The package isn't laid out as expected.
+    #[error("package {package} has no {what}")]
+    Layout {
+        /// The package's name.
+        package: String,
+        /// What is missing.
+        what: &'static str,
+    },
+    /// A directory could not be read.
+    #[error("could not read {}", path.display())]
+    Read {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The modules could not be gathered.
+    #[error("could not gather the kernel's modules")]
+    Modules(#[source] ModulesError),
+}
+
+/// A kernel and its modules in the order to load them.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    /// What the VMM boots.
+    pub(crate) image: PathBuf,
+    /// What guest-init loads.
+    pub(crate) modules: Vec<Module>,
+}
+
+/// The package, downloaded.
+pub(crate) fn package(debian: &Debian) -> Result<Package, PrebuiltError> {
+    debian.package_behind(METAPACKAGE, "linux-image-").map_err(PrebuiltError::Package)
+}
+
+/// What of the package goes into the image.
+pub(crate) fn kernel(debian: &Debian, package: &Package) -> Result<Kernel, PrebuiltError> {
+    let unpacked = debian.unpacked(package).map_err(PrebuiltError::Package)?;
+    let missing = |what| PrebuiltError::Layout { package: package.name.clone(), what };
+    let image = find(&unpacked.join("boot"), "vmlinuz-")?.ok_or_else(|| missing("boot/vmlinuz-*"))?;
+    // Releases after Debian 12 have it below usr.
+    let tree = ["lib/modules", "usr/lib/modules"].map(|path| unpacked.join(path));
+    let tree = tree.iter().find(|path| path.exists()).ok_or_else(|| missing("lib/modules"))?;
+    let tree = find(tree, "")?.ok_or_else(|| missing("lib/modules/*"))?;
+    let modules = Tree::open(&tree).and_then(|tree| tree.load_order(MODULES)).map_err(PrebuiltError::Modules)?;
+    Ok(Kernel { image, modules })
+}
+
+/// The entry of `directory` whose name starts so.
+fn find(directory: &Path, prefix: &str) -> Result<Option<PathBuf>, PrebuiltError> {
+    let failed = |source| PrebuiltError::Read { path: directory.to_owned(), source };
+    for entry in fs::read_dir(directory).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            return Ok(Some(entry.path()));
+        }
+    }
+    Ok(None)
+}
