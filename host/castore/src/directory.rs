@@ -124,3 +124,94 @@ impl Directory {
         if directory.encode() == bytes { Ok(directory) } else { Err(proto::DecodeError::NotCanonical) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::{arb_directory, file, name, symlink};
+
+    #[test]
+    fn the_empty_directory_has_the_digest_of_no_bytes() {
+        let directory = Directory::new();
+        assert_eq!(directory.encode(), b"");
+        assert_eq!(directory.digest(), B3Digest::EMPTY);
+        assert_eq!(directory.digest().to_hex(), "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262");
+    }
+
+    #[test]
+    fn the_encoding_is_the_canonical_protobuf_one() {
+        let directory = Directory::try_from_iter([
+            (name("z"), file(b"", false)),
+            (name("a"), file(b"x", true)),
+            (name("l"), symlink("t")),
+            (name("d"), Directory::new().to_node()),
+        ])
+        .unwrap();
+        // Written by hand: tag, length and value; fields that are zero or false are absent.
+        let expected = [
+            b"\x0a\x25\x0a\x01d\x12\x20".as_slice(),
+            B3Digest::EMPTY.as_slice(),
+            b"\x12\x29\x0a\x01a\x12\x20",
+            B3Digest::of(b"x").as_slice(),
+            b"\x18\x01\x20\x01",
+            b"\x12\x25\x0a\x01z\x12\x20",
+            B3Digest::EMPTY.as_slice(),
+            b"\x1a\x06\x0a\x01l\x12\x01t",
+        ]
+        .concat();
+        assert_eq!(directory.encode(), expected);
+        assert_eq!(directory.digest(), B3Digest::of(&expected));
+        assert_eq!(Directory::decode(&expected).unwrap(), directory);
+    }
+
+    #[test]
+    fn the_size_counts_all_entries_at_any_depth() {
+        let leaf = Directory::try_from_iter([(name("a"), symlink("t")), (name("b"), file(b"x", false))]).unwrap();
+        let middle = Directory::try_from_iter([(name("leaf"), leaf.to_node()), (name("x"), symlink("t"))]).unwrap();
+        let root = Directory::try_from_iter([
+            (name("empty"), Directory::new().to_node()),
+            (name("one"), middle.to_node()),
+            (name("two"), middle.to_node()),
+        ])
+        .unwrap();
+        assert_eq!((leaf.size(), middle.size(), root.size()), (2, 4, 3 + 2 * 4));
+        assert_eq!(root.children().map(|(_, size)| size).collect::<Vec<_>>(), [0, 4, 4]);
+    }
+
+    #[test]
+    fn a_taken_name_and_an_overflow_are_refused_and_change_nothing() {
+        let huge = |size| Node::Directory { digest: B3Digest::EMPTY, size };
+        let mut directory = Directory::try_from_iter([(name("a"), huge(u64::MAX - 2))]).unwrap();
+        assert_eq!(directory.add(name("a"), symlink("t")), Err(DirectoryError::Duplicate(name("a"))));
+        assert_eq!(directory.add(name("b"), huge(1)), Err(DirectoryError::SizeOverflow(name("b"))));
+        assert_eq!((directory.len(), directory.size()), (1, u64::MAX - 1));
+        directory.add(name("b"), symlink("t")).unwrap();
+        assert_eq!(directory.add(name("c"), symlink("t")), Err(DirectoryError::SizeOverflow(name("c"))));
+    }
+
+    #[test]
+    fn other_encodings_of_a_directory_are_refused() {
+        let unknown_field = b"\x22\x00";
+        assert!(matches!(Directory::decode(unknown_field), Err(proto::DecodeError::NotCanonical)));
+        let symlinks_first =
+            [b"\x1a\x06\x0a\x01l\x12\x01t\x12\x25\x0a\x01z\x12\x20", B3Digest::EMPTY.as_slice()].concat();
+        assert!(matches!(Directory::decode(&symlinks_first), Err(proto::DecodeError::NotCanonical)));
+        assert!(matches!(Directory::decode(b"\xff"), Err(proto::DecodeError::Malformed(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn encoding_and_decoding_gives_the_same_directory(directory in arb_directory()) {
+            prop_assert_eq!(Directory::decode(&directory.encode()).unwrap(), directory);
+        }
+
+        #[test]
+        fn any_bytes_decode_or_fail_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..128)) {
+            if let Ok(directory) = Directory::decode(&bytes) {
+                prop_assert_eq!(directory.encode(), bytes);
+            }
+        }
+    }
+}

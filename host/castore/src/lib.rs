@@ -26,6 +26,8 @@ mod name;
 mod node;
 pub mod proto;
 pub mod refscan;
+#[cfg(test)]
+mod testing;
 
 pub use addr::{AddrError, blob_service_from_addr, directory_service_from_addr, from_addr};
 pub use blobservice::{BlobReader, BlobService, BlobWriter, LocalBlobService, MemoryBlobService};

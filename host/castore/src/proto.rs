@@ -202,3 +202,114 @@ impl Entry {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use super::*;
+    use crate::testing::{file, name};
+
+    const NAME: &str = "n";
+
+    fn directory_entry(name: &str, size: u64) -> DirectoryEntry {
+        DirectoryEntry { name: name.to_owned().into(), digest: vec![0; 32].into(), size }
+    }
+
+    fn file_entry(name: &str) -> FileEntry {
+        FileEntry { name: name.to_owned().into(), digest: vec![0; 32].into(), size: 1, executable: false }
+    }
+
+    fn symlink_entry(name: &str, target: &'static [u8]) -> SymlinkEntry {
+        SymlinkEntry { name: name.to_owned().into(), target: target.into() }
+    }
+
+    /// The whole chain of what is wrong.
+    fn refused(message: Directory) -> String {
+        let error = crate::Directory::try_from(message).unwrap_err();
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            text = format!("{text}: {cause}");
+            source = cause.source();
+        }
+        text
+    }
+
+    #[test]
+    fn each_list_must_be_sorted() {
+        let directories = vec![directory_entry("b", 0), directory_entry("a", 0)];
+        let expected = "directories[1].name: \"a\" comes after \"b\"; each list is sorted by name";
+        assert_eq!(refused(Directory { directories, ..Default::default() }), expected);
+        let files = vec![file_entry("b"), file_entry("a")];
+        assert!(refused(Directory { files, ..Default::default() }).starts_with("files[1].name"));
+        let symlinks = vec![symlink_entry("b", b"t"), symlink_entry("a", b"t")];
+        assert!(refused(Directory { symlinks, ..Default::default() }).starts_with("symlinks[1].name"));
+    }
+
+    #[test]
+    fn names_are_unique_within_and_across_lists() {
+        let files = vec![file_entry(NAME), file_entry(NAME)];
+        let expected = "files[1]: two entries have the name \"n\"; names in a directory are unique";
+        assert_eq!(refused(Directory { files, ..Default::default() }), expected);
+        let message = Directory {
+            directories: vec![directory_entry(NAME, 0)],
+            files: vec![file_entry(NAME)],
+            ..Default::default()
+        };
+        assert!(refused(message).starts_with("files[0]: two entries"));
+        let message = Directory {
+            files: vec![file_entry("a"), file_entry(NAME)],
+            symlinks: vec![symlink_entry(NAME, b"t")],
+            ..Default::default()
+        };
+        assert!(refused(message).starts_with("symlinks[0]: two entries"));
+    }
+
+    #[test]
+    fn names_digests_and_targets_keep_their_rules() {
+        let with_file = |entry| refused(Directory { files: vec![entry], ..Default::default() });
+        assert_eq!(with_file(file_entry("a/b")), "files[0]: name: the name \"a/b\" holds a slash");
+        assert_eq!(with_file(file_entry("")), "files[0]: name: the name \"\" is empty");
+        let short = FileEntry { digest: vec![0; 31].into(), ..file_entry(NAME) };
+        assert_eq!(with_file(short), "files[0]: digest: a digest has 32 bytes, not 31");
+        let long = DirectoryEntry { digest: vec![0; 33].into(), ..directory_entry(NAME, 0) };
+        let message = refused(Directory { directories: vec![long], ..Default::default() });
+        assert_eq!(message, "directories[0]: digest: a digest has 32 bytes, not 33");
+        let message = refused(Directory { symlinks: vec![symlink_entry(NAME, b"")], ..Default::default() });
+        assert_eq!(message, "symlinks[0]: target: the target \"\" is empty");
+    }
+
+    #[test]
+    fn sizes_may_not_overflow() {
+        let message = Directory {
+            directories: vec![directory_entry("a", u64::MAX - 2), directory_entry("b", 1)],
+            ..Default::default()
+        };
+        let expected = "directories[1]: with the entry \"b\" the directory holds more than 2^64-1 entries";
+        assert_eq!(refused(message), expected);
+        let message = Directory {
+            directories: vec![directory_entry("a", u64::MAX - 1)],
+            files: vec![file_entry("f")],
+            ..Default::default()
+        };
+        assert!(refused(message).starts_with("files[0]: with the entry"));
+    }
+
+    #[test]
+    fn entries_have_a_name_exactly_where_one_is_due() {
+        let node = file(b"x", true);
+        assert_eq!(Entry::named(name(NAME), node.clone()).try_into_named(), Ok((name(NAME), node.clone())));
+        assert_eq!(Entry::unnamed(node.clone()).try_into_unnamed(), Ok(node.clone()));
+        let error = Entry::named(name(NAME), node.clone()).try_into_unnamed().unwrap_err();
+        assert_eq!(error, EntryError::Named(NAME.to_owned()));
+        assert!(matches!(Entry::unnamed(node).try_into_named(), Err(EntryError::Name(_))));
+        assert_eq!(Entry::default().try_into_unnamed(), Err(EntryError::Absent));
+    }
+
+    #[test]
+    fn the_descriptor_set_holds_the_package() {
+        let text = String::from_utf8_lossy(FILE_DESCRIPTOR_SET);
+        assert!(text.contains("snix.castore.v1") && text.contains("castore.proto"));
+    }
+}

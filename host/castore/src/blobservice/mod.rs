@@ -7,6 +7,8 @@ use nix::{
 };
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncSeek, AsyncWrite};
 
+#[cfg(test)]
+mod conformance;
 mod local;
 mod local_io;
 mod memory;

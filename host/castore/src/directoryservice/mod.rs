@@ -3,6 +3,8 @@ use std::io;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 
+#[cfg(test)]
+mod conformance;
 mod memory;
 mod order;
 mod redb;

@@ -196,3 +196,116 @@ impl DirectoryPutter for RedbDirectoryPutter<'_> {
         Ok(root)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::testing::{name, symlink};
+
+    fn directory(target: &str) -> Directory {
+        Directory::try_from_iter([(name("l"), symlink(target))]).unwrap()
+    }
+
+    /// Writes past the service, as another program would.
+    fn write_raw(path: &Path, key: [u8; 32], value: Vec<u8>) {
+        let database = Builder::new().create(path).unwrap();
+        let write = database.begin_write().unwrap();
+        write.open_table(TABLE).unwrap().insert(key, value).unwrap();
+        write.commit().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_damaged_directory_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d.redb");
+        let digest = directory("t").digest();
+        write_raw(&path, *digest.as_bytes(), directory("other").encode());
+        let error = RedbDirectoryService::open(&path).unwrap().get(&digest).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        assert!(error.to_string().contains("damaged"));
+    }
+
+    #[tokio::test]
+    async fn what_another_program_wrote_is_read_and_the_other_way_round() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d.redb");
+        let (theirs, ours) = (directory("theirs"), directory("ours"));
+        write_raw(&path, *theirs.digest().as_bytes(), theirs.encode());
+        let service = RedbDirectoryService::open(&path).unwrap();
+        assert_eq!(service.get(&theirs.digest()).await.unwrap(), Some(theirs));
+        service.put(ours.clone()).await.unwrap();
+        let database = ReadOnlyDatabase::open(&path).unwrap();
+        let table = database.begin_read().unwrap().open_table(TABLE).unwrap();
+        assert_eq!(table.get(ours.digest().as_bytes()).unwrap().unwrap().value(), ours.encode());
+    }
+
+    #[tokio::test]
+    async fn a_held_file_is_waited_for_and_then_named_with_its_holder() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d.redb");
+        let mut service = RedbDirectoryService::open(&path).unwrap();
+        service.put(directory("t")).await.unwrap();
+        let held = Builder::new().open(&path).unwrap();
+        service.patience = Duration::from_millis(50);
+        let error = service.get(&directory("t").digest()).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert!(error.to_string().contains("d.redb"), "{error}");
+        assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
+
+        service.patience = PATIENCE;
+        let release = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(50));
+            drop(held);
+        });
+        service.put(directory("u")).await.unwrap();
+        release.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_file_whose_writer_was_killed_is_repaired() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, copy) = (dir.path().join("d.redb"), dir.path().join("killed.redb"));
+        let service = RedbDirectoryService::open(&path).unwrap();
+        service.put(directory("t")).await.unwrap();
+        // A copy of the file while it is open has what a killed process leaves.
+        let database = Builder::new().open(&path).unwrap();
+        let write = database.begin_write().unwrap();
+        write.open_table(TABLE).unwrap().insert([0; 32], Vec::new()).unwrap();
+        write.commit().unwrap();
+        fs::copy(&path, &copy).unwrap();
+        assert!(matches!(ReadOnlyDatabase::open(&copy), Err(DatabaseError::RepairAborted)));
+        let repaired = RedbDirectoryService::open(&copy).unwrap();
+        assert_eq!(repaired.get(&directory("t").digest()).await.unwrap(), Some(directory("t")));
+    }
+
+    #[test]
+    fn many_threads_and_services_share_one_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d.redb");
+        let shared = Arc::new(RedbDirectoryService::open(&path).unwrap());
+        thread::scope(|scope| {
+            for number in 0..4 {
+                let service =
+                    if number % 2 == 0 { shared.clone() } else { Arc::new(RedbDirectoryService::open(&path).unwrap()) };
+                scope.spawn(move || {
+                    for round in 0..5 {
+                        let put = directory(&format!("{number}-{round}"));
+                        let digest = futures::executor::block_on(service.put(put.clone())).unwrap();
+                        assert_eq!(futures::executor::block_on(service.get(&digest)).unwrap(), Some(put));
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn something_else_than_a_database_is_refused_at_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d.redb");
+        fs::write(&path, "not a database, but long enough to have a header".repeat(100)).unwrap();
+        assert!(RedbDirectoryService::open(&path).unwrap_err().to_string().contains("d.redb"));
+        assert!(RedbDirectoryService::open(dir.path()).is_err());
+    }
+}

@@ -1,0 +1,180 @@
+//! What every blob service must do, run on each.
+
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
+
+use super::{BlobService, LocalBlobService, MemoryBlobService};
+use crate::B3Digest;
+
+/// A size that every implementation has to keep in several pieces.
+const LARGE_BYTES: usize = 1024 * 1024 + 7;
+
+/// The services, and what must outlive them.
+fn services() -> Vec<(Box<dyn BlobService>, Option<TempDir>)> {
+    let dir = tempfile::tempdir().unwrap();
+    let local = LocalBlobService::open(&dir.path().join("store")).unwrap();
+    vec![(Box::new(MemoryBlobService::default()), None), (Box::new(local), Some(dir))]
+}
+
+fn large() -> Vec<u8> {
+    (0..LARGE_BYTES).map(|at| (at * 31 / 7) as u8).collect()
+}
+
+async fn put(service: &dyn BlobService, pieces: &[&[u8]]) -> B3Digest {
+    let mut writer = service.open_write().await;
+    for piece in pieces {
+        writer.write_all(piece).await.unwrap();
+    }
+    writer.close().await.unwrap()
+}
+
+async fn get(service: &dyn BlobService, digest: &B3Digest) -> Vec<u8> {
+    let mut contents = Vec::new();
+    service.open_read(digest).await.unwrap().unwrap().read_to_end(&mut contents).await.unwrap();
+    contents
+}
+
+#[tokio::test]
+async fn what_is_put_can_be_read_before_and_after_a_commit() {
+    let large = large();
+    for (service, _dir) in services() {
+        for contents in [b"x".as_slice(), b"some text", &large] {
+            let digest = put(&*service, &[contents]).await;
+            assert_eq!(digest, B3Digest::of(contents));
+            for _ in 0..2 {
+                assert!(service.has(&digest).await.unwrap());
+                assert_eq!(get(&*service, &digest).await, contents);
+                service.commit().await.unwrap();
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_pieces_of_a_blob_do_not_matter() {
+    let large = large();
+    for (service, _dir) in services() {
+        let pieces: Vec<_> = large.chunks(100_003).collect();
+        let digest = put(&*service, &pieces).await;
+        assert_eq!(digest, B3Digest::of(&large));
+        assert_eq!(get(&*service, &digest).await, large);
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_blob_is_not_there() {
+    for (service, _dir) in services() {
+        let digest = B3Digest::of(b"never put");
+        assert!(!service.has(&digest).await.unwrap());
+        assert!(service.open_read(&digest).await.unwrap().is_none());
+        assert!(service.open_file(&digest).await.unwrap().is_none());
+    }
+}
+
+#[tokio::test]
+async fn the_empty_blob_is_always_there() {
+    for (service, _dir) in services() {
+        for _ in 0..2 {
+            assert!(service.has(&B3Digest::EMPTY).await.unwrap());
+            assert_eq!(get(&*service, &B3Digest::EMPTY).await, b"");
+            let mut file = service.open_file(&B3Digest::EMPTY).await.unwrap().unwrap();
+            assert_eq!(file.read(&mut [0]).unwrap(), 0);
+            assert_eq!(put(&*service, &[]).await, B3Digest::EMPTY);
+            service.commit().await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_blob_that_is_put_twice_is_there_once() {
+    let large = large();
+    for (service, _dir) in services() {
+        for contents in [b"twice".as_slice(), &large] {
+            let first = put(&*service, &[contents]).await;
+            assert_eq!(put(&*service, &[contents]).await, first);
+            service.commit().await.unwrap();
+            assert_eq!(put(&*service, &[contents]).await, first);
+            service.commit().await.unwrap();
+            assert_eq!(get(&*service, &first).await, contents);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_writer_that_is_dropped_leaves_nothing() {
+    let large = large();
+    for (service, _dir) in services() {
+        for contents in [b"dropped".as_slice(), &large] {
+            let mut writer = service.open_write().await;
+            writer.write_all(contents).await.unwrap();
+            drop(writer);
+            service.commit().await.unwrap();
+            assert!(!service.has(&B3Digest::of(contents)).await.unwrap());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_closed_writer_repeats_its_digest_and_takes_no_more() {
+    for (service, _dir) in services() {
+        let mut writer = service.open_write().await;
+        writer.write_all(b"closed").await.unwrap();
+        let digest = writer.close().await.unwrap();
+        assert!(writer.write_all(b"more").await.is_err());
+        assert_eq!(writer.close().await.unwrap(), digest);
+        assert_eq!(get(&*service, &digest).await, b"closed");
+    }
+}
+
+#[tokio::test]
+async fn readers_seek() {
+    let large = large();
+    for (service, _dir) in services() {
+        let digest = put(&*service, &[&large]).await;
+        let mut reader = service.open_read(&digest).await.unwrap().unwrap();
+        let mut piece = [0; 16];
+        assert_eq!(reader.seek(SeekFrom::Start(500_000)).await.unwrap(), 500_000);
+        reader.read_exact(&mut piece).await.unwrap();
+        assert_eq!(piece, large[500_000..500_016]);
+        assert_eq!(reader.seek(SeekFrom::Current(-16)).await.unwrap(), 500_000);
+        assert_eq!(reader.seek(SeekFrom::End(-16)).await.unwrap(), LARGE_BYTES as u64 - 16);
+        reader.read_exact(&mut piece).await.unwrap();
+        assert_eq!(piece, large[LARGE_BYTES - 16..]);
+        assert_eq!(reader.read(&mut piece).await.unwrap(), 0);
+    }
+}
+
+#[tokio::test]
+async fn the_file_of_a_blob_is_whole_at_its_start_and_read_only() {
+    let large = large();
+    for (service, _dir) in services() {
+        let digest = put(&*service, &[&large]).await;
+        for _ in 0..2 {
+            let mut file = service.open_file(&digest).await.unwrap().unwrap();
+            let mut contents = Vec::new();
+            file.read_to_end(&mut contents).unwrap();
+            assert_eq!(contents, large);
+            assert!(file.write(b"x").is_err());
+            // Another one has an offset of its own.
+            let mut other = service.open_file(&digest).await.unwrap().unwrap();
+            assert_eq!(other.stream_position().unwrap(), 0);
+            service.commit().await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn several_writers_are_open_at_once() {
+    for (service, _dir) in services() {
+        let mut one = service.open_write().await;
+        let mut other = service.open_write().await;
+        one.write_all(b"on").await.unwrap();
+        other.write_all(b"oth").await.unwrap();
+        one.write_all(b"e").await.unwrap();
+        other.write_all(b"er").await.unwrap();
+        assert_eq!(one.close().await.unwrap(), B3Digest::of(b"one"));
+        assert_eq!(other.close().await.unwrap(), B3Digest::of(b"other"));
+    }
+}

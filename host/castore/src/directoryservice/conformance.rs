@@ -1,0 +1,138 @@
+//! What every directory service must do, run on each.
+
+use std::{collections::HashSet, io};
+
+use futures::TryStreamExt as _;
+use tempfile::TempDir;
+
+use super::{DirectoryService, MemoryDirectoryService, RedbDirectoryService};
+use crate::{
+    B3Digest, Directory, Node,
+    testing::{file, name, symlink},
+};
+
+/// The services, and what must outlive them.
+fn services() -> Vec<(Box<dyn DirectoryService>, Option<TempDir>)> {
+    let dir = tempfile::tempdir().unwrap();
+    let redb = RedbDirectoryService::open(&dir.path().join("new/directories.redb")).unwrap();
+    vec![(Box::new(MemoryDirectoryService::default()), None), (Box::new(redb), Some(dir))]
+}
+
+fn leaf() -> Directory {
+    Directory::try_from_iter([(name("file"), file(b"x", true)), (name("link"), symlink("file"))]).unwrap()
+}
+
+/// A directory of these, named 0, 1, ….
+fn above(children: &[&Directory]) -> Directory {
+    let nodes = children.iter().enumerate().map(|(at, child)| (name(&at.to_string()), child.to_node()));
+    Directory::try_from_iter(nodes).unwrap()
+}
+
+async fn put_tree(service: &dyn DirectoryService, directories: &[&Directory]) -> io::Result<B3Digest> {
+    let mut putter = service.put_multiple_start();
+    for directory in directories {
+        putter.put((*directory).clone()).await?;
+    }
+    putter.close().await
+}
+
+async fn walk(service: &dyn DirectoryService, root: &B3Digest) -> io::Result<Vec<Directory>> {
+    service.get_recursive(root).try_collect().await
+}
+
+fn refusal<T: std::fmt::Debug>(result: io::Result<T>) -> String {
+    let error = result.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    error.to_string()
+}
+
+#[tokio::test]
+async fn a_directory_that_is_put_can_be_got() {
+    for (service, _dir) in services() {
+        for directory in [Directory::new(), leaf()] {
+            assert_eq!(service.get(&directory.digest()).await.unwrap(), None);
+            assert_eq!(service.put(directory.clone()).await.unwrap(), directory.digest());
+            assert_eq!(service.put(directory.clone()).await.unwrap(), directory.digest());
+            assert_eq!(service.get(&directory.digest()).await.unwrap(), Some(directory));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_tree_comes_root_first_each_directory_once_and_after_a_parent() {
+    let (leaf, empty) = (leaf(), Directory::new());
+    let middle = above(&[&leaf, &empty]);
+    let root = above(&[&middle, &leaf, &middle, &empty]);
+    for (service, _dir) in services() {
+        let digest = put_tree(&*service, &[&leaf, &empty, &middle, &root]).await.unwrap();
+        assert_eq!(digest, root.digest());
+        let found = walk(&*service, &digest).await.unwrap();
+        assert_eq!(found.len(), 4);
+        let mut announced = HashSet::from([digest]);
+        for directory in found {
+            assert!(announced.contains(&directory.digest()));
+            announced.extend(directory.children().map(|(child, _)| child));
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_root_gives_an_empty_stream_and_a_hole_an_error() {
+    for (service, _dir) in services() {
+        assert_eq!(walk(&*service, &leaf().digest()).await.unwrap(), []);
+        let root = above(&[&leaf()]);
+        let digest = service.put(root).await.unwrap();
+        let error = walk(&*service, &digest).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert!(error.to_string().contains(&leaf().digest().to_string()));
+    }
+}
+
+#[tokio::test]
+async fn a_putter_takes_leaves_first_and_the_root_last() {
+    let leaf = leaf();
+    let root = above(&[&leaf]);
+    for (service, _dir) in services() {
+        assert!(refusal(put_tree(&*service, &[&root, &leaf]).await).contains("put leaves first"));
+        assert!(refusal(put_tree(&*service, &[&Directory::new(), &leaf]).await).contains("is not below the root"));
+        assert!(refusal(put_tree(&*service, &[&leaf, &root, &leaf]).await).contains("put the root last"));
+        assert!(refusal(put_tree(&*service, &[]).await).contains("at least one directory"));
+        put_tree(&*service, &[&leaf, &leaf, &root]).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_putter_checks_the_sizes_of_children() {
+    let leaf = leaf();
+    let wrong = Node::Directory { digest: leaf.digest(), size: leaf.size() + 1 };
+    let root = Directory::try_from_iter([(name("d"), wrong)]).unwrap();
+    for (service, _dir) in services() {
+        assert!(refusal(put_tree(&*service, &[&leaf, &root]).await).contains("has size 3, but it has size 2"));
+    }
+}
+
+#[tokio::test]
+async fn a_closed_putter_takes_no_more() {
+    for (service, _dir) in services() {
+        let mut putter = service.put_multiple_start();
+        putter.put(leaf()).await.unwrap();
+        putter.close().await.unwrap();
+        refusal(putter.put(leaf()).await);
+        refusal(putter.close().await);
+    }
+}
+
+#[tokio::test]
+async fn wide_and_deep_trees_come_whole() {
+    let leaves: Vec<_> =
+        (0..600).map(|at| Directory::try_from_iter([(name(&format!("{at}")), symlink("t"))]).unwrap()).collect();
+    let mut chain = vec![above(&leaves.iter().collect::<Vec<_>>())];
+    for _ in 0..50 {
+        chain.push(above(&[chain.last().unwrap()]));
+    }
+    let all: Vec<_> = leaves.iter().chain(&chain).collect();
+    for (service, _dir) in services() {
+        let root = put_tree(&*service, &all).await.unwrap();
+        assert_eq!(walk(&*service, &root).await.unwrap().len(), 651);
+    }
+}

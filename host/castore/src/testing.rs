@@ -1,0 +1,119 @@
+//! What several unit tests share.
+
+use std::{collections::BTreeMap, fs, os::unix::ffi::OsStrExt as _, path::Path};
+
+use proptest::{collection::vec, prelude::*};
+
+use crate::{B3Digest, Directory, Node, PathComponent, SymlinkTarget};
+
+pub(crate) fn name(name: &str) -> PathComponent {
+    name.try_into().unwrap()
+}
+
+pub(crate) fn file(contents: &[u8], executable: bool) -> Node {
+    Node::File { digest: B3Digest::of(contents), size: contents.len() as u64, executable }
+}
+
+pub(crate) fn symlink(target: &str) -> Node {
+    Node::Symlink { target: target.try_into().unwrap() }
+}
+
+/// Names of any bytes, most of them not UTF-8.
+pub(crate) fn arb_name() -> impl Strategy<Value = PathComponent> {
+    let bytes = prop_oneof![vec(any::<u8>(), 1..8), "[a-z.]{1,3}".prop_map(String::into_bytes), vec(any::<u8>(), 255)];
+    bytes.prop_filter_map("breaks a rule of names", |bytes| PathComponent::try_from(bytes).ok())
+}
+
+fn arb_target() -> impl Strategy<Value = SymlinkTarget> {
+    vec(1..=u8::MAX, 1..300).prop_map(|bytes| bytes.try_into().unwrap())
+}
+
+fn arb_node() -> impl Strategy<Value = Node> {
+    let digest = any::<[u8; 32]>().prop_map(B3Digest::from);
+    prop_oneof![
+        (digest.clone(), 0..u64::from(u32::MAX)).prop_map(|(digest, size)| Node::Directory { digest, size }),
+        (digest, any::<u64>(), any::<bool>()).prop_map(|(digest, size, executable)| Node::File {
+            digest,
+            size,
+            executable
+        }),
+        arb_target().prop_map(|target| Node::Symlink { target }),
+    ]
+}
+
+pub(crate) fn arb_directory() -> impl Strategy<Value = Directory> {
+    proptest::collection::btree_map(arb_name(), arb_node(), 0..8)
+        .prop_map(|nodes| Directory::try_from_iter(nodes).unwrap())
+}
+
+/// A tree as a file system has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Tree {
+    File { contents: Vec<u8>, executable: bool },
+    Symlink(SymlinkTarget),
+    Directory(BTreeMap<PathComponent, Tree>),
+}
+
+pub(crate) fn arb_tree() -> impl Strategy<Value = Tree> {
+    let leaf = prop_oneof![
+        (vec(any::<u8>(), 0..64), any::<bool>()).prop_map(|(contents, executable)| Tree::File { contents, executable }),
+        arb_target().prop_map(Tree::Symlink),
+        Just(Tree::Directory(BTreeMap::new())),
+    ];
+    leaf.prop_recursive(4, 24, 6, |inner| {
+        proptest::collection::btree_map(arb_name(), inner, 0..6).prop_map(Tree::Directory)
+    })
+}
+
+impl Tree {
+    /// Writes it to a path that does not exist.
+    pub(crate) fn write(&self, path: &Path) {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        match self {
+            Self::File { contents, executable } => {
+                let mode = if *executable { 0o755 } else { 0o644 };
+                let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path).unwrap();
+                std::io::Write::write_all(&mut file, contents).unwrap();
+            }
+            Self::Symlink(target) => std::os::unix::fs::symlink(os(target.as_bytes()), path).unwrap(),
+            Self::Directory(entries) => {
+                fs::create_dir(path).unwrap();
+                entries.iter().for_each(|(name, tree)| tree.write(&path.join(os(name.as_bytes()))));
+            }
+        }
+    }
+
+    /// Reads what is at a path.
+    pub(crate) fn read(path: &Path) -> Self {
+        use std::os::unix::fs::PermissionsExt as _;
+        let metadata = fs::symlink_metadata(path).unwrap();
+        if metadata.is_symlink() {
+            Self::Symlink(fs::read_link(path).unwrap().as_os_str().as_bytes().try_into().unwrap())
+        } else if metadata.is_dir() {
+            let entries = fs::read_dir(path).unwrap().map(|entry| {
+                let entry = entry.unwrap();
+                (entry.file_name().as_bytes().try_into().unwrap(), Self::read(&entry.path()))
+            });
+            Self::Directory(entries.collect())
+        } else {
+            let executable = metadata.permissions().mode() & 0o100 != 0;
+            Self::File { contents: fs::read(path).unwrap(), executable }
+        }
+    }
+
+    /// The node that it must become, reckoned without any of the code under test but the encoding.
+    pub(crate) fn node(&self) -> Node {
+        match self {
+            Self::File { contents, executable } => file(contents, *executable),
+            Self::Symlink(target) => Node::Symlink { target: target.clone() },
+            Self::Directory(entries) => {
+                let nodes = entries.iter().map(|(name, tree)| (name.clone(), tree.node()));
+                Directory::try_from_iter(nodes).unwrap().to_node()
+            }
+        }
+    }
+}
+
+fn os(bytes: &[u8]) -> &std::ffi::OsStr {
+    std::ffi::OsStr::from_bytes(bytes)
+}

@@ -1,0 +1,221 @@
+//! The host's side of the conversation with one guest, on a thread of its own.
+//!
+//! ```text
+//!   hello ──▶ running ──▶ outputs ──▶ done
+//!     │          │           │
+//!     └──────────┴───────────┴──▶ an error, after which the guest is killed
+//! ```
+//!
+//! Everything read here was written by a guest that may have been taken over: frames are bounded before they are
+//! read, and a message without a place in the state is the end.
+
+use std::{io, net::Shutdown, os::unix::net::UnixStream};
+
+use cofferdam_castore::{Store, refscan::Needles};
+use cofferdam_protocol::{
+    End, FromGuest, FromHost, MAX_DETAIL_BYTES, Report, SetupFailure, Specification, Step, Usage, VERSION,
+    frame::{FrameError, FrameReader, FrameWriter, MAX_FROM_GUEST_BYTES, MAX_FROM_HOST_BYTES},
+    tree::{self, TreeError},
+};
+use nix::errno::Errno;
+use tokio::runtime::Handle;
+
+use super::{BuildError, ExecutorError, Failed, Limit, Outcome, Phase, ProtocolError, Reason, progress::Progress};
+use crate::{
+    outputs::{ReceiveError, Receiver},
+    request::{BuildOutput, BuildResult, RequestError, RequestErrorKind},
+};
+
+/// What one conversation is about.
+pub(super) struct Session<'a> {
+    pub(super) specification: Specification,
+    pub(super) store: &'a Store,
+    pub(super) needles: &'a Needles,
+    pub(super) handle: Handle,
+    pub(super) progress: &'a Progress,
+    pub(super) log_bytes: u64,
+    pub(super) outputs: tree::Limits,
+    pub(super) memory_bytes: u64,
+    pub(super) scratch_bytes: u64,
+}
+
+type Reader<'s> = FrameReader<io::BufReader<&'s UnixStream>>;
+
+impl Session<'_> {
+    /// Talks until the build has a result, which is durable when this returns.
+    pub(super) fn converse(self, stream: &UnixStream) -> Outcome {
+        let mut reader =
+            FrameReader::new(io::BufReader::with_capacity(4 * MAX_FROM_GUEST_BYTES, stream), MAX_FROM_GUEST_BYTES);
+        let mut writer = FrameWriter::new(stream, MAX_FROM_HOST_BYTES);
+        let outcome = self.until_last_message(&mut reader, &mut writer);
+        // The guest may be gone already, and has nothing more to say in any case.
+        let _ = writer.write(&FromHost::Acknowledge);
+        let _ = stream.shutdown(Shutdown::Write);
+        outcome
+    }
+
+    fn until_last_message(&self, reader: &mut Reader<'_>, writer: &mut FrameWriter<&UnixStream>) -> Outcome {
+        hello(reader)?;
+        self.progress.enter(Phase::Running);
+        let specification = FromHost::Specification(self.specification.clone());
+        writer.write(&specification).map_err(|error| protocol(ProtocolError::Frame(error)))?;
+        let report = self.run(reader)?;
+        if let Some(reason) = self.reason(&report) {
+            return Err(failed(reason, Some(report.usage)));
+        }
+        self.progress.enter(Phase::Ingesting);
+        let outputs = self.receive(reader, report.usage)?;
+        Ok((BuildResult { outputs }, report.usage))
+    }
+
+    /// Passes the log on until the command has ended.
+    fn run(&self, reader: &mut Reader<'_>) -> Result<Report, BuildError> {
+        let mut logged = 0_u64;
+        loop {
+            match next(reader)? {
+                FromGuest::Log { stream, bytes } => {
+                    logged += bytes.len() as u64;
+                    if logged > self.log_bytes {
+                        return Err(limit(Limit::LogBytes, self.log_bytes));
+                    }
+                    self.progress.log(stream, bytes);
+                }
+                FromGuest::Exited(report) => return Ok(report),
+                FromGuest::SetupFailed(failure) => return Err(setup_failed(&failure)?),
+                other => return Err(out_of_place(&other, "while the command ran")),
+            }
+        }
+    }
+
+    /// Why the build failed, if it did.
+    fn reason(&self, report: &Report) -> Option<Reason> {
+        if report.succeeded() {
+            return None;
+        }
+        let command = || self.specification.command_args.first().cloned().unwrap_or_default();
+        Some(match report.end {
+            End::NoWorkingDir(errno) => Reason::NoWorkingDir { path: self.specification.working_dir.clone(), errno },
+            End::NotExecuted(errno) if errno == Errno::ENOENT as i32 => Reason::CommandNotFound { command: command() },
+            End::NotExecuted(errno) => Reason::CommandNotExecutable { command: command(), errno },
+            End::Exited(_) | End::Signaled(_) if report.out_of_memory => {
+                Reason::OutOfMemory { memory_bytes: self.memory_bytes }
+            }
+            End::Exited(_) | End::Signaled(_) if report.scratch_full => {
+                Reason::ScratchFull { scratch_bytes: self.scratch_bytes }
+            }
+            End::Exited(code) => Reason::ExitCode(code),
+            End::Signaled(signal) => Reason::Signal(signal),
+        })
+    }
+
+    /// Ingests every output of the request, in its order.
+    fn receive(&self, reader: &mut Reader<'_>, usage: Usage) -> Result<Vec<BuildOutput>, BuildError> {
+        let expected = &self.specification.outputs;
+        let mut receiver = Receiver::new(self.store, self.handle.clone(), self.needles, self.outputs);
+        let mut outputs = Vec::with_capacity(expected.len());
+        let mut missing = Vec::new();
+        loop {
+            let position = outputs.len() + missing.len();
+            let current = expected.get(position);
+            match (next(reader)?, current) {
+                (FromGuest::Tree(event), Some(_)) => {
+                    outputs.extend(receiver.take(&event).map_err(|error| self.receive_failed(error))?);
+                }
+                (FromGuest::Missing, Some(output)) if !receiver.is_inside_tree() => missing.push(output.clone()),
+                (FromGuest::Unsupported { path, kind }, Some(output)) => {
+                    check_length("the path of what can't be stored", path)?;
+                    let (output, path) = (output.clone(), path.escape_ascii().to_string());
+                    return Err(failed(Reason::OutputUnsupported { output, path, kind }, Some(usage)));
+                }
+                (FromGuest::Finished, None) => break,
+                (other, Some(_)) => return Err(out_of_place(&other, "before all outputs had come")),
+                (other, None) => return Err(out_of_place(&other, "after all outputs had come")),
+            }
+        }
+        if !missing.is_empty() {
+            return Err(failed(Reason::OutputMissing { outputs: missing }, Some(usage)));
+        }
+        receiver.commit().map_err(|error| BuildError::Executor(ExecutorError::Store(error)))?;
+        Ok(outputs)
+    }
+
+    fn receive_failed(&self, error: ReceiveError) -> BuildError {
+        match error {
+            ReceiveError::Tree(TreeError::TooManyBytes { limit: allowed }) => limit(Limit::OutputBytes, allowed),
+            ReceiveError::Tree(TreeError::TooManyEntries { limit: allowed }) => limit(Limit::OutputEntries, allowed),
+            ReceiveError::Tree(error) => protocol(ProtocolError::Tree(error)),
+            ReceiveError::Store(error) => BuildError::Executor(ExecutorError::Store(error)),
+        }
+    }
+}
+
+fn hello(reader: &mut Reader<'_>) -> Result<(), BuildError> {
+    match next(reader)? {
+        FromGuest::Hello { version: VERSION, .. } => Ok(()),
+        FromGuest::Hello { version, .. } => Err(protocol(ProtocolError::Version { version, expected: VERSION })),
+        FromGuest::SetupFailed(failure) => Err(setup_failed(&failure)?),
+        other => Err(out_of_place(&other, "instead of its hello")),
+    }
+}
+
+fn next<'r>(reader: &'r mut Reader<'_>) -> Result<FromGuest<'r>, BuildError> {
+    reader.read().map_err(|error| protocol(ProtocolError::Frame(error)))
+}
+
+fn setup_failed(failure: &SetupFailure<'_>) -> Result<BuildError, BuildError> {
+    check_length("the detail of its failure", failure.detail.as_bytes())?;
+    let detail = failure.detail.escape_debug().to_string();
+    let step = match failure.step {
+        Step::AdditionalFiles => {
+            let rule = "must fit into the build's root";
+            let error = RequestError::new(RequestErrorKind::Invalid, "additional_files", rule).got(detail);
+            return Ok(BuildError::Request(error));
+        }
+        Step::Scratch => "preparing the scratch disk",
+        Step::Inputs => "mounting the inputs",
+        Step::Root => "assembling the build's root",
+        Step::Start => "starting the command's processes",
+    };
+    Ok(BuildError::Executor(ExecutorError::Guest { step, detail }))
+}
+
+fn check_length(field: &'static str, bytes: &[u8]) -> Result<(), BuildError> {
+    if bytes.len() <= MAX_DETAIL_BYTES {
+        return Ok(());
+    }
+    Err(protocol(ProtocolError::TooLong { field, length: bytes.len(), limit: MAX_DETAIL_BYTES }))
+}
+
+fn out_of_place(message: &FromGuest<'_>, state: &'static str) -> BuildError {
+    let message = match message {
+        FromGuest::Hello { .. } => "a hello",
+        FromGuest::SetupFailed(_) => "a failure of its setup",
+        FromGuest::Log { .. } => "log bytes",
+        FromGuest::Exited(_) => "the command's end",
+        FromGuest::Missing => "a missing output",
+        FromGuest::Unsupported { .. } => "an output that can't be stored",
+        FromGuest::Tree(_) => "a piece of an output",
+        FromGuest::Finished => "the end of the outputs",
+    };
+    protocol(ProtocolError::OutOfPlace { message, state })
+}
+
+fn protocol(error: ProtocolError) -> BuildError {
+    BuildError::Executor(ExecutorError::Protocol(error))
+}
+
+fn failed(reason: Reason, usage: Option<Usage>) -> BuildError {
+    BuildError::Failed(Box::new(Failed { reason, usage }))
+}
+
+fn limit(limit: Limit, allowed: u64) -> BuildError {
+    failed(Reason::LimitReached { limit, allowed }, None)
+}
+
+/// The connection ended in mid-conversation, which says less than why it ended.
+pub(super) fn is_disconnect(error: &BuildError) -> bool {
+    matches!(error, BuildError::Executor(ExecutorError::Protocol(ProtocolError::Frame(FrameError::Io(_)))))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,276 @@
+//! Lying guests: each breaks one rule of the conversation, and is refused for that rule.
+
+use std::{io::Write, sync::Arc, time::Duration};
+
+use cofferdam_protocol::{MAX_DETAIL_BYTES, Stream, UnsupportedKind, frame::MAX_DATA_BYTES, tree::Event};
+
+use super::*;
+use crate::build::{Observer, Phase};
+
+const LIMITS: tree::Limits = tree::Limits { entries: 8, bytes: 64 };
+const LOG_BYTES: u64 = 32;
+const HELLO: FromGuest<'_> = FromGuest::Hello { version: VERSION, uptime_us: 1 };
+const ROOT: FromGuest<'_> = FromGuest::Tree(Event::Directory { name: b"" });
+const END: FromGuest<'_> = FromGuest::Tree(Event::End);
+
+struct Silent;
+
+impl Observer for Silent {
+    fn phase(&self, _: Phase) {}
+    fn log(&self, _: Stream, _: &[u8]) {}
+}
+
+fn exited(end: End) -> FromGuest<'static> {
+    FromGuest::Exited(Report { end, out_of_memory: false, scratch_full: false, usage: Usage::default() })
+}
+
+fn specification(outputs: &[&str]) -> Specification {
+    Specification {
+        command_args: vec!["command".to_owned()],
+        environment: vec![],
+        working_dir: "build".to_owned(),
+        inputs_dir: "inputs".to_owned(),
+        scratch_paths: vec!["build".to_owned()],
+        additional_files: vec![],
+        outputs: outputs.iter().map(|&output| output.to_owned()).collect(),
+        provide_bin_sh: false,
+    }
+}
+
+/// What the host concludes when the guest writes `wire`, whatever the host says, and hangs up.
+fn conclude(wire: &[u8], outputs: &[&str], store: &Store) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+    let (host, mut guest) = UnixStream::pair().unwrap();
+    host.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let progress = Progress::new(Arc::new(Silent));
+    let needles = Needles::new(["needle"]).unwrap();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(move || {
+            // The host may hang up at the first lie.
+            let _ = guest.write_all(wire);
+            let _ = guest.shutdown(Shutdown::Write);
+            let mut said = [0; 4096];
+            while std::io::Read::read(&mut guest, &mut said).is_ok_and(|length| length > 0) {}
+        });
+        let session = Session {
+            specification: specification(outputs),
+            store,
+            needles: &needles,
+            handle: runtime.handle().clone(),
+            progress: &progress,
+            log_bytes: LOG_BYTES,
+            outputs: LIMITS,
+            memory_bytes: 1 << 30,
+            scratch_bytes: 1 << 20,
+        };
+        let outcome = session.converse(&host);
+        drop(host);
+        writer.join().unwrap();
+        outcome
+    })
+}
+
+fn wire(messages: &[FromGuest<'_>]) -> Vec<u8> {
+    let mut wire = Vec::new();
+    let mut writer = FrameWriter::new(&mut wire, usize::MAX);
+    for message in messages {
+        writer.write(message).unwrap();
+    }
+    wire
+}
+
+/// The whole chain of messages, as a person would read it.
+fn told(error: &BuildError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+fn refusal(messages: &[FromGuest<'_>], outputs: &[&str]) -> String {
+    told(&conclude(&wire(messages), outputs, &Store::memory()).unwrap_err())
+}
+
+/// A guest that gets as far as the outputs and then says `messages`.
+fn refusal_of_outputs(messages: &[FromGuest<'_>]) -> String {
+    let start = [HELLO, exited(End::Exited(0))];
+    refusal(&[&start, messages].concat(), &["build/a", "build/b"])
+}
+
+#[test]
+fn an_honest_guest_gets_its_outputs_stored() {
+    let store = Store::memory();
+    let messages = [
+        HELLO,
+        FromGuest::Log { stream: Stream::Stdout, bytes: b"hi" },
+        exited(End::Exited(0)),
+        ROOT,
+        FromGuest::Tree(Event::File { name: b"f", executable: true }),
+        FromGuest::Tree(Event::Data(b"a nee")),
+        FromGuest::Tree(Event::Data(b"dle")),
+        END,
+        END,
+        FromGuest::Tree(Event::Symlink { name: b"", target: b"/target" }),
+        FromGuest::Finished,
+    ];
+    let (result, _) = conclude(&wire(&messages), &["build/a", "build/b"], &store).unwrap();
+    assert_eq!(result.outputs.len(), 2);
+    assert_eq!(result.outputs[0].needles, [0].into());
+    assert!(result.outputs[1].needles.is_empty());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let digest = blake3::hash(b"a needle").into();
+    assert!(runtime.block_on(store.blobs.has(&digest)).unwrap());
+}
+
+#[test]
+fn messages_out_of_place_are_refused() {
+    let log = FromGuest::Log { stream: Stream::Stdout, bytes: b"x" };
+    for (messages, complaint) in [
+        (vec![log.clone()], "it sent log bytes instead of its hello"),
+        (vec![FromGuest::Finished], "it sent the end of the outputs instead of its hello"),
+        (vec![HELLO, HELLO], "it sent a hello while the command ran"),
+        (vec![HELLO, ROOT], "it sent a piece of an output while the command ran"),
+        (vec![HELLO, FromGuest::Finished], "it sent the end of the outputs while the command ran"),
+    ] {
+        let told = refusal(&messages, &["build/a"]);
+        assert!(told.contains(complaint), "{told}");
+    }
+    for (messages, complaint) in [
+        (vec![log], "it sent log bytes before all outputs had come"),
+        (vec![exited(End::Exited(0))], "it sent the command's end before all outputs had come"),
+        (vec![FromGuest::Finished], "it sent the end of the outputs before all outputs had come"),
+        (vec![ROOT, FromGuest::Missing], "it sent a missing output before all outputs had come"),
+        (vec![ROOT, FromGuest::Finished], "it sent the end of the outputs before all outputs had come"),
+        (vec![ROOT, END, ROOT, END, ROOT], "it sent a piece of an output after all outputs had come"),
+        (vec![ROOT, END, ROOT, END, FromGuest::Missing], "it sent a missing output after all outputs had come"),
+    ] {
+        let told = refusal_of_outputs(&messages);
+        assert!(told.contains(complaint), "{told}");
+    }
+}
+
+#[test]
+fn another_version_is_refused() {
+    let told = refusal(&[FromGuest::Hello { version: 99, uptime_us: 0 }], &[]);
+    assert!(told.contains("it speaks version 99"), "{told}");
+}
+
+#[test]
+fn frames_are_bounded_and_whole() {
+    let hello = wire(&[HELLO]);
+    let huge = [&hello[..], &u32::MAX.to_le_bytes()].concat();
+    let long = [&hello[..], &wire(&[FromGuest::Log { stream: Stream::Stdout, bytes: &vec![0; MAX_DATA_BYTES + 64] }])]
+        .concat();
+    let garbage = [&hello[..], &[3, 0, 0, 0, 0xff, 0xff, 0xff]].concat();
+    let cut = &hello[..hello.len() - 1];
+    for (wire, complaint) in [
+        (&huge[..], "exceeds the limit of 28672 bytes"),
+        (&long, "exceeds the limit of 28672 bytes"),
+        (&garbage, "does not hold exactly one message"),
+        (cut, "the vsock connection failed"),
+        (&hello, "the vsock connection failed"),
+    ] {
+        let told = told(&conclude(wire, &[], &Store::memory()).unwrap_err());
+        assert!(told.contains(complaint), "{told}");
+    }
+}
+
+#[test]
+fn lying_trees_are_refused_and_leave_nothing_in_the_store() {
+    let file = |name| FromGuest::Tree(Event::File { name, executable: false });
+    let long = vec![b'n'; 256];
+    for (messages, complaint) in [
+        (vec![FromGuest::Tree(Event::Data(b"x"))], "outside of a file"),
+        (vec![END], "with nothing open"),
+        (vec![ROOT, file(b"..")], "is reserved"),
+        (vec![ROOT, file(b"a/b")], "holds a slash"),
+        (vec![ROOT, file(b"a\0")], "holds a NUL"),
+        (vec![ROOT, file(&long)], "is longer than 255 bytes"),
+        (vec![file(b"name")], "must be empty"),
+        (vec![ROOT, file(b"b"), END, file(b"a")], "is not greater than"),
+        (vec![ROOT, file(b"a"), END, file(b"a")], "is not greater than"),
+        (vec![ROOT, FromGuest::Tree(Event::Symlink { name: b"l", target: b"" })], "is empty"),
+    ] {
+        let told = refusal_of_outputs(&messages);
+        assert!(told.contains("the guest broke the protocol") && told.contains(complaint), "{told}");
+    }
+}
+
+#[test]
+fn nothing_is_stored_for_a_build_that_lies_at_the_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let blobs = format!("file://{}", directory.path().join("blobs").display());
+    let directories = format!("redb://{}", directory.path().join("directories.redb").display());
+    let store = cofferdam_castore::from_addr(&blobs, &directories).unwrap();
+    let file =
+        [FromGuest::Tree(Event::File { name: b"", executable: false }), FromGuest::Tree(Event::Data(b"lie")), END];
+    let messages = [&[HELLO, exited(End::Exited(0))], &file[..], &[FromGuest::Finished]].concat();
+    conclude(&wire(&messages), &["build/a", "build/b"], &store).unwrap_err();
+    drop(store);
+    let store = cofferdam_castore::from_addr(&blobs, &directories).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    assert!(!runtime.block_on(store.blobs.has(&blake3::hash(b"lie").into())).unwrap());
+}
+
+#[test]
+fn limits_end_the_build_by_name() {
+    let log = FromGuest::Log { stream: Stream::Stderr, bytes: &[b'x'; LOG_BYTES as usize] };
+    let told = refusal(&[HELLO, log.clone(), log], &[]);
+    assert!(told.contains("more than 32 bytes to stdout and stderr"), "{told}");
+
+    let data = FromGuest::Tree(Event::Data(&[0; 64]));
+    let told = refusal_of_outputs(&[FromGuest::Tree(Event::File { name: b"", executable: false }), data.clone(), data]);
+    assert!(told.contains("the outputs hold more than 64 bytes"), "{told}");
+
+    let names: Vec<_> = (b'a'..=b'z').map(|letter| [letter]).collect();
+    let mut messages = vec![ROOT];
+    messages.extend(names.iter().map(|name| FromGuest::Tree(Event::Symlink { name, target: b"t" })));
+    let told = refusal_of_outputs(&messages);
+    assert!(told.contains("the outputs hold more than 8 files, directories and symlinks"), "{told}");
+}
+
+#[test]
+fn texts_of_a_guest_are_bounded_and_escaped() {
+    let long = "x".repeat(MAX_DETAIL_BYTES + 1);
+    let failure = |detail| FromGuest::SetupFailed(SetupFailure { step: Step::Root, detail });
+    let told = refusal(&[HELLO, failure(&long)], &[]);
+    assert!(told.contains("the limit is 4096"), "{told}");
+    let told = refusal(&[HELLO, failure("\x1b]0;owned\x07")], &[]);
+    assert!(told.contains("assembling the build's root") && !told.contains('\x1b'), "{told}");
+
+    let unsupported = |path| FromGuest::Unsupported { path, kind: UnsupportedKind::Fifo };
+    let told = refusal_of_outputs(&[unsupported(long.as_bytes())]);
+    assert!(told.contains("the limit is 4096"), "{told}");
+    let told = refusal_of_outputs(&[unsupported(b"\x1b[2J")]);
+    assert!(told.contains("\"build/a\" holds a named pipe") && !told.contains('\x1b'), "{told}");
+}
+
+#[test]
+fn ends_of_commands_are_told_apart() {
+    let report = |end, out_of_memory, scratch_full| {
+        FromGuest::Exited(Report { end, out_of_memory, scratch_full, usage: Usage::default() })
+    };
+    for (report, code) in [
+        (report(End::Exited(7), false, false), "exit_code"),
+        (report(End::Signaled(9), false, false), "signal"),
+        (report(End::Signaled(9), true, false), "out_of_memory"),
+        (report(End::Exited(1), false, true), "scratch_full"),
+        (report(End::NotExecuted(2), false, false), "command_not_found"),
+        (report(End::NotExecuted(13), false, false), "command_not_executable"),
+        (report(End::NoWorkingDir(2), false, false), "no_working_dir"),
+    ] {
+        match conclude(&wire(&[HELLO, report]), &["build/a"], &Store::memory()).unwrap_err() {
+            BuildError::Failed(failed) => assert_eq!(failed.reason.code(), code),
+            other => panic!("{}", told(&other)),
+        }
+    }
+}
+
+#[test]
+fn all_missing_outputs_are_named() {
+    let told = refusal_of_outputs(&[FromGuest::Missing, FromGuest::Missing, FromGuest::Finished]);
+    assert!(told.contains("\"build/a\", \"build/b\""), "{told}");
+}

@@ -1,0 +1,156 @@
+//! What doctor looks at, in the order in which a build needs it.
+
+use std::{error::Error, fmt::Write as _, fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path};
+
+use cofferdam_images::{Image, default_dir};
+
+use super::{Check, StoreArgs};
+use crate::{
+    build::Settings,
+    cli::{error::causes, quantity::show_size, store::state_dir},
+    request::Host,
+    vmm::{self, Accelerator, Candidate},
+};
+
+/// Free space below which a build of some size will not end well, in bytes.
+const LITTLE_SPACE_BYTES: u64 = 1 << 30;
+
+pub(super) fn all(store: &StoreArgs) -> Vec<Check> {
+    let survey = vmm::survey();
+    let kvm = match &survey.kvm {
+        Ok(()) => Check::fine("kvm", "/dev/kvm works"),
+        Err(error) => Check::absent("kvm", chain(error), error.remedy()),
+    };
+    vec![
+        state(),
+        stores(store),
+        image(),
+        kvm,
+        candidate("cloud-hypervisor", &survey.cloud_hypervisor),
+        candidate("qemu", &survey.qemu),
+        vsock_device(&survey.qemu),
+        choice(),
+        landlock(),
+        memory(&Host::this()),
+    ]
+}
+
+fn state() -> Check {
+    let name = "state directory";
+    let mend = "name another place in COFFERDAM_STATE_DIR";
+    let path = match state_dir() {
+        Ok(path) => path,
+        Err(error) => return Check::missing(name, chain(&error), mend),
+    };
+    if let Err(error) = writable(&path) {
+        return Check::missing(name, format!("{} can't be written: {error}", path.display()), mend);
+    }
+    let free = match nix::sys::statvfs::statvfs(&path) {
+        Ok(stat) => stat.blocks_available().saturating_mul(stat.fragment_size()),
+        Err(error) => return Check::missing(name, format!("{}: {error}", path.display()), mend),
+    };
+    let detail = format!("{}, {} free", path.display(), show_size(free));
+    match free {
+        LITTLE_SPACE_BYTES.. => Check::fine(name, detail),
+        _ => Check::absent(name, format!("{detail}, which is little"), format!("free some space, or {mend}")),
+    }
+}
+
+/// Makes the directory as a build would, and a file in it that is gone at once.
+fn writable(path: &Path) -> std::io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    tempfile::tempfile_in(path).map(drop)
+}
+
+fn stores(store: &StoreArgs) -> Check {
+    let name = "store";
+    match store.addresses().and_then(|addresses| store.open().map(|_| addresses)) {
+        Ok((blobs, directories)) => Check::fine(name, format!("{blobs} and {directories}")),
+        Err(error) => Check::missing(name, chain(&error), "see --blob-service-addr and --directory-service-addr"),
+    }
+}
+
+fn image() -> Check {
+    let name = "guest image";
+    let path = default_dir();
+    match Image::open(&path) {
+        Ok(_) => Check::fine(name, path.display().to_string()),
+        Err(error) => Check::missing(name, chain(&error), "just image"),
+    }
+}
+
+fn candidate(name: &'static str, candidate: &Candidate) -> Check {
+    let found =
+        candidate.found.as_ref().map(|found| format!("{} (version {})", found.program.display(), found.version));
+    match (&found, candidate.accelerator) {
+        (Some(found), Some(accelerator)) => Check::fine(name, format!("{found}, with {accelerator}")),
+        _ => {
+            let join = |parts: Vec<&str>| parts.join("; ");
+            let what = join(candidate.missing.iter().map(|missing| missing.what.as_str()).collect());
+            let remedy = join(candidate.missing.iter().map(|missing| missing.remedy.as_str()).collect());
+            let detail = found.map_or_else(|| what.clone(), |found| format!("{found}; {what}"));
+            Check::absent(name, detail, remedy)
+        }
+    }
+}
+
+fn vsock_device(qemu: &Candidate) -> Check {
+    let name = "vhost-device-vsock";
+    match &qemu.vsock_device {
+        Some(found) => Check::fine(name, format!("{} (version {})", found.program.display(), found.version)),
+        None => {
+            let own = qemu.missing.iter().find(|missing| missing.what.contains(name));
+            let (what, remedy) = own.map_or(("not found", "images/setup.sh"), |own| (&own.what, &own.remedy));
+            Check::absent(name, format!("{what}; only QEMU needs it"), remedy)
+        }
+    }
+}
+
+fn choice() -> Check {
+    let name = "virtual machines";
+    match vmm::choose(None) {
+        Err(_) => Check::missing(name, "none of the two above can run", "mend one of them"),
+        Ok(choice) => {
+            let mut detail = format!("{} with {}: {}", choice.kind, choice.accelerator, choice.reason);
+            if choice.accelerator == Accelerator::Tcg {
+                let _ = write!(detail, "; emulation is no security boundary");
+            }
+            Check::fine(name, detail)
+        }
+    }
+}
+
+fn landlock() -> Check {
+    let name = "landlock";
+    // LANDLOCK_CREATE_RULESET_VERSION
+    const VERSION: libc::c_uint = 1;
+    // SAFETY: asked for its version, the call takes no pointer and makes nothing.
+    let version = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0_usize, VERSION) };
+    match version {
+        1.. => Check::fine(name, format!("version {version}; helper processes are confined")),
+        _ => Check::absent(
+            name,
+            "this kernel has none; helper processes keep what other means leave them",
+            "boot with lsm=landlock, or a kernel from 5.13",
+        ),
+    }
+}
+
+fn memory(host: &Host) -> Check {
+    let name = "memory";
+    let (all, default) = (show_size(host.memory_bytes), show_size(Settings::MEMORY_BYTES));
+    if host.memory_bytes > Settings::MEMORY_BYTES {
+        Check::fine(name, format!("{all}; a build gets {default} unless --memory says otherwise"))
+    } else {
+        Check::absent(name, format!("{all}, and a build gets {default}"), "give builds less with --memory")
+    }
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    for cause in causes(error) {
+        let _ = write!(text, ": {cause}");
+    }
+    text.replace('\n', " ")
+}

@@ -1,0 +1,273 @@
+//! What `run` and `build` share: from a request to its outputs on stdout.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use clap::{Args, ValueEnum};
+use cofferdam_castore::Store;
+use cofferdam_images::{Image, SCRATCH_TEMPLATE_BYTES, default_dir};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    CliError, StoreArgs,
+    interrupt::blocking,
+    node_text, print,
+    progress::Progress,
+    quantity::{self, show_duration},
+    store::state_dir,
+};
+use crate::{
+    build::{BuildError, Builder, Built, Settings},
+    request::{BuildRequest, BuildResult, Host, RelativePath, admit},
+    vmm,
+};
+
+/// Largest scratch disk, in bytes: the image's template reserves room to grow to this size.
+const MAX_SCRATCH_BYTES: u64 = 1 << 40;
+
+/// How a build is run, whatever it is.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Machine")]
+pub(super) struct ExecuteArgs {
+    /// Memory that the build finds, such as 512M or 4G [default: 2G, or what the request asks for if that is more]
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
+    pub(super) memory: Option<u64>,
+    /// Virtual CPUs
+    #[arg(long, value_name = "N", default_value_t = Settings::CPUS, value_parser = clap::value_parser!(u32).range(1..=i64::from(vmm::MAX_CPUS)))]
+    cpus: u32,
+    /// Size of the scratch disk, such as 100G; it takes as much of the host's disk as the build writes [default: 32G]
+    #[arg(long, value_name = "SIZE", value_parser = scratch_size)]
+    scratch_size: Option<u64>,
+    /// Time that the build may take, boot included, such as 90s or 10m [default: 1h]
+    #[arg(long, value_name = "DUR", value_parser = quantity::duration)]
+    timeout: Option<Duration>,
+    /// The VMM; by default the best that this host can run, see `cofferdam doctor`
+    #[arg(long, value_enum)]
+    vmm: Option<VmmArg>,
+    /// The guest image [default: $COFFERDAM_IMAGE or ~/.cache/cofferdam/image]
+    #[arg(long, value_name = "DIR")]
+    image: Option<PathBuf>,
+
+    /// Write the outputs below DIR, each at its own path (--output build/out: DIR/build/out)
+    #[arg(long, value_name = "DIR", help_heading = "Results")]
+    out: Option<PathBuf>,
+    /// Print a snix.build.v1.BuildResponse in ProtoJSON; if it fails an object with kind, reason, message and fields
+    #[arg(long, help_heading = "Results")]
+    pub(super) json: bool,
+}
+
+fn memory(text: &str) -> Result<u64, String> {
+    quantity::size_within(text, vmm::MIN_MEMORY_BYTES, Host::this().memory_bytes)
+}
+
+fn scratch_size(text: &str) -> Result<u64, String> {
+    quantity::size_within(text, SCRATCH_TEMPLATE_BYTES, MAX_SCRATCH_BYTES)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum VmmArg {
+    CloudHypervisor,
+    Qemu,
+}
+
+/// A host that is ready to build: what can be known to be missing before any work is there.
+pub(super) struct Ready<'a> {
+    args: &'a ExecuteArgs,
+    settings: Settings,
+    pub(super) store: Store,
+    pub(super) progress: Arc<Progress>,
+}
+
+impl ExecuteArgs {
+    /// Checks everything that needs no work: the host against the request, image, VMM, store, and room for the
+    /// outputs.
+    pub(super) fn prepare(&self, store: &StoreArgs, request: &BuildRequest) -> Result<Ready<'_>, CliError> {
+        admit(request, &Host::this())?;
+        if let Some(out) = &self.out {
+            for (_, dest) in exports(out, &request.outputs) {
+                refuse_existing(&dest)?;
+            }
+        }
+        let image = Image::open(&self.image.clone().unwrap_or_else(default_dir))
+            .map_err(|error| CliError::failed("there is no guest image to boot", error))?;
+        let asked = self.vmm.map(|vmm| match vmm {
+            VmmArg::CloudHypervisor => vmm::Kind::CloudHypervisor,
+            VmmArg::Qemu => vmm::Kind::Qemu,
+        });
+        let choice = vmm::choose(asked)
+            .map_err(|error| CliError::failed("no virtual machine can run here", error).try_this("cofferdam doctor"))?;
+        tracing::info!(kind = %choice.kind, accelerator = %choice.accelerator, reason = choice.reason, "VMM chosen");
+        let emulated = choice.accelerator == vmm::Accelerator::Tcg;
+        let (settings, store) = (self.settings(image, choice)?, store.open()?);
+        let progress = Arc::new(Progress::new());
+        if emulated {
+            progress.note("running under emulation (QEMU TCG), which is no security boundary");
+        }
+        Ok(Ready { args: self, settings, store, progress })
+    }
+
+    fn settings(&self, image: Image, choice: vmm::Choice) -> Result<Settings, CliError> {
+        let mut settings = Settings::new(image, choice, state_dir()?.join("run"));
+        settings.memory_bytes = self.memory.unwrap_or(settings.memory_bytes);
+        settings.cpus = self.cpus;
+        settings.scratch_bytes = self.scratch_size.unwrap_or(settings.scratch_bytes);
+        settings.timeout = self.timeout.unwrap_or(settings.timeout);
+        Ok(settings)
+    }
+}
+
+impl Ready<'_> {
+    /// Builds, exports and prints.
+    pub(super) async fn execute(self, request: BuildRequest, cancel: &CancellationToken) -> Result<(), CliError> {
+        let Self { args, settings, store, progress } = self;
+        let built = async {
+            let builder = Builder::new(store.clone(), settings).map_err(BuildError::Executor)?;
+            let observer = Arc::clone(&progress);
+            let built = builder.build(&request, observer, cancel).await?;
+            if let Some(out) = &args.out {
+                progress.step("exporting outputs");
+                write_outputs(&store, out, &request, &built.result, cancel).await?;
+            }
+            Ok::<_, CliError>(built)
+        }
+        .await
+        .inspect_err(|_| progress.clear())?;
+        progress.finish(&summary(&built));
+        match args.json {
+            true => print(&format!("{}\n", built.result.to_json())),
+            false => print(&lines(&request, &built.result)),
+        }
+    }
+}
+
+fn summary(built: &Built) -> String {
+    let times = &built.times;
+    let total = times.resolve + times.boot + times.run + times.ingest;
+    let summary = format!(
+        "built in {} (boot {}, run {}, ingest {})",
+        show_duration(total),
+        show_duration(times.boot),
+        show_duration(times.run),
+        show_duration(times.ingest)
+    );
+    tracing::info!(usage = ?built.usage, "{summary}");
+    summary
+}
+
+/// One line an output: its path, its node and, where needles were asked for, those found; tabs between.
+fn lines(request: &BuildRequest, result: &BuildResult) -> String {
+    let mut text = String::new();
+    for (path, output) in request.outputs.iter().zip(&result.outputs) {
+        text.push_str(&shown(path.as_str()));
+        text.push('\t');
+        text.push_str(&node_text::format(&output.node));
+        let found =
+            output.needles.iter().filter_map(|&index| request.refscan_needles.get(usize::try_from(index).ok()?));
+        let found: Vec<_> = found.map(|needle| shown(needle)).collect();
+        if !request.refscan_needles.is_empty() {
+            text.push('\t');
+            text.push_str(&found.join(" "));
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// The text itself, or quoted when it could be mistaken for more than one word.
+fn shown(text: &str) -> String {
+    let quoted = format!("{text:?}");
+    let plain = quoted.len() == text.len() + 2 && !text.contains(char::is_whitespace) && !text.is_empty();
+    if plain { text.to_owned() } else { quoted }
+}
+
+/// Where each output goes. One that lies within another goes with that.
+fn exports<'a>(out: &Path, outputs: &'a [RelativePath]) -> impl Iterator<Item = (usize, PathBuf)> + use<'a> {
+    let out = out.to_owned();
+    outputs.iter().enumerate().filter_map(move |(index, path)| {
+        let within_another = outputs.iter().any(|other| other != path && path.is_within(other));
+        (!within_another).then(|| (index, out.join(path.as_path())))
+    })
+}
+
+fn refuse_existing(dest: &Path) -> Result<(), CliError> {
+    match fs::symlink_metadata(dest) {
+        Ok(_) => Err(CliError::wrong(format!("{dest:?} exists already; outputs are never written over anything"))
+            .try_this("remove it, or name another directory with --out")),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound) => Ok(()),
+        Err(error) => Err(CliError::wrong_because(format!("{dest:?} can't be written"), error)),
+    }
+}
+
+async fn write_outputs(
+    store: &Store,
+    out: &Path,
+    request: &BuildRequest,
+    result: &BuildResult,
+    cancel: &CancellationToken,
+) -> Result<(), CliError> {
+    for (index, dest) in exports(out, &request.outputs) {
+        let Some(output) = result.outputs.get(index) else {
+            continue;
+        };
+        let (store, node) = (store.clone(), output.node.clone());
+        blocking(cancel, move || {
+            if let Some(parent) = dest.parent() {
+                fs::create_dir_all(parent)
+                    .map_err(|error| CliError::failed(format!("can't make the directory {parent:?}"), error))?;
+            }
+            super::export::write(&store, &node, &dest)
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use cofferdam_castore::{B3Digest, Node};
+
+    use super::*;
+    use crate::request::{BuildOutput, proto};
+
+    fn request(outputs: &[&str], needles: &[&str]) -> BuildRequest {
+        let strings = |items: &[&str]| items.iter().map(ToString::to_string).collect();
+        let message = proto::BuildRequest {
+            command_args: strings(&["true"]),
+            outputs: strings(outputs),
+            refscan_needles: strings(needles),
+            ..proto::BuildRequest::default()
+        };
+        message.try_into().unwrap()
+    }
+
+    #[test]
+    fn each_output_is_one_line_in_the_order_of_the_request() {
+        let node = Node::File { digest: B3Digest::of(b""), size: 0, executable: false };
+        let output = |needles: &[u64]| BuildOutput { node: node.clone(), needles: needles.iter().copied().collect() };
+        let text = node_text::format(&node);
+        let result = BuildResult { outputs: vec![output(&[]), output(&[2, 0])] };
+        let without = lines(&request(&["a", "b\nc"], &[]), &result);
+        assert_eq!(without, format!("a\t{text}\n\"b\\nc\"\t{text}\n"));
+        let with = lines(&request(&["a", "b"], &["x", "y", "z z"]), &result);
+        assert_eq!(with, format!("a\t{text}\t\nb\t{text}\tx \"z z\"\n"));
+    }
+
+    #[test]
+    fn an_output_within_another_is_written_with_it() {
+        let request = request(&["a", "a/b", "ab", "c/d"], &[]);
+        let dests: Vec<_> = exports(Path::new("/out"), &request.outputs).collect();
+        assert_eq!(dests, [(0, "/out/a".into()), (2, "/out/ab".into()), (3, "/out/c/d".into())]);
+    }
+
+    #[test]
+    fn nothing_is_written_over() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(refuse_existing(directory.path()).unwrap_err().exit().code(), 2);
+        refuse_existing(&directory.path().join("new/deeper")).unwrap();
+    }
+}

@@ -1,0 +1,71 @@
+//! `export`: a node of the store to a new path.
+
+use std::{
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use cofferdam_castore::{
+    Node, Store,
+    export::{ExportError, export},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    CliError, StoreArgs,
+    interrupt::blocking,
+    node_text::{self, Reference},
+    progress::Progress,
+    store,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  cofferdam export dir:blake3-…:62 ./lua
+  An executable file needs its node, a digest alone has no execute bit:
+    cofferdam export file:blake3-…:280112:x ./lua";
+
+/// Writes what the store has to a new path
+///
+/// Files get mode 0644, executable ones 0755, and directories 0755, less the umask. Nothing is ever written over.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES, after_long_help = format!("{}\n\n{EXAMPLES}", node_text::HELP))]
+pub(super) struct ExportArgs {
+    /// What to export, as `import` and `run` print it
+    #[arg(value_name = "NODE|DIGEST")]
+    reference: Reference,
+    /// Where to; must not exist
+    #[arg(value_name = "DEST")]
+    dest: PathBuf,
+}
+
+impl ExportArgs {
+    pub(super) async fn execute(self, store: &StoreArgs, cancel: &CancellationToken) -> Result<(), CliError> {
+        let store = store.open()?;
+        let node = store::resolve(&store, &self.reference)
+            .await
+            .map_err(|error| CliError::failed("can't read from the store", error))?
+            .ok_or_else(|| store::missing(&self.reference))?;
+        let progress = Progress::new();
+        progress.step("exporting");
+        let dest = self.dest;
+        let exported = blocking(cancel, move || write(&store, &node, &dest)).await;
+        progress.clear();
+        exported
+    }
+}
+
+/// Writes one node. Blocks.
+pub(super) fn write(store: &Store, node: &Node, dest: &Path) -> Result<(), CliError> {
+    export(store, node, dest).map_err(|error| match &error {
+        ExportError::Store { .. } => CliError::failed("the export failed", error),
+        ExportError::Write { source, .. } => match source.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::PermissionDenied => {
+                CliError::wrong_because("this can't be exported", error)
+            }
+            _ => CliError::failed("the export failed", error),
+        },
+        _ => CliError::wrong_because("this can't be exported", error),
+    })
+}

@@ -1,0 +1,126 @@
+//! `import`: paths of the host into the store.
+
+use std::{
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use cofferdam_castore::{
+    Node, PathComponent, Store,
+    import::{ImportError, import_path},
+    proto::Entry,
+};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::{CliError, StoreArgs, interrupt::blocking, node_text, print, progress::Progress};
+use crate::request::entry_to_json;
+
+const EXAMPLES: &str = "\
+Examples:
+  cofferdam import ./lua-5.4
+  dir:blake3-…:62\t./lua-5.4
+  The node alone, for another command:
+    cofferdam run --input src=$(cofferdam import ./lua-5.4 | cut -f1) -- …";
+
+/// Puts files, directories and symbolic links into the store
+///
+/// Prints one line a path: its node and the path, with a tab between. Of a file's mode only the owner's execute bit is
+/// kept, and nothing of its owner and its times.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES, after_long_help = format!("{}\n\n{EXAMPLES}", node_text::HELP))]
+pub(super) struct ImportArgs {
+    /// What to import; a symbolic link is imported as one
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// Print one JSON object a line: path, node and entry (a snix.castore.v1.Entry in ProtoJSON)
+    #[arg(long)]
+    json: bool,
+}
+
+impl ImportArgs {
+    pub(super) fn json(&self) -> bool {
+        self.json
+    }
+
+    pub(super) async fn execute(self, store: &StoreArgs, cancel: &CancellationToken) -> Result<(), CliError> {
+        let store = store.open()?;
+        let progress = Progress::new();
+        for path in self.paths {
+            progress.step("importing");
+            let imported = import(&store, path.clone(), cancel).await;
+            progress.clear();
+            let node = imported?;
+            print(&if self.json { json_line(&path, &node) } else { line(&path, &node) })?;
+        }
+        Ok(())
+    }
+}
+
+/// Imports one path.
+pub(super) async fn import(store: &Store, path: PathBuf, cancel: &CancellationToken) -> Result<Node, CliError> {
+    let store = store.clone();
+    blocking(cancel, move || import_path(&store, &path)).await
+}
+
+impl From<ImportError> for CliError {
+    fn from(error: ImportError) -> Self {
+        match error {
+            ImportError::Store { .. } => Self::failed("the import failed", error),
+            _ => Self::wrong_because("this can't be imported", error),
+        }
+    }
+}
+
+fn line(path: &Path, node: &Node) -> String {
+    format!("{}\t{}\n", node_text::format(node), shown(path))
+}
+
+/// The path itself, or quoted with escapes when it isn't plain text.
+fn shown(path: &Path) -> String {
+    match path.to_str() {
+        Some(text) if format!("{text:?}").len() == text.len() + 2 => text.to_owned(),
+        _ => format!("{path:?}"),
+    }
+}
+
+fn json_line(path: &Path, node: &Node) -> String {
+    let name = path.file_name().and_then(|name| PathComponent::try_from(name.as_bytes()).ok());
+    let entry = match name {
+        Some(name) => Entry::named(name, node.clone()),
+        None => Entry::unnamed(node.clone()),
+    };
+    let path = path.to_string_lossy();
+    format!("{}\n", json!({ "path": path, "node": node_text::format(node), "entry": entry_to_json(&entry) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use super::*;
+
+    #[test]
+    fn a_line_can_not_be_broken_by_its_path() {
+        let node = Node::Symlink { target: "t".try_into().unwrap() };
+        for (path, expected) in [
+            (b"a b".as_slice(), "link:t\ta b\n"),
+            (b"a\tb\nc", "link:t\t\"a\\tb\\nc\"\n"),
+            (b"a\xff", "link:t\t\"a\\xFF\"\n"),
+            (b"\"", "link:t\t\"\\\"\"\n"),
+        ] {
+            assert_eq!(line(Path::new(OsStr::from_bytes(path)), &node), expected);
+        }
+    }
+
+    #[test]
+    fn json_has_the_entry_with_its_name() {
+        let node = Node::Symlink { target: "t".try_into().unwrap() };
+        assert_eq!(
+            json_line(Path::new("a/b"), &node),
+            "{\"entry\":{\"symlink\":{\"name\":\"Yg==\",\"target\":\"dA==\"}},\"node\":\"link:t\",\"path\":\"a/b\"}\n"
+        );
+        assert!(json_line(Path::new("/"), &node).contains("{\"symlink\":{\"target\":\"dA==\"}}"));
+    }
+}

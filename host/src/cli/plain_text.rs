@@ -1,0 +1,111 @@
+//! What an untrusted build writes, made safe for a terminal.
+
+use std::mem;
+
+use vte::{Parser, Perform};
+
+// With its `std` feature the parser would keep a control string of any length.
+const _: () = assert!(size_of::<Parser>() > 1024, "vte must be built without its feature `std`");
+
+/// Keeps text, tabs and newlines of one stream, and drops everything that would control a terminal: escape sequences,
+/// control characters, and characters that change the direction of text. Sequences may be cut anywhere.
+#[derive(Default)]
+pub(super) struct PlainText {
+    parser: Parser,
+    kept: Kept,
+}
+
+#[derive(Default)]
+struct Kept {
+    text: String,
+    /// A carriage return came last. Alone it begins a line (progress bars), before a newline it says nothing.
+    returned: bool,
+}
+
+impl PlainText {
+    /// What remains of the next bytes.
+    pub(super) fn filter(&mut self, bytes: &[u8]) -> String {
+        self.parser.advance(&mut self.kept, bytes);
+        mem::take(&mut self.kept.text)
+    }
+}
+
+impl Kept {
+    fn push(&mut self, c: char) {
+        if mem::take(&mut self.returned) && c != '\n' {
+            self.text.push('\n');
+        }
+        self.text.push(c);
+    }
+}
+
+impl Perform for Kept {
+    fn print(&mut self, c: char) {
+        if !c.is_control() && !changes_direction(c) {
+            self.push(c);
+        }
+    }
+
+    fn execute(&mut self, byte: u8) {
+        match byte {
+            b'\n' | b'\t' => self.push(byte.into()),
+            b'\r' => self.returned = true,
+            _ => {}
+        }
+    }
+}
+
+fn changes_direction(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn whole(bytes: &[u8]) -> String {
+        PlainText::default().filter(bytes)
+    }
+
+    #[test]
+    fn text_stays_and_control_goes() {
+        for (bytes, expected) in [
+            (b"hello\tworld\n".as_slice(), "hello\tworld\n"),
+            ("gr\u{fc}n \u{1f980}\n".as_bytes(), "gr\u{fc}n \u{1f980}\n"),
+            (b"\x1b[31mred\x1b[0m", "red"),
+            (b"\x1b]0;title\x07after", "after"),
+            (b"\x1b]52;c;ZXZpbA==\x1b\\after", "after"),
+            (b"\x1bP1;2|device\x1b\\after", "after"),
+            (b"\x1bc\x1b[2J\x1b[Hcleared", "cleared"),
+            (b"a\x08\x08\x07\x00\x0c\x0bb", "ab"),
+            ("\u{9b}31mC1 as UTF-8".as_bytes(), "31mC1 as UTF-8"),
+            (b"10%\r20%\r\n30%\n", "10%\n20%\n30%\n"),
+            ("\u{202e}backwards".as_bytes(), "backwards"),
+        ] {
+            assert_eq!(whole(bytes), expected, "{}", bytes.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn a_sequence_without_end_is_not_kept() {
+        let mut plain = PlainText::default();
+        plain.filter(b"\x1b]0;");
+        for _ in 0..1000 {
+            assert_eq!(plain.filter(&[b'x'; 4096]), "");
+        }
+        assert_eq!(plain.filter(b"\x07after"), "after");
+    }
+
+    proptest! {
+        #[test]
+        fn cuts_change_nothing(bytes in proptest::collection::vec(prop_oneof![any::<u8>(), Just(0x1b), Just(b'['), Just(b'\r')], 0..64), cut in 0..64_usize) {
+            let (first, second) = bytes.split_at(cut.min(bytes.len()));
+            let mut plain = PlainText::default();
+            let pieces = plain.filter(first) + &plain.filter(second);
+            prop_assert!(!pieces.contains(|c: char| c.is_control() && !matches!(c, '\n' | '\t')));
+            prop_assert_eq!(pieces, whole(&bytes));
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! What a person at a terminal sees of a build: a spinner that names the phase, and what the build writes.
+//!
+//! Where stderr is no terminal there is no spinner, and the build's bytes go through as they are.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use cofferdam_protocol::Stream;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::plain_text::PlainText;
+use crate::build::{Observer, Phase};
+
+const TICK: Duration = Duration::from_millis(100);
+
+/// Writes to stderr.
+pub(super) struct Progress {
+    screen: Mutex<Screen>,
+}
+
+#[derive(Default)]
+struct Screen {
+    is_terminal: bool,
+    spinner: Option<ProgressBar>,
+    stdout: PlainText,
+    stderr: PlainText,
+    /// The build's last line has not ended.
+    within_line: bool,
+}
+
+impl Progress {
+    pub(super) fn new() -> Self {
+        Self { screen: Mutex::new(Screen { is_terminal: io::stderr().is_terminal(), ..Screen::default() }) }
+    }
+
+    /// A phase of ours begins.
+    pub(super) fn step(&self, message: &'static str) {
+        self.screen().spin(message);
+    }
+
+    /// One line that is told whatever stderr is.
+    pub(super) fn note(&self, line: &str) {
+        self.screen().write(format!("{line}\n").as_bytes());
+    }
+
+    /// Leaves the terminal to others: after this, stderr is at the begin of a line.
+    pub(super) fn clear(&self) {
+        self.screen().end_line();
+    }
+
+    /// The end of a success, with a last line for people only.
+    pub(super) fn finish(&self, line: &str) {
+        let mut screen = self.screen();
+        screen.stop();
+        if screen.is_terminal {
+            screen.end_line();
+            screen.write(format!("{line}\n").as_bytes());
+        }
+    }
+
+    fn screen(&self) -> MutexGuard<'_, Screen> {
+        self.screen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Observer for Progress {
+    fn phase(&self, phase: Phase) {
+        self.step(match phase {
+            Phase::Resolving => "resolving inputs",
+            Phase::Booting => "booting",
+            Phase::Running => "running",
+            Phase::Ingesting => "ingesting outputs",
+        });
+    }
+
+    fn log(&self, stream: Stream, bytes: &[u8]) {
+        let mut screen = self.screen();
+        if !screen.is_terminal {
+            return screen.write(bytes);
+        }
+        let text = match stream {
+            Stream::Stdout => screen.stdout.filter(bytes),
+            Stream::Stderr => screen.stderr.filter(bytes),
+        };
+        screen.write(text.as_bytes());
+    }
+}
+
+impl Screen {
+    fn spin(&mut self, message: &'static str) {
+        if !self.is_terminal {
+            return;
+        }
+        self.end_line();
+        let style = ProgressStyle::with_template("{spinner} {msg} ({elapsed})").expect("a constant template");
+        let spinner = ProgressBar::new_spinner().with_style(style).with_message(message);
+        spinner.enable_steady_tick(TICK);
+        self.spinner = Some(spinner);
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        let Some(last) = bytes.last() else {
+            return;
+        };
+        self.within_line = *last != b'\n';
+        self.stop();
+        // Whether anybody reads stderr is not the build's business.
+        let _ = io::stderr().lock().write_all(bytes);
+    }
+
+    fn end_line(&mut self) {
+        self.stop();
+        if self.within_line {
+            self.write(b"\n");
+        }
+    }
+
+    fn stop(&mut self) {
+        if let Some(spinner) = self.spinner.take() {
+            spinner.finish_and_clear();
+        }
+    }
+}

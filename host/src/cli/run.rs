@@ -1,0 +1,346 @@
+//! `run`: a request from flags.
+
+use std::{
+    ffi::OsString,
+    os::unix::ffi::{OsStrExt, OsStringExt},
+    path::PathBuf,
+};
+
+use bytes::Bytes;
+use clap::Args;
+use cofferdam_castore::{Node, PathComponent, proto::Entry};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    CliError, StoreArgs,
+    execute::{ExecuteArgs, Ready},
+    import,
+    node_text::{self, Reference},
+    store,
+};
+use crate::request::{
+    BuildRequest, SYSTEM,
+    proto::{
+        self,
+        build_request::{BuildConstraints, EnvVar},
+    },
+};
+
+/// The directory that is always writable, and where a command starts.
+const SCRATCH: &str = "build";
+
+const EXAMPLES: &str = "\
+Examples:
+  A file from a shell:
+    cofferdam run --bin-sh --output build/out -- /bin/sh -c 'echo hello > out'
+  A directory in, a program out, exported to ./result/build/lua:
+    cofferdam run --input src=./lua-5.4 --input gcc=dir:blake3-…:1234 --env PATH=/inputs/gcc/bin \\
+        --output build/lua --out result -- /inputs/gcc/bin/make -C /inputs/src
+  A whole distribution as the root:
+    cofferdam run --inputs-dir '' --input bin=dir:… --input lib=dir:… --input usr=dir:… -- /bin/true";
+
+/// Runs a command in a clean, sealed machine
+///
+/// The command sees its inputs read-only, can write in scratch directories (`build` always, others with --scratch),
+/// has exactly the environment given, and no network. Paths are relative to the build's root, without a slash before
+/// them; the empty path is the root. What it writes to stdout and stderr comes to stderr as it happens; stdout gets one
+/// line an output: path, node and, with --needle, the needles found, with tabs between.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES, after_long_help = format!("{}\n\n{EXAMPLES}", node_text::HELP))]
+pub(super) struct RunArgs {
+    /// Show PATH (imported first) or what the store has by NODE or DIGEST as NAME in the inputs' directory
+    #[arg(long = "input", value_name = "NAME=PATH|NODE|DIGEST", value_parser = clap::value_parser!(OsString))]
+    inputs: Vec<OsString>,
+    /// Where the inputs appear; '' for the build's root
+    #[arg(long, value_name = "DIR", default_value = "inputs")]
+    inputs_dir: String,
+    /// Set a variable; the environment is empty otherwise
+    #[arg(long = "env", value_name = "K=V", value_parser = clap::value_parser!(OsString))]
+    environment: Vec<OsString>,
+    /// Where the command starts
+    #[arg(long, value_name = "DIR", default_value = SCRATCH)]
+    workdir: String,
+    /// One more directory that the build can write to, beside `build`
+    #[arg(long, value_name = "DIR")]
+    scratch: Vec<String>,
+    /// What the command makes: a file, a directory or a symbolic link
+    #[arg(long = "output", value_name = "PATH")]
+    outputs: Vec<String>,
+    /// Tell which outputs hold this text, in contents, names or links
+    #[arg(long = "needle", value_name = "STR")]
+    needles: Vec<String>,
+    /// Provide a /bin/sh
+    #[arg(long)]
+    bin_sh: bool,
+    /// Give the build network access (not supported yet)
+    #[arg(long)]
+    network: bool,
+    /// The command and its arguments, as the build sees them
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<String>,
+    #[command(flatten)]
+    execute: ExecuteArgs,
+}
+
+/// Where an input comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Source {
+    Path(PathBuf),
+    Store(Reference),
+}
+
+impl RunArgs {
+    pub(super) fn json(&self) -> bool {
+        self.execute.json
+    }
+
+    pub(super) async fn execute(self, store: &StoreArgs, cancel: &CancellationToken) -> Result<(), CliError> {
+        let sources = self.sources()?;
+        // Everything but the inputs is checked before the work of importing them.
+        let without_inputs = BuildRequest::try_from(self.message(vec![])?)?;
+        let ready = self.execute.prepare(store, &without_inputs)?;
+        let mut inputs = Vec::with_capacity(sources.len());
+        for (name, source) in sources {
+            inputs.push((name, load(&ready, source, cancel).await?));
+        }
+        let request = BuildRequest::try_from(self.message(inputs)?)?;
+        ready.execute(request, cancel).await
+    }
+
+    fn sources(&self) -> Result<Vec<(PathComponent, Source)>, CliError> {
+        self.inputs.iter().map(source).collect()
+    }
+
+    /// The request: what users may give in any order, sorted; of a variable given twice, the last.
+    fn message(&self, mut inputs: Vec<(PathComponent, Node)>) -> Result<proto::BuildRequest, CliError> {
+        inputs.sort_by(|(one, _), (other, _)| one.cmp(other));
+        let mut environment_vars = self.environment.iter().rev().map(variable).collect::<Result<Vec<_>, _>>()?;
+        environment_vars.sort_by(|one, other| one.key.cmp(&other.key));
+        environment_vars.dedup_by(|second, first| second.key == first.key);
+        let mut scratch_paths = vec![SCRATCH.to_owned()];
+        scratch_paths.extend_from_slice(&self.scratch);
+        Ok(proto::BuildRequest {
+            inputs: inputs.into_iter().map(|(name, node)| Entry::named(name, node)).collect(),
+            command_args: self.command.clone(),
+            working_dir: self.workdir.clone(),
+            scratch_paths: sorted(scratch_paths),
+            inputs_dir: self.inputs_dir.clone(),
+            outputs: sorted(self.outputs.clone()),
+            environment_vars,
+            constraints: Some(BuildConstraints {
+                system: SYSTEM.to_owned(),
+                min_memory: self.execute.memory.unwrap_or(0),
+                available_ro_paths: vec![],
+                network_access: self.network,
+                provide_bin_sh: self.bin_sh,
+            }),
+            additional_files: vec![],
+            refscan_needles: self.needles.clone(),
+        })
+    }
+}
+
+fn sorted(mut paths: Vec<String>) -> Vec<String> {
+    paths.sort();
+    paths.dedup();
+    paths
+}
+
+fn split<'a>(flag: &str, form: &str, argument: &'a OsString) -> Result<(&'a [u8], &'a [u8]), CliError> {
+    let bytes = argument.as_bytes();
+    match bytes.iter().position(|&byte| byte == b'=') {
+        Some(at) => Ok((&bytes[..at], &bytes[at + 1..])),
+        None => Err(CliError::wrong(format!("{flag} {argument:?} has no \"=\"")).try_this(format!("{flag} {form}"))),
+    }
+}
+
+fn source(argument: &OsString) -> Result<(PathComponent, Source), CliError> {
+    let (name, rest) = split("--input", "NAME=PATH, NAME=NODE or NAME=DIGEST", argument)?;
+    let wrong = |error: &dyn std::error::Error| CliError::wrong(format!("--input {argument:?}: {error}"));
+    let name = PathComponent::try_from(name).map_err(|error| wrong(&error))?;
+    let source = match str::from_utf8(rest) {
+        Ok("") => return Err(CliError::wrong(format!("--input {argument:?} has nothing after \"=\""))),
+        Ok(text) if node_text::is_reference(text) => Source::Store(text.parse().map_err(|error| wrong(&error))?),
+        _ => Source::Path(OsString::from_vec(rest.to_vec()).into()),
+    };
+    Ok((name, source))
+}
+
+fn variable(argument: &OsString) -> Result<EnvVar, CliError> {
+    let (key, value) = split("--env", "K=V", argument)?;
+    match str::from_utf8(key) {
+        Ok(key) => Ok(EnvVar { key: key.to_owned(), value: Bytes::copy_from_slice(value) }),
+        Err(_) => Err(CliError::wrong(format!("--env {argument:?}: the name is not UTF-8"))),
+    }
+}
+
+async fn load(ready: &Ready<'_>, source: Source, cancel: &CancellationToken) -> Result<Node, CliError> {
+    match source {
+        Source::Path(path) => {
+            ready.progress.step("importing inputs");
+            import::import(&ready.store, path, cancel).await.inspect_err(|_| ready.progress.clear())
+        }
+        Source::Store(reference) => match store::resolve(&ready.store, &reference).await {
+            Ok(Some(node)) => Ok(node),
+            Ok(None) => Err(store::missing(&reference)),
+            Err(error) => Err(CliError::failed("can't read from the store", error)),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use cofferdam_castore::B3Digest;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn parse(arguments: &[&str]) -> RunArgs {
+        let cli = Cli::try_parse_from(["cofferdam", "run"].iter().chain(arguments)).unwrap();
+        match cli.command {
+            Command::Run(args) => *args,
+            _ => unreachable!(),
+        }
+    }
+
+    fn strings(items: &[&str]) -> Vec<String> {
+        items.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_command_alone_gets_the_defaults() {
+        let message = parse(&["--", "/bin/true"]).message(vec![]).unwrap();
+        let constraints = BuildConstraints { system: "x86_64-linux".into(), ..BuildConstraints::default() };
+        let expected = proto::BuildRequest {
+            command_args: strings(&["/bin/true"]),
+            working_dir: "build".into(),
+            scratch_paths: strings(&["build"]),
+            inputs_dir: "inputs".into(),
+            constraints: Some(constraints),
+            ..proto::BuildRequest::default()
+        };
+        assert_eq!(message, expected);
+        BuildRequest::try_from(message).unwrap();
+    }
+
+    #[test]
+    fn every_flag_has_its_field_and_what_is_unsorted_gets_sorted() {
+        let args = parse(&[
+            "--inputs-dir",
+            "",
+            "--workdir",
+            "w",
+            "--scratch",
+            "w",
+            "--scratch",
+            "a",
+            "--scratch",
+            "w",
+            "--output",
+            "z",
+            "--output",
+            "w/o",
+            "--output",
+            "z",
+            "--needle",
+            "z",
+            "--needle",
+            "a",
+            "--bin-sh",
+            "--network",
+            "--memory",
+            "512M",
+            "--env",
+            "B=first",
+            "--env",
+            "A==",
+            "--env",
+            "B=last",
+            "--",
+            "a",
+            "--output",
+            "--",
+        ]);
+        let node = |byte| Node::File { digest: B3Digest::from([byte; 32]), size: 0, executable: true };
+        let inputs = vec![("b".try_into().unwrap(), node(1)), ("a".try_into().unwrap(), node(2))];
+        let message = args.message(inputs).unwrap();
+        let var = |key: &str, value: &'static str| EnvVar { key: key.into(), value: value.into() };
+        let expected = proto::BuildRequest {
+            inputs: vec![
+                Entry::named("a".try_into().unwrap(), node(2)),
+                Entry::named("b".try_into().unwrap(), node(1)),
+            ],
+            command_args: strings(&["a", "--output", "--"]),
+            working_dir: "w".into(),
+            scratch_paths: strings(&["a", "build", "w"]),
+            inputs_dir: String::new(),
+            outputs: strings(&["w/o", "z"]),
+            environment_vars: vec![var("A", "="), var("B", "last")],
+            constraints: Some(BuildConstraints {
+                system: "x86_64-linux".into(),
+                min_memory: 512 << 20,
+                available_ro_paths: vec![],
+                network_access: true,
+                provide_bin_sh: true,
+            }),
+            additional_files: vec![],
+            refscan_needles: strings(&["z", "a"]),
+        };
+        assert_eq!(message, expected);
+        BuildRequest::try_from(message).unwrap();
+    }
+
+    #[test]
+    fn inputs_come_from_paths_nodes_and_digests() {
+        let digest = B3Digest::of(b"");
+        let from = |text: String| source(&text.into()).unwrap();
+        let name = || PathComponent::try_from("n").unwrap();
+        assert_eq!(from("n=a=b".into()), (name(), Source::Path("a=b".into())));
+        assert_eq!(from("n=./dir:x".into()), (name(), Source::Path("./dir:x".into())));
+        assert_eq!(from(format!("n={digest}")), (name(), Source::Store(Reference::Digest(digest))));
+        let node = Node::File { digest, size: 0, executable: true };
+        assert_eq!(from(format!("n=file:{digest}:0:x")), (name(), Source::Store(Reference::Node(node))));
+        let path = OsString::from_vec(b"n=\xff".to_vec());
+        assert_eq!(source(&path).unwrap().1, Source::Path(OsString::from_vec(b"\xff".to_vec()).into()));
+    }
+
+    #[test]
+    fn wrong_arguments_are_quoted_with_the_rule() {
+        for (argument, rule) in [
+            ("path", "no \"=\""),
+            ("=path", "is empty"),
+            ("a/b=path", "slash"),
+            ("n=", "nothing after"),
+            ("n=dir:x", "write dir:"),
+            ("n=blake3-x", "base64"),
+        ] {
+            let error = source(&argument.into()).unwrap_err();
+            assert_eq!(error.exit().code(), 2);
+            assert!(error.to_string().contains(rule) && error.to_string().contains(argument), "{error}");
+        }
+        assert!(variable(&"KEY".into()).unwrap_err().to_string().contains("no \"=\""));
+        let inputs = || ("n".try_into().unwrap(), Node::Symlink { target: "t".try_into().unwrap() });
+        let message = parse(&["--", "a"]).message(vec![inputs(), inputs()]).unwrap();
+        let error = BuildRequest::try_from(message).unwrap_err().to_string();
+        assert!(error.starts_with("inputs[1].symlink.name must not be a duplicate"), "{error}");
+    }
+
+    #[test]
+    fn clap_refuses_what_it_can_judge() {
+        for arguments in [
+            &["--cpus", "0", "--", "a"][..],
+            &["--memory", "lots", "--", "a"],
+            &["--memory", "1M", "--", "a"],
+            &["--memory", "1000T", "--", "a"],
+            &["--scratch-size", "2T", "--", "a"],
+            &["--timeout", "10", "--", "a"],
+            &["--vmm", "firecracker", "--", "a"],
+            &["a"],
+            &[],
+        ] {
+            let error = Cli::try_parse_from(["cofferdam", "run"].iter().chain(arguments)).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{arguments:?}");
+        }
+    }
+}

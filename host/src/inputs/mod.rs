@@ -1,0 +1,42 @@
+//! A build's inputs, served to its VM over virtiofs straight from the store.
+//!
+//! ```text
+//!   request's inputs ──resolve──▶ Tree: every directory and blob below them, and nothing else
+//!                                  │
+//!   host process                   ▼            device process, confined
+//!   ┌─ server, one a VM ──────────────┐         ┌─ device ────────────────────┐            ┌─ VMM ──┐
+//!   │ answers digests of the Tree,    │◀─digest─│ fs: FUSE requests           │◀─fs.sock───│ guest  │
+//!   │ from the store; all else ends   │─bytes,──▶ layout: inode ⇄ path         │ vhost-user │ kernel │
+//!   │ the connection                  │  files  │ blobs: open files, by LRU   │            └────────┘
+//!   └─────────────────────────────────┘         └─────────────────────────────┘
+//! ```
+//!
+//! Contents never change, so the guest is told to cache everything for ever and never to open or release anything: a
+//! file costs one READ, its name and attributes come with its directory. A guest that takes the device over holds a
+//! process without files, capabilities and network, which can ask for this one build's inputs.
+
+mod blobs;
+mod device;
+mod fs;
+mod layout;
+mod resolve;
+mod server;
+mod start;
+mod syscalls;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+pub use device::{DeviceError, run_device};
+pub use resolve::{
+    MAX_DEPTH, MAX_DIRECTORIES, MAX_DIRECTORY_BYTES, MAX_ENTRIES, MAX_PATHS, Place, ResolveError, Tree, resolve,
+};
+pub use server::{ServeError, Server};
+pub use start::{Device, StartError};
+pub use syscalls::FilterError;
+pub use wire::NoRequest;
+
+/// The subcommand of this program that is [`run_device`].
+pub const SUBCOMMAND: &str = "fs-device";

@@ -1,0 +1,248 @@
+//! What the device asks the host process, over a `SOCK_SEQPACKET` pair: the packet boundaries are the message boundaries.
+//!
+//! ```text
+//!   device ─▶ host   0                        the root directory
+//!                    1 digest                 a directory
+//!                    2 digest{1..=MAX_BLOBS}  blobs
+//!   host ─▶ device   length:u32le, then that many bytes of a Directory in packets of at most MAX_PACKET_BYTES
+//!                    the number of blobs:u8, with a read-only descriptor for each, in the order asked for
+//! ```
+//!
+//! The host side trusts nothing that it reads. The device trusts the host, and checks only what keeps its own mistakes
+//! apart from the guest's.
+
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::{Mutex, PoisonError};
+
+use cofferdam_castore::{B3Digest, Directory};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recv, recvmsg, send, sendmsg};
+
+/// Most blobs in one request; the kernel passes at most 253 descriptors in one message.
+pub(super) const MAX_BLOBS: usize = 64;
+
+/// Largest piece of a directory in one packet: well below the smallest usual socket buffer.
+const MAX_PACKET_BYTES: usize = 32 * 1024;
+
+const DIGEST_BYTES: usize = B3Digest::LENGTH;
+const MAX_REQUEST_BYTES: usize = 1 + MAX_BLOBS * DIGEST_BYTES;
+
+const ROOT: u8 = 0;
+const DIRECTORY: u8 = 1;
+const BLOBS: u8 = 2;
+
+/// A well-formed question of the device's.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Request {
+    Root,
+    Directory(B3Digest),
+    Blobs(Vec<B3Digest>),
+}
+
+/// Bytes that are no [`Request`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a packet of {length} bytes that begins with {tag} is no request")]
+pub struct NoRequest {
+    /// Bytes in the packet.
+    pub length: usize,
+    /// Its first byte.
+    pub tag: u8,
+}
+
+impl Request {
+    fn decode(packet: &[u8]) -> Result<Self, NoRequest> {
+        let (&tag, rest) = packet.split_first().ok_or(NoRequest { length: 0, tag: 0 })?;
+        let (digests, left_over) = rest.as_chunks::<DIGEST_BYTES>();
+        match (tag, digests, left_over) {
+            (ROOT, [], []) => Ok(Self::Root),
+            (DIRECTORY, [digest], []) => Ok(Self::Directory(B3Digest::from(*digest))),
+            (BLOBS, [_, ..], []) if digests.len() <= MAX_BLOBS => {
+                Ok(Self::Blobs(digests.iter().map(|digest| B3Digest::from(*digest)).collect()))
+            }
+            _ => Err(NoRequest { length: packet.len(), tag }),
+        }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Root => vec![ROOT],
+            Self::Directory(digest) => [&[DIRECTORY], digest.as_slice()].concat(),
+            Self::Blobs(digests) => {
+                let mut packet = vec![BLOBS];
+                packet.extend(digests.iter().flat_map(B3Digest::as_slice));
+                packet
+            }
+        }
+    }
+}
+
+/// Waits for the next request; `None` when the device has gone.
+pub(super) fn receive_request(socket: impl AsFd) -> io::Result<Option<Result<Request, NoRequest>>> {
+    let mut packet = [0; MAX_REQUEST_BYTES];
+    // Without room for control messages the kernel closes whatever descriptors a hostile device attaches.
+    let length = retry(|| recv(socket.as_fd().as_raw_fd(), &mut packet, MsgFlags::MSG_TRUNC))?;
+    Ok(match packet.get(..length) {
+        Some([]) => None,
+        Some(request) => Some(Request::decode(request)),
+        None => Some(Err(NoRequest { length, tag: packet[0] })),
+    })
+}
+
+/// Answers a request for a directory.
+pub(super) fn send_directory(socket: impl AsFd, encoded: &[u8]) -> io::Result<()> {
+    let length = u32::try_from(encoded.len()).map_err(|_| io::ErrorKind::FileTooLarge)?;
+    send_packet(&socket, &length.to_le_bytes())?;
+    encoded.chunks(MAX_PACKET_BYTES).try_for_each(|piece| send_packet(&socket, piece))
+}
+
+/// Answers a request for at most [`MAX_BLOBS`] blobs.
+pub(super) fn send_blobs(socket: impl AsFd, files: &[File]) -> io::Result<()> {
+    let count = u8::try_from(files.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let descriptors: Vec<_> = files.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&descriptors)];
+    let packet = [count];
+    let parts = [IoSlice::new(&packet)];
+    let socket = socket.as_fd().as_raw_fd();
+    retry(|| sendmsg::<UnixAddr>(socket, &parts, &rights, MsgFlags::MSG_NOSIGNAL, None))?;
+    Ok(())
+}
+
+fn send_packet(socket: impl AsFd, packet: &[u8]) -> io::Result<()> {
+    retry(|| send(socket.as_fd().as_raw_fd(), packet, MsgFlags::MSG_NOSIGNAL))?;
+    Ok(())
+}
+
+fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(nix::Error::EINTR) => {}
+            done => return Ok(done?),
+        }
+    }
+}
+
+/// The device's end of the connection. Its threads take turns: one question, one answer.
+#[derive(Debug)]
+pub(super) struct Host(Mutex<OwnedFd>);
+
+impl Host {
+    pub(super) fn new(socket: OwnedFd) -> Self {
+        Self(Mutex::new(socket))
+    }
+
+    /// The directory that holds the request's inputs.
+    pub(super) fn root(&self) -> io::Result<Directory> {
+        self.ask(&Request::Root, receive_directory)
+    }
+
+    pub(super) fn directory(&self, digest: &B3Digest) -> io::Result<Directory> {
+        self.ask(&Request::Directory(*digest), receive_directory)
+    }
+
+    /// The files of at most [`MAX_BLOBS`] blobs, in the order asked for.
+    pub(super) fn blobs(&self, digests: Vec<B3Digest>) -> io::Result<Vec<File>> {
+        let wanted = digests.len();
+        self.ask(&Request::Blobs(digests), |socket| {
+            receive_files(socket).and_then(|files| if files.len() == wanted { Ok(files) } else { Err(out_of_step()) })
+        })
+    }
+
+    /// Whatever goes wrong here is `EIO` to the guest; the connection's own errors (`EPIPE`) would mislead it. Why, the
+    /// host process knows.
+    fn ask<T>(&self, request: &Request, receive: impl FnOnce(&OwnedFd) -> io::Result<T>) -> io::Result<T> {
+        let socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        send_packet(&*socket, &request.encode()).and_then(|()| receive(&socket)).map_err(|error| {
+            tracing::debug!("no answer from the host process: {error}");
+            io::Error::from_raw_os_error(libc::EIO)
+        })
+    }
+}
+
+fn receive_directory(socket: &OwnedFd) -> io::Result<Directory> {
+    let mut length = [0; size_of::<u32>()];
+    receive_exactly(socket, &mut length)?;
+    let mut encoded = vec![0; u32::from_le_bytes(length) as usize];
+    for piece in encoded.chunks_mut(MAX_PACKET_BYTES) {
+        receive_exactly(socket, piece)?;
+    }
+    Directory::decode(&encoded).map_err(io::Error::other)
+}
+
+fn receive_exactly(socket: &OwnedFd, packet: &mut [u8]) -> io::Result<()> {
+    let length = retry(|| recv(socket.as_raw_fd(), packet, MsgFlags::MSG_TRUNC))?;
+    if length == packet.len() { Ok(()) } else { Err(out_of_step()) }
+}
+
+fn receive_files(socket: &OwnedFd) -> io::Result<Vec<File>> {
+    let mut count = [0];
+    let mut parts = [IoSliceMut::new(&mut count)];
+    let mut space = nix::cmsg_space!([RawFd; MAX_BLOBS]);
+    let message = loop {
+        match recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
+            Err(nix::Error::EINTR) => {}
+            done => break done?,
+        }
+    };
+    let mut files = Vec::new();
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(descriptors) = control {
+            files.extend(descriptors.into_iter().map(|descriptor| {
+                // SAFETY: the kernel has just installed this descriptor for us and nothing else knows of it.
+                unsafe { File::from_raw_fd(descriptor) }
+            }));
+        }
+    }
+    Ok(files)
+}
+
+/// The host closed the connection, or answered something else than it was asked.
+fn out_of_step() -> io::Error {
+    io::ErrorKind::UnexpectedEof.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn digests(count: usize) -> Vec<B3Digest> {
+        (0..count).map(|index| B3Digest::of(&index.to_le_bytes())).collect()
+    }
+
+    #[test]
+    fn requests_survive_the_wire() {
+        let requests = [Request::Root, Request::Directory(digests(1)[0]), Request::Blobs(digests(MAX_BLOBS))];
+        for request in requests {
+            assert_eq!(Request::decode(&request.encode()), Ok(request));
+        }
+    }
+
+    #[test]
+    fn packets_of_the_wrong_size_are_no_requests() {
+        let whole = Request::Blobs(digests(2)).encode();
+        let too_many = Request::Blobs(digests(MAX_BLOBS + 1)).encode();
+        let packets = [
+            &[][..],
+            &[ROOT, 0],
+            &[DIRECTORY],
+            &[BLOBS],
+            &whole[..40],
+            &[&[DIRECTORY], &whole[1..]].concat(),
+            &too_many,
+        ];
+        for packet in packets {
+            assert!(Request::decode(packet).is_err(), "{} bytes", packet.len());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_request_or_refused(packet in proptest::collection::vec(any::<u8>(), 0..100)) {
+            if let Ok(request) = Request::decode(&packet) {
+                prop_assert_eq!(request.encode(), packet);
+            }
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! What is to be started.
+
+use std::ffi::OsString;
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::PathBuf;
+
+/// The number that the first descriptor handed down has in the child; the next ones follow.
+pub(super) const FIRST_INHERITED: RawFd = 3;
+
+/// A program to start through a [`Spawner`](super::Spawner): what it is called in messages, where it is, what it is
+/// given. Everything else (environment, standard streams, limits) is the same for all, see the module.
+#[derive(Debug)]
+pub struct Program {
+    pub(super) name: String,
+    pub(super) path: PathBuf,
+    pub(super) args: Vec<OsString>,
+    pub(super) working_dir: PathBuf,
+    pub(super) descriptors: Vec<OwnedFd>,
+}
+
+impl Program {
+    /// `name` is for messages, `path` is not searched for in `PATH`, and `working_dir` is usually the run directory.
+    pub fn new(name: impl Into<String>, path: impl Into<PathBuf>, working_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            name: name.into(),
+            path: path.into(),
+            args: Vec::new(),
+            working_dir: working_dir.into(),
+            descriptors: Vec::new(),
+        }
+    }
+
+    /// Adds one argument.
+    #[must_use]
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<A: Into<OsString>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// Hands a descriptor down; the first one arrives as number 3, the next as 4, and so on.
+    #[must_use]
+    pub fn descriptor(mut self, descriptor: impl Into<OwnedFd>) -> Self {
+        self.descriptors.push(descriptor.into());
+        self
+    }
+}

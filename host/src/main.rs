@@ -1,0 +1,27 @@
+//! Runs one build inside one microVM: parse, run, exit code.
+
+use std::process::ExitCode;
+
+use cofferdam::cli::Cli;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = match Cli::from_arguments() {
+        Ok(cli) => cli,
+        Err(exit_code) => return exit_code,
+    };
+    log_to_stderr();
+    let json = cli.json();
+    match cli.execute() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error.report(json);
+            error.exit_code()
+        }
+    }
+}
+
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("COFFERDAM_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}

@@ -1,0 +1,171 @@
+//! The outputs as they come in over vsock: checked, scanned and ingested in one pass, nothing kept but what is open.
+//!
+//! ```text
+//!   tree::Event ─▶ tree::Check ─▶ names, targets, contents ─▶ refscan
+//!                                    │            │
+//!                                    │            └▶ BlobWriter (hashes as it writes)
+//!                                    └▶ Directory of each open directory ─▶ DirectoryPutter, leaves first
+//!
+//!   commit: all blobs with one sync, then the directories of each output
+//! ```
+//!
+//! Until [`Receiver::commit`] nothing that a guest sent can be found in the store.
+
+use std::{io, mem};
+
+use cofferdam_castore::{
+    BlobWriter, Directory, DirectoryPutter, Node, PathComponent, Store, SymlinkTarget,
+    refscan::{Needles, Scanner},
+};
+use cofferdam_protocol::tree::{self, Event, TreeError};
+use tokio::{io::AsyncWriteExt, runtime::Handle};
+
+use crate::request::BuildOutput;
+
+/// Why an event was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiveError {
+    /// The guest broke a rule of the tree stream.
+    #[error("the tree stream is malformed")]
+    Tree(#[source] TreeError),
+    /// The store.
+    #[error("can't store the outputs")]
+    Store(#[source] io::Error),
+}
+
+/// Receives the outputs of one build, one after the other.
+///
+/// Must be used from a thread that may block: writes to the store are awaited in place.
+pub struct Receiver<'a> {
+    store: &'a Store,
+    handle: Handle,
+    check: tree::Check,
+    needles: &'a Needles,
+    scanner: Scanner,
+    /// Directories between the root and where the guest is, outermost first.
+    open: Vec<OpenDirectory>,
+    file: Option<OpenFile>,
+    root: Option<Node>,
+    putter: Option<Box<dyn DirectoryPutter + 'a>>,
+    /// What has been put for complete outputs and waits for [`Receiver::commit`].
+    putters: Vec<Box<dyn DirectoryPutter + 'a>>,
+}
+
+struct OpenDirectory {
+    name: Vec<u8>,
+    directory: Directory,
+}
+
+struct OpenFile {
+    name: Vec<u8>,
+    executable: bool,
+    size: u64,
+    writer: Box<dyn BlobWriter>,
+}
+
+impl<'a> Receiver<'a> {
+    /// Receives into `store`, looking for `needles`, within `limits` for all outputs together.
+    pub fn new(store: &'a Store, handle: Handle, needles: &'a Needles, limits: tree::Limits) -> Self {
+        Self {
+            store,
+            handle,
+            check: tree::Check::new(limits),
+            needles,
+            scanner: needles.scanner(),
+            open: Vec::new(),
+            file: None,
+            root: None,
+            putter: None,
+            putters: Vec::new(),
+        }
+    }
+
+    /// Something of an output has come, but not its end.
+    pub fn is_inside_tree(&self) -> bool {
+        self.root.is_none() && (self.file.is_some() || !self.open.is_empty())
+    }
+
+    /// Takes one event of the current output; gives the output when this was its last.
+    ///
+    /// # Errors
+    ///
+    /// The guest broke a rule, or the store failed; the receiver must not be used further.
+    pub fn take(&mut self, event: &Event<'_>) -> Result<Option<BuildOutput>, ReceiveError> {
+        self.check.admit(event).map_err(ReceiveError::Tree)?;
+        match *event {
+            Event::Directory { name } => {
+                self.scanner.scan_whole(name);
+                self.open.push(OpenDirectory { name: name.to_owned(), directory: Directory::default() });
+            }
+            Event::File { name, executable } => {
+                self.scanner.scan_whole(name);
+                let writer = self.handle.block_on(self.store.blobs.open_write());
+                self.file = Some(OpenFile { name: name.to_owned(), executable, size: 0, writer });
+            }
+            Event::Symlink { name, target } => {
+                self.scanner.scan_whole(name);
+                self.scanner.scan_whole(target);
+                let target = SymlinkTarget::try_from(target).map_err(refused)?;
+                self.place(name, Node::Symlink { target })?;
+            }
+            Event::Data(bytes) => {
+                let Some(file) = &mut self.file else { return Ok(None) };
+                self.scanner.feed(bytes);
+                file.size += bytes.len() as u64;
+                self.handle.block_on(file.writer.write_all(bytes)).map_err(ReceiveError::Store)?;
+            }
+            Event::End => self.close_innermost()?,
+        }
+        let Some(node) = self.root.take_if(|_| self.check.is_complete()) else { return Ok(None) };
+        self.check.next_tree().map_err(ReceiveError::Tree)?;
+        self.putters.extend(self.putter.take());
+        let scanner = mem::replace(&mut self.scanner, self.needles.scanner());
+        Ok(Some(BuildOutput { node, needles: scanner.found() }))
+    }
+
+    /// Makes all complete outputs durable: one sync for all blobs, then the directories that refer to them.
+    ///
+    /// # Errors
+    ///
+    /// What the store said.
+    pub fn commit(mut self) -> io::Result<()> {
+        self.handle.block_on(async {
+            self.store.blobs.commit().await?;
+            for putter in &mut self.putters {
+                putter.close().await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn close_innermost(&mut self) -> Result<(), ReceiveError> {
+        if let Some(mut file) = self.file.take() {
+            self.scanner.end_stream();
+            let digest = self.handle.block_on(file.writer.close()).map_err(ReceiveError::Store)?;
+            return self.place(&file.name, Node::File { digest, size: file.size, executable: file.executable });
+        }
+        let Some(OpenDirectory { name, directory }) = self.open.pop() else { return Ok(()) };
+        let size = directory.size();
+        let store = self.store;
+        let putter = self.putter.get_or_insert_with(|| store.directories.put_multiple_start());
+        let digest = directory.digest();
+        self.handle.block_on(putter.put(directory)).map_err(ReceiveError::Store)?;
+        self.place(&name, Node::Directory { digest, size })
+    }
+
+    fn place(&mut self, name: &[u8], node: Node) -> Result<(), ReceiveError> {
+        match self.open.last_mut() {
+            None => self.root = Some(node),
+            Some(parent) => {
+                let name = PathComponent::try_from(name).map_err(refused)?;
+                parent.directory.add(name, node).map_err(refused)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The check admits nothing that castore's own types refuse; should the two ever differ, the stricter one wins.
+fn refused(error: impl std::error::Error + Send + Sync + 'static) -> ReceiveError {
+    ReceiveError::Store(io::Error::new(io::ErrorKind::InvalidData, error))
+}

@@ -1,0 +1,194 @@
+//! What a client asks for: the validated `BuildRequest`, its canonical digest, and what comes back.
+//!
+//! ```text
+//!   ProtoJSON ──┐                                               ┌─▶ digest
+//!   binary ─────┼─▶ proto::BuildRequest ──TryFrom──▶ BuildRequest ──admit(&Host)──▶ a build
+//!   gRPC, run ──┘                    └──▶ RequestError ◀──┘                          │
+//!                                                          BuildResult ◀─────────────┘
+//! ```
+//!
+//! `TryFrom` is the only door: a [`BuildRequest`] that exists keeps every rule of the format. Whether this host can
+//! build it is another question, which [`admit`] answers.
+
+mod admission;
+mod error;
+mod json;
+mod path;
+mod validate;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use cofferdam_castore::{B3Digest, Node, PathComponent, proto::Entry};
+use prost::Message;
+
+pub use admission::{Host, SYSTEM, admit};
+pub use error::{RequestError, RequestErrorKind};
+pub(crate) use json::entry_to_json;
+pub use path::{AbsolutePath, MAX_COMPONENT_BYTES, MAX_PATH_BYTES, RelativePath};
+pub use validate::{
+    MAX_ADDITIONAL_FILES, MAX_ARG_BYTES, MAX_ARGS, MAX_ENCODED_BYTES, MAX_ENVIRONMENT_VARS, MAX_INPUTS,
+    MAX_NEEDLE_BYTES, MAX_NEEDLES, MAX_OUTPUTS, MAX_RO_PATHS, MAX_SCRATCH_PATHS, MAX_SPECIFICATION_BYTES,
+};
+
+/// The messages of `snix.build.v1`.
+pub mod proto {
+    include!(concat!(env!("OUT_DIR"), "/snix.build.v1.rs"));
+}
+
+/// Separates the digests of requests from those of any other bytes.
+const DIGEST_CONTEXT: &str = "cofferdam v1: digest of the deterministic encoding of a snix.build.v1.BuildRequest";
+
+/// One command to run, and everything that it may see. All paths are relative to the build's root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::manual_non_exhaustive, reason = "non_exhaustive doesn't keep the rest of this crate out")]
+pub struct BuildRequest {
+    /// What appears in `inputs_dir`.
+    pub inputs: BTreeMap<PathComponent, Node>,
+    /// The command and its arguments; not empty.
+    pub command_args: Vec<String>,
+    /// Where the command starts.
+    pub working_dir: RelativePath,
+    /// Directories that are writable during the build; sorted.
+    pub scratch_paths: Vec<RelativePath>,
+    /// Where the inputs appear.
+    pub inputs_dir: RelativePath,
+    /// What the build has to make; sorted, none of them the root.
+    pub outputs: Vec<RelativePath>,
+    /// Exactly the command's environment; sorted by key.
+    pub environment_vars: Vec<EnvVar>,
+    /// What the host must offer.
+    pub constraints: Option<BuildConstraints>,
+    /// Small files to place outside of the inputs; sorted by path.
+    pub additional_files: Vec<AdditionalFile>,
+    /// What the outputs are scanned for; none is empty.
+    pub refscan_needles: Vec<String>,
+    /// Keeps every other module from making one by hand.
+    _checked: (),
+}
+
+/// One environment variable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EnvVar {
+    /// Not empty, without `=` and NUL.
+    pub key: String,
+    /// Without NUL.
+    pub value: Bytes,
+}
+
+/// One file to place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdditionalFile {
+    /// Where; not the root.
+    pub path: RelativePath,
+    /// What is in it.
+    pub contents: Bytes,
+}
+
+/// What the host must offer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildConstraints {
+    /// Such as [`SYSTEM`]; not empty.
+    pub system: String,
+    /// Memory that the build needs, in bytes; 0 for no demand.
+    pub min_memory: u64,
+    /// Paths of the host to show read-only; sorted.
+    pub available_ro_paths: Vec<AbsolutePath>,
+    /// Whether the build may use the network.
+    pub network_access: bool,
+    /// Whether there must be a `/bin/sh`.
+    pub provide_bin_sh: bool,
+}
+
+/// What a successful build made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildResult {
+    /// One for each of the request's outputs, in its order.
+    pub outputs: Vec<BuildOutput>,
+}
+
+/// One output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildOutput {
+    /// What it is.
+    pub node: Node,
+    /// Indexes of those of the request's `refscan_needles` that occur in it.
+    pub needles: BTreeSet<u64>,
+}
+
+impl BuildRequest {
+    /// Decodes and checks a binary message.
+    ///
+    /// # Errors
+    ///
+    /// The bytes are no `BuildRequest`, or it breaks a rule.
+    pub fn from_binary(bytes: &[u8]) -> Result<Self, RequestError> {
+        validate::check_encoded_bytes(bytes.len())?;
+        let message = proto::BuildRequest::decode(bytes).map_err(|error| {
+            let rule = format!("must be a binary snix.build.v1.BuildRequest: {error}");
+            RequestError::new(RequestErrorKind::Malformed, "the request", rule)
+        })?;
+        message.try_into()
+    }
+
+    /// The message that this request is made from.
+    pub fn to_proto(&self) -> proto::BuildRequest {
+        use proto::build_request as wire;
+        let text = |paths: &[RelativePath]| paths.iter().map(|path| path.as_str().to_owned()).collect();
+        proto::BuildRequest {
+            inputs: self.inputs.iter().map(|(name, node)| Entry::named(name.clone(), node.clone())).collect(),
+            command_args: self.command_args.clone(),
+            working_dir: self.working_dir.to_string(),
+            scratch_paths: text(&self.scratch_paths),
+            inputs_dir: self.inputs_dir.to_string(),
+            outputs: text(&self.outputs),
+            environment_vars: self
+                .environment_vars
+                .iter()
+                .map(|EnvVar { key, value }| wire::EnvVar { key: key.clone(), value: value.clone() })
+                .collect(),
+            constraints: self.constraints.as_ref().map(|constraints| wire::BuildConstraints {
+                system: constraints.system.clone(),
+                min_memory: constraints.min_memory,
+                available_ro_paths: constraints
+                    .available_ro_paths
+                    .iter()
+                    .map(|path| path.as_str().to_owned())
+                    .collect(),
+                network_access: constraints.network_access,
+                provide_bin_sh: constraints.provide_bin_sh,
+            }),
+            additional_files: self
+                .additional_files
+                .iter()
+                .map(|AdditionalFile { path, contents }| wire::AdditionalFile {
+                    path: path.to_string(),
+                    contents: contents.clone(),
+                })
+                .collect(),
+            refscan_needles: self.refscan_needles.clone(),
+        }
+    }
+
+    /// The request's identity: equal for equal requests, whatever form they came in.
+    ///
+    /// BLAKE3 in its key derivation mode (so no file, directory or other message shares a digest with it) of the
+    /// deterministic encoding: fields in the order of their numbers, default values left out.
+    pub fn digest(&self) -> B3Digest {
+        blake3::Hasher::new_derive_key(DIGEST_CONTEXT).update(&self.to_proto().encode_to_vec()).finalize().into()
+    }
+}
+
+impl BuildResult {
+    /// The message that says the same.
+    pub fn to_proto(&self) -> proto::BuildResponse {
+        let output = |output: &BuildOutput| proto::build_response::Output {
+            output: Some(Entry::unnamed(output.node.clone())),
+            needles: output.needles.iter().copied().collect(),
+        };
+        proto::BuildResponse { outputs: self.outputs.iter().map(output).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests;

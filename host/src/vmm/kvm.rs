@@ -1,0 +1,104 @@
+//! Whether KVM works on this host.
+//!
+//! It does when `/dev/kvm` opens, a VM can be created, and `/proc/cpuinfo` names `vmx` or `svm`. The last rule is
+//! needed, and no probe guest can stand in for it: there are hosts without hardware virtualisation whose `/dev/kvm`
+//! opens and runs a few instructions of real or long mode as it should, while an ordinary kernel spins in it for ever.
+//! Linux's own modules for Intel and AMD refuse to load without the flag, so the rule turns no working host away.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use thiserror::Error;
+
+const DEVICE: &str = "/dev/kvm";
+
+nix::ioctl_write_int_bad!(
+    /// `KVM_CREATE_VM`; the argument is the type, 0 the ordinary one. Returns a descriptor.
+    kvm_create_vm,
+    nix::request_code_none!(0xAE, 0x01)
+);
+
+/// Why KVM doesn't work here.
+#[derive(Debug, Error)]
+pub enum KvmError {
+    /// There is no device.
+    #[error("/dev/kvm does not exist")]
+    Absent,
+    /// The device may not be opened by this user.
+    #[error("/dev/kvm may not be opened by this user")]
+    Denied,
+    /// The device doesn't open.
+    #[error("/dev/kvm does not open")]
+    Open(#[source] io::Error),
+    /// The device opens, but makes no VM.
+    #[error("/dev/kvm opens, but cannot create a VM")]
+    Create(#[source] io::Error),
+    /// The device makes VMs that can't run an ordinary kernel.
+    #[error("/dev/kvm opens, but /proc/cpuinfo names neither vmx nor svm, and without these no ordinary kernel runs")]
+    NoFlag,
+}
+
+impl KvmError {
+    /// What to do about it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Absent => {
+                "load it with: sudo modprobe -a kvm_intel kvm_amd; if that fails, turn virtualisation on in the \
+                 firmware, or nested virtualisation in the hypervisor that this host runs in"
+            }
+            Self::Denied => "sudo usermod -aG kvm $USER, then log in again",
+            Self::Open(_) => "see the kernel's log: sudo dmesg | grep -i kvm",
+            Self::Create(_) => "end other hypervisors on this host, and see the kernel's log: sudo dmesg | grep -i kvm",
+            Self::NoFlag => {
+                "turn on nested virtualisation in the hypervisor that this host runs in, or use another host"
+            }
+        }
+    }
+}
+
+/// Tries it. Takes about a millisecond.
+pub(super) fn check() -> Result<(), KvmError> {
+    let device = File::options().read(true).write(true).open(DEVICE).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => KvmError::Absent,
+        io::ErrorKind::PermissionDenied => KvmError::Denied,
+        _ => KvmError::Open(error),
+    })?;
+    // SAFETY: takes an integer and returns a descriptor; no memory is involved.
+    let vm = unsafe { kvm_create_vm(device.as_raw_fd(), 0) }.map_err(|errno| KvmError::Create(errno.into()))?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    drop(unsafe { OwnedFd::from_raw_fd(vm) });
+    // An unreadable file names no flag either.
+    if names_flag(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()) { Ok(()) } else { Err(KvmError::NoFlag) }
+}
+
+fn names_flag(cpuinfo: &str) -> bool {
+    cpuinfo
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .filter(|(key, _)| key.trim_end() == "flags")
+        .any(|(_, flags)| flags.split_ascii_whitespace().any(|flag| flag == "vmx" || flag == "svm"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whole_flags_count() {
+        assert!(names_flag("model name\t: x\nflags\t\t: fpu vmx sse\n"));
+        assert!(names_flag("flags\t\t: fpu svm"));
+        assert!(!names_flag("flags\t\t: fpu svm_lock avmx\nvmx flags\t: vnmi\nmodel name\t: svm vmx\n"));
+        assert!(!names_flag(""));
+    }
+
+    #[test]
+    fn the_answer_agrees_with_the_host() {
+        let answer = check();
+        if !std::path::Path::new(DEVICE).exists() {
+            assert!(matches!(answer, Err(KvmError::Absent)));
+        } else if !names_flag(&fs::read_to_string("/proc/cpuinfo").unwrap()) {
+            assert!(answer.is_err());
+        }
+    }
+}
