@@ -14,7 +14,7 @@ use nix::{
         reboot::{RebootMode, reboot},
         stat::{Mode, umask},
     },
-    unistd::{chdir, chroot},
+    unistd::{chdir, chroot, pause},
 };
 
 use crate::{INPUTS, ROOT, SCRATCH, SKELETON};
@@ -26,9 +26,19 @@ const MODULES: &str = "/lib";
 /// Where the initramfs is mounted a second time, see [`leave_rootfs`].
 const BASE: &str = "/base";
 
-/// Mount point, type and options.
-const FILE_SYSTEMS: [(&str, &str, Option<&str>); 4] =
-    [("/dev", "devtmpfs", None), ("/proc", "proc", None), ("/sys", "sysfs", None), ("/sys/fs/cgroup", "cgroup2", None)];
+/// Mount point and type.
+const FILE_SYSTEMS: [(&str, &str); 4] =
+    [("/dev", "devtmpfs"), ("/proc", "proc"), ("/sys", "sysfs"), ("/sys/fs/cgroup", "cgroup2")];
+
+/// Files to write, where the kernel has them.
+const SETTINGS: [(&str, &str); 3] = [
+    // guest-init is not killed for want of memory.
+    ("/proc/self/oom_score_adj", "-1000"),
+    // A kernel's namespaces and cgroups wait for RCU many times while a build is set up; each wait takes some ticks.
+    ("/sys/kernel/rcu_expedited", "1"),
+    // Builds behave alike on kernels with and without user namespaces, which open privileged interfaces to them.
+    ("/proc/sys/user/max_user_namespaces", "0"),
+];
 
 /// Why the machine can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +50,16 @@ pub(crate) enum BootError {
         kind: &'static str,
         /// The mount point.
         at: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    /// A setting is refused.
+    #[error("can't write {value:?} to {path}")]
+    Setting {
+        /// The file.
+        path: &'static str,
+        /// What was written.
+        value: &'static str,
         #[source]
         source: io::Error,
     },
@@ -65,19 +85,18 @@ pub(crate) enum BootError {
 pub(crate) fn prepare() -> Result<(), BootError> {
     umask(Mode::empty());
     leave_rootfs().map_err(|source| BootError::Other { action: "leave the initramfs's root", source })?;
-    for (at, kind, options) in FILE_SYSTEMS {
-        mount_at(at, kind, options).map_err(|source| BootError::Mount { kind, at, source })?;
+    for (at, kind) in FILE_SYSTEMS {
+        mount_at(at, kind).map_err(|source| BootError::Mount { kind, at, source })?;
         if kind == "devtmpfs" {
             open_standard_descriptors()
                 .map_err(|source| BootError::Other { action: "open the console or /dev/null", source })?;
         }
     }
-    fs::write("/proc/self/oom_score_adj", "-1000")
-        .map_err(|source| BootError::Other { action: "protect guest-init from the OOM killer", source })?;
-    // Builds behave alike on kernels with and without user namespaces, whose interfaces are none of theirs.
-    match fs::write("/proc/sys/user/max_user_namespaces", "0") {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        other => other.map_err(|source| BootError::Other { action: "disable user namespaces", source })?,
+    for (path, value) in SETTINGS {
+        match fs::write(path, value) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other.map_err(|source| BootError::Setting { path, value, source })?,
+        }
     }
     for directory in [INPUTS, SCRATCH, SKELETON, ROOT] {
         make(directory).map_err(|source| BootError::Other { action: "make a mount point", source })?;
@@ -89,7 +108,7 @@ pub(crate) fn prepare() -> Result<(), BootError> {
 pub(crate) fn power_off() -> ! {
     let _ = reboot(RebootMode::RB_POWER_OFF);
     loop {
-        std::thread::park();
+        pause();
     }
 }
 
@@ -103,12 +122,10 @@ fn leave_rootfs() -> io::Result<()> {
     Ok(chdir("/")?)
 }
 
-fn mount_at(at: &str, kind: &str, options: Option<&str>) -> io::Result<()> {
-    if at != "/sys/fs/cgroup" {
-        make(at)?;
-    }
+fn mount_at(at: &str, kind: &str) -> io::Result<()> {
+    make(at)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-    Ok(mount(Some(kind), at, Some(kind), flags, options)?)
+    Ok(mount(Some(kind), at, Some(kind), flags, None::<&str>)?)
 }
 
 fn make(directory: &str) -> io::Result<()> {

@@ -20,13 +20,15 @@ pub(crate) struct SetupError {
 impl SetupError {
     /// The text for the host: what was tried, then what the kernel said, cut at the protocol's limit.
     pub(crate) fn detail(&self) -> String {
-        let mut text = format!("{self}: {}", self.source);
-        if text.len() > MAX_DETAIL_BYTES {
-            let end = (0..=MAX_DETAIL_BYTES).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-            text.truncate(end);
-        }
-        text
+        bounded(format!("{self}: {}", self.source))
     }
+}
+
+/// Cuts a text at the protocol's limit.
+pub(crate) fn bounded(mut text: String) -> String {
+    let end = (0..=MAX_DETAIL_BYTES).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    text.truncate(end);
+    text
 }
 
 /// Says what was tried when a system call fails during the setup.

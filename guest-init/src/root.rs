@@ -1,10 +1,10 @@
 //! Assembles the build's root as [`crate::plan`] says.
 //!
 //! ```text
-//!   /skeleton  tmpfs: N fronts of read-only areas, N.lower binds of the inputs' directories
-//!   /scratch   disk:  N fronts of writable areas, N.work what overlayfs needs beside its upper
-//!   /inputs    virtiofs
-//!   /build-root what the build gets to see as /
+//!   /skeleton    tmpfs: N the front of a read-only area, N.lower a bind of a directory of the inputs
+//!   /scratch     disk: N the front of a writable area, N.work what overlayfs needs beside its upper
+//!   /inputs      virtiofs
+//!   /build-root  what the build gets to see as /
 //! ```
 
 use std::{
@@ -101,22 +101,16 @@ impl Front<'_> {
         for parent in path.ancestors().skip(1).collect::<Vec<_>>().into_iter().rev().skip(1) {
             let over_inputs = self.lower.as_ref().is_some_and(|lower| lower.join(parent).is_dir());
             let owner = if over_inputs { Owner::Machine } else { self.owner };
-            match fs::create_dir(self.path.join(parent)) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                other => {
-                    other?;
-                    dress(&self.path.join(parent), owner, 0o755)?;
-                }
-            }
+            make_directory(&self.path.join(parent), owner, false)?;
         }
         Ok(())
     }
 
     fn place(&self, file: &Placement<'_>) -> Result<(), SetupError> {
         let written = match file.source {
-            Source::Request { contents, .. } => self.write(file, 0o644, &mut &contents[..]),
-            Source::Machine(contents) => self.write(file, 0o644, &mut contents.as_bytes()),
-            Source::Shell => File::open(SHELL).and_then(|mut shell| self.write(file, 0o755, &mut shell)),
+            Source::Request { contents, .. } => self.write(file, 0o644, contents),
+            Source::Machine(contents) => self.write(file, 0o644, contents.as_bytes()),
+            Source::Shell => File::open(SHELL).and_then(|shell| self.write(file, 0o755, shell)),
         };
         match (file.source, written) {
             (Source::Request { name, .. }, Err(error)) => {
@@ -130,19 +124,19 @@ impl Front<'_> {
         }
     }
 
-    fn write(&self, file: &Placement<'_>, mode: u32, contents: &mut dyn io::Read) -> io::Result<()> {
+    fn write(&self, file: &Placement<'_>, mode: u32, mut contents: impl io::Read) -> io::Result<()> {
         self.make_parents(&file.path)?;
         let path = self.path.join(&file.path);
         let mut out = OpenOptions::new().write(true).create_new(true).open(&path)?;
-        io::copy(contents, &mut out)?;
+        io::copy(&mut contents, &mut out)?;
         dress(&path, file.owner, mode)
     }
 }
 
-/// Makes a directory, or makes what another step has made into it.
+/// Makes a directory, unless there is one.
 fn make_directory(path: &Path, owner: Owner, shared: bool) -> io::Result<()> {
     match fs::create_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => return Ok(()),
         other => other?,
     }
     dress(path, owner, if shared { 0o1777 } else { 0o755 })

@@ -25,7 +25,7 @@ use crate::{
     boot,
     cgroup::Cgroup,
     command::{self, Command},
-    error::{SessionError, SetupError},
+    error::{SessionError, SetupError, bounded},
     outputs, root,
     scratch::Scratch,
     watch,
@@ -39,7 +39,6 @@ const ACKNOWLEDGE_WAIT_S: i64 = 600;
 
 /// The connection.
 pub(crate) struct Host {
-    reader: FrameReader<File>,
     writer: FrameWriter<File>,
     socket: File,
 }
@@ -66,15 +65,15 @@ fn converse() -> Result<(), SessionError> {
     host.tell_of_panics().map_err(FrameError::Io)?;
     // Done while the specification is on its way; a warm machine has it behind it when the request comes.
     let scratch = Scratch::prepare();
-    let FromHost::Specification(specification) = host.hear()? else {
+    // A reader of its own, whose buffer is gone when the build needs the memory.
+    let FromHost::Specification(specification) = FrameReader::new(&host.socket, MAX_FROM_HOST_BYTES).read()? else {
         return Err(SessionError::Unexpected { expected: "a specification" });
     };
-    host.forget_specification().map_err(FrameError::Io)?;
     match build(&mut host, scratch, specification) {
         Err(SessionError::Setup(error)) => host.say(&failure(&error, &error.detail()))?,
         other => other?,
     }
-    match host.hear()? {
+    match await_answer(&host.socket)? {
         FromHost::Acknowledge => Ok(()),
         FromHost::Specification(_) => Err(SessionError::Unexpected { expected: "an acknowledgement" }),
     }
@@ -123,17 +122,7 @@ impl Host {
     }
 
     fn new(socket: File) -> io::Result<Self> {
-        Ok(Self {
-            reader: FrameReader::new(socket.try_clone()?, MAX_FROM_HOST_BYTES),
-            writer: FrameWriter::new(socket.try_clone()?, MAX_FROM_GUEST_BYTES),
-            socket,
-        })
-    }
-
-    /// Frees the specification's frame, which may have been large.
-    fn forget_specification(&mut self) -> io::Result<()> {
-        self.reader = FrameReader::new(self.socket.try_clone()?, MAX_FROM_HOST_BYTES);
-        Ok(())
+        Ok(Self { writer: FrameWriter::new(socket.try_clone()?, MAX_FROM_GUEST_BYTES), socket })
     }
 
     /// From here on the host hears of a panic before the machine ends.
@@ -141,7 +130,7 @@ impl Host {
         let socket = self.socket.try_clone()?;
         std::panic::set_hook(Box::new(move |panic| {
             eprintln!("guest-init: {panic}");
-            let detail = format!("guest-init panicked: {panic}");
+            let detail = bounded(format!("guest-init panicked: {panic}"));
             let message = FromGuest::SetupFailed(SetupFailure { step: Step::Start, detail: &detail });
             let _ = FrameWriter::new(&socket, MAX_FROM_GUEST_BYTES).write(&message);
             let _ = await_answer(&socket);
@@ -154,10 +143,6 @@ impl Host {
     pub(crate) fn say(&mut self, message: &FromGuest<'_>) -> Result<(), FrameError> {
         self.writer.write(message)
     }
-
-    fn hear(&mut self) -> Result<FromHost, FrameError> {
-        self.reader.read()
-    }
 }
 
 impl AsFd for Host {
@@ -166,10 +151,10 @@ impl AsFd for Host {
     }
 }
 
-/// Waits until the host has said or ended something, or for [`ACKNOWLEDGE_WAIT_S`].
-fn await_answer(socket: &File) -> Result<(), FrameError> {
+/// Waits for the host's last word, until the connection ends or for [`ACKNOWLEDGE_WAIT_S`].
+fn await_answer(socket: &File) -> Result<FromHost, FrameError> {
     let _ = setsockopt(socket, sockopt::ReceiveTimeout, &TimeVal::seconds(ACKNOWLEDGE_WAIT_S));
-    FrameReader::new(socket, MAX_FROM_GUEST_BYTES).read::<FromHost>().map(drop)
+    FrameReader::new(socket, MAX_FROM_HOST_BYTES).read()
 }
 
 fn uptime_us() -> u64 {

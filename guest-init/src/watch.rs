@@ -115,7 +115,7 @@ impl Log {
     fn drain(&mut self, host: &mut Host, buffer: &mut [u8]) -> Result<(), SessionError> {
         while let Some(pipe) = &self.pipe {
             let mut polled = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
-            if poll(&mut polled, PollTimeout::ZERO) == Ok(0) {
+            if poll(&mut polled, PollTimeout::ZERO) != Ok(1) {
                 break;
             }
             self.forward(host, buffer)?;
@@ -130,10 +130,10 @@ fn ended_how(word: Result<Word, FrameError>) -> Result<End, SetupError> {
         Ok(Word::Failed { action, errno }) => {
             Err(SetupError { step: Step::Start, action, source: io::Error::from_raw_os_error(errno) })
         }
-        Err(error) => Err(SetupError {
+        Err(_) => Err(SetupError {
             step: Step::Start,
             action: "learn how the command ended".to_owned(),
-            source: io::Error::other(error),
+            source: io::Error::other("the build's init died"),
         }),
     }
 }

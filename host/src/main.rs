@@ -1,6 +1,6 @@
 //! Runs one build inside one microVM: parse, run, exit code.
 
-use std::process::ExitCode;
+use std::{io::IsTerminal, process::ExitCode};
 
 use cofferdam::cli::Cli;
 use tracing_subscriber::EnvFilter;
@@ -23,5 +23,6 @@ fn main() -> ExitCode {
 
 fn log_to_stderr() {
     let filter = EnvFilter::try_from_env("COFFERDAM_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// Largest frame that a guest may send, header included, in bytes.
 ///
 /// vhost-device-vsock 0.3 stalls for ever when a guest writes 64 KiB or more at a time; 28 KiB is the largest size
-/// that always works, so a frame is also exactly one write.
+/// that always works. No write is larger than this either; it may hold several small frames.
 pub const MAX_FROM_GUEST_BYTES: usize = 28 * 1024;
 
 /// Most file or log bytes in one frame from the guest: what is left beside header, tag and length.
@@ -83,7 +83,7 @@ impl<R: Read> FrameReader<R> {
     }
 }
 
-/// Writes each message as one frame with one `write`.
+/// Writes each message as one frame.
 #[derive(Debug)]
 pub struct FrameWriter<W> {
     inner: W,

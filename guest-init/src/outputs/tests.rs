@@ -1,4 +1,5 @@
 use std::{
+    ffi::OsString,
     fs::{self, File, Permissions, create_dir, create_dir_all},
     os::unix::{
         ffi::OsStringExt as _,

@@ -3,7 +3,7 @@ use serde_bytes::ByteBuf;
 use super::*;
 
 /// Directories, files and symlinks of the inputs by path.
-fn shape(entries: &[(&str, Kind)]) -> impl Fn(&Path) -> io::Result<Kind> {
+fn shape(entries: &[(&str, Kind)]) -> impl Fn(&Path) -> io::Result<Kind> + use<> {
     let entries: BTreeMap<PathBuf, Kind> = entries.iter().map(|(path, kind)| (path.into(), kind.clone())).collect();
     move |path| Ok(entries.get(path).cloned().unwrap_or(Kind::Missing))
 }
@@ -25,8 +25,11 @@ fn specification(inputs_dir: &str, scratch_paths: &[&str]) -> Specification {
     }
 }
 
-/// Each area's path, and whether it is writable and what it shows of the inputs.
-fn areas(plan: &Plan<'_>) -> Vec<(String, Option<(bool, Option<String>)>)> {
+/// Whether an area is writable and what it shows of the inputs; nothing where it is the machine's own.
+type Shown = Option<(bool, Option<String>)>;
+
+/// Each area's path, and what it shows.
+fn areas(plan: &Plan<'_>) -> Vec<(String, Shown)> {
     let text = |path: &Path| path.to_str().unwrap().to_owned();
     let content = |content: &Content| match content {
         Content::Front { writable, lower, .. } => Some((*writable, lower.as_deref().map(text))),

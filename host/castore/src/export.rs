@@ -256,3 +256,120 @@ impl Exporter<'_> {
 fn write_error(path: &Path, action: &'static str, source: impl Into<io::Error>) -> ExportError {
     ExportError::Write { path: path.to_owned(), action, source: source.into() }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+    use crate::testing::{file, name, symlink as link};
+
+    fn put(store: &Store, contents: &[u8], executable: bool) -> Node {
+        block_on(async {
+            let mut writer = store.blobs.open_write().await;
+            writer.write_all(contents).await.unwrap();
+            writer.close().await.unwrap();
+        });
+        file(contents, executable)
+    }
+
+    fn put_directory(store: &Store, nodes: impl IntoIterator<Item = (&'static str, Node)>) -> Node {
+        let nodes = nodes.into_iter().map(|(text, node)| (name(text), node));
+        let directory = Directory::try_from_iter(nodes).unwrap();
+        block_on(store.directories.put(directory.clone())).unwrap();
+        directory.to_node()
+    }
+
+    /// The error of an export that must leave nothing behind.
+    fn refused(store: &Store, node: &Node) -> ExportError {
+        let dir = tempfile::tempdir().unwrap();
+        let error = export(store, node, &dir.path().join("out")).unwrap_err();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        error
+    }
+
+    #[test]
+    fn files_and_directories_get_the_modes_that_users_expect() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::memory();
+        let nodes = [("plain", put(&store, b"x", false)), ("program", put(&store, b"#!", true))];
+        let out = dir.path().join("out");
+        export(&store, &put_directory(&store, nodes), &out).unwrap();
+        // The umask of whoever runs this may take some away.
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7700;
+        assert_eq!((mode(&out), mode(&out.join("plain")), mode(&out.join("program"))), (0o700, 0o600, 0o700));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn nothing_is_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::memory();
+        let node = put(&store, b"new", false);
+        let (taken, dangling) = (dir.path().join("file"), dir.path().join("link"));
+        fs::write(&taken, "old").unwrap();
+        symlink("nowhere", &dangling).unwrap();
+        for path in [&taken, &dangling, dir.path()] {
+            assert!(matches!(export(&store, &node, path), Err(ExportError::Exists(_))));
+        }
+        assert_eq!(fs::read(&taken).unwrap(), b"old");
+        assert!(!dir.path().join("nowhere").exists());
+    }
+
+    #[test]
+    fn a_symlink_in_the_tree_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::memory();
+        let node = put_directory(&store, [("a", link("/")), ("b", link("a/etc")), ("c", put(&store, b"c", false))]);
+        let out = dir.path().join("out");
+        export(&store, &node, &out).unwrap();
+        assert_eq!(fs::read_link(out.join("a")).unwrap(), Path::new("/"));
+        assert_eq!(fs::read_link(out.join("b")).unwrap(), Path::new("a/etc"));
+    }
+
+    #[test]
+    fn what_the_store_lacks_is_named_and_nothing_is_left() {
+        let store = Store::memory();
+        let missing = file(b"never put", false);
+        let tree = put_directory(&store, [("a", put(&store, b"a", false)), ("b", missing.clone())]);
+        let ExportError::Missing { path, what, digest } = refused(&store, &tree) else { panic!("another error") };
+        assert!(path.ends_with("out/b"));
+        assert_eq!((what, digest), ("blob", B3Digest::of(b"never put")));
+        assert!(matches!(refused(&store, &missing), ExportError::Missing { what: "blob", .. }));
+
+        let unknown = Directory::try_from_iter([(name("x"), link("t"))]).unwrap().to_node();
+        assert!(matches!(refused(&store, &unknown), ExportError::Missing { what: "directory", .. }));
+        let above = put_directory(&store, [("d", unknown)]);
+        assert!(matches!(refused(&store, &above), ExportError::Store { .. }));
+    }
+
+    #[test]
+    fn a_node_that_lies_about_a_size_is_refused() {
+        let store = Store::memory();
+        put(&store, b"three", false);
+        let short = Node::File { digest: B3Digest::of(b"three"), size: 3, executable: false };
+        assert!(matches!(refused(&store, &short), ExportError::Size { what: "blob", expected: 3, actual: 5, .. }));
+        let Node::Directory { digest, .. } = put_directory(&store, [("l", link("t"))]) else { unreachable!() };
+        let large = Node::Directory { digest, size: 9 };
+        assert!(matches!(refused(&store, &large), ExportError::Size { what: "directory", expected: 9, actual: 1, .. }));
+    }
+
+    #[test]
+    fn a_destination_must_end_with_a_name_in_a_directory_that_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, node) = (Store::memory(), link("t"));
+        let error = export(&store, &node, &dir.path().join("nowhere/out")).unwrap_err();
+        assert!(matches!(&error, ExportError::Write { path, .. } if path.ends_with("nowhere")));
+        assert!(matches!(export(&store, &node, &dir.path().join("x/..")), Err(ExportError::Unnamed(_))));
+    }
+
+    #[test]
+    fn a_leftover_of_a_killed_export_is_no_obstacle() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join(format!(".cofferdam-export-{}-0", std::process::id()))).unwrap();
+        export(&Store::memory(), &link("t"), &dir.path().join("out")).unwrap();
+        assert_eq!(fs::read_link(dir.path().join("out")).unwrap(), Path::new("t"));
+    }
+}

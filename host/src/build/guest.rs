@@ -5,7 +5,7 @@ use std::{os::unix::net::UnixStream, sync::Arc, time::Duration};
 use cofferdam_protocol::PORT;
 use tokio::net::UnixListener;
 
-use super::{Builder, ExecutorError, RunDir};
+use super::{AFTERMATH, Builder, ExecutorError, RunDir};
 use crate::{
     inputs::{self, Device},
     request::BuildRequest,
@@ -79,8 +79,9 @@ impl Guest {
         };
         let accepted = tokio::select! {
             accepted = listener.accept() => Some(accepted),
-            death = self.vm.died() => return Err(super::died(death, super::Phase::Booting)),
-            death = self.device.died() => return Err(super::died(death, super::Phase::Booting)),
+            death = first_death(&mut self.vm, &mut self.device) => {
+                return Err(super::died(death, super::Phase::Booting));
+            }
             () = tokio::time::sleep(limit) => None,
         };
         match accepted {
@@ -95,14 +96,25 @@ impl Guest {
 
     /// The first death of a process that the build needs.
     pub(super) async fn died(&mut self) -> Death {
-        tokio::select! {
-            death = self.vm.died() => death,
-            death = self.device.died() => death,
-        }
+        first_death(&mut self.vm, &mut self.device).await
     }
 
     pub(super) async fn kill(mut self) {
         self.vm.kill().await;
         self.device.kill().await;
     }
+}
+
+/// A VMM that ends hangs up on its device, which then ends with success and may be noticed first; what the VMM said is
+/// what happened. A device that fails is no consequence of anything.
+async fn first_death(vm: &mut Vm, device: &mut Device) -> Death {
+    let death = tokio::select! {
+        biased;
+        death = device.died() => death,
+        death = vm.died() => return death,
+    };
+    if !death.status.success() {
+        return death;
+    }
+    tokio::time::timeout(AFTERMATH, vm.died()).await.unwrap_or(death)
 }

@@ -46,6 +46,9 @@ pub(super) struct ExecuteArgs {
     /// Time that the build may take, boot included, such as 90s or 10m [default: 1h]
     #[arg(long, value_name = "DUR", value_parser = quantity::duration)]
     timeout: Option<Duration>,
+    /// Time that the guest may take to boot and to connect [default: 1m]
+    #[arg(long, value_name = "DUR", value_parser = quantity::duration)]
+    connect_timeout: Option<Duration>,
     /// The VMM; by default the best that this host can run, see `cofferdam doctor`
     #[arg(long, value_enum)]
     vmm: Option<VmmArg>,
@@ -117,6 +120,7 @@ impl ExecuteArgs {
         settings.cpus = self.cpus;
         settings.scratch_bytes = self.scratch_size.unwrap_or(settings.scratch_bytes);
         settings.timeout = self.timeout.unwrap_or(settings.timeout);
+        settings.connect_timeout = self.connect_timeout.unwrap_or(settings.connect_timeout);
         Ok(settings)
     }
 }

@@ -278,6 +278,18 @@ fn additional_files_are_checked() {
         (&place("nix"), "additional_files[0].path must not be inputs_dir or above it (got \"nix\")"),
         (&place("nix/store"), "additional_files[0].path must not be inputs_dir or above it (got \"nix/store\")"),
         (&place("build"), "additional_files[0].path must not be working_dir or above it (got \"build\")"),
+        (
+            &place("dev/shm/x"),
+            "additional_files[0].path must not lie in dev or proc, which belong to the guest's kernel (got \"dev/shm/x\")",
+        ),
+        (
+            &|m| m.scratch_paths.push("proc".into()),
+            "scratch_paths[2] must not lie in dev or proc, which belong to the guest's kernel (got \"proc\")",
+        ),
+        (
+            &|m| m.inputs_dir = "dev".into(),
+            "inputs_dir must not lie in dev or proc, which belong to the guest's kernel (got \"dev\")",
+        ),
         (&place("nix/store/gcc"), &format!("{within} (got \"nix/store/gcc\")")),
         (&place("nix/store/gcc/a/b"), &format!("{within} (got \"nix/store/gcc/a/b\")")),
         (

@@ -67,6 +67,7 @@ impl TryFrom<proto::BuildRequest> for BuildRequest {
             let rule = "must not be empty: name what the build makes below its root";
             return Err(RequestError::invalid(format_args!("outputs[{index}]"), rule));
         }
+        check_not_reserved(&request)?;
         for (index, file) in request.additional_files.iter().enumerate() {
             check_place(&request, &file.path)
                 .map_err(|rule| broken(format_args!("additional_files[{index}].path"), rule, file.path.as_str()))?;
@@ -74,6 +75,24 @@ impl TryFrom<proto::BuildRequest> for BuildRequest {
         check_specification_bytes(&request)?;
         Ok(request)
     }
+}
+
+/// What the guest mounts there is the kernel's, and hides everything else.
+fn check_not_reserved(request: &BuildRequest) -> Result<()> {
+    let scratch = request.scratch_paths.iter().enumerate().map(|(at, path)| (format!("scratch_paths[{at}]"), path));
+    let files = &request.additional_files;
+    let files = files.iter().enumerate().map(|(at, file)| (format!("additional_files[{at}].path"), &file.path));
+    let inputs_dir = std::iter::once(("inputs_dir".to_owned(), &request.inputs_dir));
+    for (field, path) in inputs_dir.chain(scratch).chain(files) {
+        if path.as_path().starts_with("dev") || path.as_path().starts_with("proc") {
+            return Err(broken(
+                field,
+                "must not lie in dev or proc, which belong to the guest's kernel",
+                path.as_str(),
+            ));
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn check_encoded_bytes(length: usize) -> Result<()> {

@@ -61,7 +61,7 @@ pub(super) struct LocalBlobWriter {
 
 enum State {
     Small(Vec<u8>),
-    Large(Large),
+    Large(Box<Large>),
     Closed(B3Digest),
     /// A write failed, so what is there can't become a blob.
     Broken,
@@ -85,7 +85,8 @@ impl LocalBlobWriter {
                 self.state = State::Small(buffer);
             }
             State::Small(buffer) => {
-                let mut large = Large { hasher: blake3::Hasher::new(), file: Unfinished::create(self.shared.clone())? };
+                let file = Unfinished::create(self.shared.clone())?;
+                let mut large = Box::new(Large { hasher: blake3::Hasher::new(), file });
                 large.write(&buffer)?;
                 large.write(bytes)?;
                 self.state = State::Large(large);

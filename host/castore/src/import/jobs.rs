@@ -81,7 +81,7 @@ impl Work<'_> {
         while let Some(job) = self.next() {
             let outcome = match job {
                 Job::List { directory, parent, name } => self.list(directory, parent.as_deref(), &name),
-                Job::Read { directory, dir, files } => self.read(&mut importer, directory, &dir, files),
+                Job::Read { directory, dir, files } => self.read(&mut importer, directory, &dir, &files),
             };
             match outcome {
                 Ok(false) => {}
@@ -156,7 +156,7 @@ impl Work<'_> {
                 }
             }
         }
-        self.enqueue(directory, &dir, links, files, directories)
+        self.enqueue(directory, &dir, links, &files, directories)
     }
 
     fn enqueue(
@@ -164,7 +164,7 @@ impl Work<'_> {
         directory: Index,
         dir: &Arc<OwnedFd>,
         links: Vec<(PathComponent, Node)>,
-        files: Vec<PathComponent>,
+        files: &[PathComponent],
         directories: Vec<PathComponent>,
     ) -> Result<bool, ImportError> {
         let mut state = self.state();
@@ -188,14 +188,14 @@ impl Work<'_> {
         importer: &mut Importer<'_>,
         directory: Index,
         dir: &OwnedFd,
-        files: Vec<PathComponent>,
+        files: &[PathComponent],
     ) -> Result<bool, ImportError> {
         let above = self.path(directory, Path::new(""));
         let mut nodes = Vec::with_capacity(files.len());
         for name in files {
             let name_path = as_path(name.as_bytes());
             let node = importer.import(dir, name_path, &above.join(name_path))?;
-            nodes.push((name, node));
+            nodes.push((name.clone(), node));
         }
         self.settle(&mut self.state(), directory, nodes)
     }

@@ -20,6 +20,8 @@ use nix::{
 
 mod files;
 mod jobs;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 use crate::{Node, Store, TargetError};

@@ -179,3 +179,141 @@ impl Engine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    const STORE_HASH: &str = "0c6kzph7l0dcbfmjap64f0czdafn3b7x";
+    const OTHER_HASH: &str = "zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz";
+
+    fn naive(needles: &[Vec<u8>], haystack: &[u8]) -> BTreeSet<u64> {
+        let occurs = |needle: &Vec<u8>| haystack.windows(needle.len()).any(|window| window == needle);
+        (0..).zip(needles).filter(|(_, needle)| occurs(needle)).map(|(index, _)| index).collect()
+    }
+
+    /// What is found when the haystack comes in pieces of these sizes, over and over.
+    fn found_in_pieces(needles: &Needles, haystack: &[u8], sizes: &[usize]) -> BTreeSet<u64> {
+        let mut scanner = needles.scanner();
+        let mut rest = haystack;
+        for size in sizes.iter().cycle() {
+            if rest.is_empty() {
+                break;
+            }
+            let (piece, after) = rest.split_at(rest.len().min(*size));
+            scanner.feed(piece);
+            rest = after;
+        }
+        scanner.found()
+    }
+
+    fn all<N: AsRef<[u8]>>(needles: impl IntoIterator<Item = N>) -> Needles {
+        Needles::new(needles).unwrap()
+    }
+
+    #[test]
+    fn only_sets_of_store_hashes_take_the_skip_scan() {
+        let takes_skip = |needles: &[&str]| matches!(all(needles).0.engine, Engine::Skip(_));
+        assert!(takes_skip(&[STORE_HASH, OTHER_HASH]));
+        assert!(!takes_skip(&[STORE_HASH, "e"]));
+        assert!(!takes_skip(&["0c6kzph7l0dcbfmjap64f0czdafn3b7e"]));
+        assert!(!takes_skip(&["0C6KZPH7L0DCBFMJAP64F0CZDAFN3B7X"]));
+    }
+
+    #[test]
+    fn a_needle_is_found_wherever_the_stream_is_cut() {
+        for needles in [all([STORE_HASH, OTHER_HASH]), all([STORE_HASH, "never there"])] {
+            let haystack = format!("some e {STORE_HASH} e text").into_bytes();
+            for first in 0..=haystack.len() {
+                for second in first..=haystack.len() {
+                    let mut scanner = needles.scanner();
+                    scanner.feed(&haystack[..first]);
+                    scanner.feed(&haystack[first..second]);
+                    scanner.feed(&haystack[second..]);
+                    assert_eq!(scanner.found(), BTreeSet::from([0]), "cut at {first} and {second}");
+                }
+            }
+            assert_eq!(found_in_pieces(&needles, &haystack, &[1]), BTreeSet::from([0]));
+        }
+    }
+
+    #[test]
+    fn equal_overlapping_and_contained_needles_are_all_found() {
+        let needles = all(["abc", "bcd", "abc", "b", "abcd", "x"]);
+        assert_eq!(found_in_pieces(&needles, b"..abcd..", &[3]), BTreeSet::from([0, 1, 2, 3, 4]));
+        let hashes = all([STORE_HASH, OTHER_HASH, STORE_HASH]);
+        assert_eq!(found_in_pieces(&hashes, STORE_HASH.as_bytes(), &[32]), BTreeSet::from([0, 2]));
+    }
+
+    #[test]
+    fn a_run_of_the_alphabet_is_searched_at_every_place() {
+        let needles = all([STORE_HASH]);
+        for before in 0..70 {
+            let haystack = format!("{}{STORE_HASH}{}", &OTHER_HASH.repeat(3)[..before], &OTHER_HASH[..before % 31]);
+            assert_eq!(found_in_pieces(&needles, haystack.as_bytes(), &[haystack.len()]), BTreeSet::from([0]));
+        }
+    }
+
+    #[test]
+    fn streams_names_and_targets_are_not_joined() {
+        for needles in [all(["abcd"]), all([STORE_HASH])] {
+            let needle = if needles.0.max_bytes == 4 { "abcd" } else { STORE_HASH };
+            let (first, second) = needle.as_bytes().split_at(needle.len() / 2);
+            let mut scanner = needles.scanner();
+            scanner.feed(first);
+            scanner.end_stream();
+            scanner.feed(second);
+            assert!(scanner.found().is_empty());
+
+            scanner.end_stream();
+            scanner.feed(first);
+            scanner.scan_whole(second);
+            assert!(scanner.found().is_empty());
+            scanner.feed(second);
+            assert!(scanner.is_complete());
+
+            let mut scanner = needles.scanner();
+            scanner.scan_whole(format!("{needle}-name").as_bytes());
+            assert!(scanner.is_complete());
+        }
+    }
+
+    #[test]
+    fn nothing_is_looked_for_without_needles_and_empty_ones_are_refused() {
+        let none = all::<&str>([]);
+        assert!(none.is_empty() && none.scanner().is_complete());
+        assert_eq!(found_in_pieces(&none, b"anything", &[2]), BTreeSet::new());
+        assert!(matches!(Needles::new(["a", ""]), Err(NeedlesError::Empty { index: 1 })));
+    }
+
+    /// Few letters, so that matches and near misses are common.
+    fn arb_general() -> impl Strategy<Value = (Vec<Vec<u8>>, Vec<u8>)> {
+        let letters = || prop_oneof![Just(b'a'), Just(b'b'), Just(0xff)];
+        (vec(vec(letters(), 1..6), 1..6), vec(letters(), 0..40))
+    }
+
+    /// Hashes among text of the alphabet and other bytes.
+    fn arb_hashes() -> impl Strategy<Value = (Vec<Vec<u8>>, Vec<u8>)> {
+        vec("[01z]{32}".prop_map(String::into_bytes), 1..6).prop_flat_map(|needles| {
+            let piece = prop_oneof![
+                3 => proptest::sample::select(needles.clone()),
+                3 => "[01z]{0,40}".prop_map(String::into_bytes),
+                1 => vec(any::<u8>(), 0..10),
+                2 => (proptest::sample::select(needles.clone()), 0..32_usize).prop_map(|(needle, end)| needle[..end].to_vec()),
+            ];
+            (Just(needles), vec(piece, 0..8).prop_map(|pieces| pieces.concat()))
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_needles_in_any_pieces_are_found_as_by_a_naive_search(
+            (needles, haystack) in prop_oneof![arb_general(), arb_hashes()],
+            sizes in vec(1..50_usize, 1..6),
+        ) {
+            prop_assert_eq!(found_in_pieces(&all(&needles), &haystack, &sizes), naive(&needles, &haystack));
+        }
+    }
+}

@@ -1,0 +1,233 @@
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::{ffi::OsStrExt as _, fs::symlink, net::UnixListener},
+};
+
+use async_trait::async_trait;
+use nix::{sys::stat::Mode, unistd::mkfifo};
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    B3Digest, BlobReader, BlobService, BlobWriter, Directory, LocalBlobService, RedbDirectoryService,
+    export::export,
+    testing::{Tree, arb_tree, file, name},
+};
+
+fn local_store(dir: &Path) -> Store {
+    Store {
+        blobs: std::sync::Arc::new(LocalBlobService::open(&dir.join("blobs")).unwrap()),
+        directories: std::sync::Arc::new(RedbDirectoryService::open(&dir.join("directories.redb")).unwrap()),
+    }
+}
+
+fn refused(path: &Path) -> ImportError {
+    import_path(&Store::memory(), path).unwrap_err()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_imported_and_exported_is_the_same_tree(tree in arb_tree()) {
+        let dir = tempfile::tempdir().unwrap();
+        let source = dir.path().join("source");
+        tree.write(&source);
+        for (store, copy) in [(Store::memory(), "memory"), (local_store(dir.path()), "local")] {
+            let node = import_path(&store, &source).unwrap();
+            prop_assert_eq!(&node, &tree.node());
+            let copy = dir.path().join(copy);
+            export(&store, &node, &copy).unwrap();
+            prop_assert_eq!(&Tree::read(&copy), &tree);
+        }
+    }
+}
+
+#[test]
+fn an_import_is_durable_and_seen_by_others() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("source")).unwrap();
+    fs::write(dir.path().join("source/file"), "contents").unwrap();
+    let node = import_path(&local_store(dir.path()), &dir.path().join("source")).unwrap();
+    export(&local_store(dir.path()), &node, &dir.path().join("copy")).unwrap();
+    assert_eq!(fs::read(dir.path().join("copy/file")).unwrap(), b"contents");
+}
+
+#[test]
+fn a_symlink_at_the_root_is_imported_as_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("link");
+    symlink("/etc", &path).unwrap();
+    let node = import_path(&Store::memory(), &path).unwrap();
+    assert_eq!(node, Node::Symlink { target: "/etc".try_into().unwrap() });
+}
+
+#[test]
+fn wide_deep_and_large_is_imported_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let wide = dir.path().join("wide");
+    fs::create_dir(&wide).unwrap();
+    for number in 0..1000 {
+        fs::write(wide.join(format!("{number}")), format!("{}", number % 10)).unwrap();
+    }
+    let mut deep = dir.path().to_owned();
+    for _ in 0..200 {
+        deep.push("d");
+        fs::create_dir(&deep).unwrap();
+    }
+    fs::write(deep.join("bottom"), "x").unwrap();
+    let large: Vec<u8> = (0..3_000_000_u32).map(|at| (at / 3) as u8).collect();
+    fs::write(dir.path().join("large"), &large).unwrap();
+
+    let store = Store::memory();
+    let node = import_path(&store, dir.path()).unwrap();
+    let Node::Directory { digest, size } = node else { panic!("{node:?} is no directory") };
+    assert_eq!(size, 1 + 1000 + 200 + 1 + 1);
+    let root = futures::executor::block_on(store.directories.get(&digest)).unwrap().unwrap();
+    assert_eq!(root.get(b"large"), Some(&file(&large, false)));
+    assert_eq!(Tree::read(dir.path()).node(), root.to_node());
+}
+
+#[test]
+fn files_without_a_node_are_refused_by_path_and_kind() {
+    let dir = tempfile::tempdir().unwrap();
+    let nested = dir.path().join("a/b");
+    fs::create_dir_all(&nested).unwrap();
+    let fifo = nested.join(std::ffi::OsStr::from_bytes(b"fi\xfffo"));
+    mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+    for root in [dir.path(), &fifo] {
+        let ImportError::Unsupported { path, kind } = refused(root) else { panic!("another error") };
+        assert_eq!((path, kind), (fifo.clone(), UnsupportedKind::Fifo));
+    }
+    fs::remove_file(&fifo).unwrap();
+
+    let socket = nested.join("socket");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let error = refused(dir.path());
+    assert!(error.to_string().ends_with(
+        "a/b/socket is a socket; only directories, regular files and symbolic links \
+                                         can be imported: remove it"
+    ));
+    let error = refused(Path::new("/dev/null"));
+    assert!(error.to_string().starts_with("/dev/null is a character device"));
+}
+
+#[test]
+fn a_path_that_is_not_there_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let ImportError::Read { path, source, .. } = refused(&dir.path().join("nothing")) else { panic!("another error") };
+    assert_eq!((path, source.kind()), (dir.path().join("nothing"), io::ErrorKind::NotFound));
+}
+
+/// A memory store in which something happens when a blob is opened to write, or that can't commit.
+struct Interfering<F> {
+    inner: crate::MemoryBlobService,
+    on_write: F,
+    commits: bool,
+}
+
+#[async_trait]
+impl<F: Fn() + Send + Sync> BlobService for Interfering<F> {
+    async fn has(&self, digest: &B3Digest) -> io::Result<bool> {
+        self.inner.has(digest).await
+    }
+
+    async fn open_read(&self, digest: &B3Digest) -> io::Result<Option<Box<dyn BlobReader>>> {
+        self.inner.open_read(digest).await
+    }
+
+    async fn open_write(&self) -> Box<dyn BlobWriter> {
+        (self.on_write)();
+        self.inner.open_write().await
+    }
+
+    async fn commit(&self) -> io::Result<()> {
+        if self.commits { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
+    }
+}
+
+fn import_while(path: &Path, on_write: impl Fn() + Send + Sync + 'static) -> ImportError {
+    let blobs = Interfering { inner: crate::MemoryBlobService::default(), on_write, commits: true };
+    import_path(&Store { blobs: std::sync::Arc::new(blobs), ..Store::memory() }, path).unwrap_err()
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_read_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    fs::write(&path, "contents").unwrap();
+    let growing = path.clone();
+    let error = import_while(dir.path(), move || {
+        fs::OpenOptions::new().append(true).open(&growing).unwrap().write_all(b"more").unwrap();
+    });
+    assert!(matches!(&error, ImportError::Changed(changed) if *changed == path), "{error}");
+
+    let shrinking = path.clone();
+    let error = import_while(&path, move || fs::write(&shrinking, "").unwrap());
+    assert!(matches!(&error, ImportError::Changed(changed) if *changed == path), "{error}");
+
+    fs::write(&path, "contents").unwrap();
+    let replaced = path.clone();
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    let error = import_while(&path, move || fs::write(&replaced, "CONTENTS").unwrap());
+    assert!(matches!(&error, ImportError::Changed(changed) if *changed == path), "{error}");
+}
+
+#[test]
+fn a_file_that_vanishes_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    // In one batch, in whatever order: reading the first removes the other.
+    let paths = [dir.path().join("a"), dir.path().join("b")];
+    paths.iter().for_each(|path| fs::write(path, "x").unwrap());
+    let victims = paths.clone();
+    let error = import_while(dir.path(), move || victims.iter().for_each(|path| drop(fs::remove_file(path))));
+    let ImportError::Read { path, source, .. } = error else { panic!("another error: {error}") };
+    assert!(paths.contains(&path));
+    assert_eq!(source.kind(), io::ErrorKind::NotFound);
+}
+
+#[test]
+fn what_the_store_refuses_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = Interfering { inner: crate::MemoryBlobService::default(), on_write: || {}, commits: false };
+    let store = Store { blobs: std::sync::Arc::new(blobs), ..Store::memory() };
+    let error = import_path(&store, dir.path()).unwrap_err();
+    assert!(matches!(&error, ImportError::Store { source, .. } if source.kind() == io::ErrorKind::StorageFull));
+}
+
+#[test]
+fn an_import_that_fails_leaves_nothing_visible() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("file"), "contents").unwrap();
+    mkfifo(&source.join("fifo"), Mode::S_IRWXU).unwrap();
+    let store = local_store(dir.path());
+    import_path(&store, &source).unwrap_err();
+    drop(store);
+    let store = local_store(dir.path());
+    assert!(!futures::executor::block_on(store.blobs.has(&B3Digest::of(b"contents"))).unwrap());
+    assert_eq!(fs::read_dir(dir.path().join("blobs/staging")).unwrap().count(), 0);
+}
+
+#[test]
+fn only_the_owners_execute_bit_counts() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    for (mode, executable) in [(0o644, false), (0o455, false), (0o744, true), (0o500, true), (0o4711, true)] {
+        let path = dir.path().join("file");
+        fs::write(&path, "x").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        assert_eq!(import_path(&Store::memory(), &path).unwrap(), file(b"x", executable), "{mode:o}");
+        fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
+fn empty_directories_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("empty")).unwrap();
+    let expected = Directory::try_from_iter([(name("empty"), Directory::new().to_node())]).unwrap().to_node();
+    assert_eq!(import_path(&Store::memory(), dir.path()).unwrap(), expected);
+}
