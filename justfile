@@ -1,0 +1,35 @@
+# What people and CI run. Every recipe works on a bare Debian 12 with a Rust toolchain and root.
+
+# List the recipes.
+default:
+    @just --list
+
+# Install what the project needs from Debian's packages.
+setup:
+    images/setup.sh
+
+# Compile a real C program inside a microVM and watch it.
+demo: setup
+    cargo run --release --package cofferdam-tests --bin demo
+
+# Run every test, VMs included.
+test: setup
+    cargo test --workspace
+
+# Formatting and lints, warnings denied.
+lint: setup
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- --deny warnings
+
+# Measure cost as ratios against a peer in the same run.
+bench *ARGS: setup
+    cargo run --release --package cofferdam-tests --bin bench -- {{ ARGS }}
+
+# Make the guest image and print where it is.
+image *ARGS: setup
+    cargo run --release --package cofferdam-images -- {{ ARGS }}
+
+# Compile the minimal guest kernel and print where it is.
+kernel:
+    images/setup.sh kernel
+    cargo run --release --package cofferdam-images -- kernel
