@@ -21,7 +21,7 @@ mod progress;
 mod run_dir;
 mod session;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{os::unix::net::UnixStream, path::PathBuf, sync::Arc, time::Duration};
 
 use cofferdam_castore::{Store, refscan::Needles};
 use cofferdam_images::Image;
@@ -42,6 +42,9 @@ use progress::Progress;
 use run_dir::RunDir;
 pub use run_dir::sweep;
 use session::Session;
+
+/// How often a guest may boot for one build, see [`Builder::boot`].
+const MAX_BOOTS: u32 = 2;
 
 /// How long the other side of a broken connection has to explain itself.
 const AFTERMATH: Duration = Duration::from_secs(2);
@@ -234,8 +237,8 @@ impl Builder {
             None => BuildError::Executor(ExecutorError::Resolve(error)),
         })?;
         progress.enter(Phase::Booting);
-        let guest = guest.insert(Guest::start(self, request, Arc::new(tree)).await.map_err(BuildError::Executor)?);
-        let stream = guest.connected(self.settings.connect_timeout).await.map_err(BuildError::Executor)?;
+        let stream = self.boot(request, &Arc::new(tree), guest).await.map_err(BuildError::Executor)?;
+        let guest = guest.as_mut().expect("boot has left it there");
         let mut ended = self.converse(request, needles, progress, stream, guest.memory_bytes())?;
         tokio::select! {
             biased;
@@ -254,6 +257,29 @@ impl Builder {
         }
     }
 
+    /// Boots a guest that connects, and leaves it in `place`. Under emulation on a busy host one kernel in some hundred
+    /// hangs before its first line; a guest that never connected has seen nothing of the request and may boot again.
+    async fn boot(
+        &self,
+        request: &BuildRequest,
+        tree: &Arc<inputs::Tree>,
+        place: &mut Option<Guest>,
+    ) -> Result<UnixStream, ExecutorError> {
+        let limit = self.settings.connect_timeout;
+        let mut boots = 1;
+        loop {
+            let guest = place.insert(Guest::start(self, request, Arc::clone(tree)).await?);
+            match guest.connected(limit).await {
+                Err(ExecutorError::NeverConnected { .. }) if boots < MAX_BOOTS => boots += 1,
+                connected => return connected,
+            }
+            tracing::warn!("the guest did not connect within {} seconds; booting another", limit.as_secs());
+            if let Some(hung) = place.take() {
+                hung.kill().await;
+            }
+        }
+    }
+
     /// Starts the thread that talks to the guest. It ends at the latest when the guest's processes do, since its
     /// connection does.
     fn converse(
@@ -261,7 +287,7 @@ impl Builder {
         request: &BuildRequest,
         needles: Needles,
         progress: &Arc<Progress>,
-        stream: std::os::unix::net::UnixStream,
+        stream: UnixStream,
         memory_bytes: u64,
     ) -> Result<oneshot::Receiver<Outcome>, BuildError> {
         let specification = specification(request);
