@@ -269,6 +269,22 @@ fn ends_of_commands_are_told_apart() {
     }
 }
 
+/// A build can't make a device, so only a guest that was taken over can have one in an output.
+#[test]
+fn what_castore_has_no_node_for_is_named() {
+    for (kind, name) in [
+        (UnsupportedKind::Fifo, "a named pipe"),
+        (UnsupportedKind::Socket, "a Unix socket"),
+        (UnsupportedKind::BlockDevice, "a block device"),
+        (UnsupportedKind::CharacterDevice, "a character device"),
+        (UnsupportedKind::TooDeep, "directories nested too deeply"),
+        (UnsupportedKind::Unreadable(5), "what can't be read (Input/output error (os error 5))"),
+    ] {
+        let told = refusal_of_outputs(&[ROOT, FromGuest::Unsupported { path: b"sub/it", kind }]);
+        assert!(told.contains(&format!("output \"build/a\" holds {name} at \"sub/it\"")), "{told}");
+    }
+}
+
 #[test]
 fn all_missing_outputs_are_named() {
     let told = refusal_of_outputs(&[FromGuest::Missing, FromGuest::Missing, FromGuest::Finished]);

@@ -1,0 +1,232 @@
+//! Cost as ratios against a peer in the same run; absolute times mean nothing on a busy or emulated machine.
+//!
+//! | what | peer |
+//! |---|---|
+//! | a trivial build | a bare boot of the same kernel whose init powers off |
+//! | reading 10,000 small inputs | the stock virtiofsd, in the same VM |
+//! | import of a tree of 10,000 files | `cp -r` of it |
+
+use std::{
+    env, fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use cofferdam::{
+    inputs::{self, Device},
+    jail::Spawner,
+    vmm::FS_SOCKET,
+};
+use cofferdam_castore::{PathComponent, import::import_path};
+use cofferdam_tests::{guest, program};
+use tempfile::TempDir;
+
+const FILES: usize = 10_000;
+const FILES_A_DIRECTORY: usize = 100;
+const FILE_BYTES: usize = 13_000;
+
+/// Odd, so that there is a median.
+const ROUNDS: usize = 5;
+
+fn main() -> Result<()> {
+    if env::args().nth(1).as_deref() == Some(inputs::SUBCOMMAND) {
+        return inputs::run_device().map_err(|error| anyhow!("the inputs' device failed: {error}"));
+    }
+    let directory = tempfile::tempdir()?;
+    let tree = directory.path().join("shared/tree");
+    make_tree(&tree)?;
+    println!("medians of {ROUNDS} rounds, peers in turn");
+    println!("{:<34} {:>10} {:>10} {:>7}  aim", "", "cofferdam", "peer", "ratio");
+    import(&directory, &tree)?;
+    trivial_build(&directory)?;
+    small_inputs(&directory, &tree)
+}
+
+fn report(what: &str, mut ours: Vec<Duration>, mut peer: Vec<Duration>, aim: &str) {
+    ours.sort();
+    peer.sort();
+    let (ours, peer) = (ours[ours.len() / 2].as_secs_f64(), peer[peer.len() / 2].as_secs_f64());
+    println!("{what:<34} {ours:>8.3} s {peer:>8.3} s {:>7.2}  {aim}", ours / peer);
+}
+
+fn make_tree(tree: &Path) -> Result<()> {
+    let mut contents = blake3::Hasher::new_derive_key("cofferdam benchmark tree").finalize_xof();
+    let mut bytes = vec![0; FILE_BYTES];
+    for number in 0..FILES {
+        let directory = tree.join(format!("{:03}", number / FILES_A_DIRECTORY));
+        if number % FILES_A_DIRECTORY == 0 {
+            fs::create_dir_all(&directory)?;
+        }
+        contents.fill(&mut bytes);
+        fs::write(directory.join(format!("{number:05}")), &bytes)?;
+    }
+    Ok(())
+}
+
+fn timed(command: &mut Command) -> Result<Duration> {
+    let start = Instant::now();
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("can't start {command:?}"))?;
+    let took = start.elapsed();
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(took)
+}
+
+fn import(directory: &TempDir, tree: &Path) -> Result<()> {
+    let (mut ours, mut peer) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let state = directory.path().join(format!("import-{round}"));
+        let copy = directory.path().join(format!("copy-{round}"));
+        nix::unistd::sync();
+        ours.push(timed(Command::new(program()).arg("import").arg(tree).env("COFFERDAM_STATE_DIR", &state))?);
+        nix::unistd::sync();
+        peer.push(timed(Command::new("cp").arg("-r").arg(tree).arg(&copy))?);
+        fs::remove_dir_all(state)?;
+        fs::remove_dir_all(copy)?;
+    }
+    report("import 10,000 files : cp -r", ours, peer, "≤ 2");
+    Ok(())
+}
+
+fn trivial_build(directory: &TempDir) -> Result<()> {
+    let state = directory.path().join("state");
+    let bare = directory.path().join("bare");
+    guest::image_with_init(&bare, guest::bench());
+    let (mut ours, mut peer) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let mut build = Command::new(program());
+        build.args(["run", "--vmm", "qemu", "--bin-sh", "--output", "build/out", "--", "/bin/sh", "-c", "echo > out"]);
+        ours.push(timed(build.env("COFFERDAM_STATE_DIR", &state))?);
+        peer.push(timed(&mut qemu(&bare, "off", &[]))?);
+    }
+    report("trivial build : bare boot", ours, peer, "first figure");
+    Ok(())
+}
+
+fn small_inputs(directory: &TempDir, tree: &Path) -> Result<()> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let image = directory.path().join("read");
+    guest::image_with_init(&image, guest::bench());
+    let (mut ours, mut peer) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let order = if round % 2 == 0 { "inputs,stock" } else { "stock,inputs" };
+        for (tag, took) in runtime.block_on(read_in_one_vm(directory, &image, tree, order))? {
+            if tag == "inputs" { &mut ours } else { &mut peer }.push(took);
+        }
+    }
+    report("read 10,000 inputs : virtiofsd", ours, peer, "≤ 0.5");
+    Ok(())
+}
+
+/// Boots a guest with both devices, which reads each of them; gives the times by tag.
+async fn read_in_one_vm(
+    directory: &TempDir,
+    image: &Path,
+    tree: &Path,
+    order: &str,
+) -> Result<Vec<(String, Duration)>> {
+    let run_dir = tempfile::tempdir_in(directory)?;
+    let blobs = format!("file://{}", directory.path().join("store/blobs").display());
+    let directories = format!("redb://{}", directory.path().join("store/directories.redb").display());
+    let store = cofferdam_castore::from_addr(&blobs, &directories)?;
+    let node = import_path(&store, tree)?;
+    let inputs = [(PathComponent::try_from("tree")?, node)].into();
+    let resolved = Arc::new(inputs::resolve(&store, &inputs).await?);
+    let spawner = Spawner::new(tokio::runtime::Handle::current())?;
+    let mut device = Device::start(&spawner, run_dir.path(), resolved, &store).await?;
+
+    let stock_socket = run_dir.path().join("stock.sock");
+    let mut stock = Stopped(stock(tree, &stock_socket)?);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !stock_socket.exists() {
+        ensure!(stock.0.try_wait()?.is_none() && Instant::now() < deadline, "the stock virtiofsd does not listen");
+        thread::sleep(Duration::from_millis(10));
+    }
+    let ours_socket = run_dir.path().join(FS_SOCKET);
+    let devices = [("inputs", ours_socket.as_path()), ("stock", stock_socket.as_path())];
+    let output = qemu(image, &format!("read:{order}"), &devices).output()?;
+    device.kill().await;
+    let console = String::from_utf8_lossy(&output.stdout);
+    let times: Vec<_> = console.lines().filter_map(read_time).collect();
+    ensure!(times.len() == 2, "the guest did not read both trees:\n{console}");
+    Ok(times)
+}
+
+/// `read TAG FILES BYTES MICROSECONDS`
+fn read_time(line: &str) -> Option<(String, Duration)> {
+    let words: Vec<_> = line.split_whitespace().collect();
+    match words[..] {
+        ["read", tag, files, bytes, took] => {
+            let whole = files == FILES.to_string() && bytes == (FILES * FILE_BYTES).to_string();
+            whole.then_some((tag.to_owned(), Duration::from_micros(took.parse().ok()?)))
+        }
+        _ => None,
+    }
+}
+
+/// The virtiofsd of the distribution: the Rust one, or the C one that came with QEMU before it.
+fn stock(tree: &Path, socket: &Path) -> Result<Child> {
+    let parent = tree.parent().context("the tree is in a directory")?;
+    let rust = ["/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/bin/virtiofsd"].map(PathBuf::from);
+    let c = Path::new("/usr/lib/qemu/virtiofsd");
+    let mut command = if let Some(program) = rust.iter().find(|program| program.exists()) {
+        let mut command = Command::new(program);
+        command.args(["--cache=always", "--sandbox=none", "--shared-dir"]).arg(parent);
+        command
+    } else if c.exists() {
+        let mut command = Command::new(c);
+        command.args(["-o", "cache=always", "-o", "sandbox=chroot", "-o"]);
+        command.arg(format!("source={}", parent.display()));
+        command
+    } else {
+        bail!("there is no stock virtiofsd; images/setup.sh installs it along with QEMU")
+    };
+    command.arg(format!("--socket-path={}", socket.display()));
+    let log = fs::File::create(socket.with_extension("log"))?;
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    command.spawn().with_context(|| format!("can't start {command:?}"))
+}
+
+/// Kills its process when it is dropped.
+struct Stopped(Child);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The machine that builds get, with these virtiofs devices and nothing else.
+fn qemu(image: &Path, job: &str, devices: &[(&str, &Path)]) -> Command {
+    let khz = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let mhz = khz
+        .lines()
+        .find(|line| line.starts_with("cpu MHz"))
+        .and_then(|line| line.split(':').nth(1)?.trim().parse().ok());
+    let khz = mhz.unwrap_or(1000.0_f64) * 1000.0;
+    let mut command = Command::new("qemu-system-x86_64");
+    command
+        .args(["-M", "microvm,pcie=on,memory-backend=memory", "-m", "2G", "-smp", "2", "-cpu", "max"])
+        .args(["-object", "memory-backend-memfd,id=memory,size=2G,share=on", "-accel", "tcg,thread=multi"])
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"])
+        .arg("-kernel")
+        .arg(image.join("kernel"))
+        .arg("-initrd")
+        .arg(image.join("initramfs"))
+        .arg("-append")
+        .arg(format!("console=ttyS0 quiet panic=-1 reboot=t tsc_early_khz={khz:.0} job={job}"));
+    for (tag, socket) in devices {
+        command
+            .arg("-chardev")
+            .arg(format!("socket,id={tag},path={}", socket.display()))
+            .arg("-device")
+            .arg(format!("vhost-user-fs-pci,chardev={tag},tag={tag},queue-size=512"));
+    }
+    let _ = std::io::stdout().flush();
+    command
+}

@@ -1,0 +1,202 @@
+//! One user of the program: a state directory, and everything that is done with it.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+use crate::{
+    Build, Outcome, Running, castore::NodeText, image, outcome::Expected, processes, processes::Process, program,
+    slots::Slots,
+};
+
+/// A state directory of its own. When it is dropped, no process and no file of a build may be left.
+#[derive(Debug)]
+pub struct Cofferdam {
+    directory: TempDir,
+    image: PathBuf,
+}
+
+impl Default for Cofferdam {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Cofferdam {
+    /// An empty one.
+    pub fn new() -> Self {
+        Self::with_image(image().0)
+    }
+
+    /// One whose guests boot from the image in `directory`, which need not be there.
+    pub fn with_image(directory: impl Into<PathBuf>) -> Self {
+        let image = directory.into();
+        let directory = tempfile::Builder::new().prefix("cofferdam-test-").tempdir();
+        let directory = directory.expect("a temporary directory can be made");
+        for name in ["state", "tmp", "files"] {
+            fs::create_dir(directory.path().join(name)).expect("a temporary directory can be written");
+        }
+        Self { directory, image }
+    }
+
+    /// Describes a build.
+    pub fn build(&self) -> Build<'_> {
+        Build::new(self)
+    }
+
+    /// A place for the test's own files.
+    pub fn files(&self) -> PathBuf {
+        self.directory.path().join("files")
+    }
+
+    /// Writes one of the test's own files.
+    pub fn file(&self, name: &str, contents: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.files().join(name);
+        fs::create_dir_all(path.parent().expect("it is in a directory")).expect("its directory can be made");
+        fs::write(&path, contents).expect("the test's directory can be written");
+        path
+    }
+
+    /// Where run directories are.
+    pub fn run_directory(&self) -> PathBuf {
+        self.directory.path().join("state/run")
+    }
+
+    /// Where blobs are before they are durable.
+    pub fn staging_directory(&self) -> PathBuf {
+        self.directory.path().join("state/store/blobs/staging")
+    }
+
+    /// A command that ends without a VM.
+    pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Outcome {
+        let mut command = self.prepare();
+        command.args(arguments);
+        Running::start(command, Expected::default(), None).end()
+    }
+
+    /// Imports a path and gives what was printed for it.
+    #[track_caller]
+    pub fn import(&self, path: &Path) -> NodeText {
+        let printed = self.command([OsStr::new("import"), path.as_os_str()]).succeeds();
+        let node = printed.stdout.split_whitespace().next();
+        NodeText::printed(node.unwrap_or_else(|| panic!("import printed nothing: {printed}")))
+    }
+
+    /// Exports a node to a new path.
+    #[track_caller]
+    pub fn export(&self, node: &str) -> PathBuf {
+        let to = self.fresh("export");
+        self.command([OsStr::new("export"), OsStr::new(node), to.as_os_str()]).succeeds();
+        to
+    }
+
+    /// A path that nothing has.
+    pub(crate) fn fresh(&self, prefix: &str) -> PathBuf {
+        let made = tempfile::Builder::new().prefix(prefix).tempdir_in(self.files());
+        let path = made.expect("the test's directory can be written").keep();
+        fs::remove_dir(&path).expect("it was made just now");
+        path
+    }
+
+    pub(crate) fn prepare(&self) -> Command {
+        let mut command = Command::new(program());
+        for variable in ["BLOB_SERVICE_ADDR", "DIRECTORY_SERVICE_ADDR", "COFFERDAM_LOG", "XDG_STATE_HOME"] {
+            command.env_remove(variable);
+        }
+        command
+            .env("COFFERDAM_STATE_DIR", self.directory.path().join("state"))
+            .env("COFFERDAM_IMAGE", &self.image)
+            .env("TMPDIR", self.directory.path().join("tmp"))
+            .current_dir(self.files());
+        command
+    }
+
+    pub(crate) fn start(&self, command: Command, expected: Expected, slots: Option<Slots>) -> Running {
+        Running::start(command, expected, slots)
+    }
+
+    /// All processes that belong to this state directory now.
+    pub fn processes(&self) -> Vec<Process> {
+        processes::of(self.directory.path())
+    }
+
+    /// Waits for the process that a build has started in its run directory from an executable of this name.
+    #[track_caller]
+    pub fn helper(&self, name: &str, of: &Running) -> Process {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let processes = self.processes();
+            let is_it = |process: &&Process| {
+                let works_in_run_directory = process.working_directory.starts_with(self.run_directory());
+                process.name == name && process.parent == of.pid() && works_in_run_directory
+            };
+            if let Some(found) = processes.iter().find(is_it) {
+                return found.clone();
+            }
+            assert!(Instant::now() < deadline, "no {name} among {processes:#?}\n{}", of.stderr_so_far());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until no process is left.
+    #[track_caller]
+    pub fn processes_are_gone_within(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        while !self.processes().is_empty() {
+            assert!(Instant::now() < deadline, "processes are left: {:#?}", self.processes());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// What killed or failed builds have left in run directories, in staging areas and among temporary files.
+    pub fn leftovers(&self) -> Vec<PathBuf> {
+        let places = [self.run_directory(), self.staging_directory(), self.directory.path().join("tmp")];
+        let entries = places.iter().filter_map(|place| fs::read_dir(place).ok()).flatten();
+        let paths = entries.map(|entry| entry.expect("the state directory can be read").path());
+        // The lock of the place itself stays.
+        paths.filter(|path| path.file_name() != Some(OsStr::new("lock"))).collect()
+    }
+
+    /// Reads every blob of the store and checks that its name is its digest; gives the names, sorted.
+    #[track_caller]
+    pub fn verified_blobs(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        let mut open = vec![self.directory.path().join("state/store/blobs/b3")];
+        while let Some(directory) = open.pop() {
+            for entry in fs::read_dir(&directory).into_iter().flatten() {
+                let path = entry.expect("the store can be read").path();
+                if path.is_dir() {
+                    open.push(path);
+                    continue;
+                }
+                let name = path.file_name().expect("it is a file").to_string_lossy().into_owned();
+                let mut hasher = blake3::Hasher::new();
+                let blob = fs::File::open(&path).expect("the store can be read");
+                hasher.update_reader(blob).expect("the store can be read");
+                assert_eq!(hasher.finalize().to_hex().as_str(), name, "a blob has changed");
+                names.push(name);
+            }
+        }
+        names.sort();
+        names
+    }
+}
+
+impl Drop for Cofferdam {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            return;
+        }
+        let processes = self.processes();
+        assert!(processes.is_empty(), "processes are left: {processes:#?}");
+        let leftovers = self.leftovers();
+        assert!(leftovers.is_empty(), "files are left: {leftovers:#?}");
+    }
+}

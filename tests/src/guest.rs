@@ -1,0 +1,86 @@
+//! What goes into guests besides the image: a static program, and images that misbehave.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::LazyLock,
+};
+
+static PROBE: LazyLock<PathBuf> = LazyLock::new(|| compile("probe"));
+
+static BENCH: LazyLock<PathBuf> = LazyLock::new(|| compile("bench"));
+
+/// Compiles a program of `guest/`, unless its source has been compiled before.
+fn compile(name: &str) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest").join(name).with_extension("rs");
+    let text = fs::read(&source).unwrap_or_else(|error| panic!("can't read {source:?}: {error}"));
+    let directory = cofferdam_images::cache_dir().join("test-programs");
+    fs::create_dir_all(&directory).expect("the cache directory can be written");
+    let path = directory.join(format!("{name}-{}", blake3::hash(&text).to_hex()));
+    if path.exists() {
+        return path;
+    }
+    // Others may be compiling it, too; the name stands for the whole program at any time.
+    let aside = tempfile::tempdir_in(&directory).expect("the cache directory can be written");
+    let made = aside.path().join(name);
+    let compiler = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let compiled = Command::new(compiler)
+        .args(["--edition=2024", "-Copt-level=1", "-Cpanic=abort", "-Ctarget-feature=+crt-static"])
+        .args(["--target", "x86_64-unknown-linux-gnu", "-o"])
+        .arg(&made)
+        .arg(&source)
+        .output()
+        .expect("rustc can be started");
+    let complaints = String::from_utf8_lossy(&compiled.stderr);
+    assert!(compiled.status.success(), "{source:?} does not compile:\n{complaints}");
+    fs::rename(&made, &path).expect("the cache directory can be written");
+    path
+}
+
+/// A static program for the inside of guests, compiled once; `guest/probe.rs` says what it does.
+pub fn probe() -> &'static Path {
+    &PROBE
+}
+
+/// The first program of the benchmarks' guests, compiled once; `guest/bench.rs` says what it does.
+pub fn bench() -> &'static Path {
+    &BENCH
+}
+
+/// Makes a copy of the guest image in which nobody ever dials the host.
+pub fn silent_image(directory: &Path) {
+    image_with_init(directory, probe());
+}
+
+/// Makes a copy of the guest image with another first program.
+pub fn image_with_init(directory: &Path, init: &Path) {
+    let (_, image) = crate::image();
+    let mut initramfs = fs::read(&image.initramfs).expect("the image is there");
+    initramfs.resize(initramfs.len().next_multiple_of(4), 0);
+    // The kernel unpacks one archive after the other, and the later file stays.
+    let contents = fs::read(init).expect("the program is there");
+    append(&mut initramfs, "init", 0o100_755, &contents);
+    append(&mut initramfs, "TRAILER!!!", 0, &[]);
+    fs::create_dir_all(directory).expect("a temporary directory can be written");
+    let place = |name: &str| directory.join(name);
+    fs::write(place("initramfs"), initramfs).expect("a temporary directory can be written");
+    for file in [&image.kernel, &image.scratch] {
+        fs::copy(file, place(&file.file_name().expect("it is a file").to_string_lossy())).expect("the image is there");
+    }
+}
+
+/// One entry of a newc archive, as Linux's `Documentation/driver-api/early-userspace/buffer-format.rst` has it.
+fn append(archive: &mut Vec<u8>, name: &str, mode: u32, contents: &[u8]) {
+    let length = contents.len() as u32;
+    let name_length = name.len() as u32 + 1;
+    archive.extend(b"070701");
+    for field in [4711, mode, 0, 0, 1, 0, length, 0, 0, 0, 0, name_length, 0] {
+        archive.extend(format!("{field:08x}").bytes());
+    }
+    archive.extend(name.bytes());
+    archive.push(0);
+    archive.resize(archive.len().next_multiple_of(4), 0);
+    archive.extend(contents);
+    archive.resize(archive.len().next_multiple_of(4), 0);
+}

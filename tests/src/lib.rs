@@ -1,0 +1,27 @@
+//! What the whole-system tests are written with: the real program, real VMs, nothing faked.
+//!
+//! ```text
+//!   Cofferdam         a user's own state directory; proves at its end that no process and no file is left
+//!     .build()  ───▶ Build      the flags of `cofferdam run`, or a ProtoJSON request for `cofferdam build`
+//!       .shell() ──▶ Running    the live process: its output so far, its signals, its peak memory
+//!         .end() ──▶ Outcome    exit code, stdout, stderr, outputs
+//! ```
+//!
+//! The program is compiled and the guest image is made once, by whichever test comes first. At most [`slots`] VMs run
+//! at a time over all test programs. A test that can't run on a machine fails and says what mends it; none is skipped.
+
+mod build;
+pub mod castore;
+mod cofferdam;
+pub mod guest;
+mod outcome;
+pub mod processes;
+mod program;
+mod running;
+pub mod slots;
+
+pub use build::Build;
+pub use cofferdam::Cofferdam;
+pub use outcome::{Outcome, Output};
+pub use program::{image, program};
+pub use running::Running;

@@ -1,0 +1,177 @@
+//! How a command ended.
+
+use std::{fs, os::unix::process::ExitStatusExt, path::PathBuf, process::ExitStatus, time::Duration};
+
+use serde_json::Value;
+
+use crate::{castore::NodeText, program::MEND};
+
+/// What the harness knows beforehand about a command.
+#[derive(Debug, Default)]
+pub(crate) struct Expected {
+    /// Names of the outputs, in the order asked for.
+    pub(crate) outputs: Vec<String>,
+    /// Where they are exported to.
+    pub(crate) exported_to: Option<PathBuf>,
+}
+
+/// A command that has ended.
+#[derive(Debug)]
+pub struct Outcome {
+    status: ExitStatus,
+    /// From its start to its end.
+    pub took: Duration,
+    /// Most memory that the `cofferdam` process itself had resident, in bytes.
+    pub peak_bytes: u64,
+    /// What it wrote to stdout.
+    pub stdout: String,
+    /// What it wrote to stderr, the build's own output included.
+    pub stderr: String,
+    expected: Expected,
+}
+
+/// One output of a successful build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// What it is.
+    pub node: NodeText,
+    /// Indexes of the needles found in it.
+    pub needles: Vec<u64>,
+}
+
+impl Outcome {
+    pub(crate) fn new(
+        status: ExitStatus,
+        took: Duration,
+        peak_bytes: u64,
+        stdout: Vec<u8>,
+        stderr: &[u8],
+        expected: Expected,
+    ) -> Self {
+        let stdout = String::from_utf8(stdout).expect("results are UTF-8");
+        // A build writes what it likes.
+        let stderr = String::from_utf8_lossy(stderr).into_owned();
+        Self { status, took, peak_bytes, stdout, stderr, expected }
+    }
+
+    /// It exited with 0.
+    #[track_caller]
+    pub fn succeeds(self) -> Self {
+        assert!(self.status.success(), "it did not succeed: {self}");
+        self
+    }
+
+    /// It exited with 1: the build failed, for the reason of this code.
+    #[track_caller]
+    pub fn build_fails(self, reason: &str) -> Self {
+        self.fails_as(1, "build_failed", reason)
+    }
+
+    /// It exited with 2: the request is wrong, in the way of this code.
+    #[track_caller]
+    pub fn is_refused(self, reason: &str) -> Self {
+        self.fails_as(2, "request_wrong", reason)
+    }
+
+    /// It exited with 3: the executor failed, for the reason of this code.
+    #[track_caller]
+    pub fn executor_fails(self, reason: &str) -> Self {
+        self.fails_as(3, "executor_failed", reason)
+    }
+
+    #[track_caller]
+    fn fails_as(self, code: i32, kind: &str, reason: &str) -> Self {
+        let this = self.exits_with(code);
+        let json = this.json();
+        assert_eq!(json["kind"], kind, "{this}");
+        assert_eq!(json["reason"], reason, "{this}");
+        let message = json["message"].as_str().unwrap_or_default();
+        assert!(this.stderr.contains("error: "), "people are told nothing: {this}");
+        assert!(!message.is_empty(), "machines are told nothing: {this}");
+        this
+    }
+
+    /// It exited with this code.
+    #[track_caller]
+    pub fn exits_with(self, code: i32) -> Self {
+        assert_eq!(self.status.code(), Some(code), "expected exit code {code}: {self}");
+        self
+    }
+
+    /// Its stderr holds `text`.
+    #[track_caller]
+    pub fn says(self, text: &str) -> Self {
+        assert!(self.stderr.contains(text), "it does not say {text:?}: {self}");
+        self
+    }
+
+    /// The signal that ended it, if one did.
+    pub fn signal(&self) -> Option<i32> {
+        self.status.signal()
+    }
+
+    /// Its stdout as JSON.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("stdout is not JSON ({error}): {self}"))
+    }
+
+    /// The outputs, from the `BuildResponse` on stdout.
+    #[track_caller]
+    pub fn outputs(&self) -> Vec<Output> {
+        let json = self.json();
+        let list = json["outputs"].as_array().cloned().unwrap_or_default();
+        list.iter()
+            .map(|output| Output {
+                node: NodeText::from_json(&output["output"])
+                    .unwrap_or_else(|| panic!("{output} holds no node: {self}")),
+                needles: integers(&output["needles"]),
+            })
+            .collect()
+    }
+
+    /// The only output.
+    #[track_caller]
+    pub fn output(&self) -> Output {
+        let outputs = self.outputs();
+        let [output] = &outputs[..] else { panic!("there is not one output: {self}") };
+        output.clone()
+    }
+
+    /// Where an output was exported to.
+    #[track_caller]
+    pub fn exported(&self, output: &str) -> PathBuf {
+        assert!(self.expected.outputs.iter().any(|name| name == output), "{output:?} was not asked for");
+        let directory = self.expected.exported_to.as_ref().expect("the build exports its outputs");
+        directory.join(output)
+    }
+
+    /// What is in an output, as text.
+    #[track_caller]
+    pub fn read(&self, output: &str) -> String {
+        String::from_utf8(self.read_bytes(output)).unwrap_or_else(|error| panic!("{output:?} holds no text: {error}"))
+    }
+
+    /// What is in an output, as bytes.
+    #[track_caller]
+    pub fn read_bytes(&self, output: &str) -> Vec<u8> {
+        let path = self.exported(output);
+        fs::read(&path).unwrap_or_else(|error| panic!("can't read {}: {error}: {self}", path.display()))
+    }
+}
+
+/// Integers of 64 bits are strings in ProtoJSON.
+fn integers(list: &Value) -> Vec<u64> {
+    let integer = |value: &Value| value.as_u64().or_else(|| value.as_str()?.parse().ok());
+    list.as_array().map(|list| list.iter().filter_map(integer).collect()).unwrap_or_default()
+}
+
+/// Everything that a failed assertion should show.
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} after {:.1} s", self.status, self.took.as_secs_f64())?;
+        write!(f, "\n--- stdout ---\n{}\n--- stderr ---\n{}\n---", self.stdout, self.stderr)?;
+        let lacks_vmm = self.stderr.contains("no virtual machine can run here");
+        if lacks_vmm { write!(f, "\n{MEND}") } else { Ok(()) }
+    }
+}

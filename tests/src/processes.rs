@@ -1,0 +1,71 @@
+//! Which processes belong to a state directory, as `/proc` tells it.
+
+use std::{
+    fs,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    process,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+/// A process that works in, or was told of, a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Its id.
+    pub pid: i32,
+    /// Its parent's id.
+    pub parent: i32,
+    /// The file name of what it executes.
+    pub name: String,
+    /// Where it works.
+    pub working_directory: PathBuf,
+    /// Its arguments, for messages.
+    pub command_line: String,
+}
+
+impl Process {
+    /// Ends it at once.
+    pub fn kill(&self) {
+        kill(Pid::from_raw(self.pid), Signal::SIGKILL).unwrap_or_else(|error| panic!("can't kill {self:?}: {error}"));
+    }
+}
+
+/// All processes, beside this one, whose working directory is in `directory`, or whose arguments or environment name
+/// it. The dead that nobody has waited for have none of these.
+pub fn of(directory: &Path) -> Vec<Process> {
+    let entries = fs::read_dir("/proc").expect("/proc is mounted").flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|&pid| pid.unsigned_abs() != process::id()).filter_map(|pid| look(pid, directory)).collect()
+}
+
+fn look(pid: i32, directory: &Path) -> Option<Process> {
+    let place = Path::new("/proc").join(pid.to_string());
+    let read = |name| fs::read(place.join(name)).unwrap_or_default();
+    let told = |bytes: &[u8]| {
+        let needle = directory.as_os_str().as_bytes();
+        bytes.windows(needle.len()).any(|window| window == needle)
+    };
+    let working_directory = fs::read_link(place.join("cwd")).unwrap_or_default();
+    let arguments = read("cmdline");
+    if !working_directory.starts_with(directory) && !told(&arguments) && !told(&read("environ")) {
+        return None;
+    }
+    let executes = fs::read_link(place.join("exe")).ok()?;
+    let status = fs::read_to_string(place.join("status")).ok()?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()?;
+    let name = executes.file_name()?.to_string_lossy().into_owned();
+    let command_line = String::from_utf8_lossy(&arguments).replace('\0', " ");
+    Some(Process { pid, parent, name, working_directory, command_line })
+}
+
+/// The most memory that a process has had resident so far, in bytes; `None` when it is gone.
+pub fn peak_resident_bytes(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = peak.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}

@@ -1,0 +1,171 @@
+//! A `cofferdam` process while it lives.
+
+use std::{
+    io::Read,
+    process::{Child, Command, Stdio},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{Outcome, outcome::Expected, processes, slots::Slots};
+
+/// Longer than any command of any test may take, on a slow and busy machine.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// How often a living process is looked at.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// A started command. Dropped before its end, it is killed.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    begun: Instant,
+    stdout: Capture,
+    stderr: Capture,
+    expected: Expected,
+    peak_bytes: u64,
+    _slots: Option<Slots>,
+}
+
+impl Running {
+    /// Starts a command, which keeps `slots` to its end.
+    pub(crate) fn start(mut command: Command, expected: Expected, slots: Option<Slots>) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("can't start {command:?}: {error}"));
+        let stdout = Capture::of(child.stdout.take().expect("stdout is a pipe"));
+        let stderr = Capture::of(child.stderr.take().expect("stderr is a pipe"));
+        Self { child, begun: Instant::now(), stdout, stderr, expected, peak_bytes: 0, _slots: slots }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    /// Waits until it has written `text` to stderr, where a build's own output appears.
+    pub fn wait_for(&self, text: &str) -> &Self {
+        let told = self.stderr.wait_until(PATIENCE, |bytes| contains(bytes, text.as_bytes()));
+        assert!(told, "it never said {text:?}, but:\n{}", self.stderr.text());
+        self
+    }
+
+    /// How long it has run.
+    pub fn age(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// What it has written to stderr so far.
+    pub fn stderr_so_far(&self) -> String {
+        self.stderr.text()
+    }
+
+    /// Sends a signal to the `cofferdam` process alone.
+    pub fn signal(&self, signal: Signal) -> &Self {
+        kill(Pid::from_raw(self.pid()), signal).expect("it is our child and not waited for");
+        self
+    }
+
+    /// Whether it has not ended yet.
+    pub fn is_alive(&mut self) -> bool {
+        self.child.try_wait().expect("it is our child").is_none()
+    }
+
+    /// Waits for its end.
+    pub fn end(mut self) -> Outcome {
+        let status = loop {
+            self.peak_bytes = self.peak_bytes.max(processes::peak_resident_bytes(self.child.id()).unwrap_or(0));
+            if let Some(status) = self.child.try_wait().expect("it is our child") {
+                break status;
+            }
+            assert!(
+                self.begun.elapsed() < PATIENCE,
+                "it did not end within {} seconds; stderr:\n{}",
+                PATIENCE.as_secs(),
+                self.stderr.text()
+            );
+            thread::sleep(LOOK);
+        };
+        let took = self.begun.elapsed();
+        let expected = std::mem::take(&mut self.expected);
+        Outcome::new(status, took, self.peak_bytes, self.stdout.finish(), &self.stderr.finish(), expected)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a pipe has delivered, read by a thread.
+#[derive(Debug)]
+struct Capture {
+    shared: Arc<(Mutex<Said>, Condvar)>,
+    reader: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Said {
+    bytes: Vec<u8>,
+    ended: bool,
+}
+
+impl Capture {
+    fn of(mut pipe: impl Read + Send + 'static) -> Self {
+        let shared = Arc::new((Mutex::new(Said::default()), Condvar::new()));
+        let theirs = Arc::clone(&shared);
+        let reader = thread::spawn(move || {
+            let mut buffer = [0; 64 * 1024];
+            loop {
+                let length = pipe.read(&mut buffer).unwrap_or(0);
+                let mut said = lock(&theirs.0);
+                said.bytes.extend_from_slice(&buffer[..length]);
+                said.ended = length == 0;
+                theirs.1.notify_all();
+                if said.ended {
+                    return;
+                }
+            }
+        });
+        Self { shared, reader: Some(reader) }
+    }
+
+    fn wait_until(&self, patience: Duration, enough: impl Fn(&[u8]) -> bool) -> bool {
+        let (said, changed) = &*self.shared;
+        let waiting = |said: &mut Said| !said.ended && !enough(&said.bytes);
+        let (said, _) =
+            changed.wait_timeout_while(lock(said), patience, waiting).unwrap_or_else(PoisonError::into_inner);
+        enough(&said.bytes)
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&lock(&self.shared.0).bytes).into_owned()
+    }
+
+    /// Everything to the pipe's end; it ends with the last process that has it.
+    fn finish(&mut self) -> Vec<u8> {
+        assert!(
+            self.wait_until(Duration::from_secs(5), |_| false) || lock(&self.shared.0).ended,
+            "the command has ended, but something that it left behind still holds its output open"
+        );
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("the reader doesn't panic");
+        }
+        std::mem::take(&mut lock(&self.shared.0).bytes)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn contains(bytes: &[u8], text: &[u8]) -> bool {
+    bytes.windows(text.len()).any(|window| window == text)
+}

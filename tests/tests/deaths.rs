@@ -1,0 +1,138 @@
+//! Builds that end because somebody dies: the host, the VMM, the devices, the guest. Nothing is ever left behind, and
+//! whoever died is named.
+
+use std::{fs, thread, time::Duration};
+
+use cofferdam_tests::{Build, Cofferdam, Running, guest};
+use nix::sys::signal::Signal;
+
+/// A build in the middle of its command.
+fn running(build: Build<'_>) -> Running {
+    let running = build.start_shell("echo in the middle; sleep 1000");
+    running.wait_for("in the middle");
+    running
+}
+
+#[test]
+fn an_interrupted_build_leaves_nothing() {
+    let cofferdam = Cofferdam::new();
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let running = running(cofferdam.build());
+        assert!(cofferdam.processes().len() > 1, "{:#?}", cofferdam.processes());
+        running.signal(signal);
+        let ended = running.end().executor_fails("interrupted").says("interrupted");
+        assert!(ended.took < Duration::from_secs(60), "{ended}");
+        assert!(cofferdam.processes().is_empty() && cofferdam.leftovers().is_empty(), "{:#?}", cofferdam.leftovers());
+    }
+}
+
+#[test]
+fn a_build_can_be_interrupted_while_it_boots() {
+    let cofferdam = Cofferdam::new();
+    let running = cofferdam.build().flag("--vmm", "qemu").start_shell("sleep 1000");
+    cofferdam.helper("qemu-system-x86_64", &running);
+    running.signal(Signal::SIGINT);
+    running.end().executor_fails("interrupted");
+}
+
+#[test]
+fn a_killed_host_takes_its_processes_along_and_the_next_start_its_files() {
+    let cofferdam = Cofferdam::new();
+    let killed = running(cofferdam.build());
+    killed.signal(Signal::SIGKILL);
+    let ended = killed.end();
+    assert_eq!(ended.signal(), Some(9), "{ended}");
+    cofferdam.processes_are_gone_within(Duration::from_secs(5));
+    assert!(!cofferdam.leftovers().is_empty(), "this test tests nothing: a killed host can't have cleaned up");
+
+    cofferdam.build().output("build/out").shell("echo fine > out").succeeds();
+    assert!(cofferdam.leftovers().is_empty(), "{:#?}", cofferdam.leftovers());
+}
+
+#[test]
+fn a_host_killed_while_it_ingests_leaves_no_half_blob() {
+    let cofferdam = Cofferdam::new();
+    let killed = cofferdam.build().output("build/large").start_shell("truncate -s 2G large; echo made");
+    killed.wait_for("made");
+    let staging = cofferdam.staging_directory();
+    let begun = || fs::read_dir(&staging).is_ok_and(|mut entries| entries.next().is_some());
+    while !begun() {
+        thread::sleep(Duration::from_millis(5));
+        assert!(killed.age() < Duration::from_secs(60), "nothing is ever ingested: {}", killed.stderr_so_far());
+    }
+    killed.signal(Signal::SIGKILL);
+    killed.end();
+    cofferdam.processes_are_gone_within(Duration::from_secs(5));
+    assert!(cofferdam.verified_blobs().is_empty(), "an output that was never complete is in the store");
+
+    cofferdam.build().output("build/out").shell("echo fine > out").succeeds();
+    assert_eq!(cofferdam.verified_blobs().len(), 1);
+    assert!(cofferdam.leftovers().is_empty(), "{:#?}", cofferdam.leftovers());
+}
+
+#[test]
+fn a_killed_host_does_not_disturb_the_builds_beside_it() {
+    let cofferdam = Cofferdam::new();
+    let survivor = cofferdam.build().output("build/out").start_shell("echo survivor runs; sleep 6; echo fine > out");
+    survivor.wait_for("survivor runs");
+    let killed = running(cofferdam.build());
+    killed.signal(Signal::SIGKILL);
+    killed.end();
+    // Cleans up after the killed one, and must leave the living one alone.
+    cofferdam.build().shell("true").succeeds();
+    survivor.end().succeeds();
+}
+
+#[test]
+fn a_dead_vmm_is_named() {
+    let cofferdam = Cofferdam::new();
+    let running = running(cofferdam.build().flag("--vmm", "qemu"));
+    cofferdam.helper("qemu-system-x86_64", &running).kill();
+    let ended = running.end().executor_fails("process_died");
+    ended.says("qemu died").says("SIGKILL").says("while the command ran");
+}
+
+#[test]
+fn a_dead_inputs_device_is_named() {
+    let cofferdam = Cofferdam::new();
+    let running = running(cofferdam.build());
+    cofferdam.helper("cofferdam", &running).kill();
+    running.end().executor_fails("process_died").says("inputs' device died").says("SIGKILL");
+}
+
+#[test]
+fn a_dead_vsock_device_is_named() {
+    let cofferdam = Cofferdam::new();
+    let running = running(cofferdam.build().flag("--vmm", "qemu"));
+    cofferdam.helper("vhost-device-vsock", &running).kill();
+    running.end().executor_fails("process_died").says("vhost-device-vsock").says("SIGKILL");
+}
+
+#[test]
+fn a_vmm_that_dies_while_it_boots_is_named() {
+    let cofferdam = Cofferdam::new();
+    let running = cofferdam.build().flag("--vmm", "qemu").start_shell("true");
+    cofferdam.helper("qemu-system-x86_64", &running).kill();
+    running.end().executor_fails("process_died").says("qemu died").says("while the guest booted");
+}
+
+#[test]
+fn a_guest_that_never_calls_is_given_up() {
+    let images = tempfile::tempdir().unwrap();
+    guest::silent_image(images.path());
+    let cofferdam = Cofferdam::with_image(images.path());
+    let ended = cofferdam.build().flag("--connect-timeout", "10s").run(["a"]).executor_fails("never_connected");
+    let ended = ended.says("did not connect within 10 seconds");
+    assert!(ended.took < Duration::from_secs(40), "{ended}");
+}
+
+#[test]
+fn a_guest_without_a_first_program_is_no_mystery() {
+    let images = tempfile::tempdir().unwrap();
+    guest::silent_image(images.path());
+    fs::write(images.path().join("initramfs"), "").unwrap();
+    let cofferdam = Cofferdam::with_image(images.path());
+    let ended = cofferdam.build().flag("--connect-timeout", "20s").run(["a"]);
+    assert!(ended.stderr.contains("init") || ended.stderr.contains("panic"), "the console is not shown: {ended}");
+    assert_eq!(ended.json()["kind"], "executor_failed", "{ended}");
+}

@@ -1,0 +1,108 @@
+//! Builds that fail: each reason told apart in the message, in JSON and by the exit code.
+
+use std::time::Duration;
+
+use cofferdam_tests::{Cofferdam, guest};
+
+#[test]
+fn an_exit_code_is_told() {
+    let cofferdam = Cofferdam::new();
+    let failed = cofferdam.build().shell("echo last words; exit 7").build_fails("exit_code").says("last words");
+    let failed = failed.says("the command exited with status 7");
+    assert_eq!(failed.json()["fields"]["exit_code"], 7, "{failed}");
+}
+
+#[test]
+fn a_signal_is_told_by_number_and_name() {
+    let cofferdam = Cofferdam::new();
+    let failed = cofferdam.build().shell("kill -SEGV $$; sleep 5").build_fails("signal").says("signal 11 (SIGSEGV)");
+    assert_eq!(failed.json()["fields"]["signal"], 11, "{failed}");
+}
+
+#[test]
+fn a_command_that_is_not_there_is_named() {
+    let cofferdam = Cofferdam::new();
+    let failed = cofferdam.build().run(["/inputs/missing", "argument"]).build_fails("command_not_found");
+    let failed = failed.says("\"/inputs/missing\" was not found");
+    assert_eq!(failed.json()["fields"]["command"], "/inputs/missing", "{failed}");
+}
+
+#[test]
+fn a_command_that_is_no_program_is_named() {
+    let cofferdam = Cofferdam::new();
+    let text = cofferdam.file("text", "just text");
+    let build = cofferdam.build().input("text", &text);
+    build
+        .run(["/inputs/text"])
+        .build_fails("command_not_executable")
+        .says("\"/inputs/text\"")
+        .says("Permission denied");
+}
+
+#[test]
+fn a_working_directory_that_is_not_there_is_named() {
+    let cofferdam = Cofferdam::new();
+    let build = cofferdam.build().flag("--workdir", "inputs/nowhere");
+    build.shell("true").build_fails("no_working_dir").says("\"inputs/nowhere\"").says("No such file");
+}
+
+#[test]
+fn running_out_of_memory_is_no_mere_signal() {
+    let cofferdam = Cofferdam::new();
+    let failed = cofferdam.build().memory("200M").shell("tail /dev/zero").build_fails("out_of_memory");
+    let failed = failed.says("ran out of memory").says("--memory");
+    assert_eq!(failed.json()["fields"]["memory_bytes"], 200 << 20, "{failed}");
+}
+
+#[test]
+fn a_full_scratch_disk_is_no_mere_exit_code() {
+    let cofferdam = Cofferdam::new();
+    let build = cofferdam.build().flag("--scratch-size", "64M");
+    let failed = build.shell("dd if=/dev/zero of=big bs=1M count=100 || exit 4").build_fails("scratch_full");
+    let failed = failed.says("filled its scratch disk").says("--scratch-size");
+    assert_eq!(failed.json()["fields"]["scratch_bytes"], 64 << 20, "{failed}");
+}
+
+#[test]
+fn a_build_that_takes_too_long_is_stopped() {
+    let cofferdam = Cofferdam::new();
+    let build = cofferdam.build().flag("--timeout", "12s");
+    let failed =
+        build.shell("echo started; sleep 1000").build_fails("timeout").says("started").says("within 12 seconds");
+    assert!(failed.took >= Duration::from_secs(12) && failed.took < Duration::from_secs(30), "{failed}");
+    assert_eq!(failed.json()["fields"]["limit_seconds"], 12.0, "{failed}");
+}
+
+#[test]
+fn missing_outputs_are_all_named() {
+    let cofferdam = Cofferdam::new();
+    let build = cofferdam.build().output("build/a").output("build/b").output("build/c/d").output("elsewhere");
+    let failed = build.shell("echo made > b").build_fails("output_missing");
+    let failed = failed.says("\"build/a\", \"build/c/d\", \"elsewhere\"");
+    assert_eq!(
+        failed.json()["fields"]["outputs"],
+        serde_json::json!(["build/a", "build/c/d", "elsewhere"]),
+        "{failed}"
+    );
+}
+
+#[test]
+fn outputs_with_a_fifo_or_a_socket_are_refused_with_their_place() {
+    let cofferdam = Cofferdam::new();
+    let build = cofferdam.build().output("build/out");
+    let failed = build.shell("mkdir -p out/deep; mkfifo out/deep/pipe").build_fails("output_unsupported");
+    let failed = failed.says("a named pipe at \"deep/pipe\"");
+    assert_eq!(failed.json()["fields"]["output"], "build/out", "{failed}");
+
+    let build = cofferdam.build().output("build/out").input("probe", guest::probe());
+    build.run(["/inputs/probe", "socket", "out"]).build_fails("output_unsupported").says("a Unix socket");
+}
+
+#[test]
+fn outputs_that_cannot_be_stored_do_not_reach_the_store() {
+    let cofferdam = Cofferdam::new();
+    let before = cofferdam.verified_blobs();
+    let build = cofferdam.build().output("build/out");
+    build.shell("mkdir out; echo secret > out/a; mkfifo out/b").build_fails("output_unsupported");
+    assert_eq!(cofferdam.verified_blobs(), before);
+}

@@ -1,0 +1,151 @@
+//! What goes into a build: how inputs look, and that nothing changes them.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs, io,
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{PermissionsExt, symlink},
+    },
+    path::PathBuf,
+};
+
+use cofferdam_tests::{Cofferdam, guest};
+
+/// A directory with everything that castore knows.
+fn tree(cofferdam: &Cofferdam) -> io::Result<PathBuf> {
+    let tree = cofferdam.files().join("tree");
+    fs::create_dir_all(tree.join("directory/empty"))?;
+    cofferdam.file("tree/directory/file", "text\n");
+    cofferdam.file("tree/empty-file", "");
+    let program = cofferdam.file("tree/program", "#!/bin/sh\necho from a script\n");
+    fs::set_permissions(program, PermissionsExt::from_mode(0o700))?;
+    fs::write(tree.join(OsStr::from_bytes(b"not\xffutf8")), "odd")?;
+    symlink("directory/file", tree.join("link"))?;
+    symlink("/nowhere", tree.join("dangling"))?;
+    Ok(tree)
+}
+
+#[test]
+fn inputs_look_the_same_everywhere_and_cannot_be_written() {
+    let cofferdam = Cofferdam::new();
+    let tree = tree(&cofferdam).unwrap();
+    let node = cofferdam.import(&tree);
+    let before = cofferdam.verified_blobs();
+
+    let built = cofferdam
+        .build()
+        .input_node("tree", &node)
+        .output("build/copy")
+        .output("build/facts")
+        .output("build/refusals")
+        .exported()
+        .shell(
+            "cd /inputs/tree
+             for name in . directory directory/empty directory/file empty-file program not*utf8; do
+                 stat -c '%A %u:%g %Y' $name
+             done > /build/facts
+             cat link >> /build/facts
+             ./program >> /build/facts
+             readlink dangling >> /build/facts
+             for try in 'echo x >> directory/file' 'echo x > new' 'rm empty-file' 'mkdir d' 'chmod 777 program' \\
+                        'ln -s x y' 'mv link link2' 'touch directory' 'rmdir directory/empty'; do
+                 sh -c \"$try\" 2>/dev/null && echo \"$try succeeded\"
+             done > /build/refusals
+             cp -dR /inputs/tree /build/copy",
+        )
+        .succeeds();
+
+    let (directory, file, program) = ("dr-xr-xr-x 0:0 1\n", "-r--r--r-- 0:0 1\n", "-r-xr-xr-x 0:0 1\n");
+    let looks = [directory, directory, directory, file, file, program, file].concat();
+    assert_eq!(built.read("build/facts"), format!("{looks}text\nfrom a script\n/nowhere\n"), "{built}");
+    assert_eq!(built.read("build/refusals"), "", "{built}");
+    assert_eq!(built.outputs()[0].node, node, "a copy of the input is another tree: {built}");
+
+    let after = cofferdam.verified_blobs();
+    assert!(before.iter().all(|blob| after.contains(blob)), "the store has lost blobs");
+}
+
+#[test]
+fn a_build_that_overwrites_its_inputs_changes_nothing_in_the_store() {
+    let cofferdam = Cofferdam::new();
+    let node = cofferdam.import(&tree(&cofferdam).unwrap());
+    let plain = cofferdam.import(&cofferdam.file("plain", "as it was\n"));
+    let before = cofferdam.verified_blobs();
+
+    let overwritten = cofferdam
+        .build()
+        .input_node("plain", &plain)
+        .input_node("tree", &node)
+        .flag("--inputs-dir", "store")
+        .flag("--scratch", "store")
+        .output("store/new")
+        .output("store/plain")
+        .exported()
+        .shell(
+            "cd /store && echo beside > new && rm -f plain && echo changed > plain || exit 1
+             # These are root's; whether any of it works is not the point here.
+             exec 2>/dev/null
+             chmod -R u+w tree
+             echo changed > tree/directory/file; rm -f tree/empty-file; echo more >> tree/program
+             mv tree/link tree/moved; mv tree tree2; rm -rf tree
+             true",
+        )
+        .succeeds();
+    assert_eq!(overwritten.read("store/new"), "beside\n");
+    assert_eq!(overwritten.read("store/plain"), "changed\n");
+
+    let after = cofferdam.verified_blobs();
+    assert!(before.iter().all(|blob| after.contains(blob)), "the store has lost blobs");
+    let build = cofferdam.build().input_node("plain", &plain).input_node("tree", &node);
+    let build = build.output("build/copied-plain").output("build/copied-tree");
+    let copied = build.shell("cp /inputs/plain copied-plain; cp -dR /inputs/tree copied-tree").succeeds();
+    let nodes: Vec<_> = copied.outputs().into_iter().map(|output| output.node).collect();
+    assert_eq!(nodes, [plain, node], "the next build sees other inputs: {copied}");
+}
+
+#[test]
+fn inputs_can_be_the_root_and_commands_are_found_along_path() {
+    let cofferdam = Cofferdam::new();
+    let programs = cofferdam.files().join("bin");
+    fs::create_dir(&programs).unwrap();
+    fs::copy(guest::probe(), programs.join("probe")).unwrap();
+    let data = cofferdam.file("data", "at the root");
+    let built = cofferdam
+        .build()
+        .flag("--inputs-dir", "")
+        .input("bin", &programs)
+        .input("data", &data)
+        .flag("--env", "PATH=/nowhere:/bin")
+        .output("build/out")
+        .exported()
+        .run(["probe", "copy", "/data", "out"])
+        .succeeds();
+    assert_eq!(built.read("build/out"), "at the root");
+}
+
+#[test]
+fn large_files_and_odd_names_are_read_correctly() {
+    let cofferdam = Cofferdam::new();
+    let mut block = vec![0; 1 << 20];
+    let mut large = Vec::new();
+    for number in 0..100_u32 {
+        blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut block);
+        large.extend_from_slice(&block);
+    }
+    let large = cofferdam.import(&cofferdam.file("large", large));
+    let mut odd = OsString::from(OsStr::from_bytes(b"odd \xfe\nname="));
+    odd.push(cofferdam.file("odd", "found"));
+
+    let built = cofferdam
+        .build()
+        .input_node("large", &large)
+        .flag("--input", odd)
+        .output("build/copy")
+        .output("build/odd")
+        .exported()
+        .shell("cp /inputs/large copy; cat /inputs/odd* > odd")
+        .succeeds();
+    assert_eq!(built.outputs()[0].node, large, "{built}");
+    assert_eq!(built.read("build/odd"), "found");
+}
