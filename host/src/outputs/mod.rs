@@ -169,3 +169,6 @@ impl<'a> Receiver<'a> {
 fn refused(error: impl std::error::Error + Send + Sync + 'static) -> ReceiveError {
     ReceiveError::Store(io::Error::new(io::ErrorKind::InvalidData, error))
 }
+
+#[cfg(test)]
+mod tests;
