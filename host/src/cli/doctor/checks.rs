@@ -109,7 +109,7 @@ fn vsock_device(qemu: &Candidate) -> Check {
 fn choice() -> Check {
     let name = "virtual machines";
     match vmm::choose(None) {
-        Err(_) => Check::missing(name, "none of the two above can run", "mend one of them"),
+        Err(_) => Check::missing(name, "neither cloud-hypervisor nor QEMU can run", "mend one of them"),
         Ok(choice) => {
             let mut detail = format!("{} with {}: {}", choice.kind, choice.accelerator, choice.reason);
             if choice.accelerator == Accelerator::Tcg {
