@@ -66,6 +66,9 @@ pub enum ExportError {
         /// As it is.
         actual: u64,
     },
+    /// Somebody asked for the end.
+    #[error("the export was interrupted")]
+    Interrupted,
     /// The store could not give it.
     #[error("{}: the store can't give it", path.display())]
     Store {
@@ -89,6 +92,20 @@ const FILE_MODE: Mode = Mode::from_bits_retain(0o644);
 ///
 /// Names the path below `dest` where it failed. Nothing is left there.
 pub fn export(store: &Store, node: &Node, dest: &Path) -> Result<(), ExportError> {
+    export_unless(store, node, dest, &|| false)
+}
+
+/// Like [`export`], but gives up, and leaves nothing, soon after `interrupted` says so; it is asked before each entry.
+///
+/// # Errors
+///
+/// As [`export`], and [`ExportError::Interrupted`].
+pub fn export_unless(
+    store: &Store,
+    node: &Node,
+    dest: &Path,
+    interrupted: &dyn Fn() -> bool,
+) -> Result<(), ExportError> {
     if fs::symlink_metadata(dest).is_ok() {
         return Err(ExportError::Exists(dest.to_owned()));
     }
@@ -100,7 +117,7 @@ pub fn export(store: &Store, node: &Node, dest: &Path) -> Result<(), ExportError
     let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let parent_dir = openat(AT_FDCWD, parent, flags, Mode::empty())
         .map_err(|errno| write_error(parent, "open the directory", errno))?;
-    let mut exporter = Exporter { store, directories: HashMap::new(), path: dest.to_owned() };
+    let mut exporter = Exporter { store, interrupted, directories: HashMap::new(), path: dest.to_owned() };
     if let Node::Directory { digest, .. } = node {
         exporter.fetch(digest)?;
     }
@@ -154,6 +171,7 @@ impl Drop for Aside {
 
 struct Exporter<'a> {
     store: &'a Store,
+    interrupted: &'a dyn Fn() -> bool,
     /// All that the export needs.
     directories: HashMap<B3Digest, Directory>,
     /// What is being exported, as the user will know it.
@@ -178,6 +196,9 @@ impl Exporter<'_> {
                 }
                 continue;
             };
+            if (self.interrupted)() {
+                return Err(ExportError::Interrupted);
+            }
             let name = Path::new(std::ffi::OsStr::from_bytes(name.as_bytes()));
             self.path.push(name);
             if let Node::Directory { digest, size } = node {
@@ -301,6 +322,18 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7700;
         assert_eq!((mode(&out), mode(&out.join("plain")), mode(&out.join("program"))), (0o700, 0o600, 0o700));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_interrupted_export_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::memory();
+        let node = put_directory(&store, [("a", put(&store, b"a", false)), ("b", put(&store, b"b", false))]);
+        let asked = std::cell::Cell::new(0);
+        let interrupted = || asked.replace(asked.get() + 1) == 1;
+        let ended = export_unless(&store, &node, &dir.path().join("out"), &interrupted);
+        assert!(matches!(ended, Err(ExportError::Interrupted)));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]

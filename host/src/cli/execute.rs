@@ -14,9 +14,7 @@ use cofferdam_images::{Image, SCRATCH_TEMPLATE_BYTES, default_dir};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CliError, StoreArgs,
-    interrupt::blocking,
-    node_text, print,
+    CliError, StoreArgs, node_text, print,
     progress::Progress,
     quantity::{self, show_duration},
     store::state_dir,
@@ -218,15 +216,11 @@ async fn write_outputs(
         let Some(output) = result.outputs.get(index) else {
             continue;
         };
-        let (store, node) = (store.clone(), output.node.clone());
-        blocking(cancel, move || {
-            if let Some(parent) = dest.parent() {
-                fs::create_dir_all(parent)
-                    .map_err(|error| CliError::failed(format!("can't make the directory {parent:?}"), error))?;
-            }
-            super::export::write(&store, &node, &dest)
-        })
-        .await?;
+        if let Some(parent) = dest.parent() {
+            fs::create_dir_all(parent)
+                .map_err(|error| CliError::failed(format!("can't make the directory {parent:?}"), error))?;
+        }
+        super::export::write(store, &output.node, dest, cancel).await?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::{
 use clap::Args;
 use cofferdam_castore::{
     Node, Store,
-    export::{ExportError, export},
+    export::{ExportError, export_unless},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -50,15 +50,27 @@ impl ExportArgs {
         let progress = Progress::new();
         progress.step("exporting");
         let dest = self.dest;
-        let exported = blocking(cancel, move || write(&store, &node, &dest)).await;
+        let exported = write(&store, &node, dest, cancel).await;
         progress.clear();
         exported
     }
 }
 
-/// Writes one node. Blocks.
-pub(super) fn write(store: &Store, node: &Node, dest: &Path) -> Result<(), CliError> {
-    export(store, node, dest).map_err(|error| match &error {
+/// Writes one node. An interruption is waited for, since the export removes what it has written so far.
+pub(super) async fn write(
+    store: &Store,
+    node: &Node,
+    dest: PathBuf,
+    cancel: &CancellationToken,
+) -> Result<(), CliError> {
+    let (store, node, cancel) = (store.clone(), node.clone(), cancel.clone());
+    let work = move || write_here(&store, &node, &dest, &|| cancel.is_cancelled());
+    blocking(&CancellationToken::new(), work).await
+}
+
+fn write_here(store: &Store, node: &Node, dest: &Path, interrupted: &dyn Fn() -> bool) -> Result<(), CliError> {
+    export_unless(store, node, dest, interrupted).map_err(|error| match &error {
+        ExportError::Interrupted => CliError::interrupted(),
         ExportError::Store { .. } => CliError::failed("the export failed", error),
         ExportError::Write { source, .. } => match source.kind() {
             ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::PermissionDenied => {
