@@ -7,7 +7,7 @@
 use std::{
     collections::{HashMap, btree_map},
     fs::{self, File},
-    io,
+    io::{self, Read as _},
     os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
     path::{Path, PathBuf},
 };
@@ -83,6 +83,9 @@ pub enum ExportError {
 const DIRECTORY_MODE: Mode = Mode::from_bits_retain(0o755);
 const FILE_MODE: Mode = Mode::from_bits_retain(0o644);
 
+/// Bytes of a file that are written before the export can be interrupted again.
+const PIECE_BYTES: u64 = 64 * 1024 * 1024;
+
 /// Writes a node to `dest`, which must not exist, while the directory that it is in must. Files get mode 0644, or 0755
 /// when executable, and directories 0755, less the umask.
 ///
@@ -95,7 +98,8 @@ pub fn export(store: &Store, node: &Node, dest: &Path) -> Result<(), ExportError
     export_unless(store, node, dest, &|| false)
 }
 
-/// Like [`export`], but gives up, and leaves nothing, soon after `interrupted` says so; it is asked before each entry.
+/// Like [`export`], but gives up, and leaves nothing, soon after `interrupted` says so; it is asked before each entry and
+/// each piece of a file.
 ///
 /// # Errors
 ///
@@ -253,8 +257,19 @@ impl Exporter<'_> {
         let mode = if executable { DIRECTORY_MODE } else { FILE_MODE };
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let file = openat(into, name, flags, mode).map_err(|errno| self.failed("make the file", errno))?;
-        let copied = io::copy(&mut blob, &mut File::from(file));
-        let copied = copied.map_err(|source| self.failed("write the file", source))?;
+        let mut file = File::from(file);
+        let mut copied = 0;
+        loop {
+            if (self.interrupted)() {
+                return Err(ExportError::Interrupted);
+            }
+            let piece = io::copy(&mut (&mut blob).take(PIECE_BYTES), &mut file);
+            let piece = piece.map_err(|source| self.failed("write the file", source))?;
+            copied += piece;
+            if piece < PIECE_BYTES {
+                break;
+            }
+        }
         self.check_size("blob", digest, size, copied)
     }
 
@@ -332,6 +347,16 @@ mod tests {
         let asked = std::cell::Cell::new(0);
         let interrupted = || asked.replace(asked.get() + 1) == 1;
         let ended = export_unless(&store, &node, &dir.path().join("out"), &interrupted);
+        assert!(matches!(ended, Err(ExportError::Interrupted)));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_export_of_a_single_file_can_be_interrupted() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::memory();
+        let node = put(&store, b"a", false);
+        let ended = export_unless(&store, &node, &dir.path().join("out"), &|| true);
         assert!(matches!(ended, Err(ExportError::Interrupted)));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }

@@ -9,7 +9,7 @@ use std::{
 use clap::{Args, ValueEnum};
 use tokio_util::sync::CancellationToken;
 
-use super::{CliError, StoreArgs, execute::ExecuteArgs};
+use super::{CliError, StoreArgs, execute::ExecuteArgs, interrupt::blocking};
 use crate::request::{BuildRequest, MAX_ENCODED_BYTES};
 
 const EXAMPLES: &str = "\
@@ -50,7 +50,9 @@ impl BuildArgs {
     }
 
     pub(super) async fn execute(self, store: &StoreArgs, cancel: &CancellationToken) -> Result<(), CliError> {
-        let request = read(&self.request, self.format())?;
+        let (path, format) = (self.request.clone(), self.format());
+        // Whoever writes the request may be slow, or a person.
+        let request = blocking(cancel, move || read(&path, format)).await?;
         self.execute.prepare(store, &request)?.execute(request, cancel).await
     }
 

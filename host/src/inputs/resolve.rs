@@ -214,24 +214,57 @@ impl Known {
         }
         let mut below = store.directories.get_recursive(root);
         while let Some(directory) = below.next().await {
-            let directory = match directory {
-                Ok(directory) => directory,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            match directory {
+                Ok(directory) => self.add(directory, &place)?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return self.read_what_is_there(store, root, place).await;
+                }
                 Err(source) => return Err(ResolveError::Store { place: place(), source }),
-            };
-            let limit = |what, limit: usize| ResolveError::Limit { place: place(), what, limit: limit as u64 };
-            let encoded = directory.encode();
-            if encoded.len() > MAX_DIRECTORY_BYTES {
-                return Err(limit("bytes in one directory", MAX_DIRECTORY_BYTES));
             }
-            self.entries += directory.len();
-            if self.entries > MAX_ENTRIES {
-                return Err(limit("entries in all inputs", MAX_ENTRIES));
+        }
+        Ok(())
+    }
+
+    /// Reads one directory after the other, since a pass ends at the first that is missing, with others unread: the walk
+    /// must not take those for missing.
+    async fn read_what_is_there(
+        &mut self,
+        store: &Store,
+        root: &B3Digest,
+        place: impl Fn() -> Place,
+    ) -> Result<(), ResolveError> {
+        let mut seen = HashSet::from([*root]);
+        let mut waiting = vec![*root];
+        while let Some(digest) = waiting.pop() {
+            if !self.directories.contains_key(&digest) {
+                match store.directories.get(&digest).await {
+                    Ok(Some(directory)) => self.add(directory, &place)?,
+                    Ok(None) => continue,
+                    Err(source) => return Err(ResolveError::Store { place: place(), source }),
+                }
             }
-            self.directories.insert(B3Digest::of(&encoded), directory);
-            if self.directories.len() > MAX_DIRECTORIES {
-                return Err(limit("directories in all inputs", MAX_DIRECTORIES));
-            }
+            let children = self.directories.get(&digest).into_iter().flat_map(Directory::children);
+            waiting.extend(children.map(|(child, _)| child).filter(|child| seen.insert(*child)));
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, directory: Directory, place: impl Fn() -> Place) -> Result<(), ResolveError> {
+        let limit = |what, limit: usize| ResolveError::Limit { place: place(), what, limit: limit as u64 };
+        let encoded = directory.encode();
+        if encoded.len() > MAX_DIRECTORY_BYTES {
+            return Err(limit("bytes in one directory", MAX_DIRECTORY_BYTES));
+        }
+        let entries = directory.len();
+        if self.directories.insert(B3Digest::of(&encoded), directory).is_some() {
+            return Ok(());
+        }
+        self.entries += entries;
+        if self.entries > MAX_ENTRIES {
+            return Err(limit("entries in all inputs", MAX_ENTRIES));
+        }
+        if self.directories.len() > MAX_DIRECTORIES {
+            return Err(limit("directories in all inputs", MAX_DIRECTORIES));
         }
         Ok(())
     }
@@ -400,6 +433,17 @@ mod tests {
             assert_eq!(request_error.field, "inputs[1]");
             assert!(request_error.to_string().contains(&digest.to_string()));
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_there_beside_a_missing_directory_is_not_taken_for_missing() {
+        let store = Store::memory();
+        let deep = directory(&store, &[("deep", directory(&store, &[("l", symlink("t"))]).await)]).await;
+        let absent = unstored_directory(&[("x", symlink("y"))]).to_node();
+        let top = directory(&store, &[("a", deep), ("b", absent.clone())]).await;
+        let error = refused(&store, &[("in", top)]).await;
+        let ResolveError::Missing { place, digest, .. } = error else { panic!("{error}") };
+        assert_eq!((place.path.as_str(), digest), ("in/b", digest_of(&absent)));
     }
 
     #[tokio::test]

@@ -59,7 +59,7 @@ impl Staging {
         for entry in fs::read_dir(parent)? {
             let path = entry?.path();
             match lock(&path, FlockArg::LockExclusiveNonblock) {
-                Ok(_dead) => fs::remove_dir_all(&path)?,
+                Ok(_dead) => remove_leftover(&path)?,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // Its owner has just removed it.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -98,6 +98,14 @@ impl Drop for Staging {
     fn drop(&mut self) {
         // What can't be removed here is swept by the next who opens the store.
         let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+/// Removes a directory that nobody holds. Its owner may have removed it, and let go of it, after it was opened here.
+fn remove_leftover(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
     }
 }
 
@@ -140,5 +148,16 @@ mod tests {
         assert!(!dead.exists());
         assert!(living.path.exists());
         living.create_file().unwrap();
+    }
+
+    #[test]
+    fn a_leftover_that_its_owner_has_removed_meanwhile_is_no_error() {
+        let parent = tempfile::tempdir().unwrap();
+        let staging = Staging::create(parent.path()).unwrap();
+        let path = staging.path.clone();
+        let opened = File::open(&path).unwrap();
+        drop(staging);
+        let _held = Flock::lock(opened, FlockArg::LockExclusiveNonblock).unwrap();
+        remove_leftover(&path).unwrap();
     }
 }
