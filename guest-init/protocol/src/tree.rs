@@ -20,6 +20,10 @@ pub const MAX_TARGET_BYTES: usize = 4095;
 /// Most directories on the way from the root to an entry.
 pub const MAX_DEPTH: usize = 512;
 
+/// Most bytes of names and symlink targets in all outputs: unlike contents, a receiver holds them in memory, several
+/// times over. A million entries with names of 60 bytes stay below it.
+pub const MAX_METADATA_BYTES: u64 = 64 << 20;
+
 /// One step of the walk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event<'a> {
@@ -105,6 +109,9 @@ pub enum TreeError {
         /// The limit.
         limit: u64,
     },
+    /// [`MAX_METADATA_BYTES`] is exceeded.
+    #[error("the outputs have more than {MAX_METADATA_BYTES} bytes of names and symlink targets")]
+    TooMuchMetadata,
     /// [`Limits::bytes`] is exceeded.
     #[error("the outputs have more than {limit} bytes of file contents")]
     TooManyBytes {
@@ -119,6 +126,7 @@ pub struct Check {
     limits: Limits,
     entries: u64,
     bytes: u64,
+    metadata_bytes: u64,
     /// For each open directory, outermost first, the last name seen in it.
     open: Vec<Vec<u8>>,
     in_file: bool,
@@ -128,7 +136,7 @@ pub struct Check {
 impl Check {
     /// Starts before the first tree.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, entries: 0, bytes: 0, open: Vec::new(), in_file: false, root_seen: false }
+        Self { limits, entries: 0, bytes: 0, metadata_bytes: 0, open: Vec::new(), in_file: false, root_seen: false }
     }
 
     /// Starts the next tree; the totals go on.
@@ -183,7 +191,8 @@ impl Check {
             }
             Event::Symlink { name, target } => {
                 self.admit_entry("a symlink", name)?;
-                check_target(target)
+                check_target(target)?;
+                self.admit_metadata(target)
             }
         }
     }
@@ -235,6 +244,14 @@ impl Check {
         self.entries += 1;
         if self.entries > self.limits.entries {
             return Err(TreeError::TooManyEntries { limit: self.limits.entries });
+        }
+        self.admit_metadata(name)
+    }
+
+    fn admit_metadata(&mut self, bytes: &[u8]) -> Result<(), TreeError> {
+        self.metadata_bytes += bytes.len() as u64;
+        if self.metadata_bytes > MAX_METADATA_BYTES {
+            return Err(TreeError::TooMuchMetadata);
         }
         Ok(())
     }
@@ -369,6 +386,19 @@ mod tests {
 
         let events = [file(b""), Event::Data(b"12345678"), Event::Data(b"9")];
         assert_eq!(refused(&events), TreeError::TooManyBytes { limit: 8 });
+    }
+
+    #[test]
+    fn names_and_targets_are_bounded_together() {
+        let target = [b't'; MAX_TARGET_BYTES];
+        let mut check = Check::new(Limits { entries: u64::MAX, bytes: u64::MAX });
+        check.admit(&ROOT).unwrap();
+        let refused = (0..u32::MAX).find_map(|number| {
+            let name = format!("{number:010}");
+            check.admit(&Event::Symlink { name: name.as_bytes(), target: &target }).err().map(|error| (number, error))
+        });
+        let each = target.len() as u64 + 10;
+        assert_eq!(refused, Some(((MAX_METADATA_BYTES / each) as u32, TreeError::TooMuchMetadata)));
     }
 
     #[test]

@@ -104,6 +104,8 @@ pub enum Limit {
     OutputBytes,
     /// Files, directories and symlinks in all outputs.
     OutputEntries,
+    /// Bytes of names and symlink targets in all outputs.
+    OutputMetadata,
 }
 
 impl Reason {
@@ -179,6 +181,9 @@ impl fmt::Display for Reason {
             Self::LimitReached { limit, allowed } => match limit {
                 Limit::LogBytes => write!(f, "the build wrote more than {allowed} bytes to stdout and stderr"),
                 Limit::OutputBytes => write!(f, "the outputs hold more than {allowed} bytes"),
+                Limit::OutputMetadata => {
+                    write!(f, "the outputs hold more than {allowed} bytes of names and symlink targets")
+                }
                 Limit::OutputEntries => {
                     write!(f, "the outputs hold more than {allowed} files, directories and symlinks")
                 }

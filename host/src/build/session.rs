@@ -143,6 +143,7 @@ impl Session<'_> {
         match error {
             ReceiveError::Tree(TreeError::TooManyBytes { limit: allowed }) => limit(Limit::OutputBytes, allowed),
             ReceiveError::Tree(TreeError::TooManyEntries { limit: allowed }) => limit(Limit::OutputEntries, allowed),
+            ReceiveError::Tree(TreeError::TooMuchMetadata) => limit(Limit::OutputMetadata, tree::MAX_METADATA_BYTES),
             ReceiveError::Tree(error) => protocol(ProtocolError::Tree(error)),
             ReceiveError::Store(error) => BuildError::Executor(ExecutorError::Store(error)),
         }
