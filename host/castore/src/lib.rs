@@ -53,6 +53,11 @@ impl Store {
     pub fn memory() -> Self {
         Self { blobs: Arc::new(MemoryBlobService::default()), directories: Arc::new(MemoryDirectoryService::default()) }
     }
+
+    /// The same store for one job, see [`BlobService::batch`]. Directories have their own, the [`DirectoryPutter`].
+    pub fn batch(&self) -> Self {
+        Self { blobs: self.blobs.batch(), directories: self.directories.clone() }
+    }
 }
 
 /// At most the first 64 bytes, printable, so that an error stays one line whatever it quotes.

@@ -21,7 +21,16 @@ mod progress;
 mod run_dir;
 mod session;
 
-use std::{os::unix::net::UnixStream, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use cofferdam_castore::{Store, refscan::Needles};
 use cofferdam_images::Image;
@@ -213,10 +222,15 @@ impl Builder {
             }
         };
         let mut guest = None;
-        let outcome = tokio::select! {
-            biased;
-            error = stopped => Err(error),
-            outcome = self.run(request, &progress, &mut guest) => outcome,
+        let decided = Arc::new(AtomicBool::new(false));
+        let outcome = {
+            let mut run = pin!(self.run(request, &progress, &decided, &mut guest));
+            tokio::select! {
+                biased;
+                // What is being stored can't be taken back, and its result is worth the wait.
+                error = stopped => if decided.swap(true, Ordering::AcqRel) { run.await } else { Err(error) },
+                outcome = &mut run => outcome,
+            }
         };
         if let Some(guest) = guest {
             guest.kill().await;
@@ -226,7 +240,13 @@ impl Builder {
     }
 
     /// The build without its deadline, and without the end of its guest.
-    async fn run(&self, request: &BuildRequest, progress: &Arc<Progress>, guest: &mut Option<Guest>) -> Outcome {
+    async fn run(
+        &self,
+        request: &BuildRequest,
+        progress: &Arc<Progress>,
+        decided: &Arc<AtomicBool>,
+        guest: &mut Option<Guest>,
+    ) -> Outcome {
         let needles = Needles::new(&request.refscan_needles).map_err(|error| {
             let error =
                 RequestError::new(RequestErrorKind::Invalid, "refscan_needles", "must fit into memory").got(error);
@@ -239,7 +259,7 @@ impl Builder {
         progress.enter(Phase::Booting);
         let stream = self.boot(request, &Arc::new(tree), guest).await.map_err(BuildError::Executor)?;
         let guest = guest.as_mut().expect("boot has left it there");
-        let mut ended = self.converse(request, needles, progress, stream, guest.memory_bytes())?;
+        let mut ended = self.converse(request, needles, (progress, decided), stream, guest.memory_bytes())?;
         tokio::select! {
             biased;
             outcome = &mut ended => match outcome {
@@ -247,13 +267,17 @@ impl Builder {
                     let death = tokio::time::timeout(AFTERMATH, guest.died()).await;
                     Err(death.map_or(error, |death| BuildError::Executor(died(death, progress.phase()))))
                 }
-                Ok(outcome) => outcome,
-                Err(_) => Err(BuildError::Executor(ExecutorError::SessionPanicked)),
+                outcome => outcome.unwrap_or_else(|_| Err(BuildError::Executor(ExecutorError::SessionPanicked))),
             },
-            death = guest.died() => match tokio::time::timeout(AFTERMATH, &mut ended).await {
-                Ok(Ok(outcome)) if !outcome.as_ref().is_err_and(session::is_disconnect) => outcome,
-                _ => Err(BuildError::Executor(died(death, progress.phase()))),
-            },
+            death = guest.died() => {
+                let outcome = match tokio::time::timeout(AFTERMATH, &mut ended).await {
+                    Err(_) if decided.swap(true, Ordering::AcqRel) => ended.await.ok(),
+                    outcome => outcome.ok().and_then(Result::ok),
+                };
+                let is_told = |outcome: &Outcome| !outcome.as_ref().is_err_and(session::is_disconnect);
+                let died = || Err(BuildError::Executor(died(death, progress.phase())));
+                outcome.filter(is_told).unwrap_or_else(died)
+            }
         }
     }
 
@@ -286,12 +310,13 @@ impl Builder {
         &self,
         request: &BuildRequest,
         needles: Needles,
-        progress: &Arc<Progress>,
+        (progress, decided): (&Arc<Progress>, &Arc<AtomicBool>),
         stream: UnixStream,
         memory_bytes: u64,
     ) -> Result<oneshot::Receiver<Outcome>, BuildError> {
         let specification = specification(request);
-        let (store, settings, progress) = (self.store.clone(), self.settings.clone(), Arc::clone(progress));
+        let (store, settings) = (self.store.clone(), self.settings.clone());
+        let (progress, decided) = (Arc::clone(progress), Arc::clone(decided));
         let handle = tokio::runtime::Handle::current();
         let (sender, receiver) = oneshot::channel();
         std::thread::Builder::new()
@@ -303,6 +328,7 @@ impl Builder {
                     needles: &needles,
                     handle,
                     progress: &progress,
+                    decided: &decided,
                     log_bytes: settings.log_bytes,
                     outputs: settings.outputs,
                     memory_bytes,

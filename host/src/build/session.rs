@@ -9,7 +9,12 @@
 //! Everything read here was written by a guest that may have been taken over: frames are bounded before they are
 //! read, and a message without a place in the state is the end.
 
-use std::{io, net::Shutdown, os::unix::net::UnixStream};
+use std::{
+    io,
+    net::Shutdown,
+    os::unix::net::UnixStream,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use cofferdam_castore::{Store, refscan::Needles};
 use cofferdam_protocol::{
@@ -20,7 +25,9 @@ use cofferdam_protocol::{
 use nix::errno::Errno;
 use tokio::runtime::Handle;
 
-use super::{BuildError, ExecutorError, Failed, Limit, Outcome, Phase, ProtocolError, Reason, progress::Progress};
+use super::{
+    AFTERMATH, BuildError, ExecutorError, Failed, Limit, Outcome, Phase, ProtocolError, Reason, progress::Progress,
+};
 use crate::{
     outputs::{ReceiveError, Receiver},
     request::{BuildOutput, BuildResult, RequestError, RequestErrorKind},
@@ -33,6 +40,9 @@ pub(super) struct Session<'a> {
     pub(super) needles: &'a Needles,
     pub(super) handle: Handle,
     pub(super) progress: &'a Progress,
+    /// Whether the build's end is decided. Who sets it first decides: this session, when all outputs have come, to
+    /// store them; or whoever ends the build, that they are not stored.
+    pub(super) decided: &'a AtomicBool,
     pub(super) log_bytes: u64,
     pub(super) outputs: tree::Limits,
     pub(super) memory_bytes: u64,
@@ -48,7 +58,8 @@ impl Session<'_> {
             FrameReader::new(io::BufReader::with_capacity(4 * MAX_FROM_GUEST_BYTES, stream), MAX_FROM_GUEST_BYTES);
         let mut writer = FrameWriter::new(stream, MAX_FROM_HOST_BYTES);
         let outcome = self.until_last_message(&mut reader, &mut writer);
-        // The guest may be gone already, and has nothing more to say in any case.
+        // The guest may be gone already, or read no more, and has nothing more to say in any case.
+        let _ = stream.set_write_timeout(Some(AFTERMATH));
         let _ = writer.write(&FromHost::Acknowledge);
         let _ = stream.shutdown(Shutdown::Write);
         outcome
@@ -111,7 +122,8 @@ impl Session<'_> {
     /// Ingests every output of the request, in its order.
     fn receive(&self, reader: &mut Reader<'_>, usage: Usage) -> Result<Vec<BuildOutput>, BuildError> {
         let expected = &self.specification.outputs;
-        let mut receiver = Receiver::new(self.store, self.handle.clone(), self.needles, self.outputs);
+        let batch = self.store.batch();
+        let mut receiver = Receiver::new(&batch, self.handle.clone(), self.needles, self.outputs);
         let mut outputs = Vec::with_capacity(expected.len());
         let mut missing = Vec::new();
         loop {
@@ -134,6 +146,9 @@ impl Session<'_> {
         }
         if !missing.is_empty() {
             return Err(failed(Reason::OutputMissing { outputs: missing }, Some(usage)));
+        }
+        if self.decided.swap(true, Ordering::AcqRel) {
+            return Err(BuildError::Executor(ExecutorError::Interrupted));
         }
         receiver.commit().map_err(|error| BuildError::Executor(ExecutorError::Store(error)))?;
         Ok(outputs)

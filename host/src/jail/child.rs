@@ -2,9 +2,11 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use tokio::task::JoinHandle;
 
@@ -15,7 +17,11 @@ use super::tail::Tail;
 /// still holds the pipe uses this up.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// A helper process. Dropping it kills it and whatever is in its process group.
+/// How long a killed process is waited for where that blocks a thread.
+const DROP_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A helper process. Dropping it kills it and whatever is in its process group, and waits a moment until it is dead, so
+/// that what is done next with its files happens without it.
 #[derive(Debug)]
 pub struct Child {
     name: String,
@@ -87,6 +93,15 @@ impl Child {
 impl Drop for Child {
     fn drop(&mut self) {
         self.kill_group();
+        let deadline = Instant::now() + DROP_PATIENCE;
+        let runs = || {
+            // Left unreaped, which is the runtime's task.
+            let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+            matches!(waitid(Id::Pid(Pid::from_raw(self.pid.cast_signed())), flags), Ok(WaitStatus::StillAlive))
+        };
+        while self.process.id().is_some() && runs() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
         if let Some(reader) = &self.reader {
             reader.abort();
         }

@@ -124,6 +124,17 @@ async fn killing_or_dropping_ends_the_whole_group() {
 }
 
 #[tokio::test]
+async fn a_dropped_child_is_dead_at_once() {
+    for _ in 0..50 {
+        // Memory to give back keeps a killed process dying for a while.
+        let child = spawner().spawn(shell("x=$(head -c 16000000 /dev/zero | tr '\\0' x); sleep 1000")).await.unwrap();
+        let pid = child.pid();
+        drop(child);
+        assert!(!runs(pid));
+    }
+}
+
+#[tokio::test]
 async fn waiting_can_be_given_up_and_taken_up() {
     let mut child = spawner().spawn(shell("sleep 0.3; exit 3")).await.unwrap();
     for _ in 0..5 {

@@ -178,3 +178,38 @@ async fn several_writers_are_open_at_once() {
         assert_eq!(other.close().await.unwrap(), B3Digest::of(b"other"));
     }
 }
+
+#[tokio::test]
+async fn a_batch_is_seen_by_others_once_it_is_committed() {
+    let large = large();
+    for (service, _dir) in services() {
+        let known = put(&*service, &[b"known"]).await;
+        service.commit().await.unwrap();
+        for contents in [b"batch".as_slice(), &large] {
+            let (batch, other) = (service.batch(), service.batch());
+            assert_eq!(get(&*batch, &known).await, b"known");
+            let digest = put(&*batch, &[contents]).await;
+            assert_eq!(get(&*batch, &digest).await, contents);
+            other.commit().await.unwrap();
+            service.commit().await.unwrap();
+            assert!(!service.has(&digest).await.unwrap());
+            assert!(!other.has(&digest).await.unwrap());
+            batch.commit().await.unwrap();
+            for service in [&*service, &*other, &*batch, &*batch.batch()] {
+                assert_eq!(get(service, &digest).await, contents);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_batch_that_is_dropped_leaves_nothing() {
+    let large = large();
+    for (service, _dir) in services() {
+        for contents in [b"dropped".as_slice(), &large] {
+            let digest = put(&*service.batch(), &[contents]).await;
+            service.commit().await.unwrap();
+            assert!(!service.has(&digest).await.unwrap());
+        }
+    }
+}

@@ -6,14 +6,18 @@
 //! ```
 //!
 //! `commit` syncs the file system and only then renames, so a name in `b3` always stands for a whole blob, whenever the
-//! machine stops. Until then a blob can be read through its own service only. The empty blob is never stored.
+//! machine stops. Until then a blob can be read through its own service only. The names are synced too, those that
+//! others have made included: a blob found in `b3` may have got there a moment ago. The empty blob is never stored.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use async_trait::async_trait;
@@ -31,9 +35,6 @@ use super::{
 };
 use crate::B3Digest;
 
-/// Most blobs that wait for a commit; one more and there is a commit. Bounds the memory that their digests take.
-const MAX_STAGED: usize = 64 * 1024;
-
 const BLOBS: &str = "b3";
 const STAGING: &str = "staging";
 
@@ -47,13 +48,15 @@ pub struct LocalBlobService {
 #[derive(Debug)]
 pub(super) struct Shared {
     /// `DIR/b3`
-    blobs: File,
+    blobs: Arc<File>,
     /// `DIR/staging`
     staging_parent: PathBuf,
     /// Made when the first blob is written, so that readers need no permission to write.
     staging: OnceLock<Staging>,
     staged: Mutex<HashMap<B3Digest, u64>>,
     committing: Mutex<()>,
+    /// Somebody counts on names in `b3` that may not be durable.
+    unsynced: AtomicBool,
 }
 
 impl LocalBlobService {
@@ -72,15 +75,7 @@ impl LocalBlobService {
                 if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {}
             swept => swept?,
         }
-        Ok(Self {
-            shared: Arc::new(Shared {
-                blobs: File::open(dir.join(BLOBS))?,
-                staging_parent,
-                staging: OnceLock::new(),
-                staged: Mutex::default(),
-                committing: Mutex::default(),
-            }),
-        })
+        Ok(Self { shared: Arc::new(Shared::new(File::open(dir.join(BLOBS))?.into(), staging_parent)) })
     }
 }
 
@@ -108,18 +103,37 @@ impl BlobService for LocalBlobService {
         self.shared.open_file(digest)
     }
 
+    fn batch(&self) -> Arc<dyn BlobService> {
+        let Shared { blobs, staging_parent, .. } = &*self.shared;
+        Arc::new(Self { shared: Arc::new(Shared::new(blobs.clone(), staging_parent.clone())) })
+    }
+
     async fn commit(&self) -> io::Result<()> {
         self.shared.commit()
     }
 }
 
 impl Shared {
+    fn new(blobs: Arc<File>, staging_parent: PathBuf) -> Self {
+        Self {
+            blobs,
+            staging_parent,
+            staging: OnceLock::new(),
+            staged: Mutex::default(),
+            committing: Mutex::default(),
+            unsynced: AtomicBool::new(false),
+        }
+    }
+
     pub(super) fn has(&self, digest: &B3Digest) -> io::Result<bool> {
         if *digest == B3Digest::EMPTY || self.staged().contains_key(digest) {
             return Ok(true);
         }
-        match fstatat(&self.blobs, blob_path(digest).as_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
-            Ok(_) => Ok(true),
+        match fstatat(&*self.blobs, blob_path(digest).as_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(_) => {
+                self.unsynced.store(true, Ordering::Relaxed);
+                Ok(true)
+            }
             Err(Errno::ENOENT) => Ok(false),
             Err(errno) => Err(errno.into()),
         }
@@ -133,7 +147,7 @@ impl Shared {
             }
         }
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        match openat(&self.blobs, blob_path(digest).as_str(), flags, Mode::empty()) {
+        match openat(&*self.blobs, blob_path(digest).as_str(), flags, Mode::empty()) {
             Ok(file) => Ok(Some(file.into())),
             Err(Errno::ENOENT) => Ok(None),
             Err(errno) => Err(errno.into()),
@@ -152,48 +166,59 @@ impl Shared {
 
     /// Takes over a whole blob from its writer.
     pub(super) fn stage(&self, digest: B3Digest, number: u64) -> io::Result<()> {
-        let staged_count = {
-            let mut staged = self.staged();
-            match staged.entry(digest) {
-                // Two writers had the same contents. The first one's file stays: a commit may have synced it already.
-                Entry::Occupied(_) => return self.staging()?.remove(number),
-                Entry::Vacant(free) => free.insert(number),
-            };
-            staged.len()
-        };
-        if staged_count >= MAX_STAGED { self.commit() } else { Ok(()) }
+        match self.staged().entry(digest) {
+            // Two writers had the same contents. The first one's file stays: a commit may have synced it already.
+            Entry::Occupied(_) => self.staging()?.remove(number),
+            Entry::Vacant(free) => {
+                free.insert(number);
+                Ok(())
+            }
+        }
     }
 
     fn commit(&self) -> io::Result<()> {
         let _committing = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(staging) = self.staging.get() else { return Ok(()) };
+        if let Some(staging) = self.staging.get() {
+            self.publish_all(staging)?;
+        }
+        // The contents are durable, now their names. A second sync of what little has changed since costs less than one
+        // for each directory.
+        if self.unsynced.swap(false, Ordering::Relaxed)
+            && let Err(errno) = syncfs(&*self.blobs)
+        {
+            self.unsynced.store(true, Ordering::Relaxed);
+            return Err(errno.into());
+        }
+        Ok(())
+    }
+
+    fn publish_all(&self, staging: &Staging) -> io::Result<()> {
         let mut batch: Vec<(B3Digest, u64)> = self.staged().iter().map(|(digest, number)| (*digest, *number)).collect();
         if batch.is_empty() {
             return Ok(());
         }
         batch.sort_unstable();
         syncfs(staging.dir())?;
-        {
-            // Held, so that no reader looks between the two places.
-            let mut staged = self.staged();
-            for (digest, number) in &batch {
-                self.publish(staging, digest, *number)?;
-                staged.remove(digest);
-            }
+        self.unsynced.store(true, Ordering::Relaxed);
+        // Held, so that no reader looks between the two places.
+        let mut staged = self.staged();
+        for (digest, number) in &batch {
+            self.publish(staging, digest, *number)?;
+            staged.remove(digest);
         }
-        // The contents are durable, now their names. A second sync of what little has changed since costs less than one
-        // for each directory.
-        Ok(syncfs(&self.blobs)?)
+        Ok(())
     }
 
     fn publish(&self, staging: &Staging, digest: &B3Digest, number: u64) -> io::Result<()> {
         let (from, to) = (number.to_string(), blob_path(digest));
-        let rename = || renameat(staging.dir(), from.as_str(), &self.blobs, to.as_str());
+        let rename = || renameat(staging.dir(), from.as_str(), &*self.blobs, to.as_str());
         match rename() {
-            Err(Errno::ENOENT) => match mkdirat(&self.blobs, fan_out(digest).as_str(), Mode::from_bits_retain(0o755)) {
-                Ok(()) | Err(Errno::EEXIST) => Ok(rename()?),
-                Err(errno) => Err(errno.into()),
-            },
+            Err(Errno::ENOENT) => {
+                match mkdirat(&*self.blobs, fan_out(digest).as_str(), Mode::from_bits_retain(0o755)) {
+                    Ok(()) | Err(Errno::EEXIST) => Ok(rename()?),
+                    Err(errno) => Err(errno.into()),
+                }
+            }
             renamed => Ok(renamed?),
         }
     }

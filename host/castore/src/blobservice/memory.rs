@@ -2,7 +2,7 @@ use std::{
     collections::HashMap,
     io::{self, Cursor},
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
 };
 
@@ -16,16 +16,25 @@ use crate::B3Digest;
 type Blobs = Arc<Mutex<HashMap<B3Digest, Bytes>>>;
 
 /// Blobs in memory, for as long as the value lives.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct MemoryBlobService {
     blobs: Blobs,
+    /// Where a batch's blobs go when it is committed.
+    committed: Option<Blobs>,
 }
 
 impl MemoryBlobService {
     fn get(&self, digest: &B3Digest) -> Option<Bytes> {
-        let found = self.blobs.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned();
-        found.or_else(|| (*digest == B3Digest::EMPTY).then(Bytes::new))
+        if *digest == B3Digest::EMPTY {
+            return Some(Bytes::new());
+        }
+        let places = [Some(&self.blobs), self.committed.as_ref()];
+        places.into_iter().flatten().find_map(|blobs| locked(blobs).get(digest).cloned())
     }
+}
+
+fn locked(blobs: &Blobs) -> MutexGuard<'_, HashMap<B3Digest, Bytes>> {
+    blobs.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[async_trait]
@@ -40,6 +49,18 @@ impl BlobService for MemoryBlobService {
 
     async fn open_write(&self) -> Box<dyn BlobWriter> {
         Box::new(MemoryBlobWriter { blobs: self.blobs.clone(), state: State::Open(Vec::new()) })
+    }
+
+    fn batch(&self) -> Arc<dyn BlobService> {
+        let committed = self.committed.as_ref().unwrap_or(&self.blobs);
+        Arc::new(Self { blobs: Blobs::default(), committed: Some(committed.clone()) })
+    }
+
+    async fn commit(&self) -> io::Result<()> {
+        if let Some(committed) = &self.committed {
+            locked(committed).extend(locked(&self.blobs).drain());
+        }
+        Ok(())
     }
 }
 
@@ -81,7 +102,7 @@ impl BlobWriter for MemoryBlobWriter {
             State::Closed(digest) => return Ok(*digest),
         };
         let digest = B3Digest::of(&contents);
-        self.blobs.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, contents.into());
+        locked(&self.blobs).insert(digest, contents.into());
         self.state = State::Closed(digest);
         Ok(digest)
     }

@@ -1,4 +1,4 @@
-use std::{fs::File, io, os::fd::AsRawFd as _};
+use std::{fs::File, io, os::fd::AsRawFd as _, sync::Arc};
 
 use async_trait::async_trait;
 use nix::{
@@ -41,11 +41,12 @@ pub trait BlobService: Send + Sync {
         }
     }
 
-    /// Makes every blob closed so far through this service durable. Before this, a closed blob can be read through
-    /// this service, and may be gone when the process ends.
-    async fn commit(&self) -> io::Result<()> {
-        Ok(())
-    }
+    /// This service for one job: what is written through the result is found through it alone until its
+    /// [`commit`](Self::commit), and is gone when it is dropped before.
+    fn batch(&self) -> Arc<dyn BlobService>;
+
+    /// Makes every blob durable that was closed or found through this service so far, and visible to others.
+    async fn commit(&self) -> io::Result<()>;
 }
 
 /// Reads a blob from anywhere in it.

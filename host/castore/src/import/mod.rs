@@ -107,10 +107,11 @@ impl std::fmt::Display for UnsupportedKind {
 ///
 /// # Errors
 ///
-/// Names the path below `path` where it failed. Blobs that were read before stay in the store.
+/// Names the path below `path` where it failed; nothing of it stays in the store.
 pub fn import_path(store: &Store, path: &Path) -> Result<Node, ImportError> {
     let stat =
         fstatat(AT_FDCWD, path, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(|errno| read_error(path, "look at it", errno))?;
+    let store = &store.batch();
     let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
     let node = match Kind::of(&stat) {
         Kind::Symlink => files::read_symlink(AT_FDCWD, path, path)?,

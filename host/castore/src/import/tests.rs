@@ -2,6 +2,7 @@ use std::{
     fs,
     io::Write as _,
     os::unix::{ffi::OsStrExt as _, fs::symlink, net::UnixListener},
+    sync::Arc,
 };
 
 use async_trait::async_trait;
@@ -17,8 +18,8 @@ use crate::{
 
 fn local_store(dir: &Path) -> Store {
     Store {
-        blobs: std::sync::Arc::new(LocalBlobService::open(&dir.join("blobs")).unwrap()),
-        directories: std::sync::Arc::new(RedbDirectoryService::open(&dir.join("directories.redb")).unwrap()),
+        blobs: Arc::new(LocalBlobService::open(&dir.join("blobs")).unwrap()),
+        directories: Arc::new(RedbDirectoryService::open(&dir.join("directories.redb")).unwrap()),
     }
 }
 
@@ -121,14 +122,21 @@ fn a_path_that_is_not_there_is_named() {
 }
 
 /// A memory store in which something happens when a blob is opened to write, or that can't commit.
-struct Interfering<F> {
-    inner: crate::MemoryBlobService,
-    on_write: F,
+struct Interfering {
+    inner: Arc<dyn BlobService>,
+    on_write: Arc<dyn Fn() + Send + Sync>,
     commits: bool,
 }
 
+impl Interfering {
+    fn store(on_write: impl Fn() + Send + Sync + 'static, commits: bool) -> Store {
+        let store = Store::memory();
+        Store { blobs: Arc::new(Self { inner: store.blobs, on_write: Arc::new(on_write), commits }), ..store }
+    }
+}
+
 #[async_trait]
-impl<F: Fn() + Send + Sync> BlobService for Interfering<F> {
+impl BlobService for Interfering {
     async fn has(&self, digest: &B3Digest) -> io::Result<bool> {
         self.inner.has(digest).await
     }
@@ -142,14 +150,18 @@ impl<F: Fn() + Send + Sync> BlobService for Interfering<F> {
         self.inner.open_write().await
     }
 
+    fn batch(&self) -> Arc<dyn BlobService> {
+        let Self { inner, on_write, commits } = self;
+        Arc::new(Self { inner: inner.batch(), on_write: on_write.clone(), commits: *commits })
+    }
+
     async fn commit(&self) -> io::Result<()> {
-        if self.commits { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
+        if self.commits { self.inner.commit().await } else { Err(io::ErrorKind::StorageFull.into()) }
     }
 }
 
 fn import_while(path: &Path, on_write: impl Fn() + Send + Sync + 'static) -> ImportError {
-    let blobs = Interfering { inner: crate::MemoryBlobService::default(), on_write, commits: true };
-    import_path(&Store { blobs: std::sync::Arc::new(blobs), ..Store::memory() }, path).unwrap_err()
+    import_path(&Interfering::store(on_write, true), path).unwrap_err()
 }
 
 #[test]
@@ -190,9 +202,7 @@ fn a_file_that_vanishes_is_named() {
 #[test]
 fn what_the_store_refuses_is_told() {
     let dir = tempfile::tempdir().unwrap();
-    let blobs = Interfering { inner: crate::MemoryBlobService::default(), on_write: || {}, commits: false };
-    let store = Store { blobs: std::sync::Arc::new(blobs), ..Store::memory() };
-    let error = import_path(&store, dir.path()).unwrap_err();
+    let error = import_path(&Interfering::store(|| {}, false), dir.path()).unwrap_err();
     assert!(matches!(&error, ImportError::Store { source, .. } if source.kind() == io::ErrorKind::StorageFull));
 }
 
@@ -205,8 +215,8 @@ fn an_import_that_fails_leaves_nothing_visible() {
     mkfifo(&source.join("fifo"), Mode::S_IRWXU).unwrap();
     let store = local_store(dir.path());
     import_path(&store, &source).unwrap_err();
-    drop(store);
-    let store = local_store(dir.path());
+    // Nor does the next commit bring it.
+    futures::executor::block_on(store.blobs.commit()).unwrap();
     assert!(!futures::executor::block_on(store.blobs.has(&B3Digest::of(b"contents"))).unwrap());
     assert_eq!(fs::read_dir(dir.path().join("blobs/staging")).unwrap().count(), 0);
 }

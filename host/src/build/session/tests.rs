@@ -7,7 +7,7 @@ use cofferdam_protocol::{MAX_DETAIL_BYTES, Stream, UnsupportedKind, frame::MAX_D
 use super::*;
 use crate::build::{Observer, Phase};
 
-const LIMITS: tree::Limits = tree::Limits { entries: 8, bytes: 64 };
+const LIMITS: tree::Limits = tree::Limits { entries: 20_000, bytes: 64 };
 const LOG_BYTES: u64 = 32;
 const HELLO: FromGuest<'_> = FromGuest::Hello { version: VERSION, uptime_us: 1 };
 const ROOT: FromGuest<'_> = FromGuest::Tree(Event::Directory { name: b"" });
@@ -39,6 +39,10 @@ fn specification(outputs: &[&str]) -> Specification {
 
 /// What the host concludes when the guest writes `wire`, whatever the host says, and hangs up.
 fn conclude(wire: &[u8], outputs: &[&str], store: &Store) -> Outcome {
+    conclude_unless(&AtomicBool::new(false), wire, outputs, store)
+}
+
+fn conclude_unless(decided: &AtomicBool, wire: &[u8], outputs: &[&str], store: &Store) -> Outcome {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
     let (host, mut guest) = UnixStream::pair().unwrap();
     host.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -58,6 +62,7 @@ fn conclude(wire: &[u8], outputs: &[&str], store: &Store) -> Outcome {
             needles: &needles,
             handle: runtime.handle().clone(),
             progress: &progress,
+            decided,
             log_bytes: LOG_BYTES,
             outputs: LIMITS,
             memory_bytes: 1 << 30,
@@ -209,9 +214,18 @@ fn nothing_is_stored_for_a_build_that_lies_at_the_end() {
         [FromGuest::Tree(Event::File { name: b"", executable: false }), FromGuest::Tree(Event::Data(b"lie")), END];
     let messages = [&[HELLO, exited(End::Exited(0))], &file[..], &[FromGuest::Finished]].concat();
     conclude(&wire(&messages), &["build/a", "build/b"], &store).unwrap_err();
-    drop(store);
-    let store = cofferdam_castore::from_addr(&blobs, &directories).unwrap();
+    assert_nothing_is_stored(&store);
+    // The same, true, but too late.
+    conclude_unless(&AtomicBool::new(true), &wire(&messages), &["build/a"], &store).unwrap_err();
+    assert_nothing_is_stored(&store);
+    conclude(&wire(&messages), &["build/a"], &store).unwrap();
+}
+
+#[track_caller]
+fn assert_nothing_is_stored(store: &Store) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
+    // As another build's success would commit.
+    runtime.block_on(store.blobs.commit()).unwrap();
     assert!(!runtime.block_on(store.blobs.has(&blake3::hash(b"lie").into())).unwrap());
 }
 
@@ -225,11 +239,15 @@ fn limits_end_the_build_by_name() {
     let told = refusal_of_outputs(&[FromGuest::Tree(Event::File { name: b"", executable: false }), data.clone(), data]);
     assert!(told.contains("the outputs hold more than 64 bytes"), "{told}");
 
-    let names: Vec<_> = (b'a'..=b'z').map(|letter| [letter]).collect();
-    let mut messages = vec![ROOT];
-    messages.extend(names.iter().map(|name| FromGuest::Tree(Event::Symlink { name, target: b"t" })));
-    let told = refusal_of_outputs(&messages);
-    assert!(told.contains("the outputs hold more than 8 files, directories and symlinks"), "{told}");
+    let names: Vec<_> = (0..20_001).map(|number| format!("{number:05}")).collect();
+    let symlinks = |target| {
+        let symlinks = names.iter().map(|name| FromGuest::Tree(Event::Symlink { name: name.as_bytes(), target }));
+        refusal_of_outputs(&[ROOT].into_iter().chain(symlinks).collect::<Vec<_>>())
+    };
+    let told = symlinks(b"t");
+    assert!(told.contains("the outputs hold more than 20000 files, directories and symlinks"), "{told}");
+    let told = symlinks(&[b't'; tree::MAX_TARGET_BYTES]);
+    assert!(told.contains("the outputs hold more than 67108864 bytes of names and symlink targets"), "{told}");
 }
 
 #[test]
