@@ -76,7 +76,8 @@ pub(crate) enum Word {
 pub(crate) struct Command {
     arguments: Vec<CString>,
     environment: Vec<CString>,
-    programs: Vec<CString>,
+    /// Where the program is looked for.
+    path: Vec<u8>,
     working_dir: CString,
     /// Where `/proc` is, as the build sees it.
     processes: CString,
@@ -105,12 +106,11 @@ impl Command {
     /// Takes the command out of the specification; `processes` is where `/proc` is, relative to the build's root.
     pub(crate) fn new(specification: &Specification, processes: &Path) -> Result<Self, SetupError> {
         let string = |bytes: &[u8]| CString::new(bytes).context(Step::Start, || "pass on a string that holds a NUL");
-        let program = specification.command_args.first().map_or("", String::as_str);
-        let mut path = DEFAULT_PATH;
+        let mut path = DEFAULT_PATH.to_vec();
         let mut environment = Vec::new();
         for (key, value) in &specification.environment {
             if key == "PATH" {
-                path = value;
+                path = value.to_vec();
             }
             environment.push(string(&[key.as_bytes(), b"=", value].concat())?);
         }
@@ -121,7 +121,7 @@ impl Command {
                 .map(|argument| string(argument.as_bytes()))
                 .collect::<Result<_, _>>()?,
             environment,
-            programs: programs(program.as_bytes(), path).iter().map(|path| string(path)).collect::<Result<_, _>>()?,
+            path,
             working_dir: string(format!("/{}", specification.working_dir).as_bytes())?,
             processes: string(Path::new("/").join(processes).as_os_str().as_encoded_bytes())?,
         })
@@ -260,8 +260,10 @@ fn change_user() -> io::Result<()> {
 /// Tries each program as `execvp` does; returns why none was executed.
 fn execute(command: &Command) -> Errno {
     let mut denied = None;
-    for program in &command.programs {
-        let Err(error) = execve(program, &command.arguments, &command.environment);
+    let Some(program) = command.arguments.first() else { return Errno::ENOENT };
+    for program in programs(program.as_bytes(), &command.path) {
+        let Ok(program) = CString::new(program) else { continue };
+        let Err(error) = execve(&program, &command.arguments, &command.environment);
         match error {
             Errno::EACCES => denied = Some(Errno::EACCES),
             Errno::ENOENT | Errno::ENOTDIR => {}
@@ -271,20 +273,16 @@ fn execute(command: &Command) -> Errno {
     denied.unwrap_or(Errno::ENOENT)
 }
 
-/// The paths at which a program may be.
-fn programs(program: &[u8], path: &[u8]) -> Vec<Vec<u8>> {
-    if program.is_empty() {
-        return Vec::new();
-    }
-    if program.contains(&b'/') {
-        return vec![program.to_vec()];
-    }
-    let at = |directory: &[u8]| match directory {
-        // An empty entry is the working directory.
-        [] => program.to_vec(),
-        directory => [directory, b"/", program].concat(),
+/// The paths at which a program may be, one at a time: together they can be as long as `program` times `path`.
+fn programs(program: &[u8], path: &[u8]) -> impl Iterator<Item = Vec<u8>> {
+    let is_searched = !program.contains(&b'/');
+    // An empty entry is the working directory.
+    let directories = path.split(|byte| *byte == b':').take(if is_searched { usize::MAX } else { 1 });
+    let at = move |directory: &[u8]| match directory {
+        directory if is_searched && !directory.is_empty() => [directory, b"/", program].concat(),
+        _ => program.to_vec(),
     };
-    path.split(|byte| *byte == b':').map(at).collect()
+    directories.take_while(|_| !program.is_empty()).map(at)
 }
 
 fn tried<E: Into<io::Error>>(action: &'static str) -> impl Fn(E) -> Word {
@@ -300,7 +298,7 @@ mod tests {
 
     fn paths(program: &str, path: &str) -> Vec<String> {
         let bytes = programs(program.as_bytes(), path.as_bytes());
-        bytes.into_iter().map(|path| String::from_utf8(path).unwrap()).collect()
+        bytes.map(|path| String::from_utf8(path).unwrap()).collect()
     }
 
     #[test]
@@ -314,6 +312,12 @@ mod tests {
         assert_eq!(paths("cc", "/a:/b/c"), ["/a/cc", "/b/c/cc"]);
         assert_eq!(paths("cc", "/a::b"), ["/a/cc", "cc", "b/cc"]);
         assert_eq!(paths("cc", ""), ["cc"]);
+    }
+
+    #[test]
+    fn a_long_search_is_never_whole_in_memory() {
+        let (program, path) = ("p".repeat(128 << 10), ":".repeat(128 << 10));
+        assert_eq!(programs(program.as_bytes(), path.as_bytes()).count(), (128 << 10) + 1);
     }
 
     #[test]

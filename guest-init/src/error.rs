@@ -17,6 +17,12 @@ pub(crate) struct SetupError {
     pub(crate) source: io::Error,
 }
 
+/// Whether this is the answer to a path that can't be there: an error of the request, the same on every host.
+pub(crate) fn is_wrong_place(error: &io::Error) -> bool {
+    const WRONG: [i32; 4] = [libc::ENOTDIR, libc::EISDIR, libc::ELOOP, libc::ENAMETOOLONG];
+    error.raw_os_error().is_some_and(|errno| WRONG.contains(&errno))
+}
+
 impl SetupError {
     /// The text for the host: what was tried, then what the kernel said, cut at the protocol's limit.
     pub(crate) fn detail(&self) -> String {

@@ -15,7 +15,7 @@ use std::{
 use cofferdam_protocol::{
     FromGuest, MAX_DETAIL_BYTES, UnsupportedKind,
     frame::{FrameError, FrameWriter, MAX_DATA_BYTES},
-    tree::{Event, MAX_DEPTH},
+    tree::{Event, MAX_DEPTH, MAX_METADATA_BYTES},
 };
 use nix::{
     dir::Dir,
@@ -27,10 +27,10 @@ use nix::{
 use crate::ROOT;
 
 /// Most memory for the names in the directories that are open at one time.
-const MAX_HELD_BYTES: usize = 64 * 1024 * 1024;
+const MAX_HELD_BYTES: usize = MAX_METADATA_BYTES as usize + 1_000_000 * NAME_OVERHEAD_BYTES;
 
-/// What a name costs beside its bytes.
-const NAME_OVERHEAD_BYTES: usize = 32;
+/// What a name costs beside its bytes: its place in a list, which grows by doubling, and its allocation's own.
+const NAME_OVERHEAD_BYTES: usize = 64;
 
 /// Why a walk ended early.
 #[derive(Debug)]
@@ -190,7 +190,7 @@ impl<W: Write> Walk<'_, W> {
             }
             self.held += cost(name);
             if self.held > MAX_HELD_BYTES {
-                return Err(Errno::ENOMEM.into());
+                return Err(Stop::Unsupported(UnsupportedKind::TooManyNames));
             }
             names.push(name.to_owned());
         }

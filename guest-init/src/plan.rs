@@ -22,7 +22,7 @@ use std::{
 
 use cofferdam_protocol::{Specification, Step};
 
-use crate::error::SetupError;
+use crate::error::{SetupError, is_wrong_place};
 
 /// Most symlinks on the way to one path, as in Linux.
 const MAX_SYMLINKS: usize = 40;
@@ -159,10 +159,13 @@ impl<'a> Plan<'a> {
             plan.add_requested_file(name, contents, &resolver)?;
         }
         for (path, contents) in MACHINE_FILES {
-            plan.add_machine_file(path, Source::Machine(contents), &resolver)?;
+            // Whatever the inputs have there, or on the way there, stays.
+            if let Ok((path, Kind::Missing)) = resolver.resolve(path) {
+                plan.add_machine_file(&path, Source::Machine(contents));
+            }
         }
         if specification.provide_bin_sh {
-            plan.add_machine_file("bin/sh", Source::Shell, &resolver)?;
+            plan.add_shell(&resolver)?;
         }
         Ok(plan)
     }
@@ -183,10 +186,8 @@ impl<'a> Plan<'a> {
         let around = self.innermost(&at);
         if let Some((around, path)) = &around {
             let Content::Front { writable, .. } = self.areas[*around].content else {
-                return Err(refusal(
-                    Step::Root,
-                    format!("use {}: /{} is the machine's own", wish.name, self.areas[*around].at.display()),
-                ));
+                let at = self.areas[*around].at.display();
+                return Err(refusal(Step::Places, format!("use {}: /{at} is the machine's own", wish.name)));
             };
             let owner = if writable { Owner::Build } else { Owner::Machine };
             let shared = wish.shared && writable;
@@ -200,7 +201,7 @@ impl<'a> Plan<'a> {
             None => Content::Front {
                 writable: wish.writable,
                 shared: wish.shared,
-                lower: resolver.lower(&at).map_err(|source| failure(Step::Inputs, &wish.name, source))?,
+                lower: resolver.lower(&at).map_err(|source| failure(Step::Places, &wish.name, source))?,
             },
         };
         self.areas.push(Area { at, content });
@@ -241,22 +242,25 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// Fills a gap; whatever the inputs or the request have at that place stays.
-    fn add_machine_file(
-        &mut self,
-        name: &str,
-        source: Source<'static>,
-        resolver: &Resolver<'_>,
-    ) -> Result<(), SetupError> {
-        let Ok((path, Kind::Missing)) = resolver.resolve(name) else {
-            return Ok(());
-        };
-        if let Some((area, path)) = self.innermost(&path)
+    /// A shell, unless the inputs have their own.
+    fn add_shell(&mut self, resolver: &Resolver<'_>) -> Result<(), SetupError> {
+        match resolver.resolve("bin/sh") {
+            Ok((path, Kind::Missing)) => self.add_machine_file(&path, Source::Shell),
+            Ok((_, Kind::Directory)) => {
+                return Err(failure(Step::Places, "/bin/sh", io::Error::from_raw_os_error(libc::EISDIR)));
+            }
+            Ok(_) => {}
+            Err(source) => return Err(failure(Step::Places, "/bin/sh", source)),
+        }
+        Ok(())
+    }
+
+    fn add_machine_file(&mut self, path: &Path, source: Source<'static>) {
+        if let Some((area, path)) = self.innermost(path)
             && let Content::Front { .. } = self.areas[area].content
         {
             self.files.push(Placement { area, path, owner: Owner::Machine, source });
         }
-        Ok(())
     }
 
     /// The innermost area around a path, and the path relative to it.
@@ -287,7 +291,7 @@ fn wishes(specification: &Specification, resolver: &Resolver<'_>) -> Result<Wish
         scratch.requested = true;
     }
     match wishes.values().find(|wish| wish.machine.is_some() && wish.requested) {
-        Some(wish) => Err(refusal(Step::Root, format!("use {}: the machine has its own there", wish.name))),
+        Some(wish) => Err(refusal(Step::Places, format!("use {}: the machine has its own there", wish.name))),
         None => Ok(wishes),
     }
 }
@@ -346,8 +350,8 @@ impl Resolver<'_> {
     fn directory(&self, path: &str, name: &str) -> Result<PathBuf, SetupError> {
         match self.resolve(path) {
             Ok((place, Kind::Directory | Kind::Missing)) => Ok(place),
-            Ok(_) => Err(failure(Step::Root, name, io::Error::from_raw_os_error(libc::ENOTDIR))),
-            Err(source) => Err(failure(Step::Root, name, source)),
+            Ok(_) => Err(failure(Step::Places, name, io::Error::from_raw_os_error(libc::ENOTDIR))),
+            Err(source) => Err(failure(Step::Places, name, source)),
         }
     }
 
@@ -382,7 +386,9 @@ fn components(path: &Path) -> impl Iterator<Item = OsString> {
     })
 }
 
+/// What is no fault of the request's is one of whoever serves the inputs.
 fn failure(step: Step, name: &str, source: io::Error) -> SetupError {
+    let step = if is_wrong_place(&source) { step } else { Step::Inputs };
     SetupError { step, action: format!("make room for {name} over the inputs"), source }
 }
 

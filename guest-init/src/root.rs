@@ -22,7 +22,7 @@ use nix::{
 
 use crate::{
     BUILD_GID, BUILD_UID, INPUTS, ROOT, SCRATCH, SHELL, SKELETON,
-    error::{Context as _, SetupError},
+    error::{Context as _, SetupError, is_wrong_place},
     plan::{Area, Content, Kind, Owner, Placement, Plan, Source},
 };
 
@@ -52,9 +52,11 @@ pub(crate) fn assemble(specification: &Specification) -> Result<PathBuf, SetupEr
     let fronts = plan.areas.iter().enumerate().map(|(n, area)| make_front(n, area)).collect::<Result<Vec<_>, _>>()?;
     for directory in &plan.directories {
         let front = &fronts[directory.area];
-        front
-            .make_directory(&directory.path, directory.owner, directory.shared)
-            .context(Step::Root, || format!("make {:?} in the build's root", front.at.join(&directory.path)))?;
+        if let Err(error) = front.make_directory(&directory.path, directory.owner, directory.shared) {
+            let step = if is_wrong_place(&error) { Step::Places } else { Step::Root };
+            let at = front.at.join(&directory.path);
+            return Err(error).context(step, || format!("make {at:?} in the build's root"));
+        }
     }
     for file in &plan.files {
         fronts[file.area].place(file)?;
@@ -117,8 +119,10 @@ impl Front<'_> {
                 Err(error).context(Step::AdditionalFiles, || format!("place additional file {name:?}"))
             }
             // The request has put something else there or on the way to it.
-            (_, Err(error)) if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory) => {
-                Ok(())
+            (_, Err(error)) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            (Source::Machine(_), Err(error)) if error.kind() == io::ErrorKind::NotADirectory => Ok(()),
+            (Source::Shell, Err(error)) if error.kind() == io::ErrorKind::NotADirectory => {
+                Err(error).context(Step::Places, || "place /bin/sh")
             }
             (_, other) => other.context(Step::Root, || format!("place {:?}", self.at.join(&file.path))),
         }

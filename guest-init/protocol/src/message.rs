@@ -73,6 +73,9 @@ pub enum UnsupportedKind {
     CharacterDevice,
     /// Directories nested deeper than [`tree::MAX_DEPTH`].
     TooDeep,
+    /// More names in directories than a guest holds in memory; an output within [`tree::MAX_METADATA_BYTES`] and a
+    /// million entries has fewer.
+    TooManyNames,
     /// The guest could not read it; the number is Linux's `errno`.
     Unreadable(i32),
 }
@@ -165,6 +168,8 @@ pub enum Step {
     Inputs,
     /// Assembling the build's root.
     Root,
+    /// Making room for what the request names: its inputs have something else there, or the machine has.
+    Places,
     /// Placing `additional_files`: the request asks for a place that can't hold a file.
     AdditionalFiles,
     /// Starting the command's processes.

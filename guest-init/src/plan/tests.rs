@@ -174,11 +174,34 @@ fn what_the_inputs_bring_is_not_replaced_by_the_machines_own() {
 }
 
 #[test]
+fn a_shell_that_can_not_be_there_is_refused() {
+    for (inputs, errno) in [
+        (shape(&[("bin", Kind::File)]), libc::ENOTDIR),
+        (shape(&[("bin", Kind::Directory), ("bin/sh", Kind::Directory)]), libc::EISDIR),
+        (shape(&[("bin", link("bin"))]), libc::ELOOP),
+    ] {
+        let mut specification = specification("", &[]);
+        assert!(Plan::new(&specification, &inputs).is_ok());
+        specification.provide_bin_sh = true;
+        let error = Plan::new(&specification, &inputs).unwrap_err();
+        assert_eq!((error.step, error.source.raw_os_error()), (Step::Places, Some(errno)));
+        assert!(error.to_string().contains("/bin/sh"), "{error}");
+    }
+}
+
+#[test]
+fn inputs_that_can_not_be_read_are_no_fault_of_the_request() {
+    let specification = specification("in", &["in/scratch"]);
+    let unreadable = |_: &Path| Err(io::Error::from_raw_os_error(libc::EIO));
+    assert_eq!(Plan::new(&specification, &unreadable).unwrap_err().step, Step::Inputs);
+}
+
+#[test]
 fn a_symlink_loop_ends() {
     let inputs = shape(&[("loop", link("loop"))]);
     let specification = specification("", &["loop/x"]);
     let error = Plan::new(&specification, &inputs).unwrap_err();
-    assert_eq!((error.step, error.source.raw_os_error()), (Step::Root, Some(libc::ELOOP)));
+    assert_eq!((error.step, error.source.raw_os_error()), (Step::Places, Some(libc::ELOOP)));
 }
 
 #[test]
@@ -187,7 +210,7 @@ fn files_in_the_way_are_named() {
     for scratch in ["in/file", "in/file/below"] {
         let specification = specification("in", &[scratch]);
         let error = Plan::new(&specification, &inputs).unwrap_err();
-        assert_eq!((error.step, error.source.raw_os_error()), (Step::Root, Some(libc::ENOTDIR)));
+        assert_eq!((error.step, error.source.raw_os_error()), (Step::Places, Some(libc::ENOTDIR)));
         assert!(error.to_string().contains(&format!("scratch path {scratch:?}")), "{error}");
     }
     for (name, errno) in [("in/file/below", libc::ENOTDIR), ("in/d", libc::EISDIR), ("dev/x", libc::EBUSY)] {
@@ -204,7 +227,7 @@ fn the_machines_own_places_are_refused() {
     for (inputs_dir, scratch) in [("dev", "build"), ("proc/x", "build"), ("in", "proc"), ("in", "dev/shm")] {
         let specification = specification(inputs_dir, &[scratch]);
         let error = Plan::new(&specification, &shape(&[])).unwrap_err();
-        assert_eq!((error.step, error.source.raw_os_error()), (Step::Root, Some(libc::EBUSY)));
+        assert_eq!((error.step, error.source.raw_os_error()), (Step::Places, Some(libc::EBUSY)));
     }
 }
 

@@ -171,11 +171,12 @@ impl fmt::Display for Reason {
                     UnsupportedKind::BlockDevice => write!(f, "a block device"),
                     UnsupportedKind::CharacterDevice => write!(f, "a character device"),
                     UnsupportedKind::TooDeep => write!(f, "directories nested too deeply"),
+                    UnsupportedKind::TooManyNames => write!(f, "more names than can be held in memory"),
                     UnsupportedKind::Unreadable(errno) => {
                         write!(f, "what can't be read ({})", io::Error::from_raw_os_error(*errno))
                     }
                 }?;
-                if path.is_empty() { Ok(()) } else { write!(f, " at {path:?}") }?;
+                if path.is_empty() { Ok(()) } else { write!(f, " at \"{path}\"") }?;
                 write!(f, "; outputs are made of files, directories and symlinks")
             }
             Self::LimitReached { limit, allowed } => match limit {

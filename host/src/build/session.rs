@@ -18,7 +18,8 @@ use std::{
 
 use cofferdam_castore::{Store, refscan::Needles};
 use cofferdam_protocol::{
-    End, FromGuest, FromHost, MAX_DETAIL_BYTES, Report, SetupFailure, Specification, Step, Usage, VERSION,
+    End, FromGuest, FromHost, MAX_DETAIL_BYTES, Report, SetupFailure, Specification, Step, UnsupportedKind, Usage,
+    VERSION,
     frame::{FrameError, FrameReader, FrameWriter, MAX_FROM_GUEST_BYTES, MAX_FROM_HOST_BYTES},
     tree::{self, TreeError},
 };
@@ -137,6 +138,12 @@ impl Session<'_> {
                 (FromGuest::Unsupported { path, kind }, Some(output)) => {
                     check_length("the path of what can't be stored", path)?;
                     let (output, path) = (output.clone(), path.escape_ascii().to_string());
+                    if let UnsupportedKind::Unreadable(errno) = kind {
+                        let error = io::Error::from_raw_os_error(errno);
+                        let detail = format!("output {output:?} at \"{path}\": {error}");
+                        let step = "reading the outputs";
+                        return Err(BuildError::Executor(ExecutorError::Guest { step, detail }));
+                    }
                     return Err(failed(Reason::OutputUnsupported { output, path, kind }, Some(usage)));
                 }
                 (FromGuest::Finished, None) => break,
@@ -181,12 +188,12 @@ fn next<'r>(reader: &'r mut Reader<'_>) -> Result<FromGuest<'r>, BuildError> {
 fn setup_failed(failure: &SetupFailure<'_>) -> Result<BuildError, BuildError> {
     check_length("the detail of its failure", failure.detail.as_bytes())?;
     let detail = failure.detail.escape_debug().to_string();
+    let wrong = |field: &str, rule: &str| {
+        Ok(BuildError::Request(RequestError::new(RequestErrorKind::Invalid, field, rule).got(&detail)))
+    };
     let step = match failure.step {
-        Step::AdditionalFiles => {
-            let rule = "must fit into the build's root";
-            let error = RequestError::new(RequestErrorKind::Invalid, "additional_files", rule).got(detail);
-            return Ok(BuildError::Request(error));
-        }
+        Step::Places => return wrong("inputs", "must leave room for what else the request names"),
+        Step::AdditionalFiles => return wrong("additional_files", "must fit into the build's root"),
         Step::Scratch => "preparing the scratch disk",
         Step::Inputs => "mounting the inputs",
         Step::Root => "assembling the build's root",

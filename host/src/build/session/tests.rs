@@ -296,10 +296,34 @@ fn what_castore_has_no_node_for_is_named() {
         (UnsupportedKind::BlockDevice, "a block device"),
         (UnsupportedKind::CharacterDevice, "a character device"),
         (UnsupportedKind::TooDeep, "directories nested too deeply"),
-        (UnsupportedKind::Unreadable(5), "what can't be read (Input/output error (os error 5))"),
+        (UnsupportedKind::TooManyNames, "more names than can be held in memory"),
     ] {
         let told = refusal_of_outputs(&[ROOT, FromGuest::Unsupported { path: b"sub/it", kind }]);
         assert!(told.contains(&format!("output \"build/a\" holds {name} at \"sub/it\"")), "{told}");
+    }
+}
+
+/// The build has made them, and somebody else has failed to read them.
+#[test]
+fn outputs_that_can_not_be_read_are_the_executors_failure() {
+    let kind = UnsupportedKind::Unreadable(5);
+    let messages = [HELLO, exited(End::Exited(0)), ROOT, FromGuest::Unsupported { path: b"sub\x1bit", kind }];
+    let error = conclude(&wire(&messages), &["build/a"], &Store::memory()).unwrap_err();
+    assert!(matches!(error, BuildError::Executor(_)));
+    let told = told(&error);
+    assert!(told.contains("output \"build/a\" at \"sub\\x1bit\": Input/output error"), "{told}");
+}
+
+#[test]
+fn what_the_inputs_leave_no_room_for_is_the_requests_fault() {
+    for (step, field) in
+        [(Step::Places, "inputs must leave room"), (Step::AdditionalFiles, "additional_files must fit")]
+    {
+        let failure = SetupFailure { step, detail: "scratch path \"a\x1b\": Not a directory" };
+        let error = conclude(&wire(&[HELLO, FromGuest::SetupFailed(failure)]), &[], &Store::memory()).unwrap_err();
+        assert!(matches!(error, BuildError::Request(_)));
+        let told = told(&error);
+        assert!(told.contains(field) && told.contains("Not a directory") && !told.contains('\x1b'), "{told}");
     }
 }
 
