@@ -1,8 +1,9 @@
 //! Builds that fail: each reason told apart in the message, in JSON and by the exit code.
 
-use std::time::Duration;
+use std::{fs, path::PathBuf, time::Duration};
 
 use cofferdam_tests::{Cofferdam, guest};
+use nix::mount::{MsFlags, mount, umount};
 
 #[test]
 fn an_exit_code_is_told() {
@@ -71,6 +72,44 @@ fn a_build_that_takes_too_long_is_stopped() {
         build.shell("echo started; sleep 1000").build_fails("timeout").says("started").says("within 12 seconds");
     assert!(failed.took >= Duration::from_secs(12) && failed.took < Duration::from_secs(30), "{failed}");
     assert_eq!(failed.json()["fields"]["limit_seconds"], 12.0, "{failed}");
+}
+
+#[test]
+fn what_a_build_produces_is_limited_by_name_and_setting() {
+    let cofferdam = Cofferdam::new();
+    let before = cofferdam.verified_blobs();
+    for (flag, value, script, limit, allowed) in [
+        ("--log-limit", "64K", "yes", "log_bytes", 65_536),
+        ("--output-limit", "1M", "head -c 1048577 /dev/zero > out", "output_bytes", 1_048_576),
+        ("--output-files", "5", "mkdir out; cd out; touch 1 2 3 4 5", "output_entries", 5),
+    ] {
+        let build = cofferdam.build().output("build/out").flag(flag, value);
+        let failed = build.shell(script).build_fails("limit_reached").says(&format!("more with {flag}"));
+        assert_eq!(failed.json()["fields"]["limit"], limit, "{failed}");
+        assert_eq!(failed.json()["fields"]["allowed"], allowed, "{failed}");
+    }
+    assert_eq!(cofferdam.verified_blobs(), before);
+}
+
+/// A mount that is gone with the value.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        umount(&self.0).expect("nothing uses it any more");
+    }
+}
+
+#[test]
+fn a_full_disk_of_the_host_is_no_fault_of_the_builds() {
+    let cofferdam = Cofferdam::new();
+    let place = cofferdam.run_directory();
+    fs::create_dir_all(&place).unwrap();
+    let small = Some("size=16m,mode=0700");
+    mount(Some("small"), &place, Some("tmpfs"), MsFlags::empty(), small).expect("this needs root");
+    let _small = Mounted(place);
+    let build = cofferdam.build().shell("dd if=/dev/zero of=big bs=1M count=64 conv=fsync");
+    build.executor_fails("host").says("No space left on device");
 }
 
 #[test]

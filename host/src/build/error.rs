@@ -108,6 +108,18 @@ pub enum Limit {
     OutputMetadata,
 }
 
+impl Limit {
+    /// A stable word for machines.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::LogBytes => "log_bytes",
+            Self::OutputBytes => "output_bytes",
+            Self::OutputEntries => "output_entries",
+            Self::OutputMetadata => "output_metadata",
+        }
+    }
+}
+
 impl Reason {
     /// A word for machines, stable across versions.
     pub fn code(&self) -> &'static str {
@@ -136,6 +148,12 @@ impl Reason {
             }
             Self::NoWorkingDir { .. } => "name a directory that an input or a scratch path makes",
             Self::Timeout { .. } => "give it more time with --timeout",
+            Self::LimitReached { limit, .. } => match limit {
+                Limit::LogBytes => "allow it more with --log-limit",
+                Limit::OutputBytes => "allow it more with --output-limit",
+                Limit::OutputEntries => "allow it more with --output-files",
+                Limit::OutputMetadata => return None,
+            },
             _ => return None,
         })
     }

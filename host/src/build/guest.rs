@@ -3,6 +3,7 @@
 use std::{os::unix::net::UnixStream, sync::Arc, time::Duration};
 
 use cofferdam_protocol::PORT;
+use nix::sys::statvfs::statvfs;
 use tokio::net::UnixListener;
 
 use super::{AFTERMATH, Builder, ExecutorError, RunDir};
@@ -18,6 +19,9 @@ const GUEST_OVERHEAD_BYTES: u64 = 160 << 20;
 
 /// The kernel's page structures take 64 bytes of each 4096, its tables and its zones' reserves the rest.
 const GUEST_OVERHEAD_SHARE: u64 = 16;
+
+/// With less room than this, in bytes, a host's disk is as good as full: a write of a guest is as large at times.
+const MIN_ROOM_BYTES: u64 = 1 << 20;
 
 pub(super) struct Guest {
     // Fields are dropped in this order: processes first, then what they hold open.
@@ -92,6 +96,16 @@ impl Guest {
             }
             None => Err(ExecutorError::NeverConnected { limit, console: self.vm.console() }),
         }
+    }
+
+    /// The file system that the scratch disk is on has no room, so the guest's writes to the disk may have failed.
+    pub(super) fn host_is_full(&self) -> Option<ExecutorError> {
+        let room = statvfs(self.run_dir.path()).ok()?;
+        (room.blocks_available() * room.fragment_size() < MIN_ROOM_BYTES).then(|| ExecutorError::RunDir {
+            action: "keep what the build writes in",
+            path: self.run_dir.path().to_owned(),
+            source: nix::Error::ENOSPC.into(),
+        })
     }
 
     /// The first death of a process that the build needs.

@@ -223,7 +223,7 @@ impl Builder {
         };
         let mut guest = None;
         let decided = Arc::new(AtomicBool::new(false));
-        let outcome = {
+        let mut outcome = {
             let mut run = pin!(self.run(request, &progress, &decided, &mut guest));
             tokio::select! {
                 biased;
@@ -233,6 +233,11 @@ impl Builder {
             }
         };
         if let Some(guest) = guest {
+            if matches!(outcome, Err(BuildError::Failed(_)))
+                && let Some(error) = guest.host_is_full()
+            {
+                outcome = Err(BuildError::Executor(error));
+            }
             guest.kill().await;
         }
         let (result, usage) = outcome?;

@@ -225,7 +225,7 @@ fn failed_fields(failed: &Failed) -> Map<String, Value> {
         Reason::Timeout { limit } => json!({ "limit_seconds": limit.as_secs_f64() }),
         Reason::OutputMissing { outputs } => json!({ "outputs": outputs }),
         Reason::OutputUnsupported { output, path, .. } => json!({ "output": output, "path": path }),
-        Reason::LimitReached { allowed, .. } => json!({ "allowed": allowed }),
+        Reason::LimitReached { limit, allowed } => json!({ "limit": limit.code(), "allowed": allowed }),
     });
     if let Some(usage) = &failed.usage {
         let usage = json!({

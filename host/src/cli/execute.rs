@@ -47,6 +47,15 @@ pub(super) struct ExecuteArgs {
     /// Time that the guest may take to boot and to connect [default: 1m]
     #[arg(long, value_name = "DUR", value_parser = quantity::duration)]
     connect_timeout: Option<Duration>,
+    /// Most that the build may write to stdout and stderr, such as 100M [default: 1G]
+    #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
+    log_limit: Option<u64>,
+    /// Most that the files of all outputs may hold, such as 10G [default: 64G]
+    #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
+    output_limit: Option<u64>,
+    /// Most files, directories and symlinks in all outputs
+    #[arg(long, value_name = "N", default_value_t = Settings::OUTPUTS.entries)]
+    output_files: u64,
     /// The VMM; by default the best that this host can run, see `cofferdam doctor`
     #[arg(long, value_enum)]
     vmm: Option<VmmArg>,
@@ -119,6 +128,9 @@ impl ExecuteArgs {
         settings.scratch_bytes = self.scratch_size.unwrap_or(settings.scratch_bytes);
         settings.timeout = self.timeout.unwrap_or(settings.timeout);
         settings.connect_timeout = self.connect_timeout.unwrap_or(settings.connect_timeout);
+        settings.log_bytes = self.log_limit.unwrap_or(settings.log_bytes);
+        settings.outputs.bytes = self.output_limit.unwrap_or(settings.outputs.bytes);
+        settings.outputs.entries = self.output_files;
         Ok(settings)
     }
 }

@@ -110,7 +110,10 @@ impl Qemu {
             ("-chardev", "socket,id=vsock,fd=3".into()),
             ("-device", "vhost-user-vsock-pci,chardev=vsock".into()),
             // Gone after the build: nothing in it is ever synced, and what the guest discards takes no room.
-            ("-drive", format!("if=none,id=scratch,file={SCRATCH_DISK},format=raw,cache=unsafe,discard=unmap")),
+            (
+                "-drive",
+                format!("if=none,id=scratch,file={SCRATCH_DISK},format=raw,cache=unsafe,discard=unmap,werror=report"),
+            ),
             ("-device", "virtio-blk-pci,drive=scratch".into()),
             ("-object", "rng-builtin,id=entropy".into()),
             ("-device", "virtio-rng-pci,rng=entropy".into()),
