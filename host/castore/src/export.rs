@@ -5,7 +5,7 @@
 //! new and only this export's, so nothing lands elsewhere.
 
 use std::{
-    collections::{HashMap, btree_map},
+    collections::{HashMap, HashSet, btree_map},
     fs::{self, File},
     io::{self, Read as _},
     os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
@@ -228,9 +228,34 @@ impl Exporter<'_> {
     /// Gets every directory before anything is written: a store is asked for many at a time.
     fn fetch(&mut self, root: &B3Digest) -> Result<(), ExportError> {
         let found = block_on(self.store.directories.get_recursive(root).try_collect::<Vec<_>>());
-        let found = found.map_err(|source| ExportError::Store { path: self.path.clone(), source })?;
+        let found = found.map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => self.find_missing(root, source),
+            _ => ExportError::Store { path: self.path.clone(), source },
+        })?;
         self.directories = found.into_iter().map(|directory| (directory.digest(), directory)).collect();
         Ok(())
+    }
+
+    /// Which directory below the root is missing, and where; `otherwise` is the error if none is.
+    fn find_missing(&self, root: &B3Digest, otherwise: io::Error) -> ExportError {
+        let mut seen = HashSet::from([*root]);
+        let mut waiting = vec![(self.path.clone(), *root)];
+        while let Some((path, digest)) = waiting.pop() {
+            match block_on(self.store.directories.get(&digest)) {
+                Ok(None) => return ExportError::Missing { path, what: "directory", digest },
+                Err(source) => return ExportError::Store { path, source },
+                Ok(Some(directory)) => {
+                    for (name, node) in directory.nodes() {
+                        if let Node::Directory { digest, .. } = node
+                            && seen.insert(*digest)
+                        {
+                            waiting.push((path.join(std::ffi::OsStr::from_bytes(name.as_bytes())), *digest));
+                        }
+                    }
+                }
+            }
+        }
+        ExportError::Store { path: self.path.clone(), source: otherwise }
     }
 
     fn leaf(&self, into: &OwnedFd, name: &Path, node: &Node) -> Result<(), ExportError> {
@@ -399,8 +424,11 @@ mod tests {
 
         let unknown = Directory::try_from_iter([(name("x"), link("t"))]).unwrap().to_node();
         assert!(matches!(refused(&store, &unknown), ExportError::Missing { what: "directory", .. }));
-        let above = put_directory(&store, [("d", unknown)]);
-        assert!(matches!(refused(&store, &above), ExportError::Store { .. }));
+        let above =
+            put_directory(&store, [("d", put_directory(&store, [("a", link("t")), ("deep", unknown.clone())]))]);
+        let ExportError::Missing { path, what, digest } = refused(&store, &above) else { panic!("another error") };
+        assert!(path.ends_with("out/d/deep"));
+        assert_eq!((what, Node::Directory { digest, size: 1 }), ("directory", unknown));
     }
 
     #[test]
