@@ -2,9 +2,12 @@
 //!
 //! redb lets one process write or several read. So the file is opened for each group of operations and closed at once,
 //! and who finds it locked tries again for [`PATIENCE`].
+//!
+//! A file whose making was cut short is no database to redb for ever, so a new one gets its name when it is whole.
 
 use std::{
-    fs, io,
+    fs::{self, File, OpenOptions, TryLockError},
+    io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{PoisonError, RwLock},
@@ -14,7 +17,7 @@ use std::{
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
-use redb::{Builder, DatabaseError, ReadOnlyDatabase, ReadableDatabase as _, TableDefinition, TableError};
+use redb::{Builder, Database, DatabaseError, ReadOnlyDatabase, ReadableDatabase as _, TableDefinition, TableError};
 
 use super::{DirectoryPutter, DirectoryService, decode_verified, order::LeavesFirst, walk};
 use crate::{B3Digest, Directory};
@@ -72,9 +75,7 @@ impl RedbDirectoryService {
     /// Adds these in one durable transaction.
     fn put_many<'a>(&self, directories: impl IntoIterator<Item = (&'a B3Digest, &'a Vec<u8>)>) -> io::Result<()> {
         let _turn = self.turn.write().unwrap_or_else(PoisonError::into_inner);
-        let mut builder = Builder::new();
-        builder.set_cache_size(CACHE_BYTES);
-        let database = self.retry(|| builder.create(&self.path))?;
+        let database = self.retry(|| self.open_to_write())?;
         let write = database.begin_write().map_err(|error| self.failed(error))?;
         {
             let mut table = write.open_table(TABLE).map_err(|error| self.failed(error))?;
@@ -85,21 +86,58 @@ impl RedbDirectoryService {
         write.commit().map_err(|error| self.failed(error))
     }
 
+    /// Opens the database; makes it when there is no file.
+    fn open_to_write(&self) -> Result<Database, DatabaseError> {
+        match OpenOptions::new().read(true).write(true).open(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.create(),
+            file => builder().create_file(file?),
+        }
+    }
+
+    /// Makes the database under another name and links it when it is whole and durable. Only one at a time does, under
+    /// a lock on the directory, which ends with its holder: whatever has the other name here is a dead maker's.
+    fn create(&self) -> Result<Database, DatabaseError> {
+        let parent = self.path.parent().filter(|parent| *parent != Path::new(""));
+        let dir = File::open(parent.unwrap_or(Path::new(".")))?;
+        match dir.try_lock() {
+            Err(TryLockError::WouldBlock) => return Err(DatabaseError::DatabaseAlreadyOpen),
+            Err(TryLockError::Error(error)) => return Err(error.into()),
+            Ok(()) => {}
+        }
+        let unfinished = self.path.with_added_extension("new");
+        match fs::remove_file(&unfinished) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&unfinished)?;
+        let database = builder().create_file(file.try_clone()?)?;
+        file.sync_all()?;
+        let linked = fs::hard_link(&unfinished, &self.path);
+        fs::remove_file(&unfinished)?;
+        match linked {
+            // Somebody was faster, and that one's is the database.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(DatabaseError::DatabaseAlreadyOpen),
+            linked => {
+                linked?;
+                dir.sync_all()?;
+                Ok(database)
+            }
+        }
+    }
+
     /// `None` while there is no file.
     fn open_to_read(&self) -> io::Result<Option<ReadOnlyDatabase>> {
-        let mut builder = Builder::new();
-        builder.set_cache_size(CACHE_BYTES);
-        // A file that is there but empty is one that another process is about to make into a database.
+        // A file that is there but empty is one that another program is about to make into a database.
         match fs::metadata(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Ok(metadata) if metadata.is_file() && metadata.len() == 0 => return Ok(None),
             _ => {}
         }
-        let opened = self.retry(|| match builder.open_read_only(&self.path) {
+        let opened = self.retry(|| match builder().open_read_only(&self.path) {
             // Its last writer was killed: opening it to write repairs it.
             Err(DatabaseError::RepairAborted) => {
-                builder.open(&self.path).map(drop)?;
-                builder.open_read_only(&self.path)
+                builder().open(&self.path).map(drop)?;
+                builder().open_read_only(&self.path)
             }
             opened => opened,
         });
@@ -131,6 +169,12 @@ impl RedbDirectoryService {
         let message = format!("the directories in {path}: {holder} for {seconds} s; try again when it has ended");
         io::Error::new(io::ErrorKind::WouldBlock, message)
     }
+}
+
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
 }
 
 /// The process that has locked the file, as far as the kernel tells.
@@ -278,6 +322,80 @@ mod tests {
         assert!(matches!(ReadOnlyDatabase::open(&copy), Err(DatabaseError::RepairAborted)));
         let repaired = RedbDirectoryService::open(&copy).unwrap();
         assert_eq!(repaired.get(&directory("t").digest()).await.unwrap(), Some(directory("t")));
+    }
+
+    #[tokio::test]
+    async fn a_database_is_whole_as_soon_as_it_has_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, copy) = (dir.path().join("d.redb"), dir.path().join("killed.redb"));
+        // What a process leaves that is killed at once.
+        let _database = RedbDirectoryService::open(&path).unwrap().create().unwrap();
+        fs::copy(&path, &copy).unwrap();
+        let service = RedbDirectoryService::open(&copy).unwrap();
+        assert_eq!(service.get(&directory("t").digest()).await.unwrap(), None);
+        service.put(directory("t")).await.unwrap();
+        assert_eq!(service.get(&directory("t").digest()).await.unwrap(), Some(directory("t")));
+    }
+
+    #[tokio::test]
+    async fn what_a_killed_maker_left_is_replaced() {
+        for leftover in [vec![], vec![0; 1 << 20], b"redb, but not the rest".to_vec()] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("d.redb");
+            fs::write(dir.path().join("d.redb.new"), leftover).unwrap();
+            let service = RedbDirectoryService::open(&path).unwrap();
+            service.put(directory("t")).await.unwrap();
+            assert_eq!(service.get(&directory("t").digest()).await.unwrap(), Some(directory("t")));
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        }
+    }
+
+    /// The test below runs this in processes that it kills.
+    #[test]
+    fn put_where_a_variable_says() {
+        let Some(path) = std::env::var_os(PUT_THERE) else { return };
+        let service = RedbDirectoryService::open(Path::new(&path)).unwrap();
+        futures::executor::block_on(service.put(directory(&std::process::id().to_string()))).unwrap();
+    }
+
+    const PUT_THERE: &str = "COFFERDAM_TEST_PUT_THERE";
+
+    fn putter(path: &Path) -> std::process::Child {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "directoryservice::redb::tests::put_where_a_variable_says"]);
+        command.env(PUT_THERE, path).stdout(std::process::Stdio::null()).spawn().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_maker_may_be_killed_at_any_moment() {
+        for _ in 0..20 {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("d.redb");
+            let mut killed = putter(&path);
+            // From here on it is a race that the making of the file must survive wherever it stands.
+            while fs::read_dir(dir.path()).unwrap().next().is_none() && killed.try_wait().unwrap().is_none() {
+                thread::yield_now();
+            }
+            killed.kill().unwrap();
+            killed.wait().unwrap();
+            let service = RedbDirectoryService::open(&path).unwrap();
+            service.put(directory("t")).await.unwrap();
+            assert_eq!(service.get(&directory("t").digest()).await.unwrap(), Some(directory("t")));
+        }
+    }
+
+    #[tokio::test]
+    async fn processes_that_make_the_file_at_once_all_put() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d.redb");
+        let mut putters: Vec<_> = (0..8).map(|_| putter(&path)).collect();
+        let service = RedbDirectoryService::open(&path).unwrap();
+        for putter in &mut putters {
+            assert!(putter.wait().unwrap().success());
+            let digest = directory(&putter.id().to_string()).digest();
+            assert!(service.get(&digest).await.unwrap().is_some());
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]
