@@ -12,8 +12,9 @@
 //! covers everything below it. [`proto`] is the only door for bytes from elsewhere: what passes its conversions keeps
 //! every rule of the format.
 //!
-//! Services do their file I/O in place, inside of async functions that never suspend. Callers run bulk work on blocking
-//! threads.
+//! Blob services do their file I/O in place, inside of async functions that never suspend. Callers run bulk work on
+//! blocking threads. The redb service, which may have to wait for another process, finds such a thread itself where there
+//! is a tokio runtime.
 
 mod addr;
 mod blobservice;

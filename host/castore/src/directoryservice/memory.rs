@@ -5,7 +5,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures::stream::BoxStream;
+use futures::{future, stream::BoxStream};
 
 use super::{DirectoryPutter, DirectoryService, order::LeavesFirst, walk};
 use crate::{B3Digest, Directory};
@@ -37,7 +37,7 @@ impl DirectoryService for MemoryDirectoryService {
     fn get_recursive(&self, root: &B3Digest) -> BoxStream<'_, io::Result<Directory>> {
         walk::breadth_first(root, |digests| {
             let directories = self.directories();
-            Ok(digests.iter().map(|digest| directories.get(digest).cloned()).collect())
+            future::ready(Ok(digests.iter().map(|digest| directories.get(digest).cloned()).collect()))
         })
     }
 

@@ -7,10 +7,10 @@
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
-    io,
+    io, mem,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::{PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock},
     thread,
     time::{Duration, Instant},
 };
@@ -18,6 +18,7 @@ use std::{
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use redb::{Builder, Database, DatabaseError, ReadOnlyDatabase, ReadableDatabase as _, TableDefinition, TableError};
+use tokio::runtime::Handle;
 
 use super::{DirectoryPutter, DirectoryService, decode_verified, order::LeavesFirst, walk};
 use crate::{B3Digest, Directory};
@@ -35,6 +36,11 @@ const CACHE_BYTES: usize = 16 * 1024 * 1024;
 /// Directories in a redb file, in the layout of snix: table `directory`, from digest to canonical encoding.
 #[derive(Debug)]
 pub struct RedbDirectoryService {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
     path: PathBuf,
     /// Threads of this process queue here, fairly, instead of meeting at the file's lock.
     turn: RwLock<()>,
@@ -51,11 +57,24 @@ impl RedbDirectoryService {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent)?;
         }
-        let service = Self { path: path.to_owned(), turn: RwLock::new(()), patience: PATIENCE };
-        service.get_many(&[])?;
-        Ok(service)
+        let shared = Shared { path: path.to_owned(), turn: RwLock::new(()), patience: PATIENCE };
+        shared.get_many(&[])?;
+        Ok(Self { shared: Arc::new(shared) })
     }
 
+    /// Does what may block: on a thread for that, if this one belongs to an async runtime. A future that is dropped leaves
+    /// no more than this one operation behind, which ends by itself.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Shared) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let Ok(runtime) = Handle::try_current() else { return work(&self.shared) };
+        let shared = self.shared.clone();
+        runtime.spawn_blocking(move || work(&shared)).await.map_err(io::Error::other)?
+    }
+}
+
+impl Shared {
     fn get_many(&self, digests: &[B3Digest]) -> io::Result<Vec<Option<Directory>>> {
         let _turn = self.turn.read().unwrap_or_else(PoisonError::into_inner);
         let Some(database) = self.open_to_read()? else { return Ok(vec![None; digests.len()]) };
@@ -73,7 +92,7 @@ impl RedbDirectoryService {
     }
 
     /// Adds these in one durable transaction.
-    fn put_many<'a>(&self, directories: impl IntoIterator<Item = (&'a B3Digest, &'a Vec<u8>)>) -> io::Result<()> {
+    fn put_many(&self, directories: &[(B3Digest, Vec<u8>)]) -> io::Result<()> {
         let _turn = self.turn.write().unwrap_or_else(PoisonError::into_inner);
         let database = self.retry(|| self.open_to_write())?;
         let write = database.begin_write().map_err(|error| self.failed(error))?;
@@ -194,18 +213,19 @@ fn lock_holder(path: &Path) -> Option<u32> {
 #[async_trait]
 impl DirectoryService for RedbDirectoryService {
     async fn get(&self, digest: &B3Digest) -> io::Result<Option<Directory>> {
-        Ok(self.get_many(std::slice::from_ref(digest))?.pop().flatten())
+        let digest = *digest;
+        Ok(self.blocking(move |shared| shared.get_many(&[digest])).await?.pop().flatten())
     }
 
     async fn put(&self, directory: Directory) -> io::Result<B3Digest> {
         let encoded = directory.encode();
         let digest = B3Digest::of(&encoded);
-        self.put_many([(&digest, &encoded)])?;
+        self.blocking(move |shared| shared.put_many(&[(digest, encoded)])).await?;
         Ok(digest)
     }
 
     fn get_recursive(&self, root: &B3Digest) -> BoxStream<'_, io::Result<Directory>> {
-        walk::breadth_first(root, |digests| self.get_many(digests))
+        walk::breadth_first(root, |digests| self.blocking(move |shared| shared.get_many(&digests)))
     }
 
     fn put_multiple_start(&self) -> Box<dyn DirectoryPutter + '_> {
@@ -233,17 +253,17 @@ impl DirectoryPutter for RedbDirectoryPutter<'_> {
 
     async fn close(&mut self) -> io::Result<B3Digest> {
         let root = self.order.close()?;
+        let mut directories = mem::take(&mut self.encoded);
         // In the order of the keys a B-tree fills best.
-        self.encoded.sort_unstable_by_key(|(digest, _)| *digest);
-        self.service.put_many(self.encoded.iter().map(|(digest, encoded)| (digest, encoded)))?;
-        self.encoded = Vec::new();
+        directories.sort_unstable_by_key(|(digest, _)| *digest);
+        self.service.blocking(move |shared| shared.put_many(&directories)).await?;
         Ok(root)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use futures::{StreamExt as _, poll};
 
     use super::*;
     use crate::testing::{name, symlink};
@@ -291,20 +311,56 @@ mod tests {
         let path = dir.path().join("d.redb");
         let mut service = RedbDirectoryService::open(&path).unwrap();
         service.put(directory("t")).await.unwrap();
-        let held = Builder::new().open(&path).unwrap();
-        service.patience = Duration::from_millis(50);
+        let _held = Builder::new().open(&path).unwrap();
+        Arc::get_mut(&mut service.shared).unwrap().patience = Duration::from_millis(50);
         let error = service.get(&directory("t").digest()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         assert!(error.to_string().contains("d.redb"), "{error}");
         assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
+    }
 
-        service.patience = PATIENCE;
-        let release = thread::spawn(move || {
-            thread::sleep(Duration::from_millis(50));
-            drop(held);
-        });
-        service.put(directory("u")).await.unwrap();
-        release.join().unwrap();
+    #[tokio::test]
+    async fn who_waits_for_a_held_file_holds_up_nobody_else_on_the_thread() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d.redb");
+        let service = RedbDirectoryService::open(&path).unwrap();
+        let there = service.put(directory("t")).await.unwrap();
+        let held = Builder::new().open(&path).unwrap();
+        let mut get = service.get(&there);
+        let mut walk = service.get_recursive(&there);
+        let mut put = service.put(directory("u"));
+        let mut putter = service.put_multiple_start();
+        putter.put(directory("v")).await.unwrap();
+        let mut close = putter.close();
+        assert!(poll!(&mut get).is_pending());
+        assert!(poll!(walk.next()).is_pending());
+        assert!(poll!(&mut put).is_pending());
+        assert!(poll!(&mut close).is_pending());
+        drop(held);
+        assert_eq!(get.await.unwrap(), Some(directory("t")));
+        assert_eq!(walk.next().await.unwrap().unwrap(), directory("t"));
+        assert_eq!(put.await.unwrap(), directory("u").digest());
+        assert_eq!(close.await.unwrap(), directory("v").digest());
+    }
+
+    #[test]
+    fn it_works_on_the_threads_of_any_runtime_and_beside_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let service = RedbDirectoryService::open(&dir.path().join("d.redb")).unwrap();
+        let work = async || {
+            let digest = service.put(directory("t")).await.unwrap();
+            assert_eq!(service.get(&digest).await.unwrap(), Some(directory("t")));
+        };
+        futures::executor::block_on(work());
+        for mut builder in [tokio::runtime::Builder::new_current_thread(), tokio::runtime::Builder::new_multi_thread()]
+        {
+            let runtime = builder.build().unwrap();
+            runtime.block_on(work());
+            runtime.block_on(async { futures::executor::block_on(work()) });
+            thread::scope(|scope| {
+                scope.spawn(|| runtime.handle().block_on(work()));
+            });
+        }
     }
 
     #[tokio::test]
@@ -329,7 +385,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, copy) = (dir.path().join("d.redb"), dir.path().join("killed.redb"));
         // What a process leaves that is killed at once.
-        let _database = RedbDirectoryService::open(&path).unwrap().create().unwrap();
+        let _database = RedbDirectoryService::open(&path).unwrap().shared.create().unwrap();
         fs::copy(&path, &copy).unwrap();
         let service = RedbDirectoryService::open(&copy).unwrap();
         assert_eq!(service.get(&directory("t").digest()).await.unwrap(), None);

@@ -11,15 +11,18 @@ use crate::{B3Digest, Directory};
 const BATCH: usize = 256;
 
 /// Walks breadth first from the root, asking for up to [`BATCH`] directories at a time; `get` answers in the order asked.
-pub(super) fn breadth_first<'a>(
+pub(super) fn breadth_first<'a, F>(
     root: &B3Digest,
-    get: impl Fn(&[B3Digest]) -> io::Result<Vec<Option<Directory>>> + Send + 'a,
-) -> BoxStream<'a, io::Result<Directory>> {
+    get: impl Fn(Vec<B3Digest>) -> F + Send + 'a,
+) -> BoxStream<'a, io::Result<Directory>>
+where
+    F: Future<Output = io::Result<Vec<Option<Directory>>>> + Send + 'a,
+{
     let walk = Walk { seen: HashSet::from([*root]), waiting: VecDeque::from([*root]), ready: VecDeque::new(), get };
     let root = *root;
     stream::unfold(Some(walk), move |walk| async move {
         let mut walk = walk?;
-        match walk.next(&root) {
+        match walk.next(&root).await {
             Ok(Some(directory)) => Some((Ok(directory), Some(walk))),
             Ok(None) => None,
             Err(error) => Some((Err(error), None)),
@@ -35,14 +38,14 @@ struct Walk<G> {
     get: G,
 }
 
-impl<G: Fn(&[B3Digest]) -> io::Result<Vec<Option<Directory>>>> Walk<G> {
-    fn next(&mut self, root: &B3Digest) -> io::Result<Option<Directory>> {
+impl<G: Fn(Vec<B3Digest>) -> F, F: Future<Output = io::Result<Vec<Option<Directory>>>>> Walk<G> {
+    async fn next(&mut self, root: &B3Digest) -> io::Result<Option<Directory>> {
         if self.ready.is_empty() {
             let batch: Vec<_> = self.waiting.drain(..self.waiting.len().min(BATCH)).collect();
             if batch.is_empty() {
                 return Ok(None);
             }
-            for (digest, found) in batch.iter().zip((self.get)(&batch)?) {
+            for (digest, found) in batch.iter().zip((self.get)(batch.clone()).await?) {
                 match found {
                     Some(directory) => self.ready.push_back(directory),
                     None if digest == root => return Ok(None),
