@@ -6,6 +6,7 @@ use std::io;
 
 use cofferdam_castore::{B3Digest, Directory, DirectoryError, Node, PathComponent, Store};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use tokio::task::{consume_budget, yield_now};
 
 use crate::request::{RequestError, RequestErrorKind};
 
@@ -155,6 +156,8 @@ impl ResolveError {
 
 /// Reads every directory below the inputs, and checks that every blob is there.
 ///
+/// It takes a while, but suspends often whatever the store does, so it can be stopped: drop it.
+///
 /// # Errors
 ///
 /// Names the place where something missing, wrong or excessive is referred to.
@@ -172,9 +175,9 @@ pub async fn resolve(store: &Store, inputs: &BTreeMap<PathComponent, Node>) -> R
             known.read(store, digest, || Place { input, path: name.to_string() }).await?;
         }
     }
-    let blobs = Walk::new(&root, &known.directories).blobs()?;
+    let blobs = Walk::new(&root, &known.directories).blobs().await?;
     if let Err((digest, failure)) = all_there(store, &blobs).await {
-        let place = Walk::new(&root, &known.directories).find_blob(&digest)?;
+        let place = Walk::new(&root, &known.directories).find_blob(&digest).await?;
         return Err(match failure {
             None => ResolveError::Missing { place, kind: "blob", digest },
             Some(source) => ResolveError::Store { place, source },
@@ -187,6 +190,7 @@ pub async fn resolve(store: &Store, inputs: &BTreeMap<PathComponent, Node>) -> R
 async fn all_there(store: &Store, blobs: &HashSet<B3Digest>) -> Result<(), (B3Digest, Option<io::Error>)> {
     stream::iter(blobs.iter().copied())
         .map(|digest| async move {
+            consume_budget().await;
             match store.blobs.has(&digest).await {
                 Ok(true) => Ok(()),
                 Ok(false) => Err((digest, None)),
@@ -214,6 +218,7 @@ impl Known {
         }
         let mut below = store.directories.get_recursive(root);
         while let Some(directory) = below.next().await {
+            yield_now().await;
             match directory {
                 Ok(directory) => self.add(directory, &place)?,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -236,6 +241,7 @@ impl Known {
         let mut seen = HashSet::from([*root]);
         let mut waiting = vec![*root];
         while let Some(digest) = waiting.pop() {
+            yield_now().await;
             if !self.directories.contains_key(&digest) {
                 match store.directories.get(&digest).await {
                     Ok(Some(directory)) => self.add(directory, &place)?,
@@ -352,9 +358,10 @@ impl<'a> Walk<'a> {
     }
 
     /// Visits everything.
-    fn blobs(mut self) -> Result<HashSet<B3Digest>, ResolveError> {
+    async fn blobs(mut self) -> Result<HashSet<B3Digest>, ResolveError> {
         let mut blobs = HashSet::new();
         while let Some(node) = self.next()? {
+            consume_budget().await;
             if let Node::File { digest, .. } = node {
                 blobs.insert(*digest);
             }
@@ -362,8 +369,9 @@ impl<'a> Walk<'a> {
         Ok(blobs)
     }
 
-    fn find_blob(mut self, wanted: &B3Digest) -> Result<Place, ResolveError> {
+    async fn find_blob(mut self, wanted: &B3Digest) -> Result<Place, ResolveError> {
         while let Some(node) = self.next()? {
+            consume_budget().await;
             if matches!(node, Node::File { digest, .. } if digest == wanted) {
                 break;
             }
@@ -386,6 +394,10 @@ impl<'a> Walk<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
+    use futures::poll;
+
     use super::super::testing::{directory, file, inputs, name, symlink, unstored_directory};
     use super::*;
 
@@ -488,6 +500,39 @@ mod tests {
         let digest = digest_of(&file(&store, b"f").await);
         let error = refused(&store, &[("f", Node::File { digest, size: 1 << 63, executable: false })]).await;
         assert!(matches!(error, ResolveError::Limit { what: "bytes in a file", .. }), "{error}");
+    }
+
+    /// How often the rest of the thread has its turn meanwhile.
+    async fn turns_for_others(store: &Store, entries: &[(&str, Node)]) -> usize {
+        let inputs = inputs(entries);
+        let mut resolving = pin!(resolve(store, &inputs));
+        let mut turns = 0;
+        while poll!(&mut resolving).is_pending() {
+            turns += 1;
+            yield_now().await;
+        }
+        turns
+    }
+
+    #[tokio::test]
+    async fn others_have_their_turn_between_directories_entries_and_blobs() {
+        let store = Store::memory();
+        let (mut directories, mut same, mut different) = (Vec::new(), Vec::new(), Vec::new());
+        for index in 0..2000 {
+            let text = index.to_string();
+            directories.push((name(&text), directory(&store, &[("to", symlink(&text))]).await));
+            same.push((name(&text), file(&store, b"same").await));
+            different.push((name(&text), file(&store, text.as_bytes()).await));
+        }
+        let mut turns = Vec::new();
+        for nodes in [directories, same, different] {
+            let top = Directory::try_from_iter(nodes).unwrap();
+            let node = top.to_node();
+            store.directories.put(top).await.unwrap();
+            turns.push(turns_for_others(&store, &[("in", node)]).await);
+        }
+        let [directories, same, different] = turns[..] else { unreachable!() };
+        assert!(directories >= 2001 && same >= 10 && different >= same + 10, "{turns:?}");
     }
 
     #[tokio::test]
