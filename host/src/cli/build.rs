@@ -67,7 +67,7 @@ impl BuildArgs {
 
 fn read(path: &Path, format: Format) -> Result<BuildRequest, CliError> {
     let bytes = if path == Path::new("-") { bounded(io::stdin().lock()) } else { File::open(path).and_then(bounded) };
-    let bytes = bytes.map_err(|error| CliError::wrong_because(format!("can't read the request {path:?}"), error))?;
+    let bytes = bytes.map_err(|error| CliError::at_path(format!("can't read the request {path:?}"), error))?;
     Ok(match format {
         Format::Binpb => BuildRequest::from_binary(&bytes)?,
         Format::Json => match str::from_utf8(&bytes) {

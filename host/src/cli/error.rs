@@ -7,6 +7,7 @@ use std::{
     process::ExitCode,
 };
 
+use nix::errno::Errno;
 use serde_json::{Map, Value, json};
 
 use super::plain_text::PlainText;
@@ -104,6 +105,11 @@ impl CliError {
 
     pub(super) fn failed(message: impl Into<String>, source: impl Error + Send + 'static) -> Self {
         Self::Failed { message: message.into(), source: Some(Box::new(source)), advice: None }
+    }
+
+    /// What was to be done at a path that the user has named.
+    pub(super) fn at_path(message: impl Into<String>, source: io::Error) -> Self {
+        if blames_path(&source) { Self::wrong_because(message, source) } else { Self::failed(message, source) }
     }
 
     pub(super) fn interrupted() -> Self {
@@ -208,6 +214,13 @@ pub(super) fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item
     std::iter::successors(error.source(), |&error| error.source())
 }
 
+/// Whether it is the path that was asked for which can't be, and not this host that is in trouble.
+pub(super) fn blames_path(error: &io::Error) -> bool {
+    use Errno::{EACCES, EEXIST, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EROFS};
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(EACCES | EEXIST | EISDIR | ELOOP | ENAMETOOLONG | ENOENT | ENOTDIR | EPERM | EROFS))
+}
+
 fn request_fields(error: &RequestError) -> Map<String, Value> {
     let RequestError { kind: _, field, rule, value } = error;
     object(json!({ "field": field, "rule": rule, "value": value }))
@@ -292,6 +305,24 @@ mod tests {
         let error = failed(Reason::OutputMissing { outputs: vec!["build/out".into()] });
         assert_eq!(error.json()["fields"]["outputs"][0], "build/out");
         assert_eq!(error.json()["reason"], "output_missing");
+    }
+
+    #[test]
+    fn a_path_is_to_blame_for_what_another_path_mends() {
+        for (errno, blamed) in [
+            (Errno::ENOENT, true),
+            (Errno::ENOTDIR, true),
+            (Errno::EACCES, true),
+            (Errno::EROFS, true),
+            (Errno::ELOOP, true),
+            (Errno::EIO, false),
+            (Errno::EMFILE, false),
+            (Errno::ENFILE, false),
+            (Errno::ENOMEM, false),
+            (Errno::ENOSPC, false),
+        ] {
+            assert_eq!(blames_path(&errno.into()), blamed, "{errno}");
+        }
     }
 
     #[test]

@@ -213,7 +213,7 @@ fn refuse_existing(dest: &Path) -> Result<(), CliError> {
         Ok(_) => Err(CliError::wrong(format!("{dest:?} exists already; outputs are never written over anything"))
             .try_this("remove it, or name another directory with --out")),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound) => Ok(()),
-        Err(error) => Err(CliError::wrong_because(format!("{dest:?} can't be written"), error)),
+        Err(error) => Err(CliError::at_path(format!("{dest:?} can't be written"), error)),
     }
 }
 
@@ -230,7 +230,7 @@ async fn write_outputs(
         };
         if let Some(parent) = dest.parent() {
             fs::create_dir_all(parent)
-                .map_err(|error| CliError::failed(format!("can't make the directory {parent:?}"), error))?;
+                .map_err(|error| CliError::at_path(format!("can't make the directory {parent:?}"), error))?;
         }
         super::export::write(store, &output.node, dest, cancel).await?;
     }
@@ -272,6 +272,17 @@ mod tests {
         let request = request(&["a", "a/b", "ab", "c/d"], &[]);
         let dests: Vec<_> = exports(Path::new("/out"), &request.outputs).collect();
         assert_eq!(dests, [(0, "/out/a".into()), (2, "/out/ab".into()), (3, "/out/c/d".into())]);
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_can_not_be_made_is_the_users_to_mend() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("file"), "").unwrap();
+        let node = Node::Symlink { target: "t".try_into().unwrap() };
+        let result = BuildResult { outputs: vec![BuildOutput { node, needles: [].into() }] };
+        let (store, out, cancel) = (Store::memory(), directory.path().join("file/out"), CancellationToken::new());
+        let written = write_outputs(&store, &out, &request(&["a"], &[]), &result, &cancel).await;
+        assert_eq!(written.unwrap_err().exit().code(), 2);
     }
 
     #[test]

@@ -1,9 +1,6 @@
 //! `export`: a node of the store to a new path.
 
-use std::{
-    io::ErrorKind,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
 use clap::Args;
 use cofferdam_castore::{
@@ -14,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     CliError, StoreArgs,
+    error::blames_path,
     interrupt::blocking,
     node_text::{self, Reference},
     progress::Progress,
@@ -64,20 +62,17 @@ pub(super) async fn write(
     cancel: &CancellationToken,
 ) -> Result<(), CliError> {
     let (store, node, cancel) = (store.clone(), node.clone(), cancel.clone());
-    let work = move || write_here(&store, &node, &dest, &|| cancel.is_cancelled());
+    let work = move || export_unless(&store, &node, &dest, &|| cancel.is_cancelled());
     blocking(&CancellationToken::new(), work).await
 }
 
-fn write_here(store: &Store, node: &Node, dest: &Path, interrupted: &dyn Fn() -> bool) -> Result<(), CliError> {
-    export_unless(store, node, dest, interrupted).map_err(|error| match &error {
-        ExportError::Interrupted => CliError::interrupted(),
-        ExportError::Store { .. } => CliError::failed("the export failed", error),
-        ExportError::Write { source, .. } => match source.kind() {
-            ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::PermissionDenied => {
-                CliError::wrong_because("this can't be exported", error)
-            }
-            _ => CliError::failed("the export failed", error),
-        },
-        _ => CliError::wrong_because("this can't be exported", error),
-    })
+impl From<ExportError> for CliError {
+    fn from(error: ExportError) -> Self {
+        match &error {
+            ExportError::Interrupted => Self::interrupted(),
+            ExportError::Store { .. } => Self::failed("the export failed", error),
+            ExportError::Write { source, .. } if !blames_path(source) => Self::failed("the export failed", error),
+            _ => Self::wrong_because("this can't be exported", error),
+        }
+    }
 }

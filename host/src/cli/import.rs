@@ -14,7 +14,7 @@ use cofferdam_castore::{
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::{CliError, StoreArgs, interrupt::blocking, node_text, print, progress::Progress};
+use super::{CliError, StoreArgs, error::blames_path, interrupt::blocking, node_text, print, progress::Progress};
 use crate::request::entry_to_json;
 
 const EXAMPLES: &str = "\
@@ -66,8 +66,9 @@ pub(super) async fn import(store: &Store, path: PathBuf, cancel: &CancellationTo
 
 impl From<ImportError> for CliError {
     fn from(error: ImportError) -> Self {
-        match error {
+        match &error {
             ImportError::Store { .. } => Self::failed("the import failed", error),
+            ImportError::Read { source, .. } if !blames_path(source) => Self::failed("the import failed", error),
             _ => Self::wrong_because("this can't be imported", error),
         }
     }
@@ -99,7 +100,17 @@ fn json_line(path: &Path, node: &Node) -> String {
 mod tests {
     use std::ffi::OsStr;
 
+    use nix::errno::Errno;
+
     use super::*;
+
+    #[test]
+    fn a_host_in_trouble_is_told_from_a_path_that_can_not_be_imported() {
+        for (errno, code) in [(Errno::ENOENT, 2), (Errno::EACCES, 2), (Errno::EIO, 3), (Errno::EMFILE, 3)] {
+            let error = ImportError::Read { path: "p".into(), action: "open the file", source: errno.into() };
+            assert_eq!(CliError::from(error).exit().code(), code, "{errno}");
+        }
+    }
 
     #[test]
     fn a_line_can_not_be_broken_by_its_path() {
