@@ -92,6 +92,19 @@ fn an_output_may_lie_within_another() {
     assert_eq!(part.node, castore::node_of(&built.exported("build/all/part")));
 }
 
+#[test]
+fn a_result_is_told_even_when_it_can_not_be_exported() {
+    let cofferdam = Cofferdam::new();
+    // A name in /proc is free until somebody tries to take it.
+    let build = cofferdam.build().output("build/out").flag("--out", "/proc/cofferdam");
+    let built = build.shell("echo hello > out").exits_with(2);
+    let node = built.output().node;
+    assert_eq!(node, NodeText::file(b"hello\n", false));
+    let built = built.says("output \"build/out\" can't be written to \"/proc/cofferdam/build/out\"");
+    built.says(&format!("try: cofferdam export {node} /proc/cofferdam/build/out"));
+    assert_eq!(fs::read_to_string(cofferdam.export(node.as_str())).unwrap(), "hello\n");
+}
+
 /// What snix asks for when it builds a Nix derivation.
 #[test]
 fn a_nix_build_writes_its_output_beside_its_inputs() {

@@ -79,6 +79,9 @@ pub enum CliError {
         /// What to do about it.
         advice: Option<String>,
     },
+    /// It failed when a build's result was on stdout already, which has room for one object only.
+    #[error(transparent)]
+    AfterResult(Box<CliError>),
 }
 
 impl From<RequestError> for CliError {
@@ -116,6 +119,15 @@ impl CliError {
         Self::Build(BuildError::Executor(ExecutorError::Interrupted))
     }
 
+    /// Says it in terms of the command; the causes stay.
+    #[must_use]
+    pub(super) fn about(mut self, text: impl Into<String>) -> Self {
+        if let Self::Wrong { message, .. } | Self::Failed { message, .. } = &mut self {
+            *message = text.into();
+        }
+        self
+    }
+
     /// Adds what to do about it.
     #[must_use]
     pub(super) fn try_this(mut self, text: impl Into<String>) -> Self {
@@ -131,6 +143,7 @@ impl CliError {
             Self::Build(BuildError::Failed(_)) => Exit::BuildFailed,
             Self::Build(BuildError::Request(_)) | Self::Wrong { .. } => Exit::RequestWrong,
             Self::Build(BuildError::Executor(_)) | Self::Failed { .. } | Self::Unfit => Exit::Executor,
+            Self::AfterResult(error) => error.exit(),
         }
     }
 
@@ -141,8 +154,10 @@ impl CliError {
 
     /// Tells it: on stderr, and with `json` on stdout, too.
     pub fn report(&self, json: bool) {
-        if let Self::Unfit = self {
-            return;
+        match self {
+            Self::Unfit => return,
+            Self::AfterResult(error) => return error.report(false),
+            _ => {}
         }
         let mut stderr = io::stderr();
         let mut text = self.text();
@@ -175,6 +190,7 @@ impl CliError {
             },
             Self::Build(BuildError::Executor(ExecutorError::Interrupted)) | Self::Unfit => None,
             Self::Build(BuildError::Executor(_)) => Some("`cofferdam doctor` tells what this host lacks, if anything"),
+            Self::AfterResult(error) => error.advice(),
         }
     }
 
@@ -200,6 +216,7 @@ impl CliError {
             Self::Build(BuildError::Executor(error)) => (executor_code(error), Map::new()),
             Self::Wrong { .. } => ("command_line", Map::new()),
             Self::Failed { .. } | Self::Unfit => ("host", Map::new()),
+            Self::AfterResult(error) => return error.json(),
         };
         let mut message = self.to_string();
         for cause in causes(self) {
@@ -305,6 +322,13 @@ mod tests {
         let error = failed(Reason::OutputMissing { outputs: vec!["build/out".into()] });
         assert_eq!(error.json()["fields"]["outputs"][0], "build/out");
         assert_eq!(error.json()["reason"], "output_missing");
+    }
+
+    #[test]
+    fn what_fails_after_the_result_asks_the_same_people_to_act() {
+        for (error, code) in [(CliError::wrong("w"), 2), (CliError::interrupted(), 3)] {
+            assert_eq!(CliError::AfterResult(Box::new(error)).exit().code(), code);
+        }
     }
 
     #[test]

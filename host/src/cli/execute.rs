@@ -9,7 +9,7 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
-use cofferdam_castore::Store;
+use cofferdam_castore::{Node, Store, export::ExportError};
 use cofferdam_images::{Image, SCRATCH_TEMPLATE_BYTES, default_dir};
 use tokio_util::sync::CancellationToken;
 
@@ -136,18 +136,13 @@ impl ExecuteArgs {
 }
 
 impl Ready<'_> {
-    /// Builds, exports and prints.
+    /// Builds, prints and exports, in this order: a result is told whatever becomes of its export.
     pub(super) async fn execute(self, request: BuildRequest, cancel: &CancellationToken) -> Result<(), CliError> {
         let Self { args, settings, store, progress } = self;
         let built = async {
             let builder = Builder::new(store.clone(), settings).map_err(BuildError::Executor)?;
             let observer = Arc::clone(&progress);
-            let built = builder.build(&request, observer, cancel).await?;
-            if let Some(out) = &args.out {
-                progress.step("exporting outputs");
-                write_outputs(&store, out, &request, &built.result, cancel).await?;
-            }
-            Ok::<_, CliError>(built)
+            builder.build(&request, observer, cancel).await
         }
         .await
         .inspect_err(|_| progress.clear())?;
@@ -155,7 +150,12 @@ impl Ready<'_> {
         match args.json {
             true => print(&format!("{}\n", built.result.to_json())),
             false => print(&lines(&request, &built.result)),
-        }
+        }?;
+        let Some(out) = &args.out else { return Ok(()) };
+        progress.step("exporting outputs");
+        let written = write_outputs(&store, out, &request, &built.result, cancel).await;
+        progress.clear();
+        written.map_err(|error| CliError::AfterResult(Box::new(error)))
     }
 }
 
@@ -217,6 +217,7 @@ fn refuse_existing(dest: &Path) -> Result<(), CliError> {
     }
 }
 
+/// Writes one output after the other, up to the first that fails. Those before it stay.
 async fn write_outputs(
     store: &Store,
     out: &Path,
@@ -224,22 +225,37 @@ async fn write_outputs(
     result: &BuildResult,
     cancel: &CancellationToken,
 ) -> Result<(), CliError> {
-    for (index, dest) in exports(out, &request.outputs) {
-        let Some(output) = result.outputs.get(index) else {
-            continue;
-        };
-        if let Some(parent) = dest.parent() {
-            fs::create_dir_all(parent)
-                .map_err(|error| CliError::at_path(format!("can't make the directory {parent:?}"), error))?;
+    let mut exports = exports(out, &request.outputs);
+    while let Some((index, dest)) = exports.next() {
+        let (Some(path), Some(output)) = (request.outputs.get(index), result.outputs.get(index)) else { continue };
+        if let Err(error) = write_output(store, &output.node, &dest, cancel).await {
+            let export =
+                format!("cofferdam export {} {}", node_text::format(&output.node), shown(&dest.to_string_lossy()));
+            let next = match exports.count() {
+                0 => export,
+                more => format!("{export}, and likewise with the outputs that were to follow ({more})"),
+            };
+            let what = format!("the build succeeded, but its output {:?} can't be written to {dest:?}", path.as_str());
+            return Err(error.about(what).try_this(next));
         }
-        super::export::write(store, &output.node, dest, cancel).await?;
     }
     Ok(())
 }
 
+async fn write_output(store: &Store, node: &Node, dest: &Path, cancel: &CancellationToken) -> Result<(), CliError> {
+    if let Some(parent) = dest.parent() {
+        fs::create_dir_all(parent).map_err(|source| ExportError::Write {
+            path: parent.to_owned(),
+            action: "make the directory",
+            source,
+        })?;
+    }
+    super::export::write(store, node, dest.to_owned(), cancel).await
+}
+
 #[cfg(test)]
 mod tests {
-    use cofferdam_castore::{B3Digest, Node};
+    use cofferdam_castore::B3Digest;
 
     use super::*;
     use crate::request::{BuildOutput, proto};
@@ -275,14 +291,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_directory_that_can_not_be_made_is_the_users_to_mend() {
+    async fn an_output_that_can_not_be_written_is_named_and_those_before_it_stay() {
         let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join("file"), "").unwrap();
+        let out = directory.path().join("out");
+        fs::create_dir(&out).unwrap();
+        fs::write(out.join("b"), "a directory is wanted here").unwrap();
         let node = Node::Symlink { target: "t".try_into().unwrap() };
-        let result = BuildResult { outputs: vec![BuildOutput { node, needles: [].into() }] };
-        let (store, out, cancel) = (Store::memory(), directory.path().join("file/out"), CancellationToken::new());
-        let written = write_outputs(&store, &out, &request(&["a"], &[]), &result, &cancel).await;
-        assert_eq!(written.unwrap_err().exit().code(), 2);
+        let output = BuildOutput { node, needles: [].into() };
+        let result = BuildResult { outputs: vec![output; 4] };
+        let request = request(&["a", "b/out", "c", "d"], &[]);
+        let written = write_outputs(&Store::memory(), &out, &request, &result, &CancellationToken::new()).await;
+        let error = written.unwrap_err();
+        assert_eq!(error.exit().code(), 2);
+        assert!(error.to_string().contains("\"b/out\" can't be written"), "{error}");
+        let CliError::Wrong { advice: Some(advice), .. } = error else { panic!("{error:?}") };
+        let command = format!("cofferdam export link:t {}/b/out, and likewise", out.display());
+        assert!(advice.starts_with(&command) && advice.ends_with("(2)"), "{advice}");
+        assert_eq!(fs::read_link(out.join("a")).unwrap(), Path::new("t"));
+        assert!(!out.join("c").exists());
     }
 
     #[test]
