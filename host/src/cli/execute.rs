@@ -201,11 +201,13 @@ fn shown(text: &str) -> String {
 
 /// Where each output goes. One that lies within another goes with that.
 fn exports<'a>(out: &Path, outputs: &'a [RelativePath]) -> impl Iterator<Item = (usize, PathBuf)> + use<'a> {
+    let mut outermost: Vec<_> = outputs.iter().enumerate().collect();
+    // By components, so that what is within a path follows it at once.
+    outermost.sort_unstable_by_key(|(_, path)| path.as_path());
+    outermost.dedup_by(|(_, later), (_, earlier)| later.is_within(earlier));
+    outermost.sort_unstable_by_key(|(index, _)| *index);
     let out = out.to_owned();
-    outputs.iter().enumerate().filter_map(move |(index, path)| {
-        let within_another = outputs.iter().any(|other| other != path && path.is_within(other));
-        (!within_another).then(|| (index, out.join(path.as_path())))
-    })
+    outermost.into_iter().map(move |(index, path)| (index, out.join(path.as_path())))
 }
 
 fn refuse_existing(dest: &Path) -> Result<(), CliError> {
