@@ -1,13 +1,21 @@
 //! The image's directory: opened by whoever boots a guest, made or brought up to date by [`ensure`].
+//!
+//! ```text
+//!   OUT ─▶ OUT.versions/XXXXXXXX/kernel, initramfs, scratch.ext4     replaced by one rename
+//!                                made-from                           locked (shared) by every open Image
+//!   OUT.lock                                                         held while an image is made
+//! ```
+//!
+//! The paths of an [`Image`] lead to one version, so its files belong together however often the image is replaced
+//! meanwhile. A version that is not the current one, and that nobody has open, is deleted when the next one is made.
 
-use std::fs::{self, File};
+use std::ffi::OsString;
+use std::fs::{self, File, Permissions};
 use std::io;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
-
-use crate::aside::Aside;
 use crate::command::CommandError;
 use crate::debian::{Debian, DebianError, Package};
 use crate::prebuilt::{self, PrebuiltError};
@@ -22,12 +30,18 @@ const INITRAMFS: &str = "initramfs";
 const SCRATCH: &str = "scratch.ext4";
 const MADE_FROM: &str = "made-from";
 
+/// All of an image, in the order in which it is deleted: what still has the last one is known to be an image.
+const FILES: [&str; 4] = [KERNEL, INITRAMFS, SCRATCH, MADE_FROM];
+
+/// Most links from one to the next, as in Linux.
+const MAX_LINKS: usize = 40;
+
 /// The static shell's package, and the program in it.
 const SHELL_PACKAGE: &str = "busybox-static";
 const SHELL_PATHS: [&str; 2] = ["bin/busybox", "usr/bin/busybox"];
 
-/// The files that a guest boots from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The files that a guest boots from. They stay as they are at least as long as this, or a clone of it, lives.
+#[derive(Debug, Clone)]
 pub struct Image {
     /// An ELF kernel with PVH entry, or a bzImage.
     pub kernel: PathBuf,
@@ -35,6 +49,8 @@ pub struct Image {
     pub initramfs: PathBuf,
     /// A small ext4 without journal; a copy of it, extended to the wanted size, is the scratch disk.
     pub scratch: PathBuf,
+    /// Keeps [`ensure`] from deleting the files. An image that was made otherwise has none.
+    _in_use: Option<Arc<File>>,
 }
 
 /// Why an image can't be used.
@@ -64,6 +80,7 @@ impl Image {
     ///
     /// Names the file that is missing, and what makes it.
     pub fn open(dir: &Path) -> Result<Self, ImageError> {
+        let (dir, in_use) = hold(dir)?;
         let file = |name| {
             let path = dir.join(name);
             match fs::metadata(&path) {
@@ -73,8 +90,42 @@ impl Image {
                 Err(source) => Err(ImageError::Unusable { path, source }),
             }
         };
-        Ok(Self { kernel: file(KERNEL)?, initramfs: file(INITRAMFS)?, scratch: file(SCRATCH)? })
+        let (kernel, initramfs, scratch) = (file(KERNEL)?, file(INITRAMFS)?, file(SCRATCH)?);
+        Ok(Self { kernel, initramfs, scratch, _in_use: in_use.map(Arc::new) })
     }
+}
+
+/// The version that `dir` leads to, and the lock that keeps it there.
+fn hold(dir: &Path) -> Result<(PathBuf, Option<File>), ImageError> {
+    loop {
+        let version = follow(dir);
+        let path = version.join(MADE_FROM);
+        let in_use = match File::open(&path).and_then(|file| file.lock_shared().map(|()| file)) {
+            Ok(file) => Some(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(source) => return Err(ImageError::Unusable { path, source }),
+        };
+        // From the lock on nobody deletes it; it may have been replaced and deleted before.
+        if follow(dir) == version {
+            return Ok((version, in_use));
+        }
+    }
+}
+
+/// Where the links end that `path` leads to, whether or not something is there. (`canonicalize` would also fail when a
+/// version is deleted while it looks.)
+fn follow(path: &Path) -> PathBuf {
+    let mut path = without_slash(path);
+    for _ in 0..MAX_LINKS {
+        let Ok(target) = fs::read_link(&path) else { break };
+        path = path.parent().unwrap_or(Path::new("")).join(target);
+    }
+    path
+}
+
+/// With a slash at the end, the system follows a link instead of reading or replacing it.
+fn without_slash(path: &Path) -> PathBuf {
+    path.components().collect()
 }
 
 /// Which kernel an image gets.
@@ -141,6 +192,16 @@ pub enum EnsureError {
         #[source]
         source: io::Error,
     },
+    /// Something else is where the image shall be.
+    #[error(
+        "{} must be an image made by cofferdam-image, an empty directory, or nothing: move it away, or name another \
+         directory with --out or COFFERDAM_IMAGE",
+        path.display()
+    )]
+    Foreign {
+        /// The image's directory.
+        path: PathBuf,
+    },
     /// Written, and yet not whole.
     #[error("the new image is not whole")]
     Open(#[from] ImageError),
@@ -164,13 +225,15 @@ enum KernelInput {
 }
 
 /// Makes the image unless it is there and made from the same inputs. Processes that ask for one directory at the same
-/// time make it once, and whoever opens it meanwhile finds the old one or the new one, whole.
+/// time make it once, and whoever opens it meanwhile finds the old one or the new one, whole, and keeps it.
 ///
 /// # Errors
 ///
-/// Says which part could not be made; an image that was there stays.
+/// Says which part could not be made; an image that was there stays, and so does whatever is no image.
 pub fn ensure(options: &Options) -> Result<Image, EnsureError> {
     let out = std::path::absolute(&options.out).map_err(file_error("find", &options.out))?;
+    let out = without_slash(&out);
+    check_replaceable(&out)?;
     let parent = out.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(parent).map_err(file_error("create", parent))?;
     let lock_path = out.with_added_extension("lock");
@@ -184,13 +247,31 @@ pub fn ensure(options: &Options) -> Result<Image, EnsureError> {
     {
         return Ok(image);
     }
-    let aside = Aside::create(out.with_added_extension("new")).map_err(file_error("write", parent))?;
-    write(&inputs, aside.path())?;
-    let path = aside.path().join(MADE_FROM);
-    fs::write(&path, &made_from).map_err(file_error("write", &path))?;
-    sync(&Image::open(aside.path())?)?;
-    replace(aside.path(), &out).map_err(file_error("replace", &out))?;
+    install(&out, |version| {
+        // First, since it marks what a killed run leaves there.
+        let path = version.join(MADE_FROM);
+        fs::write(&path, &made_from).map_err(file_error("write", &path))?;
+        write(&inputs, version)?;
+        sync(&Image::open(version)?)
+    })?;
     Ok(Image::open(&out)?)
+}
+
+/// Nothing is replaced, let alone deleted, that is not known to be an image.
+fn check_replaceable(out: &Path) -> Result<(), EnsureError> {
+    match is_image_or_empty(out) {
+        Ok(true) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() != io::ErrorKind::NotADirectory => Err(file_error("read", out)(error)),
+        _ => Err(EnsureError::Foreign { path: out.to_owned() }),
+    }
+}
+
+fn is_image_or_empty(directory: &Path) -> io::Result<bool> {
+    let names = fs::read_dir(directory)?.map(|entry| entry.map(|entry| entry.file_name()));
+    let names = names.collect::<io::Result<Vec<OsString>>>()?;
+    let all_known = names.iter().all(|name| FILES.iter().any(|file| name == file));
+    Ok(names.is_empty() || all_known && names.iter().any(|name| name == MADE_FROM))
 }
 
 fn gather(options: &Options) -> Result<Inputs, EnsureError> {
@@ -257,14 +338,64 @@ fn sync(image: &Image) -> Result<(), EnsureError> {
     Ok(())
 }
 
-/// Puts `new` in the place of `old`, which need not exist; what was there is deleted.
-fn replace(new: &Path, old: &Path) -> io::Result<()> {
-    match renameat2(AT_FDCWD, new, AT_FDCWD, old, RenameFlags::RENAME_EXCHANGE) {
-        // What is now under the temporary name goes away with it.
-        Ok(()) => Ok(()),
-        Err(Errno::ENOENT) => fs::rename(new, old),
-        Err(error) => Err(error.into()),
+/// Has `fill` make a new version, lets `out` lead to it, and deletes the versions that nobody uses.
+fn install(out: &Path, fill: impl FnOnce(&Path) -> Result<(), EnsureError>) -> Result<(), EnsureError> {
+    let versions = out.with_added_extension("versions");
+    fs::create_dir_all(&versions).map_err(file_error("create", &versions))?;
+    let version = tempfile::Builder::new()
+        .prefix("")
+        .rand_bytes(8)
+        .permissions(Permissions::from_mode(0o755))
+        .tempdir_in(&versions)
+        .map_err(file_error("write", &versions))?;
+    fill(version.path())?;
+    switch(out, &versions, version.path()).map_err(file_error("replace", out))?;
+    let current = version.keep();
+    for entry in fs::read_dir(&versions).into_iter().flatten().flatten() {
+        if entry.path() != current {
+            // What can't be deleted now is in nobody's way.
+            let _ = delete(&entry.path());
+        }
     }
+    Ok(())
+}
+
+fn switch(out: &Path, versions: &Path, version: &Path) -> io::Result<()> {
+    let link = versions.join("next");
+    match fs::remove_file(&link) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // Relative, so that all of it can be moved together.
+    let names = [versions, version].map(|path| path.file_name().unwrap_or_default());
+    symlink(names.iter().collect::<PathBuf>(), &link)?;
+    // Empty, or an image from before there were versions; no link is renamed over a directory.
+    if fs::symlink_metadata(out).is_ok_and(|data| data.is_dir()) {
+        delete(out)?;
+    }
+    fs::rename(&link, out)
+}
+
+/// Deletes an image that nobody uses, or an empty directory, and nothing else.
+fn delete(directory: &Path) -> io::Result<()> {
+    if !is_image_or_empty(directory)? {
+        return Err(io::ErrorKind::DirectoryNotEmpty.into());
+    }
+    let _unused = match File::options().write(true).open(directory.join(MADE_FROM)) {
+        Ok(file) => {
+            file.try_lock()?;
+            Some(file)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    for name in FILES {
+        match fs::remove_file(directory.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    fs::remove_dir(directory)
 }
 
 #[cfg(test)]
@@ -279,17 +410,106 @@ mod tests {
         assert!(error.contains("initramfs") && error.contains("just image"), "{error}");
     }
 
+    /// An image all of whose files say `contents`.
+    fn fill(contents: &str) -> impl FnOnce(&Path) -> Result<(), EnsureError> {
+        move |directory| {
+            for name in FILES {
+                fs::write(directory.join(name), contents).unwrap();
+            }
+            Ok(())
+        }
+    }
+
+    fn contents(image: &Image) -> [String; 3] {
+        [&image.kernel, &image.initramfs, &image.scratch].map(|path| fs::read_to_string(path).unwrap())
+    }
+
+    fn versions(out: &Path) -> usize {
+        fs::read_dir(out.with_added_extension("versions")).unwrap().count()
+    }
+
     #[test]
-    fn an_image_is_replaced_whole() {
+    fn an_open_image_stays_as_it_is_and_is_deleted_once_nobody_uses_it() {
         let directory = tempfile::tempdir().unwrap();
         let out = directory.path().join("image");
-        for contents in ["first", "second"] {
-            let aside = Aside::create(directory.path().join("image.new")).unwrap();
-            fs::write(aside.path().join(KERNEL), contents).unwrap();
-            replace(aside.path(), &out).unwrap();
-            drop(aside);
-            assert_eq!(fs::read_to_string(out.join(KERNEL)).unwrap(), contents);
+        install(&out, fill("first")).unwrap();
+        let first = Image::open(&out).unwrap();
+        let clone = first.clone();
+        drop(first);
+        install(&out, fill("second")).unwrap();
+        assert_eq!(contents(&clone), ["first"; 3]);
+        assert_eq!(contents(&Image::open(&out).unwrap()), ["second"; 3]);
+        assert_eq!(versions(&out), 2);
+        drop(clone);
+        install(&out, fill("third")).unwrap();
+        assert_eq!(contents(&Image::open(&out).unwrap()), ["third"; 3]);
+        assert_eq!(versions(&out), 1);
+    }
+
+    #[test]
+    fn whoever_opens_an_image_while_it_is_replaced_gets_one_version() {
+        let directory = tempfile::tempdir().unwrap();
+        let out = directory.path().join("image");
+        let link = directory.path().join("link");
+        install(&out, fill("first")).unwrap();
+        symlink("image", &link).unwrap();
+        std::thread::scope(|scope| {
+            let replacing = scope.spawn(|| (0..300).for_each(|n| install(&out, fill(&n.to_string())).unwrap()));
+            while !replacing.is_finished() {
+                let [kernel, initramfs, scratch] = contents(&Image::open(&link.join("")).unwrap());
+                assert!(kernel == initramfs && kernel == scratch, "{kernel} {initramfs} {scratch}");
+            }
+        });
+    }
+
+    #[test]
+    fn an_image_without_versions_and_an_empty_directory_are_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        for earlier in [None, Some("earlier")] {
+            let out = directory.path().join(earlier.unwrap_or("empty"));
+            fs::create_dir(&out).unwrap();
+            if let Some(contents) = earlier {
+                fill(contents)(&out).unwrap();
+                assert_eq!(self::contents(&Image::open(&out).unwrap()), [contents; 3]);
+            }
+            check_replaceable(&out).unwrap();
+            install(&out, fill("new")).unwrap();
+            assert_eq!(contents(&Image::open(&out).unwrap()), ["new"; 3]);
+            assert_eq!(versions(&out), 1);
         }
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_no_image_is_neither_replaced_nor_deleted() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        let with_others = directory.path().join("an image and more");
+        let without_marker = directory.path().join("without made-from");
+        fs::write(&file, "").unwrap();
+        for (path, name) in [(&with_others, "notes"), (&without_marker, KERNEL)] {
+            fs::create_dir(path).unwrap();
+            fs::write(path.join(name), "").unwrap();
+        }
+        fill("")(&with_others).unwrap();
+        for out in [&file, &with_others, &without_marker, &directory.path().to_owned()] {
+            let error = ensure(&Options { out: out.clone(), ..Options::default() }).unwrap_err();
+            assert!(matches!(&error, EnsureError::Foreign { path } if path == out), "{error}");
+            assert!(error.to_string().contains("--out"), "{error}");
+            delete(out).unwrap_err();
+        }
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 3);
+        assert_eq!(fs::read_dir(with_others).unwrap().count(), 5);
+        assert_eq!(fs::read_dir(without_marker).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_new_version_leaves_what_is_no_version() {
+        let directory = tempfile::tempdir().unwrap();
+        let out = directory.path().join("image");
+        let foreign = directory.path().join("image.versions/foreign");
+        fs::create_dir_all(&foreign).unwrap();
+        fs::write(foreign.join(KERNEL), "").unwrap();
+        install(&out, fill("new")).unwrap();
+        assert!(foreign.join(KERNEL).exists());
     }
 }

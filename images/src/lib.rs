@@ -3,7 +3,7 @@
 //! ```text
 //!   guest-init/ ──────── cargo, static ─────────────┐
 //!   busybox-static ───── apt, unpacked ─────────────┼─▶ initramfs ────┐
-//!   cloud kernel ─────── apt, unpacked ──┬─ modules ┘                 ├─▶ one directory, renamed into place
+//!   cloud kernel ─────── apt, unpacked ──┬─ modules ┘                 ├─▶ one directory, which a link leads to
 //!     or minimal kernel, compiled ───────┴─ kernel ───────────────────┤
 //!   mke2fs ──────────────────────────────── scratch.ext4 ─────────────┘
 //! ```
