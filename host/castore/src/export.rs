@@ -15,9 +15,9 @@ use std::{
 use futures::{TryStreamExt as _, executor::block_on};
 use nix::{
     errno::Errno,
-    fcntl::{AT_FDCWD, OFlag, RenameFlags, openat, renameat2},
+    fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, openat, renameat, renameat2},
     sys::stat::{Mode, mkdirat},
-    unistd::symlinkat,
+    unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat},
 };
 
 use crate::{B3Digest, Directory, Node, PathComponent, Store};
@@ -131,11 +131,36 @@ pub fn export_unless(
         Node::Directory { digest, size } => exporter.tree(&aside.dir, content, digest, *size)?,
         node => exporter.leaf(&aside.dir, content, node)?,
     }
-    match renameat2(&aside.dir, content, &parent_dir, Path::new(name), RenameFlags::RENAME_NOREPLACE) {
+    let name = Path::new(name);
+    let renamed = match renameat2(&aside.dir, content, &parent_dir, name, RenameFlags::RENAME_NOREPLACE) {
+        // NFS, and others that know no flags.
+        Err(Errno::EINVAL) => rename_without_flags(&aside.dir, content, &parent_dir, name, node),
+        renamed => renamed,
+    };
+    match renamed {
         Ok(()) => Ok(()),
-        Err(Errno::EEXIST) => Err(ExportError::Exists(dest.to_owned())),
+        Err(Errno::EEXIST | Errno::ENOTEMPTY) => Err(ExportError::Exists(dest.to_owned())),
         Err(errno) => Err(write_error(dest, "give the export its name", errno)),
     }
+}
+
+/// Replaces nothing either: a link never does, and a directory only an empty one, which is made here.
+fn rename_without_flags(
+    aside: &OwnedFd,
+    content: &Path,
+    parent_dir: &OwnedFd,
+    name: &Path,
+    node: &Node,
+) -> nix::Result<()> {
+    if !matches!(node, Node::Directory { .. }) {
+        // The other name goes away with its directory.
+        return linkat(aside, content, parent_dir, name, AtFlags::empty());
+    }
+    mkdirat(parent_dir, name, Mode::S_IRWXU)?;
+    renameat(aside, content, parent_dir, name).inspect_err(|_| {
+        // Fails if somebody has put something there.
+        let _ = unlinkat(parent_dir, name, UnlinkatFlags::RemoveDir);
+    })
 }
 
 /// A private directory beside the destination; gone when dropped, with all that is in it.
@@ -322,6 +347,11 @@ fn write_error(path: &Path, action: &'static str, source: impl Into<io::Error>) 
 mod tests {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
+    use nix::libc;
+    use seccompiler::{
+        BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+        apply_filter,
+    };
     use tokio::io::AsyncWriteExt as _;
 
     use super::*;
@@ -349,6 +379,55 @@ mod tests {
         let error = export(store, node, &dir.path().join("out")).unwrap_err();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         error
+    }
+
+    /// Does `work` in a thread in which the system call fails whenever the argument has all these bits.
+    fn failing(
+        (call, argument, bits): (libc::c_long, u8, libc::c_int),
+        errno: Errno,
+        work: impl FnOnce() + Send + 'static,
+    ) {
+        let bits = u64::from(bits.cast_unsigned());
+        let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(bits), bits);
+        let rules = [(call, vec![SeccompRule::new(vec![condition.unwrap()]).unwrap()])];
+        let fail = SeccompAction::Errno((errno as i32).cast_unsigned());
+        let arch = std::env::consts::ARCH.try_into().unwrap();
+        let filter = SeccompFilter::new(rules.into(), SeccompAction::Allow, fail, arch).unwrap();
+        let filter: BpfProgram = filter.try_into().unwrap();
+        std::thread::spawn(move || {
+            apply_filter(&filter).unwrap();
+            work();
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn a_file_system_without_rename_flags_will_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_owned();
+        failing((libc::SYS_renameat2, 4, libc::RENAME_NOREPLACE as libc::c_int), Errno::EINVAL, move || {
+            let store = Store::memory();
+            let plain = put(&store, b"contents", false);
+            let tree = put_directory(&store, [("below", plain.clone())]);
+            for (name, node) in [("file", &plain), ("link", &link("nowhere")), ("tree", &tree)] {
+                export(&store, node, &path.join(name)).unwrap();
+            }
+            // What nobody sees who looks before an export but not after it.
+            for node in [&plain, &tree] {
+                let taken = path.join("taken");
+                let appears = || {
+                    fs::write(&taken, "old").unwrap();
+                    false
+                };
+                assert!(matches!(export_unless(&store, node, &taken, &appears), Err(ExportError::Exists(_))));
+                fs::remove_file(taken).unwrap();
+            }
+        });
+        assert_eq!(fs::read(dir.path().join("file")).unwrap(), b"contents");
+        assert_eq!(fs::read_link(dir.path().join("link")).unwrap(), Path::new("nowhere"));
+        assert_eq!(fs::read(dir.path().join("tree/below")).unwrap(), b"contents");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
     }
 
     #[test]
