@@ -179,7 +179,10 @@ impl Aside {
                     let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
                     return match openat(parent_dir, name.as_str(), flags, Mode::empty()) {
                         Ok(dir) => Ok(Self { dir, path }),
-                        Err(errno) => Err(write_error(&path, "open the directory", errno)),
+                        Err(errno) => {
+                            let _ = unlinkat(parent_dir, name.as_str(), UnlinkatFlags::RemoveDir);
+                            Err(write_error(&path, "open the directory", errno))
+                        }
                     };
                 }
                 // Another export of this process, or the leftover of one that was killed.
@@ -428,6 +431,19 @@ mod tests {
         assert_eq!(fs::read_link(dir.path().join("link")).unwrap(), Path::new("nowhere"));
         assert_eq!(fs::read(dir.path().join("tree/below")).unwrap(), b"contents");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn nothing_is_left_when_descriptors_run_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let dest = dir.path().join("out");
+        // The first of a directory that is new.
+        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+        failing((libc::SYS_openat, 2, flags.bits()), Errno::EMFILE, move || {
+            let error = export(&Store::memory(), &link("t"), &dest).unwrap_err();
+            assert!(matches!(error, ExportError::Write { action: "open the directory", .. }));
+        });
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]
