@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use super::DebianError;
 use crate::command;
 
-/// Package lists younger than this are not fetched again.
+/// Package lists younger than this are not fetched again, unless a refresh is asked for.
 const LISTS_FRESH: Duration = Duration::from_secs(60 * 60);
 
 /// Where Debian keeps the keys of its archive; where this file is missing, apt's general keyring has them.
@@ -68,15 +68,20 @@ pub(super) enum Lists {
 pub(super) struct Apt {
     pub(super) directory: PathBuf,
     pub(super) progress: fn(&str),
+    /// Package lists fetched before are fetched again.
+    fresh_since: SystemTime,
 }
 
 impl Apt {
-    pub(super) fn open(directory: PathBuf, progress: fn(&str)) -> Result<Self, DebianError> {
+    /// With `refresh`, package lists from before now are too old.
+    pub(super) fn open(directory: PathBuf, refresh: bool, progress: fn(&str)) -> Result<Self, DebianError> {
         for name in ["archives/partial", "empty/partial", "lists/partial", "source-lists/partial"] {
             let path = directory.join(name);
             fs::create_dir_all(&path).map_err(|source| DebianError::Cache { path, source })?;
         }
-        let this = Self { directory, progress };
+        let now = SystemTime::now();
+        let fresh_since = if refresh { now } else { now - LISTS_FRESH };
+        let this = Self { directory, progress, fresh_since };
         let own = this.directory.to_string_lossy().into_owned();
         let settings = SETTINGS.replace('@', &own);
         this.write("settings", &settings)?;
@@ -133,9 +138,8 @@ impl Apt {
             Lists::Binary => "lists/fetched",
             Lists::Source => "source-lists/fetched",
         });
-        let age = stamp.metadata().and_then(|data| data.modified()).ok();
-        let age = age.and_then(|fetched| SystemTime::now().duration_since(fetched).ok());
-        if age.is_some_and(|age| age < LISTS_FRESH) {
+        let fetched = stamp.metadata().and_then(|data| data.modified());
+        if fetched.is_ok_and(|fetched| (self.fresh_since..=SystemTime::now()).contains(&fetched)) {
             return Ok(());
         }
         if lists == Lists::Source {
@@ -201,4 +205,31 @@ impl Apt {
 
 fn fetch_error(what: &str, source: command::CommandError) -> DebianError {
     DebianError::Fetch { what: what.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    /// With the host's own apt, which has nothing to fetch.
+    #[test]
+    fn a_refresh_fetches_lists_of_any_age_once() {
+        let cache = tempfile::tempdir().unwrap();
+        let stamp = cache.path().join("lists/fetched");
+        let fetched = || stamp.metadata().unwrap().modified().unwrap();
+        let earlier = SystemTime::now() - LISTS_FRESH / 2;
+        for (refresh, fetches) in [(false, false), (true, true)] {
+            let apt = Apt::open(cache.path().to_owned(), refresh, |_| {}).unwrap();
+            let mut settings = File::options().append(true).open(cache.path().join("settings")).unwrap();
+            settings.write_all(b"Dir::Etc::sourcelist \"/dev/null\"; Dir::Etc::sourceparts \"/dev/null\";").unwrap();
+            File::create(&stamp).unwrap().set_modified(earlier).unwrap();
+            apt.update(Lists::Binary).unwrap();
+            assert_eq!(fetched() != earlier, fetches);
+            let last = fetched();
+            apt.update(Lists::Binary).unwrap();
+            assert_eq!(fetched(), last);
+        }
+    }
 }

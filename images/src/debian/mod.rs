@@ -88,7 +88,8 @@ pub struct Debian {
 
 impl Debian {
     /// Keeps lists, packages and answers below `cache` ([`crate::cache_dir`] is the user's own). `progress` hears one
-    /// line before each slow step. With `refresh`, questions are asked anew even if their answers are known.
+    /// line before each slow step. With `refresh`, lists are fetched and questions asked anew, however new what is
+    /// known.
     ///
     /// # Errors
     ///
@@ -99,7 +100,7 @@ impl Debian {
             let path = directory.join(name);
             fs::create_dir_all(&path).map_err(|source| DebianError::Cache { path, source })?;
         }
-        Ok(Self { apt: Apt::open(directory, progress)?, refresh })
+        Ok(Self { apt: Apt::open(directory, refresh, progress)?, refresh })
     }
 
     /// The newest version of one package, without what it depends on.
