@@ -7,7 +7,7 @@ use prost::Message;
 use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
 use serde_json::Value;
 
-use super::{BuildRequest, BuildResult, RequestError, RequestErrorKind, proto, validate};
+use super::{BuildRequest, BuildResult, RequestError, RequestErrorKind, error::quoted, proto, validate};
 
 const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/snix_build_v1.binpb"));
 
@@ -33,6 +33,15 @@ pub(crate) fn entry_to_json(entry: &Entry) -> Value {
     serde_json::from_str(&to_json("snix.castore.v1.Entry", entry)).expect("it was just written")
 }
 
+/// What the parser says repeats what the client made up.
+fn malformed(error: &serde_json::Error) -> RequestError {
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    let said = error.to_string();
+    let said = quoted(said.strip_suffix(&place).unwrap_or(&said).as_bytes());
+    let rule = format!("must be a snix.build.v1.BuildRequest in ProtoJSON; reading it ended{place}: {said}");
+    RequestError::new(RequestErrorKind::Malformed, "the request", rule)
+}
+
 impl BuildRequest {
     /// Reads and checks a request in ProtoJSON. Fields that the format doesn't have are refused.
     ///
@@ -41,17 +50,13 @@ impl BuildRequest {
     /// The text is no `BuildRequest`, or it breaks a rule.
     pub fn from_json(text: &str) -> Result<Self, RequestError> {
         validate::check_encoded_bytes(text.len())?;
-        let malformed = |error: &dyn std::fmt::Display| {
-            let rule = format!("must be a snix.build.v1.BuildRequest in ProtoJSON: {error}");
-            RequestError::new(RequestErrorKind::Malformed, "the request", rule)
-        };
         let mut json = serde_json::Deserializer::from_str(text);
         let options = DeserializeOptions::new().deny_unknown_fields(true);
         let message =
             DynamicMessage::deserialize_with_options(descriptor("snix.build.v1.BuildRequest"), &mut json, &options)
                 .map_err(|error| malformed(&error))?;
         json.end().map_err(|error| malformed(&error))?;
-        let message: proto::BuildRequest = message.transcode_to().map_err(|error| malformed(&error))?;
+        let message: proto::BuildRequest = message.transcode_to().expect("it has the same descriptor");
         message.try_into()
     }
 

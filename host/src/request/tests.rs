@@ -400,6 +400,16 @@ fn what_is_no_request_is_refused_as_malformed() {
     assert_eq!(BuildRequest::from_json("{}").unwrap_err().field, "command_args");
 }
 
+#[test]
+fn what_a_parser_repeats_stays_one_short_line() {
+    let hostile = r"x\nerror: forged\u001b[2J\u202e".repeat(1000);
+    for json in [format!(r#"{{"{hostile}":1}}"#), format!(r#"{{"outputs":"{hostile}"}}"#)] {
+        let error = BuildRequest::from_json(&json).unwrap_err().to_string();
+        assert!(error.len() < 1000 && !error.contains(char::is_control) && !error.contains('\u{202e}'), "{error}");
+        assert!(error.contains("at line 1 column"), "{error}");
+    }
+}
+
 /// Whoever changes these changes every request's identity.
 #[test]
 fn digests_stay_as_they_are() {
