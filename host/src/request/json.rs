@@ -7,7 +7,9 @@ use prost::Message;
 use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
 use serde_json::Value;
 
-use super::{BuildRequest, BuildResult, RequestError, RequestErrorKind, error::quoted, proto, validate};
+use super::{
+    BuildRequest, BuildResult, RequestError, RequestErrorKind, counts::Counts, error::quoted, proto, validate,
+};
 
 const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/snix_build_v1.binpb"));
 
@@ -50,11 +52,12 @@ impl BuildRequest {
     /// The text is no `BuildRequest`, or it breaks a rule.
     pub fn from_json(text: &str) -> Result<Self, RequestError> {
         validate::check_encoded_bytes(text.len())?;
+        let descriptor = descriptor("snix.build.v1.BuildRequest");
+        Counts::of_json(text, descriptor.clone()).map_err(|error| malformed(&error))?.check()?;
         let mut json = serde_json::Deserializer::from_str(text);
         let options = DeserializeOptions::new().deny_unknown_fields(true);
-        let message =
-            DynamicMessage::deserialize_with_options(descriptor("snix.build.v1.BuildRequest"), &mut json, &options)
-                .map_err(|error| malformed(&error))?;
+        let message = DynamicMessage::deserialize_with_options(descriptor, &mut json, &options)
+            .map_err(|error| malformed(&error))?;
         json.end().map_err(|error| malformed(&error))?;
         let message: proto::BuildRequest = message.transcode_to().expect("it has the same descriptor");
         message.try_into()

@@ -11,6 +11,7 @@
 //! build it is another question, which [`admit`] answers.
 
 mod admission;
+mod counts;
 mod error;
 mod json;
 mod path;
@@ -20,7 +21,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use cofferdam_castore::{B3Digest, Node, PathComponent, proto::Entry};
-use prost::Message;
+use prost::{DecodeError, Message};
+
+use self::counts::Counts;
 
 pub use admission::{Host, SYSTEM, admit};
 pub use error::{RequestError, RequestErrorKind};
@@ -123,12 +126,19 @@ impl BuildRequest {
     ///
     /// The bytes are no `BuildRequest`, or it breaks a rule.
     pub fn from_binary(bytes: &[u8]) -> Result<Self, RequestError> {
+        Self::check_binary(bytes)?;
+        proto::BuildRequest::decode(bytes).map_err(|error| not_binary(&error))?.try_into()
+    }
+
+    /// Checks of a binary message what must be known before anybody decodes it, since it takes many times its size
+    /// then: how long it is, and how many entries its lists have.
+    ///
+    /// # Errors
+    ///
+    /// The bytes are no message, or too much.
+    pub fn check_binary(bytes: &[u8]) -> Result<(), RequestError> {
         validate::check_encoded_bytes(bytes.len())?;
-        let message = proto::BuildRequest::decode(bytes).map_err(|error| {
-            let rule = format!("must be a binary snix.build.v1.BuildRequest: {error}");
-            RequestError::new(RequestErrorKind::Malformed, "the request", rule)
-        })?;
-        message.try_into()
+        Counts::of_binary(bytes).map_err(|error| not_binary(&error))?.check()
     }
 
     /// The message that this request is made from.
@@ -177,6 +187,11 @@ impl BuildRequest {
     pub fn digest(&self) -> B3Digest {
         blake3::Hasher::new_derive_key(DIGEST_CONTEXT).update(&self.to_proto().encode_to_vec()).finalize().into()
     }
+}
+
+fn not_binary(error: &DecodeError) -> RequestError {
+    let rule = format!("must be a binary snix.build.v1.BuildRequest: {error}");
+    RequestError::new(RequestErrorKind::Malformed, "the request", rule)
 }
 
 impl BuildResult {

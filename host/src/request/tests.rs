@@ -362,6 +362,44 @@ fn an_encoded_request_is_bounded_before_it_is_decoded() {
     validate::check_encoded_bytes(MAX_ENCODED_BYTES).unwrap();
 }
 
+/// Each list's field key in the binary form, its names in ProtoJSON, the field in errors, and the most entries.
+const LISTS: [(u8, [&str; 2], &str, usize); 8] = [
+    (0x0a, ["inputs"; 2], "inputs", MAX_INPUTS),
+    (0x12, ["commandArgs", "command_args"], "command_args", MAX_ARGS),
+    (0x22, ["scratchPaths", "scratch_paths"], "scratch_paths", MAX_SCRATCH_PATHS),
+    (0x32, ["outputs"; 2], "outputs", MAX_OUTPUTS),
+    (0x3a, ["environmentVars", "environment_vars"], "environment_vars", MAX_ENVIRONMENT_VARS),
+    (0x1a, ["availableRoPaths", "available_ro_paths"], "constraints.available_ro_paths", MAX_RO_PATHS),
+    (0x4a, ["additionalFiles", "additional_files"], "additional_files", MAX_ADDITIONAL_FILES),
+    (0x52, ["refscanNeedles", "refscan_needles"], "refscan_needles", MAX_NEEDLES),
+];
+
+/// Entries that can't be decoded tell whether anybody has tried.
+#[test]
+fn the_entries_of_lists_are_counted_before_they_are_decoded() {
+    for (key, names, field, limit) in LISTS {
+        let in_constraints = field.starts_with("constraints.");
+        let binary = |count: usize| {
+            let entry = [key, 1, 0xff];
+            let entry = if in_constraints { [[0x42, 3].as_slice(), &entry].concat() } else { entry.to_vec() };
+            BuildRequest::from_binary(&entry.repeat(count)).unwrap_err()
+        };
+        let json = |name: &str, count: usize| {
+            let list = format!(r#"{{"{name}":[{}]}}"#, vec!["7"; count].join(","));
+            let json = if in_constraints { format!(r#"{{"constraints":{list}}}"#) } else { list };
+            BuildRequest::from_json(&json).unwrap_err()
+        };
+        let json_name = |count| json(names[0], count);
+        let proto_name = |count| json(names[1], count);
+        for refused in [&binary as &dyn Fn(usize) -> RequestError, &json_name, &proto_name] {
+            assert_eq!(refused(limit).kind, RequestErrorKind::Malformed, "{field}");
+            let expected = format!("{field} must not have more than {limit} entries (got {})", limit + 1);
+            assert_eq!(refused(limit + 1).to_string(), expected);
+        }
+    }
+    BuildRequest::from_json(r#"{"commandArgs":["a"],"inputs":null,"constraints":null}"#).unwrap();
+}
+
 #[test]
 fn proto_json_is_canonical() {
     let json = r#"{"inputs":[{"file":{"name":"YQ==","digest":"AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=","size":"3","executable":true}}],"commandArgs":["a"],"workingDir":"build","environmentVars":[{"key":"K","value":"/g=="}],"constraints":{"system":"x86_64-linux","minMemory":"1152921504606846976","provideBinSh":true}}"#;

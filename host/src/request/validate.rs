@@ -14,6 +14,7 @@ use cofferdam_protocol::frame;
 
 use super::{
     AbsolutePath, AdditionalFile, BuildConstraints, BuildRequest, EnvVar, RelativePath, RequestError, RequestErrorKind,
+    counts::Counts,
     error::quoted,
     proto::{self, build_request as wire},
 };
@@ -49,7 +50,7 @@ impl TryFrom<proto::BuildRequest> for BuildRequest {
     type Error = RequestError;
 
     fn try_from(message: proto::BuildRequest) -> Result<Self> {
-        check_counts(&message)?;
+        Counts::of_message(&message).check()?;
         let request = Self {
             inputs: inputs(message.inputs)?,
             command_args: command_args(message.command_args)?,
@@ -101,26 +102,6 @@ pub(super) fn check_encoded_bytes(length: usize) -> Result<()> {
     }
     let rule = format!("must not be larger than {MAX_ENCODED_BYTES} bytes; put large files into inputs");
     Err(RequestError::new(RequestErrorKind::Malformed, "the request", rule).got(format_args!("{length} bytes")))
-}
-
-fn check_counts(message: &proto::BuildRequest) -> Result<()> {
-    let ro_paths = message.constraints.as_ref().map_or(0, |constraints| constraints.available_ro_paths.len());
-    for (field, count, limit) in [
-        ("inputs", message.inputs.len(), MAX_INPUTS),
-        ("command_args", message.command_args.len(), MAX_ARGS),
-        ("scratch_paths", message.scratch_paths.len(), MAX_SCRATCH_PATHS),
-        ("outputs", message.outputs.len(), MAX_OUTPUTS),
-        ("environment_vars", message.environment_vars.len(), MAX_ENVIRONMENT_VARS),
-        ("constraints.available_ro_paths", ro_paths, MAX_RO_PATHS),
-        ("additional_files", message.additional_files.len(), MAX_ADDITIONAL_FILES),
-        ("refscan_needles", message.refscan_needles.len(), MAX_NEEDLES),
-    ] {
-        if count > limit {
-            let rule = format!("must not have more than {limit} entries");
-            return Err(RequestError::invalid(field, rule).got(count));
-        }
-    }
-    Ok(())
 }
 
 fn inputs(entries: Vec<Entry>) -> Result<BTreeMap<PathComponent, Node>> {
