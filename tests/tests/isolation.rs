@@ -1,6 +1,6 @@
 //! What a command can see and reach: nothing but its build.
 
-use cofferdam_tests::{Cofferdam, Outcome};
+use cofferdam_tests::{Cofferdam, Outcome, guest};
 
 /// Runs a script and gives what it printed.
 fn printed_by(script: &str) -> String {
@@ -65,6 +65,12 @@ fn there_is_no_network_but_loopback() {
          nc -w 2 192.0.2.1 80 < /dev/null 2>/dev/null || echo nobody is out there",
     );
     assert_eq!(facts, "lo\n,UP\ninet 127.0.0.1/8\n0\nhello\nnobody is out there\n");
+}
+
+#[test]
+fn there_is_no_vsock() {
+    let cofferdam = Cofferdam::new();
+    cofferdam.build().input("probe", guest::probe()).run(["/inputs/probe", "vsock"]).succeeds();
 }
 
 #[test]
