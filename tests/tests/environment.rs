@@ -1,6 +1,6 @@
 //! What a command is given: environment, working directory, machine, files.
 
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt, time::Duration};
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 
 use cofferdam_tests::Cofferdam;
 use serde_json::json;
@@ -128,18 +128,21 @@ fn a_build_ends_with_its_command_whatever_it_leaves_behind() {
     let cofferdam = Cofferdam::new();
     let built = cofferdam
         .build()
-        .output("build/out")
-        .exported()
+        .output("build/a-growing")
+        .output("build/b-large")
+        .output("build/c-growing")
         .shell(
             "sleep 1000 &
              setsid sleep 1000 &
-             (setsid sh -c 'trap \"\" TERM HUP INT; sleep 1000; sleep 1000' &)
-             (sh -c 'while true; do echo x >> /build/growing; done' > /dev/null 2>&1 &)
-             while [ ! -s growing ]; do sleep 0.1; done
-             echo done > out; echo the command ends",
+             grow='trap \"\" TERM HUP INT; while true; do echo x >> /build/a-growing; done'
+             (setsid sh -c \"$grow\" > /dev/null 2>&1 &)
+             while [ ! -s a-growing ]; do sleep 0.1; done
+             ln a-growing c-growing; truncate -s 64M b-large
+             echo the command ends",
         )
         .succeeds()
         .says("the command ends");
-    assert_eq!(built.read("build/out"), "done\n");
-    assert!(built.took < Duration::from_secs(60), "leftovers held the build up: {built}");
+    // One file, sent a second time long after the first.
+    let [first, _, second] = &built.outputs()[..] else { panic!("{built}") };
+    assert_eq!(first.node, second.node, "something wrote after the command had ended");
 }
