@@ -1,12 +1,13 @@
 //! Much of everything: bytes, files, builds.
 
-use std::{fs, time::Instant};
+use std::{fs, thread, time::Instant};
 
 use cofferdam_tests::{
     Cofferdam,
     castore::{self, NodeText},
     slots,
 };
+use nix::sys::signal::Signal;
 
 const MIB: u64 = 1 << 20;
 
@@ -58,16 +59,24 @@ fn four_builds_at_once_share_a_store() {
     let shared = cofferdam.import(&cofferdam.file("shared", "for everyone\n"));
     let _all = slots::take_all();
     let begun = Instant::now();
-    let builds: Vec<_> = (0..4)
+    let mut builds: Vec<_> = (0..4)
         .map(|number| {
             let build = cofferdam.build().without_slot().input_node("shared", &shared).output("build/out").exported();
-            // All four are in their commands at the same time.
             build
-                .start_shell(&format!("mkdir out; cp /inputs/shared out; echo {number} > out/own; echo ready; sleep 8"))
+                .start_shell(&format!("mkdir out; echo {number} > out/own; echo ready; sleep 5; cp /inputs/shared out"))
         })
         .collect();
+    // Stopped in the middle of its command, which needs the host for the input, a build waits for the others.
+    thread::scope(|scope| {
+        for build in &builds {
+            scope.spawn(|| build.wait_for("ready").signal(Signal::SIGSTOP));
+        }
+    });
+    for build in &mut builds {
+        assert!(build.is_alive(), "a build has ended before all had begun: {}", build.stderr_so_far());
+    }
     for build in &builds {
-        build.wait_for("ready");
+        build.signal(Signal::SIGCONT);
     }
     for (number, build) in builds.into_iter().enumerate() {
         let built = build.end().succeeds();
