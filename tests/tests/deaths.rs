@@ -3,7 +3,7 @@
 
 use std::{fs, thread, time::Duration};
 
-use cofferdam_tests::{Build, Cofferdam, Running, guest};
+use cofferdam_tests::{Build, Cofferdam, Running, guest, slots};
 use nix::sys::signal::Signal;
 
 /// A build in the middle of its command.
@@ -73,14 +73,23 @@ fn a_host_killed_while_it_ingests_leaves_no_half_blob() {
 #[test]
 fn a_killed_host_does_not_disturb_the_builds_beside_it() {
     let cofferdam = Cofferdam::new();
-    let survivor = cofferdam.build().output("build/out").start_shell("echo survivor runs; sleep 6; echo fine > out");
-    survivor.wait_for("survivor runs");
-    let killed = running(cofferdam.build());
+    let _all = slots::take_all();
+    let build = cofferdam.build().without_slot().output("build/out").exported();
+    let mut survivor = build.start_shell("echo survivor runs; sleep 5; echo fine > out");
+    // Stopped, it lives for as long as this test wants.
+    survivor.wait_for("survivor runs").signal(Signal::SIGSTOP);
+    let its_own = cofferdam.leftovers();
+    let killed = running(cofferdam.build().without_slot());
     killed.signal(Signal::SIGKILL);
     killed.end();
+    let others = cofferdam.leftovers().into_iter().filter(|path| !its_own.contains(path));
+    assert_ne!(others.count(), 0, "this test tests nothing: a killed host can't have cleaned up");
     // Cleans up after the killed one, and must leave the living one alone.
-    cofferdam.build().shell("true").succeeds();
-    survivor.end().succeeds();
+    cofferdam.build().without_slot().shell("true").succeeds();
+    assert!(survivor.is_alive(), "it has ended before the others: {}", survivor.stderr_so_far());
+    assert_eq!(cofferdam.leftovers(), its_own, "a living build's files are gone, or a killed one's are not");
+    survivor.signal(Signal::SIGCONT);
+    assert_eq!(survivor.end().succeeds().read("build/out"), "fine\n");
 }
 
 #[test]
