@@ -2,7 +2,7 @@
 
 use std::{
     error::Error,
-    fs::File,
+    fs::{File, OpenOptions},
     io::{self, BufWriter, Write as _},
     os::fd::{AsFd, AsRawFd as _, BorrowedFd},
     thread::sleep,
@@ -46,7 +46,7 @@ pub(crate) struct Host {
 /// Runs the one build of this machine and ends the machine.
 pub(crate) fn run() -> ! {
     std::panic::set_hook(Box::new(|panic| {
-        eprintln!("guest-init: {panic}");
+        tell(&format!("guest-init: {panic}"));
         boot::power_off()
     }));
     if let Err(error) = boot::prepare() {
@@ -129,7 +129,7 @@ impl Host {
     fn tell_of_panics(&self) -> io::Result<()> {
         let socket = self.socket.try_clone()?;
         std::panic::set_hook(Box::new(move |panic| {
-            eprintln!("guest-init: {panic}");
+            tell(&format!("guest-init: {panic}"));
             let detail = bounded(format!("guest-init panicked: {panic}"));
             let message = FromGuest::SetupFailed(SetupFailure { step: Step::Start, detail: &detail });
             let _ = FrameWriter::new(&socket, MAX_FROM_GUEST_BYTES).write(&message);
@@ -170,5 +170,14 @@ fn complain(error: &dyn Error) {
         text.push_str(&format!(": {error}"));
         cause = error.source();
     }
-    eprintln!("{text}");
+    tell(&text);
+}
+
+/// Through the kernel's log, since the console's driver may be a module that was loaded long after the standard streams
+/// were opened. As an error, which `quiet` lets through.
+fn tell(text: &str) {
+    let log = OpenOptions::new().write(true).open("/dev/kmsg");
+    if log.and_then(|mut log| log.write_all(format!("<3>{text}").as_bytes())).is_err() {
+        eprintln!("{text}");
+    }
 }

@@ -11,8 +11,17 @@ use crate::modules::{Module, ModulesError, Tree};
 const METAPACKAGE: &str = "linux-image-cloud-amd64";
 
 /// What a guest needs; all else is a dependency or built into the kernel.
-const MODULES: &[&str] =
-    &["virtio_pci", "virtio_blk", "virtiofs", "vmw_vsock_virtio_transport", "overlay", "ext4", "virtio_rng"];
+const MODULES: &[&str] = &[
+    "virtio_pci",
+    "virtio_console",
+    "pvpanic_pci",
+    "virtio_blk",
+    "virtiofs",
+    "vmw_vsock_virtio_transport",
+    "overlay",
+    "ext4",
+    "virtio_rng",
+];
 
 /// Why there is no kernel.
 #[derive(Debug, thiserror::Error)]
