@@ -242,13 +242,13 @@ pub enum ExecutorError {
     /// The VMM.
     #[error("can't start the virtual machine")]
     Vmm(#[source] vmm::VmmError),
-    /// A process that the build needs has died.
-    #[error("{program} died ({status}) {when}{}", last_words(.said))]
+    /// A process that the build needs has died, or the guest's kernel.
+    #[error("{what} {when}{}", last_words(.said))]
     Died {
-        /// Its name.
-        program: String,
-        /// How it ended.
-        status: String,
+        /// Who, and how.
+        what: String,
+        /// What brought it about.
+        cause: vmm::Cause,
         /// Which phase the build was in.
         when: &'static str,
         /// The last that it wrote, escaped; may be empty.

@@ -48,6 +48,7 @@ impl Guest {
             path: run_dir.path().to_owned(),
             source,
         };
+        run_dir.directory(vmm::VSOCK_DIRECTORY)?;
         let listener = run_dir.bind(&format!("{}_{PORT}", vmm::VSOCK))?;
         listener.set_nonblocking(true).map_err(socket)?;
         let listener = UnixListener::from_std(listener).map_err(socket)?;
@@ -60,6 +61,8 @@ impl Guest {
             initramfs: settings.image.initramfs.clone(),
             memory_bytes: memory_bytes + memory_bytes / GUEST_OVERHEAD_SHARE + GUEST_OVERHEAD_BYTES,
             cpus: settings.cpus,
+            cpu_model: settings.cpu_model.clone(),
+            hugepages: settings.hugepages,
         };
         let vmm = settings.vmm.vmm();
         let vm = vmm.start(&builder.spawner, run_dir.path(), &machine).await.map_err(ExecutorError::Vmm)?;
@@ -111,6 +114,12 @@ impl Guest {
     /// The first death of a process that the build needs.
     pub(super) async fn died(&mut self) -> Death {
         first_death(&mut self.vm, &mut self.device).await
+    }
+
+    /// The guest has said its last.
+    pub(super) async fn finish(mut self) {
+        self.vm.finish().await;
+        self.device.kill().await;
     }
 
     pub(super) async fn kill(mut self) {

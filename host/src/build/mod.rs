@@ -71,6 +71,10 @@ pub struct Settings {
     pub memory_bytes: u64,
     /// Virtual CPUs.
     pub cpus: u32,
+    /// The model of CPU that builds see, see [`vmm::Machine::cpu_model`].
+    pub cpu_model: Option<String>,
+    /// Whether guests' memory is made of huge pages, see [`vmm::Machine::hugepages`].
+    pub hugepages: bool,
     /// Size of the scratch disk, in bytes.
     pub scratch_bytes: u64,
     /// Wall-clock time from the VM's start to the last output.
@@ -107,6 +111,8 @@ impl Settings {
             run_dir,
             memory_bytes: Self::MEMORY_BYTES,
             cpus: Self::CPUS,
+            cpu_model: None,
+            hugepages: false,
             scratch_bytes: Self::SCRATCH_BYTES,
             timeout: Self::TIMEOUT,
             connect_timeout: Self::CONNECT_TIMEOUT,
@@ -238,7 +244,10 @@ impl Builder {
             {
                 outcome = Err(BuildError::Executor(error));
             }
-            guest.kill().await;
+            match outcome {
+                Ok(_) => guest.finish().await,
+                Err(_) => guest.kill().await,
+            }
         }
         let (result, usage) = outcome?;
         Ok(Built { result, usage, times: progress.times() })
@@ -351,12 +360,7 @@ impl Builder {
 type Outcome = Result<(BuildResult, Usage), BuildError>;
 
 fn died(death: vmm::Death, phase: Phase) -> ExecutorError {
-    ExecutorError::Died {
-        program: death.program,
-        status: death.status.to_string(),
-        when: phase.when(),
-        said: death.said,
-    }
+    ExecutorError::Died { what: death.what(), cause: death.cause, when: phase.when(), said: death.said }
 }
 
 fn specification(request: &BuildRequest) -> Specification {

@@ -62,6 +62,12 @@ impl RunDir {
         &self.path
     }
 
+    /// Makes a directory in here, as private as this one.
+    pub(super) fn directory(&self, name: &str) -> Result<(), ExecutorError> {
+        let path = self.path.join(name);
+        DirBuilder::new().mode(0o700).create(&path).map_err(failed("make", &path))
+    }
+
     /// Binds a Unix socket in here. The path's length doesn't matter: the kernel sees one of a few bytes.
     pub(super) fn bind(&self, name: &str) -> Result<UnixListener, ExecutorError> {
         let error = failed("bind a socket in", &self.path);

@@ -14,6 +14,7 @@ use super::plain_text::PlainText;
 use crate::{
     build::{BuildError, ExecutorError, Failed, Reason},
     request::{RequestError, RequestErrorKind},
+    vmm,
 };
 
 type Cause = Box<dyn Error + Send>;
@@ -273,7 +274,9 @@ fn failed_fields(failed: &Failed) -> Map<String, Value> {
 fn executor_code(error: &ExecutorError) -> &'static str {
     match error {
         ExecutorError::Interrupted => "interrupted",
-        ExecutorError::Died { .. } => "process_died",
+        ExecutorError::Died { cause: vmm::Cause::Process, .. } => "process_died",
+        ExecutorError::Died { cause: vmm::Cause::Panic, .. } => "guest_panicked",
+        ExecutorError::Died { cause: vmm::Cause::Reset, .. } => "guest_reset",
         ExecutorError::NeverConnected { .. } => "never_connected",
         ExecutorError::Guest { .. } => "guest",
         ExecutorError::Protocol(_) => "protocol",

@@ -56,6 +56,13 @@ pub(super) struct ExecuteArgs {
     /// Most files, directories and symlinks in all outputs
     #[arg(long, value_name = "N", default_value_t = Settings::OUTPUTS.entries)]
     output_files: u64,
+    /// Show builds this model of CPU, by QEMU's name for it, such as Nehalem-v1 or EPYC-v1, the same on every
+    /// host; one that can't is an error. QEMU alone can do this, and runs the build then
+    #[arg(long, value_name = "MODEL", env = "COFFERDAM_CPU_MODEL", hide_env_values = true)]
+    cpu_model: Option<String>,
+    /// Make guests' memory of the host's huge pages (sysctl vm.nr_hugepages)
+    #[arg(long, env = "COFFERDAM_HUGEPAGES", hide_env_values = true)]
+    hugepages: bool,
     /// The VMM; by default the best that this host can run, see `cofferdam doctor`
     #[arg(long, value_enum)]
     vmm: Option<VmmArg>,
@@ -105,10 +112,15 @@ impl ExecuteArgs {
         }
         let image = Image::open(&self.image.clone().unwrap_or_else(default_dir))
             .map_err(|error| CliError::failed("there is no guest image to boot", error))?;
-        let asked = self.vmm.map(|vmm| match vmm {
-            VmmArg::CloudHypervisor => vmm::Kind::CloudHypervisor,
-            VmmArg::Qemu => vmm::Kind::Qemu,
-        });
+        let asked = match (self.vmm, &self.cpu_model) {
+            (Some(VmmArg::CloudHypervisor), Some(_)) => {
+                return Err(CliError::wrong("cloud-hypervisor shows builds the host's CPU, whatever --cpu-model says")
+                    .try_this("--vmm qemu, or leave --cpu-model and COFFERDAM_CPU_MODEL"));
+            }
+            (Some(VmmArg::CloudHypervisor), None) => Some(vmm::Kind::CloudHypervisor),
+            (Some(VmmArg::Qemu), _) | (None, Some(_)) => Some(vmm::Kind::Qemu),
+            (None, None) => None,
+        };
         let choice = vmm::choose(asked)
             .map_err(|error| CliError::failed("no virtual machine can run here", error).try_this("cofferdam doctor"))?;
         tracing::info!(kind = %choice.kind, accelerator = %choice.accelerator, reason = choice.reason, "VMM chosen");
@@ -125,6 +137,8 @@ impl ExecuteArgs {
         let mut settings = Settings::new(image, choice, state_dir()?.join("run"));
         settings.memory_bytes = self.memory.unwrap_or(settings.memory_bytes);
         settings.cpus = self.cpus;
+        settings.cpu_model.clone_from(&self.cpu_model);
+        settings.hugepages = self.hugepages;
         settings.scratch_bytes = self.scratch_size.unwrap_or(settings.scratch_bytes);
         settings.timeout = self.timeout.unwrap_or(settings.timeout);
         settings.connect_timeout = self.connect_timeout.unwrap_or(settings.connect_timeout);

@@ -16,7 +16,7 @@ use super::SUBCOMMAND;
 use super::resolve::Tree;
 use super::server::{ServeError, Server};
 use crate::jail::{Child, Program, SpawnError, Spawner};
-use crate::vmm::{Death, FS_SOCKET};
+use crate::vmm::{Cause, Death, FS_SOCKET};
 
 /// This very program, even if its file has been replaced since it was started.
 const THIS_PROGRAM: &str = "/proc/self/exe";
@@ -92,7 +92,7 @@ impl Device {
         }
         let status = if self.failure.is_some() { self.child.kill().await } else { self.child.wait().await };
         let said = self.failure.clone().unwrap_or_else(|| self.child.said());
-        Death { program: self.child.name().to_owned(), status, said }
+        Death { program: self.child.name().to_owned(), status, said, cause: Cause::Process }
     }
 
     /// Kills the process, if it still runs, and waits until it has gone.

@@ -10,6 +10,18 @@ use nix::sys::prctl::set_no_new_privs;
 /// The newest Landlock that is asked for; an older kernel enforces the part that it knows.
 const LANDLOCK: ABI = ABI::V6;
 
+/// `LANDLOCK_CREATE_RULESET_VERSION`: tells the version instead of making a rule set.
+const CREATE_RULESET_VERSION: libc::c_uint = 1;
+
+/// The kernel's version of Landlock, 0 where it has none or was booted without it.
+pub fn landlock_version() -> u32 {
+    // SAFETY: asked for its version, the call takes no pointer and makes nothing.
+    let version = unsafe {
+        libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0_usize, CREATE_RULESET_VERSION)
+    };
+    u32::try_from(version).unwrap_or(0)
+}
+
 /// Which right could not be given up.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfineError {

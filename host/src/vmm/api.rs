@@ -9,6 +9,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
 use tokio::task::JoinHandle;
 
 use crate::jail::escape;
@@ -19,8 +20,8 @@ use super::cloud_hypervisor::NAME;
 /// The longest answer that is read, in bytes.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
-/// How long an answer may take, in seconds. Booting takes the longest, where KVM itself is emulated.
-const ANSWER_TIMEOUT_S: u64 = 60;
+/// How long a change may take. Booting takes the longest, where KVM itself is emulated.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One connection to the API, closed on drop.
 #[derive(Debug)]
@@ -41,22 +42,33 @@ impl Api {
         Ok(Self { sender, connection })
     }
 
-    pub(super) async fn get(&mut self, call: &'static str) -> Result<(), VmmError> {
-        self.call(Method::GET, call, Bytes::new()).await
+    /// Asks for something that is there at once, within `limit`.
+    pub(super) async fn get<T: DeserializeOwned>(
+        &mut self,
+        call: &'static str,
+        limit: Duration,
+    ) -> Result<T, VmmError> {
+        let said = self.call(Method::GET, call, Bytes::new(), limit).await?;
+        serde_json::from_slice(&said).map_err(|error| VmmError::Api { program: NAME, call, source: error.into() })
     }
 
     pub(super) async fn put(&mut self, call: &'static str, body: Option<&serde_json::Value>) -> Result<(), VmmError> {
-        self.call(Method::PUT, call, body.map(|body| Bytes::from(body.to_string())).unwrap_or_default()).await
+        let body = body.map(|body| Bytes::from(body.to_string())).unwrap_or_default();
+        self.call(Method::PUT, call, body, ANSWER_TIMEOUT).await.map(drop)
     }
 
-    async fn call(&mut self, method: Method, call: &'static str, body: Bytes) -> Result<(), VmmError> {
-        let limit = Duration::from_secs(ANSWER_TIMEOUT_S);
+    async fn call(
+        &mut self,
+        method: Method,
+        call: &'static str,
+        body: Bytes,
+        limit: Duration,
+    ) -> Result<Bytes, VmmError> {
         let answer = tokio::time::timeout(limit, self.exchange(method, call, body)).await;
-        let timeout = |_| VmmError::Timeout { program: NAME, what: call, seconds: ANSWER_TIMEOUT_S };
-        let (status, said) =
-            answer.map_err(timeout)?.map_err(|source| VmmError::Api { program: NAME, call, source })?;
+        let silent = |_| VmmError::Silent { program: NAME, call, limit };
+        let (status, said) = answer.map_err(silent)?.map_err(|source| VmmError::Api { program: NAME, call, source })?;
         if status.is_success() {
-            return Ok(());
+            return Ok(said);
         }
         // Its own words are a list of messages, each the cause of the one before.
         let chain = serde_json::from_slice(&said).map(|messages: Vec<String>| Bytes::from(messages.join(": ")));
@@ -139,7 +151,7 @@ mod tests {
         });
         let mut api = Api::connect(ours).await.unwrap();
         for _ in 0..CALLS {
-            api.get("vmm.ping").await.unwrap();
+            let _: serde_json::Value = api.get("vmm.ping", ANSWER_TIMEOUT).await.unwrap();
         }
         server.join().unwrap();
     }

@@ -1,7 +1,7 @@
 //! Which VMM runs on this host.
 //!
 //! ```text
-//!   survey: what is there ──▶ decide: cloud-hypervisor where it is found and KVM works,
+//!   survey: what is there ──▶ choose: cloud-hypervisor where it is found and KVM works,
 //!                                     else QEMU, with KVM where it works, else by emulation
 //! ```
 
@@ -10,17 +10,13 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use super::cloud_hypervisor::CloudHypervisor;
-use super::find::{self, Tool, Variables};
+use crate::jail::landlock_version;
+
+use super::cloud_hypervisor::{self, CloudHypervisor};
+use super::find::{self, Variables, Version};
 use super::kvm::{self, KvmError};
 use super::qemu::Qemu;
 use super::{Vmm, tsc};
-
-/// The oldest cloud-hypervisor that boots the guest image: it takes a bzImage and serves vsock to recent kernels.
-const MIN_CLOUD_HYPERVISOR: u32 = 39;
-
-/// The oldest QEMU whose microvm has all the devices.
-const MIN_QEMU: u32 = 6;
 
 /// A kind of VMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +77,7 @@ impl Choice {
         // QEMU wants two readings of a counter some time apart; the earlier the first, the less it has to wait.
         tsc::prepare();
         match self.kind {
-            Kind::CloudHypervisor => Box::new(CloudHypervisor { program: self.program.clone() }),
+            Kind::CloudHypervisor => Box::new(CloudHypervisor::new(self.program.clone())),
             Kind::Qemu => Box::new(Qemu {
                 program: self.program.clone(),
                 vsock_device: self.vsock_device.clone(),
@@ -147,6 +143,8 @@ pub struct Candidate {
     pub accelerator: Option<Accelerator>,
     /// What keeps it from running. Empty if it can run.
     pub missing: Vec<Missing>,
+    /// The ways in which it runs less confined here than it could, each as part of a sentence.
+    pub unconfined: Vec<String>,
 }
 
 /// What this host has.
@@ -167,42 +165,30 @@ pub fn survey() -> Survey {
 
 /// Chooses a VMM, or checks that the one asked for can run.
 pub fn choose(asked: Option<Kind>) -> Result<Choice, ChooseError> {
-    decide(asked, survey())
+    survey().choose(asked)
 }
 
 fn survey_with(kvm: Result<(), KvmError>, variables: Variables<'_>) -> Survey {
-    let mut missing = vec![];
-    let remedy = "install v53 or later, put it into PATH or name its file in COFFERDAM_CLOUD_HYPERVISOR";
-    let found = look(&find::CLOUD_HYPERVISOR, MIN_CLOUD_HYPERVISOR, remedy, variables, &mut missing);
+    let (found, problem) = find::look(&find::CLOUD_HYPERVISOR, variables);
+    let mut missing = Vec::from_iter(problem);
     if let Err(error) = &kvm {
         missing.push(Missing { what: describe(error), remedy: error.remedy().to_owned() });
     }
     let accelerator = missing.is_empty().then_some(Accelerator::Kvm);
-    let cloud_hypervisor = Candidate { kind: Kind::CloudHypervisor, found, vsock_device: None, accelerator, missing };
+    let unconfined = found
+        .as_ref()
+        .map(|found| cloud_hypervisor::unconfined(Version::of(&found.version), landlock_version()))
+        .unwrap_or_default();
+    let cloud_hypervisor =
+        Candidate { kind: Kind::CloudHypervisor, found, vsock_device: None, accelerator, missing, unconfined };
 
-    let mut missing = vec![];
-    let remedy = "sudo apt-get install qemu-system-x86";
-    let found = look(&find::QEMU, MIN_QEMU, remedy, variables, &mut missing);
-    let remedy = "cargo install --locked --version 0.3.0 vhost-device-vsock";
-    let vsock_device = look(&find::VHOST_DEVICE_VSOCK, 0, remedy, variables, &mut missing);
+    let (found, problem) = find::look(&find::QEMU, variables);
+    let (vsock_device, device_problem) = find::look(&find::VHOST_DEVICE_VSOCK, variables);
+    let missing: Vec<Missing> = problem.into_iter().chain(device_problem).collect();
     let accelerator = if kvm.is_ok() { Accelerator::Kvm } else { Accelerator::Tcg };
     let accelerator = missing.is_empty().then_some(accelerator);
-    let qemu = Candidate { kind: Kind::Qemu, found, vsock_device, accelerator, missing };
+    let qemu = Candidate { kind: Kind::Qemu, found, vsock_device, accelerator, missing, unconfined: vec![] };
     Survey { kvm, cloud_hypervisor, qemu }
-}
-
-fn look(tool: &Tool, least: u32, remedy: &str, variables: Variables<'_>, missing: &mut Vec<Missing>) -> Option<Found> {
-    let found = find::locate(tool, variables)
-        .and_then(|program| find::version(&program).map(|version| Found { program, version }));
-    let problem = match &found {
-        Err(problem) => Some(problem.clone()),
-        Ok(Found { program, version }) if find::major(version) < least => {
-            Some(format!("{} is version {version}, and {least} is the oldest that works", program.display()))
-        }
-        Ok(_) => None,
-    };
-    missing.extend(problem.map(|what| Missing { what, remedy: remedy.to_owned() }));
-    found.ok()
 }
 
 /// An error with its cause.
@@ -213,26 +199,29 @@ fn describe(error: &KvmError) -> String {
     }
 }
 
-fn decide(asked: Option<Kind>, survey: Survey) -> Result<Choice, ChooseError> {
-    let Survey { kvm, cloud_hypervisor, qemu } = survey;
-    let emulating = kvm.err().map(|error| format!("KVM does not work: {}", describe(&error)));
-    match asked {
-        Some(kind) => {
-            let (candidate, emulating) = match kind {
-                Kind::CloudHypervisor => (cloud_hypervisor, None),
-                Kind::Qemu => (qemu, emulating),
-            };
-            let reason = emulating.map_or_else(|| "asked for".to_owned(), |why| format!("asked for; {why}"));
-            candidate.into_choice(reason).map_err(|missing| ChooseError::Asked { kind, missing })
-        }
-        None => match cloud_hypervisor.into_choice("it is here and KVM works".to_owned()) {
-            Ok(choice) => Ok(choice),
-            Err(cloud_hypervisor) => {
-                let whats: Vec<&str> = cloud_hypervisor.iter().map(|one| one.what.as_str()).collect();
-                let reason = emulating.unwrap_or_else(|| format!("KVM works, but {}", whats.join(" and ")));
-                qemu.into_choice(reason).map_err(|qemu| ChooseError::Neither { qemu, cloud_hypervisor })
+impl Survey {
+    /// Chooses among what was found, see [`choose`].
+    pub fn choose(self, asked: Option<Kind>) -> Result<Choice, ChooseError> {
+        let Self { kvm, cloud_hypervisor, qemu } = self;
+        let emulating = kvm.err().map(|error| format!("KVM does not work: {}", describe(&error)));
+        match asked {
+            Some(kind) => {
+                let (candidate, emulating) = match kind {
+                    Kind::CloudHypervisor => (cloud_hypervisor, None),
+                    Kind::Qemu => (qemu, emulating),
+                };
+                let reason = emulating.map_or_else(|| "asked for".to_owned(), |why| format!("asked for; {why}"));
+                candidate.into_choice(reason).map_err(|missing| ChooseError::Asked { kind, missing })
             }
-        },
+            None => match cloud_hypervisor.into_choice("it is here and KVM works".to_owned()) {
+                Ok(choice) => Ok(choice),
+                Err(cloud_hypervisor) => {
+                    let whats: Vec<&str> = cloud_hypervisor.iter().map(|one| one.what.as_str()).collect();
+                    let reason = emulating.unwrap_or_else(|| format!("KVM works, but {}", whats.join(" and ")));
+                    qemu.into_choice(reason).map_err(|qemu| ChooseError::Neither { qemu, cloud_hypervisor })
+                }
+            },
+        }
     }
 }
 
@@ -260,7 +249,14 @@ mod tests {
             None => vec![Missing { what: format!("{kind} lacks x"), remedy: "get x".into() }],
             Some(_) => vec![],
         };
-        Candidate { kind, vsock_device: Some(found.clone()), found: Some(found), accelerator, missing }
+        Candidate {
+            kind,
+            vsock_device: Some(found.clone()),
+            found: Some(found),
+            accelerator,
+            missing,
+            unconfined: vec![],
+        }
     }
 
     fn host(kvm: bool, cloud_hypervisor: bool, qemu: bool) -> Survey {
@@ -274,8 +270,8 @@ mod tests {
 
     #[test]
     fn the_choice_follows_from_what_the_host_has() {
-        let chosen = |asked, survey| {
-            let Choice { kind, accelerator, reason, .. } = decide(asked, survey).unwrap();
+        let chosen = |asked, survey: Survey| {
+            let Choice { kind, accelerator, reason, .. } = survey.choose(asked).unwrap();
             (kind, accelerator, reason)
         };
         let (ch, qemu) = (Kind::CloudHypervisor, Kind::Qemu);
@@ -298,7 +294,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_said_with_its_remedy() {
-        let refused = |asked, survey| decide(asked, survey).unwrap_err().to_string();
+        let refused = |asked, survey: Survey| survey.choose(asked).unwrap_err().to_string();
         assert_eq!(
             refused(Some(Kind::CloudHypervisor), host(false, false, true)),
             "cloud-hypervisor was asked for, but can't run here: cloud-hypervisor lacks x (to mend it: get x)"

@@ -5,22 +5,24 @@
 //!
 //!   run directory                     who listens             who connects
 //!     fs.sock        vhost-user-fs    our device, before      VMM
-//!     vs_17222       hybrid vsock     the host, before        VMM (cloud-hypervisor) or vhost-device-vsock (QEMU)
-//!     vs             hybrid vsock     the same two            nobody: the host never dials the guest
+//!     vsock/s_17222  hybrid vsock     the host, before        VMM (cloud-hypervisor) or vhost-device-vsock (QEMU)
+//!     vsock/s        hybrid vsock     the same two            nobody: the host never dials the guest
 //!     vsock.sock     vhost-user       vhost-device-vsock      we, and hand the connection to QEMU
 //!     ch.sock        HTTP             cloud-hypervisor        we
 //!     scratch.ext4   raw disk         opened by the VMM
 //! ```
 //!
-//! Both give the guest the same devices: one vhost-user-fs, one vsock, one disk, an entropy source, a serial console of
-//! which the host keeps the tail, no network. All processes have the run directory as their working directory and name
+//! Both give the guest the same devices: one vhost-user-fs, one vsock, one disk, an entropy source, a console of which
+//! the host keeps the tail, no network. The directory `vsock` holds these sockets and nothing else, since a guest reaches
+//! whatever is there under a name that ends in `_` and a port. All processes have the run directory as their working directory and name
 //! these files relatively, because the path of a Unix socket has at most 107 bytes.
 //!
-//! A guest that powers off or panics ends its VMM, and with that the [`Vm`].
+//! A guest that powers off, panics or resets ends its [`Vm`]; [`Death`] tells which, where the VMM does.
 
 mod api;
 mod choice;
 mod cloud_hypervisor;
+mod events;
 mod find;
 mod kvm;
 mod machine;
@@ -37,14 +39,17 @@ use crate::jail::Spawner;
 pub use choice::{Accelerator, Candidate, Choice, ChooseError, Found, Kind, Missing, Survey, choose, survey};
 pub use kvm::KvmError;
 pub use machine::{MAX_CPUS, MIN_MEMORY_BYTES, Machine};
-pub use vm::{Death, Vm, VmmError};
+pub use vm::{Cause, Death, Vm, VmmError};
 
 /// The socket in the run directory on which the vhost-user-fs device listens.
 pub const FS_SOCKET: &str = "fs.sock";
 
-/// The hybrid vsock socket in the run directory. A guest that dials port P of the host reaches the socket of this name
+/// The directory in the run directory for the hybrid vsock sockets, and for nothing else.
+pub const VSOCK_DIRECTORY: &str = "vsock";
+
+/// The hybrid vsock socket, in that directory. A guest that dials port P of the host reaches the socket of this name
 /// followed by `_P`.
-pub const VSOCK: &str = "vs";
+pub const VSOCK: &str = "vsock/s";
 
 /// The raw disk in the run directory that holds the guest's scratch file system.
 pub const SCRATCH_DISK: &str = "scratch.ext4";

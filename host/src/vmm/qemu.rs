@@ -21,7 +21,7 @@ use cofferdam_protocol::INPUTS_TAG;
 use crate::jail::{Child, Program, Spawner};
 
 use super::choice::Accelerator;
-use super::vm::Death;
+use super::vm::{Cause, Death};
 use super::{FS_QUEUE_SIZE, FS_SOCKET, GUEST_CID, Machine, SCRATCH_DISK, VSOCK, Vm, Vmm, VmmError, tsc};
 
 /// What the vsock device is called in messages.
@@ -81,18 +81,26 @@ impl Qemu {
         let memory_mib = machine.memory_bytes / (1024 * 1024);
         // Builds run no VMs of their own, and a guest that sees no virtualisation can't attack the host's. Emulation is
         // left as it is: taking svm from its CPU breaks the guest's user space (seen with QEMU 7.2).
-        let (accel, cpu) = match self.accelerator {
-            Accelerator::Kvm => ("kvm", "host,-vmx,-svm"),
-            Accelerator::Tcg => ("tcg,thread=multi", "max"),
+        let (accel, any_cpu, hidden) = match self.accelerator {
+            Accelerator::Kvm => ("kvm", "host", ",-vmx,-svm"),
+            Accelerator::Tcg => ("tcg,thread=multi", "max", ""),
         };
+        // A model that the host can't give in full is refused: it would be another CPU on each host.
+        let cpu = match &machine.cpu_model {
+            Some(model) => format!("{model},enforce{hidden}"),
+            None => format!("{any_cpu}{hidden}"),
+        };
+        let cpus = machine.cpus;
+        let huge = if machine.hugepages { ",hugetlb=on" } else { "" };
         let options: [(&str, String); 24] = [
             // The smallest machine with PCI. Its memory is shared with the vhost-user devices.
             ("-M", "microvm,pcie=on,memory-backend=memory".into()),
-            ("-object", format!("memory-backend-memfd,id=memory,size={memory_mib}M,share=on")),
+            ("-object", format!("memory-backend-memfd,id=memory,size={memory_mib}M,share=on{huge}")),
             ("-m", format!("{memory_mib}M")),
             ("-accel", accel.into()),
-            ("-cpu", cpu.into()),
-            ("-smp", machine.cpus.to_string()),
+            ("-cpu", cpu),
+            // Every host shows the same, whatever its own threads and sockets are.
+            ("-smp", format!("{cpus},sockets=1,cores={cpus},threads=1")),
             // Nothing but what is listed here.
             ("-nodefaults", String::new()),
             ("-no-user-config", String::new()),
@@ -156,6 +164,6 @@ async fn connect(run_dir: &Path, device: &mut Child) -> Result<UnixStream, VmmEr
     match outcome {
         Some(Ok(stream)) => stream,
         Some(Err(_)) => Err(VmmError::Timeout { program: VSOCK_DEVICE, what: "listen", seconds: LISTEN_TIMEOUT_S }),
-        None => Err(VmmError::Died(Death::of(device).await)),
+        None => Err(VmmError::Died(Death::of(device, Cause::Process).await)),
     }
 }

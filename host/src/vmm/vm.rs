@@ -2,12 +2,22 @@
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitStatus;
+use std::time::Duration;
 
 use thiserror::Error;
-use tokio::task::JoinHandle;
 
 use crate::jail::{Child, SpawnError};
+
+use super::cloud_hypervisor::Control;
+
+/// How long a machine may take to end in order. It takes some twenty milliseconds.
+const ORDERLY_END_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the reason for a VMM's end is waited for once it has ended. Only something that it started and that still
+/// holds the pipe uses this up.
+const LAST_EVENT_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Why a machine could not be started.
 #[derive(Debug, Error)]
@@ -46,6 +56,53 @@ pub enum VmmError {
         /// How long it was waited for.
         seconds: u64,
     },
+    /// There are too few huge pages on this host.
+    #[error(
+        "the machine takes {needed} huge pages, and {available} are to be had; to mend it: sudo sysctl \
+         vm.nr_hugepages={remedy}"
+    )]
+    HugePages {
+        /// Pages that it takes.
+        needed: u64,
+        /// Pages that are free and promised to nobody.
+        available: u64,
+        /// The setting with which they suffice.
+        remedy: u64,
+    },
+    /// The VMM has a file, and that runs no machine.
+    #[error(
+        "{} runs no machine{}; to mend it: name another file in COFFERDAM_CLOUD_HYPERVISOR, or use --vmm qemu",
+        file.display(),
+        last_words(said)
+    )]
+    Unusable {
+        /// The file.
+        file: PathBuf,
+        /// The last that it said where the cause doesn't tell, escaped.
+        said: String,
+        /// What it did.
+        source: Box<VmmError>,
+    },
+    /// The VMM's version is older than any that works.
+    #[error("it is version {version}; the oldest that works is {oldest}, {reason}")]
+    TooOld {
+        /// What it says of itself.
+        version: String,
+        /// The oldest one.
+        oldest: String,
+        /// Why.
+        reason: &'static str,
+    },
+    /// The VMM doesn't answer a call.
+    #[error("{program} gave no answer to {call} within {} s", limit.as_secs_f64())]
+    Silent {
+        /// What it is called.
+        program: &'static str,
+        /// The call.
+        call: &'static str,
+        /// How long it was waited for.
+        limit: Duration,
+    },
     /// The connection to the VMM's API broke.
     #[error("{program} gave no usable answer to {call}")]
     Api {
@@ -70,29 +127,54 @@ pub enum VmmError {
     },
 }
 
+fn last_words(said: &str) -> String {
+    if said.is_empty() { String::new() } else { format!(", last saying: {said}") }
+}
+
+/// What brought a machine to its end, as far as its VMM tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// One of its processes ended, which its status explains.
+    Process,
+    /// The guest's kernel panicked, and said so to the panic device.
+    Panic,
+    /// The guest reset itself: a reboot, a triple fault, or a panic of a kernel that doesn't know the panic device.
+    Reset,
+}
+
 /// How a machine ended: which of its processes did, how, and the last that it said.
 #[derive(Clone, Debug)]
 pub struct Death {
     /// What the program is called.
     pub program: String,
-    /// How it ended. Success when the guest powered off.
+    /// How it ended. Success when the guest powered off; killed by us after a panic or a reset.
     pub status: ExitStatus,
     /// The tail of its output and of the guest's console, escaped.
     pub said: String,
+    /// What brought it about.
+    pub cause: Cause,
 }
 
 impl fmt::Display for Death {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { program, status, said } = self;
-        write!(f, "{program} ended ({status})")?;
-        if said.is_empty() { f.write_str(" without a word") } else { write!(f, ", last saying: {said}") }
+        f.write_str(&self.what())?;
+        if self.said.is_empty() { f.write_str(" without a word") } else { f.write_str(&last_words(&self.said)) }
     }
 }
 
 impl Death {
-    pub(super) async fn of(child: &mut Child) -> Self {
+    /// What happened, without the last words.
+    pub fn what(&self) -> String {
+        match self.cause {
+            Cause::Process => format!("{} died ({})", self.program, self.status),
+            Cause::Panic => "the guest's kernel panicked".to_owned(),
+            Cause::Reset => "the guest reset itself".to_owned(),
+        }
+    }
+
+    pub(super) async fn of(child: &mut Child, cause: Cause) -> Self {
         let status = child.wait().await;
-        Self { program: child.name().to_owned(), status, said: child.said() }
+        Self { program: child.name().to_owned(), status, said: child.said(), cause }
     }
 }
 
@@ -102,27 +184,55 @@ pub struct Vm {
     vmm: Child,
     /// A device in a process of its own, where the VMM has none built in.
     device: Option<Child>,
-    /// Ends when the guest has reset itself, where the VMM doesn't end by itself then.
-    reset: Option<JoinHandle<()>>,
+    /// The VMM's API and events, where it has them.
+    control: Option<Control>,
 }
 
 impl Vm {
-    pub(super) fn new(vmm: Child, device: Option<Child>, reset: Option<JoinHandle<()>>) -> Self {
-        Self { vmm, device, reset }
+    pub(super) fn new(vmm: Child, device: Option<Child>, control: Option<Control>) -> Self {
+        Self { vmm, device, control }
     }
 
-    /// Waits until the first of its processes ends. Cancel safe, and can be called again.
+    /// Waits until the machine ends: with the first of its processes, or because the VMM tells that the guest is no
+    /// more. Cancel safe, and can be called again.
     pub async fn died(&mut self) -> Death {
-        let Self { vmm, device, reset } = self;
-        tokio::select! {
+        let Self { vmm, device, control } = self;
+        let cause = tokio::select! {
             biased;
-            _ = vmm.wait() => {}
-            () = ended(device) => if let Some(device) = device { return Death::of(device).await },
-            () = has_reset(reset) => {
-                vmm.kill().await;
+            Some(cause) = told(control) => cause,
+            _ = vmm.wait() => {
+                // What it told before it ended.
+                let told = tokio::time::timeout(LAST_EVENT_TIMEOUT, told(control)).await;
+                told.ok().flatten().unwrap_or(Cause::Process)
+            }
+            death = ended(device) => return death,
+        };
+        if cause != Cause::Process {
+            vmm.kill().await;
+        }
+        Death::of(vmm, cause).await
+    }
+
+    /// Ends a machine whose guest has said its last. Where the VMM can be asked it ends in order, and tells what the
+    /// guest's devices have done; else, and where that takes too long, as [`kill`](Self::kill) does.
+    pub async fn finish(&mut self) {
+        let Self { vmm, control, .. } = self;
+        if let Some(control) = control {
+            let orderly = async {
+                tokio::select! {
+                    // The guest was quicker.
+                    _ = vmm.wait() => {}
+                    outcome = control.end() => match outcome {
+                        Ok(()) => drop(vmm.wait().await),
+                        Err(error) => tracing::debug!(%error, "the machine could not be ended in order"),
+                    }
+                }
+            };
+            if tokio::time::timeout(ORDERLY_END_TIMEOUT, orderly).await.is_err() {
+                tracing::debug!("the machine did not end in order within {} s", ORDERLY_END_TIMEOUT.as_secs());
             }
         }
-        Death::of(vmm).await
+        self.kill().await;
     }
 
     /// Kills what still runs of it and waits until it is gone.
@@ -141,33 +251,14 @@ impl Vm {
     }
 }
 
-impl Drop for Vm {
-    fn drop(&mut self) {
-        if let Some(reset) = &self.reset {
-            reset.abort();
-        }
-    }
-}
-
-async fn ended(child: &mut Option<Child>) {
-    match child {
-        Some(child) => {
-            child.wait().await;
-        }
+async fn ended(device: &mut Option<Child>) -> Death {
+    match device {
+        Some(device) => Death::of(device, Cause::Process).await,
         None => std::future::pending().await,
     }
 }
 
-async fn has_reset(watch: &mut Option<JoinHandle<()>>) {
-    match watch {
-        Some(task) => {
-            // A watch that ended is never asked again; one that broke has nothing to say.
-            let seen = task.await.is_ok();
-            *watch = None;
-            if !seen {
-                std::future::pending::<()>().await;
-            }
-        }
-        None => std::future::pending().await,
-    }
+/// Nothing where the VMM tells nothing more.
+async fn told(control: &mut Option<Control>) -> Option<Cause> {
+    control.as_mut()?.events.ended().await
 }

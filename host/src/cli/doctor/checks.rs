@@ -8,8 +8,9 @@ use super::{Check, StoreArgs};
 use crate::{
     build::Settings,
     cli::{error::causes, quantity::show_size, store::state_dir},
+    jail::landlock_version,
     request::Host,
-    vmm::{self, Accelerator, Candidate},
+    vmm::{self, Accelerator, Candidate, Survey},
 };
 
 /// Free space below which a build of some size will not end well, in bytes.
@@ -29,7 +30,7 @@ pub(super) fn all(store: &StoreArgs) -> Vec<Check> {
         candidate("cloud-hypervisor", &survey.cloud_hypervisor),
         candidate("qemu", &survey.qemu),
         vsock_device(&survey.qemu),
-        choice(),
+        choice(survey),
         landlock(),
         memory(&Host::this()),
     ]
@@ -83,7 +84,10 @@ fn candidate(name: &'static str, candidate: &Candidate) -> Check {
     let found =
         candidate.found.as_ref().map(|found| format!("{} (version {})", found.program.display(), found.version));
     match (&found, candidate.accelerator) {
-        (Some(found), Some(accelerator)) => Check::fine(name, format!("{found}, with {accelerator}")),
+        (Some(found), Some(accelerator)) => {
+            let ways = candidate.unconfined.iter().fold(String::new(), |text, way| format!("{text}; {way}"));
+            Check::fine(name, format!("{found}, with {accelerator}{ways}"))
+        }
         _ => {
             let join = |parts: Vec<&str>| parts.join("; ");
             let what = join(candidate.missing.iter().map(|missing| missing.what.as_str()).collect());
@@ -106,9 +110,9 @@ fn vsock_device(qemu: &Candidate) -> Check {
     }
 }
 
-fn choice() -> Check {
+fn choice(survey: Survey) -> Check {
     let name = "virtual machines";
-    match vmm::choose(None) {
+    match survey.choose(None) {
         Err(_) => Check::missing(name, "neither cloud-hypervisor nor QEMU can run", "mend one of them"),
         Ok(choice) => {
             let mut detail = format!("{} with {}: {}", choice.kind, choice.accelerator, choice.reason);
@@ -122,13 +126,9 @@ fn choice() -> Check {
 
 fn landlock() -> Check {
     let name = "landlock";
-    // LANDLOCK_CREATE_RULESET_VERSION
-    const VERSION: libc::c_uint = 1;
-    // SAFETY: asked for its version, the call takes no pointer and makes nothing.
-    let version = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0_usize, VERSION) };
-    match version {
-        1.. => Check::fine(name, format!("version {version}; helper processes are confined")),
-        _ => Check::absent(
+    match landlock_version() {
+        version @ 1.. => Check::fine(name, format!("version {version}; helper processes are confined")),
+        0 => Check::absent(
             name,
             "this kernel has none; helper processes keep what other means leave them",
             "boot with lsm=landlock, or a kernel from 5.13",
