@@ -313,21 +313,52 @@ fn write(inputs: &Inputs, directory: &Path) -> Result<(), EnsureError> {
     let (kernel, modules) = match &inputs.kernel {
         KernelInput::File(path) => (path.clone(), Vec::new()),
         KernelInput::Debian(package) => {
-            let kernel = prebuilt::kernel(&inputs.debian, package)?;
+            let kernel = prebuilt::kernel(&inputs.debian, package, prebuilt::GUEST_MODULES)?;
             (kernel.image, kernel.modules)
         }
     };
     fs::copy(&kernel, directory.join(KERNEL)).map_err(file_error("copy", &kernel))?;
 
-    let unpacked = inputs.debian.unpacked(&inputs.shell).map_err(EnsureError::Shell)?;
-    let places = SHELL_PATHS.map(|path| unpacked.join(path));
-    let shell = places.iter().find(|path| path.exists()).unwrap_or(&places[0]);
-    let shell = fs::read(shell).map_err(file_error("read", shell))?;
+    let shell = shell(&inputs.debian, &inputs.shell)?;
     let initramfs = initramfs::archive(&inputs.guest_init, &shell, &modules);
     let path = directory.join(INITRAMFS);
     fs::write(&path, initramfs).map_err(file_error("write", &path))?;
 
     Ok(scratch::write_template(&directory.join(SCRATCH))?)
+}
+
+fn shell(debian: &Debian, package: &Package) -> Result<Vec<u8>, EnsureError> {
+    let unpacked = debian.unpacked(package).map_err(EnsureError::Shell)?;
+    let places = SHELL_PATHS.map(|path| unpacked.join(path));
+    let shell = places.iter().find(|path| path.exists()).unwrap_or(&places[0]);
+    fs::read(shell).map_err(file_error("read", shell))
+}
+
+/// What a machine boots from that is no guest of a build.
+#[derive(Debug)]
+pub struct ScriptedMachine {
+    /// Debian's cloud kernel.
+    pub kernel: PathBuf,
+    /// A newc archive: `/init`, busybox as `/sh`, the modules in `/lib` and their order in `/modules.order`.
+    pub initramfs: Vec<u8>,
+}
+
+/// Debian's cloud kernel with these of its modules and a script for busybox as the first program.
+///
+/// # Errors
+///
+/// A package can't be had, or has no such module.
+pub fn scripted_machine(
+    cache: &Path,
+    progress: fn(&str),
+    modules: &[&str],
+    init: &[u8],
+) -> Result<ScriptedMachine, EnsureError> {
+    let debian = Debian::open(cache, false, progress).map_err(EnsureError::Cache)?;
+    let kernel = prebuilt::kernel(&debian, &prebuilt::package(&debian)?, modules)?;
+    let package = debian.package(SHELL_PACKAGE).map_err(EnsureError::Shell)?;
+    let initramfs = initramfs::archive(init, &shell(&debian, &package)?, &kernel.modules);
+    Ok(ScriptedMachine { kernel: kernel.image, initramfs })
 }
 
 /// An image that is found after a power cut must be whole, too.

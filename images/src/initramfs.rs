@@ -19,7 +19,7 @@ use crate::newc::Archive;
 const DIRECTORIES: &[&str] = &["build-root", "inputs", "mnt", "proc", "run", "scratch", "sys"];
 
 /// The archive; it depends on nothing but the arguments.
-pub(crate) fn archive(guest_init: &[u8], shell: &[u8], modules: &[Module]) -> Vec<u8> {
+pub(crate) fn archive(init: &[u8], shell: &[u8], modules: &[Module]) -> Vec<u8> {
     let mut archive = Archive::default();
     archive.directory("dev", 0o755);
     archive.character_device("dev/console", 0o600, 5, 1);
@@ -27,7 +27,7 @@ pub(crate) fn archive(guest_init: &[u8], shell: &[u8], modules: &[Module]) -> Ve
         archive.directory(name, 0o755);
     }
     archive.directory("tmp", 0o1777);
-    archive.file("init", 0o755, guest_init);
+    archive.file("init", 0o755, init);
     archive.file("sh", 0o755, shell);
     archive.directory("lib", 0o755);
     let mut order = String::new();

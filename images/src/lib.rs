@@ -27,7 +27,7 @@ use std::env;
 use std::path::PathBuf;
 
 pub use command::CommandError;
-pub use image::{EnsureError, Image, ImageError, KernelChoice, Options, ensure};
+pub use image::{EnsureError, Image, ImageError, KernelChoice, Options, ScriptedMachine, ensure, scripted_machine};
 pub use modules::ModulesError;
 pub use prebuilt::PrebuiltError;
 pub use scratch::{SCRATCH_TEMPLATE_BYTES, ScratchError};

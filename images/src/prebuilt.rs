@@ -1,4 +1,4 @@
-//! Debian's cloud kernel: the quick start, with the few modules that a guest needs.
+//! Debian's cloud kernel: the quick start, with the few modules that whoever boots it needs.
 
 use std::fs;
 use std::io;
@@ -11,7 +11,7 @@ use crate::modules::{Module, ModulesError, Tree};
 const METAPACKAGE: &str = "linux-image-cloud-amd64";
 
 /// What a guest needs; all else is a dependency or built into the kernel.
-const MODULES: &[&str] = &[
+pub(crate) const GUEST_MODULES: &[&str] = &[
     "virtio_pci",
     "virtio_console",
     "pvpanic_pci",
@@ -56,7 +56,7 @@ pub enum PrebuiltError {
 pub(crate) struct Kernel {
     /// What the VMM boots.
     pub(crate) image: PathBuf,
-    /// What guest-init loads.
+    /// What its first program loads.
     pub(crate) modules: Vec<Module>,
 }
 
@@ -65,8 +65,8 @@ pub(crate) fn package(debian: &Debian) -> Result<Package, PrebuiltError> {
     debian.package_behind(METAPACKAGE, "linux-image-").map_err(PrebuiltError::Package)
 }
 
-/// What of the package goes into the image.
-pub(crate) fn kernel(debian: &Debian, package: &Package) -> Result<Kernel, PrebuiltError> {
+/// The kernel of the package, and of its modules those that are wanted.
+pub(crate) fn kernel(debian: &Debian, package: &Package, modules: &[&str]) -> Result<Kernel, PrebuiltError> {
     let unpacked = debian.unpacked(package).map_err(PrebuiltError::Package)?;
     let missing = |what| PrebuiltError::Layout { package: package.name.clone(), what };
     let image = find(&unpacked.join("boot"), "vmlinuz-")?.ok_or_else(|| missing("boot/vmlinuz-*"))?;
@@ -74,7 +74,7 @@ pub(crate) fn kernel(debian: &Debian, package: &Package) -> Result<Kernel, Prebu
     let tree = ["lib/modules", "usr/lib/modules"].map(|path| unpacked.join(path));
     let tree = tree.iter().find(|path| path.exists()).ok_or_else(|| missing("lib/modules"))?;
     let tree = find(tree, "")?.ok_or_else(|| missing("lib/modules/*"))?;
-    let modules = Tree::open(&tree).and_then(|tree| tree.load_order(MODULES)).map_err(PrebuiltError::Modules)?;
+    let modules = Tree::open(&tree).and_then(|tree| tree.load_order(modules)).map_err(PrebuiltError::Modules)?;
     Ok(Kernel { image, modules })
 }
 

@@ -9,6 +9,7 @@ use crate::{
     castore::NodeText,
     outcome::Expected,
     slots::{self, Slots},
+    vmm,
 };
 
 /// Enough for a shell, and quick to start; a test that cares says otherwise.
@@ -145,6 +146,9 @@ impl<'a> Build<'a> {
         process.arg(subcommand).args(argument).args(&self.flags).envs(self.environment);
         if let Some(memory) = &self.memory {
             process.args(["--memory", memory]);
+        }
+        if let Some(vmm) = vmm::asked() {
+            process.args(["--vmm", vmm]);
         }
         if !self.plain {
             process.arg("--json");

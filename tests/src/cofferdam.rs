@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use crate::{
     Build, Outcome, Running, castore::NodeText, image, outcome::Expected, processes, processes::Process, program,
-    slots::Slots,
+    slots::Slots, stretched,
 };
 
 /// A state directory of its own. When it is dropped, no process and no file of a build may be left.
@@ -130,7 +130,7 @@ impl Cofferdam {
     /// Waits for the process that a build has started in its run directory from an executable of this name.
     #[track_caller]
     pub fn helper(&self, name: &str, of: &Running) -> Process {
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + stretched(Duration::from_secs(30));
         loop {
             let processes = self.processes();
             let is_it = |process: &&Process| {
@@ -145,10 +145,10 @@ impl Cofferdam {
         }
     }
 
-    /// Waits until no process is left.
+    /// Waits until no process is left; the time is stretched as [`stretched`] does.
     #[track_caller]
     pub fn processes_are_gone_within(&self, patience: Duration) {
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + stretched(patience);
         while !self.processes().is_empty() {
             assert!(Instant::now() < deadline, "processes are left: {:#?}", self.processes());
             thread::sleep(Duration::from_millis(10));

@@ -7,21 +7,26 @@
 //!         .end() ──▶ Outcome    exit code, stdout, stderr, outputs
 //! ```
 //!
-//! The program is compiled and the guest image is made once, by whichever test comes first. At most [`slots`] VMs run
-//! at a time over all test programs. A test that can't run on a machine fails and says what mends it; none is skipped.
+//! The program is compiled and the guest image is made once, by whichever test comes first, unless `COFFERDAM_BIN` and
+//! `COFFERDAM_TEST_IMAGE` name what was made before. At most [`slots`] VMs run at a time over all test programs. A test
+//! that can't run on a machine fails and says what mends it; none is skipped.
 
 mod build;
 pub mod castore;
 mod cofferdam;
 pub mod guest;
+pub mod nested;
 mod outcome;
+pub mod patience;
 pub mod processes;
 mod program;
 mod running;
 pub mod slots;
+pub mod vmm;
 
 pub use build::Build;
 pub use cofferdam::Cofferdam;
 pub use outcome::{Outcome, Output};
-pub use program::{image, program};
+pub use patience::stretched;
+pub use program::{image, program, test_executables};
 pub use running::Running;

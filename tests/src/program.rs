@@ -20,18 +20,24 @@ static PROGRAM: Made<PathBuf> = LazyLock::new(|| match env::var_os("COFFERDAM_BI
 });
 
 static IMAGE: Made<(PathBuf, Image)> = LazyLock::new(|| {
+    if let Some(directory) = env::var_os("COFFERDAM_TEST_IMAGE").map(PathBuf::from) {
+        let image = Image::open(&directory).map_err(|error| no_image(&error))?;
+        return Ok((directory, image));
+    }
     let options = Options::default();
-    let image = cofferdam_images::ensure(&options).map_err(|error| {
-        let mut told = format!("there is no guest image: {error}");
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            told = format!("{told}: {error}");
-            cause = error.source();
-        }
-        format!("{told}\n{MEND}")
-    })?;
+    let image = cofferdam_images::ensure(&options).map_err(|error| no_image(&error))?;
     Ok((options.out, image))
 });
+
+fn no_image(error: &dyn Error) -> String {
+    let mut told = format!("there is no guest image: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        told = format!("{told}: {error}");
+        cause = error.source();
+    }
+    format!("{told}\n{MEND}")
+}
 
 /// What to do on a machine that can't run the tests.
 pub(crate) const MEND: &str = "If something is missing on this machine, run: images/setup.sh";
@@ -41,36 +47,45 @@ pub fn program() -> &'static Path {
     PROGRAM.as_deref().unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// The guest image's directory and its files, made if need be.
+/// The guest image's directory and its files: `$COFFERDAM_TEST_IMAGE` as it is, or the user's own, made if need be.
 pub fn image() -> (&'static Path, &'static Image) {
     let (directory, image) = IMAGE.as_ref().unwrap_or_else(|error| panic!("{error}"));
     (directory, image)
 }
 
+/// The executables of the whole-system tests, compiled now in the profile of this program.
+///
+/// # Errors
+///
+/// They don't compile.
+pub fn test_executables() -> Result<Vec<PathBuf>, String> {
+    let made = cargo(&["test", "--no-run", "--package", "cofferdam-tests", "--test", "*"], "test")?;
+    Ok(made.into_iter().map(|(_, path)| path).collect())
+}
+
 fn compile() -> Result<PathBuf, String> {
+    let made = cargo(&["build", "--package", "cofferdam", "--bin", "cofferdam"], "bin")?;
+    let program = made.into_iter().find(|(name, _)| name == "cofferdam").map(|(_, path)| path);
+    program.ok_or_else(|| "cargo does not say where the program is that it has made".to_owned())
+}
+
+/// Has cargo make executables; gives those of this kind of target.
+fn cargo(arguments: &[&str], kind: &str) -> Result<Vec<(String, PathBuf)>, String> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args([
-        "build",
-        "--package",
-        "cofferdam",
-        "--bin",
-        "cofferdam",
-        "--message-format",
-        "json-render-diagnostics",
-    ]);
+    command.args(arguments).args(["--message-format", "json-render-diagnostics"]);
     if !cfg!(debug_assertions) {
         command.arg("--release");
     }
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let made = command.current_dir(workspace).stderr(Stdio::inherit()).output().expect("cargo can be started");
     if !made.status.success() {
-        return Err(format!("cofferdam does not compile, see above.\n{MEND}"));
+        return Err(format!("cofferdam or its tests do not compile, see above.\n{MEND}"));
     }
-    let executable = String::from_utf8_lossy(&made.stdout).lines().find_map(|line| {
+    let executable = |line: &str| {
         let message: Value = serde_json::from_str(line).ok()?;
-        let is_ours = message["target"]["name"] == "cofferdam" && message["target"]["kind"][0] == "bin";
-        is_ours.then(|| message["executable"].as_str().map(PathBuf::from))?
-    });
-    executable.ok_or_else(|| "cargo does not say where the program is that it has made".to_owned())
+        let path = message["executable"].as_str()?.into();
+        (message["target"]["kind"][0] == kind).then(|| Some((message["target"]["name"].as_str()?.to_owned(), path)))?
+    };
+    Ok(String::from_utf8_lossy(&made.stdout).lines().filter_map(executable).collect())
 }

@@ -13,7 +13,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{Outcome, outcome::Expected, processes, slots::Slots};
+use crate::{Outcome, outcome::Expected, processes, slots::Slots, stretched};
 
 /// Longer than any command of any test may take, on a slow and busy machine.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -50,7 +50,7 @@ impl Running {
 
     /// Waits until it has written `text` to stderr, where a build's own output appears.
     pub fn wait_for(&self, text: &str) -> &Self {
-        let told = self.stderr.wait_until(PATIENCE, |bytes| contains(bytes, text.as_bytes()));
+        let told = self.stderr.wait_until(stretched(PATIENCE), |bytes| contains(bytes, text.as_bytes()));
         assert!(told, "it never said {text:?}, but:\n{}", self.stderr.text());
         self
     }
@@ -84,9 +84,9 @@ impl Running {
                 break status;
             }
             assert!(
-                self.begun.elapsed() < PATIENCE,
+                self.begun.elapsed() < stretched(PATIENCE),
                 "it did not end within {} seconds; stderr:\n{}",
-                PATIENCE.as_secs(),
+                stretched(PATIENCE).as_secs(),
                 self.stderr.text()
             );
             thread::sleep(LOOK);
@@ -152,7 +152,7 @@ impl Capture {
     /// Everything to the pipe's end; it ends with the last process that has it.
     fn finish(&mut self) -> Vec<u8> {
         assert!(
-            self.wait_until(Duration::from_secs(5), |_| false) || lock(&self.shared.0).ended,
+            self.wait_until(stretched(Duration::from_secs(5)), |_| false) || lock(&self.shared.0).ended,
             "the command has ended, but something that it left behind still holds its output open"
         );
         if let Some(reader) = self.reader.take() {

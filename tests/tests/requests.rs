@@ -2,7 +2,7 @@
 
 use std::{fs, io, os::unix::fs::PermissionsExt, path::PathBuf};
 
-use cofferdam_tests::Cofferdam;
+use cofferdam_tests::{Cofferdam, vmm};
 use serde_json::{Value, json};
 
 /// A request that is right, but for its command, which does not exist.
@@ -20,7 +20,8 @@ fn request() -> Value {
 fn vmm_that_leaves_a_mark(cofferdam: &Cofferdam) -> io::Result<(PathBuf, PathBuf)> {
     let mark = cofferdam.files().join("started");
     let script = format!(
-        "#!/bin/sh\ncase \"$*\" in\n*version* | *help*) exec qemu-system-x86_64 \"$@\" ;;\nesac\ntouch '{}'\nexit 1\n",
+        "#!/bin/sh\ncase \"$*\" in\n*version* | *help*) exec '{}' \"$@\" ;;\nesac\ntouch '{}'\nexit 1\n",
+        vmm::choice().program.display(),
         mark.display()
     );
     let path = cofferdam.file("vmm", script);
@@ -32,18 +33,18 @@ fn vmm_that_leaves_a_mark(cofferdam: &Cofferdam) -> io::Result<(PathBuf, PathBuf
 /// what is wrong and holds the words.
 fn all_are_refused(reason: &str, wrong: Vec<(&str, Value, &str, &str)>) {
     let cofferdam = Cofferdam::new();
-    let (vmm, mark) = vmm_that_leaves_a_mark(&cofferdam).expect("the test's directory can be written");
+    let (marking, mark) = vmm_that_leaves_a_mark(&cofferdam).expect("the test's directory can be written");
     for (field, value, named, words) in wrong {
         let mut request = request();
         request[field] = value;
-        let build = cofferdam.build().without_slot().flag("--vmm", "qemu").host_variable("COFFERDAM_QEMU", &vmm);
+        let build = cofferdam.build().without_slot().host_variable(vmm::setting(), &marking);
         let refused = build.request(&request).is_refused(reason).says(named).says(words);
         assert_eq!(refused.json()["fields"]["field"], named, "{request}: {refused}");
     }
     assert!(!mark.exists(), "a VM was started");
     // A request with nothing wrong leaves the mark.
-    let build = cofferdam.build().without_slot().flag("--vmm", "qemu").host_variable("COFFERDAM_QEMU", &vmm);
-    build.request(&request()).executor_fails("process_died");
+    let build = cofferdam.build().without_slot().host_variable(vmm::setting(), &marking);
+    build.request(&request()).exits_with(3);
     assert!(mark.exists(), "this test tests nothing: whoever starts this VMM is not noticed");
 }
 

@@ -1,0 +1,32 @@
+//! `nested`: runs a command in the outer machine, whose KVM works even where this host's does not.
+
+use std::{ffi::OsString, process::ExitCode, time::Duration};
+
+use anyhow::Result;
+use clap::Parser;
+use cofferdam_tests::nested::Outer;
+
+/// Run a command where KVM works: in an emulated machine that sees this host's files. What it writes is lost.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Memory of the machine in MiB, everything included that the command writes to files
+    #[arg(long, default_value_t = 4096)]
+    memory_mib: u32,
+    /// Processors of the machine
+    #[arg(long, default_value_t = 2)]
+    cpus: usize,
+    /// How long the command may take
+    #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
+    time_limit: Duration,
+    /// The command and its arguments
+    #[arg(last = true, required = true)]
+    command: Vec<OsString>,
+}
+
+#[tokio::main]
+async fn main() -> Result<ExitCode> {
+    let Arguments { memory_mib, cpus, time_limit, command } = Arguments::parse();
+    let code = Outer { memory_mib, cpus, time_limit }.run(&command).await?;
+    Ok(ExitCode::from(u8::try_from(code)?))
+}

@@ -1,0 +1,146 @@
+//! The outer machine: an emulated one whose KVM works, for hosts whose own does not. Slow, and no wall against anybody:
+//! whatever runs in it can read what this user can read.
+//!
+//! ```text
+//!   QEMU, emulating a CPU with SVM ── Debian's cloud kernel, kvm-amd, a script as the first program
+//!     virtiofs  "host"     this host's whole file tree, read-only; what the command writes goes to memory above it
+//!     port      "output"   the command's stdout and stderr, passed on as they come
+//!     port      "status"   "up" before the command, "exit N" after it; the command can't write there by accident
+//!     serial               the kernel's console, shown when something goes wrong
+//! ```
+
+mod init;
+mod share;
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io,
+    os::fd::{AsFd, OwnedFd},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use cofferdam::{
+    jail::{Program, Spawner},
+    vmm,
+};
+use cofferdam_images::{cache_dir, scripted_machine};
+use tokio::{
+    io::{AsyncBufRead, AsyncBufReadExt, BufReader, Lines},
+    net::unix::pipe,
+    runtime::Handle,
+    time::{Instant, timeout, timeout_at},
+};
+
+/// `kvm_amd` because QEMU emulates SVM and not VMX.
+const MODULES: &[&str] = &["virtio_pci", "virtiofs", "virtio_console", "overlay", "kvm_amd"];
+
+/// With these three, the kernels of the inner guests warn about XSAVE.
+const CPU: &str = "max,-pku,-xsaveopt,-xgetbv1";
+
+/// From the start to the first word on the status port; on an idle host it takes five seconds.
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
+
+/// From the command's end to that of the machine.
+const END_LIMIT: Duration = Duration::from_secs(60);
+
+/// An outer machine to be.
+#[derive(Debug, Clone)]
+pub struct Outer {
+    /// Memory, which is also where everything goes that the command writes.
+    pub memory_mib: u32,
+    /// Processors.
+    pub cpus: usize,
+    /// How long the command may take.
+    pub time_limit: Duration,
+}
+
+impl Outer {
+    /// Runs a command in a new machine, with this process's environment and working directory, as root. Its output goes
+    /// to stdout as it is written; the result is its exit code, or 128 and the signal that ended it.
+    ///
+    /// # Errors
+    ///
+    /// The machine can't be started, does not come up, ends early, or the command takes too long. The message has the
+    /// end of the console.
+    pub async fn run(&self, command: &[OsString]) -> Result<i32> {
+        let qemu = vmm::survey().qemu.found.context("there is no QEMU; images/setup.sh installs it")?;
+        let init = init::script(command)?;
+        let files = scripted_machine(&cache_dir(), |line| eprintln!("nested: {line}"), MODULES, &init)?;
+        let directory = tempfile::tempdir().context("can't make a temporary directory")?;
+        fs::write(directory.path().join("initramfs"), files.initramfs)?;
+
+        let (status, status_writer) = io::pipe()?;
+        let (output, output_writer) = io::pipe()?;
+        let mut lines = BufReader::new(pipe::Receiver::from_owned_fd(OwnedFd::from(status))?).lines();
+        share::serve(&directory.path().join("host.sock"))?;
+        let program = Program::new("qemu", qemu.program, directory.path())
+            .args(self.arguments())
+            .args(["-kernel".into(), files.kernel.into_os_string()])
+            .descriptor(output_writer)
+            .descriptor(status_writer);
+        let mut machine = Spawner::new(Handle::current())?.spawn(program).await?;
+        let passed_on = pass_on(output)?;
+
+        let result = async {
+            let code = self.follow(&mut lines).await?;
+            ensure!(timeout(END_LIMIT, machine.wait()).await.is_ok(), "the outer machine does not power off");
+            Ok(code)
+        };
+        match result.await {
+            Ok(code) => {
+                passed_on.join().map_err(|_| anyhow!("the thread for the output panicked"))??;
+                Ok(code)
+            }
+            Err(error) => {
+                machine.kill().await;
+                bail!("the outer machine failed: {error:#}; its console:\n{}", machine.said())
+            }
+        }
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let memory = format!("memory-backend-memfd,id=memory,size={}M,share=on", self.memory_mib);
+        let (memory_mib, cpus) = (format!("{}M", self.memory_mib), self.cpus.to_string());
+        let mut arguments = [
+            ["-M", "q35,memory-backend=memory", "-accel", "tcg,thread=multi", "-cpu", CPU],
+            ["-m", &memory_mib, "-smp", &cpus, "-object", &memory],
+            ["-nodefaults", "-no-user-config", "-no-reboot", "-nographic", "-serial", "stdio"],
+        ]
+        .concat();
+        arguments.extend(["-initrd", "initramfs", "-append", "console=ttyS0 quiet panic=-1"]);
+        arguments.extend(["-chardev", "socket,id=host,path=host.sock"]);
+        arguments.extend(["-device", "vhost-user-fs-pci,chardev=host,tag=host,queue-size=512"]);
+        arguments.extend(["-device", "virtio-serial-pci"]);
+        let mut arguments: Vec<_> = arguments.into_iter().map(str::to_owned).collect();
+        for (descriptor, port) in [(3, "output"), (4, "status")] {
+            arguments.extend(["-add-fd".to_owned(), format!("fd={descriptor},set={descriptor}")]);
+            let file = format!("file,id={port},path=/dev/fdset/{descriptor},append=on");
+            arguments.extend(["-chardev".to_owned(), file]);
+            arguments.extend(["-device".to_owned(), format!("virtserialport,chardev={port},name={port}")]);
+        }
+        arguments
+    }
+
+    /// The exit code, from the status port.
+    async fn follow(&self, lines: &mut Lines<impl AsyncBufRead + Unpin>) -> Result<i32> {
+        let line = timeout(BOOT_LIMIT, lines.next_line()).await;
+        let line = line.map_err(|_| anyhow!("it did not come up within {} seconds", BOOT_LIMIT.as_secs()))??;
+        ensure!(line.as_deref() == Some("up"), "it ended before the command could start");
+        let line = timeout_at(Instant::now() + self.time_limit, lines.next_line()).await;
+        let limit = humantime::format_duration(self.time_limit);
+        let line = line.map_err(|_| anyhow!("the command did not end within {limit}"))??;
+        match line.as_deref().and_then(|line| line.strip_prefix("exit ")?.parse().ok()) {
+            Some(code) => Ok(code),
+            None => bail!("it ended while the command ran"),
+        }
+    }
+}
+
+/// A thread that copies to stdout, past its buffer.
+fn pass_on(mut output: io::PipeReader) -> Result<thread::JoinHandle<io::Result<u64>>> {
+    let mut stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    Ok(thread::Builder::new().name("output".to_owned()).spawn(move || io::copy(&mut output, &mut stdout))?)
+}

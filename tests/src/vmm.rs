@@ -1,0 +1,51 @@
+//! The VMM that the tests run with.
+
+use std::{env, sync::LazyLock};
+
+use cofferdam::vmm::{self, Choice, Kind};
+
+use crate::program::MEND;
+
+/// Names the VMM to test, as `--vmm` does. Without it each command chooses as it would for anybody.
+pub const SETTING: &str = "COFFERDAM_TEST_VMM";
+
+static CHOICE: LazyLock<Result<Choice, String>> = LazyLock::new(|| {
+    let asked = match asked() {
+        None => None,
+        Some("qemu") => Some(Kind::Qemu),
+        Some("cloud-hypervisor") => Some(Kind::CloudHypervisor),
+        Some(other) => return Err(format!("{SETTING} must be \"qemu\" or \"cloud-hypervisor\", not {other:?}")),
+    };
+    vmm::choose(asked).map_err(|error| format!("{error}\n{MEND}"))
+});
+
+/// The VMM that was asked for.
+pub(crate) fn asked() -> Option<&'static str> {
+    static ASKED: LazyLock<Option<String>> = LazyLock::new(|| env::var(SETTING).ok());
+    ASKED.as_deref()
+}
+
+/// The VMM that builds get.
+pub fn choice() -> &'static Choice {
+    CHOICE.as_ref().unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The processes that a build has for its VMM: the file name of what each executes, and what messages call it.
+pub fn processes() -> Vec<(String, &'static str)> {
+    let program = choice().program.canonicalize().expect("the VMM is there");
+    let file_name = program.file_name().expect("it is a file").to_string_lossy().into_owned();
+    match choice().kind {
+        Kind::CloudHypervisor => vec![(file_name, "cloud-hypervisor")],
+        Kind::Qemu => {
+            vec![(file_name, "qemu"), ("vhost-device-vsock".to_owned(), "vhost-device-vsock")]
+        }
+    }
+}
+
+/// The variable that names the VMM's file to `cofferdam`.
+pub fn setting() -> &'static str {
+    match choice().kind {
+        Kind::CloudHypervisor => "COFFERDAM_CLOUD_HYPERVISOR",
+        Kind::Qemu => "COFFERDAM_QEMU",
+    }
+}
