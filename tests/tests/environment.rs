@@ -2,7 +2,7 @@
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 
-use cofferdam_tests::{Cofferdam, stretched};
+use cofferdam_tests::Cofferdam;
 use serde_json::json;
 
 #[test]
