@@ -31,7 +31,7 @@ use crate::{
     watch,
 };
 
-/// How long the vsock device may take to appear and the host to accept.
+/// How long the vsock device may take to appear and the host to accept before the console is told.
 const DIAL_WAIT: Duration = Duration::from_secs(10);
 
 /// How long the host may take to acknowledge; it ends the machine itself long before.
@@ -109,13 +109,21 @@ fn failure<'a>(error: &SetupError, detail: &'a str) -> FromGuest<'a> {
 
 impl Host {
     /// Dials until the host accepts; the vsock device may not be there yet.
+    ///
+    /// Only the host knows how busy it is, and ends a machine that doesn't get through in time.
     fn dial() -> io::Result<Self> {
         let start = Instant::now();
+        let mut is_told = false;
         loop {
             let socket = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
             match connect(socket.as_raw_fd(), &VsockAddr::new(HOST_CID, PORT)) {
-                Err(error) if start.elapsed() > DIAL_WAIT => return Err(error.into()),
-                Err(_) => sleep(Duration::from_millis(10)),
+                Err(error) => {
+                    if start.elapsed() > DIAL_WAIT && !is_told {
+                        is_told = true;
+                        tell(&format!("guest-init: the host does not answer: {error}; dialing on"));
+                    }
+                    sleep(Duration::from_millis(10));
+                }
                 Ok(()) => return Self::new(socket.into()),
             }
         }
