@@ -76,8 +76,17 @@ impl Cofferdam {
 
     /// A command that ends without a VM.
     pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Outcome {
+        self.command_with(&[], arguments)
+    }
+
+    /// The same, with variables of the host.
+    pub fn command_with<S: AsRef<OsStr>>(
+        &self,
+        variables: &[(&str, &Path)],
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Outcome {
         let mut command = self.prepare();
-        command.args(arguments);
+        command.args(arguments).envs(variables.iter().copied());
         Running::start(command, Expected::default(), None).end()
     }
 

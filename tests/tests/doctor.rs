@@ -1,5 +1,11 @@
 //! What a host can do and lacks, with the step that mends it.
 
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+};
+
 use cofferdam_tests::Cofferdam;
 
 #[test]
@@ -25,4 +31,37 @@ fn what_is_missing_is_told_with_what_mends_it() {
     assert_eq!(image["state"], "missing", "{told}");
     assert!(image["detail"].as_str().unwrap().contains("/nowhere/image/kernel"), "{told}");
     assert!(image["mend"].as_str().unwrap().contains("just image"), "{told}");
+}
+
+#[test]
+fn a_cloud_hypervisor_that_is_no_use_is_told_with_its_file_its_words_and_the_next_step() {
+    let cofferdam = Cofferdam::new();
+    let place = |name: &str, script: &str, mode| {
+        let path = cofferdam.file(&format!("{name}/cloud-hypervisor"), format!("#!/bin/sh\n{script}\n"));
+        fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        path
+    };
+    for (file, words, next) in [
+        (place("other", "echo 'another program 3'", 0o755), "is not cloud-hypervisor", "name another file in"),
+        (place("broken", "echo 'no libc' >&2; exit 127", 0o755), "saying \"no libc\"", "name another file in"),
+        (place("old", "echo cloud-hypervisor v38.0", 0o755), "the oldest that works is 39.0", "install v53"),
+        (place("forbidden", "echo cloud-hypervisor v53.0", 0o644), "may not be executed", "chmod a+x"),
+    ] {
+        let path = file.parent().unwrap();
+        for (variable, value) in [("COFFERDAM_CLOUD_HYPERVISOR", file.as_path()), ("PATH", path)] {
+            // The exit code tells of QEMU, which is in no such PATH.
+            let told = cofferdam.command_with(&[(variable, value)], ["doctor", "--json"]);
+            let json = told.json();
+            let checks = json["checks"].as_array().unwrap();
+            let check = checks.iter().find(|check| check["name"] == "cloud-hypervisor").unwrap();
+            assert_eq!(check["state"], "absent", "{told}");
+            let says = |key: &str, text: &str| assert!(check[key].as_str().unwrap().contains(text), "{text}: {told}");
+            says("detail", file.to_str().unwrap());
+            says("detail", words);
+            says("mend", next);
+        }
+    }
+    let variable = ("COFFERDAM_CLOUD_HYPERVISOR", Path::new("/nowhere/cloud-hypervisor"));
+    let refused = cofferdam.command_with(&[variable], ["run", "--vmm", "cloud-hypervisor", "--", "/bin/true"]);
+    refused.exits_with(3).says("names /nowhere/cloud-hypervisor, which is not a file").says("or unset it");
 }

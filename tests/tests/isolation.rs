@@ -1,6 +1,9 @@
 //! What a command can see and reach: nothing but its build.
 
+use std::{fs, os::unix::fs::PermissionsExt};
+
 use cofferdam_tests::{Cofferdam, Outcome, guest};
+use nix::sys::signal::Signal;
 
 /// Runs a script and gives what it printed.
 fn printed_by(script: &str) -> String {
@@ -134,4 +137,20 @@ fn tmp_is_writable_and_the_root_is_not() {
         facts, "1777\nx\n/bin\n/build\n/dev\n/etc\n/inputs\n/proc\n/tmp\nall is still there\n",
         "the build could change what is not its own"
     );
+}
+
+/// A guest reaches whatever socket of the host is in that directory under the name `s_PORT`, for any port it dials.
+#[test]
+fn a_guest_reaches_one_socket_of_the_host() {
+    let cofferdam = Cofferdam::new();
+    let running = cofferdam.build().start_shell("echo in the middle; sleep 1000");
+    running.wait_for("in the middle");
+    let mut runs = fs::read_dir(cofferdam.run_directory()).unwrap().map(|entry| entry.unwrap().path());
+    let directory = runs.find(|path| path.is_dir()).unwrap().join("vsock");
+    assert_eq!(fs::metadata(&directory).unwrap().permissions().mode() & 0o7777, 0o700);
+    let mut names: Vec<_> = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["s", "s_17222"]);
+    running.signal(Signal::SIGTERM);
+    running.end().executor_fails("interrupted");
 }

@@ -190,6 +190,9 @@ impl CliError {
                 _ => None,
             },
             Self::Build(BuildError::Executor(ExecutorError::Interrupted)) | Self::Unfit => None,
+            Self::Build(BuildError::Executor(ExecutorError::Died { cause: vmm::Cause::Reset, .. })) => {
+                Some("--vmm qemu, whose serial console shows what a kernel says before its drivers are up, too")
+            }
             Self::Build(BuildError::Executor(_)) => Some("`cofferdam doctor` tells what this host lacks, if anything"),
             Self::AfterResult(error) => error.advice(),
         }
