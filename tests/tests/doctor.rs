@@ -48,9 +48,11 @@ fn a_cloud_hypervisor_that_is_no_use_is_told_with_its_file_its_words_and_the_nex
         (place("forbidden", "echo cloud-hypervisor v53.0", 0o644), "may not be executed", "chmod a+x"),
     ] {
         let path = file.parent().unwrap();
-        for (variable, value) in [("COFFERDAM_CLOUD_HYPERVISOR", file.as_path()), ("PATH", path)] {
+        // Named by the setting, and found where the setting is empty.
+        for (named, path) in [(file.as_path(), Path::new("")), (Path::new(""), path)] {
             // The exit code tells of QEMU, which is in no such PATH.
-            let told = cofferdam.command_with(&[(variable, value)], ["doctor", "--json"]);
+            let variables = [("COFFERDAM_CLOUD_HYPERVISOR", named), ("PATH", path)];
+            let told = cofferdam.command_with(&variables, ["doctor", "--json"]);
             let json = told.json();
             let checks = json["checks"].as_array().unwrap();
             let check = checks.iter().find(|check| check["name"] == "cloud-hypervisor").unwrap();
