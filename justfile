@@ -16,6 +16,11 @@ demo: setup
 test: setup
     cargo test --workspace
 
+# Run the whole-system tests with cloud-hypervisor; without KVM, inside an emulated machine.
+[positional-arguments]
+test-cloud-hypervisor *ARGS: setup
+    cargo run --package cofferdam-tests --bin test-cloud-hypervisor -- "$@"
+
 # Run a command where KVM works: in an emulated machine that sees this host's files.
 [positional-arguments]
 nested *ARGS: setup
@@ -29,6 +34,11 @@ lint: setup
 # Measure cost as ratios against a peer in the same run.
 bench *ARGS: setup
     cargo run --release --package cofferdam-tests --bin bench -- {{ ARGS }}
+
+# The first of these with cloud-hypervisor; without KVM, inside an emulated machine.
+bench-cloud-hypervisor: setup
+    cargo build --release --package cofferdam-tests --bin bench
+    cargo run --release --package cofferdam-tests --bin test-cloud-hypervisor -- --bench
 
 # Make the guest image and print where it is.
 image *ARGS: setup

@@ -5,18 +5,17 @@ use std::{
     ffi::CString,
     fs::{self, File},
     io::{self, Read},
-    os::fd::AsRawFd,
     path::Path,
     time::Instant,
 };
 
+mod modules;
+
 unsafe extern "C" {
     fn mount(from: *const i8, to: *const i8, kind: *const i8, flags: u64, data: *const i8) -> i32;
     fn reboot(how: i32) -> i32;
-    fn syscall(number: i64, ...) -> i64;
 }
 
-const FINIT_MODULE: i64 = 313;
 const POWER_OFF: i32 = 0x4321_fedc;
 
 fn attach(tag: &str, to: &str, kind: &str) {
@@ -25,14 +24,6 @@ fn attach(tag: &str, to: &str, kind: &str) {
     // SAFETY: three strings that end with NUL and outlive the call.
     let done = unsafe { mount(from.as_ptr(), at.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) };
     assert_eq!(done, 0, "{to}: {}", io::Error::last_os_error());
-}
-
-fn load_modules() {
-    for module in fs::read_to_string("/modules.order").unwrap_or_default().lines() {
-        let file = File::open(Path::new("/lib").join(module)).unwrap();
-        // SAFETY: an open file and an empty string. What is there already may be refused.
-        unsafe { syscall(FINIT_MODULE, file.as_raw_fd(), c"".as_ptr(), 0) };
-    }
 }
 
 fn read_all(directory: &Path, buffer: &mut [u8]) -> (u64, u64) {
@@ -61,7 +52,7 @@ fn main() {
     let command_line = fs::read_to_string("/proc/cmdline").unwrap();
     let job = command_line.split_whitespace().find_map(|word| word.strip_prefix("job=")).unwrap_or("off");
     if let Some(tags) = job.strip_prefix("read:") {
-        load_modules();
+        modules::load();
         let mut buffer = vec![0; 128 * 1024];
         for tag in tags.split(',') {
             let directory = format!("/{tag}");

@@ -2,6 +2,7 @@
 
 use std::{ffi::OsString, path::Path, process::Command};
 
+use cofferdam::build::Settings;
 use serde_json::Value;
 
 use crate::{
@@ -9,7 +10,7 @@ use crate::{
     castore::NodeText,
     outcome::Expected,
     slots::{self, Slots},
-    vmm,
+    stretched, vmm,
 };
 
 /// Enough for a shell, and quick to start; a test that cares says otherwise.
@@ -146,6 +147,10 @@ impl<'a> Build<'a> {
         process.arg(subcommand).args(argument).args(&self.flags).envs(self.environment);
         if let Some(memory) = &self.memory {
             process.args(["--memory", memory]);
+        }
+        let patience = stretched(Settings::CONNECT_TIMEOUT);
+        if patience > Settings::CONNECT_TIMEOUT && !self.flags.iter().any(|flag| flag == "--connect-timeout") {
+            process.arg("--connect-timeout").arg(format!("{}s", patience.as_secs()));
         }
         if let Some(vmm) = vmm::asked() {
             process.args(["--vmm", vmm]);

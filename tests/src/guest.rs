@@ -1,4 +1,4 @@
-//! What goes into guests besides the image: a static program, and images that misbehave.
+//! What goes into guests besides the image: static programs, and images that misbehave.
 
 use std::{
     env, fs,
@@ -9,12 +9,19 @@ use std::{
 
 static PROBE: LazyLock<PathBuf> = LazyLock::new(|| compile("probe"));
 
+static HOSTILE: LazyLock<PathBuf> = LazyLock::new(|| compile("hostile"));
+
 static BENCH: LazyLock<PathBuf> = LazyLock::new(|| compile("bench"));
+
+/// What programs of `guest/` share.
+const SHARED: &str = "modules.rs";
 
 /// Compiles a program of `guest/`, unless its source has been compiled before.
 fn compile(name: &str) -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest").join(name).with_extension("rs");
-    let text = fs::read(&source).unwrap_or_else(|error| panic!("can't read {source:?}: {error}"));
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest");
+    let source = sources.join(name).with_extension("rs");
+    let read = |path: &Path| fs::read(path).unwrap_or_else(|error| panic!("can't read {path:?}: {error}"));
+    let text = [read(&source), read(&sources.join(SHARED))].concat();
     let directory = cofferdam_images::cache_dir().join("test-programs");
     fs::create_dir_all(&directory).expect("the cache directory can be written");
     let path = directory.join(format!("{name}-{}", blake3::hash(&text).to_hex()));
@@ -48,19 +55,36 @@ pub fn bench() -> &'static Path {
     &BENCH
 }
 
-/// Makes a copy of the guest image in which nobody ever dials the host.
-pub fn silent_image(directory: &Path) {
-    image_with_init(directory, probe());
+/// Compiles all programs; where this has run, and the cache is the same, no compiler is needed.
+pub fn compile_all() {
+    for program in [&PROBE, &HOSTILE, &BENCH] {
+        LazyLock::force(program);
+    }
+}
+
+/// Makes a copy of the guest image whose first program does what `guest/hostile.rs` says of this job.
+pub fn hostile_image(directory: &Path, job: &str) {
+    image_with(directory, &[("init", &read(&HOSTILE)), ("job", job.as_bytes())]);
 }
 
 /// Makes a copy of the guest image with another first program.
 pub fn image_with_init(directory: &Path, init: &Path) {
+    image_with(directory, &[("init", &read(init))]);
+}
+
+fn read(program: &Path) -> Vec<u8> {
+    fs::read(program).expect("the program is there")
+}
+
+/// Makes a copy of the guest image with these files beside or instead of its own.
+fn image_with(directory: &Path, files: &[(&str, &[u8])]) {
     let (_, image) = crate::image();
     let mut initramfs = fs::read(&image.initramfs).expect("the image is there");
     initramfs.resize(initramfs.len().next_multiple_of(4), 0);
     // The kernel unpacks one archive after the other, and the later file stays.
-    let contents = fs::read(init).expect("the program is there");
-    append(&mut initramfs, "init", 0o100_755, &contents);
+    for (name, contents) in files {
+        append(&mut initramfs, name, 0o100_755, contents);
+    }
     append(&mut initramfs, "TRAILER!!!", 0, &[]);
     fs::create_dir_all(directory).expect("a temporary directory can be written");
     let place = |name: &str| directory.join(name);

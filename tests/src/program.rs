@@ -1,6 +1,7 @@
 //! The program under test and the guest image, each made once for all tests.
 
 use std::{
+    collections::BTreeMap,
     env,
     error::Error,
     path::{Path, PathBuf},
@@ -53,14 +54,14 @@ pub fn image() -> (&'static Path, &'static Image) {
     (directory, image)
 }
 
-/// The executables of the whole-system tests, compiled now in the profile of this program.
+/// The executables of the whole-system tests, sorted, compiled now in the profile of this program.
 ///
 /// # Errors
 ///
 /// They don't compile.
 pub fn test_executables() -> Result<Vec<PathBuf>, String> {
     let made = cargo(&["test", "--no-run", "--package", "cofferdam-tests", "--test", "*"], "test")?;
-    Ok(made.into_iter().map(|(_, path)| path).collect())
+    Ok(BTreeMap::from_iter(made).into_values().collect())
 }
 
 fn compile() -> Result<PathBuf, String> {

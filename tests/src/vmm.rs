@@ -19,8 +19,8 @@ static CHOICE: LazyLock<Result<Choice, String>> = LazyLock::new(|| {
     vmm::choose(asked).map_err(|error| format!("{error}\n{MEND}"))
 });
 
-/// The VMM that was asked for.
-pub(crate) fn asked() -> Option<&'static str> {
+/// The VMM that was asked for, as `--vmm` names it.
+pub fn asked() -> Option<&'static str> {
     static ASKED: LazyLock<Option<String>> = LazyLock::new(|| env::var(SETTING).ok());
     ASKED.as_deref()
 }

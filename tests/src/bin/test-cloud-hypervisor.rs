@@ -1,4 +1,4 @@
-//! `test-cloud-hypervisor`: the whole-system tests with cloud-hypervisor.
+//! `test-cloud-hypervisor`: the whole-system tests, or the benchmark of a trivial build, with cloud-hypervisor.
 //!
 //! ```text
 //!   compile the tests ──▶ KVM works? ──yes──▶ this program once more, here
@@ -47,6 +47,9 @@ struct Arguments {
     /// A test executable that was compiled before, to run here and now; without any, all are compiled
     #[arg(long = "executable", value_name = "FILE")]
     executables: Vec<PathBuf>,
+    /// Measure a trivial build instead
+    #[arg(long)]
+    bench: bool,
     /// Only tests whose names contain one of these
     filters: Vec<OsString>,
 }
@@ -67,8 +70,8 @@ async fn prepare(arguments: &Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::from(if env::var_os(VMM_SETTING).is_some() { 1 } else { NOT_RUN }));
     };
     println!("cloud-hypervisor {} ({})", found.version, found.program.display());
-    // The tests find it where it is kept.
-    guest::probe();
+    // They are found where they are kept.
+    guest::compile_all();
     let factor = if survey.kvm.is_ok() { 1 } else { NESTED_PATIENCE };
     let mut command = vec![OsString::from("env")];
     for (key, value) in [
@@ -82,13 +85,18 @@ async fn prepare(arguments: &Arguments) -> Result<ExitCode> {
         assignment.push(value);
         command.push(assignment);
     }
-    let limit = humantime::format_duration(arguments.time_limit).to_string();
-    command.extend([env::current_exe()?.into(), "--time-limit".into(), limit.replace(' ', "").into()]);
-    for path in test_executables().map_err(Error::msg)? {
-        command.extend(["--executable".into(), path.into()]);
+    let this = env::current_exe()?;
+    if arguments.bench {
+        command.push(this.with_file_name("bench").into());
+    } else {
+        let limit = humantime::format_duration(arguments.time_limit).to_string();
+        command.extend([this.into(), "--time-limit".into(), limit.replace(' ', "").into()]);
+        for path in test_executables().map_err(Error::msg)? {
+            command.extend(["--executable".into(), path.into()]);
+        }
+        command.push("--".into());
+        command.extend(arguments.filters.iter().cloned());
     }
-    command.push("--".into());
-    command.extend(arguments.filters.iter().cloned());
 
     let Err(error) = survey.kvm else {
         let status = Command::new(&command[0]).args(&command[1..]).status().await?;
@@ -106,7 +114,10 @@ async fn run(arguments: &Arguments) -> Result<ExitCode> {
     let begun = Instant::now();
     let (mut tests, mut failed) = (0, Vec::new());
     for executable in &arguments.executables {
-        tests += count(executable, &arguments.filters).await?;
+        match count(executable, &arguments.filters).await? {
+            0 => continue,
+            number => tests += number,
+        }
         let mut running = Command::new(executable).args(&arguments.filters).kill_on_drop(true).spawn()?;
         let Ok(status) = timeout_at(begun + arguments.time_limit, running.wait()).await else {
             let limit = humantime::format_duration(arguments.time_limit);

@@ -1,0 +1,137 @@
+//! The first program of guests that misbehave, each in the way that `/job` names.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Write},
+    mem::size_of,
+    os::fd::FromRawFd,
+    thread,
+};
+
+mod modules;
+
+/// Linux's `struct sockaddr_vm`.
+#[repr(C)]
+struct Address {
+    family: u16,
+    reserved: u16,
+    port: u32,
+    cid: u32,
+    rest: u32,
+}
+
+unsafe extern "C" {
+    fn socket(family: i32, kind: i32, protocol: i32) -> i32;
+    fn connect(socket: i32, address: *const Address, length: u32) -> i32;
+    fn reboot(how: i32) -> i32;
+}
+
+const AF_VSOCK: u16 = 40;
+const SOCK_STREAM: i32 = 1;
+const RESTART: i32 = 0x0123_4567;
+
+/// Where the host listens.
+const HOST: u32 = 2;
+const PORT: u32 = 17_222;
+
+/// The first byte of messages, and their parts that are numbers, as postcard writes small ones.
+const HELLO: [u8; 3] = [0, 1, 0];
+const SETUP_FAILED: u8 = 1;
+const SCRATCH: u8 = 0;
+const LOG_TO_STDOUT: [u8; 2] = [2, 0];
+
+fn dial(cid: u32, port: u32) -> io::Result<File> {
+    let address = Address { family: AF_VSOCK, reserved: 0, port, cid, rest: 0 };
+    // SAFETY: three numbers; the descriptor that comes back is new and nobody else's.
+    let stream = unsafe {
+        let descriptor = socket(AF_VSOCK.into(), SOCK_STREAM, 0);
+        assert!(descriptor >= 0, "no vsock: {}", io::Error::last_os_error());
+        (File::from_raw_fd(descriptor), descriptor)
+    };
+    // SAFETY: an address that outlives the call, and its length.
+    match unsafe { connect(stream.1, &address, size_of::<Address>() as u32) } {
+        0 => Ok(stream.0),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn frame(message: &[u8]) -> Vec<u8> {
+    [&(message.len() as u32).to_le_bytes(), message].concat()
+}
+
+fn varint(mut number: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while number >= 0x80 {
+        bytes.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+    bytes
+}
+
+/// A connection whose build has begun.
+fn begun() -> File {
+    let mut stream = dial(HOST, PORT).unwrap();
+    stream.write_all(&frame(&HELLO)).unwrap();
+    // The specification's first byte.
+    stream.read_exact(&mut [0]).unwrap();
+    stream
+}
+
+/// The last message: the host shows its text.
+fn setup_failed(stream: &mut File, text: &str) {
+    let message = [&[SETUP_FAILED, SCRATCH][..], &varint(text.len()), text.as_bytes()].concat();
+    stream.write_all(&frame(&message)).unwrap();
+}
+
+fn reset() {
+    // SAFETY: a number.
+    unsafe { reboot(RESTART) };
+}
+
+/// What became of dialling everything that isn't this build's.
+fn trespass(stream: &mut File) {
+    let mut reached = Vec::new();
+    for (cid, port) in [(HOST, PORT + 1), (HOST, PORT - 1), (HOST, 1), (HOST, 22), (0, PORT), (4, PORT), (HOST, PORT)] {
+        if dial(cid, port).is_ok() {
+            reached.push(format!("{cid}:{port}"));
+        }
+    }
+    setup_failed(stream, &format!("reached beside the host: {reached:?}"));
+}
+
+/// Many frames at a time, so that each write needs many packets.
+fn write_much(stream: &mut File) {
+    let contents = [b'x'; 20_000];
+    let message = [&LOG_TO_STDOUT[..], &varint(contents.len()), &contents].concat();
+    stream.write_all(&frame(&message).repeat(100)).unwrap();
+    setup_failed(stream, "wrote much at a time");
+}
+
+fn flood_console() {
+    let mut console = File::options().write(true).open("/dev/console").unwrap();
+    loop {
+        console.write_all(&[b'#'; 4096]).unwrap();
+    }
+}
+
+fn main() {
+    modules::load();
+    match fs::read_to_string("/job").unwrap().as_str() {
+        "never dial" => (),
+        "reset" => reset(),
+        "reset when begun" => {
+            let _stream = begun();
+            reset();
+        }
+        "hang up" => drop(dial(HOST, PORT).unwrap()),
+        "hang up when begun" => drop(begun()),
+        "trespass" => trespass(&mut begun()),
+        "write much" => write_much(&mut begun()),
+        "flood the console" => flood_console(),
+        job => panic!("no such job: {job}"),
+    }
+    loop {
+        thread::park();
+    }
+}
