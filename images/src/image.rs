@@ -337,13 +337,13 @@ fn shell(debian: &Debian, package: &Package) -> Result<Vec<u8>, EnsureError> {
 /// What a machine boots from that is no guest of a build.
 #[derive(Debug)]
 pub struct ScriptedMachine {
-    /// Debian's cloud kernel.
+    /// Debian's newest cloud kernel.
     pub kernel: PathBuf,
     /// A newc archive: `/init`, busybox as `/sh`, the modules in `/lib` and their order in `/modules.order`.
     pub initramfs: Vec<u8>,
 }
 
-/// Debian's cloud kernel with these of its modules and a script for busybox as the first program.
+/// Debian's newest cloud kernel with these of its modules and a script for busybox as the first program.
 ///
 /// # Errors
 ///
@@ -355,7 +355,7 @@ pub fn scripted_machine(
     init: &[u8],
 ) -> Result<ScriptedMachine, EnsureError> {
     let debian = Debian::open(cache, false, progress).map_err(EnsureError::Cache)?;
-    let kernel = prebuilt::kernel(&debian, &prebuilt::package(&debian)?, modules)?;
+    let kernel = prebuilt::kernel(&debian, &prebuilt::newest_package(&debian)?, modules)?;
     let package = debian.package(SHELL_PACKAGE).map_err(EnsureError::Shell)?;
     let initramfs = initramfs::archive(init, &shell(&debian, &package)?, &kernel.modules);
     Ok(ScriptedMachine { kernel: kernel.image, initramfs })

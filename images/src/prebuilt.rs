@@ -10,6 +10,10 @@ use crate::modules::{Module, ModulesError, Tree};
 /// Depends on the current kernel of the Debian release.
 const METAPACKAGE: &str = "linux-image-cloud-amd64";
 
+/// What packages of Debian 12's first kernel are called, and what depends on its newer one.
+const FIRST_OF_DEBIAN_12: &str = "linux-image-6.1.0-";
+const NEWER_OF_DEBIAN_12: &str = "linux-image-6.12-cloud-amd64";
+
 /// What a guest needs; all else is a dependency or built into the kernel.
 pub(crate) const GUEST_MODULES: &[&str] = &[
     "virtio_pci",
@@ -63,6 +67,15 @@ pub(crate) struct Kernel {
 /// The package, downloaded.
 pub(crate) fn package(debian: &Debian) -> Result<Package, PrebuiltError> {
     debian.package_behind(METAPACKAGE, "linux-image-").map_err(PrebuiltError::Package)
+}
+
+/// The package whose kernel can do most, downloaded. Guests have no use for that: what they need is old.
+pub(crate) fn newest_package(debian: &Debian) -> Result<Package, PrebuiltError> {
+    let package = package(debian)?;
+    if !package.name.starts_with(FIRST_OF_DEBIAN_12) {
+        return Ok(package);
+    }
+    debian.package_behind(NEWER_OF_DEBIAN_12, "linux-image-").map_err(PrebuiltError::Package)
 }
 
 /// The kernel of the package, and of its modules those that are wanted.
