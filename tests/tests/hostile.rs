@@ -50,10 +50,12 @@ fn a_guest_reaches_nothing_but_its_own_connection() {
 #[test]
 fn a_guest_may_write_much_at_a_time() {
     let ended = outcome_of("write much");
-    match vmm::choice().kind {
-        Kind::CloudHypervisor => drop(ended.executor_fails("guest").says("wrote much at a time")),
-        // vhost-device-vsock 0.3.0 stalls for ever; that harms nobody else.
-        Kind::Qemu => drop(ended.build_fails("timeout")),
+    if vmm::choice().kind == Kind::Qemu && ended.json()["reason"] == "timeout" {
+        // vhost-device-vsock 0.3.0 stalls for ever where the guest's kernel uses several descriptors for a packet, as
+        // 6.12 does and 6.1 doesn't; that harms nobody else.
+        ended.build_fails("timeout");
+    } else {
+        ended.executor_fails("guest").says("wrote much at a time");
     }
 }
 
