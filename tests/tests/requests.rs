@@ -20,7 +20,7 @@ fn request() -> Value {
 fn vmm_that_leaves_a_mark(cofferdam: &Cofferdam) -> io::Result<(PathBuf, PathBuf)> {
     let mark = cofferdam.files().join("started");
     let script = format!(
-        "#!/bin/sh\ncase \"$*\" in\n*version* | *help*) exec '{}' \"$@\" ;;\nesac\ntouch '{}'\nexit 1\n",
+        "#!/bin/sh\ncase \" $* \" in\n*' --version '* | *' help '*) exec '{}' \"$@\" ;;\nesac\ntouch '{}'\nexit 1\n",
         vmm::choice().program.display(),
         mark.display()
     );
