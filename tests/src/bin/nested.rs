@@ -20,7 +20,7 @@ struct Arguments {
     #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
     time_limit: Duration,
     /// The command and its arguments
-    #[arg(last = true, required = true)]
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<OsString>,
 }
 

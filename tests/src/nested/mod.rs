@@ -144,3 +144,31 @@ fn pass_on(mut output: io::PipeReader) -> Result<thread::JoinHandle<io::Result<u
     let mut stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     Ok(thread::Builder::new().name("output".to_owned()).spawn(move || io::copy(&mut output, &mut stdout))?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::slots;
+
+    fn outcome(time_limit: Duration, script: &str) -> Result<i32> {
+        let _slot = slots::take_one();
+        let command = ["sh", "-c", script].map(OsString::from);
+        let outer = Outer { memory_mib: 1024, cpus: 1, time_limit };
+        tokio::runtime::Runtime::new()?.block_on(outer.run(&command))
+    }
+
+    #[test]
+    fn kvm_works_and_the_exit_code_comes_back() {
+        let script = "test -c /dev/kvm && grep -qw svm /proc/cpuinfo && test -d \"$PWD\" && exit 7";
+        assert_eq!(outcome(Duration::from_secs(60), script).unwrap(), 7);
+    }
+
+    #[test]
+    fn what_hangs_or_falls_over_is_an_error_in_time() {
+        let error = outcome(Duration::from_secs(1), "sleep 1000").unwrap_err().to_string();
+        assert!(error.contains("the command did not end within 1s"), "{error}");
+        let script = "echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger; sleep 1000";
+        let error = outcome(Duration::from_secs(60), script).unwrap_err().to_string();
+        assert!(error.contains("it ended while the command ran") && error.contains("panic"), "{error}");
+    }
+}
