@@ -6,6 +6,7 @@ use std::{
     mem::size_of,
     os::fd::FromRawFd,
     thread,
+    time::Duration,
 };
 
 mod modules;
@@ -69,9 +70,19 @@ fn varint(mut number: usize) -> Vec<u8> {
     bytes
 }
 
+/// The one connection that the host accepts, however busy it is.
+fn connection() -> File {
+    loop {
+        match dial(HOST, PORT) {
+            Ok(stream) => return stream,
+            Err(_) => thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}
+
 /// A connection whose build has begun.
 fn begun() -> File {
-    let mut stream = dial(HOST, PORT).unwrap();
+    let mut stream = connection();
     stream.write_all(&frame(&HELLO)).unwrap();
     // The specification's first byte.
     stream.read_exact(&mut [0]).unwrap();
@@ -124,7 +135,7 @@ fn main() {
             let _stream = begun();
             reset();
         }
-        "hang up" => drop(dial(HOST, PORT).unwrap()),
+        "hang up" => drop(connection()),
         "hang up when begun" => drop(begun()),
         "trespass" => trespass(&mut begun()),
         "write much" => write_much(&mut begun()),

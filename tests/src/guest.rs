@@ -82,10 +82,12 @@ fn image_with(directory: &Path, files: &[(&str, &[u8])]) {
     let mut initramfs = fs::read(&image.initramfs).expect("the image is there");
     initramfs.resize(initramfs.len().next_multiple_of(4), 0);
     // The kernel unpacks one archive after the other, and the later file stays.
+    // Rust's runtime aborts where there is neither a console nor this.
+    append(&mut initramfs, "dev/null", 0o020_666, (1, 3), &[]);
     for (name, contents) in files {
-        append(&mut initramfs, name, 0o100_755, contents);
+        append(&mut initramfs, name, 0o100_755, (0, 0), contents);
     }
-    append(&mut initramfs, "TRAILER!!!", 0, &[]);
+    append(&mut initramfs, "TRAILER!!!", 0, (0, 0), &[]);
     fs::create_dir_all(directory).expect("a temporary directory can be written");
     let place = |name: &str| directory.join(name);
     fs::write(place("initramfs"), initramfs).expect("a temporary directory can be written");
@@ -95,11 +97,11 @@ fn image_with(directory: &Path, files: &[(&str, &[u8])]) {
 }
 
 /// One entry of a newc archive, as Linux's `Documentation/driver-api/early-userspace/buffer-format.rst` has it.
-fn append(archive: &mut Vec<u8>, name: &str, mode: u32, contents: &[u8]) {
+fn append(archive: &mut Vec<u8>, name: &str, mode: u32, (major, minor): (u32, u32), contents: &[u8]) {
     let length = contents.len() as u32;
     let name_length = name.len() as u32 + 1;
     archive.extend(b"070701");
-    for field in [4711, mode, 0, 0, 1, 0, length, 0, 0, 0, 0, name_length, 0] {
+    for field in [4711, mode, 0, 0, 1, 0, length, 0, 0, major, minor, name_length, 0] {
         archive.extend(format!("{field:08x}").bytes());
     }
     archive.extend(name.bytes());

@@ -13,9 +13,6 @@ struct Arguments {
     /// Memory of the machine in MiB, everything included that the command writes to files
     #[arg(long, default_value_t = 4096)]
     memory_mib: u32,
-    /// Processors of the machine
-    #[arg(long, default_value_t = 2)]
-    cpus: usize,
     /// How long the command may take
     #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
     time_limit: Duration,
@@ -26,7 +23,7 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
-    let Arguments { memory_mib, cpus, time_limit, command } = Arguments::parse();
-    let code = Outer { memory_mib, cpus, time_limit }.run(&command).await?;
+    let Arguments { memory_mib, time_limit, command } = Arguments::parse();
+    let code = Outer { memory_mib, time_limit }.run(&command).await?;
     Ok(ExitCode::from(u8::try_from(code)?))
 }

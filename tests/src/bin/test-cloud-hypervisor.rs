@@ -103,8 +103,7 @@ async fn prepare(arguments: &Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::from(if status.success() { 0 } else { 1 }));
     };
     println!("{error}; so the tests run inside an emulated machine, whose KVM works");
-    let cpus = std::thread::available_parallelism().map_or(2, usize::from);
-    let outer = Outer { memory_mib: NESTED_MEMORY_MIB, cpus, time_limit: arguments.time_limit };
+    let outer = Outer { memory_mib: NESTED_MEMORY_MIB, time_limit: arguments.time_limit };
     Ok(ExitCode::from(if outer.run(&command).await? == 0 { 0 } else { 1 }))
 }
 
