@@ -16,6 +16,9 @@ struct Arguments {
     /// How long the command may take
     #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
     time_limit: Duration,
+    /// Give the processor XSAVE, which older cloud-hypervisors (v49) need
+    #[arg(long)]
+    xsave: bool,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<OsString>,
@@ -23,7 +26,7 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
-    let Arguments { memory_mib, time_limit, command } = Arguments::parse();
-    let code = Outer { memory_mib, time_limit }.run(&command).await?;
+    let Arguments { memory_mib, time_limit, xsave, command } = Arguments::parse();
+    let code = Outer { memory_mib, time_limit, xsave }.run(&command).await?;
     Ok(ExitCode::from(u8::try_from(code)?))
 }

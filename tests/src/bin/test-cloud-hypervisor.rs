@@ -37,6 +37,9 @@ const NESTED_PATIENCE: u32 = 5;
 /// Holds four guests at a time and what the tests write.
 const NESTED_MEMORY_MIB: u32 = 8192;
 
+/// This version starts machines on processors without XSAVE; v49 does not.
+const WITHOUT_XSAVE: u32 = 53;
+
 /// Run the whole-system tests with cloud-hypervisor; where KVM does not work, inside an emulated machine.
 #[derive(Debug, Parser)]
 #[command(version)]
@@ -103,7 +106,9 @@ async fn prepare(arguments: &Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::from(if status.success() { 0 } else { 1 }));
     };
     println!("{error}; so the tests run inside an emulated machine, whose KVM works");
-    let outer = Outer { memory_mib: NESTED_MEMORY_MIB, time_limit: arguments.time_limit };
+    let major = found.version.split('.').next().and_then(|major| major.parse().ok());
+    let xsave = major.is_none_or(|major: u32| major < WITHOUT_XSAVE);
+    let outer = Outer { memory_mib: NESTED_MEMORY_MIB, time_limit: arguments.time_limit, xsave };
     Ok(ExitCode::from(if outer.run(&command).await? == 0 { 0 } else { 1 }))
 }
 
