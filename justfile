@@ -31,11 +31,20 @@ lint: setup
     cargo fmt --all --check
     cargo clippy --workspace --all-targets -- --deny warnings
 
-# Measure cost as ratios against a peer in the same run.
+# Fuzz every decoder for so many seconds (a minute by default), or those that are named after the number.
+[positional-arguments]
+fuzz *ARGS: setup
+    cargo run --package cofferdam-fuzz --bin cofferdam-fuzz -- "$@"
+
+# Measure cost as ratios against a peer in the same run; arguments name parts, as in `just bench import scan`.
 bench *ARGS: setup
     cargo run --release --package cofferdam-tests --bin bench -- {{ ARGS }}
 
-# The first of these with cloud-hypervisor; without KVM, inside an emulated machine.
+# Have a daemon run many builds, kill what can be killed, and look for what is left.
+soak *ARGS: setup
+    cargo run --release --package cofferdam-tests --bin soak -- {{ ARGS }}
+
+# The first of the benchmarks with cloud-hypervisor; without KVM, inside an emulated machine.
 bench-cloud-hypervisor: setup
     cargo build --release --package cofferdam-tests --bin bench
     cargo run --release --package cofferdam-tests --bin test-cloud-hypervisor -- --bench

@@ -7,6 +7,7 @@
 set -eu
 
 vsock_version=0.3.0
+s3s_version=0.14.1
 tools=${XDG_CACHE_HOME:-$HOME/.cache}/cofferdam/tools
 
 # build-essential     linker for Rust, compiler for the kernel
@@ -15,7 +16,9 @@ tools=${XDG_CACHE_HOME:-$HOME/.cache}/cofferdam/tools
 # e2fsprogs           mke2fs for the scratch template
 # xz-utils            compressed kernel modules, kernel source
 # ca-certificates     so that cargo can fetch crates
-packages='build-essential pkg-config libcap-ng-dev qemu-system-x86 e2fsprogs xz-utils ca-certificates'
+# python3-grpcio, python3-grpc-tools   a test's client in another language
+packages='build-essential pkg-config libcap-ng-dev qemu-system-x86 e2fsprogs xz-utils ca-certificates
+    python3-grpcio python3-grpc-tools'
 
 case ${1-} in
 '') ;;
@@ -55,10 +58,17 @@ if [ -n "$missing" ]; then
     apt-get install -qq --no-install-recommends $missing >/dev/null || fail "apt-get could not install$missing"
 fi
 
-if [ ! -x "$tools/bin/vhost-device-vsock" ] ||
-    ! grep -qs "\"vhost-device-vsock $vsock_version " "$tools/.crates.toml"; then
+# Compiles one program into $tools unless it is there: its name, its version, further arguments of cargo.
+install_tool() {
+    name=$1 version=$2
+    shift 2
+    [ ! -x "$tools/bin/$name" ] || ! grep -qs "\"$name $version " "$tools/.crates.toml" || return 0
     command -v cargo >/dev/null || fail "cargo is not in PATH; install a Rust toolchain first"
-    echo "setup: compiling vhost-device-vsock $vsock_version into $tools/bin"
-    cargo install --quiet --locked --version "$vsock_version" --root "$tools" vhost-device-vsock ||
-        fail "vhost-device-vsock $vsock_version could not be compiled"
-fi
+    echo "setup: compiling $name $version into $tools/bin"
+    cargo install --quiet --locked --version "$version" --root "$tools" "$@" "$name" ||
+        fail "$name $version could not be compiled"
+}
+
+install_tool vhost-device-vsock "$vsock_version"
+# The S3 server of the tests, where compiling it fast counts for more than its speed.
+install_tool s3s-fs "$s3s_version" --debug --features binary

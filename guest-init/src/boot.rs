@@ -17,7 +17,7 @@ use nix::{
     unistd::{chdir, chroot, pause},
 };
 
-use crate::{INPUTS, ROOT, SCRATCH, SKELETON};
+use crate::{INPUTS, PATHS, ROOT, SCRATCH, SKELETON};
 
 /// Modules to load, one file name of [`MODULES`] a line, in this order; absent when the kernel has all built in.
 const MODULES_ORDER: &str = "/modules.order";
@@ -98,7 +98,7 @@ pub(crate) fn prepare() -> Result<(), BootError> {
             other => other.map_err(|source| BootError::Setting { path, value, source })?,
         }
     }
-    for directory in [INPUTS, SCRATCH, SKELETON, ROOT] {
+    for directory in [INPUTS, PATHS, SCRATCH, SKELETON, ROOT] {
         make(directory).map_err(|source| BootError::Other { action: "make a mount point", source })?;
     }
     load_modules()

@@ -22,11 +22,13 @@ const THREADS_OF_FOUR: u64 = 3;
 #[derive(Debug)]
 pub(crate) struct Cgroup {
     directory: PathBuf,
+    /// Most processes and threads in it at a time.
+    processes: u32,
 }
 
 impl Cgroup {
-    /// Makes the cgroup and sets its bounds by what is free now.
-    pub(crate) fn create() -> Result<Self, SetupError> {
+    /// Makes the cgroup and sets its bounds by what is free now, and by how many `processes` the build may have.
+    pub(crate) fn create(processes: u32) -> Result<Self, SetupError> {
         let directory = Path::new(HIERARCHY).join("build");
         let write = |path: PathBuf, text: &str| {
             fs::write(&path, text).context(Step::Start, || format!("write {text:?} to {path:?}"))
@@ -37,8 +39,9 @@ impl Cgroup {
         let threads = number("/proc/sys/kernel/threads-max", "").context(Step::Start, || "read threads-max")?;
         write(directory.join("memory.max"), &memory_limit(available).to_string())?;
         write(directory.join("memory.oom.group"), "1")?;
-        write(directory.join("pids.max"), &(threads / 4 * THREADS_OF_FOUR).to_string())?;
-        Ok(Self { directory })
+        let processes = processes.min(u32::try_from(threads / 4 * THREADS_OF_FOUR).unwrap_or(u32::MAX));
+        write(directory.join("pids.max"), &processes.to_string())?;
+        Ok(Self { directory, processes })
     }
 
     /// Takes a process in that writes `0` to it.
@@ -56,6 +59,23 @@ impl Cgroup {
     /// The kernel has killed a process for want of memory.
     pub(crate) fn out_of_memory(&self) -> bool {
         number(self.directory.join("memory.events"), "oom_kill").is_ok_and(|count| count > 0)
+    }
+
+    /// How many processes and threads it could have at a time, if one more was refused.
+    pub(crate) fn too_many_processes(&self) -> Option<u32> {
+        let refused = number(self.directory.join("pids.events"), "max").is_ok_and(|count| count > 0);
+        refused.then_some(self.processes)
+    }
+
+    /// Memory in use now, in bytes.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        number(self.directory.join("memory.current"), "").unwrap_or(0)
+    }
+
+    /// Processes and threads in it now.
+    pub(crate) fn processes(&self) -> u32 {
+        let processes = number(self.directory.join("pids.current"), "").unwrap_or(0);
+        u32::try_from(processes).unwrap_or(u32::MAX)
     }
 
     /// What its processes have used, as far as cgroups count it; the rest is 0.

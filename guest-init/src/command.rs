@@ -32,21 +32,21 @@ use nix::{
     errno::Errno,
     fcntl::OFlag,
     mount::{MntFlags, MsFlags, mount, umount2},
-    sched::{CloneFlags, unshare},
+    sched::{CloneFlags, setns, unshare},
     sys::{
         prctl,
         resource::{RLIM_INFINITY, Resource, setrlimit},
         stat::{Mode, umask},
     },
     unistd::{
-        ForkResult, Gid, Pid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execve, fchown, pipe2, pivot_root,
-        setgroups, sethostname, setresgid, setresuid, setsid,
+        ForkResult, Gid, Pid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execve, fchown, fexecve, pipe2,
+        pivot_root, setgroups, sethostname, setresgid, setresuid, setsid,
     },
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    BUILD_GID, BUILD_UID, ROOT,
+    BUILD_GID, BUILD_UID, ROOT, SHELL,
     cgroup::Cgroup,
     confine,
     error::{Context as _, SetupError},
@@ -81,6 +81,8 @@ pub(crate) struct Command {
     working_dir: CString,
     /// Where `/proc` is, as the build sees it.
     processes: CString,
+    /// For somebody who looks around in a failed build: the shell that is executed where the build has none.
+    shell: Option<File>,
 }
 
 /// A build on its way.
@@ -96,6 +98,8 @@ pub(crate) struct Running {
 /// What the build's init holds of guest-init.
 struct Doors {
     stdin: File,
+    /// It is a terminal, and the command's own.
+    is_terminal: bool,
     stdout: OwnedFd,
     stderr: OwnedFd,
     cgroup: File,
@@ -124,16 +128,25 @@ impl Command {
             path,
             working_dir: string(format!("/{}", specification.working_dir).as_bytes())?,
             processes: string(Path::new("/").join(processes).as_os_str().as_encoded_bytes())?,
+            shell: None,
         })
+    }
+
+    /// An interactive shell in the place of the command.
+    pub(crate) fn shell(specification: &Specification, processes: &Path, term: &str) -> Result<Self, SetupError> {
+        let mut command = Self::new(specification, processes)?;
+        command.arguments = vec![c"/bin/sh".to_owned()];
+        if !term.is_empty() && !specification.environment.iter().any(|(key, _)| key == "TERM") {
+            let term = CString::new(format!("TERM={term}")).context(Step::Start, || "set TERM")?;
+            command.environment.push(term);
+        }
+        command.shell = Some(File::open(SHELL).context(Step::Start, || format!("open {SHELL}"))?);
+        Ok(command)
     }
 }
 
 /// Starts the build's init, which starts the command.
 pub(crate) fn start(command: &Command, cgroup: &Cgroup) -> Result<Running, SetupError> {
-    let pipe = || -> nix::Result<(File, OwnedFd)> {
-        let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
-        Ok((read.into(), write))
-    };
     let log_pipe = || {
         let (read, write) = pipe()?;
         // Else the build could not open its own /dev/stdout.
@@ -142,18 +155,49 @@ pub(crate) fn start(command: &Command, cgroup: &Cgroup) -> Result<Running, Setup
     };
     let (stdout, stdout_door) = log_pipe().context(Step::Start, || "make a pipe for stdout")?;
     let (stderr, stderr_door) = log_pipe().context(Step::Start, || "make a pipe for stderr")?;
-    let (words, words_door) = pipe().context(Step::Start, || "make a pipe")?;
     let stdin = File::open("/dev/null").context(Step::Start, || "open /dev/null")?;
-    let doors =
-        Doors { stdin, stdout: stdout_door, stderr: stderr_door, cgroup: cgroup.door()?, words: words_door.into() };
-    unshare(CloneFlags::CLONE_NEWPID).context(Step::Start, || "make a PID namespace")?;
+    let (words, words_door) = pipe().context(Step::Start, || "make a pipe")?;
+    let doors = Doors {
+        stdin,
+        is_terminal: false,
+        stdout: stdout_door,
+        stderr: stderr_door,
+        cgroup: cgroup.door()?,
+        words: words_door.into(),
+    };
     let started = Instant::now();
+    Ok(Running { init: start_init(command, doors)?, stdout, stderr, words, started })
+}
+
+/// Starts the build's init, which starts the command on a terminal. Gives the init, and the pipe for its word.
+pub(crate) fn start_on(terminal: File, command: &Command, cgroup: &Cgroup) -> Result<(Pid, File), SetupError> {
+    let copy = || terminal.try_clone().context(Step::Start, || "copy a descriptor");
+    let (words, words_door) = pipe().context(Step::Start, || "make a pipe")?;
+    let doors = Doors {
+        stdout: copy()?.into(),
+        stderr: copy()?.into(),
+        stdin: terminal,
+        is_terminal: true,
+        cgroup: cgroup.door()?,
+        words: words_door.into(),
+    };
+    Ok((start_init(command, doors)?, words))
+}
+
+fn pipe() -> nix::Result<(File, OwnedFd)> {
+    let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+    Ok((read.into(), write))
+}
+
+/// The init has guest-init's ends of the pipes, too; it ends before guest-init does.
+fn start_init(command: &Command, doors: Doors) -> Result<Pid, SetupError> {
+    // From the namespace of an init before this one, which is dead, no other can be made.
+    let own = File::open("/proc/self/ns/pid").context(Step::Start, || "open /proc/self/ns/pid")?;
+    setns(own, CloneFlags::CLONE_NEWPID).context(Step::Start, || "return to the PID namespace")?;
+    unshare(CloneFlags::CLONE_NEWPID).context(Step::Start, || "make a PID namespace")?;
     match sys::fork().context(Step::Start, || "fork")? {
-        ForkResult::Parent { child } => Ok(Running { init: child, stdout, stderr, words, started }),
-        ForkResult::Child => {
-            drop((stdout, stderr, words));
-            init(command, doors)
-        }
+        ForkResult::Parent { child } => Ok(child),
+        ForkResult::Child => init(command, doors),
     }
 }
 
@@ -222,6 +266,9 @@ fn become_command(command: &Command, mut doors: Doors) -> Result<Infallible, Wor
     unshare(CloneFlags::CLONE_NEWCGROUP).map_err(tried("make a cgroup namespace"))?;
     expose_to_oom_killer(&command.processes).map_err(tried("expose the command to the OOM killer"))?;
     setsid().map_err(tried("make a session"))?;
+    if doors.is_terminal {
+        sys::be_controlled_by(&doors.stdin).map_err(tried("take the terminal"))?;
+    }
     dup2_stdin(doors.stdin.as_fd()).map_err(tried("set stdin"))?;
     dup2_stdout(doors.stdout.as_fd()).map_err(tried("set stdout"))?;
     dup2_stderr(doors.stderr.as_fd()).map_err(tried("set stderr"))?;
@@ -232,7 +279,11 @@ fn become_command(command: &Command, mut doors: Doors) -> Result<Infallible, Wor
     change_user().map_err(tried("become the build's user"))?;
     prctl::set_no_new_privs().map_err(tried("set no_new_privs"))?;
     sys::install_filter(&confine::filter()).map_err(tried("install the seccomp filter"))?;
-    chdir(command.working_dir.as_c_str()).map_err(|errno| Word::Ended(End::NoWorkingDir(errno as i32)))?;
+    match chdir(command.working_dir.as_c_str()) {
+        // Whoever looks around stays in the root.
+        Err(_) if command.shell.is_some() => {}
+        entered => entered.map_err(|errno| Word::Ended(End::NoWorkingDir(errno as i32)))?,
+    }
     Err(Word::Ended(End::NotExecuted(execute(command) as i32)))
 }
 
@@ -269,6 +320,10 @@ fn execute(command: &Command) -> Errno {
             Errno::ENOENT | Errno::ENOTDIR => {}
             error => return error,
         }
+    }
+    if let Some(shell) = &command.shell {
+        let Err(error) = fexecve(shell, &command.arguments, &command.environment);
+        return error;
     }
     denied.unwrap_or(Errno::ENOENT)
 }

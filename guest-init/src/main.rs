@@ -9,7 +9,8 @@
 //!     cgroup    bounds the build's memory and processes, counts what it uses
 //!     command   namespaces, a small init inside of them, and the command, confined
 //!     watch     streams its output until it ends
-//!     outputs   sends the outputs
+//!     outputs   sends the outputs, or what a failed build has left
+//!     shell     lets somebody look around in a failed build
 //!   power off, whatever happened
 //! ```
 //!
@@ -27,6 +28,7 @@ mod plan;
 mod root;
 mod scratch;
 mod session;
+mod shell;
 mod sys;
 mod watch;
 
@@ -37,6 +39,8 @@ const BUILD_GID: u32 = 100;
 
 /// Where the inputs are mounted.
 const INPUTS: &str = "/inputs";
+/// Where the paths of the host are mounted, if there are any.
+const PATHS: &str = "/paths";
 /// Where the scratch disk is mounted.
 const SCRATCH: &str = "/scratch";
 /// Where a tmpfs holds what every build's root has beside inputs and scratch.

@@ -1,21 +1,22 @@
-//! Sends the outputs: each a depth-first walk that follows no symlink, its memory bounded by the names in the
-//! directories that are open.
+//! Sends the outputs, or what a failed build has left: each a depth-first walk that follows no symlink, its memory
+//! bounded by the names in the directories that are open.
 
 use std::{
+    collections::BTreeMap,
     ffi::{CStr, CString, OsStr},
-    fs::File,
+    fs::{self, File},
     io::{Read as _, Write},
     os::{
         fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use cofferdam_protocol::{
     FromGuest, MAX_DETAIL_BYTES, UnsupportedKind,
     frame::{FrameError, FrameWriter, MAX_DATA_BYTES},
-    tree::{Event, MAX_DEPTH, MAX_METADATA_BYTES},
+    tree::{Event, Limits, MAX_DEPTH, MAX_METADATA_BYTES},
 };
 use nix::{
     dir::Dir,
@@ -25,6 +26,9 @@ use nix::{
 };
 
 use crate::ROOT;
+
+/// The directory, on a tmpfs, that is sent as the root of what is kept.
+const KEPT: &str = "/skeleton/kept";
 
 /// Most memory for the names in the directories that are open at one time.
 const MAX_HELD_BYTES: usize = MAX_METADATA_BYTES as usize + 1_000_000 * NAME_OVERHEAD_BYTES;
@@ -38,6 +42,8 @@ enum Stop {
     Host(FrameError),
     Missing,
     Unsupported(UnsupportedKind),
+    /// Of what is kept, this exceeds the limits.
+    NoRoom,
 }
 
 impl From<FrameError> for Stop {
@@ -66,11 +72,11 @@ pub(crate) fn send<W: Write>(host: &mut FrameWriter<W>, outputs: &[String]) -> R
 fn send_from<W: Write>(root: BorrowedFd<'_>, host: &mut FrameWriter<W>, outputs: &[String]) -> Result<(), FrameError> {
     let mut buffer = vec![0; MAX_DATA_BYTES];
     for output in outputs {
-        let mut walk = Walk { host, buffer: &mut buffer, path: Vec::new(), held: 0 };
+        let mut walk = Walk { host, buffer: &mut buffer, path: Vec::new(), held: 0, kept: None };
         match walk.output(root, output) {
             Ok(()) => {}
             Err(Stop::Host(error)) => return Err(error),
-            Err(Stop::Missing) => host.write(&FromGuest::Missing)?,
+            Err(Stop::Missing | Stop::NoRoom) => host.write(&FromGuest::Missing)?,
             Err(Stop::Unsupported(kind)) => {
                 let mut path = walk.path;
                 path.truncate(MAX_DETAIL_BYTES);
@@ -81,6 +87,48 @@ fn send_from<W: Write>(root: BorrowedFd<'_>, host: &mut FrameWriter<W>, outputs:
     host.write(&FromGuest::Finished)
 }
 
+/// Sends one tree of all that the build has written, then `Kept`. `writable` is where, below the build's root, it could
+/// write, and the directories that hold what it wrote there.
+pub(crate) fn keep<W: Write>(
+    host: &mut FrameWriter<W>,
+    writable: &BTreeMap<PathBuf, PathBuf>,
+    limits: Limits,
+) -> Result<(), FrameError> {
+    let made = writable.keys().try_for_each(|at| fs::create_dir_all(Path::new(KEPT).join(at)));
+    let skipped = match made.and_then(|()| File::open(KEPT)) {
+        Ok(root) => keep_from(root.as_fd(), host, writable, limits)?,
+        Err(_) => 0,
+    };
+    host.write(&FromGuest::Kept { skipped })
+}
+
+fn keep_from<W: Write>(
+    root: BorrowedFd<'_>,
+    host: &mut FrameWriter<W>,
+    writable: &BTreeMap<PathBuf, PathBuf>,
+    limits: Limits,
+) -> Result<u64, FrameError> {
+    let Limits { entries, bytes } = limits;
+    let kept = Kept { writable, skipped: 0, entries, bytes, metadata_bytes: MAX_METADATA_BYTES };
+    let mut buffer = vec![0; MAX_DATA_BYTES];
+    let mut walk = Walk { host, buffer: &mut buffer, path: Vec::new(), held: 0, kept: Some(kept) };
+    match walk.tree(root, c".") {
+        Err(Stop::Host(error)) => Err(error),
+        _ => Ok(walk.kept.map_or(0, |kept| kept.skipped)),
+    }
+}
+
+/// What is different where not everything has to be sent.
+struct Kept<'a> {
+    /// Directories to send in place of those at these paths.
+    writable: &'a BTreeMap<PathBuf, PathBuf>,
+    skipped: u64,
+    // What there is still room for.
+    entries: u64,
+    bytes: u64,
+    metadata_bytes: u64,
+}
+
 /// One tree on its way.
 struct Walk<'a, W> {
     host: &'a mut FrameWriter<W>,
@@ -89,6 +137,7 @@ struct Walk<'a, W> {
     path: Vec<u8>,
     /// Memory for the names that are still to be sent.
     held: usize,
+    kept: Option<Kept<'a>>,
 }
 
 /// A directory whose entries are being sent.
@@ -112,8 +161,12 @@ impl<W: Write> Walk<'_, W> {
             .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
         let parent = openat2(root, parent, how).map_err(missing)?;
         let name = CString::new(name.as_bytes()).map_err(|_| Stop::Missing)?;
-        let status = fstatat(&parent, name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW).map_err(missing)?;
-        let mut open: Vec<_> = self.entry(parent.as_fd(), &name, b"", &status, 0)?.into_iter().collect();
+        self.tree(parent.as_fd(), &name)
+    }
+
+    fn tree(&mut self, parent: BorrowedFd<'_>, name: &CStr) -> Result<(), Stop> {
+        let status = fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(missing)?;
+        let mut open: Vec<_> = self.entry(parent, name, b"", &status, 0)?.into_iter().collect();
         loop {
             let depth = open.len();
             let Some(top) = open.last_mut() else { return Ok(()) };
@@ -128,9 +181,12 @@ impl<W: Write> Walk<'_, W> {
                 self.path.push(b'/');
             }
             self.path.extend_from_slice(name.to_bytes());
-            let status = fstatat(&top.directory, name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW)?;
-            let below = self.entry(top.directory.as_fd(), &name, name.to_bytes(), &status, depth)?;
-            open.extend(below);
+            let status = fstatat(&top.directory, name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW).map_err(Stop::from);
+            let below = status.and_then(|s| self.entry(top.directory.as_fd(), &name, name.to_bytes(), &s, depth));
+            match (below, &mut self.kept) {
+                (Err(Stop::Unsupported(_) | Stop::NoRoom), Some(kept)) => kept.skipped += 1,
+                (below, _) => open.extend(below?),
+            }
         }
     }
 
@@ -144,17 +200,17 @@ impl<W: Write> Walk<'_, W> {
         depth: usize,
     ) -> Result<Option<Open>, Stop> {
         let kind = match SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits()) {
-            SFlag::S_IFREG => {
-                let executable = status.st_mode & Mode::S_IXUSR.bits() != 0;
-                return self.file(parent, name, sent_name, executable).map(|()| None);
-            }
+            SFlag::S_IFREG => return self.file(parent, name, sent_name, status).map(|()| None),
             SFlag::S_IFLNK => {
                 let target = readlinkat(parent, name)?;
+                self.make_room(sent_name.len() + target.len(), 0)?;
                 self.send(Event::Symlink { name: sent_name, target: target.as_bytes() })?;
                 return Ok(None);
             }
             SFlag::S_IFDIR if depth < MAX_DEPTH => return self.directory(parent, name, sent_name).map(Some),
             SFlag::S_IFDIR => UnsupportedKind::TooDeep,
+            // Overlayfs's mark of what was removed.
+            SFlag::S_IFCHR if self.kept.is_some() && status.st_rdev == 0 => return Ok(None),
             SFlag::S_IFIFO => UnsupportedKind::Fifo,
             SFlag::S_IFSOCK => UnsupportedKind::Socket,
             SFlag::S_IFBLK => UnsupportedKind::BlockDevice,
@@ -163,40 +219,64 @@ impl<W: Write> Walk<'_, W> {
         Err(Stop::Unsupported(kind))
     }
 
-    fn file(&mut self, parent: BorrowedFd<'_>, name: &CStr, sent_name: &[u8], executable: bool) -> Result<(), Stop> {
+    fn file(&mut self, parent: BorrowedFd<'_>, name: &CStr, sent_name: &[u8], status: &FileStat) -> Result<(), Stop> {
+        let executable = status.st_mode & Mode::S_IXUSR.bits() != 0;
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let mut file = File::from(openat(parent, name, flags, Mode::empty())?);
+        self.make_room(sent_name.len(), status.st_size.cast_unsigned())?;
         self.send(Event::File { name: sent_name, executable })?;
         loop {
-            match file.read(self.buffer) {
-                Ok(0) => return self.send(Event::End),
-                Ok(length) => self.host.write(&FromGuest::Tree(Event::Data(&self.buffer[..length])))?,
-                Err(error) => return Err(Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)).into()),
+            match (file.read(self.buffer), &mut self.kept) {
+                (Ok(0), _) => return self.send(Event::End),
+                (Ok(length), _) => self.host.write(&FromGuest::Tree(Event::Data(&self.buffer[..length])))?,
+                (Err(_), Some(kept)) => {
+                    // Half of it is better than nothing.
+                    kept.skipped += 1;
+                    return self.send(Event::End);
+                }
+                (Err(error), None) => return Err(Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)).into()),
             }
         }
     }
 
     fn directory(&mut self, parent: BorrowedFd<'_>, name: &CStr, sent_name: &[u8]) -> Result<Open, Stop> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let directory = openat(parent, name, flags, Mode::empty())?;
+        let instead = self.kept.as_ref().and_then(|kept| kept.writable.get(Path::new(OsStr::from_bytes(&self.path))));
+        let directory = match instead {
+            Some(path) => open(path, flags, Mode::empty()),
+            None => openat(parent, name, flags, Mode::empty()),
+        }?;
         // Its buffer is large, so it lives no longer than the listing.
         let mut entries = Dir::openat(&directory, ".", flags, Mode::empty())?;
         let mut names = Vec::new();
+        let mut held = self.held;
         for entry in entries.iter() {
             let entry = entry?;
             let name = entry.file_name();
             if [c".", c".."].contains(&name) {
                 continue;
             }
-            self.held += cost(name);
-            if self.held > MAX_HELD_BYTES {
+            held += cost(name);
+            if held > MAX_HELD_BYTES {
                 return Err(Stop::Unsupported(UnsupportedKind::TooManyNames));
             }
             names.push(name.to_owned());
         }
         names.sort_unstable_by(|a, b| b.cmp(a));
+        self.make_room(sent_name.len(), 0)?;
+        self.held = held;
         self.send(Event::Directory { name: sent_name })?;
         Ok(Open { directory, names, path_length: self.path.len() })
+    }
+
+    /// Takes room for an entry of what is kept; outputs are the host's to bound.
+    fn make_room(&mut self, metadata_bytes: usize, bytes: u64) -> Result<(), Stop> {
+        let Some(kept) = &mut self.kept else { return Ok(()) };
+        let left = |room: u64, taken: u64| room.checked_sub(taken).ok_or(Stop::NoRoom);
+        let (entries, bytes) = (left(kept.entries, 1)?, left(kept.bytes, bytes)?);
+        kept.metadata_bytes = left(kept.metadata_bytes, metadata_bytes as u64)?;
+        (kept.entries, kept.bytes) = (entries, bytes);
+        Ok(())
     }
 
     fn send(&mut self, event: Event<'_>) -> Result<(), Stop> {

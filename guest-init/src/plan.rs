@@ -20,7 +20,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use cofferdam_protocol::{Specification, Step};
+use cofferdam_protocol::{HostPath, Specification, Step};
 
 use crate::error::{SetupError, is_wrong_place};
 
@@ -71,6 +71,13 @@ pub(crate) enum Content {
     Devices,
     /// The processes.
     Processes,
+    /// A path of the host.
+    Host {
+        /// Its name in the share.
+        number: usize,
+        /// Else it is a file.
+        is_directory: bool,
+    },
 }
 
 /// A directory to make in the front of an area, with its parents.
@@ -191,7 +198,12 @@ impl<'a> Plan<'a> {
             };
             let owner = if writable { Owner::Build } else { Owner::Machine };
             let shared = wish.shared && writable;
-            self.directories.push(Directory { area: *around, path: path.clone(), owner, shared });
+            let (area, path) = (*around, path.clone());
+            if matches!(wish.machine, Some(Content::Host { is_directory: false, .. })) {
+                self.files.push(Placement { area, path, owner, source: Source::Machine("") });
+            } else {
+                self.directories.push(Directory { area, path, owner, shared });
+            }
             if writable && wish.writable && !wish.inputs && wish.machine.is_none() {
                 return Ok(());
             }
@@ -290,10 +302,17 @@ fn wishes(specification: &Specification, resolver: &Resolver<'_>) -> Result<Wish
         scratch.writable = true;
         scratch.requested = true;
     }
-    match wishes.values().find(|wish| wish.machine.is_some() && wish.requested) {
-        Some(wish) => Err(refusal(Step::Places, format!("use {}: the machine has its own there", wish.name))),
-        None => Ok(wishes),
+    if let Some(wish) = wishes.values().find(|wish| wish.machine.is_some() && wish.requested) {
+        return Err(refusal(Step::Places, format!("use {}: the machine has its own there", wish.name)));
     }
+    for (number, HostPath { path, is_directory }) in specification.host_paths.iter().enumerate() {
+        let name = format!("the host's path \"/{path}\"");
+        if let Some(other) = wishes.get(&resolver.directory(path, &name)?) {
+            return Err(refusal(Step::Places, format!("show {name}: {} is there", other.name)));
+        }
+        wish(&mut wishes, resolver, path, name)?.machine = Some(Content::Host { number, is_directory: *is_directory });
+    }
+    Ok(wishes)
 }
 
 fn wish<'w>(

@@ -4,24 +4,26 @@
 //!   /skeleton    tmpfs: N the front of a read-only area, N.lower a bind of a directory of the inputs
 //!   /scratch     disk: N the front of a writable area, N.work what overlayfs needs beside its upper
 //!   /inputs      virtiofs
+//!   /paths       virtiofs: N the Nth path of the host
 //!   /build-root  what the build gets to see as /
 //! ```
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io,
     os::unix::fs::{PermissionsExt as _, chown, symlink},
     path::{Path, PathBuf},
 };
 
-use cofferdam_protocol::{INPUTS_TAG, Specification, Step};
+use cofferdam_protocol::{INPUTS_TAG, PATHS_TAG, Specification, Step};
 use nix::{
     mount::{MsFlags, mount},
     sys::stat::{Mode, SFlag, makedev, mknod},
 };
 
 use crate::{
-    BUILD_GID, BUILD_UID, INPUTS, ROOT, SCRATCH, SHELL, SKELETON,
+    BUILD_GID, BUILD_UID, INPUTS, PATHS, ROOT, SCRATCH, SHELL, SKELETON,
     error::{Context as _, SetupError, is_wrong_place},
     plan::{Area, Content, Kind, Owner, Placement, Plan, Source},
 };
@@ -42,10 +44,23 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
     ("ptmx", "pts/ptmx"),
 ];
 
-/// Mounts the inputs and assembles the root; returns where, below the root, `/proc` has to be mounted.
-pub(crate) fn assemble(specification: &Specification) -> Result<PathBuf, SetupError> {
-    attach(Some(INPUTS_TAG), Path::new(INPUTS), "virtiofs", TAME | MsFlags::MS_RDONLY, None)
-        .context(Step::Inputs, || format!("mount the virtiofs device {INPUTS_TAG:?}"))?;
+/// An assembled root.
+#[derive(Debug)]
+pub(crate) struct Root {
+    /// Where, below the root, `/proc` has to be mounted.
+    pub(crate) processes: PathBuf,
+    /// Opened, gives a new pseudo-terminal of those that the build sees.
+    pub(crate) terminals: PathBuf,
+    /// Where, below the root, the build can write, and the directories that hold what it has written there.
+    pub(crate) writable: BTreeMap<PathBuf, PathBuf>,
+}
+
+/// Mounts the inputs and assembles the root.
+pub(crate) fn assemble(specification: &Specification) -> Result<Root, SetupError> {
+    mount_share(INPUTS_TAG, INPUTS)?;
+    if !specification.host_paths.is_empty() {
+        mount_share(PATHS_TAG, PATHS)?;
+    }
     let plan = Plan::new(specification, &|path| Kind::of(&Path::new(INPUTS).join(path)))?;
     attach(Some("skeleton"), Path::new(SKELETON), "tmpfs", TAME, Some("mode=0755"))
         .context(Step::Root, || "mount a tmpfs")?;
@@ -65,7 +80,19 @@ pub(crate) fn assemble(specification: &Specification) -> Result<PathBuf, SetupEr
         mount_area(area, front, plan.is_bare(number))
             .context(Step::Root, || format!("mount {:?} in the build's root", area.at))?;
     }
-    Ok(plan.processes().unwrap_or(Path::new("proc")).to_path_buf())
+    let devices = plan.areas.iter().find(|area| area.content == Content::Devices).map(|area| area.at.as_path());
+    let is_writable = |area: &Area| matches!(area.content, Content::Front { writable: true, .. });
+    let writable = plan.areas.iter().zip(fronts).filter(|(area, _)| is_writable(area));
+    Ok(Root {
+        processes: plan.processes().unwrap_or(Path::new("proc")).to_path_buf(),
+        terminals: Path::new(ROOT).join(devices.unwrap_or(Path::new("dev"))).join("pts/ptmx"),
+        writable: writable.map(|(area, front)| (area.at.clone(), front.path)).collect(),
+    })
+}
+
+fn mount_share(tag: &str, at: &str) -> Result<(), SetupError> {
+    attach(Some(tag), Path::new(at), "virtiofs", TAME | MsFlags::MS_RDONLY, None)
+        .context(Step::Inputs, || format!("mount the virtiofs device {tag:?}"))
 }
 
 /// The directory that an area shows.
@@ -161,6 +188,7 @@ fn mount_area(area: &Area, front: &Front<'_>, bare: bool) -> io::Result<()> {
         Content::Front { writable: false, lower: Some(_), .. } if bare => bind_lower(front, &at),
         Content::Processes => Ok(()),
         Content::Devices => mount_devices(&at),
+        Content::Host { number, .. } => bind(&Path::new(PATHS).join(number.to_string()), &at),
         Content::Front { writable, lower: None, .. } => {
             bind(&front.path, &at)?;
             if *writable {

@@ -26,9 +26,10 @@ use crate::{
     cgroup::Cgroup,
     command::{self, Command},
     error::{SessionError, SetupError, bounded},
-    outputs, root,
+    outputs,
+    root::{self, Root},
     scratch::Scratch,
-    watch,
+    shell, watch,
 };
 
 /// How long the vsock device may take to appear and the host to accept before the console is told.
@@ -65,42 +66,56 @@ fn converse() -> Result<(), SessionError> {
     host.tell_of_panics().map_err(FrameError::Io)?;
     // Done while the specification is on its way; a warm machine has it behind it when the request comes.
     let scratch = Scratch::prepare();
-    // A reader of its own, whose buffer is gone when the build needs the memory.
-    let FromHost::Specification(specification) = FrameReader::new(&host.socket, MAX_FROM_HOST_BYTES).read()? else {
+    let FromHost::Specification(specification) = host.hear()? else {
         return Err(SessionError::Unexpected { expected: "a specification" });
     };
-    match build(&mut host, scratch, specification) {
-        Err(SessionError::Setup(error)) => host.say(&failure(&error, &error.detail()))?,
-        other => other?,
+    let ran = match build(&mut host, scratch, specification) {
+        Err(SessionError::Setup(error)) => {
+            host.say(&failure(&error, &error.detail()))?;
+            None
+        }
+        other => Some(other?),
+    };
+    loop {
+        match (await_answer(&host.socket)?, &ran) {
+            (FromHost::Acknowledge, _) => return Ok(()),
+            (FromHost::Keep(limits), Some(ran)) => {
+                host.say_much(|host| outputs::keep(host, &ran.root.writable, limits))?;
+            }
+            (FromHost::Shell { term, size }, Some(ran)) => return shell::run(&mut host, ran, &term, size),
+            // The command has ended by itself.
+            (FromHost::Stop, _) => {}
+            _ => return Err(SessionError::Unexpected { expected: "an acknowledgement" }),
+        }
     }
-    match await_answer(&host.socket)? {
-        FromHost::Acknowledge => Ok(()),
-        FromHost::Specification(_) => Err(SessionError::Unexpected { expected: "an acknowledgement" }),
-    }
+}
+
+/// A build whose command has ended.
+pub(crate) struct Ran {
+    pub(crate) specification: Specification,
+    pub(crate) root: Root,
+    pub(crate) cgroup: Cgroup,
 }
 
 fn build(
     host: &mut Host,
     scratch: Result<Scratch, SetupError>,
     mut specification: Specification,
-) -> Result<(), SessionError> {
+) -> Result<Ran, SessionError> {
     let mut scratch = scratch?;
-    let processes = root::assemble(&specification)?;
+    let root = root::assemble(&specification)?;
     // They are in their places; the memory is the build's.
     specification.additional_files = Vec::new();
-    let command = Command::new(&specification, &processes)?;
-    let cgroup = Cgroup::create()?;
+    let command = Command::new(&specification, &root.processes)?;
+    let cgroup = Cgroup::create(specification.processes)?;
     let running = command::start(&command, &cgroup)?;
     let report = watch::watch(host, running, &mut scratch, &cgroup)?;
     let succeeded = report.succeeded();
     host.say(&FromGuest::Exited(report))?;
     if succeeded {
-        // Small frames share a write, which is still no larger than one frame may be.
-        let mut batch = BufWriter::with_capacity(MAX_FROM_GUEST_BYTES, &host.socket);
-        outputs::send(&mut FrameWriter::new(&mut batch, MAX_FROM_GUEST_BYTES), &specification.outputs)?;
-        batch.flush().map_err(FrameError::Io)?;
+        host.say_much(|host| outputs::send(host, &specification.outputs))?;
     }
-    Ok(())
+    Ok(Ran { specification, root, cgroup })
 }
 
 fn failure<'a>(error: &SetupError, detail: &'a str) -> FromGuest<'a> {
@@ -145,6 +160,22 @@ impl Host {
             boot::power_off()
         }));
         Ok(())
+    }
+
+    /// Sends many messages: small frames share a write, which is still no larger than one frame may be.
+    fn say_much(
+        &self,
+        say: impl FnOnce(&mut FrameWriter<&mut BufWriter<&File>>) -> Result<(), FrameError>,
+    ) -> Result<(), FrameError> {
+        let mut batch = BufWriter::with_capacity(MAX_FROM_GUEST_BYTES, &self.socket);
+        say(&mut FrameWriter::new(&mut batch, MAX_FROM_GUEST_BYTES))?;
+        batch.flush().map_err(FrameError::Io)
+    }
+
+    /// Waits for what the host says. Each time with a reader of its own, whose buffer is gone when the build needs the
+    /// memory.
+    pub(crate) fn hear(&self) -> Result<FromHost, FrameError> {
+        FrameReader::new(&self.socket, MAX_FROM_HOST_BYTES).read()
     }
 
     /// Sends one message.

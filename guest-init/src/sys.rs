@@ -4,11 +4,20 @@ use std::{
     ffi::{c_int, c_ulong},
     fs::File,
     io,
-    os::{fd::AsRawFd as _, unix::process::ExitStatusExt as _},
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _},
+        unix::process::ExitStatusExt as _,
+    },
+    path::Path,
     process::ExitStatus,
 };
 
-use nix::errno::Errno;
+use cofferdam_protocol::WindowSize;
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, open},
+    sys::stat::Mode,
+};
 
 /// Grows a mounted ext4 to a number of its blocks.
 pub(crate) fn resize_ext4(mounted: &File, blocks: u64) -> io::Result<()> {
@@ -30,6 +39,36 @@ pub(crate) fn raise_loopback() -> io::Result<()> {
     request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
     // SAFETY: the kernel reads one ifreq through the pointer, which outlives the call.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    Ok(Errno::result(result).map(drop)?)
+}
+
+/// Makes a pseudo-terminal: the side of who drives it, which never blocks, and the side of who runs on it.
+pub(crate) fn open_terminal(ptmx: &Path) -> io::Result<(File, File)> {
+    const FLAGS: OFlag = OFlag::O_RDWR.union(OFlag::O_NOCTTY).union(OFlag::O_CLOEXEC);
+    let driver = File::from(open(ptmx, FLAGS | OFlag::O_NONBLOCK, Mode::empty())?);
+    let locked: c_int = 0;
+    // SAFETY: the kernel reads one int through the pointer, which outlives the call.
+    let result = unsafe { libc::ioctl(driver.as_raw_fd(), libc::TIOCSPTLCK, &raw const locked) };
+    Errno::result(result)?;
+    // SAFETY: the call takes a number.
+    let result = unsafe { libc::ioctl(driver.as_raw_fd(), libc::TIOCGPTPEER, FLAGS.bits()) };
+    let descriptor = Errno::result(result)?;
+    // SAFETY: the descriptor is new, and nobody else's.
+    Ok((driver, unsafe { File::from_raw_fd(descriptor) }))
+}
+
+/// Tells a pseudo-terminal its size, and who runs on it that it has changed.
+pub(crate) fn resize_terminal(driver: &File, size: WindowSize) -> io::Result<()> {
+    let size = libc::winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the kernel reads one winsize through the pointer, which outlives the call.
+    let result = unsafe { libc::ioctl(driver.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
+    Ok(Errno::result(result).map(drop)?)
+}
+
+/// Makes a terminal the one that controls the calling process's session.
+pub(crate) fn be_controlled_by(terminal: &File) -> io::Result<()> {
+    // SAFETY: the call takes a number.
+    let result = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0) };
     Ok(Errno::result(result).map(drop)?)
 }
 

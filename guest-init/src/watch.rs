@@ -8,15 +8,17 @@ use std::{
 };
 
 use cofferdam_protocol::{
-    End, FromGuest, Report, Step, Stream, Usage,
+    End, FromGuest, FromHost, Report, Sample, Step, Stream, Usage,
     frame::{FrameError, FrameReader, MAX_DATA_BYTES},
 };
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         resource::{UsageWho, getrusage},
+        signal::{Signal, kill},
         time::TimeValLike as _,
     },
+    unistd::Pid,
 };
 
 use crate::{
@@ -30,6 +32,9 @@ use crate::{
 
 /// How often the scratch disk is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// How often the host is told what the build uses.
+const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
 /// One of the command's outputs, until its end.
 struct Log {
@@ -52,14 +57,27 @@ pub(crate) fn watch(
         ready: false,
     });
     let mut buffer = vec![0; MAX_DATA_BYTES];
-    let mut looked = started;
-    while !wait(host, &words, &mut logs)? {
+    let (mut looked, mut sampled) = (started, started);
+    let mut stopped = false;
+    loop {
+        let ready = wait(host, &words, &mut logs)?;
+        if ready.word {
+            break;
+        }
+        if ready.host {
+            stopped = true;
+            stop(host, init)?;
+        }
         for log in logs.iter_mut().filter(|log| log.ready) {
             log.forward(host, &mut buffer)?;
         }
         if looked.elapsed() >= LOOK_EVERY {
             scratch.look();
             looked = Instant::now();
+        }
+        if sampled.elapsed() >= SAMPLE_EVERY {
+            sampled = Instant::now();
+            host.say(&FromGuest::Sample(sample(started, scratch, cgroup)))?;
         }
     }
     let word = FrameReader::new(&words, MAX_WORD_BYTES).read::<Word>();
@@ -72,16 +90,23 @@ pub(crate) fn watch(
         log.drain(host, &mut buffer)?;
     }
     Ok(Report {
-        end: ended_how(word)?,
+        end: if stopped { End::Signaled(libc::SIGKILL as u8) } else { ended_how(word)? },
         out_of_memory: cgroup.out_of_memory(),
         scratch_full: scratch.was_full(),
+        too_many_processes: cgroup.too_many_processes(),
         usage: usage(wall, scratch, cgroup),
     })
 }
 
-/// Waits for a moment, for output, or for the init's word; tells whether the word is there.
-fn wait(host: &Host, words: &File, logs: &mut [Log; 2]) -> Result<bool, SessionError> {
-    let mut polled = vec![PollFd::new(host.as_fd(), PollFlags::empty()), PollFd::new(words.as_fd(), PollFlags::POLLIN)];
+/// Who has something to say.
+struct Ready {
+    word: bool,
+    host: bool,
+}
+
+/// Waits for a moment, for output, for the host, or for the init's word.
+fn wait(host: &Host, words: &File, logs: &mut [Log; 2]) -> Result<Ready, SessionError> {
+    let mut polled = vec![PollFd::new(host.as_fd(), PollFlags::POLLIN), PollFd::new(words.as_fd(), PollFlags::POLLIN)];
     let pipes = logs.iter().filter_map(|log| log.pipe.as_ref());
     polled.extend(pipes.map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
     let timeout = PollTimeout::try_from(LOOK_EVERY).unwrap_or(PollTimeout::ZERO);
@@ -90,14 +115,19 @@ fn wait(host: &Host, words: &File, logs: &mut [Log; 2]) -> Result<bool, SessionE
         Err(error) => return Err(error).context(Step::Start, || "wait for output").map_err(SessionError::from),
     }
     let ready: Vec<bool> = polled.iter().map(|fd| fd.any().unwrap_or(true)).collect();
-    if ready[0] {
-        return Err(FrameError::Io(io::ErrorKind::ConnectionReset.into()).into());
-    }
     let mut pipes_ready = ready[2..].iter().copied();
     for log in logs {
         log.ready = log.pipe.is_some() && pipes_ready.next() == Some(true);
     }
-    Ok(ready[1])
+    Ok(Ready { host: ready[0], word: ready[1] })
+}
+
+/// Kills the build's init, and with it all that is in its namespace, if the host says so.
+fn stop(host: &Host, init: Pid) -> Result<(), SessionError> {
+    match host.hear()? {
+        FromHost::Stop => Ok(kill(init, Signal::SIGKILL).context(Step::Start, || "kill the build's init")?),
+        _ => Err(SessionError::Unexpected { expected: "the order to stop" }),
+    }
 }
 
 impl Log {
@@ -136,6 +166,11 @@ fn ended_how(word: Result<Word, FrameError>) -> Result<End, SetupError> {
             source: io::Error::other("the build's init died"),
         }),
     }
+}
+
+fn sample(started: Instant, scratch: &Scratch, cgroup: &Cgroup) -> Sample {
+    let usage = usage(started.elapsed(), scratch, cgroup);
+    Sample { usage, memory_bytes: cgroup.memory_bytes(), processes: cgroup.processes() }
 }
 
 fn usage(wall: Duration, scratch: &Scratch, cgroup: &Cgroup) -> Usage {

@@ -9,12 +9,17 @@
 //!
 //! [`request`] is the only door for what clients send, [`build`] owns one build and its VM from admission to result,
 //! [`vmm`] and [`jail`] know how processes are started and confined, [`inputs`] serves castore nodes over virtiofs, and
-//! [`outputs`] takes in what the guest sends back.
+//! [`outputs`] takes in what the guest sends back. [`service`] runs builds for others, in the order that [`queue`] decides.
 
 pub mod build;
 pub mod cli;
+pub mod failure;
 pub mod inputs;
 pub mod jail;
 pub mod outputs;
+pub mod paths;
+pub mod queue;
+pub mod records;
 pub mod request;
+pub mod service;
 pub mod vmm;

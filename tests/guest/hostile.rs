@@ -36,10 +36,16 @@ const HOST: u32 = 2;
 const PORT: u32 = 17_222;
 
 /// The first byte of messages, and their parts that are numbers, as postcard writes small ones.
-const HELLO: [u8; 3] = [0, 1, 0];
+const HELLO: [u8; 3] = [0, 2, 0];
 const SETUP_FAILED: u8 = 1;
 const SCRATCH: u8 = 0;
 const LOG_TO_STDOUT: [u8; 2] = [2, 0];
+/// Status 1; no memory, disk or processes lacking; nothing used.
+const EXITED_WITH_1: [u8; 11] = [3, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+const KEPT: [u8; 2] = [9, 0];
+const OUTPUT: [u8; 3] = [10, 1, b'x'];
+const SHELL_ENDED: [u8; 1] = [11];
+const SAMPLE: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 0];
 
 fn dial(cid: u32, port: u32) -> io::Result<File> {
     let address = Address { family: AF_VSOCK, reserved: 0, port, cid, rest: 0 };
@@ -119,6 +125,22 @@ fn write_much(stream: &mut File) {
     setup_failed(stream, "wrote much at a time");
 }
 
+/// A failed build, and then something that nobody has asked for.
+fn failed_and(message: &[u8]) {
+    let mut stream = begun();
+    stream.write_all(&[frame(&EXITED_WITH_1), frame(message)].concat()).unwrap();
+    // The host has it when it hangs up.
+    let _ = io::copy(&mut stream, &mut io::sink());
+}
+
+fn flood_samples(stream: &mut File) {
+    let samples = frame(&SAMPLE).repeat(1000);
+    for _ in 0..500 {
+        stream.write_all(&samples).unwrap();
+    }
+    setup_failed(stream, "half a million samples later");
+}
+
 fn flood_console() {
     let mut console = File::options().write(true).open("/dev/console").unwrap();
     loop {
@@ -137,9 +159,21 @@ fn main() {
         }
         "hang up" => drop(connection()),
         "hang up when begun" => drop(begun()),
+        "never stop" => {
+            let _stream = begun();
+            loop {
+                thread::park();
+            }
+        }
         "trespass" => trespass(&mut begun()),
         "write much" => write_much(&mut begun()),
         "flood the console" => flood_console(),
+        "flood samples" => flood_samples(&mut begun()),
+        "sample at once" => connection().write_all(&frame(&SAMPLE)).unwrap(),
+        "keep at once" => begun().write_all(&frame(&KEPT)).unwrap(),
+        "output at once" => begun().write_all(&frame(&OUTPUT)).unwrap(),
+        "end a shell at once" => begun().write_all(&frame(&SHELL_ENDED)).unwrap(),
+        "fail and output" => failed_and(&OUTPUT),
         job => panic!("no such job: {job}"),
     }
     loop {

@@ -10,7 +10,9 @@ use crate::{
     castore::NodeText,
     outcome::Expected,
     slots::{self, Slots},
-    stretched, vmm,
+    stretched,
+    terminal::Terminal,
+    vmm,
 };
 
 /// Enough for a shell, and quick to start; a test that cares says otherwise.
@@ -27,6 +29,7 @@ pub struct Build<'a> {
     plain: bool,
     slots: Option<Slots>,
     slotless: bool,
+    terminal: Option<Terminal>,
 }
 
 impl<'a> Build<'a> {
@@ -40,6 +43,7 @@ impl<'a> Build<'a> {
             plain: false,
             slots: None,
             slotless: false,
+            terminal: None,
         }
     }
 
@@ -47,6 +51,18 @@ impl<'a> Build<'a> {
     pub fn flag(mut self, name: &str, value: impl Into<OsString>) -> Self {
         self.flags.push(name.into());
         self.flags.push(value.into());
+        self
+    }
+
+    /// Any flag that has no value.
+    pub fn switch(mut self, name: &str) -> Self {
+        self.flags.push(name.into());
+        self
+    }
+
+    /// Runs on a terminal of this many rows and columns.
+    pub fn on_terminal(mut self, size: (u16, u16)) -> Self {
+        self.terminal = Some(Terminal::new(size));
         self
     }
 
@@ -159,6 +175,9 @@ impl<'a> Build<'a> {
             process.arg("--json");
         }
         more(&mut process);
-        self.cofferdam.start(process, self.expected, self.slots)
+        match self.terminal {
+            Some(terminal) => Running::start_on(terminal, &process, self.expected, self.slots),
+            None => self.cofferdam.start(process, self.expected, self.slots),
+        }
     }
 }

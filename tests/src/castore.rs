@@ -10,7 +10,7 @@ use std::{
 use data_encoding::BASE64;
 use serde_json::Value;
 
-/// A node as `cofferdam` prints it: `dir:DIGEST:ENTRIES`, `file:DIGEST:BYTES`, with `:x` when executable, or
+/// A node as `cofferdam` prints it: `dir:DIGEST:SIZE`, `file:DIGEST:BYTES`, with `:x` when executable, or
 /// `link:TARGET`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeText(String);
@@ -111,7 +111,8 @@ impl Entry {
         let (mut directories, mut files, mut symlinks) = (Vec::new(), Vec::new(), Vec::new());
         let mut size = 0;
         for name in names {
-            size += 1;
+            // As the programs of snix do.
+            size += 2;
             let (list, number, mut message) = match Self::of(&path.join(&name)) {
                 Self::Directory { digest, size: below } => {
                     size += below;

@@ -90,6 +90,32 @@ impl Cofferdam {
         Running::start(command, Expected::default(), None).end()
     }
 
+    /// Starts a command that needs no VM.
+    pub fn start_command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Running {
+        let mut command = self.prepare();
+        command.args(arguments);
+        Running::start(command, Expected::default(), None)
+    }
+
+    /// Starts another program that will become ours, with variables.
+    pub fn start_program<'a>(
+        &self,
+        program: &Path,
+        arguments: impl IntoIterator<Item = &'a OsStr>,
+        variables: &[(&str, &OsStr)],
+    ) -> Running {
+        let ours = self.prepare();
+        let mut command = Command::new(program);
+        for (key, value) in ours.get_envs() {
+            match value {
+                Some(value) => command.env(key, value),
+                None => command.env_remove(key),
+            };
+        }
+        command.current_dir(self.files()).args(arguments).envs(variables.iter().copied());
+        Running::start(command, Expected::default(), None)
+    }
+
     /// Imports a path and gives what was printed for it.
     #[track_caller]
     pub fn import(&self, path: &Path) -> NodeText {
@@ -116,7 +142,9 @@ impl Cofferdam {
 
     pub(crate) fn prepare(&self) -> Command {
         let mut command = Command::new(program());
-        for variable in ["BLOB_SERVICE_ADDR", "DIRECTORY_SERVICE_ADDR", "COFFERDAM_LOG", "XDG_STATE_HOME"] {
+        for variable in
+            ["BLOB_SERVICE_ADDR", "DIRECTORY_SERVICE_ADDR", "COFFERDAM_DAEMON", "COFFERDAM_LOG", "XDG_STATE_HOME"]
+        {
             command.env_remove(variable);
         }
         command
@@ -171,6 +199,11 @@ impl Cofferdam {
         let paths = entries.map(|entry| entry.expect("the state directory can be read").path());
         // The lock of the place itself stays.
         paths.filter(|path| path.file_name() != Some(OsStr::new("lock"))).collect()
+    }
+
+    /// The file of a committed blob, by its digest in hexadecimal.
+    pub fn blob(&self, hex: &str) -> PathBuf {
+        self.directory.path().join("state/store/blobs/b3").join(&hex[..2]).join(hex)
     }
 
     /// Reads every blob of the store and checks that its name is its digest; gives the names, sorted.

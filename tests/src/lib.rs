@@ -14,18 +14,22 @@
 mod build;
 pub mod castore;
 mod cofferdam;
+mod daemon;
 pub mod guest;
 pub mod nested;
 mod outcome;
 pub mod patience;
 pub mod processes;
 mod program;
+pub mod request;
 mod running;
 pub mod slots;
+mod terminal;
 pub mod vmm;
 
 pub use build::Build;
 pub use cofferdam::Cofferdam;
+pub use daemon::Daemon;
 pub use outcome::{Outcome, Output};
 pub use patience::stretched;
 pub use program::{image, program, test_executables};

@@ -78,6 +78,13 @@ fn cargo(arguments: &[&str], kind: &str) -> Result<Vec<(String, PathBuf)>, Strin
     if !cfg!(debug_assertions) {
         command.arg("--release");
     }
+    // What cargo tells this package's programs of it would make ring's build script, which looks, run once more.
+    for (key, _) in env::vars_os() {
+        if ["CARGO_MANIFEST_", "CARGO_PKG_"].iter().any(|prefix| key.as_encoded_bytes().starts_with(prefix.as_bytes()))
+        {
+            command.env_remove(key);
+        }
+    }
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let made = command.current_dir(workspace).stderr(Stdio::inherit()).output().expect("cargo can be started");
     if !made.status.success() {

@@ -1,6 +1,7 @@
 //! A `cofferdam` process while it lives.
 
 use std::{
+    fs::File,
     io::Read,
     process::{Child, Command, Stdio},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -13,7 +14,14 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{Outcome, outcome::Expected, processes, slots::Slots, stretched};
+use crate::{
+    Outcome,
+    outcome::Expected,
+    processes,
+    slots::Slots,
+    stretched,
+    terminal::{self, Terminal},
+};
 
 /// Longer than any command of any test may take, on a slow and busy machine.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -30,6 +38,7 @@ pub struct Running {
     stderr: Capture,
     expected: Expected,
     peak_bytes: u64,
+    person: Option<File>,
     _slots: Option<Slots>,
 }
 
@@ -40,7 +49,34 @@ impl Running {
         let mut child = command.spawn().unwrap_or_else(|error| panic!("can't start {command:?}: {error}"));
         let stdout = Capture::of(child.stdout.take().expect("stdout is a pipe"));
         let stderr = Capture::of(child.stderr.take().expect("stderr is a pipe"));
-        Self { child, begun: Instant::now(), stdout, stderr, expected, peak_bytes: 0, _slots: slots }
+        Self { child, begun: Instant::now(), stdout, stderr, expected, peak_bytes: 0, person: None, _slots: slots }
+    }
+
+    /// Starts a command on a terminal, whose screen counts as its stderr.
+    pub(crate) fn start_on(terminal: Terminal, command: &Command, expected: Expected, slots: Option<Slots>) -> Self {
+        let mut command = terminal.put_on(command);
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("setsid is there");
+        // It has copies of the program's side of the terminal, which would keep that open.
+        drop(command);
+        let stdout = Capture::of(child.stdout.take().expect("stdout is a pipe"));
+        let person = terminal.into_person();
+        let stderr = Capture::of(person.try_clone().expect("descriptors can be copied"));
+        let begun = Instant::now();
+        Self { child, begun, stdout, stderr, expected, peak_bytes: 0, person: Some(person), _slots: slots }
+    }
+
+    /// Types a text at its terminal.
+    #[track_caller]
+    pub fn types(&self, text: &str) -> &Self {
+        terminal::type_into(self.person.as_ref().expect("it runs on a terminal"), text);
+        self
+    }
+
+    /// Changes the size of its terminal.
+    #[track_caller]
+    pub fn resizes(&self, size: (u16, u16)) -> &Self {
+        terminal::resize(self.person.as_ref().expect("it runs on a terminal"), size);
+        self
     }
 
     /// Its process.
@@ -53,6 +89,15 @@ impl Running {
         let told = self.stderr.wait_until(stretched(PATIENCE), |bytes| contains(bytes, text.as_bytes()));
         assert!(told, "it never said {text:?}, but:\n{}", self.stderr.text());
         self
+    }
+
+    /// The first lines of its stdout, as soon as there are so many.
+    #[track_caller]
+    pub fn stdout_lines(&self, count: usize) -> Vec<String> {
+        let lines = |bytes: &[u8]| bytes.iter().filter(|&&byte| byte == b'\n').count();
+        let told = self.stdout.wait_until(stretched(PATIENCE), |bytes| lines(bytes) >= count);
+        assert!(told, "it never wrote {count} lines, but:\n{}", self.stdout.text());
+        self.stdout.text().lines().take(count).map(str::to_owned).collect()
     }
 
     /// How long it has run.

@@ -79,6 +79,29 @@ fn a_build_that_takes_too_long_is_stopped() {
 }
 
 #[test]
+fn a_silent_command_is_stopped_and_one_that_speaks_is_not() {
+    let cofferdam = Cofferdam::new();
+    let limit = stretched(Duration::from_secs(8));
+    let build = cofferdam.build().flag("--silence", format!("{}s", limit.as_secs()));
+    let failed = build
+        .shell("for n in 1 2 3 4 5 6 7 8 9 10; do echo spoke $n; sleep 1; done; sleep 1000")
+        .build_fails("silence")
+        .says("spoke 10")
+        .says(&format!("wrote nothing for {} seconds", limit.as_secs()));
+    assert_eq!(failed.json()["fields"]["limit_seconds"], limit.as_secs_f64(), "{failed}");
+}
+
+#[test]
+fn too_many_processes_are_no_mere_exit_code() {
+    let cofferdam = Cofferdam::new();
+    let script = "n=0; while [ $n -lt 40 ]; do sleep 100 & n=$((n + 1)); done; echo started all";
+    let failed = cofferdam.build().flag("--processes", "20").shell(script).build_fails("too_many_processes");
+    let failed = failed.says("more than the 20 processes").says("--processes");
+    assert_eq!(failed.json()["fields"]["allowed"], 20, "{failed}");
+    cofferdam.build().flag("--processes", "60").shell(script).succeeds().says("started all");
+}
+
+#[test]
 fn what_a_build_produces_is_limited_by_name_and_setting() {
     let cofferdam = Cofferdam::new();
     let before = cofferdam.verified_blobs();

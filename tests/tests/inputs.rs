@@ -10,7 +10,7 @@ use std::{
     path::PathBuf,
 };
 
-use cofferdam_tests::{Cofferdam, guest};
+use cofferdam_tests::{Cofferdam, castore::NodeText, guest};
 
 /// A directory with everything that castore knows.
 fn tree(cofferdam: &Cofferdam) -> io::Result<PathBuf> {
@@ -148,4 +148,37 @@ fn large_files_and_odd_names_are_read_correctly() {
         .succeeds();
     assert_eq!(built.outputs()[0].node, large, "{built}");
     assert_eq!(built.read("build/odd"), "found");
+}
+
+#[test]
+fn a_machine_starts_before_its_inputs_have_come() {
+    let cofferdam = Cofferdam::new();
+    let far = cofferdam.files().join("far");
+    let far_addr = format!("objectstore+file://{}", far.display());
+    let [used, unused] = [vec![7; 3_000_000], vec![9; 3_000_000]];
+    cofferdam.file("tree/used", &used);
+    cofferdam.file("tree/unused", &unused);
+    let tree = cofferdam.files().join("tree").into_os_string().into_string().unwrap();
+    let import = ["import", &tree, "--blob-service-addr", &far_addr, "--directory-service-addr", &far_addr];
+    let printed = cofferdam.command(import).succeeds();
+    let node = NodeText::printed(printed.stdout.split_whitespace().next().unwrap());
+
+    // What is not there can't come, so a build that runs did not wait for it.
+    let lost = blake3::hash(&unused[..512 * 1024]).to_hex();
+    fs::remove_file(far.join("chunks/b3").join(&lost[..4]).join(lost.as_str())).unwrap();
+    let near = cofferdam.files().join("near");
+    let near_addr = format!("near://{}?far={far_addr}", near.display());
+    let build = |script: &str| {
+        let build = cofferdam.build().flag("--blob-service-addr", &near_addr);
+        let build = build.flag("--directory-service-addr", &near_addr).input_node("tree", &node);
+        build.output("build/copy").exported().shell(script)
+    };
+    let built = build("cp /inputs/tree/used /build/copy").succeeds();
+    assert!(built.read_bytes("build/copy") == used, "{built}");
+    let is_near = |contents: &[u8]| {
+        let hex = blake3::hash(contents).to_hex();
+        near.join("blobs/b3").join(&hex[..2]).join(hex.as_str()).exists()
+    };
+    assert!(is_near(&used) && !is_near(&unused));
+    build("cp /inputs/tree/unused /build/copy").exits_with(3).says("is damaged: its chunk");
 }

@@ -5,6 +5,22 @@ use std::fmt::Write;
 use cofferdam_tests::Cofferdam;
 
 #[test]
+fn what_a_build_uses_is_sampled_about_once_a_second() {
+    let cofferdam = Cofferdam::new();
+    let build = cofferdam.build().host_variable("COFFERDAM_LOG", "cofferdam::build=debug");
+    let script = "head -c 20971520 /dev/zero > file; (sleep 5; true) & sleep 5; wait";
+    let built = build.shell(script).succeeds();
+    let samples: Vec<_> = built.stderr.lines().filter(|line| line.contains("sample=Sample")).collect();
+    assert!((3..=8).contains(&samples.len()), "{built}");
+    let one = samples[samples.len() / 2];
+    for (field, least) in [("wall_us", 1_000_000), ("scratch_bytes", 20 << 20), ("memory_bytes", 1), ("processes", 3)] {
+        let value = one.split_once(&format!("{field}: ")).unwrap().1;
+        let digits = value.split_once(|c: char| !c.is_ascii_digit()).unwrap().0;
+        assert!(digits.parse::<u64>().unwrap() >= least, "{field} is {digits}: {one}");
+    }
+}
+
+#[test]
 fn output_arrives_as_it_is_written_in_order_and_complete() {
     let cofferdam = Cofferdam::new();
     let mut running = cofferdam.build().start_shell(

@@ -151,14 +151,20 @@ fn what_this_host_does_not_offer_is_refused() {
             (
                 "constraints",
                 json!({ "system": "x86_64-linux", "availableRoPaths": ["/dev/kvm"] }),
-                "constraints.available_ro_paths",
-                "not supported yet",
+                "constraints.available_ro_paths[0]",
+                "builds of this host run no VMs of their own",
+            ),
+            (
+                "constraints",
+                json!({ "system": "x86_64-linux", "availableRoPaths": ["/etc/hosts"] }),
+                "constraints.available_ro_paths[0]",
+                "must be one that the host's configuration allows",
             ),
             (
                 "constraints",
                 json!({ "system": "x86_64-linux", "networkAccess": true }),
                 "constraints.network_access",
-                "not supported yet",
+                "builds of this host have no network",
             ),
         ],
     );

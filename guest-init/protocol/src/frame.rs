@@ -124,7 +124,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{FromGuest, Stream, tree};
+    use crate::{FromGuest, FromHost, Sample, Stream, Usage, WindowSize, tree};
 
     fn sent(message: &FromGuest<'_>) -> Vec<u8> {
         let mut wire = Vec::new();
@@ -135,9 +135,11 @@ mod tests {
     #[test]
     fn the_largest_log_and_data_messages_fit_into_one_frame() {
         let bytes = vec![0xff; MAX_DATA_BYTES];
-        for message in
-            [FromGuest::Log { stream: Stream::Stderr, bytes: &bytes }, FromGuest::Tree(tree::Event::Data(&bytes))]
-        {
+        for message in [
+            FromGuest::Log { stream: Stream::Stderr, bytes: &bytes },
+            FromGuest::Tree(tree::Event::Data(&bytes)),
+            FromGuest::Output(&bytes),
+        ] {
             let wire = sent(&message);
             let mut reader = FrameReader::new(wire.as_slice(), MAX_FROM_GUEST_BYTES);
             assert_eq!(reader.read::<FromGuest<'_>>().unwrap(), message);
@@ -180,11 +182,73 @@ mod tests {
         }
     }
 
+    /// A message that owns its bytes.
+    #[derive(Debug, Clone)]
+    enum Owned {
+        Log(Vec<u8>),
+        Output(Vec<u8>),
+        Other(FromGuest<'static>),
+    }
+
+    impl Owned {
+        fn borrowed(&self) -> FromGuest<'_> {
+            match self {
+                Self::Log(bytes) => FromGuest::Log { stream: Stream::Stdout, bytes },
+                Self::Output(bytes) => FromGuest::Output(bytes),
+                Self::Other(message) => message.clone(),
+            }
+        }
+    }
+
+    fn messages() -> impl Strategy<Value = Owned> {
+        let bytes = || proptest::collection::vec(any::<u8>(), 0..100);
+        let sample = (any::<[u64; 6]>(), any::<u32>()).prop_map(|(numbers, processes)| {
+            let [wall_us, user_us, system_us, peak_memory_bytes, scratch_bytes, memory_bytes] = numbers;
+            let usage = Usage { wall_us, user_us, system_us, peak_memory_bytes, scratch_bytes };
+            Owned::Other(FromGuest::Sample(Sample { usage, memory_bytes, processes }))
+        });
+        prop_oneof![
+            bytes().prop_map(Owned::Log),
+            bytes().prop_map(Owned::Output),
+            sample,
+            any::<u64>().prop_map(|skipped| Owned::Other(FromGuest::Kept { skipped })),
+            Just(Owned::Other(FromGuest::ShellEnded)),
+        ]
+    }
+
+    fn from_host() -> impl Strategy<Value = FromHost> {
+        let size = || any::<(u16, u16)>().prop_map(|(rows, columns)| WindowSize { rows, columns });
+        prop_oneof![
+            Just(FromHost::Stop),
+            any::<(u64, u64)>().prop_map(|(entries, bytes)| FromHost::Keep(tree::Limits { entries, bytes })),
+            (".{0,9}", size()).prop_map(|(term, size)| FromHost::Shell { term, size }),
+            proptest::collection::vec(any::<u8>(), 0..100).prop_map(|bytes| FromHost::Input(bytes.into())),
+            size().prop_map(FromHost::Resize),
+            Just(FromHost::Acknowledge),
+        ]
+    }
+
     proptest! {
         #[test]
         fn any_bytes_decode_or_fail_without_panic(wire in proptest::collection::vec(any::<u8>(), 0..256)) {
             let mut reader = FrameReader::new(wire.as_slice(), MAX_FROM_GUEST_BYTES);
             while reader.read::<FromGuest<'_>>().is_ok() {}
+        }
+
+        #[test]
+        fn messages_come_out_as_they_went_in(message in messages(), rest in messages()) {
+            let wire = [sent(&message.borrowed()), sent(&rest.borrowed())].concat();
+            let mut reader = FrameReader::new(wire.as_slice(), MAX_FROM_GUEST_BYTES);
+            prop_assert_eq!(reader.read::<FromGuest<'_>>().unwrap(), message.borrowed());
+            prop_assert_eq!(reader.read::<FromGuest<'_>>().unwrap(), rest.borrowed());
+        }
+
+        #[test]
+        fn what_the_host_says_comes_out_as_it_went_in(message in from_host()) {
+            let mut wire = Vec::new();
+            FrameWriter::new(&mut wire, MAX_FROM_HOST_BYTES).write(&message).unwrap();
+            let mut reader = FrameReader::new(wire.as_slice(), MAX_FROM_HOST_BYTES);
+            prop_assert_eq!(reader.read::<FromHost>().unwrap(), message);
         }
     }
 }

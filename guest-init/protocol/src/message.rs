@@ -7,6 +7,22 @@ use crate::tree;
 pub enum FromHost {
     /// The one build of this VM, whole.
     Specification(Specification),
+    /// The command is to be killed. Without effect when it has ended already.
+    Stop,
+    /// What the failed build has left in its writable directories is to be sent as one tree, laid out as in the build's
+    /// root. What has no room within the limits, or can't be stored, is left out.
+    Keep(tree::Limits),
+    /// A shell is to be started in the failed build's place, on a terminal of its own.
+    Shell {
+        /// The value of `TERM`, if the build has none; empty for none.
+        term: String,
+        /// The terminal's size at first.
+        size: WindowSize,
+    },
+    /// Bytes for the shell's terminal, at most [`crate::MAX_INPUT_BYTES`].
+    Input(serde_bytes::ByteBuf),
+    /// The shell's terminal has another size now.
+    Resize(WindowSize),
     /// The host has [`FromGuest::Finished`] (or the last message of a failed build) and needs the guest no more.
     Acknowledge,
 }
@@ -49,6 +65,17 @@ pub enum FromGuest<'a> {
     Tree(tree::Event<'a>),
     /// All outputs have been sent.
     Finished,
+    /// What the build uses, about once a second while its command runs.
+    Sample(Sample),
+    /// The tree of what is kept is complete; without a tree there is nothing to keep.
+    Kept {
+        /// How many entries were left out.
+        skipped: u64,
+    },
+    /// What the shell's terminal shows, at most [`crate::frame::MAX_DATA_BYTES`].
+    Output(#[serde(borrow, with = "serde_bytes")] &'a [u8]),
+    /// The shell has ended, or could not be started, which the last output tells. The last message.
+    ShellEnded,
 }
 
 /// Where a command wrote.
@@ -100,6 +127,19 @@ pub struct Specification {
     pub outputs: Vec<String>,
     /// Whether `/bin/sh` must exist.
     pub provide_bin_sh: bool,
+    /// What the virtiofs device [`crate::PATHS_TAG`] shows, by its numbers there.
+    pub host_paths: Vec<HostPath>,
+    /// Most processes and threads that the build may have at a time.
+    pub processes: u32,
+}
+
+/// Something of the host that is shown, read-only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostPath {
+    /// Where, relative to the build's root.
+    pub path: String,
+    /// Whether it is a directory; else it is a file.
+    pub is_directory: bool,
 }
 
 /// How a build's command ended, and what it used.
@@ -111,6 +151,9 @@ pub struct Report {
     pub out_of_memory: bool,
     /// The scratch disk was seen without room.
     pub scratch_full: bool,
+    /// How many processes and threads the build could have at a time, if it wanted more: at most
+    /// [`Specification::processes`], fewer in a small machine.
+    pub too_many_processes: Option<u32>,
     /// What the build used.
     pub usage: Usage,
 }
@@ -148,6 +191,26 @@ pub struct Usage {
     pub peak_memory_bytes: u64,
     /// Scratch space in use at the end, in bytes.
     pub scratch_bytes: u64,
+}
+
+/// What a build uses at one moment inside its guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    /// What it has used up to now.
+    pub usage: Usage,
+    /// Memory in use, in bytes.
+    pub memory_bytes: u64,
+    /// Processes and threads.
+    pub processes: u32,
+}
+
+/// The size of a terminal, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub columns: u16,
 }
 
 /// What guest-init could not do before the command ran.

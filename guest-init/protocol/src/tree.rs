@@ -57,7 +57,7 @@ pub enum Event<'a> {
 }
 
 /// What all outputs of one build may amount to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Most entries, roots included.
     pub entries: u64,

@@ -1,4 +1,5 @@
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     fs::{self, File, Permissions, create_dir, create_dir_all},
     os::unix::{
@@ -23,8 +24,24 @@ fn sent(root: &Path, outputs: &[&str]) -> Vec<String> {
     let directory = File::open(root).unwrap();
     let outputs: Vec<_> = outputs.iter().map(|output| (*output).to_owned()).collect();
     send_from(directory.as_fd(), &mut FrameWriter::new(&mut wire, MAX_FROM_GUEST_BYTES), &outputs).unwrap();
-    let mut reader = FrameReader::new(wire.as_slice(), MAX_FROM_GUEST_BYTES);
-    let mut check = Check::new(Limits { entries: u64::MAX, bytes: u64::MAX });
+    lines(&wire, BOUNDLESS)
+}
+
+/// What is kept of `root` within these limits, the last line how many entries are not.
+fn kept(root: &Path, writable: &[(&str, &Path)], limits: Limits) -> Vec<String> {
+    let mut wire = Vec::new();
+    let directory = File::open(root).unwrap();
+    let writable: BTreeMap<_, _> = writable.iter().map(|(at, path)| (at.into(), path.to_path_buf())).collect();
+    let mut writer = FrameWriter::new(&mut wire, MAX_FROM_GUEST_BYTES);
+    let skipped = keep_from(directory.as_fd(), &mut writer, &writable, limits).unwrap();
+    let mut lines = lines(&wire, limits);
+    lines.push(format!("{skipped} skipped"));
+    lines
+}
+
+fn lines(wire: &[u8], limits: Limits) -> Vec<String> {
+    let mut reader = FrameReader::new(wire, MAX_FROM_GUEST_BYTES);
+    let mut check = Check::new(limits);
     let mut lines = Vec::new();
     while let Ok(message) = reader.read::<FromGuest<'_>>() {
         if let FromGuest::Tree(event) = &message {
@@ -37,6 +54,8 @@ fn sent(root: &Path, outputs: &[&str]) -> Vec<String> {
     }
     lines
 }
+
+const BOUNDLESS: Limits = Limits { entries: u64::MAX, bytes: u64::MAX };
 
 fn line(message: &FromGuest<'_>) -> String {
     match message {
@@ -174,4 +193,67 @@ fn many_names_in_one_directory_are_sorted() {
     }
     // Check refuses any other order.
     assert_eq!(sent(&path, &["out"]).len(), 2 * 2000 + 3);
+}
+
+#[test]
+fn what_is_kept_is_laid_out_as_the_build_saw_it_and_what_cannot_be_stored_is_left_out() {
+    let (_root, path) = root();
+    create_dir_all(path.join("root/a/store")).unwrap();
+    create_dir_all(path.join("root/b/c")).unwrap();
+    for (front, file) in [("0", "outer"), ("1", "inner"), ("2", "deep")] {
+        create_dir(path.join(front)).unwrap();
+        fs::write(path.join(front).join(file), file).unwrap();
+    }
+    create_dir(path.join("0/store")).unwrap();
+    fs::write(path.join("0/store/hidden by a mount"), "").unwrap();
+    mkfifo(&path.join("2/a-pipe"), Mode::S_IRWXU).unwrap();
+    mknod(&path.join("2/removed"), SFlag::S_IFCHR, Mode::S_IRWXU, 0).unwrap();
+    let [outer, inner, deep] = ["0", "1", "2"].map(|front| path.join(front));
+    let writable = [("a", outer.as_path()), ("a/store", &inner), ("b/c", &deep)];
+    let expected = [
+        "directory ",
+        "directory a",
+        "file outer",
+        "data outer",
+        "end",
+        "directory store",
+        "file inner",
+        "data inner",
+        "end",
+        "end",
+        "end",
+        "directory b",
+        "directory c",
+        "file deep",
+        "data deep",
+        "end",
+        "end",
+        "end",
+        "end",
+        "1 skipped",
+    ];
+    assert_eq!(kept(&path.join("root"), &writable, BOUNDLESS), expected);
+}
+
+#[test]
+fn what_is_kept_stays_within_the_limits() {
+    let (_root, path) = root();
+    create_dir(path.join("d")).unwrap();
+    for (name, contents) in [("a", "1234"), ("b", "123456"), ("c", "12")] {
+        fs::write(path.join(name), contents).unwrap();
+    }
+    let skipped = |entries, bytes| kept(&path, &[], Limits { entries, bytes }).pop().unwrap();
+    assert_eq!(skipped(5, 12), "0 skipped");
+    assert_eq!(skipped(5, 6), "1 skipped");
+    assert_eq!(skipped(3, 12), "2 skipped");
+    assert_eq!(kept(&path, &[], Limits { entries: 0, bytes: 0 }), ["0 skipped"]);
+}
+
+#[test]
+fn a_writable_root_is_kept_as_it_is() {
+    let (_root, path) = root();
+    create_dir(path.join("front")).unwrap();
+    symlink("t", path.join("front/link")).unwrap();
+    let expected = ["directory ", "symlink link t", "end", "0 skipped"];
+    assert_eq!(kept(&path, &[("", &path.join("front"))], BOUNDLESS), expected);
 }

@@ -22,6 +22,8 @@ fn specification(inputs_dir: &str, scratch_paths: &[&str]) -> Specification {
         additional_files: Vec::new(),
         outputs: Vec::new(),
         provide_bin_sh: false,
+        host_paths: Vec::new(),
+        processes: 1,
     }
 }
 
@@ -33,7 +35,7 @@ fn areas(plan: &Plan<'_>) -> Vec<(String, Shown)> {
     let text = |path: &Path| path.to_str().unwrap().to_owned();
     let content = |content: &Content| match content {
         Content::Front { writable, lower, .. } => Some((*writable, lower.as_deref().map(text))),
-        Content::Devices | Content::Processes => None,
+        Content::Devices | Content::Processes | Content::Host { .. } => None,
     };
     plan.areas.iter().map(|area| (text(&area.at), content(&area.content))).collect()
 }
@@ -252,4 +254,32 @@ fn inputs_with_nothing_over_them_need_no_overlay() {
     assert!(bare(&specification));
     specification.additional_files = vec![("in/new".to_owned(), ByteBuf::new())];
     assert!(!bare(&specification));
+}
+
+fn with_host_paths(paths: &[(&str, bool)]) -> Specification {
+    let host_paths =
+        paths.iter().map(|(path, is_directory)| HostPath { path: (*path).to_owned(), is_directory: *is_directory });
+    Specification { host_paths: host_paths.collect(), ..specification("in", &["build"]) }
+}
+
+#[test]
+fn paths_of_the_host_are_mounted_where_the_request_has_nothing() {
+    let specification = with_host_paths(&[("opt/data", true), ("in/lib/key", false), ("build/data", true)]);
+    let plan = Plan::new(&specification, &shape(&[("lib", Kind::Directory)])).unwrap();
+    let area = |path: &str| plan.areas.iter().find(|area| area.at == Path::new(path)).map(|area| &area.content);
+    assert_eq!(area("opt/data"), Some(&Content::Host { number: 0, is_directory: true }));
+    assert_eq!(area("in/lib/key"), Some(&Content::Host { number: 1, is_directory: false }));
+    assert_eq!(area("build/data"), Some(&Content::Host { number: 2, is_directory: true }));
+    assert_eq!((owners(&plan, "opt/data").len(), owners(&plan, "in/lib/key").len()), (1, 0));
+    let file = plan.files.iter().find(|file| file.path == Path::new("lib/key")).unwrap();
+    assert_eq!((file.source, plan.areas[file.area].at.as_path()), (Source::Machine(""), Path::new("in")));
+}
+
+#[test]
+fn paths_of_the_host_hide_nothing() {
+    for path in ["", "in", "build", "proc", "dev", "dev/kvm", "proc/self", "tmp", "in/file", "opt/a/b"] {
+        let specification = with_host_paths(&[("opt/a", true), (path, true)]);
+        let error = Plan::new(&specification, &shape(&[("file", Kind::File)])).unwrap_err();
+        assert_eq!(error.step, Step::Places, "{path}");
+    }
 }

@@ -1,8 +1,10 @@
 use std::{io, path::PathBuf, sync::Arc};
 
 use crate::{
-    BlobService, DirectoryService, LocalBlobService, MemoryBlobService, MemoryDirectoryService, RedbDirectoryService,
-    Store,
+    BlobService, DirectoryService, LocalBlobService, MemoryBlobService, MemoryDirectoryService, ObjectStoreBlobService,
+    ObjectStoreDirectoryService, RedbDirectoryService, Store,
+    grpc::{GrpcBlobService, GrpcDirectoryService, Peer, PeerOptions},
+    near, objectstore,
 };
 
 /// Why an address names no store.
@@ -44,6 +46,18 @@ pub enum AddrError {
         /// What follows the scheme.
         path: String,
     },
+    /// A part of the address of a store elsewhere.
+    #[error("the {part} {value:?} of {addr:?} {rule}")]
+    Part {
+        /// The address.
+        addr: String,
+        /// Which part.
+        part: &'static str,
+        /// The part.
+        value: String,
+        /// What is wrong with it, as in "does not start with a slash".
+        rule: &'static str,
+    },
     /// The store can't be opened.
     #[error("the store at {addr:?} can't be opened")]
     Open {
@@ -55,8 +69,10 @@ pub enum AddrError {
     },
 }
 
-const BLOB_SCHEMES: &str = "\"memory://\" and \"file:///directory\"";
-const DIRECTORY_SCHEMES: &str = "\"memory://\" and \"redb:///file\"";
+const BLOB_SCHEMES: &str = "\"memory://\", \"file:///directory\", \"objectstore+…\", \"near:///…\" and \"grpc+http://\", \"grpc+https://\" or \"grpc+unix:///\"";
+const DIRECTORY_SCHEMES: &str = "\"memory://\", \"redb:///file\", \"objectstore+…\", \"near:///…\" and \"grpc+http://\", \"grpc+https://\" or \"grpc+unix:///\"";
+
+const GRPC: &str = "grpc+";
 
 /// The store of these two addresses.
 ///
@@ -67,12 +83,26 @@ pub fn from_addr(blobs: &str, directories: &str) -> Result<Store, AddrError> {
     Ok(Store { blobs: blob_service_from_addr(blobs)?, directories: directory_service_from_addr(directories)? })
 }
 
-/// The blob service of an address: `memory://`, or `file:///directory`, which is made when it is not there.
+/// The blob service of an address: `memory://`, `file:///directory`, which is made when it is not there, or the URL of an
+/// object store after `objectstore+`, as in `objectstore+s3://bucket/path?region=…`.
+///
+/// `near:///directory?size=20G&write=through&far=ADDRESS` is a store in that directory in front of the one of that
+/// address, see [`NearBlobService`](crate::NearBlobService). Its directories have the same address. For one over gRPC see
+/// [`Peer::from_addr`].
 ///
 /// # Errors
 ///
 /// Names the part of the address that is wrong, or why the store can't be opened.
 pub fn blob_service_from_addr(addr: &str) -> Result<Arc<dyn BlobService>, AddrError> {
+    if addr.starts_with(objectstore::PREFIX) {
+        return Ok(Arc::new(ObjectStoreBlobService::new(objectstore::open(addr)?.into())));
+    }
+    if addr.starts_with(near::SCHEME) {
+        return near::blob_service(addr);
+    }
+    if addr.starts_with(GRPC) && addr.contains("://") {
+        return Ok(Arc::new(GrpcBlobService::new(Peer::from_addr(addr, &PeerOptions::default())?)));
+    }
     match parse(addr, "file", BLOB_SCHEMES)? {
         None => Ok(Arc::new(MemoryBlobService::default())),
         Some(path) => match LocalBlobService::open(&path) {
@@ -82,12 +112,22 @@ pub fn blob_service_from_addr(addr: &str) -> Result<Arc<dyn BlobService>, AddrEr
     }
 }
 
-/// The directory service of an address: `memory://`, or `redb:///file`, which is made when something is first put.
+/// The directory service of an address: `memory://`, `redb:///file`, which is made when something is first put, the URL of
+/// an object store after `objectstore+`, a near store, or one over gRPC, see [`blob_service_from_addr`].
 ///
 /// # Errors
 ///
 /// Names the part of the address that is wrong, or why the store can't be opened.
 pub fn directory_service_from_addr(addr: &str) -> Result<Arc<dyn DirectoryService>, AddrError> {
+    if addr.starts_with(objectstore::PREFIX) {
+        return Ok(Arc::new(ObjectStoreDirectoryService::new(objectstore::open(addr)?.into())));
+    }
+    if addr.starts_with(near::SCHEME) {
+        return near::directory_service(addr);
+    }
+    if addr.starts_with(GRPC) && addr.contains("://") {
+        return Ok(Arc::new(GrpcDirectoryService::new(Peer::from_addr(addr, &PeerOptions::default())?)));
+    }
     match parse(addr, "redb", DIRECTORY_SCHEMES)? {
         None => Ok(Arc::new(MemoryDirectoryService::default())),
         Some(path) => match RedbDirectoryService::open(&path) {
@@ -117,6 +157,20 @@ fn parse(addr: &str, path_scheme: &'static str, known: &'static str) -> Result<O
     Ok(Some(rest.into()))
 }
 
+/// Whether each part of this address is what it should be, as far as that can be told without the store.
+#[doc(hidden)]
+pub fn is_well_formed(addr: &str) -> bool {
+    if addr.starts_with(objectstore::PREFIX) {
+        objectstore::parse(addr).is_ok()
+    } else if addr.starts_with(near::SCHEME) {
+        near::parse(addr).is_ok_and(|near| is_well_formed(near.far))
+    } else if addr.starts_with(GRPC) {
+        Peer::is_addr(addr)
+    } else {
+        parse(addr, "file", BLOB_SCHEMES).is_ok() || parse(addr, "redb", DIRECTORY_SCHEMES).is_ok()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,8 +186,54 @@ mod tests {
         assert!(refused("memory://x").contains("\"x\" in"));
         assert!(refused("file://store").contains("does not start with a slash"));
         assert!(refused("file:///dev/null").contains("can't be opened"));
+        assert!(refused("grpc+ftp://host").contains("the scheme \"grpc+ftp\""));
+        assert!(refused("grpc+http://").contains("the host and port \"\""));
+        assert!(refused("grpc+http://:80").contains("the host and port \":80\""));
+        assert!(refused("grpc+http://host:port").contains("the host and port \"host:port\""));
+        assert!(refused("grpc+https://user@host").contains("hold a user"));
+        assert!(refused("grpc+http://host:1/path").contains("the path \"path\""));
+        assert!(refused("grpc+http://host:1?wait=1").contains("the query \"wait=1\""));
+        assert!(refused("grpc+unix://host/sock").contains("the path \"host/sock\""));
+        assert!(refused("grpc+unix:///not/there?wait-connect=1").contains("can't be opened"));
         let error = directory_service_from_addr("file:///store").err().unwrap();
         assert!(error.to_string().contains("redb:///file"));
+    }
+
+    #[test]
+    fn an_error_says_which_part_of_an_object_stores_address_is_wrong() {
+        for (addr, part) in [
+            ("objectstore+ftp://host/p", "the scheme \"objectstore+ftp\""),
+            ("objectstore+file", "the URL \"file\""),
+            ("objectstore+file://host/p", "the host \"host\""),
+            ("objectstore+s3:///p", "the host \"\" of \"objectstore+s3:///p\" is missing"),
+            ("objectstore+https://host:port/p", "the URL \"https://host:port/p\""),
+            ("objectstore+file:///p#fragment", "the fragment \"fragment\""),
+            ("objectstore+file:///a//b", "the path \"/a//b\""),
+            ("objectstore+s3://bucket/p?regoin=x", "the option \"regoin\""),
+            ("objectstore+file:///p?region=x", "the option \"region\""),
+        ] {
+            for error in [blob_service_from_addr(addr).err().unwrap(), directory_service_from_addr(addr).err().unwrap()]
+            {
+                assert!(error.to_string().contains(part), "{addr}: {error}");
+            }
+        }
+        let error = refused("objectstore+s3://bucket/p?aws_secret_access_key=secret&x=y");
+        assert!(error.contains("the option \"x\"") && !error.contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn the_addresses_of_object_stores_open_them() {
+        for addr in [
+            "objectstore+memory:///",
+            "objectstore+file:///tmp/some%20where",
+            "objectstore+s3://bucket/path?region=eu-north-1&endpoint=http://localhost:1&allow_http=true",
+            "objectstore+gs://bucket/path?google_skip_signature=true",
+            "objectstore+az://container/path?account_name=a&azure_skip_signature=true",
+            "objectstore+http://localhost:1/path?allow_http=true",
+            "objectstore+https://localhost:1/path",
+        ] {
+            from_addr(addr, addr).unwrap_or_else(|error| panic!("{addr}: {error:?}"));
+        }
     }
 
     #[test]
@@ -142,5 +242,7 @@ mod tests {
         let path = dir.path().to_str().unwrap();
         assert!(from_addr("memory://", "memory://").is_ok());
         assert!(from_addr(&format!("file://{path}/a/blobs"), &format!("redb://{path}/b/directories.redb")).is_ok());
+        assert!(from_addr("grpc+http://localhost:1", "grpc+https://[::1]:1/?wait-connect=0").is_ok());
+        assert!(from_addr("grpc+unix:///not/there/yet", "grpc+http://localhost").is_ok());
     }
 }

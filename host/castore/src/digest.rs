@@ -47,6 +47,11 @@ impl B3Digest {
         &self.0
     }
 
+    /// The digest that [`to_hex`](Self::to_hex) gives so.
+    pub(crate) fn from_hex(hex: &[u8]) -> Option<Self> {
+        HEXLOWER.decode(hex).ok()?.as_slice().try_into().ok()
+    }
+
     /// Lower-case hexadecimal, as file names have it.
     pub fn to_hex(&self) -> String {
         HEXLOWER.encode(&self.0)

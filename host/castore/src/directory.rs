@@ -4,11 +4,29 @@ use prost::Message as _;
 
 use crate::{B3Digest, Node, PathComponent, proto};
 
+/// Bytes of the largest encoded directory that is exchanged with others: a million entries with short names.
+pub(crate) const MAX_DIRECTORY_BYTES: usize = 64 * 1024 * 1024;
+
 /// Named nodes, in the order of their names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Directory {
     nodes: BTreeMap<PathComponent, Node>,
     size: u64,
+}
+
+/// The sizes that a parent may say of a directory: [`Directory::size`], and the one with its entries counted once, which
+/// other programs and older versions say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DirectorySizes {
+    size: u64,
+    counted_once: u64,
+}
+
+impl DirectorySizes {
+    /// What was said, if it is one of these, else what should have been.
+    pub const fn expect(self, said: u64) -> u64 {
+        if said == self.counted_once { said } else { self.size }
+    }
 }
 
 /// Why an entry can't be added to a directory.
@@ -17,8 +35,8 @@ pub enum DirectoryError {
     /// The directory has an entry of this name.
     #[error("two entries have the name \"{0}\"; names in a directory are unique")]
     Duplicate(PathComponent),
-    /// The number of entries below the directory no longer fits into 64 bits.
-    #[error("with the entry \"{0}\" the directory holds more than 2^64-1 entries")]
+    /// [`Directory::size`] no longer fits into 64 bits.
+    #[error("with the entry \"{0}\" the directory has a size of more than 2^64-1")]
     SizeOverflow(PathComponent),
 }
 
@@ -49,7 +67,7 @@ impl Directory {
             Node::Directory { size, .. } => size,
             Node::File { .. } | Node::Symlink { .. } => 0,
         };
-        let size = self.size.checked_add(1).and_then(|size| size.checked_add(below));
+        let size = self.size.checked_add(2).and_then(|size| size.checked_add(below));
         match (self.nodes.entry(name), size) {
             (btree_map::Entry::Occupied(taken), _) => Err(DirectoryError::Duplicate(taken.key().clone())),
             (free, None) => Err(DirectoryError::SizeOverflow(free.key().clone())),
@@ -76,9 +94,17 @@ impl Directory {
         self.nodes.get(name)
     }
 
-    /// The entries below the directory, at any depth.
+    /// What a parent says of it: twice the entries in the directory itself, and the sizes of the directories among them.
+    ///
+    /// The format's description counts entries once; the programs of tvix and snix count them twice since August 2024, and
+    /// refuse to hear or to read anything else. What they write has to have the same digest here.
     pub const fn size(&self) -> u64 {
         self.size
+    }
+
+    /// What a parent may say of it.
+    pub fn sizes(&self) -> DirectorySizes {
+        DirectorySizes { size: self.size, counted_once: self.size - self.nodes.len() as u64 }
     }
 
     /// The entries in the directory itself.
@@ -167,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn the_size_counts_all_entries_at_any_depth() {
+    fn the_size_counts_all_entries_at_any_depth_twice() {
         let leaf = Directory::try_from_iter([(name("a"), symlink("t")), (name("b"), file(b"x", false))]).unwrap();
         let middle = Directory::try_from_iter([(name("leaf"), leaf.to_node()), (name("x"), symlink("t"))]).unwrap();
         let root = Directory::try_from_iter([
@@ -176,17 +202,22 @@ mod tests {
             (name("two"), middle.to_node()),
         ])
         .unwrap();
-        assert_eq!((leaf.size(), middle.size(), root.size()), (2, 4, 3 + 2 * 4));
-        assert_eq!(root.children().map(|(_, size)| size).collect::<Vec<_>>(), [0, 4, 4]);
+        assert_eq!((leaf.size(), middle.size(), root.size()), (4, 8, 2 * (3 + 2 * 4)));
+        assert_eq!(root.children().map(|(_, size)| size).collect::<Vec<_>>(), [0, 8, 8]);
+        // What snix-castore of December 2025 prints for a directory that holds one whose only entry is a symlink.
+        let leaf = Directory::try_from_iter([(name("l"), symlink("x"))]).unwrap();
+        let middle = Directory::try_from_iter([(name("b"), leaf.to_node())]).unwrap();
+        let root = Directory::try_from_iter([(name("a"), middle.to_node())]).unwrap();
+        assert_eq!(root.digest().to_string(), "blake3-01uFZW/MgJPZPL2ATyIz2g/dC1OiOc4XQpZ5YfAf5YM=");
     }
 
     #[test]
     fn a_taken_name_and_an_overflow_are_refused_and_change_nothing() {
         let huge = |size| Node::Directory { digest: B3Digest::EMPTY, size };
-        let mut directory = Directory::try_from_iter([(name("a"), huge(u64::MAX - 2))]).unwrap();
+        let mut directory = Directory::try_from_iter([(name("a"), huge(u64::MAX - 4))]).unwrap();
         assert_eq!(directory.add(name("a"), symlink("t")), Err(DirectoryError::Duplicate(name("a"))));
         assert_eq!(directory.add(name("b"), huge(1)), Err(DirectoryError::SizeOverflow(name("b"))));
-        assert_eq!((directory.len(), directory.size()), (1, u64::MAX - 1));
+        assert_eq!((directory.len(), directory.size()), (1, u64::MAX - 2));
         directory.add(name("b"), symlink("t")).unwrap();
         assert_eq!(directory.add(name("c"), symlink("t")), Err(DirectoryError::SizeOverflow(name("c"))));
     }

@@ -20,7 +20,10 @@ use nix::{
     unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat},
 };
 
+mod aside;
+
 use crate::{B3Digest, Directory, Node, PathComponent, Store};
+use aside::Aside;
 
 /// Why a node could not be exported.
 #[derive(Debug, thiserror::Error)]
@@ -123,7 +126,7 @@ pub fn export_unless(
         .map_err(|errno| write_error(parent, "open the directory", errno))?;
     let mut exporter = Exporter { store, interrupted, directories: HashMap::new(), path: dest.to_owned() };
     if let Node::Directory { digest, .. } = node {
-        exporter.fetch(digest)?;
+        exporter.directories = closure(store, digest, dest)?;
     }
     let aside = Aside::create(&parent_dir, parent)?;
     let content = Path::new("content");
@@ -161,44 +164,6 @@ fn rename_without_flags(
         // Fails if somebody has put something there.
         let _ = unlinkat(parent_dir, name, UnlinkatFlags::RemoveDir);
     })
-}
-
-/// A private directory beside the destination; gone when dropped, with all that is in it.
-struct Aside {
-    dir: OwnedFd,
-    path: PathBuf,
-}
-
-impl Aside {
-    fn create(parent_dir: &OwnedFd, parent: &Path) -> Result<Self, ExportError> {
-        for attempt in 0_u32.. {
-            let name = format!(".cofferdam-export-{}-{attempt}", std::process::id());
-            let path = parent.join(&name);
-            match mkdirat(parent_dir, name.as_str(), Mode::S_IRWXU) {
-                Ok(()) => {
-                    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-                    return match openat(parent_dir, name.as_str(), flags, Mode::empty()) {
-                        Ok(dir) => Ok(Self { dir, path }),
-                        Err(errno) => {
-                            let _ = unlinkat(parent_dir, name.as_str(), UnlinkatFlags::RemoveDir);
-                            Err(write_error(&path, "open the directory", errno))
-                        }
-                    };
-                }
-                // Another export of this process, or the leftover of one that was killed.
-                Err(Errno::EEXIST) => {}
-                Err(errno) => return Err(write_error(&path, "make the directory", errno)),
-            }
-        }
-        Err(write_error(parent, "make a directory", Errno::EEXIST))
-    }
-}
-
-impl Drop for Aside {
-    fn drop(&mut self) {
-        // On failure there is nobody to tell, beside the error that is on its way.
-        let _ = fs::remove_dir_all(&self.path);
-    }
 }
 
 struct Exporter<'a> {
@@ -246,44 +211,11 @@ impl Exporter<'_> {
 
     fn level(&self, into: &OwnedFd, name: &Path, digest: &B3Digest, size: u64) -> Result<Level, ExportError> {
         let directory = self.directories.get(digest).ok_or_else(|| self.missing("directory", digest))?;
-        self.check_size("directory", digest, size, directory.size())?;
+        self.check_size("directory", digest, size, directory.sizes().expect(size))?;
         mkdirat(into, name, DIRECTORY_MODE).map_err(|errno| self.failed("make the directory", errno))?;
         let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let dir = openat(into, name, flags, Mode::empty()).map_err(|errno| self.failed("open the directory", errno))?;
         Ok(Level { dir, nodes: directory.clone().into_nodes() })
-    }
-
-    /// Gets every directory before anything is written: a store is asked for many at a time.
-    fn fetch(&mut self, root: &B3Digest) -> Result<(), ExportError> {
-        let found = block_on(self.store.directories.get_recursive(root).try_collect::<Vec<_>>());
-        let found = found.map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => self.find_missing(root, source),
-            _ => ExportError::Store { path: self.path.clone(), source },
-        })?;
-        self.directories = found.into_iter().map(|directory| (directory.digest(), directory)).collect();
-        Ok(())
-    }
-
-    /// Which directory below the root is missing, and where; `otherwise` is the error if none is.
-    fn find_missing(&self, root: &B3Digest, otherwise: io::Error) -> ExportError {
-        let mut seen = HashSet::from([*root]);
-        let mut waiting = vec![(self.path.clone(), *root)];
-        while let Some((path, digest)) = waiting.pop() {
-            match block_on(self.store.directories.get(&digest)) {
-                Ok(None) => return ExportError::Missing { path, what: "directory", digest },
-                Err(source) => return ExportError::Store { path, source },
-                Ok(Some(directory)) => {
-                    for (name, node) in directory.nodes() {
-                        if let Node::Directory { digest, .. } = node
-                            && seen.insert(*digest)
-                        {
-                            waiting.push((path.join(std::ffi::OsStr::from_bytes(name.as_bytes())), *digest));
-                        }
-                    }
-                }
-            }
-        }
-        ExportError::Store { path: self.path.clone(), source: otherwise }
     }
 
     fn leaf(&self, into: &OwnedFd, name: &Path, node: &Node) -> Result<(), ExportError> {
@@ -342,6 +274,43 @@ impl Exporter<'_> {
     }
 }
 
+/// Every directory below the root and the root itself; `path`, where the root will be, is for errors. Gets them before
+/// anything is written: a store is asked for many at a time.
+pub(crate) fn closure(
+    store: &Store,
+    root: &B3Digest,
+    path: &Path,
+) -> Result<HashMap<B3Digest, Directory>, ExportError> {
+    let found = block_on(store.directories.get_recursive(root).try_collect::<Vec<_>>());
+    let found = found.map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => find_missing(store, root, path, source),
+        _ => ExportError::Store { path: path.to_owned(), source },
+    })?;
+    Ok(found.into_iter().map(|directory| (directory.digest(), directory)).collect())
+}
+
+/// Which directory below the root is missing, and where; `otherwise` is the error if none is.
+fn find_missing(store: &Store, root: &B3Digest, path: &Path, otherwise: io::Error) -> ExportError {
+    let mut seen = HashSet::from([*root]);
+    let mut waiting = vec![(path.to_owned(), *root)];
+    while let Some((path, digest)) = waiting.pop() {
+        match block_on(store.directories.get(&digest)) {
+            Ok(None) => return ExportError::Missing { path, what: "directory", digest },
+            Err(source) => return ExportError::Store { path, source },
+            Ok(Some(directory)) => {
+                for (name, node) in directory.nodes() {
+                    if let Node::Directory { digest, .. } = node
+                        && seen.insert(*digest)
+                    {
+                        waiting.push((path.join(std::ffi::OsStr::from_bytes(name.as_bytes())), *digest));
+                    }
+                }
+            }
+        }
+    }
+    ExportError::Store { path: path.to_owned(), source: otherwise }
+}
+
 fn write_error(path: &Path, action: &'static str, source: impl Into<io::Error>) -> ExportError {
     ExportError::Write { path: path.to_owned(), action, source: source.into() }
 }
@@ -351,14 +320,10 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     use nix::libc;
-    use seccompiler::{
-        BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-        apply_filter,
-    };
     use tokio::io::AsyncWriteExt as _;
 
     use super::*;
-    use crate::testing::{file, name, symlink as link};
+    use crate::testing::{failing, file, name, symlink as link};
 
     fn put(store: &Store, contents: &[u8], executable: bool) -> Node {
         block_on(async {
@@ -382,27 +347,6 @@ mod tests {
         let error = export(store, node, &dir.path().join("out")).unwrap_err();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         error
-    }
-
-    /// Does `work` in a thread in which the system call fails whenever the argument has all these bits.
-    fn failing(
-        (call, argument, bits): (libc::c_long, u8, libc::c_int),
-        errno: Errno,
-        work: impl FnOnce() + Send + 'static,
-    ) {
-        let bits = u64::from(bits.cast_unsigned());
-        let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(bits), bits);
-        let rules = [(call, vec![SeccompRule::new(vec![condition.unwrap()]).unwrap()])];
-        let fail = SeccompAction::Errno((errno as i32).cast_unsigned());
-        let arch = std::env::consts::ARCH.try_into().unwrap();
-        let filter = SeccompFilter::new(rules.into(), SeccompAction::Allow, fail, arch).unwrap();
-        let filter: BpfProgram = filter.try_into().unwrap();
-        std::thread::spawn(move || {
-            apply_filter(&filter).unwrap();
-            work();
-        })
-        .join()
-        .unwrap();
     }
 
     #[test]
@@ -523,7 +467,7 @@ mod tests {
             put_directory(&store, [("d", put_directory(&store, [("a", link("t")), ("deep", unknown.clone())]))]);
         let ExportError::Missing { path, what, digest } = refused(&store, &above) else { panic!("another error") };
         assert!(path.ends_with("out/d/deep"));
-        assert_eq!((what, Node::Directory { digest, size: 1 }), ("directory", unknown));
+        assert_eq!((what, Node::Directory { digest, size: 2 }), ("directory", unknown));
     }
 
     #[test]
@@ -534,7 +478,7 @@ mod tests {
         assert!(matches!(refused(&store, &short), ExportError::Size { what: "blob", expected: 3, actual: 5, .. }));
         let Node::Directory { digest, .. } = put_directory(&store, [("l", link("t"))]) else { unreachable!() };
         let large = Node::Directory { digest, size: 9 };
-        assert!(matches!(refused(&store, &large), ExportError::Size { what: "directory", expected: 9, actual: 1, .. }));
+        assert!(matches!(refused(&store, &large), ExportError::Size { what: "directory", expected: 9, actual: 2, .. }));
     }
 
     #[test]
@@ -547,10 +491,19 @@ mod tests {
     }
 
     #[test]
-    fn a_leftover_of_a_killed_export_is_no_obstacle() {
+    fn what_killed_exports_have_left_goes_with_the_next_one() {
         let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join(format!(".cofferdam-export-{}-0", std::process::id()))).unwrap();
+        let leftover = |of: &str| dir.path().join(format!(".cofferdam-export-{of}-0"));
+        for of in ["1", &std::process::id().to_string(), "living"] {
+            fs::create_dir_all(leftover(of).join("content/half")).unwrap();
+        }
+        symlink(dir.path(), leftover("2")).unwrap();
+        let living = File::open(leftover("living")).unwrap();
+        living.lock().unwrap();
         export(&Store::memory(), &link("t"), &dir.path().join("out")).unwrap();
         assert_eq!(fs::read_link(dir.path().join("out")).unwrap(), Path::new("t"));
+        let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        left.sort();
+        assert_eq!(left, [leftover("2"), leftover("living"), dir.path().join("out")]);
     }
 }

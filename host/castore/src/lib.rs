@@ -1,11 +1,13 @@
 //! A content-addressed store with the names, semantics and formats of snix-castore.
 //!
 //! ```text
-//!   path ──import──▶ Node ──export──▶ path
-//!                     │ names by B3Digest
-//!          ┌──────────┴───────────┐
-//!     BlobService          DirectoryService          = Store
-//!     memory, local        memory, redb
+//!   path, tar, NAR ──import──▶ Node ──export──▶ path, tar, NAR
+//!                               │ names by B3Digest
+//!                    ┌──────────┴───────────┐
+//!               BlobService          DirectoryService          = Store
+//!               memory, local        memory, redb              local and redb: verify, gc
+//!               object store, gRPC   object store, gRPC
+//!               near (in front of another one)
 //! ```
 //!
 //! A [`Node`] is a file, a symbolic link or a directory; a [`Directory`] is a sorted list of named nodes, and its digest
@@ -17,26 +19,42 @@
 //! is a tokio runtime.
 
 mod addr;
+pub mod archive;
 mod blobservice;
+pub mod copy;
 mod digest;
 mod directory;
 mod directoryservice;
 pub mod export;
+#[doc(hidden)]
+pub mod fuzzing;
+pub mod gc;
+pub mod grpc;
 pub mod import;
+mod local_store;
 mod name;
+pub mod nar;
+mod near;
 mod node;
+mod objectstore;
 pub mod proto;
 pub mod refscan;
+mod runtime;
+pub mod tar;
 #[cfg(test)]
 mod testing;
+pub mod verify;
 
 pub use addr::{AddrError, blob_service_from_addr, directory_service_from_addr, from_addr};
-pub use blobservice::{BlobReader, BlobService, BlobWriter, LocalBlobService, MemoryBlobService};
+pub use blobservice::{BlobReader, BlobService, BlobWriter, Lease, LocalBlobService, MemoryBlobService};
 pub use digest::{B3Digest, DigestError};
-pub use directory::{Directory, DirectoryError};
+pub use directory::{Directory, DirectoryError, DirectorySizes};
 pub use directoryservice::{DirectoryPutter, DirectoryService, MemoryDirectoryService, RedbDirectoryService};
+pub use local_store::{LocalStore, RootError};
 pub use name::{NameError, PathComponent, SymlinkTarget, TargetError};
+pub use near::{NearBlobService, NearDirectoryService, WritePolicy};
 pub use node::Node;
+pub use objectstore::{ObjectStoreBlobService, ObjectStoreDirectoryService};
 
 use std::sync::Arc;
 

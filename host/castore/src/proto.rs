@@ -286,10 +286,10 @@ mod tests {
             directories: vec![directory_entry("a", u64::MAX - 2), directory_entry("b", 1)],
             ..Default::default()
         };
-        let expected = "directories[1]: with the entry \"b\" the directory holds more than 2^64-1 entries";
+        let expected = "directories[1]: with the entry \"b\" the directory has a size of more than 2^64-1";
         assert_eq!(refused(message), expected);
         let message = Directory {
-            directories: vec![directory_entry("a", u64::MAX - 1)],
+            directories: vec![directory_entry("a", u64::MAX - 2)],
             files: vec![file_entry("f")],
             ..Default::default()
         };

@@ -2,7 +2,12 @@
 
 use std::{collections::BTreeMap, fs, os::unix::ffi::OsStrExt as _, path::Path};
 
+use nix::libc;
 use proptest::{collection::vec, prelude::*};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    apply_filter,
+};
 
 use crate::{B3Digest, Directory, Node, PathComponent, SymlinkTarget};
 
@@ -16,6 +21,22 @@ pub(crate) fn file(contents: &[u8], executable: bool) -> Node {
 
 pub(crate) fn symlink(target: &str) -> Node {
     Node::Symlink { target: target.try_into().unwrap() }
+}
+
+/// Bytes without any pattern: SplitMix64 from the seed 0, each number little-endian.
+pub(crate) fn splitmix(bytes: usize) -> Vec<u8> {
+    let mut state = 0_u64;
+    let mut contents: Vec<u8> = (0..bytes.div_ceil(8))
+        .flat_map(|_| {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = state;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            (z ^ (z >> 31)).to_le_bytes()
+        })
+        .collect();
+    contents.truncate(bytes);
+    contents
 }
 
 /// Names of any bytes, most of them not UTF-8.
@@ -116,4 +137,25 @@ impl Tree {
 
 fn os(bytes: &[u8]) -> &std::ffi::OsStr {
     std::ffi::OsStr::from_bytes(bytes)
+}
+
+/// Does `work` in a thread in which the system call fails whenever the argument has all these bits.
+pub(crate) fn failing(
+    (call, argument, bits): (libc::c_long, u8, libc::c_int),
+    errno: nix::errno::Errno,
+    work: impl FnOnce() + Send + 'static,
+) {
+    let bits = u64::from(bits.cast_unsigned());
+    let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(bits), bits);
+    let rules = [(call, vec![SeccompRule::new(vec![condition.unwrap()]).unwrap()])];
+    let fail = SeccompAction::Errno((errno as i32).cast_unsigned());
+    let arch = std::env::consts::ARCH.try_into().unwrap();
+    let filter = SeccompFilter::new(rules.into(), SeccompAction::Allow, fail, arch).unwrap();
+    let filter: BpfProgram = filter.try_into().unwrap();
+    std::thread::spawn(move || {
+        apply_filter(&filter).unwrap();
+        work();
+    })
+    .join()
+    .unwrap();
 }

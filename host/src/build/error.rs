@@ -2,6 +2,7 @@
 
 use std::{fmt, io, path::PathBuf, time::Duration};
 
+use cofferdam_castore::Node;
 use cofferdam_protocol::{UnsupportedKind, Usage, frame::FrameError, tree::TreeError};
 
 use crate::{inputs::ResolveError, request::RequestError, vmm};
@@ -27,8 +28,19 @@ pub enum BuildError {
 pub struct Failed {
     /// What went wrong.
     pub reason: Reason,
-    /// What the build used up to its end; absent when it was stopped.
+    /// What the build used up to its end; absent when its guest was stopped with it.
     pub usage: Option<Usage>,
+    /// What it has left, if that was asked for and could be had.
+    pub kept: Option<Kept>,
+}
+
+/// What a failed build has left in its scratch paths, and in `/tmp`; in the store, and not scanned for needles.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// A directory that is laid out as the build's root was.
+    pub node: Node,
+    /// How many entries are not in it: beyond the limits on outputs, or of a kind that castore has no node for.
+    pub skipped: u64,
 }
 
 /// What went wrong in a build.
@@ -47,6 +59,11 @@ pub enum Reason {
     ScratchFull {
         /// The scratch disk's size, in bytes.
         scratch_bytes: u64,
+    },
+    /// The command failed after it could start no more processes or threads.
+    TooManyProcesses {
+        /// How many it could have at a time.
+        allowed: u32,
     },
     /// The command was not found, neither as a path nor along the request's `PATH`.
     CommandNotFound {
@@ -70,6 +87,11 @@ pub enum Reason {
     /// The build took longer than it may.
     Timeout {
         /// The time that it had.
+        limit: Duration,
+    },
+    /// The command wrote nothing for longer than it may.
+    Silence {
+        /// How long it may be silent.
         limit: Duration,
     },
     /// Outputs that do not exist after a successful command.
@@ -128,10 +150,12 @@ impl Reason {
             Self::Signal(_) => "signal",
             Self::OutOfMemory { .. } => "out_of_memory",
             Self::ScratchFull { .. } => "scratch_full",
+            Self::TooManyProcesses { .. } => "too_many_processes",
             Self::CommandNotFound { .. } => "command_not_found",
             Self::CommandNotExecutable { .. } => "command_not_executable",
             Self::NoWorkingDir { .. } => "no_working_dir",
             Self::Timeout { .. } => "timeout",
+            Self::Silence { .. } => "silence",
             Self::OutputMissing { .. } => "output_missing",
             Self::OutputUnsupported { .. } => "output_unsupported",
             Self::LimitReached { .. } => "limit_reached",
@@ -143,11 +167,15 @@ impl Reason {
         Some(match self {
             Self::OutOfMemory { .. } => "give the build more memory with --memory (min_memory in a request)",
             Self::ScratchFull { .. } => "give the build more room with --scratch-size",
+            Self::TooManyProcesses { .. } => {
+                "allow it more with --processes; a machine with more --memory can have more, too"
+            }
             Self::CommandNotFound { .. } => {
                 "name it by its path inside the build, put its directory into PATH with --env, or ask for a shell with --bin-sh"
             }
             Self::NoWorkingDir { .. } => "name a directory that an input or a scratch path makes",
             Self::Timeout { .. } => "give it more time with --timeout",
+            Self::Silence { .. } => "have it tell how far it is, or let it be silent for longer with --silence",
             Self::LimitReached { limit, .. } => match limit {
                 Limit::LogBytes => "allow it more with --log-limit",
                 Limit::OutputBytes => "allow it more with --output-limit",
@@ -170,6 +198,9 @@ impl fmt::Display for Reason {
             Self::ScratchFull { scratch_bytes } => {
                 write!(f, "the build filled its scratch disk of {scratch_bytes} bytes")
             }
+            Self::TooManyProcesses { allowed } => {
+                write!(f, "the build wanted more than the {allowed} processes and threads that it can have at a time")
+            }
             Self::CommandNotFound { command } => write!(f, "the command {command:?} was not found"),
             Self::CommandNotExecutable { command, errno } => {
                 write!(f, "the command {command:?} can't be executed: {}", io::Error::from_raw_os_error(*errno))
@@ -178,6 +209,7 @@ impl fmt::Display for Reason {
                 write!(f, "the working directory {path:?} can't be entered: {}", io::Error::from_raw_os_error(*errno))
             }
             Self::Timeout { limit } => write!(f, "the build did not end within {} seconds", limit.as_secs_f64()),
+            Self::Silence { limit } => write!(f, "the command wrote nothing for {} seconds", limit.as_secs_f64()),
             Self::OutputMissing { outputs } => {
                 write!(f, "the command succeeded without making {}", quoted(outputs))
             }
@@ -239,6 +271,9 @@ pub enum ExecutorError {
     /// The process that serves the inputs.
     #[error("can't start the inputs' device")]
     InputsDevice(#[source] crate::inputs::StartError),
+    /// The process that shows paths of the host.
+    #[error("can't start the device for paths of the host")]
+    PathsDevice(#[source] crate::inputs::StartError),
     /// The VMM.
     #[error("can't start the virtual machine")]
     Vmm(#[source] vmm::VmmError),
@@ -313,6 +348,9 @@ pub enum ProtocolError {
         /// Where the conversation was.
         state: &'static str,
     },
+    /// A log message without a byte.
+    #[error("it sent an empty piece of the log")]
+    EmptyLog,
     /// A field that exceeds its bound.
     #[error("{field} has {length} bytes, the limit is {limit}")]
     TooLong {

@@ -2,13 +2,14 @@
 
 use std::{os::unix::net::UnixStream, sync::Arc, time::Duration};
 
-use cofferdam_protocol::PORT;
+use cofferdam_protocol::{HostPath, PORT};
 use nix::sys::statvfs::statvfs;
 use tokio::net::UnixListener;
 
-use super::{AFTERMATH, Builder, ExecutorError, RunDir};
+use super::{AFTERMATH, Builder, ExecutorError, Options, RunDir};
 use crate::{
     inputs::{self, Device},
+    paths::{self, Shown},
     request::BuildRequest,
     vmm::{self, Death, Machine, Vm},
 };
@@ -27,22 +28,24 @@ pub(super) struct Guest {
     // Fields are dropped in this order: processes first, then what they hold open.
     vm: Vm,
     device: Device,
+    paths: Option<paths::Device>,
     listener: Option<UnixListener>,
     run_dir: RunDir,
     memory_bytes: u64,
+    host_paths: Vec<HostPath>,
 }
 
 impl Guest {
     pub(super) async fn start(
         builder: &Builder,
-        request: &BuildRequest,
+        (request, options): (&BuildRequest, &Options),
         tree: Arc<inputs::Tree>,
     ) -> Result<Self, ExecutorError> {
         let settings = &builder.settings;
         let asked = request.constraints.as_ref().map_or(0, |constraints| constraints.min_memory);
-        let memory_bytes = asked.max(settings.memory_bytes);
+        let memory_bytes = asked.max(options.memory_bytes);
         let run_dir = RunDir::create(&settings.run_dir)?;
-        run_dir.copy_sparse(&settings.image.scratch, vmm::SCRATCH_DISK, settings.scratch_bytes)?;
+        run_dir.copy_sparse(&settings.image.scratch, vmm::SCRATCH_DISK, options.scratch_bytes)?;
         let socket = |source| ExecutorError::RunDir {
             action: "listen for the guest in",
             path: run_dir.path().to_owned(),
@@ -56,22 +59,35 @@ impl Guest {
         let device = Device::start(&builder.spawner, run_dir.path(), tree, &builder.store)
             .await
             .map_err(ExecutorError::InputsDevice)?;
+        let (host_paths, shown) = show(builder, request)?;
+        let paths = if shown.is_empty() {
+            None
+        } else {
+            let started = paths::Device::start(&builder.spawner, run_dir.path(), shown).await;
+            Some(started.map_err(ExecutorError::PathsDevice)?)
+        };
         let machine = Machine {
             kernel: settings.image.kernel.clone(),
             initramfs: settings.image.initramfs.clone(),
             memory_bytes: memory_bytes + memory_bytes / GUEST_OVERHEAD_SHARE + GUEST_OVERHEAD_BYTES,
-            cpus: settings.cpus,
+            cpus: options.cpus,
             cpu_model: settings.cpu_model.clone(),
             hugepages: settings.hugepages,
+            paths: paths.is_some(),
         };
         let vmm = settings.vmm.vmm();
         let vm = vmm.start(&builder.spawner, run_dir.path(), &machine).await.map_err(ExecutorError::Vmm)?;
-        Ok(Self { vm, device, listener: Some(listener), run_dir, memory_bytes })
+        Ok(Self { vm, device, paths, listener: Some(listener), run_dir, memory_bytes, host_paths })
     }
 
     /// The memory that the build was promised, in bytes.
     pub(super) fn memory_bytes(&self) -> u64 {
         self.memory_bytes
+    }
+
+    /// What it is shown of the host.
+    pub(super) fn host_paths(&self) -> &[HostPath] {
+        &self.host_paths
     }
 
     /// Waits for the guest's one connection, and takes no other after it.
@@ -86,7 +102,7 @@ impl Guest {
         };
         let accepted = tokio::select! {
             accepted = listener.accept() => Some(accepted),
-            death = first_death(&mut self.vm, &mut self.device) => {
+            death = first_death(&mut self.vm, &mut self.device, self.paths.as_mut()) => {
                 return Err(super::died(death, super::Phase::Booting));
             }
             () = tokio::time::sleep(limit) => None,
@@ -113,27 +129,58 @@ impl Guest {
 
     /// The first death of a process that the build needs.
     pub(super) async fn died(&mut self) -> Death {
-        first_death(&mut self.vm, &mut self.device).await
+        first_death(&mut self.vm, &mut self.device, self.paths.as_mut()).await
     }
 
     /// The guest has said its last.
     pub(super) async fn finish(mut self) {
         self.vm.finish().await;
-        self.device.kill().await;
+        self.end_devices().await;
     }
 
     pub(super) async fn kill(mut self) {
         self.vm.kill().await;
-        self.device.kill().await;
+        self.end_devices().await;
     }
+
+    async fn end_devices(&mut self) {
+        self.device.kill().await;
+        if let Some(paths) = &mut self.paths {
+            paths.kill().await;
+        }
+    }
+}
+
+/// Opens the paths of the host that an admitted request asks for.
+fn show(builder: &Builder, request: &BuildRequest) -> Result<(Vec<HostPath>, Vec<Shown>), ExecutorError> {
+    let asked = request.constraints.iter().flat_map(|constraints| &constraints.available_ro_paths);
+    let mut opened = (Vec::new(), Vec::new());
+    for (path, host) in asked.filter_map(|path| Some((path, builder.host.ro_paths.get(path)?))) {
+        let shown = Shown::open(host).map_err(|source| ExecutorError::RunDir {
+            action: "show builds the path",
+            path: host.clone(),
+            source,
+        })?;
+        let path = path.as_str().trim_start_matches('/').to_owned();
+        opened.0.push(HostPath { path, is_directory: shown.is_directory() });
+        opened.1.push(shown);
+    }
+    Ok(opened)
 }
 
 /// A VMM that ends hangs up on its device, which then ends with success and may be noticed first; what the VMM said is
 /// what happened. A device that fails is no consequence of anything.
-async fn first_death(vm: &mut Vm, device: &mut Device) -> Death {
+async fn first_death(vm: &mut Vm, device: &mut Device, paths: Option<&mut paths::Device>) -> Death {
+    let paths_died = async {
+        match paths {
+            Some(paths) => paths.died().await,
+            None => std::future::pending().await,
+        }
+    };
     let death = tokio::select! {
         biased;
         death = device.died() => death,
+        death = paths_died => death,
         death = vm.died() => return death,
     };
     if !death.status.success() {

@@ -7,50 +7,46 @@
 //!              inputs' device ◀─────────┼──────────▶ VMM
 //!                                       ▼
 //!                  the guest dials ──▶ session (a thread): specification ─▶ logs ─▶ report ─▶ outputs
-//!                                       │
-//!     whichever comes first: the session's end · a death · the deadline · cancellation
+//!                                       │                                             └▶ failed: what it left, a shell
+//!     whichever comes first: the session's end · a death · a limit on time · cancellation
 //!                                       ▼
 //!            kill what is left ──▶ remove the run directory ──▶ Built or BuildError
 //! ```
 //!
 //! Nothing outlives [`Builder::build`]: dropping its future kills the processes and removes the run directory too.
 
+mod ending;
 mod error;
 mod guest;
 mod progress;
+mod remains;
 mod run_dir;
 mod session;
+mod shell;
 
-use std::{
-    os::unix::net::UnixStream,
-    path::PathBuf,
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::BTreeMap, os::unix::net::UnixStream, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use cofferdam_castore::{Store, refscan::Needles};
 use cofferdam_images::Image;
-use cofferdam_protocol::{Specification, Stream, Usage, tree};
+use cofferdam_protocol::{Sample, Specification, Stream, Usage, tree};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     inputs,
     jail::Spawner,
-    request::{self, BuildRequest, BuildResult, Host, RequestError, RequestErrorKind},
+    request::{self, AbsolutePath, BuildRequest, BuildResult, Host, RequestError, RequestErrorKind},
     vmm,
 };
 
-pub use error::{BuildError, ExecutorError, Failed, Limit, ProtocolError, Reason};
+use ending::{Ending, HangUp};
+pub use error::{BuildError, ExecutorError, Failed, Kept, Limit, ProtocolError, Reason};
 use guest::Guest;
 use progress::Progress;
 use run_dir::RunDir;
 pub use run_dir::sweep;
 use session::Session;
+pub use shell::{Terminal, TerminalInput};
 
 /// How often a guest may boot for one build, see [`Builder::boot`].
 const MAX_BOOTS: u32 = 2;
@@ -58,7 +54,7 @@ const MAX_BOOTS: u32 = 2;
 /// How long the other side of a broken connection has to explain itself.
 const AFTERMATH: Duration = Duration::from_secs(2);
 
-/// What every build on this host gets, unless its request asks for more.
+/// How this host runs its builds.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The guest image.
@@ -67,41 +63,21 @@ pub struct Settings {
     pub vmm: vmm::Choice,
     /// Where run directories are made; private to this user.
     pub run_dir: PathBuf,
-    /// Memory that a build finds, in bytes, when it asks for less.
-    pub memory_bytes: u64,
-    /// Virtual CPUs.
-    pub cpus: u32,
     /// The model of CPU that builds see, see [`vmm::Machine::cpu_model`].
     pub cpu_model: Option<String>,
     /// Whether guests' memory is made of huge pages, see [`vmm::Machine::hugepages`].
     pub hugepages: bool,
-    /// Size of the scratch disk, in bytes.
-    pub scratch_bytes: u64,
-    /// Wall-clock time from the VM's start to the last output.
-    pub timeout: Duration,
     /// Time that a guest has to boot and connect.
     pub connect_timeout: Duration,
-    /// Most bytes of stdout and stderr together.
-    pub log_bytes: u64,
-    /// Bounds of all outputs together.
-    pub outputs: tree::Limits,
+    /// What builds may be shown of the host if they ask for it, see [`Host::ro_paths`].
+    pub ro_paths: BTreeMap<AbsolutePath, PathBuf>,
+    /// See [`Host::withholds_network`].
+    pub withhold_network: bool,
 }
 
 impl Settings {
-    /// Memory that a build finds by default, in bytes.
-    pub const MEMORY_BYTES: u64 = 2 << 30;
-    /// Virtual CPUs by default.
-    pub const CPUS: u32 = 2;
-    /// Size of the scratch disk by default, in bytes; sparse, so it costs what a build writes.
-    pub const SCRATCH_BYTES: u64 = 32 << 30;
-    /// Wall-clock time by default.
-    pub const TIMEOUT: Duration = Duration::from_secs(60 * 60);
     /// Time to boot by default; emulation on a busy host is slow.
     pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
-    /// Log bytes by default.
-    pub const LOG_BYTES: u64 = 1 << 30;
-    /// Output bounds by default.
-    pub const OUTPUTS: tree::Limits = tree::Limits { entries: 1_000_000, bytes: 64 << 30 };
 
     /// The defaults, for one image, VMM and place for run directories.
     pub fn new(image: Image, vmm: vmm::Choice, run_dir: PathBuf) -> Self {
@@ -109,15 +85,64 @@ impl Settings {
             image,
             vmm,
             run_dir,
-            memory_bytes: Self::MEMORY_BYTES,
-            cpus: Self::CPUS,
             cpu_model: None,
             hugepages: false,
-            scratch_bytes: Self::SCRATCH_BYTES,
-            timeout: Self::TIMEOUT,
             connect_timeout: Self::CONNECT_TIMEOUT,
-            log_bytes: Self::LOG_BYTES,
-            outputs: Self::OUTPUTS,
+            ro_paths: BTreeMap::new(),
+            withhold_network: false,
+        }
+    }
+}
+
+/// What one build gets, and what it may use at most.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Memory that the build finds, in bytes, when its request asks for less.
+    pub memory_bytes: u64,
+    /// Virtual CPUs. This is all that a build is told about cores: its environment is exactly its request's, where a
+    /// client that wants `NIX_BUILD_CORES` or the like has put it.
+    pub cpus: u32,
+    /// Size of the scratch disk, in bytes.
+    pub scratch_bytes: u64,
+    /// Most processes and threads at a time; a guest with little memory has room for fewer.
+    pub processes: u32,
+    /// Wall-clock time from the VM's start to the last output.
+    pub timeout: Duration,
+    /// Longest time for which the command may write nothing while it runs; time that the observer takes doesn't count.
+    pub silence: Option<Duration>,
+    /// Most bytes of stdout and stderr together.
+    pub log_bytes: u64,
+    /// Bounds of all outputs together, and of what is kept of a failed build.
+    pub outputs: tree::Limits,
+    /// Whether to keep what a failed build has left, see [`Failed::kept`]; within ten minutes of its own. Outputs beyond
+    /// their limits leave nothing, since that would be beyond them, too.
+    pub keep_failed: bool,
+    /// Whether somebody may look around in a shell when the build has failed, if [`Observer::terminal`] gives a
+    /// terminal, and for how long.
+    pub shell: Option<Duration>,
+}
+
+impl Options {
+    /// Whether the guest of a failed build is still needed.
+    fn needs_failed_guest(&self) -> bool {
+        self.keep_failed || self.shell.is_some()
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            memory_bytes: 2 << 30,
+            cpus: 2,
+            // Sparse, so it costs what a build writes.
+            scratch_bytes: 32 << 30,
+            processes: 16_384,
+            timeout: Duration::from_secs(60 * 60),
+            silence: None,
+            log_bytes: 1 << 30,
+            outputs: tree::Limits { entries: 1_000_000, bytes: 64 << 30 },
+            keep_failed: false,
+            shell: None,
         }
     }
 }
@@ -128,6 +153,14 @@ pub trait Observer: Send + Sync {
     fn phase(&self, phase: Phase);
     /// The command wrote these bytes: any bytes at all, at any boundary, meant by an untrusted build.
     fn log(&self, stream: Stream, bytes: &[u8]);
+    /// What the build uses while its command runs, about once a second and never more often than twice, as its guest
+    /// claims.
+    fn sample(&self, _sample: &Sample) {}
+    /// The build has failed, and its machine is still there: a terminal for a shell in it. Asked for only if
+    /// [`Options::shell`] is set, and not to be waited for: a client may come to its ends of the channels later.
+    fn terminal(&self, _reason: &Reason) -> Option<Terminal> {
+        None
+    }
 }
 
 /// Where a build is.
@@ -141,6 +174,10 @@ pub enum Phase {
     Running,
     /// From the command's end to the last output.
     Ingesting,
+    /// From the build's failure to the last of what is kept of it.
+    Keeping,
+    /// While a shell runs in the guest of a failed build.
+    Shell,
 }
 
 impl Phase {
@@ -151,6 +188,8 @@ impl Phase {
             Self::Booting => "while the guest booted",
             Self::Running => "while the command ran",
             Self::Ingesting => "while the outputs were ingested",
+            Self::Keeping => "while what it left was kept",
+            Self::Shell => "while a shell ran",
         }
     }
 }
@@ -202,10 +241,12 @@ impl Builder {
             path: settings.run_dir.clone(),
             source,
         })?;
-        Ok(Self { store, settings, spawner, host: Host::this() })
+        let host =
+            Host { ro_paths: settings.ro_paths.clone(), withholds_network: settings.withhold_network, ..Host::this() };
+        Ok(Self { store, settings, spawner, host })
     }
 
-    /// Runs one build.
+    /// Runs one build, with what it gets.
     ///
     /// # Errors
     ///
@@ -213,29 +254,36 @@ impl Builder {
     pub async fn build(
         &self,
         request: &BuildRequest,
+        options: &Options,
         observer: Arc<dyn Observer>,
         cancel: &CancellationToken,
     ) -> Result<Built, BuildError> {
         request::admit(request, &self.host).map_err(BuildError::Request)?;
-        let progress = Arc::new(Progress::new(observer));
-        let stopped = async {
-            tokio::select! {
-                () = cancel.cancelled() => BuildError::Executor(ExecutorError::Interrupted),
-                () = tokio::time::sleep(self.settings.timeout) => {
-                    let reason = Reason::Timeout { limit: self.settings.timeout };
-                    BuildError::Failed(Box::new(Failed { reason, usage: None }))
-                }
-            }
-        };
+        let progress = Arc::new(Progress::new(observer, options));
         let mut guest = None;
-        let decided = Arc::new(AtomicBool::new(false));
+        let ending = Arc::new(Ending::default());
+        let _at_the_end = HangUp(Arc::clone(&ending));
         let mut outcome = {
-            let mut run = pin!(self.run(request, &progress, &decided, &mut guest));
-            tokio::select! {
-                biased;
-                // What is being stored can't be taken back, and its result is worth the wait.
-                error = stopped => if decided.swap(true, Ordering::AcqRel) { run.await } else { Err(error) },
-                outcome = &mut run => outcome,
+            let mut run = pin!(self.run((request, options), &progress, &ending, &mut guest));
+            loop {
+                let overdue = tokio::select! {
+                    biased;
+                    () = cancel.cancelled() => None,
+                    reason = progress.overdue() => Some(reason),
+                    outcome = &mut run => break outcome,
+                };
+                match overdue {
+                    Some(reason) if options.needs_failed_guest() && progress.stop(reason.clone()) => ending.stop(),
+                    // What is being stored can't be taken back, and its result is worth the wait. A failure stands.
+                    _ if ending.decide() => {
+                        ending.hang_up();
+                        break run.await;
+                    }
+                    Some(reason) => {
+                        break Err(BuildError::Failed(Box::new(Failed { reason, usage: None, kept: None })));
+                    }
+                    None => break Err(BuildError::Executor(ExecutorError::Interrupted)),
+                }
             }
         };
         if let Some(guest) = guest {
@@ -256,9 +304,9 @@ impl Builder {
     /// The build without its deadline, and without the end of its guest.
     async fn run(
         &self,
-        request: &BuildRequest,
+        (request, options): (&BuildRequest, &Options),
         progress: &Arc<Progress>,
-        decided: &Arc<AtomicBool>,
+        ending: &Arc<Ending>,
         guest: &mut Option<Guest>,
     ) -> Outcome {
         let needles = Needles::new(&request.refscan_needles).map_err(|error| {
@@ -266,14 +314,18 @@ impl Builder {
                 RequestError::new(RequestErrorKind::Invalid, "refscan_needles", "must fit into memory").got(error);
             BuildError::Request(error)
         })?;
+        let nodes: Vec<_> = request.inputs.values().cloned().collect();
+        // Before anything is looked for, so that what is found stays to the end.
+        let _lease =
+            self.store.blobs.lease(&nodes).map_err(|error| BuildError::Executor(ExecutorError::Store(error)))?;
         let tree = inputs::resolve(&self.store, &request.inputs).await.map_err(|error| match error.missing() {
             Some(wrong) => BuildError::Request(wrong),
             None => BuildError::Executor(ExecutorError::Resolve(error)),
         })?;
         progress.enter(Phase::Booting);
-        let stream = self.boot(request, &Arc::new(tree), guest).await.map_err(BuildError::Executor)?;
+        let stream = self.boot((request, options), &Arc::new(tree), guest).await.map_err(BuildError::Executor)?;
         let guest = guest.as_mut().expect("boot has left it there");
-        let mut ended = self.converse(request, needles, (progress, decided), stream, guest.memory_bytes())?;
+        let mut ended = self.converse((request, options), needles, (progress, ending), stream, guest)?;
         tokio::select! {
             biased;
             outcome = &mut ended => match outcome {
@@ -285,7 +337,7 @@ impl Builder {
             },
             death = guest.died() => {
                 let outcome = match tokio::time::timeout(AFTERMATH, &mut ended).await {
-                    Err(_) if decided.swap(true, Ordering::AcqRel) => ended.await.ok(),
+                    Err(_) if ending.decide() => ended.await.ok(),
                     outcome => outcome.ok().and_then(Result::ok),
                 };
                 let is_told = |outcome: &Outcome| !outcome.as_ref().is_err_and(session::is_disconnect);
@@ -299,14 +351,14 @@ impl Builder {
     /// hangs before its first line; a guest that never connected has seen nothing of the request and may boot again.
     async fn boot(
         &self,
-        request: &BuildRequest,
+        (request, options): (&BuildRequest, &Options),
         tree: &Arc<inputs::Tree>,
         place: &mut Option<Guest>,
     ) -> Result<UnixStream, ExecutorError> {
         let limit = self.settings.connect_timeout;
         let mut boots = 1;
         loop {
-            let guest = place.insert(Guest::start(self, request, Arc::clone(tree)).await?);
+            let guest = place.insert(Guest::start(self, (request, options), Arc::clone(tree)).await?);
             match guest.connected(limit).await {
                 Err(ExecutorError::NeverConnected { .. }) if boots < MAX_BOOTS => boots += 1,
                 connected => return connected,
@@ -322,15 +374,19 @@ impl Builder {
     /// connection does.
     fn converse(
         &self,
-        request: &BuildRequest,
+        (request, options): (&BuildRequest, &Options),
         needles: Needles,
-        (progress, decided): (&Arc<Progress>, &Arc<AtomicBool>),
+        (progress, ending): (&Arc<Progress>, &Arc<Ending>),
         stream: UnixStream,
-        memory_bytes: u64,
+        guest: &Guest,
     ) -> Result<oneshot::Receiver<Outcome>, BuildError> {
-        let specification = specification(request);
-        let (store, settings) = (self.store.clone(), self.settings.clone());
-        let (progress, decided) = (Arc::clone(progress), Arc::clone(decided));
+        let specification =
+            Specification { host_paths: guest.host_paths().to_vec(), ..specification(request, options) };
+        let memory_bytes = guest.memory_bytes();
+        let (store, options) = (self.store.clone(), options.clone());
+        let (progress, ending) = (Arc::clone(progress), Arc::clone(ending));
+        let thread = |error| BuildError::Executor(ExecutorError::Thread(error));
+        ending.connect(stream).map_err(thread)?;
         let handle = tokio::runtime::Handle::current();
         let (sender, receiver) = oneshot::channel();
         std::thread::Builder::new()
@@ -342,16 +398,14 @@ impl Builder {
                     needles: &needles,
                     handle,
                     progress: &progress,
-                    decided: &decided,
-                    log_bytes: settings.log_bytes,
-                    outputs: settings.outputs,
+                    ending: &ending,
+                    options: &options,
                     memory_bytes,
-                    scratch_bytes: settings.scratch_bytes,
                 };
                 // Nobody waits any more when the build was stopped.
-                let _ = sender.send(session.converse(&stream));
+                let _ = ending.line().map(|line| sender.send(session.converse(line)));
             })
-            .map_err(|error| BuildError::Executor(ExecutorError::Thread(error)))?;
+            .map_err(thread)?;
         Ok(receiver)
     }
 }
@@ -363,7 +417,7 @@ fn died(death: vmm::Death, phase: Phase) -> ExecutorError {
     ExecutorError::Died { what: death.what(), cause: death.cause, when: phase.when(), said: death.said }
 }
 
-fn specification(request: &BuildRequest) -> Specification {
+fn specification(request: &BuildRequest, options: &Options) -> Specification {
     let paths = |paths: &[request::RelativePath]| paths.iter().map(|path| path.as_str().to_owned()).collect();
     Specification {
         command_args: request.command_args.clone(),
@@ -382,5 +436,7 @@ fn specification(request: &BuildRequest) -> Specification {
             .collect(),
         outputs: paths(&request.outputs),
         provide_bin_sh: request.constraints.as_ref().is_some_and(|constraints| constraints.provide_bin_sh),
+        host_paths: Vec::new(),
+        processes: options.processes,
     }
 }

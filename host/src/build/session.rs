@@ -3,6 +3,8 @@
 //! ```text
 //!   hello ──▶ running ──▶ outputs ──▶ done
 //!     │          │           │
+//!     │          └───────────┴──▶ the build has failed ──▶ what it left, if somebody wants it
+//!     │          │           │
 //!     └──────────┴───────────┴──▶ an error, after which the guest is killed
 //! ```
 //!
@@ -12,27 +14,31 @@
 use std::{
     io,
     net::Shutdown,
-    os::unix::net::UnixStream,
-    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
 };
 
 use cofferdam_castore::{Store, refscan::Needles};
 use cofferdam_protocol::{
     End, FromGuest, FromHost, MAX_DETAIL_BYTES, Report, SetupFailure, Specification, Step, UnsupportedKind, Usage,
     VERSION,
-    frame::{FrameError, FrameReader, FrameWriter, MAX_FROM_GUEST_BYTES, MAX_FROM_HOST_BYTES},
+    frame::FrameError,
     tree::{self, TreeError},
 };
 use nix::errno::Errno;
 use tokio::runtime::Handle;
 
 use super::{
-    AFTERMATH, BuildError, ExecutorError, Failed, Limit, Outcome, Phase, ProtocolError, Reason, progress::Progress,
+    AFTERMATH, BuildError, ExecutorError, Failed, Limit, Options, Outcome, Phase, ProtocolError, Reason,
+    ending::{Ending, Line, Reader},
+    progress::Progress,
 };
 use crate::{
     outputs::{ReceiveError, Receiver},
     request::{BuildOutput, BuildResult, RequestError, RequestErrorKind},
 };
+
+/// Samples that come sooner after the one before are dropped, whatever they say.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What one conversation is about.
 pub(super) struct Session<'a> {
@@ -41,56 +47,74 @@ pub(super) struct Session<'a> {
     pub(super) needles: &'a Needles,
     pub(super) handle: Handle,
     pub(super) progress: &'a Progress,
-    /// Whether the build's end is decided. Who sets it first decides: this session, when all outputs have come, to
-    /// store them; or whoever ends the build, that they are not stored.
-    pub(super) decided: &'a AtomicBool,
-    pub(super) log_bytes: u64,
-    pub(super) outputs: tree::Limits,
+    pub(super) ending: &'a Ending,
+    pub(super) options: &'a Options,
     pub(super) memory_bytes: u64,
-    pub(super) scratch_bytes: u64,
 }
-
-type Reader<'s> = FrameReader<io::BufReader<&'s UnixStream>>;
 
 impl Session<'_> {
     /// Talks until the build has a result, which is durable when this returns.
-    pub(super) fn converse(self, stream: &UnixStream) -> Outcome {
-        let mut reader =
-            FrameReader::new(io::BufReader::with_capacity(4 * MAX_FROM_GUEST_BYTES, stream), MAX_FROM_GUEST_BYTES);
-        let mut writer = FrameWriter::new(stream, MAX_FROM_HOST_BYTES);
-        let outcome = self.until_last_message(&mut reader, &mut writer);
+    pub(super) fn converse(self, line: &Line) -> Outcome {
+        let outcome = self.until_last_message(line);
         // The guest may be gone already, or read no more, and has nothing more to say in any case.
-        let _ = stream.set_write_timeout(Some(AFTERMATH));
-        let _ = writer.write(&FromHost::Acknowledge);
-        let _ = stream.shutdown(Shutdown::Write);
+        let _ = line.stream().set_write_timeout(Some(AFTERMATH));
+        let _ = line.say(&FromHost::Acknowledge);
+        let _ = line.stream().shutdown(Shutdown::Write);
         outcome
     }
 
-    fn until_last_message(&self, reader: &mut Reader<'_>, writer: &mut FrameWriter<&UnixStream>) -> Outcome {
-        hello(reader)?;
+    fn until_last_message(&self, line: &Line) -> Outcome {
+        let mut reader = line.reader();
+        hello(&mut reader)?;
         self.progress.enter(Phase::Running);
-        let specification = FromHost::Specification(self.specification.clone());
-        writer.write(&specification).map_err(|error| protocol(ProtocolError::Frame(error)))?;
-        let report = self.run(reader)?;
-        if let Some(reason) = self.reason(&report) {
-            return Err(failed(reason, Some(report.usage)));
+        line.say(&FromHost::Specification(self.specification.clone())).map_err(frame)?;
+        let report = self.run(&mut reader, line)?;
+        if let Some(reason) = self.progress.stopped_for().or_else(|| self.reason(&report)) {
+            let failed = Failed { reason, usage: Some(report.usage), kept: None };
+            // A command that succeeds although it is being stopped has a guest that sends outputs.
+            return Err(match report.succeeded() {
+                true => BuildError::Failed(Box::new(failed)),
+                false => self.look_after(failed, &mut reader, line),
+            });
         }
         self.progress.enter(Phase::Ingesting);
-        let outputs = self.receive(reader, report.usage)?;
-        Ok((BuildResult { outputs }, report.usage))
+        match self.receive(&mut reader, report.usage) {
+            Ok(outputs) => Ok((BuildResult { outputs }, report.usage)),
+            // The guest still sends what is beyond the limit.
+            Err(BuildError::Failed(failed)) if !matches!(failed.reason, Reason::LimitReached { .. }) => {
+                Err(self.look_after(*failed, &mut reader, line))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Passes the log on until the command has ended.
-    fn run(&self, reader: &mut Reader<'_>) -> Result<Report, BuildError> {
+    fn run(&self, reader: &mut Reader<'_>, line: &Line) -> Result<Report, BuildError> {
         let mut logged = 0_u64;
+        let mut sampled: Option<Instant> = None;
         loop {
             match next(reader)? {
+                FromGuest::Log { bytes: [], .. } => return Err(protocol(ProtocolError::EmptyLog)),
                 FromGuest::Log { stream, bytes } => {
-                    logged += bytes.len() as u64;
-                    if logged > self.log_bytes {
-                        return Err(limit(Limit::LogBytes, self.log_bytes));
+                    logged = logged.saturating_add(bytes.len() as u64);
+                    if logged <= self.options.log_bytes {
+                        self.progress.log(stream, bytes);
+                        continue;
                     }
-                    self.progress.log(stream, bytes);
+                    let reason = Reason::LimitReached { limit: Limit::LogBytes, allowed: self.options.log_bytes };
+                    if !self.options.needs_failed_guest() {
+                        return Err(failed(reason, None));
+                    }
+                    if self.progress.stop(reason) {
+                        line.say(&FromHost::Stop).map_err(frame)?;
+                    }
+                }
+                FromGuest::Sample(sample) => {
+                    if sampled.is_none_or(|at| at.elapsed() >= SAMPLE_INTERVAL) {
+                        tracing::debug!(?sample);
+                        self.progress.sample(&sample);
+                        sampled = Some(Instant::now());
+                    }
                 }
                 FromGuest::Exited(report) => return Ok(report),
                 FromGuest::SetupFailed(failure) => return Err(setup_failed(&failure)?),
@@ -113,7 +137,11 @@ impl Session<'_> {
                 Reason::OutOfMemory { memory_bytes: self.memory_bytes }
             }
             End::Exited(_) | End::Signaled(_) if report.scratch_full => {
-                Reason::ScratchFull { scratch_bytes: self.scratch_bytes }
+                Reason::ScratchFull { scratch_bytes: self.options.scratch_bytes }
+            }
+            End::Exited(_) | End::Signaled(_) if let Some(allowed) = report.too_many_processes => {
+                // Whatever a guest says, it was allowed no more.
+                Reason::TooManyProcesses { allowed: allowed.min(self.specification.processes) }
             }
             End::Exited(code) => Reason::ExitCode(code),
             End::Signaled(signal) => Reason::Signal(signal),
@@ -124,7 +152,7 @@ impl Session<'_> {
     fn receive(&self, reader: &mut Reader<'_>, usage: Usage) -> Result<Vec<BuildOutput>, BuildError> {
         let expected = &self.specification.outputs;
         let batch = self.store.batch();
-        let mut receiver = Receiver::new(&batch, self.handle.clone(), self.needles, self.outputs);
+        let mut receiver = Receiver::new(&batch, self.handle.clone(), self.needles, self.options.outputs);
         let mut outputs = Vec::with_capacity(expected.len());
         let mut missing = Vec::new();
         loop {
@@ -154,14 +182,14 @@ impl Session<'_> {
         if !missing.is_empty() {
             return Err(failed(Reason::OutputMissing { outputs: missing }, Some(usage)));
         }
-        if self.decided.swap(true, Ordering::AcqRel) {
+        if self.ending.decide() {
             return Err(BuildError::Executor(ExecutorError::Interrupted));
         }
         receiver.commit().map_err(|error| BuildError::Executor(ExecutorError::Store(error)))?;
         Ok(outputs)
     }
 
-    fn receive_failed(&self, error: ReceiveError) -> BuildError {
+    pub(super) fn receive_failed(&self, error: ReceiveError) -> BuildError {
         match error {
             ReceiveError::Tree(TreeError::TooManyBytes { limit: allowed }) => limit(Limit::OutputBytes, allowed),
             ReceiveError::Tree(TreeError::TooManyEntries { limit: allowed }) => limit(Limit::OutputEntries, allowed),
@@ -181,8 +209,12 @@ fn hello(reader: &mut Reader<'_>) -> Result<(), BuildError> {
     }
 }
 
-fn next<'r>(reader: &'r mut Reader<'_>) -> Result<FromGuest<'r>, BuildError> {
-    reader.read().map_err(|error| protocol(ProtocolError::Frame(error)))
+pub(super) fn next<'r>(reader: &'r mut Reader<'_>) -> Result<FromGuest<'r>, BuildError> {
+    reader.read().map_err(frame)
+}
+
+pub(super) fn frame(error: FrameError) -> BuildError {
+    protocol(ProtocolError::Frame(error))
 }
 
 fn setup_failed(failure: &SetupFailure<'_>) -> Result<BuildError, BuildError> {
@@ -209,7 +241,7 @@ fn check_length(field: &'static str, bytes: &[u8]) -> Result<(), BuildError> {
     Err(protocol(ProtocolError::TooLong { field, length: bytes.len(), limit: MAX_DETAIL_BYTES }))
 }
 
-fn out_of_place(message: &FromGuest<'_>, state: &'static str) -> BuildError {
+pub(super) fn out_of_place(message: &FromGuest<'_>, state: &'static str) -> BuildError {
     let message = match message {
         FromGuest::Hello { .. } => "a hello",
         FromGuest::SetupFailed(_) => "a failure of its setup",
@@ -219,6 +251,10 @@ fn out_of_place(message: &FromGuest<'_>, state: &'static str) -> BuildError {
         FromGuest::Unsupported { .. } => "an output that can't be stored",
         FromGuest::Tree(_) => "a piece of an output",
         FromGuest::Finished => "the end of the outputs",
+        FromGuest::Sample(_) => "a sample",
+        FromGuest::Kept { .. } => "the end of what is kept",
+        FromGuest::Output(_) => "a shell's output",
+        FromGuest::ShellEnded => "a shell's end",
     };
     protocol(ProtocolError::OutOfPlace { message, state })
 }
@@ -228,7 +264,7 @@ fn protocol(error: ProtocolError) -> BuildError {
 }
 
 fn failed(reason: Reason, usage: Option<Usage>) -> BuildError {
-    BuildError::Failed(Box::new(Failed { reason, usage }))
+    BuildError::Failed(Box::new(Failed { reason, usage, kept: None }))
 }
 
 fn limit(limit: Limit, allowed: u64) -> BuildError {

@@ -8,13 +8,13 @@ use std::{
 };
 
 use nix::errno::Errno;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::plain_text::PlainText;
 use crate::{
-    build::{BuildError, ExecutorError, Failed, Reason},
-    request::{RequestError, RequestErrorKind},
-    vmm,
+    build::{BuildError, ExecutorError},
+    failure::{Failure, FailureKind, causes},
+    request::RequestError,
 };
 
 type Cause = Box<dyn Error + Send>;
@@ -30,6 +30,16 @@ pub enum Exit {
     Executor,
 }
 
+impl From<FailureKind> for Exit {
+    fn from(kind: FailureKind) -> Self {
+        match kind {
+            FailureKind::BuildFailed => Self::BuildFailed,
+            FailureKind::RequestWrong => Self::RequestWrong,
+            FailureKind::ExecutorFailed => Self::Executor,
+        }
+    }
+}
+
 impl Exit {
     /// The process's exit code.
     pub fn code(self) -> u8 {
@@ -37,14 +47,6 @@ impl Exit {
             Self::BuildFailed => 1,
             Self::RequestWrong => 2,
             Self::Executor => 3,
-        }
-    }
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::BuildFailed => "build_failed",
-            Self::RequestWrong => "request_wrong",
-            Self::Executor => "executor_failed",
         }
     }
 }
@@ -55,6 +57,9 @@ pub enum CliError {
     /// A build ended without a result.
     #[error(transparent)]
     Build(#[from] BuildError),
+    /// The same, as a daemon tells it.
+    #[error("{}", .0.message)]
+    Daemon(Box<Failure>),
     /// The command line asks for what can't be.
     #[error("{message}")]
     Wrong {
@@ -111,6 +116,11 @@ impl CliError {
         Self::Failed { message: message.into(), source: Some(Box::new(source)), advice: None }
     }
 
+    /// This host has what is no longer what it was.
+    pub(super) fn damaged(message: impl Into<String>) -> Self {
+        Self::Failed { message: message.into(), source: None, advice: None }
+    }
+
     /// What was to be done at a path that the user has named.
     pub(super) fn at_path(message: impl Into<String>, source: io::Error) -> Self {
         if blames_path(&source) { Self::wrong_because(message, source) } else { Self::failed(message, source) }
@@ -144,6 +154,7 @@ impl CliError {
             Self::Build(BuildError::Failed(_)) => Exit::BuildFailed,
             Self::Build(BuildError::Request(_)) | Self::Wrong { .. } => Exit::RequestWrong,
             Self::Build(BuildError::Executor(_)) | Self::Failed { .. } | Self::Unfit => Exit::Executor,
+            Self::Daemon(failure) => failure.kind.into(),
             Self::AfterResult(error) => error.exit(),
         }
     }
@@ -178,61 +189,54 @@ impl CliError {
         let _ = super::print(&format!("{}\n", self.json()));
     }
 
-    fn advice(&self) -> Option<&str> {
-        match self {
-            Self::Wrong { advice, .. } | Self::Failed { advice, .. } => advice.as_deref(),
-            Self::Build(BuildError::Failed(failed)) => failed.reason.advice(),
-            Self::Build(BuildError::Request(error)) => match error.kind {
-                RequestErrorKind::Missing => Some(
-                    "import it with `cofferdam import`, or name the store that has it with --blob-service-addr and \
-                     --directory-service-addr",
-                ),
-                _ => None,
-            },
-            Self::Build(BuildError::Executor(ExecutorError::Interrupted)) | Self::Unfit => None,
-            Self::Build(BuildError::Executor(ExecutorError::Died { cause: vmm::Cause::Reset, .. })) => {
-                Some("--vmm qemu, whose serial console shows what a kernel says before its drivers are up, too")
-            }
-            Self::Build(BuildError::Executor(_)) => Some("`cofferdam doctor` tells what this host lacks, if anything"),
-            Self::AfterResult(error) => error.advice(),
+    /// What is told of it. Of a command that is no build, the kind is the one of its exit code.
+    fn failure(&self) -> Failure {
+        let (kind, reason, advice) = match self {
+            Self::Build(error) => return error.into(),
+            Self::Daemon(failure) => return failure.as_ref().clone(),
+            Self::AfterResult(error) => return error.failure(),
+            Self::Wrong { advice, .. } => (FailureKind::RequestWrong, "command_line", advice),
+            Self::Failed { advice, .. } => (FailureKind::ExecutorFailed, "host", advice),
+            Self::Unfit => (FailureKind::ExecutorFailed, "host", &None),
+        };
+        Failure {
+            kind,
+            reason: reason.to_owned(),
+            message: self.to_string(),
+            causes: causes(self).map(ToString::to_string).collect(),
+            advice: advice.as_deref().map(Into::into),
+            fields: Map::new(),
         }
     }
 
     /// The error, its causes, each on a line, and what to try.
     fn text(&self) -> String {
-        if let Self::Build(BuildError::Executor(ExecutorError::Interrupted)) = self {
+        let Failure { reason, message, causes, advice, fields, .. } = self.failure();
+        if reason == "interrupted" {
             return "error: interrupted\n".to_owned();
         }
-        let mut text = format!("error: {self}\n");
-        for cause in causes(self) {
+        let mut text = format!("error: {message}\n");
+        for cause in causes {
             let _ = writeln!(text, "  caused by: {cause}");
         }
-        if let Some(advice) = self.advice() {
+        if let Some(advice) = advice {
             let _ = writeln!(text, "  try: {advice}");
+        }
+        if let Some(node) = fields.get("kept").and_then(Value::as_str) {
+            let skipped = fields.get("kept_skipped").and_then(Value::as_u64).unwrap_or(0);
+            let without = if skipped == 0 { String::new() } else { format!(", {skipped} left out") };
+            let _ = writeln!(text, "  kept: {node}{without}");
+            // What a daemon has kept is in its own store.
+            if let Self::Build(_) = self {
+                let _ = writeln!(text, "  try: cofferdam export {node} ./failed");
+            }
         }
         text
     }
 
     fn json(&self) -> Value {
-        let (reason, fields) = match self {
-            Self::Build(BuildError::Failed(failed)) => (failed.reason.code(), failed_fields(failed)),
-            Self::Build(BuildError::Request(error)) => (error.kind.code(), request_fields(error)),
-            Self::Build(BuildError::Executor(error)) => (executor_code(error), Map::new()),
-            Self::Wrong { .. } => ("command_line", Map::new()),
-            Self::Failed { .. } | Self::Unfit => ("host", Map::new()),
-            Self::AfterResult(error) => return error.json(),
-        };
-        let mut message = self.to_string();
-        for cause in causes(self) {
-            let _ = write!(message, ": {cause}");
-        }
-        json!({ "kind": self.exit().word(), "reason": reason, "message": message, "fields": fields })
+        self.failure().to_json()
     }
-}
-
-/// The causes of an error, from its own to the first.
-pub(super) fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    std::iter::successors(error.source(), |&error| error.source())
 }
 
 /// Whether it is the path that was asked for which can't be, and not this host that is in trouble.
@@ -242,67 +246,16 @@ pub(super) fn blames_path(error: &io::Error) -> bool {
     matches!(errno, Some(EACCES | EEXIST | EISDIR | ELOOP | ENAMETOOLONG | ENOENT | ENOTDIR | EPERM | EROFS))
 }
 
-fn request_fields(error: &RequestError) -> Map<String, Value> {
-    let RequestError { kind: _, field, rule, value } = error;
-    object(json!({ "field": field, "rule": rule, "value": value }))
-}
-
-fn failed_fields(failed: &Failed) -> Map<String, Value> {
-    let mut fields = object(match &failed.reason {
-        Reason::ExitCode(code) => json!({ "exit_code": code }),
-        Reason::Signal(signal) => json!({ "signal": signal }),
-        Reason::OutOfMemory { memory_bytes } => json!({ "memory_bytes": memory_bytes }),
-        Reason::ScratchFull { scratch_bytes } => json!({ "scratch_bytes": scratch_bytes }),
-        Reason::CommandNotFound { command } => json!({ "command": command }),
-        Reason::CommandNotExecutable { command, errno } => json!({ "command": command, "errno": errno }),
-        Reason::NoWorkingDir { path, errno } => json!({ "working_dir": path, "errno": errno }),
-        Reason::Timeout { limit } => json!({ "limit_seconds": limit.as_secs_f64() }),
-        Reason::OutputMissing { outputs } => json!({ "outputs": outputs }),
-        Reason::OutputUnsupported { output, path, .. } => json!({ "output": output, "path": path }),
-        Reason::LimitReached { limit, allowed } => json!({ "limit": limit.code(), "allowed": allowed }),
-    });
-    if let Some(usage) = &failed.usage {
-        let usage = json!({
-            "wall_us": usage.wall_us,
-            "user_us": usage.user_us,
-            "system_us": usage.system_us,
-            "peak_memory_bytes": usage.peak_memory_bytes,
-            "scratch_bytes": usage.scratch_bytes,
-        });
-        fields.insert("usage".to_owned(), usage);
-    }
-    fields
-}
-
-fn executor_code(error: &ExecutorError) -> &'static str {
-    match error {
-        ExecutorError::Interrupted => "interrupted",
-        ExecutorError::Died { cause: vmm::Cause::Process, .. } => "process_died",
-        ExecutorError::Died { cause: vmm::Cause::Panic, .. } => "guest_panicked",
-        ExecutorError::Died { cause: vmm::Cause::Reset, .. } => "guest_reset",
-        ExecutorError::NeverConnected { .. } => "never_connected",
-        ExecutorError::Guest { .. } => "guest",
-        ExecutorError::Protocol(_) => "protocol",
-        ExecutorError::Vmm(_) => "vmm",
-        ExecutorError::InputsDevice(_) => "inputs_device",
-        ExecutorError::Store(_) | ExecutorError::Resolve(_) => "store",
-        _ => "host",
-    }
-}
-
-fn object(value: Value) -> Map<String, Value> {
-    match value {
-        Value::Object(map) => map,
-        _ => Map::new(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        build::{Failed, Reason},
+        request::RequestErrorKind,
+    };
 
     fn failed(reason: Reason) -> CliError {
-        BuildError::Failed(Box::new(Failed { reason, usage: None })).into()
+        BuildError::Failed(Box::new(Failed { reason, usage: None, kept: None })).into()
     }
 
     #[test]

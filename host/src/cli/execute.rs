@@ -11,22 +11,30 @@ use std::{
 use clap::{Args, ValueEnum};
 use cofferdam_castore::{Node, Store, export::ExportError};
 use cofferdam_images::{Image, SCRATCH_TEMPLATE_BYTES, default_dir};
+use cofferdam_protocol::tree;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     CliError, StoreArgs, node_text, print,
     progress::Progress,
     quantity::{self, show_duration},
+    remote::Daemon,
     store::state_dir,
+    terminal,
 };
 use crate::{
-    build::{BuildError, Builder, Built, Settings},
+    build::{BuildError, Builder, Built, Options, Settings},
     request::{BuildRequest, BuildResult, Host, RelativePath, admit},
+    service::proto::cofferdam as wire,
     vmm,
 };
 
 /// Largest scratch disk, in bytes: the image's template reserves room to grow to this size.
-const MAX_SCRATCH_BYTES: u64 = 1 << 40;
+pub(super) const MAX_SCRATCH_BYTES: u64 = 1 << 40;
+
+/// How long somebody may look around in a failed build by default.
+pub(super) const SHELL_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 /// How a build is run, whatever it is.
 #[derive(Debug, Default, Args)]
@@ -35,27 +43,33 @@ pub(super) struct ExecuteArgs {
     /// Memory that the build finds, such as 512M or 4G [default: 2G, or what the request asks for if that is more]
     #[arg(long, value_name = "SIZE", value_parser = memory)]
     pub(super) memory: Option<u64>,
-    /// Virtual CPUs
-    #[arg(long, value_name = "N", default_value_t = Settings::CPUS, value_parser = clap::value_parser!(u32).range(1..=i64::from(vmm::MAX_CPUS)))]
-    cpus: u32,
+    /// Virtual CPUs [default: 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(vmm::MAX_CPUS)))]
+    cpus: Option<u32>,
     /// Size of the scratch disk, such as 100G; it takes as much of the host's disk as the build writes [default: 32G]
     #[arg(long, value_name = "SIZE", value_parser = scratch_size)]
     scratch_size: Option<u64>,
     /// Time that the build may take, boot included, such as 90s or 10m [default: 1h]
     #[arg(long, value_name = "DUR", value_parser = quantity::duration)]
     timeout: Option<Duration>,
+    /// Time for which the command may write nothing, such as 10m [default: without limit]
+    #[arg(long, value_name = "DUR", value_parser = quantity::duration)]
+    silence: Option<Duration>,
     /// Time that the guest may take to boot and to connect [default: 1m]
     #[arg(long, value_name = "DUR", value_parser = quantity::duration)]
     connect_timeout: Option<Duration>,
+    /// Most processes and threads of the build at a time; small machines can have fewer [default: 16384]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    processes: Option<u32>,
     /// Most that the build may write to stdout and stderr, such as 100M [default: 1G]
     #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
     log_limit: Option<u64>,
     /// Most that the files of all outputs may hold, such as 10G [default: 64G]
     #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
     output_limit: Option<u64>,
-    /// Most files, directories and symlinks in all outputs
-    #[arg(long, value_name = "N", default_value_t = Settings::OUTPUTS.entries)]
-    output_files: u64,
+    /// Most files, directories and symlinks in all outputs [default: 1000000]
+    #[arg(long, value_name = "N")]
+    output_files: Option<u64>,
     /// Show builds this model of CPU, by QEMU's name for it, such as Nehalem-v1 or EPYC-v1, the same on every
     /// host; one that can't is an error. QEMU alone can do this, and runs the build then
     #[arg(long, value_name = "MODEL", env = "COFFERDAM_CPU_MODEL", hide_env_values = true)]
@@ -69,7 +83,21 @@ pub(super) struct ExecuteArgs {
     /// The guest image [default: $COFFERDAM_IMAGE or ~/.cache/cofferdam/image]
     #[arg(long, value_name = "DIR")]
     image: Option<PathBuf>,
+    /// Have a daemon build, and use its store: grpc+unix:///SOCKET, grpc+http://HOST:PORT or grpc+https://HOST:PORT
+    #[arg(long, value_name = "ADDR", env = "COFFERDAM_DAEMON", conflicts_with_all = ["vmm", "image", "connect_timeout"])]
+    daemon: Option<String>,
 
+    /// Keep what a failed build leaves in its scratch directories, and print its node
+    #[arg(long, help_heading = "Results")]
+    keep_failed: bool,
+    /// When the build fails, open a shell in its place, on this terminal; whatever runs there controls the terminal
+    /// until the shell ends, as if logged in elsewhere
+    #[arg(long, help_heading = "Results")]
+    shell_on_failure: bool,
+    /// Time that the shell may take [default: 1h]
+    #[arg(long, value_name = "DUR", value_parser = quantity::duration)]
+    #[arg(requires = "shell_on_failure", help_heading = "Results")]
+    shell_timeout: Option<Duration>,
     /// Write the outputs below DIR, each at its own path (--output build/out: DIR/build/out)
     #[arg(long, value_name = "DIR", help_heading = "Results")]
     out: Option<PathBuf>,
@@ -95,21 +123,34 @@ enum VmmArg {
 /// A host that is ready to build: what can be known to be missing before any work is there.
 pub(super) struct Ready<'a> {
     args: &'a ExecuteArgs,
-    settings: Settings,
+    place: Place,
     pub(super) store: Store,
     pub(super) progress: Arc<Progress>,
+}
+
+/// Where it is built.
+enum Place {
+    Here(Box<Settings>),
+    Daemon(Daemon),
 }
 
 impl ExecuteArgs {
     /// Checks everything that needs no work: the host against the request, image, VMM, store, and room for the
     /// outputs.
     pub(super) fn prepare(&self, store: &StoreArgs, request: &BuildRequest) -> Result<Ready<'_>, CliError> {
-        admit(request, &Host::this())?;
+        if self.shell_on_failure && !terminal::is_there() {
+            return Err(CliError::wrong("--shell-on-failure needs a terminal for stdin and stderr")
+                .try_this("--keep-failed, which needs none"));
+        }
         if let Some(out) = &self.out {
             for (_, dest) in exports(out, &request.outputs) {
                 refuse_existing(&dest)?;
             }
         }
+        if let Some(addr) = &self.daemon {
+            return self.prepare_daemon(addr, store);
+        }
+        admit(request, &Host::this())?;
         let image = Image::open(&self.image.clone().unwrap_or_else(default_dir))
             .map_err(|error| CliError::failed("there is no guest image to boot", error))?;
         let asked = match (self.vmm, &self.cpu_model) {
@@ -126,39 +167,87 @@ impl ExecuteArgs {
         tracing::info!(kind = %choice.kind, accelerator = %choice.accelerator, reason = choice.reason, "VMM chosen");
         let emulated = choice.accelerator == vmm::Accelerator::Tcg;
         let (settings, store) = (self.settings(image, choice)?, store.open()?);
-        let progress = Arc::new(Progress::new());
+        let progress = self.progress();
         if emulated {
             progress.note("running under emulation (QEMU TCG), which is no security boundary");
         }
-        Ok(Ready { args: self, settings, store, progress })
+        Ok(Ready { args: self, place: Place::Here(Box::new(settings)), store, progress })
+    }
+
+    /// What a daemon lacks, it says when it is asked.
+    fn prepare_daemon(&self, addr: &str, store: &StoreArgs) -> Result<Ready<'_>, CliError> {
+        if self.cpu_model.is_some() || self.hugepages {
+            return Err(CliError::wrong("the daemon's configuration decides on its CPU model and huge pages")
+                .try_this("leave --cpu-model, --hugepages and the variables of their names, or --daemon"));
+        }
+        let (daemon, store) = (Daemon::at(addr)?, store.or_at(addr).open()?);
+        Ok(Ready { args: self, place: Place::Daemon(daemon), store, progress: self.progress() })
+    }
+
+    fn progress(&self) -> Arc<Progress> {
+        let progress = Progress::new();
+        Arc::new(if self.shell_on_failure { progress.lend_terminal(Handle::current()) } else { progress })
+    }
+
+    /// What a daemon is asked for.
+    fn order(&self, request: &BuildRequest) -> wire::BuildRequest {
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let limits = wire::Limits {
+            memory_bytes: self.memory.unwrap_or(0),
+            cpus: self.cpus.unwrap_or(0),
+            scratch_bytes: self.scratch_size.unwrap_or(0),
+            timeout_ms: self.timeout.map_or(0, ms),
+            silence_ms: self.silence.map_or(0, ms),
+            processes: self.processes.map_or(0, u64::from),
+            log_bytes: self.log_limit.unwrap_or(0),
+            output_bytes: self.output_limit.unwrap_or(0),
+            output_entries: self.output_files.unwrap_or(0),
+        };
+        wire::BuildRequest {
+            request: Some(request.into()),
+            limits: Some(limits),
+            keep_failed: self.keep_failed,
+            shell_ms: if self.shell_on_failure { ms(self.shell_timeout.unwrap_or(SHELL_TIMEOUT)) } else { 0 },
+            ..wire::BuildRequest::default()
+        }
     }
 
     fn settings(&self, image: Image, choice: vmm::Choice) -> Result<Settings, CliError> {
         let mut settings = Settings::new(image, choice, state_dir()?.join("run"));
-        settings.memory_bytes = self.memory.unwrap_or(settings.memory_bytes);
-        settings.cpus = self.cpus;
         settings.cpu_model.clone_from(&self.cpu_model);
         settings.hugepages = self.hugepages;
-        settings.scratch_bytes = self.scratch_size.unwrap_or(settings.scratch_bytes);
-        settings.timeout = self.timeout.unwrap_or(settings.timeout);
         settings.connect_timeout = self.connect_timeout.unwrap_or(settings.connect_timeout);
-        settings.log_bytes = self.log_limit.unwrap_or(settings.log_bytes);
-        settings.outputs.bytes = self.output_limit.unwrap_or(settings.outputs.bytes);
-        settings.outputs.entries = self.output_files;
         Ok(settings)
+    }
+
+    fn options(&self) -> Options {
+        let default = Options::default();
+        Options {
+            memory_bytes: self.memory.unwrap_or(default.memory_bytes),
+            cpus: self.cpus.unwrap_or(default.cpus),
+            scratch_bytes: self.scratch_size.unwrap_or(default.scratch_bytes),
+            processes: self.processes.unwrap_or(default.processes),
+            timeout: self.timeout.unwrap_or(default.timeout),
+            silence: self.silence,
+            log_bytes: self.log_limit.unwrap_or(default.log_bytes),
+            outputs: tree::Limits {
+                bytes: self.output_limit.unwrap_or(default.outputs.bytes),
+                entries: self.output_files.unwrap_or(default.outputs.entries),
+            },
+            keep_failed: self.keep_failed,
+            shell: self.shell_on_failure.then(|| self.shell_timeout.unwrap_or(SHELL_TIMEOUT)),
+        }
     }
 }
 
 impl Ready<'_> {
     /// Builds, prints and exports, in this order: a result is told whatever becomes of its export.
     pub(super) async fn execute(self, request: BuildRequest, cancel: &CancellationToken) -> Result<(), CliError> {
-        let Self { args, settings, store, progress } = self;
-        let built = async {
-            let builder = Builder::new(store.clone(), settings).map_err(BuildError::Executor)?;
-            let observer = Arc::clone(&progress);
-            builder.build(&request, observer, cancel).await
+        let Self { args, place, store, progress } = self;
+        let built = match place {
+            Place::Here(settings) => build_here(&store, *settings, &request, &args.options(), &progress, cancel).await,
+            Place::Daemon(daemon) => daemon.build(args.order(&request), &request, &progress, cancel).await,
         }
-        .await
         .inspect_err(|_| progress.clear())?;
         progress.finish(&summary(&built));
         match args.json {
@@ -171,6 +260,21 @@ impl Ready<'_> {
         progress.clear();
         written.map_err(|error| CliError::AfterResult(Box::new(error)))
     }
+}
+
+async fn build_here(
+    store: &Store,
+    settings: Settings,
+    request: &BuildRequest,
+    options: &Options,
+    progress: &Arc<Progress>,
+    cancel: &CancellationToken,
+) -> Result<Built, CliError> {
+    let builder = Builder::new(store.clone(), settings).map_err(BuildError::Executor)?;
+    let observer = Arc::clone(progress);
+    let built = builder.build(request, options, observer, cancel).await;
+    progress.terminal_returned().await;
+    Ok(built?)
 }
 
 fn summary(built: &Built) -> String {

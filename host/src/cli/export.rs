@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     CliError, StoreArgs,
+    archive::{self, ExportFormat},
     error::blames_path,
     interrupt::blocking,
     node_text::{self, Reference},
@@ -22,20 +23,27 @@ const EXAMPLES: &str = "\
 Examples:
   cofferdam export dir:blake3-…:62 ./lua
   An executable file needs its node, a digest alone has no execute bit:
-    cofferdam export file:blake3-…:280112:x ./lua";
+    cofferdam export file:blake3-…:280112:x ./lua
+  As an archive, to a file or to another program:
+    cofferdam export --format tar.zst dir:blake3-…:62 lua.tar.zst
+    cofferdam export --format nar dir:blake3-…:62 - | nix-store --restore ./lua";
 
 /// Writes what the store has to a new path
 ///
-/// Files get mode 0644, executable ones 0755, and directories 0755, less the umask. Nothing is ever written over.
+/// Files get mode 0644, executable ones 0755, and directories 0755, less the umask. Nothing is ever written over. Archives
+/// of equal nodes are equal.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, after_long_help = format!("{}\n\n{EXAMPLES}", node_text::HELP))]
 pub(super) struct ExportArgs {
     /// What to export, as `import` and `run` print it
     #[arg(value_name = "NODE|DIGEST")]
     reference: Reference,
-    /// Where to; must not exist
+    /// Where to; must not exist. An archive goes to stdout if this is -
     #[arg(value_name = "DEST")]
     dest: PathBuf,
+    /// What to make of it
+    #[arg(long, value_enum, default_value_t = ExportFormat::Path)]
+    format: ExportFormat,
 }
 
 impl ExportArgs {
@@ -48,7 +56,15 @@ impl ExportArgs {
         let progress = Progress::new();
         progress.step("exporting");
         let dest = self.dest;
-        let exported = write(&store, &node, dest, cancel).await;
+        let exported = match self.format {
+            ExportFormat::Path => write(&store, &node, dest, cancel).await,
+            format => {
+                let cancel = cancel.clone();
+                let work = move || archive::export(&store, &node, format, &dest, &|| cancel.is_cancelled());
+                // Waited for, as in `write`.
+                blocking(&CancellationToken::new(), work).await
+            }
+        };
         progress.clear();
         exported
     }

@@ -1,6 +1,7 @@
 //! `import`: paths of the host into the store.
 
 use std::{
+    ffi::OsStr,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
@@ -14,7 +15,14 @@ use cofferdam_castore::{
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::{CliError, StoreArgs, error::blames_path, interrupt::blocking, node_text, print, progress::Progress};
+use super::{
+    CliError, StoreArgs,
+    archive::{self, ImportFormat, LimitArgs},
+    error::blames_path,
+    interrupt::blocking,
+    node_text, print,
+    progress::Progress,
+};
 use crate::request::entry_to_json;
 
 const EXAMPLES: &str = "\
@@ -22,18 +30,25 @@ Examples:
   cofferdam import ./lua-5.4
   dir:blake3-…:62\t./lua-5.4
   The node alone, for another command:
-    cofferdam run --input src=$(cofferdam import ./lua-5.4 | cut -f1) -- …";
+    cofferdam run --input src=$(cofferdam import ./lua-5.4 | cut -f1) -- …
+  What is in an archive, without unpacking it:
+    curl … | cofferdam import --format tar -";
 
-/// Puts files, directories and symbolic links into the store
+/// Puts files, directories and symbolic links into the store, or what is in archives
 ///
 /// Prints one line a path: its node and the path, with a tab between. Of a file's mode only the owner's execute bit is
 /// kept, and nothing of its owner and its times.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, after_long_help = format!("{}\n\n{EXAMPLES}", node_text::HELP))]
 pub(super) struct ImportArgs {
-    /// What to import; a symbolic link is imported as one
+    /// What to import; a symbolic link is imported as one. With --format tar or nar, - is stdin
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
+    /// What is at the path
+    #[arg(long, value_enum, default_value_t = ImportFormat::Path)]
+    format: ImportFormat,
+    #[command(flatten)]
+    limits: LimitArgs,
     /// Print one JSON object a line: path, node and entry (a snix.castore.v1.Entry in ProtoJSON)
     #[arg(long)]
     json: bool,
@@ -49,10 +64,18 @@ impl ImportArgs {
         let progress = Progress::new();
         for path in self.paths {
             progress.step("importing");
-            let imported = import(&store, path.clone(), cancel).await;
+            let imported = match self.format {
+                ImportFormat::Path => import(&store, path.clone(), cancel).await,
+                format => {
+                    let (store, path, limits) = (store.clone(), path.clone(), self.limits.limits());
+                    blocking(cancel, move || archive::import(&store, &path, format, limits)).await
+                }
+            };
             progress.clear();
             let node = imported?;
-            print(&if self.json { json_line(&path, &node) } else { line(&path, &node) })?;
+            // What is in an archive does not have the archive's name.
+            let name = path.file_name().filter(|_| self.format == ImportFormat::Path);
+            print(&if self.json { json_line(&path, name, &node) } else { line(&path, &node) })?;
         }
         Ok(())
     }
@@ -86,8 +109,8 @@ fn shown(path: &Path) -> String {
     }
 }
 
-fn json_line(path: &Path, node: &Node) -> String {
-    let name = path.file_name().and_then(|name| PathComponent::try_from(name.as_bytes()).ok());
+fn json_line(path: &Path, name: Option<&OsStr>, node: &Node) -> String {
+    let name = name.and_then(|name| PathComponent::try_from(name.as_bytes()).ok());
     let entry = match name {
         Some(name) => Entry::named(name, node.clone()),
         None => Entry::unnamed(node.clone()),
@@ -98,8 +121,6 @@ fn json_line(path: &Path, node: &Node) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsStr;
-
     use nix::errno::Errno;
 
     use super::*;
@@ -129,9 +150,9 @@ mod tests {
     fn json_has_the_entry_with_its_name() {
         let node = Node::Symlink { target: "t".try_into().unwrap() };
         assert_eq!(
-            json_line(Path::new("a/b"), &node),
+            json_line(Path::new("a/b"), Some(OsStr::new("b")), &node),
             "{\"entry\":{\"symlink\":{\"name\":\"Yg==\",\"target\":\"dA==\"}},\"node\":\"link:t\",\"path\":\"a/b\"}\n"
         );
-        assert!(json_line(Path::new("/"), &node).contains("{\"symlink\":{\"target\":\"dA==\"}}"));
+        assert!(json_line(Path::new("/"), None, &node).contains("{\"symlink\":{\"target\":\"dA==\"}}"));
     }
 }

@@ -12,19 +12,24 @@
 //!   any error ──▶ error ──▶ stderr: error, caused by, try · stdout, with --json: one object · the exit code
 //! ```
 
+mod archive;
 mod build;
+mod builds;
+mod daemon;
 mod doctor;
 mod error;
 mod execute;
 mod export;
 mod import;
 mod interrupt;
-mod node_text;
+pub(crate) mod node_text;
 mod plain_text;
 mod progress;
 mod quantity;
+mod remote;
 mod run;
 mod store;
+mod terminal;
 
 use std::process::ExitCode;
 
@@ -54,16 +59,22 @@ Environment:
   COFFERDAM_STATE_DIR  store and run directories [default: $XDG_STATE_HOME/cofferdam, or
                        ~/.local/state/cofferdam]
   COFFERDAM_IMAGE      the guest image [default: ~/.cache/cofferdam/image]
+  COFFERDAM_DAEMON     the daemon that builds, for `run`, `build` and `builds`
+  COFFERDAM_TLS_CERTIFICATE, COFFERDAM_TLS_KEY
+                       this client's certificate and key (PEM), for grpc+https:// that asks for one
   COFFERDAM_LOG        what to log on stderr, such as debug or cofferdam::vmm=trace [default: warn]";
 
 /// Which store.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Store")]
 pub struct StoreArgs {
-    /// Where blobs are: memory:// or file:///DIRECTORY; by default in the state directory
+    /// Where blobs are: memory://, file:///DIRECTORY, objectstore+URL (file, s3, gs, az, https, …),
+    /// near:///DIRECTORY?size=SIZE&far=ADDR, a cache in front of another one, or grpc+http://HOST:PORT, grpc+https://HOST:PORT
+    /// or grpc+unix:///SOCKET; by default in the state directory
     #[arg(long, global = true, env = "BLOB_SERVICE_ADDR", value_name = "ADDR")]
     blob_service_addr: Option<String>,
-    /// Where directories are: memory:// or redb:///FILE; by default in the state directory
+    /// Where directories are: memory://, redb:///FILE, objectstore+URL, near:///DIRECTORY?size=SIZE&far=ADDR or over gRPC
+    /// as blobs; by default in the state directory
     #[arg(long, global = true, env = "DIRECTORY_SERVICE_ADDR", value_name = "ADDR")]
     directory_service_addr: Option<String>,
 }
@@ -74,6 +85,9 @@ enum Command {
     Build(build::BuildArgs),
     Import(import::ImportArgs),
     Export(export::ExportArgs),
+    Daemon(daemon::DaemonArgs),
+    Builds(builds::BuildsArgs),
+    Store(store::StoreCommandArgs),
     Doctor(doctor::DoctorArgs),
     /// Serves one VM's inputs; started by a build, of no use to anyone else
     #[command(name = crate::inputs::SUBCOMMAND, hide = true)]
@@ -105,7 +119,9 @@ impl Cli {
             Command::Build(args) => args.json(),
             Command::Import(args) => args.json(),
             Command::Doctor(args) => args.json(),
-            Command::Export(_) | Command::FsDevice => false,
+            Command::Store(args) => args.json(),
+            Command::Builds(args) => args.json(),
+            Command::Export(_) | Command::Daemon(_) | Command::FsDevice => false,
         }
     }
 
@@ -121,6 +137,9 @@ impl Cli {
             Command::Build(args) => until_interrupted(|cancel| async move { args.execute(&store, &cancel).await }),
             Command::Import(args) => until_interrupted(|cancel| async move { args.execute(&store, &cancel).await }),
             Command::Export(args) => until_interrupted(|cancel| async move { args.execute(&store, &cancel).await }),
+            Command::Daemon(args) => until_interrupted(|cancel| async move { args.execute(&store, &cancel).await }),
+            Command::Store(args) => until_interrupted(|cancel| async move { args.execute(&store, &cancel).await }),
+            Command::Builds(args) => until_interrupted(|cancel| async move { args.execute(&cancel).await }),
             Command::Doctor(args) => args.execute(&store),
             // Confines its own thread, so no runtime and no other thread may be there before it.
             Command::FsDevice => {
@@ -153,7 +172,11 @@ mod tests {
 
     #[test]
     fn every_visible_subcommand_has_examples() {
-        for command in Cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
+        let cli = Cli::command();
+        let store = cli.find_subcommand("store").unwrap();
+        let builds = cli.find_subcommand("builds").unwrap();
+        let all = cli.get_subcommands().chain(store.get_subcommands()).chain(builds.get_subcommands());
+        for command in all.filter(|command| !command.is_hide_set()) {
             let help = command.clone().render_long_help().to_string();
             assert!(help.contains("Examples:"), "{}", command.get_name());
         }

@@ -1,7 +1,7 @@
 //! One line of text for a node, the same in `import`, `export` and `run`.
 //!
 //! ```text
-//!   dir:DIGEST:ENTRIES        a directory, with the number of entries below it
+//!   dir:DIGEST:SIZE           a directory, with its size in castore: twice the number of entries below it
 //!   file:DIGEST:BYTES         a file
 //!   file:DIGEST:BYTES:x       an executable file
 //!   link:TARGET               a symbolic link; bytes beyond [A-Za-z0-9] and -._/+:@,= as %XX
@@ -16,7 +16,7 @@ use cofferdam_castore::{B3Digest, Node, SymlinkTarget};
 /// What `--help` says about nodes.
 pub(super) const HELP: &str = "\
 Nodes:
-  dir:DIGEST:ENTRIES   a directory, with the number of entries below it
+  dir:DIGEST:SIZE      a directory, with its size in castore: twice the number of entries below it
   file:DIGEST:BYTES    a file; with :x at the end, an executable one
   link:TARGET          a symbolic link; odd bytes as %XX
   DIGEST is blake3- and base64. Alone it stands for the directory that has it, else for a file
@@ -31,7 +31,7 @@ pub(super) struct NodeTextError {
 }
 
 /// A node as text.
-pub(super) fn format(node: &Node) -> String {
+pub(crate) fn format(node: &Node) -> String {
     match node {
         Node::Directory { digest, size } => format!("dir:{digest}:{size}"),
         Node::File { digest, size, executable: false } => format!("file:{digest}:{size}"),
@@ -89,7 +89,7 @@ impl FromStr for Reference {
                 Ok(Self::Node(Node::File { digest: digest(of)?, size: size(bytes)?, executable: true }))
             }
             _ => Err(refused(
-                "write dir:DIGEST:ENTRIES, file:DIGEST:BYTES, file:DIGEST:BYTES:x, link:TARGET or a digest".into(),
+                "write dir:DIGEST:SIZE, file:DIGEST:BYTES, file:DIGEST:BYTES:x, link:TARGET or a digest".into(),
             )),
         }
     }

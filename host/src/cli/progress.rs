@@ -3,22 +3,28 @@
 //! Where stderr is no terminal there is no spinner, and the build's bytes go through as they are.
 
 use std::{
+    borrow::Cow,
     io::{self, IsTerminal, Write},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use cofferdam_protocol::Stream;
+use cofferdam_protocol::{Sample, Stream};
 use indicatif::{ProgressBar, ProgressStyle};
+use tokio::{runtime::Handle, task::JoinHandle};
 
-use super::plain_text::PlainText;
-use crate::build::{Observer, Phase};
+use super::{plain_text::PlainText, quantity::show_size, terminal};
+use crate::build::{Observer, Phase, Reason, Terminal};
 
 const TICK: Duration = Duration::from_millis(100);
 
 /// Writes to stderr.
 pub(super) struct Progress {
     screen: Mutex<Screen>,
+    /// Set if the terminal may be lent.
+    lender: Option<Handle>,
+    /// Ends when the terminal that was lent is back.
+    lent: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Default)]
@@ -33,12 +39,54 @@ struct Screen {
 
 impl Progress {
     pub(super) fn new() -> Self {
-        Self { screen: Mutex::new(Screen { is_terminal: io::stderr().is_terminal(), ..Screen::default() }) }
+        let screen = Screen { is_terminal: io::stderr().is_terminal(), ..Screen::default() };
+        Self { screen: Mutex::new(screen), lender: None, lent: Mutex::default() }
+    }
+
+    /// Lends the terminal to the shell of a failed build.
+    pub(super) fn lend_terminal(mut self, runtime: Handle) -> Self {
+        self.lender = Some(runtime);
+        self
+    }
+
+    /// The terminal for a shell, if it may be lent.
+    pub(super) fn lend(&self, reason: &dyn std::fmt::Display) -> Option<Terminal> {
+        let lender = self.lender.as_ref()?;
+        self.clear();
+        self.note(&format!("the build failed: {reason}"));
+        self.note("this is a shell in its place; the machine ends with it");
+        match terminal::lend(lender) {
+            Ok((terminal, lent)) => {
+                *self.lent.lock().unwrap_or_else(PoisonError::into_inner) = Some(lent);
+                Some(terminal)
+            }
+            Err(error) => {
+                self.note(&format!("the terminal can't be lent to a shell: {error}"));
+                None
+            }
+        }
+    }
+
+    /// Waits until the terminal is back, if it was lent.
+    pub(super) async fn terminal_returned(&self) {
+        let lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(lent) = lent {
+            let _ = lent.await;
+        }
     }
 
     /// A phase of ours begins.
     pub(super) fn step(&self, message: &'static str) {
-        self.screen().spin(message);
+        self.screen().spin(message.into());
+    }
+
+    /// A phase of ours has come so far.
+    pub(super) fn update(&self, message: &str) {
+        let mut screen = self.screen();
+        match &screen.spinner {
+            Some(spinner) => spinner.set_message(message.to_owned()),
+            None => screen.spin(message.to_owned().into()),
+        }
     }
 
     /// One line that is told whatever stderr is.
@@ -69,10 +117,13 @@ impl Progress {
 impl Observer for Progress {
     fn phase(&self, phase: Phase) {
         self.step(match phase {
+            // The screen is the shell's.
+            Phase::Shell => return,
             Phase::Resolving => "resolving inputs",
             Phase::Booting => "booting",
             Phase::Running => "running",
             Phase::Ingesting => "ingesting outputs",
+            Phase::Keeping => "keeping what the build left",
         });
     }
 
@@ -87,10 +138,20 @@ impl Observer for Progress {
         };
         screen.write(text.as_bytes());
     }
+
+    fn terminal(&self, reason: &Reason) -> Option<Terminal> {
+        self.lend(reason)
+    }
+
+    fn sample(&self, sample: &Sample) {
+        if let Some(spinner) = &self.screen().spinner {
+            spinner.set_message(format!("running, with {} of memory", show_size(sample.memory_bytes)));
+        }
+    }
 }
 
 impl Screen {
-    fn spin(&mut self, message: &'static str) {
+    fn spin(&mut self, message: Cow<'static, str>) {
         if !self.is_terminal {
             return;
         }

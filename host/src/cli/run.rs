@@ -72,7 +72,7 @@ pub(super) struct RunArgs {
     /// Provide a /bin/sh
     #[arg(long)]
     bin_sh: bool,
-    /// Give the build network access (not supported yet)
+    /// Give the build network access (no host has any to give yet)
     #[arg(long)]
     network: bool,
     /// The command and its arguments, as the build sees them

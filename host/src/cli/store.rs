@@ -1,4 +1,11 @@
-//! Which store a command works on, and where this user's state is.
+//! Which store a command works on, and where this user's state is; below it the subcommands of `store`.
+
+mod copy;
+mod gc;
+mod look;
+mod root;
+mod verbs;
+mod verify;
 
 use std::{
     env,
@@ -6,10 +13,11 @@ use std::{
     path::PathBuf,
 };
 
-use cofferdam_castore::{AddrError, B3Digest, Node, Store, from_addr};
+use cofferdam_castore::{AddrError, B3Digest, LocalStore, Node, Store, from_addr};
 use tokio::io::AsyncSeekExt;
 
 use super::{CliError, StoreArgs, node_text::Reference};
+pub(super) use verbs::StoreCommandArgs;
 
 /// Where this user's store and run directories are: `$COFFERDAM_STATE_DIR`, `$XDG_STATE_HOME/cofferdam` or
 /// `~/.local/state/cofferdam`.
@@ -44,13 +52,39 @@ impl StoreArgs {
         ))
     }
 
+    /// The same, or what a daemon serves where nothing is said.
+    pub(super) fn or_at(&self, daemon: &str) -> Self {
+        let or_daemon = |address: &Option<String>| {
+            Some(address.clone().filter(|address| !address.is_empty()).unwrap_or_else(|| daemon.to_owned()))
+        };
+        Self {
+            blob_service_addr: or_daemon(&self.blob_service_addr),
+            directory_service_addr: or_daemon(&self.directory_service_addr),
+        }
+    }
+
     /// Opens the store.
     pub(super) fn open(&self) -> Result<Store, CliError> {
         let (blobs, directories) = self.addresses()?;
-        from_addr(&blobs, &directories).map_err(|error| match error {
-            AddrError::Open { .. } => CliError::failed("can't open the store", error),
-            _ => CliError::wrong_because("the store's address is wrong", error),
-        })
+        open(&blobs, &directories)
+    }
+}
+
+fn open(blobs: &str, directories: &str) -> Result<Store, CliError> {
+    from_addr(blobs, directories).map_err(|error| match error {
+        AddrError::Open { .. } => CliError::failed("can't open the store", error),
+        _ => CliError::wrong_because("the store's address is wrong", error),
+    })
+}
+
+/// The store as one in files of this machine.
+fn local(store: &StoreArgs) -> Result<LocalStore, CliError> {
+    let (blobs, directories) = store.addresses()?;
+    match LocalStore::from_addr(&blobs, &directories) {
+        Err(error) => Err(CliError::failed("can't open the store", error)),
+        Ok(Some(local)) => Ok(local),
+        Ok(None) => Err(CliError::wrong(format!("the store at {blobs} and {directories} is not a local one"))
+            .try_this("file:///DIRECTORY for --blob-service-addr and redb:///FILE for --directory-service-addr")),
     }
 }
 

@@ -42,9 +42,9 @@ impl Blobs {
         wanted.extend(next.filter(|next| *next != digest && !open.files.contains_key(next)).take(MAX_BLOBS - 1));
         drop(open);
 
-        let files = self.host.blobs(wanted.clone())?;
+        let files = self.host.blobs(wanted)?;
         let mut open = self.open();
-        for (digest, file) in wanted.into_iter().zip(files) {
+        for (digest, file) in files {
             open.insert(digest, file);
         }
         // The one wanted was inserted first; the others must not have driven it out.

@@ -14,6 +14,9 @@
 //! Contents never change, so the guest is told to cache everything for ever and never to open or release anything: a
 //! file costs one READ, its name and attributes come with its directory. A guest that takes the device over holds a
 //! process without files, capabilities and network, which can ask for this one build's inputs.
+//!
+//! A blob that the store has to fetch first is waited for by those who read it and by nobody else, so a VM starts before
+//! its inputs have arrived.
 
 mod blobs;
 mod device;
@@ -35,8 +38,9 @@ pub use resolve::{
 };
 pub use server::{ServeError, Server};
 pub use start::{Device, StartError};
+pub(crate) use start::{THIS_PROGRAM, listen};
 pub use syscalls::FilterError;
 pub use wire::NoRequest;
 
-/// The subcommand of this program that is [`run_device`].
+/// The subcommand of this program that is [`run_device`], for inputs and for paths of the host.
 pub const SUBCOMMAND: &str = "fs-device";

@@ -328,7 +328,7 @@ impl<'a> Walk<'a> {
         let Some(directory) = self.directories.get(&digest) else {
             return Err(ResolveError::Missing { place: self.place(), kind: "directory", digest });
         };
-        let actual = directory.size();
+        let actual = directory.sizes().expect(claimed);
         if actual != claimed {
             return Err(ResolveError::Size { place: self.place(), digest, actual, claimed });
         }
@@ -462,10 +462,10 @@ mod tests {
     async fn a_reference_with_a_wrong_size_is_refused() {
         let store = Store::memory();
         let real = directory(&store, &[("x", symlink("y"))]).await;
-        let wrong = Node::Directory { digest: digest_of(&real), size: 2 };
+        let wrong = Node::Directory { digest: digest_of(&real), size: 3 };
         let holder = directory(&store, &[("d", wrong)]).await;
         let error = refused(&store, &[("in", holder)]).await;
-        assert!(matches!(&error, ResolveError::Size { place, actual: 1, claimed: 2, .. } if place.path == "in/d"));
+        assert!(matches!(&error, ResolveError::Size { place, actual: 2, claimed: 3, .. } if place.path == "in/d"));
     }
 
     #[tokio::test]

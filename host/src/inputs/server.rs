@@ -7,13 +7,15 @@
 //!      close: an honest device asks for nothing else         close: the build must not take it for its own failure
 //! ```
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 
 use cofferdam_castore::{B3Digest, Store};
+use nix::sys::socket::{Shutdown, shutdown};
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::mpsc;
 
 use super::resolve::Tree;
 use super::wire::{self, NoRequest, Request};
@@ -49,41 +51,70 @@ pub enum ServeError {
     Panicked,
 }
 
-/// A thread that serves one device until either side closes the connection.
+/// Threads that serve one device, each on a connection of its own, until either side closes them.
 #[derive(Debug)]
 pub struct Server {
-    /// `None` once it has said how it ended.
-    ended: Option<oneshot::Receiver<Result<(), ServeError>>>,
+    /// Connections that have not said how they ended.
+    open: usize,
+    ended: mpsc::Receiver<Result<(), ServeError>>,
 }
 
 impl Server {
-    /// Starts the thread. It uses `handle` to wait for stores that are not on this machine.
+    /// Starts the threads, one for each connection. They use `handle` to wait for stores that are not on this machine,
+    /// which keep what they have fetched as long as the threads live.
     ///
     /// # Errors
     ///
-    /// The thread can't be started.
-    pub fn start(socket: OwnedFd, tree: Arc<Tree>, store: Store, handle: Handle) -> io::Result<Self> {
-        let (end, ended) = oneshot::channel();
-        std::thread::Builder::new().name("inputs".into()).spawn(move || {
-            let result = serve(&socket, &tree, &store, &handle);
-            // Before anyone hears of the end, the device does.
-            drop(socket);
-            // Whoever started the server need not wait for it.
-            let _ = end.send(result);
-        })?;
-        Ok(Self { ended: Some(ended) })
+    /// A thread can't be started.
+    pub fn start(sockets: Vec<OwnedFd>, tree: &Arc<Tree>, store: &Store, handle: &Handle) -> io::Result<Self> {
+        let open = sockets.len();
+        let (end, ended) = mpsc::channel(open.max(1));
+        let sockets: Arc<[OwnedFd]> = sockets.into();
+        let store = store.batch();
+        for at in 0..open {
+            let hang_up = HangUp(sockets.clone());
+            let (tree, store, handle, end) = (tree.clone(), store.clone(), handle.clone(), end.clone());
+            std::thread::Builder::new().name("inputs".into()).spawn(move || {
+                let result = serve(&hang_up.0[at], &tree, &store, &handle);
+                // Before anyone hears of the end, the device does.
+                drop(hang_up);
+                // Whoever started the server need not wait for it.
+                let _ = end.try_send(result);
+            })?;
+        }
+        Ok(Self { open, ended })
     }
 
-    /// Waits for the end of the connection. Cancel safe; an error is returned once, and later calls return `Ok`.
+    /// Waits for the end of the connections. Cancel safe; an error is returned once, and later calls return `Ok`.
     ///
     /// # Errors
     ///
     /// It was this side that had to end it, see [`ServeError`].
     pub async fn ended(&mut self) -> Result<(), ServeError> {
-        let Some(ended) = &mut self.ended else { return Ok(()) };
-        let result = ended.await.unwrap_or(Err(ServeError::Panicked));
-        self.ended = None;
-        result
+        while self.open > 0 {
+            let Some(ended) = self.ended.recv().await else {
+                self.open = 0;
+                return Err(ServeError::Panicked);
+            };
+            self.open -= 1;
+            if ended.is_err() {
+                self.open = 0;
+                return ended;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Closes every connection when one has ended: the device has gone, or has to go.
+struct HangUp(Arc<[OwnedFd]>);
+
+impl Drop for HangUp {
+    fn drop(&mut self) {
+        for socket in &*self.0 {
+            // It may be closed already.
+            let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
+        }
     }
 }
 
@@ -99,8 +130,7 @@ fn serve(socket: impl AsFd, tree: &Tree, store: &Store, handle: &Handle) -> Resu
                 if let Some(digest) = digests.iter().find(|digest| !tree.has_blob(digest)) {
                     return Err(ServeError::Foreign { kind: "blob", digest: *digest });
                 }
-                let files = digests.iter().map(|digest| open(digest, store, handle)).collect::<Result<Vec<_>, _>>()?;
-                wire::send_blobs(&socket, &files)
+                wire::send_blobs(&socket, &open_all(&digests, store, handle)?)
             }
         };
         if unless_gone(sent)?.is_none() {
@@ -110,10 +140,22 @@ fn serve(socket: impl AsFd, tree: &Tree, store: &Store, handle: &Handle) -> Resu
     Ok(())
 }
 
-fn open(digest: &B3Digest, store: &Store, handle: &Handle) -> Result<std::fs::File, ServeError> {
-    let failed = |source| ServeError::Store { digest: *digest, source };
-    let file = handle.block_on(store.blobs.open_file(digest)).map_err(failed)?;
-    file.ok_or_else(|| failed(io::Error::new(io::ErrorKind::NotFound, "it was there when the build began")))
+/// The file of the first blob, which may take long, and of those others that are at hand by then.
+fn open_all(digests: &[B3Digest], store: &Store, handle: &Handle) -> Result<Vec<Option<File>>, ServeError> {
+    let failed = |digest: &B3Digest| {
+        let digest = *digest;
+        move |source| ServeError::Store { digest, source }
+    };
+    handle.block_on(async {
+        let Some((wanted, guesses)) = digests.split_first() else { return Ok(Vec::new()) };
+        let found = store.blobs.open_file(wanted).await.map_err(failed(wanted))?;
+        let lost = || failed(wanted)(io::Error::new(io::ErrorKind::NotFound, "it was there when the build began"));
+        let mut files = vec![Some(found.ok_or_else(lost)?)];
+        for guess in guesses {
+            files.push(store.blobs.open_file_at_hand(guess).await.map_err(failed(guess))?);
+        }
+        Ok(files)
+    })
 }
 
 /// `None` when the device has gone, perhaps with an answer unread: that is an end like any other.
@@ -128,13 +170,15 @@ fn unless_gone<T>(result: io::Result<T>) -> Result<Option<T>, ServeError> {
 #[cfg(test)]
 mod tests {
     use std::io::IoSlice;
-    use std::os::fd::AsRawFd as _;
 
-    use cofferdam_castore::Node;
+    use async_trait::async_trait;
+    use cofferdam_castore::{BlobReader, BlobService, BlobWriter, Node};
     use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, recv, send, sendmsg};
 
     use super::super::resolve::resolve;
-    use super::super::testing::{directory, file, inputs, serve, serve_tree};
+    use tokio::sync::Notify;
+
+    use super::super::testing::{connection, directory, file, inputs, serve, serve_tree};
     use super::super::wire::MAX_BLOBS;
     use super::*;
 
@@ -166,10 +210,86 @@ mod tests {
         let (Node::Directory { digest, .. }, Node::File { digest: blob, .. }) = (&dir, &f) else { unreachable!() };
         assert_eq!(host.root().unwrap().get(b"dir"), Some(&dir));
         assert_eq!(host.directory(digest).unwrap().get(b"f"), Some(&f));
-        let [file] = host.blobs(vec![*blob]).unwrap().try_into().unwrap();
+        let [(_, file)] = host.blobs(vec![*blob]).unwrap().try_into().unwrap();
         assert_eq!(io::read_to_string(&file).unwrap(), "contents");
         assert!(io::Write::write(&mut &file, b"x").is_err(), "the descriptor must be read-only");
         drop(host);
+        server.ended().await.unwrap();
+    }
+
+    /// A store that has nothing at hand, and gives out each blob when it is told to.
+    #[derive(Clone)]
+    struct Slow {
+        blobs: Arc<dyn BlobService>,
+        held_up: B3Digest,
+        asked: Arc<Notify>,
+        go_on: Arc<Notify>,
+    }
+
+    #[async_trait]
+    impl BlobService for Slow {
+        async fn has(&self, digest: &B3Digest) -> io::Result<bool> {
+            self.blobs.has(digest).await
+        }
+        async fn open_read(&self, digest: &B3Digest) -> io::Result<Option<Box<dyn BlobReader>>> {
+            if *digest == self.held_up {
+                self.asked.notify_one();
+                self.go_on.notified().await;
+            }
+            self.blobs.open_read(digest).await
+        }
+        async fn open_write(&self) -> Box<dyn BlobWriter> {
+            self.blobs.open_write().await
+        }
+        fn batch(&self) -> Arc<dyn BlobService> {
+            Arc::new(self.clone())
+        }
+        async fn commit(&self) -> io::Result<()> {
+            self.blobs.commit().await
+        }
+        fn is_far(&self) -> bool {
+            true
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_blob_that_takes_long_holds_up_nobody_but_its_readers() {
+        let store = Store::memory();
+        let (slow, fast) = (file(&store, b"slow").await, file(&store, b"fast").await);
+        let dir = directory(&store, &[("slow", slow.clone()), ("fast", fast.clone())]).await;
+        let tree = Arc::new(resolve(&store, &inputs(&[("dir", dir.clone())])).await.unwrap());
+        let (Node::File { digest: slow, .. }, Node::File { digest: fast, .. }) = (slow, fast) else { unreachable!() };
+        let Node::Directory { digest: dir, .. } = dir else { unreachable!() };
+        let held_up = Slow { blobs: store.blobs.clone(), held_up: slow, asked: Arc::default(), go_on: Arc::default() };
+        let (asked, go_on) = (held_up.asked.clone(), held_up.go_on.clone());
+        let store = Store { blobs: Arc::new(held_up), ..store };
+        let ((one, device_one), (other, device_other)) = (connection(), connection());
+        let mut server = Server::start(vec![one, other], &tree, &store, &Handle::current()).unwrap();
+        let host = Arc::new(wire::Host::new(vec![device_one, device_other]));
+
+        let reader = host.clone();
+        let reader = tokio::task::spawn_blocking(move || reader.blobs(vec![slow, fast]).unwrap());
+        asked.notified().await;
+        assert_eq!(host.directory(&dir).unwrap().len(), 2);
+        // What is not at hand is left out, and its request is not held up by it.
+        let [(found, file)] = host.blobs(vec![fast, slow]).unwrap().try_into().unwrap();
+        assert_eq!((found, io::read_to_string(file).unwrap().as_str()), (fast, "fast"));
+        go_on.notify_one();
+        let [(found, file)] = reader.await.unwrap().try_into().unwrap();
+        assert_eq!((found, io::read_to_string(file).unwrap().as_str()), (slow, "slow"));
+        drop(host);
+        server.ended().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_connection_that_breaks_the_protocol_ends_all() {
+        let store = Store::memory();
+        let tree = Arc::new(resolve(&store, &inputs(&[])).await.unwrap());
+        let ((one, device_one), (other, device_other)) = (connection(), connection());
+        let mut server = Server::start(vec![one, other], &tree, &store, &Handle::current()).unwrap();
+        send(device_one.as_raw_fd(), b"garbage", MsgFlags::empty()).unwrap();
+        assert!(matches!(server.ended().await, Err(ServeError::Protocol(_))));
+        assert_eq!(recv(device_other.as_raw_fd(), &mut [0], MsgFlags::empty()), Ok(0));
         server.ended().await.unwrap();
     }
 
@@ -241,7 +361,7 @@ mod tests {
         let Node::File { digest, .. } = f else { unreachable!() };
         let tree = resolve(&store, &inputs(&[("f", f)])).await.unwrap();
         let (device, mut server) = serve_tree(&Store::memory(), tree);
-        wire::Host::new(device).blobs(vec![digest]).unwrap_err();
+        wire::Host::new(vec![device]).blobs(vec![digest]).unwrap_err();
         assert!(matches!(server.ended().await, Err(ServeError::Store { digest: lost, .. }) if lost == digest));
         server.ended().await.unwrap();
     }

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,14 +19,19 @@ use crate::jail::{Child, Program, SpawnError, Spawner};
 use crate::vmm::{Cause, Death, FS_SOCKET};
 
 /// This very program, even if its file has been replaced since it was started.
-const THIS_PROGRAM: &str = "/proc/self/exe";
+pub(crate) const THIS_PROGRAM: &str = "/proc/self/exe";
+
+/// How many blobs a guest can wait for at a time when they have to be fetched.
+const CONNECTIONS_WHEN_FAR: usize = 16;
 
 /// Why a device could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// Its vhost-user socket could not be bound.
-    #[error("can't listen on {FS_SOCKET} in {}", .run_dir.display())]
+    #[error("can't listen on {socket} in {}", .run_dir.display())]
     Listen {
+        /// The socket.
+        socket: &'static str,
         /// The run directory.
         run_dir: PathBuf,
         /// What the kernel said.
@@ -69,14 +74,16 @@ impl Device {
         store: &Store,
         (program, args): (&Path, Vec<OsString>),
     ) -> Result<Self, StartError> {
-        let listener = listen(run_dir).map_err(|source| StartError::Listen { run_dir: run_dir.to_owned(), source })?;
-        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-            .map_err(|error| StartError::Serve(error.into()))?;
-        let server = Server::start(ours, tree, store.clone(), Handle::current()).map_err(StartError::Serve)?;
-        let program = Program::new("inputs' device", program, run_dir)
-            .args(args)
-            .descriptor(OwnedFd::from(listener))
-            .descriptor(theirs);
+        let listener = listen(run_dir, FS_SOCKET)?;
+        let mut program = Program::new("inputs' device", program, run_dir).args(args).descriptor(listener);
+        let mut sockets = Vec::new();
+        for _ in 0..if store.blobs.is_far() { CONNECTIONS_WHEN_FAR } else { 1 } {
+            let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                .map_err(|error| StartError::Serve(error.into()))?;
+            sockets.push(ours);
+            program = program.descriptor(theirs);
+        }
+        let server = Server::start(sockets, &tree, store, &Handle::current()).map_err(StartError::Serve)?;
         Ok(Self { child: spawner.spawn(program).await?, server, failure: None })
     }
 
@@ -101,10 +108,11 @@ impl Device {
     }
 }
 
-/// Binds the device's socket. The path's length doesn't matter: the kernel sees one of a few bytes.
-fn listen(run_dir: &Path) -> io::Result<UnixListener> {
-    let directory = File::open(run_dir)?;
-    UnixListener::bind(format!("/proc/self/fd/{}/{FS_SOCKET}", directory.as_raw_fd()))
+/// Binds a device's socket. The path's length doesn't matter: the kernel sees one of a few bytes.
+pub(crate) fn listen(run_dir: &Path, socket: &'static str) -> Result<UnixListener, StartError> {
+    let bind = |directory: File| UnixListener::bind(format!("/proc/self/fd/{}/{socket}", directory.as_raw_fd()));
+    let failed = |source| StartError::Listen { socket, run_dir: run_dir.to_owned(), source };
+    File::open(run_dir).and_then(bind).map_err(failed)
 }
 
 fn describe(error: &ServeError) -> String {

@@ -70,6 +70,9 @@ const ALLOWED_WITHOUT_EXECUTION: &[libc::c_long] = &[libc::SYS_mmap, libc::SYS_m
 /// The one `prctl` that is allowed: a thread gives itself a name when it starts.
 const ALLOWED_PRCTL: i32 = libc::PR_SET_NAME;
 
+/// The one `unshare` that is allowed: a thread of a pool takes its working directory for itself when it starts.
+const ALLOWED_UNSHARE: i32 = libc::CLONE_FS;
+
 /// Why the filter is not in force.
 #[derive(Debug, thiserror::Error)]
 pub enum FilterError {
@@ -81,23 +84,25 @@ pub enum FilterError {
     Apply(#[from] seccompiler::Error),
 }
 
-/// Puts the filter in force for all threads of the process.
-pub(super) fn allow_only_what_serving_needs() -> Result<(), FilterError> {
-    Ok(apply_filter_all_threads(&filter()?)?)
+/// Puts the filter in force for all threads of the process; allows some calls more.
+pub(super) fn allow_only_what_serving_needs(also: &[libc::c_long]) -> Result<(), FilterError> {
+    Ok(apply_filter_all_threads(&filter(also)?)?)
 }
 
-fn filter() -> Result<BpfProgram, BackendError> {
+fn filter(also: &[libc::c_long]) -> Result<BpfProgram, BackendError> {
     let only_if = |argument, operator, value: i32| {
         let value = value.cast_unsigned().into();
         let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?;
         SeccompRule::new(vec![condition]).map(|rule| vec![rule])
     };
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        ALLOWED.iter().chain(also).map(|call| (*call, Vec::new())).collect();
     for call in ALLOWED_WITHOUT_EXECUTION {
         let mask = SeccompCmpOp::MaskedEq(libc::PROT_EXEC.cast_unsigned().into());
         rules.insert(*call, only_if(2, mask, 0)?);
     }
     rules.insert(libc::SYS_prctl, only_if(0, SeccompCmpOp::Eq, ALLOWED_PRCTL)?);
+    rules.insert(libc::SYS_unshare, only_if(0, SeccompCmpOp::Eq, ALLOWED_UNSHARE)?);
     let refused = SeccompAction::Errno(libc::EPERM.cast_unsigned());
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     SeccompFilter::new(rules, refused, SeccompAction::Allow, arch)?.try_into()
@@ -119,7 +124,7 @@ mod tests {
         std::thread::spawn(|| {
             let mut open = File::open("/proc/thread-self/status").unwrap();
             let (mut a, b) = UnixStream::pair().unwrap();
-            apply_filter(&filter().unwrap()).unwrap();
+            apply_filter(&filter(&[]).unwrap()).unwrap();
 
             let mut status = String::new();
             open.read_to_string(&mut status).unwrap();
@@ -130,6 +135,8 @@ mod tests {
             refused(UnixStream::pair().unwrap_err());
             refused(std::process::Command::new("/bin/true").status().unwrap_err());
             refused(nix::sys::prctl::set_dumpable(true).unwrap_err().into());
+            refused(nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER).unwrap_err().into());
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).unwrap();
             nix::sys::prctl::set_name(c"named").unwrap();
             refused(std::thread::Builder::new().spawn(|| ()).unwrap_err());
             refused(nix::sys::signal::kill(nix::unistd::Pid::from_raw(1), None).unwrap_err().into());

@@ -59,10 +59,10 @@ pub(super) fn connection() -> (OwnedFd, OwnedFd) {
 /// A server of these inputs, and the device's end of its connection.
 pub(super) async fn serve(store: &Store, entries: &[(&str, Node)]) -> (Arc<Host>, Server) {
     let (host, server) = serve_tree(store, resolve(store, &inputs(entries)).await.unwrap());
-    (Arc::new(Host::new(host)), server)
+    (Arc::new(Host::new(vec![host])), server)
 }
 
 pub(super) fn serve_tree(store: &Store, tree: Tree) -> (OwnedFd, Server) {
     let (ours, theirs) = connection();
-    (theirs, Server::start(ours, Arc::new(tree), store.clone(), Handle::current()).unwrap())
+    (theirs, Server::start(vec![ours], &Arc::new(tree), store, &Handle::current()).unwrap())
 }

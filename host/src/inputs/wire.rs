@@ -5,8 +5,12 @@
 //!                    1 digest                 a directory
 //!                    2 digest{1..=MAX_BLOBS}  blobs
 //!   host ─▶ device   length:u32le, then that many bytes of a Directory in packets of at most MAX_PACKET_BYTES
-//!                    the number of blobs:u8, with a read-only descriptor for each, in the order asked for
+//!                    which of the blobs:u64le, the first one in bit 0, with a read-only descriptor for each, in the
+//!                    order asked for
 //! ```
+//!
+//! The first blob is wanted, and waited for. The others are guesses, and left out when they are not at hand. There may be
+//! several connections, so that one blob which takes long does not hold up the others.
 //!
 //! The host side trusts nothing that it reads. The device trusts the host, and checks only what keeps its own mistakes
 //! apart from the guest's.
@@ -14,7 +18,7 @@
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use cofferdam_castore::{B3Digest, Directory};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recv, recvmsg, send, sendmsg};
@@ -96,12 +100,12 @@ pub(super) fn send_directory(socket: impl AsFd, encoded: &[u8]) -> io::Result<()
     encoded.chunks(MAX_PACKET_BYTES).try_for_each(|piece| send_packet(&socket, piece))
 }
 
-/// Answers a request for at most [`MAX_BLOBS`] blobs.
-pub(super) fn send_blobs(socket: impl AsFd, files: &[File]) -> io::Result<()> {
-    let count = u8::try_from(files.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let descriptors: Vec<_> = files.iter().map(AsRawFd::as_raw_fd).collect();
+/// Answers a request for at most [`MAX_BLOBS`] blobs, the first of which is there.
+pub(super) fn send_blobs(socket: impl AsFd, files: &[Option<File>]) -> io::Result<()> {
+    let there = files.iter().enumerate().fold(0_u64, |there, (at, file)| there | u64::from(file.is_some()) << at);
+    let descriptors: Vec<_> = files.iter().flatten().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&descriptors)];
-    let packet = [count];
+    let packet = there.to_le_bytes();
     let parts = [IoSlice::new(&packet)];
     let socket = socket.as_fd().as_raw_fd();
     retry(|| sendmsg::<UnixAddr>(socket, &parts, &rights, MsgFlags::MSG_NOSIGNAL, None))?;
@@ -122,13 +126,16 @@ fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> io::Result<T> {
     }
 }
 
-/// The device's end of the connection. Its threads take turns: one question, one answer.
+/// The device's ends of its connections. On each, threads take turns: one question, one answer.
 #[derive(Debug)]
-pub(super) struct Host(Mutex<OwnedFd>);
+pub(super) struct Host {
+    idle: Mutex<Vec<OwnedFd>>,
+    became_idle: Condvar,
+}
 
 impl Host {
-    pub(super) fn new(socket: OwnedFd) -> Self {
-        Self(Mutex::new(socket))
+    pub(super) fn new(sockets: Vec<OwnedFd>) -> Self {
+        Self { idle: Mutex::new(sockets), became_idle: Condvar::new() }
     }
 
     /// The directory that holds the request's inputs.
@@ -140,19 +147,35 @@ impl Host {
         self.ask(&Request::Directory(*digest), receive_directory)
     }
 
-    /// The files of at most [`MAX_BLOBS`] blobs, in the order asked for.
-    pub(super) fn blobs(&self, digests: Vec<B3Digest>) -> io::Result<Vec<File>> {
-        let wanted = digests.len();
-        self.ask(&Request::Blobs(digests), |socket| {
-            receive_files(socket).and_then(|files| if files.len() == wanted { Ok(files) } else { Err(out_of_step()) })
+    /// The files of at most [`MAX_BLOBS`] blobs: of the first, and of those others that are at hand.
+    pub(super) fn blobs(&self, digests: Vec<B3Digest>) -> io::Result<Vec<(B3Digest, File)>> {
+        self.ask(&Request::Blobs(digests.clone()), |socket| {
+            let (there, files) = receive_files(socket)?;
+            let digests: Vec<_> = digests
+                .into_iter()
+                .enumerate()
+                .filter(|(at, _)| there >> at & 1 == 1)
+                .map(|(_, digest)| digest)
+                .collect();
+            if there & 1 == 0 || files.len() != digests.len() {
+                return Err(out_of_step());
+            }
+            Ok(digests.into_iter().zip(files).collect())
         })
     }
 
     /// Whatever goes wrong here is `EIO` to the guest; the connection's own errors (`EPIPE`) would mislead it. Why, the
     /// host process knows.
     fn ask<T>(&self, request: &Request, receive: impl FnOnce(&OwnedFd) -> io::Result<T>) -> io::Result<T> {
-        let socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        send_packet(&*socket, &request.encode()).and_then(|()| receive(&socket)).map_err(|error| {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle =
+            self.became_idle.wait_while(idle, |idle| idle.is_empty()).unwrap_or_else(PoisonError::into_inner);
+        let Some(socket) = idle.pop() else { return Err(io::Error::from_raw_os_error(libc::EIO)) };
+        drop(idle);
+        let answer = send_packet(&socket, &request.encode()).and_then(|()| receive(&socket));
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(socket);
+        self.became_idle.notify_one();
+        answer.map_err(|error| {
             tracing::debug!("no answer from the host process: {error}");
             io::Error::from_raw_os_error(libc::EIO)
         })
@@ -174,9 +197,9 @@ fn receive_exactly(socket: &OwnedFd, packet: &mut [u8]) -> io::Result<()> {
     if length == packet.len() { Ok(()) } else { Err(out_of_step()) }
 }
 
-fn receive_files(socket: &OwnedFd) -> io::Result<Vec<File>> {
-    let mut count = [0];
-    let mut parts = [IoSliceMut::new(&mut count)];
+fn receive_files(socket: &OwnedFd) -> io::Result<(u64, Vec<File>)> {
+    let mut there = [0; size_of::<u64>()];
+    let mut parts = [IoSliceMut::new(&mut there)];
     let mut space = nix::cmsg_space!([RawFd; MAX_BLOBS]);
     let message = loop {
         match recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
@@ -193,7 +216,7 @@ fn receive_files(socket: &OwnedFd) -> io::Result<Vec<File>> {
             }));
         }
     }
-    Ok(files)
+    Ok((u64::from_le_bytes(there), files))
 }
 
 /// The host closed the connection, or answered something else than it was asked.

@@ -1,9 +1,13 @@
 //! What a process of our own gives up once it has all that it needs open.
 
+use std::fs::File;
 use std::io;
 
 use caps::CapSet;
-use landlock::{ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetStatus, Scope};
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    RulesetStatus, Scope,
+};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_no_new_privs;
 
@@ -51,9 +55,18 @@ pub enum ConfineError {
 ///
 /// A right that every kernel lets a process give up could not be given up.
 pub fn confine_without_files() -> Result<(), ConfineError> {
+    confine_to_reading(&[])
+}
+
+/// As [`confine_without_files`], except that what is in these directories can still be opened, to read it.
+///
+/// # Errors
+///
+/// As there.
+pub fn confine_to_reading(directories: &[File]) -> Result<(), ConfineError> {
     set_no_new_privs().map_err(|error| ConfineError::NoNewPrivs(error.into()))?;
     leave_namespaces();
-    restrict_paths()?;
+    restrict_paths(directories)?;
     drop_capabilities()
 }
 
@@ -65,13 +78,18 @@ fn leave_namespaces() {
     }
 }
 
-fn restrict_paths() -> Result<(), ConfineError> {
+fn restrict_paths(readable: &[File]) -> Result<(), ConfineError> {
+    let rules = readable.iter().filter(|file| file.metadata().is_ok_and(|found| found.is_dir()));
+    let rules = rules.map(|directory| {
+        Ok::<_, landlock::RulesetError>(PathBeneath::new(directory, AccessFs::ReadFile | AccessFs::ReadDir))
+    });
     let status = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(LANDLOCK))?
         .handle_access(AccessNet::from_all(LANDLOCK))?
         .scope(Scope::from_all(LANDLOCK))?
         .create()?
+        .add_rules(rules)?
         .restrict_self()?;
     match status.ruleset {
         RulesetStatus::FullyEnforced => {}

@@ -31,7 +31,7 @@ mod spawner;
 mod tail;
 
 pub use child::Child;
-pub use confine::{ConfineError, confine_without_files, landlock_version};
+pub use confine::{ConfineError, confine_to_reading, confine_without_files, landlock_version};
 pub use program::Program;
 pub use spawner::{SpawnError, Spawner};
 pub(crate) use tail::escape;

@@ -1,9 +1,14 @@
 //! Whether a host can build a request. A pure decision: what the host has is handed in.
 
-use super::{BuildRequest, RequestError, RequestErrorKind};
+use std::{collections::BTreeMap, path::PathBuf};
+
+use super::{AbsolutePath, BuildRequest, RequestError, RequestErrorKind};
 
 /// The one system that guests run.
 pub const SYSTEM: &str = "x86_64-linux";
+
+/// The device of Linux's own virtualisation, which is no file to be shown.
+const KVM: &str = "/dev/kvm";
 
 /// What constraints are measured against.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +17,11 @@ pub struct Host {
     pub system: &'static str,
     /// All memory of the host, in bytes.
     pub memory_bytes: u64,
+    /// What builds may be shown of it: where they see it, and what it is on the host.
+    pub ro_paths: BTreeMap<AbsolutePath, PathBuf>,
+    /// Whether builds that ask for the network run without it, instead of not at all. Those of snix ask for it whenever
+    /// the digest of their output is fixed.
+    pub withholds_network: bool,
 }
 
 impl Host {
@@ -21,7 +31,7 @@ impl Host {
             Ok(info) => info.ram_total(),
             Err(_) => u64::MAX,
         };
-        Self { system: SYSTEM, memory_bytes }
+        Self { system: SYSTEM, memory_bytes, ro_paths: BTreeMap::new(), withholds_network: false }
     }
 }
 
@@ -43,13 +53,17 @@ pub fn admit(request: &BuildRequest, host: &Host) -> Result<(), RequestError> {
         let rule = format!("must not exceed the host's memory of {} bytes", host.memory_bytes);
         return refused("constraints.min_memory", rule).map_err(|error| error.got(constraints.min_memory));
     }
-    if let Some(path) = constraints.available_ro_paths.first() {
-        let rule = "must be empty: showing paths of the host is not supported yet".into();
-        return refused("constraints.available_ro_paths", rule)
+    for (index, path) in constraints.available_ro_paths.iter().enumerate() {
+        let rule = match path.as_str() {
+            KVM => "must not be this: builds of this host run no VMs of their own".to_owned(),
+            _ if host.ro_paths.contains_key(path) => continue,
+            _ => "must be one that the host's configuration allows".to_owned(),
+        };
+        return refused(&format!("constraints.available_ro_paths[{index}]"), rule)
             .map_err(|error| error.got_quoted(path.as_str().as_bytes()));
     }
-    if constraints.network_access {
-        let rule = "must be false: builds with network access are not supported yet".into();
+    if constraints.network_access && !host.withholds_network {
+        let rule = "must be false: builds of this host have no network".into();
         return refused("constraints.network_access", rule).map_err(|error| error.got(true));
     }
     Ok(())
@@ -60,12 +74,17 @@ mod tests {
     use super::*;
     use crate::request::proto::{self, build_request::BuildConstraints};
 
-    const HOST: Host = Host { system: SYSTEM, memory_bytes: 4 << 30 };
+    const HOST: Host =
+        Host { system: SYSTEM, memory_bytes: 4 << 30, ro_paths: BTreeMap::new(), withholds_network: false };
 
     fn decide(constraints: Option<BuildConstraints>) -> Result<(), String> {
+        decide_on(&HOST, constraints)
+    }
+
+    fn decide_on(host: &Host, constraints: Option<BuildConstraints>) -> Result<(), String> {
         let message =
             proto::BuildRequest { command_args: vec!["true".into()], constraints, ..proto::BuildRequest::default() };
-        admit(&message.try_into().unwrap(), &HOST).map_err(|error| {
+        admit(&message.try_into().unwrap(), host).map_err(|error| {
             assert_eq!(error.kind, RequestErrorKind::Unsupported);
             error.to_string()
         })
@@ -96,16 +115,41 @@ mod tests {
             ),
             (
                 BuildConstraints { available_ro_paths: vec!["/dev/kvm".into()], ..ours() },
-                "constraints.available_ro_paths must be empty: showing paths of the host is not supported yet \
+                "constraints.available_ro_paths[0] must not be this: builds of this host run no VMs of their own \
                  (got \"/dev/kvm\")",
             ),
             (
+                BuildConstraints { available_ro_paths: vec!["/etc/hosts".into()], ..ours() },
+                "constraints.available_ro_paths[0] must be one that the host's configuration allows (got \"/etc/hosts\")",
+            ),
+            (
                 BuildConstraints { network_access: true, ..ours() },
-                "constraints.network_access must be false: builds with network access are not supported yet (got true)",
+                "constraints.network_access must be false: builds of this host have no network (got true)",
             ),
         ] {
             assert_eq!(decide(Some(constraints)).unwrap_err(), expected);
         }
+    }
+
+    #[test]
+    fn a_path_of_the_host_must_be_allowed_itself() {
+        let allowed = AbsolutePath::new("/opt/data").unwrap();
+        let host = Host { ro_paths: BTreeMap::from([(allowed, "/srv/data".into())]), ..HOST };
+        let decide = |paths: &[&str]| {
+            let available_ro_paths = paths.iter().map(|path| (*path).to_owned()).collect();
+            decide_on(&host, Some(BuildConstraints { available_ro_paths, ..ours() }))
+        };
+        decide(&["/opt/data"]).unwrap();
+        for paths in [&["/opt"][..], &["/opt/data", "/opt/data/below"], &["/srv/data"], &["/"]] {
+            let error = decide(paths).unwrap_err();
+            assert!(error.ends_with(&format!("(got {:?})", paths[paths.len() - 1])), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_network_may_be_withheld() {
+        let host = Host { withholds_network: true, ..HOST };
+        decide_on(&host, Some(BuildConstraints { network_access: true, ..ours() })).unwrap();
     }
 
     #[test]

@@ -346,6 +346,8 @@ fn what_a_guest_is_told_fits_into_one_frame() {
             .collect(),
         outputs: vec![],
         provide_bin_sh: false,
+        host_paths: vec![],
+        processes: u32::MAX,
     };
     let limit = cofferdam_protocol::frame::MAX_FROM_HOST_BYTES;
     FrameWriter::new(std::io::sink(), limit).write(&FromHost::Specification(specification)).unwrap();

@@ -265,6 +265,12 @@ fn check_specification_bytes(request: &BuildRequest) -> Result<()> {
         + paths(&request.scratch_paths)
         + paths(&request.outputs)
         + request
+            .constraints
+            .iter()
+            .flat_map(|constraints| &constraints.available_ro_paths)
+            .map(|path| path.as_str().len() + LENGTH_BYTES)
+            .sum::<usize>()
+        + request
             .additional_files
             .iter()
             .map(|file| file.path.as_str().len() + file.contents.len() + 2 * LENGTH_BYTES)

@@ -30,11 +30,12 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use cofferdam_protocol::INPUTS_TAG;
+use cofferdam_protocol::{INPUTS_TAG, PATHS_TAG};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -44,7 +45,9 @@ use super::api::Api;
 use super::events::Events;
 use super::find::{CLOUD_HYPERVISOR, Version};
 use super::vm::{Cause, Death};
-use super::{FS_QUEUE_SIZE, FS_SOCKET, GUEST_CID, Machine, SCRATCH_DISK, VSOCK, VSOCK_DIRECTORY, Vm, Vmm, VmmError};
+use super::{
+    FS_QUEUE_SIZE, FS_SOCKET, GUEST_CID, Machine, PATHS_SOCKET, SCRATCH_DISK, VSOCK, VSOCK_DIRECTORY, Vm, Vmm, VmmError,
+};
 
 /// What it is called in messages.
 pub(super) const NAME: &str = "cloud-hypervisor";
@@ -146,6 +149,8 @@ impl CloudHypervisor {
                 let ended = tokio::time::timeout(LAST_WORDS_TIMEOUT, death).await;
                 process.kill().await;
                 Err(match ended {
+                    // No program does this to itself: somebody, or the kernel for want of memory.
+                    Ok(death) if death.status.signal() == Some(libc::SIGKILL) => VmmError::Died(death),
                     Ok(death) => self.unusable(String::new(), VmmError::Died(death)),
                     Err(_) => self.unusable(process.said(), error),
                 })
@@ -222,6 +227,7 @@ async fn create_and_boot(stream: UnixStream, ready: Duration, machine: &Machine)
 
 /// The body of `vm.create`: what a version of it knows, and no more.
 fn configuration(machine: &Machine, version: Version, landlock: u32) -> Value {
+    let fs = |tag, socket| json!({ "tag": tag, "socket": socket, "num_queues": 1, "queue_size": FS_QUEUE_SIZE });
     let mut body = json!({
         "payload": { "kernel": machine.kernel, "initramfs": machine.initramfs, "cmdline": KERNEL_COMMAND_LINE },
         "cpus": {
@@ -237,7 +243,7 @@ fn configuration(machine: &Machine, version: Version, landlock: u32) -> Value {
             // Left to itself it asks /dev/hugepages, which isn't mounted everywhere.
             "hugepage_size": machine.huge_page_bytes(),
         },
-        "fs": [{ "tag": INPUTS_TAG, "socket": FS_SOCKET, "num_queues": 1, "queue_size": FS_QUEUE_SIZE }],
+        "fs": [fs(INPUTS_TAG, FS_SOCKET)],
         "vsock": { "cid": GUEST_CID, "socket": VSOCK },
         "disks": [{ "path": SCRATCH_DISK }],
         "rng": { "src": "/dev/urandom" },
@@ -245,6 +251,9 @@ fn configuration(machine: &Machine, version: Version, landlock: u32) -> Value {
         "console": { "mode": "Tty" },
         "pvpanic": true,
     });
+    if machine.paths {
+        body["fs"] = json!([fs(INPUTS_TAG, FS_SOCKET), fs(PATHS_TAG, PATHS_SOCKET)]);
+    }
     if version >= KNOWS_NESTED {
         body["cpus"]["nested"] = json!(false);
     }
@@ -272,6 +281,7 @@ mod tests {
             cpus: 3,
             cpu_model: None,
             hugepages: true,
+            paths: false,
         };
         let body = |version, landlock| configuration(&machine, version, landlock);
         let oldest = body(CLOUD_HYPERVISOR.oldest, 7);
@@ -308,6 +318,11 @@ mod tests {
         expected["disks"][0]["image_type"] = json!("Raw");
         assert_eq!(body(Version(50, 1), 3), expected);
         assert_eq!(body(Version(53, 0), 7), expected);
+
+        let machine = Machine { paths: true, ..machine.clone() };
+        let fs = |tag, socket| json!({ "tag": tag, "socket": socket, "num_queues": 1, "queue_size": 512 });
+        expected["fs"] = json!([fs("inputs", "fs.sock"), fs("paths", "paths.sock")]);
+        assert_eq!(configuration(&machine, Version(53, 0), 7), expected);
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub struct Machine {
     pub cpu_model: Option<String>,
     /// Whether memory is made of the host's huge pages, of which enough must be free.
     pub hugepages: bool,
+    /// Whether it has a second virtiofs device, for paths of the host.
+    pub paths: bool,
 }
 
 impl Machine {
@@ -64,6 +66,7 @@ impl Machine {
             cpus: self.cpus,
             cpu_model: self.cpu_model.clone(),
             hugepages: self.hugepages,
+            paths: self.paths,
         })
     }
 
@@ -128,6 +131,7 @@ mod tests {
             cpus: 1,
             cpu_model: Some("Haswell-noTSX".to_owned()),
             hugepages: false,
+            paths: false,
         };
         assert_eq!(good.checked().unwrap().memory_bytes, MIN_MEMORY_BYTES + MEBIBYTE);
         let message = |machine: Machine| machine.checked().unwrap_err().to_string();

@@ -44,6 +44,9 @@ pub use vm::{Cause, Death, Vm, VmmError};
 /// The socket in the run directory on which the vhost-user-fs device listens.
 pub const FS_SOCKET: &str = "fs.sock";
 
+/// The socket there on which the device for paths of the host listens, where a machine has one.
+pub const PATHS_SOCKET: &str = "paths.sock";
+
 /// The directory in the run directory for the hybrid vsock sockets, and for nothing else.
 pub const VSOCK_DIRECTORY: &str = "vsock";
 

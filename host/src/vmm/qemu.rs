@@ -16,13 +16,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use cofferdam_protocol::INPUTS_TAG;
+use cofferdam_protocol::{INPUTS_TAG, PATHS_TAG};
 
 use crate::jail::{Child, Program, Spawner};
 
 use super::choice::Accelerator;
 use super::vm::{Cause, Death};
-use super::{FS_QUEUE_SIZE, FS_SOCKET, GUEST_CID, Machine, SCRATCH_DISK, VSOCK, Vm, Vmm, VmmError, tsc};
+use super::{FS_QUEUE_SIZE, FS_SOCKET, GUEST_CID, Machine, PATHS_SOCKET, SCRATCH_DISK, VSOCK, Vm, Vmm, VmmError, tsc};
 
 /// What the vsock device is called in messages.
 const VSOCK_DEVICE: &str = "vhost-device-vsock";
@@ -126,7 +126,12 @@ impl Qemu {
             ("-object", "rng-builtin,id=entropy".into()),
             ("-device", "virtio-rng-pci,rng=entropy".into()),
         ];
-        let parts = options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]);
+        let paths = [
+            ("-chardev", format!("socket,id=paths,path={PATHS_SOCKET}")),
+            ("-device", format!("vhost-user-fs-pci,chardev=paths,tag={PATHS_TAG},queue-size={FS_QUEUE_SIZE}")),
+        ];
+        let options = options.into_iter().chain(paths.into_iter().filter(|_| machine.paths));
+        let parts = options.flat_map(|(option, value)| [option.to_owned(), value]);
         parts.filter(|part| !part.is_empty()).collect()
     }
 }

@@ -64,6 +64,7 @@ impl RunDir {
             cpus: 3,
             cpu_model: None,
             hugepages: false,
+            paths: false,
         }
     }
 
@@ -197,6 +198,11 @@ async fn a_cloud_hypervisor_that_does_not_start_says_why() {
         assert_eq!(fs::read_dir(&run.path).unwrap().count(), 0);
         assert_eq!(run.processes(), 0);
     }
+    let killed = CloudHypervisor::new(run.program("ch", "kill -KILL $$"));
+    assert_eq!(
+        run.start(&killed).await.unwrap_err().to_string(),
+        "the machine ended while it was started: cloud-hypervisor died (signal: 9 (SIGKILL)) without a word"
+    );
     let program = run.root.path().join("not executable");
     fs::write(&program, "").unwrap();
     let error = run.start(&CloudHypervisor::new(program.clone())).await.unwrap_err();

@@ -172,7 +172,7 @@ impl Death {
         }
     }
 
-    pub(super) async fn of(child: &mut Child, cause: Cause) -> Self {
+    pub(crate) async fn of(child: &mut Child, cause: Cause) -> Self {
         let status = child.wait().await;
         Self { program: child.name().to_owned(), status, said: child.said(), cause }
     }

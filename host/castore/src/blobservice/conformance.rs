@@ -1,21 +1,67 @@
 //! What every blob service must do, run on each.
 
-use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::{
+    any::Any,
+    io::{Read as _, Seek as _, SeekFrom, Write as _},
+    sync::Arc,
+};
 
-use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
 
-use super::{BlobService, LocalBlobService, MemoryBlobService};
-use crate::B3Digest;
+use super::{BlobService, LocalBlobService, MAX_MEMORY_BYTES, MemoryBlobService};
+use crate::{
+    B3Digest, NearBlobService, ObjectStoreBlobService, Store, WritePolicy, blob_service_from_addr,
+    grpc::{
+        GrpcBlobService, Package,
+        testing::{serve_on_socket, serve_on_tcp},
+    },
+    objectstore::{self, testing::addresses},
+    testing::splitmix,
+};
 
 /// A size that every implementation has to keep in several pieces.
 const LARGE_BYTES: usize = 1024 * 1024 + 7;
 
-/// The services, and what must outlive them.
-fn services() -> Vec<(Box<dyn BlobService>, Option<TempDir>)> {
+/// Services, and what must outlive each.
+type Services = Vec<(Box<dyn BlobService>, Box<dyn Any>)>;
+
+/// All services.
+fn services() -> Services {
+    let object_stores = addresses().into_iter().map(|(addr, guard)| {
+        let objects = objectstore::open(&addr).unwrap().into();
+        (Box::new(ObjectStoreBlobService::new(objects)) as Box<dyn BlobService>, guard)
+    });
+    batching_services().into_iter().chain(object_stores).chain(grpc_services()).collect()
+}
+
+/// One under each name and over each transport that is not TLS, in front of different stores.
+fn grpc_services() -> Services {
+    let dir = tempfile::tempdir().unwrap();
+    let local = LocalBlobService::open(dir.path()).unwrap();
+    let on_tcp: Box<dyn BlobService> = Box::new(GrpcBlobService::new(serve_on_tcp(&Store::memory())));
+    let mut services: Services = vec![(on_tcp, Box::new(()))];
+    let chunked = blob_service_from_addr("objectstore+memory:///").unwrap();
+    let local: (Package, Arc<dyn BlobService>, Box<dyn Any>) = (Package::Snix, Arc::new(local), Box::new(dir));
+    for (package, blobs, guard) in [local, (Package::Tvix, chunked, Box::new(()))] {
+        let (peer, socket_dir) = serve_on_socket(&Store { blobs, ..Store::memory() }, &[package]);
+        services.push((Box::new(GrpcBlobService::new(peer)), Box::new((socket_dir, guard))));
+    }
+    services
+}
+
+/// The services that hold back what is written through a batch.
+fn batching_services() -> Services {
     let dir = tempfile::tempdir().unwrap();
     let local = LocalBlobService::open(&dir.path().join("store")).unwrap();
-    vec![(Box::new(MemoryBlobService::default()), None), (Box::new(local), Some(dir))]
+    let memory: Box<dyn BlobService> = Box::new(MemoryBlobService::default());
+    let mut services: Services = vec![(memory, Box::new(())), (Box::new(local), Box::new(dir))];
+    for (far, policy) in [("memory://", WritePolicy::Through), ("objectstore+memory:///", WritePolicy::Back)] {
+        let dir = tempfile::tempdir().unwrap();
+        let far = blob_service_from_addr(far).unwrap();
+        let near = NearBlobService::open(dir.path(), 1 << 30, policy, far).unwrap();
+        services.push((Box::new(near), Box::new(dir)));
+    }
+    services
 }
 
 fn large() -> Vec<u8> {
@@ -45,6 +91,13 @@ async fn what_is_put_can_be_read_before_and_after_a_commit() {
             assert_eq!(digest, B3Digest::of(contents));
             for _ in 0..2 {
                 assert!(service.has(&digest).await.unwrap());
+                let chunks = service.chunks(&digest).await.unwrap().unwrap();
+                let whole = chunks.iter().map(|chunk| chunk.size).sum::<u64>();
+                assert!(chunks.is_empty() || whole == contents.len() as u64);
+                for chunk in chunks {
+                    let piece = get(&*service, &chunk.digest.as_ref().try_into().unwrap()).await;
+                    assert_eq!(piece.len() as u64, chunk.size);
+                }
                 assert_eq!(get(&*service, &digest).await, contents);
                 service.commit().await.unwrap();
             }
@@ -70,6 +123,7 @@ async fn an_unknown_blob_is_not_there() {
         assert!(!service.has(&digest).await.unwrap());
         assert!(service.open_read(&digest).await.unwrap().is_none());
         assert!(service.open_file(&digest).await.unwrap().is_none());
+        assert!(service.chunks(&digest).await.unwrap().is_none());
     }
 }
 
@@ -166,6 +220,17 @@ async fn the_file_of_a_blob_is_whole_at_its_start_and_read_only() {
 }
 
 #[tokio::test]
+async fn the_file_of_a_huge_blob_is_whole() {
+    let service = MemoryBlobService::default();
+    let contents = splitmix(MAX_MEMORY_BYTES as usize + 1);
+    let digest = put(&service, &[&contents]).await;
+    let mut file = service.open_file(&digest).await.unwrap().unwrap();
+    let mut copy = Vec::new();
+    file.read_to_end(&mut copy).unwrap();
+    assert!(copy == contents && file.write(b"x").is_err());
+}
+
+#[tokio::test]
 async fn several_writers_are_open_at_once() {
     for (service, _dir) in services() {
         let mut one = service.open_write().await;
@@ -182,7 +247,7 @@ async fn several_writers_are_open_at_once() {
 #[tokio::test]
 async fn a_batch_is_seen_by_others_once_it_is_committed() {
     let large = large();
-    for (service, _dir) in services() {
+    for (service, _dir) in batching_services() {
         let known = put(&*service, &[b"known"]).await;
         service.commit().await.unwrap();
         for contents in [b"batch".as_slice(), &large] {
@@ -205,7 +270,7 @@ async fn a_batch_is_seen_by_others_once_it_is_committed() {
 #[tokio::test]
 async fn a_batch_that_is_dropped_leaves_nothing() {
     let large = large();
-    for (service, _dir) in services() {
+    for (service, _dir) in batching_services() {
         for contents in [b"dropped".as_slice(), &large] {
             let digest = put(&*service.batch(), &[contents]).await;
             service.commit().await.unwrap();

@@ -5,12 +5,18 @@
 //!                   └────── grows ─▶ staging file ──┴─ close ─▶ staged ── commit ─▶ DIR/b3/XX/HEX
 //! ```
 //!
-//! `commit` syncs the file system and only then renames, so a name in `b3` always stands for a whole blob, whenever the
+//! `commit` syncs the file system and only then gives names, so a name in `b3` always stands for a whole blob, whenever the
 //! machine stops. Until then a blob can be read through its own service only. The names are synced too, those that
 //! others have made included: a blob found in `b3` may have got there a moment ago. The empty blob is never stored.
+//!
+//! What is read is checked: by the reader as it goes, which gives an error instead of the last bytes, and before a descriptor
+//! is given out, since who has that reads without us. A file is read for that once a process; another one is read when its
+//! times or its size have changed otherwise than by ourselves. So the first to open a large blob waits until it has been read.
+//!
+//! A batch notes in its staging directory when it began, and finding a blob renews its time: [`crate::gc`] says what for.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map::Entry},
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -18,25 +24,37 @@ use std::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::SystemTime,
 };
 
 use async_trait::async_trait;
 use nix::{
     errno::Errno,
-    fcntl::{AtFlags, OFlag, openat, renameat},
-    sys::stat::{Mode, fstatat, mkdirat},
-    unistd::syncfs,
+    fcntl::{AtFlags, Flock, FlockArg, OFlag, RenameFlags, openat, renameat, renameat2},
+    sys::{
+        stat::{Mode, UtimensatFlags, fstatat, mkdirat, utimensat},
+        time::TimeSpec,
+    },
+    unistd::{UnlinkatFlags, linkat, syncfs, unlinkat},
 };
 
 use super::{
-    BlobReader, BlobService, BlobWriter,
+    BlobReader, BlobService, BlobWriter, Lease,
     local_io::{LocalBlobReader, LocalBlobWriter},
     staging::Staging,
+    verified::{Verified, Version},
 };
-use crate::B3Digest;
+use crate::{B3Digest, Node};
 
-const BLOBS: &str = "b3";
+pub(super) const BLOBS: &str = "b3";
 const STAGING: &str = "staging";
+const LEASES: &str = "leases";
+
+/// How often a blob may come and go while another one takes its name.
+const MOST_TRIES: usize = 8;
+
+/// Bytes of the largest blob that is checked for somebody who may not need it.
+const AT_HAND_BYTES: u64 = 1024 * 1024;
 
 /// Blobs as plain files, `DIR/b3/XX/HEX` with mode 0444: HEX the digest in hexadecimal, XX its first two digits.
 /// Several processes may have the same directory open.
@@ -54,7 +72,10 @@ pub(super) struct Shared {
     /// Made when the first blob is written, so that readers need no permission to write.
     staging: OnceLock<Staging>,
     staged: Mutex<HashMap<B3Digest, u64>>,
+    /// Blobs in `b3` that are no older than the batch; batches have it.
+    held: Option<Mutex<HashSet<B3Digest>>>,
     committing: Mutex<()>,
+    pub(super) verified: Arc<Verified>,
     /// Somebody counts on names in `b3` that may not be durable.
     unsynced: AtomicBool,
 }
@@ -75,7 +96,44 @@ impl LocalBlobService {
                 if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {}
             swept => swept?,
         }
-        Ok(Self { shared: Arc::new(Shared::new(File::open(dir.join(BLOBS))?.into(), staging_parent)) })
+        let blobs = Arc::new(File::open(dir.join(BLOBS))?);
+        let verified = Arc::new(Verified::new(dir.join(BLOBS)));
+        Ok(Self { shared: Arc::new(Shared::new(blobs, staging_parent, verified, None)) })
+    }
+}
+
+impl LocalBlobService {
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// This store for one job, as a batch is, for whoever removes blobs: what is found can be removed.
+    pub(crate) fn apart(&self) -> Arc<dyn BlobService> {
+        Arc::new(self.with_staging(None))
+    }
+
+    fn with_staging(&self, held: Option<Mutex<HashSet<B3Digest>>>) -> Self {
+        let Shared { blobs, staging_parent, verified, .. } = &*self.shared;
+        let shared = Shared::new(blobs.clone(), staging_parent.clone(), verified.clone(), held);
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The directory of committed blobs, each in the directory of its first two digits.
+    pub(crate) fn committed(&self) -> &File {
+        &self.shared.blobs
+    }
+
+    /// Says that an open blob is used, now and as long as this descriptor is open anywhere.
+    pub(crate) fn use_file(&self, digest: &B3Digest, file: &File) {
+        // Neither is possible in a store that may only be read, which can't be swept either.
+        let touch = || file.set_modified(SystemTime::now());
+        let _ = self.shared.verified.touch(digest, || Version::of(file), touch);
+        let _ = file.try_lock_shared();
+    }
+
+    /// Removes a committed blob. Whoever has it open keeps it.
+    pub(crate) fn remove(&self, digest: &B3Digest) -> io::Result<()> {
+        Ok(unlinkat(&*self.shared.blobs, blob_path(digest).as_str(), UnlinkatFlags::NoRemoveDir)?)
     }
 }
 
@@ -89,7 +147,9 @@ impl BlobService for LocalBlobService {
         if *digest == B3Digest::EMPTY {
             return Ok(Some(Box::new(io::Cursor::new([]))));
         }
-        Ok(self.shared.open_file(digest)?.map(|file| Box::new(LocalBlobReader::new(file)) as _))
+        let Some(file) = self.shared.open_unchecked(digest)? else { return Ok(None) };
+        let reader = LocalBlobReader::checking(file, *digest, self.shared.verified.clone())?;
+        Ok(Some(Box::new(reader)))
     }
 
     async fn open_write(&self) -> Box<dyn BlobWriter> {
@@ -100,12 +160,22 @@ impl BlobService for LocalBlobService {
         if *digest == B3Digest::EMPTY {
             return super::sealed_copy(Box::new(io::Cursor::new([]))).await.map(Some);
         }
-        self.shared.open_file(digest)
+        self.shared.open_file(digest, u64::MAX)
+    }
+
+    async fn open_file_at_hand(&self, digest: &B3Digest) -> io::Result<Option<File>> {
+        if *digest == B3Digest::EMPTY {
+            return self.open_file(digest).await;
+        }
+        self.shared.open_file(digest, AT_HAND_BYTES)
     }
 
     fn batch(&self) -> Arc<dyn BlobService> {
-        let Shared { blobs, staging_parent, .. } = &*self.shared;
-        Arc::new(Self { shared: Arc::new(Shared::new(blobs.clone(), staging_parent.clone())) })
+        Arc::new(self.with_staging(Some(Mutex::default())))
+    }
+
+    fn lease(&self, nodes: &[Node]) -> io::Result<Lease> {
+        Lease::take(&self.shared.leases(), nodes)
     }
 
     async fn commit(&self) -> io::Result<()> {
@@ -114,32 +184,90 @@ impl BlobService for LocalBlobService {
 }
 
 impl Shared {
-    fn new(blobs: Arc<File>, staging_parent: PathBuf) -> Self {
+    fn new(
+        blobs: Arc<File>,
+        staging_parent: PathBuf,
+        verified: Arc<Verified>,
+        held: Option<Mutex<HashSet<B3Digest>>>,
+    ) -> Self {
         Self {
             blobs,
             staging_parent,
+            verified,
             staging: OnceLock::new(),
             staged: Mutex::default(),
+            held,
             committing: Mutex::default(),
             unsynced: AtomicBool::new(false),
         }
     }
 
     pub(super) fn has(&self, digest: &B3Digest) -> io::Result<bool> {
-        if *digest == B3Digest::EMPTY || self.staged().contains_key(digest) {
+        let is_held = || self.held().is_some_and(|held| held.contains(digest));
+        if *digest == B3Digest::EMPTY || self.staged().contains_key(digest) || is_held() {
             return Ok(true);
         }
+        let found = self.keep(digest)?;
+        if found {
+            self.unsynced.store(true, Ordering::Relaxed);
+        }
+        Ok(found)
+    }
+
+    /// Finds a blob in `b3`, and sees to it that it stays.
+    fn keep(&self, digest: &B3Digest) -> io::Result<bool> {
         match fstatat(&*self.blobs, blob_path(digest).as_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
-            Ok(_) => {
-                self.unsynced.store(true, Ordering::Relaxed);
-                Ok(true)
-            }
+            Err(Errno::ENOENT) => return Ok(false),
+            stat => drop(stat?),
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let dir = match openat(&*self.blobs, fan_out(digest).as_str(), flags, Mode::empty()) {
+            Err(Errno::ENOENT) => return Ok(false),
+            dir => File::from(dir?),
+        };
+        if self.held.is_some() {
+            // It notes when this batch began, which must be before. It locks, too: never while the lock below is held.
+            self.staging()?;
+        }
+        // No collector looks at a blob and removes it meanwhile.
+        let dir = Flock::lock(dir, FlockArg::LockShared).map_err(|(_, errno)| errno)?;
+        let hex = digest.to_hex();
+        let look = || Ok(fstatat(&*dir, hex.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW)?.into());
+        let kept = self.verified.touch(digest, look, || self.renew(&dir, &hex))?;
+        if kept && let Some(mut held) = self.held() {
+            held.insert(*digest);
+        }
+        Ok(kept)
+    }
+
+    /// Renews the time of the blob of this name.
+    fn renew(&self, dir: &File, hex: &str) -> io::Result<bool> {
+        let (unchanged, now, flags) = (TimeSpec::UTIME_OMIT, TimeSpec::UTIME_NOW, UtimensatFlags::NoFollowSymlink);
+        match utimensat(dir, hex, &unchanged, &now, flags) {
+            Ok(()) => Ok(true),
             Err(Errno::ENOENT) => Ok(false),
+            // Who may not write to a store can only hope that it stays; a batch, again, writes its own.
+            Err(Errno::EACCES | Errno::EPERM | Errno::EROFS) => Ok(self.held.is_none()),
             Err(errno) => Err(errno.into()),
         }
     }
 
-    fn open_file(&self, digest: &B3Digest) -> io::Result<Option<File>> {
+    fn held(&self) -> Option<MutexGuard<'_, HashSet<B3Digest>>> {
+        self.held.as_ref().map(|held| held.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A blob that has been checked; `None`, too, when that would mean to read more than so many bytes.
+    fn open_file(&self, digest: &B3Digest, max_bytes: u64) -> io::Result<Option<File>> {
+        let Some(file) = self.open_unchecked(digest)? else { return Ok(None) };
+        let version = Version::of(&file)?;
+        if version.bytes() > max_bytes && !self.verified.knows(digest, &version) {
+            return Ok(None);
+        }
+        self.verified.check_file(digest, &file)?;
+        Ok(Some(file))
+    }
+
+    fn open_unchecked(&self, digest: &B3Digest) -> io::Result<Option<File>> {
         {
             let staged = self.staged();
             if let (Some(number), Some(staging)) = (staged.get(digest), self.staging.get()) {
@@ -154,22 +282,33 @@ impl Shared {
         }
     }
 
+    /// `DIR/staging`
+    pub(super) fn staging_parent(&self) -> &Path {
+        &self.staging_parent
+    }
+
+    /// `DIR/leases`
+    pub(super) fn leases(&self) -> PathBuf {
+        self.staging_parent.with_file_name(LEASES)
+    }
+
     /// Where new blobs go.
     pub(super) fn staging(&self) -> io::Result<&Staging> {
         if let Some(staging) = self.staging.get() {
             return Ok(staging);
         }
         // Another thread may be faster; then this one's directory goes again.
-        let staging = Staging::create(&self.staging_parent)?;
+        let staging = Staging::create(&self.staging_parent, self.held.is_some())?;
         Ok(self.staging.get_or_init(|| staging))
     }
 
     /// Takes over a whole blob from its writer.
-    pub(super) fn stage(&self, digest: B3Digest, number: u64) -> io::Result<()> {
+    pub(super) fn stage(&self, digest: B3Digest, number: u64, file: &File) -> io::Result<()> {
         match self.staged().entry(digest) {
             // Two writers had the same contents. The first one's file stays: a commit may have synced it already.
             Entry::Occupied(_) => self.staging()?.remove(number),
             Entry::Vacant(free) => {
+                self.verified.add(digest, Version::of(file)?);
                 free.insert(number);
                 Ok(())
             }
@@ -210,22 +349,55 @@ impl Shared {
     }
 
     fn publish(&self, staging: &Staging, digest: &B3Digest, number: u64) -> io::Result<()> {
-        let (from, to) = (number.to_string(), blob_path(digest));
-        let rename = || renameat(staging.dir(), from.as_str(), &*self.blobs, to.as_str());
-        match rename() {
-            Err(Errno::ENOENT) => {
+        match self.name(staging, digest, number) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 match mkdirat(&*self.blobs, fan_out(digest).as_str(), Mode::from_bits_retain(0o755)) {
-                    Ok(()) | Err(Errno::EEXIST) => Ok(rename()?),
+                    Ok(()) | Err(Errno::EEXIST) => self.name(staging, digest, number),
                     Err(errno) => Err(errno.into()),
                 }
             }
-            renamed => Ok(renamed?),
+            named => named,
         }
+    }
+
+    /// Gives a staged blob its name in `b3`. One that is there already stays, since others may count on its time.
+    fn name(&self, staging: &Staging, digest: &B3Digest, number: u64) -> io::Result<()> {
+        let (from, to) = (number.to_string(), blob_path(digest));
+        let link = || linkat(staging.dir(), from.as_str(), &*self.blobs, to.as_str(), AtFlags::empty());
+        let rename = |flags| renameat2(staging.dir(), from.as_str(), &*self.blobs, to.as_str(), flags);
+        for _ in 0..MOST_TRIES {
+            let named = match rename(RenameFlags::RENAME_NOREPLACE) {
+                // NFS, and others that know no flags.
+                Err(Errno::EINVAL) => {
+                    link().and_then(|()| unlinkat(staging.dir(), from.as_str(), UnlinkatFlags::NoRemoveDir))
+                }
+                renamed => renamed,
+            };
+            match named {
+                Ok(()) => {
+                    if let Some(mut held) = self.held() {
+                        held.insert(*digest);
+                    }
+                    return Ok(());
+                }
+                Err(Errno::EEXIST) if self.keep(digest)? => return staging.remove(number),
+                // It is gone again.
+                Err(Errno::EEXIST) => {}
+                Err(errno) if can_not_link(errno) => break,
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(renameat(staging.dir(), from.as_str(), &*self.blobs, to.as_str())?)
     }
 
     fn staged(&self) -> MutexGuard<'_, HashMap<B3Digest, u64>> {
         self.staged.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a file can't have one more name, or none of this user's, or none on this file system.
+fn can_not_link(errno: Errno) -> bool {
+    matches!(errno, Errno::EMLINK | Errno::EPERM | Errno::EOPNOTSUPP)
 }
 
 /// The directory of a blob below `b3`.
@@ -236,99 +408,10 @@ fn fan_out(digest: &B3Digest) -> String {
 }
 
 /// The file of a blob below `b3`.
-fn blob_path(digest: &B3Digest) -> String {
+pub(super) fn blob_path(digest: &B3Digest) -> String {
     let hex = digest.to_hex();
     format!("{}/{hex}", &hex[..2])
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    use tokio::io::AsyncWriteExt as _;
-
-    use super::*;
-
-    async fn put(service: &LocalBlobService, contents: &[u8]) -> B3Digest {
-        let mut writer = service.open_write().await;
-        writer.write_all(contents).await.unwrap();
-        writer.close().await.unwrap()
-    }
-
-    fn files_below(dir: &Path) -> usize {
-        let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-        entries.map(|path| if path.is_dir() { files_below(&path) } else { 1 }).sum()
-    }
-
-    #[tokio::test]
-    async fn a_committed_blob_is_a_plain_read_only_file_named_by_its_digest() {
-        let dir = tempfile::tempdir().unwrap();
-        let service = LocalBlobService::open(dir.path()).unwrap();
-        let digest = put(&service, b"contents").await;
-        assert_eq!(files_below(&dir.path().join(BLOBS)), 0);
-        service.commit().await.unwrap();
-        let hex = digest.to_hex();
-        let path = dir.path().join("b3").join(&hex[..2]).join(&hex);
-        assert_eq!(fs::read(&path).unwrap(), b"contents");
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o444);
-        assert_eq!(files_below(&dir.path().join(STAGING)), 0);
-    }
-
-    #[tokio::test]
-    async fn blobs_that_are_not_committed_are_private_and_go_with_their_service() {
-        let dir = tempfile::tempdir().unwrap();
-        let service = LocalBlobService::open(dir.path()).unwrap();
-        let digest = put(&service, b"uncommitted").await;
-        let other = LocalBlobService::open(dir.path()).unwrap();
-        assert!(service.has(&digest).await.unwrap());
-        assert!(!other.has(&digest).await.unwrap());
-        drop(service);
-        assert!(!LocalBlobService::open(dir.path()).unwrap().has(&digest).await.unwrap());
-        assert_eq!(files_below(dir.path()), 0);
-    }
-
-    #[tokio::test]
-    async fn what_a_killed_process_left_is_swept_at_open() {
-        let dir = tempfile::tempdir().unwrap();
-        let living = LocalBlobService::open(dir.path()).unwrap();
-        let staged = put(&living, b"in use").await;
-        // A killed process runs no destructors, and the kernel drops its locks.
-        let leftover = dir.path().join(STAGING).join("1-0");
-        fs::create_dir(&leftover).unwrap();
-        fs::write(leftover.join("0"), b"half a bl").unwrap();
-        let service = LocalBlobService::open(dir.path()).unwrap();
-        assert!(!leftover.exists());
-        assert!(!service.has(&B3Digest::of(b"half a bl")).await.unwrap());
-        living.commit().await.unwrap();
-        assert!(service.has(&staged).await.unwrap());
-    }
-
-    #[tokio::test]
-    async fn two_services_may_commit_the_same_blob() {
-        let dir = tempfile::tempdir().unwrap();
-        let one = LocalBlobService::open(dir.path()).unwrap();
-        let other = LocalBlobService::open(dir.path()).unwrap();
-        let digest = put(&one, b"same").await;
-        assert_eq!(put(&other, b"same").await, digest);
-        one.commit().await.unwrap();
-        other.commit().await.unwrap();
-        assert_eq!(files_below(&dir.path().join(BLOBS)), 1);
-        assert_eq!(files_below(&dir.path().join(STAGING)), 0);
-    }
-
-    #[tokio::test]
-    async fn a_blob_known_already_is_not_staged() {
-        let dir = tempfile::tempdir().unwrap();
-        let service = LocalBlobService::open(dir.path()).unwrap();
-        let large = vec![7; 1024 * 1024];
-        for contents in [b"known".as_slice(), &large] {
-            put(&service, contents).await;
-            put(&service, contents).await;
-        }
-        assert_eq!(files_below(&dir.path().join(STAGING)), 2);
-        service.commit().await.unwrap();
-        put(&service, b"known").await;
-        put(&service, &large).await;
-        assert_eq!(files_below(&dir.path().join(STAGING)), 0);
-    }
-}
+mod tests;

@@ -11,33 +11,73 @@ use std::{
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
 
-use super::{BlobWriter, local::Shared, written_after_close};
+use super::{
+    BlobWriter,
+    local::Shared,
+    verified::{Verified, Version},
+    written_after_close,
+};
 use crate::B3Digest;
 
 /// Blobs up to this size are not written at all when they are in the store already.
 const BUFFER_BYTES: usize = 256 * 1024;
 
-pub(super) struct LocalBlobReader {
+pub(crate) struct LocalBlobReader {
     file: File,
     position: u64,
+    size: u64,
+    check: Option<Check>,
+}
+
+/// What has been read of a blob that is not known to be what it should be.
+struct Check {
+    digest: B3Digest,
+    version: Version,
+    hasher: blake3::Hasher,
+    verified: Arc<Verified>,
 }
 
 impl LocalBlobReader {
-    pub(super) fn new(file: File) -> Self {
-        Self { file, position: 0 }
+    /// Reads a file that has been checked.
+    pub(crate) fn new(file: File) -> Self {
+        Self { file, position: 0, size: u64::MAX, check: None }
+    }
+
+    /// Checks the file as it reads it: before it gives the last bytes, or any out of order.
+    pub(super) fn checking(file: File, digest: B3Digest, verified: Arc<Verified>) -> io::Result<Self> {
+        let version = Version::of(&file)?;
+        let check = Check { digest, version, hasher: blake3::Hasher::new(), verified };
+        Ok(Self { file, position: 0, size: version.bytes(), check: Some(check) })
     }
 }
 
 impl AsyncRead for LocalBlobReader {
     fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Self { file, position, size, check } = &mut *self;
+        if let Some(Check { digest, hasher, verified, .. }) = check
+            && *position != hasher.count()
+        {
+            verified.check_file(digest, file)?;
+            *check = None;
+        }
+        let left = size.saturating_sub(*position);
+        let room = usize::try_from(left).map_or(buffer.remaining(), |left| left.min(buffer.remaining()));
+        let unfilled = buffer.initialize_unfilled_to(room);
         let read = loop {
-            match self.file.read(buffer.initialize_unfilled()) {
+            match file.read(unfilled) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 read => break read?,
             }
         };
+        if let Some(Check { digest, version, hasher, verified }) = check {
+            hasher.update(&unfilled[..read]);
+            if hasher.count() == *size || (read == 0 && room > 0) {
+                verified.check(digest, *version, hasher.finalize().into())?;
+                *check = None;
+            }
+        }
         buffer.advance(read);
-        self.position += read as u64;
+        *position += read as u64;
         Poll::Ready(Ok(()))
     }
 }
@@ -157,7 +197,7 @@ impl Unfinished {
 
     fn stage(mut self, digest: B3Digest) -> io::Result<()> {
         self.staged = true;
-        self.shared.stage(digest, self.number)
+        self.shared.stage(digest, self.number, &self.file)
     }
 }
 

@@ -1,5 +1,6 @@
 use std::{
     collections::HashMap,
+    fs::File,
     io::{self, Cursor},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -49,6 +50,10 @@ impl BlobService for MemoryBlobService {
 
     async fn open_write(&self) -> Box<dyn BlobWriter> {
         Box::new(MemoryBlobWriter { blobs: self.blobs.clone(), state: State::Open(Vec::new()) })
+    }
+
+    async fn open_file_at_hand(&self, digest: &B3Digest) -> io::Result<Option<File>> {
+        self.open_file(digest).await
     }
 
     fn batch(&self) -> Arc<dyn BlobService> {

@@ -4,17 +4,21 @@
 //!   DIR/staging/            locked while one is made or leftovers are swept
 //!   DIR/staging/PID-COUNT/  locked as long as its owner lives
 //!   DIR/staging/PID-COUNT/N the Nth blob
+//!   DIR/staging/PID-COUNT/begun
+//!                           its time is when the owner, which is a batch, began to count on blobs
 //! ```
 //!
 //! The kernel lets go of a dead owner's lock, so a directory here that can be locked is a leftover.
 
 use std::{
+    collections::HashSet,
     fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::DirBuilderExt as _,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     process,
     sync::atomic::{AtomicU64, Ordering},
+    time::SystemTime,
 };
 
 use nix::{
@@ -23,6 +27,8 @@ use nix::{
     sys::stat::Mode,
     unistd::{UnlinkatFlags, unlinkat},
 };
+
+pub(crate) const BEGUN: &str = "begun";
 
 /// Distinguishes the staging directories of one process.
 static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -36,14 +42,17 @@ pub(super) struct Staging {
 }
 
 impl Staging {
-    /// Makes a directory in `parent` for this owner alone.
-    pub(super) fn create(parent: &Path) -> io::Result<Self> {
+    /// Makes a directory in `parent` for this owner alone, and notes the time if that is a batch.
+    pub(super) fn create(parent: &Path, is_batch: bool) -> io::Result<Self> {
         let _making = lock(parent, FlockArg::LockExclusive)?;
         loop {
             let path = parent.join(format!("{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
             match DirBuilder::new().mode(0o700).create(&path) {
                 Ok(()) => {
                     let dir = lock(&path, FlockArg::LockExclusiveNonblock)?;
+                    if is_batch {
+                        File::create_new(path.join(BEGUN))?;
+                    }
                     return Ok(Self { path, dir, next: AtomicU64::new(0) });
                 }
                 // The leftover of a process that had this id, or the directory of one in another PID namespace.
@@ -51,6 +60,40 @@ impl Staging {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// The inodes of all blobs that living owners have in `parent`.
+    pub(super) fn inodes(parent: &Path) -> io::Result<HashSet<u64>> {
+        let mut inodes = HashSet::new();
+        for owner in fs::read_dir(parent)? {
+            let blobs = match fs::read_dir(owner?.path()) {
+                // Its owner has just removed it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                blobs => blobs?,
+            };
+            for blob in blobs {
+                // Not the directory's own word for it: where file systems lie on top of each other that is another number.
+                match blob?.metadata() {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    metadata => drop(inodes.insert(metadata?.ino())),
+                }
+            }
+        }
+        Ok(inodes)
+    }
+
+    /// When the first of all living batches in `parent` began.
+    pub(super) fn first_begun(parent: &Path) -> io::Result<Option<SystemTime>> {
+        let mut first = None;
+        for owner in fs::read_dir(parent)? {
+            let begun = match fs::metadata(owner?.path().join(BEGUN)) {
+                // No batch, or gone, or about to begin.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                begun => begun?.modified()?,
+            };
+            first = Some(first.map_or(begun, |first: SystemTime| first.min(begun)));
+        }
+        Ok(first)
     }
 
     /// Removes what dead owners have left in `parent`.
@@ -110,7 +153,7 @@ fn remove_leftover(path: &Path) -> io::Result<()> {
 }
 
 /// Locks a directory until the value is dropped.
-fn lock(path: &Path, how: FlockArg) -> io::Result<Flock<File>> {
+pub(crate) fn lock(path: &Path, how: FlockArg) -> io::Result<Flock<File>> {
     let dir = File::open(path)?;
     if !dir.metadata()?.is_dir() {
         let message = format!("{}: only directories belong here; remove it", path.display());
@@ -130,17 +173,21 @@ mod tests {
     #[test]
     fn a_staging_directory_is_gone_when_its_owner_is() {
         let parent = tempfile::tempdir().unwrap();
-        let staging = Staging::create(parent.path()).unwrap();
+        let staging = Staging::create(parent.path(), true).unwrap();
         staging.create_file().unwrap();
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
-        drop(staging);
+        let begun = fs::metadata(staging.path.join(BEGUN)).unwrap().modified().unwrap();
+        let (_later, _no_batch) =
+            (Staging::create(parent.path(), true).unwrap(), Staging::create(parent.path(), false).unwrap());
+        assert_eq!(Staging::first_begun(parent.path()).unwrap(), Some(begun));
+        drop((_later, _no_batch, staging));
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
     }
 
     #[test]
     fn leftovers_are_swept_and_what_is_in_use_stays() {
         let parent = tempfile::tempdir().unwrap();
-        let living = Staging::create(parent.path()).unwrap();
+        let living = Staging::create(parent.path(), true).unwrap();
         let dead = parent.path().join("1-0");
         fs::create_dir(&dead).unwrap();
         fs::write(dead.join("0"), "half").unwrap();
@@ -153,7 +200,7 @@ mod tests {
     #[test]
     fn a_leftover_that_its_owner_has_removed_meanwhile_is_no_error() {
         let parent = tempfile::tempdir().unwrap();
-        let staging = Staging::create(parent.path()).unwrap();
+        let staging = Staging::create(parent.path(), true).unwrap();
         let path = staging.path.clone();
         let opened = File::open(&path).unwrap();
         drop(staging);

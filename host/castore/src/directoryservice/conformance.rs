@@ -1,21 +1,57 @@
 //! What every directory service must do, run on each.
 
-use std::{collections::HashSet, io};
+use std::{any::Any, collections::HashSet, io, sync::Arc};
 
 use futures::TryStreamExt as _;
-use tempfile::TempDir;
 
 use super::{DirectoryService, MemoryDirectoryService, RedbDirectoryService};
 use crate::{
-    B3Digest, Directory, Node,
+    B3Digest, Directory, NearDirectoryService, Node, ObjectStoreDirectoryService, Store, WritePolicy,
+    grpc::{
+        GrpcDirectoryService, Package,
+        testing::{serve_on_socket, serve_on_tcp},
+    },
+    objectstore::{self, testing::addresses},
     testing::{file, name, symlink},
 };
 
-/// The services, and what must outlive them.
-fn services() -> Vec<(Box<dyn DirectoryService>, Option<TempDir>)> {
+/// The services, and what must outlive each.
+fn services() -> Vec<(Box<dyn DirectoryService>, Box<dyn Any>)> {
     let dir = tempfile::tempdir().unwrap();
     let redb = RedbDirectoryService::open(&dir.path().join("new/directories.redb")).unwrap();
-    vec![(Box::new(MemoryDirectoryService::default()), None), (Box::new(redb), Some(dir))]
+    let object_stores = addresses().into_iter().map(|(addr, guard)| {
+        let objects = objectstore::open(&addr).unwrap().into();
+        (Box::new(ObjectStoreDirectoryService::new(objects)) as Box<dyn DirectoryService>, guard)
+    });
+    let memory: Box<dyn DirectoryService> = Box::new(MemoryDirectoryService::default());
+    let near_dir = tempfile::tempdir().unwrap();
+    let far = Arc::<MemoryDirectoryService>::default();
+    let near = NearDirectoryService::open(near_dir.path(), 1 << 30, WritePolicy::Through, far).unwrap();
+    let back_dir = tempfile::tempdir().unwrap();
+    let far = Arc::<MemoryDirectoryService>::default();
+    let back = NearDirectoryService::open(back_dir.path(), 1 << 30, WritePolicy::Back, far).unwrap();
+    let others: [(_, Box<dyn Any>); 4] = [
+        (memory, Box::new(())),
+        (Box::new(redb), Box::new(dir)),
+        (Box::new(near), Box::new(near_dir)),
+        (Box::new(back), Box::new(back_dir)),
+    ];
+    others.into_iter().chain(object_stores).chain(grpc_services()).collect()
+}
+
+/// One under each name and over each transport that is not TLS, in front of different stores.
+fn grpc_services() -> Vec<(Box<dyn DirectoryService>, Box<dyn Any>)> {
+    let dir = tempfile::tempdir().unwrap();
+    let redb = RedbDirectoryService::open(&dir.path().join("directories.redb")).unwrap();
+    let on_tcp = GrpcDirectoryService::new(serve_on_tcp(&Store::memory()));
+    let mut services: Vec<(Box<dyn DirectoryService>, Box<dyn Any>)> = vec![(Box::new(on_tcp), Box::new(()))];
+    let memory = Arc::<MemoryDirectoryService>::default();
+    let redb: (Package, Arc<dyn DirectoryService>, Box<dyn Any>) = (Package::Snix, Arc::new(redb), Box::new(dir));
+    for (package, directories, guard) in [redb, (Package::Tvix, memory, Box::new(()))] {
+        let (peer, socket_dir) = serve_on_socket(&Store { directories, ..Store::memory() }, &[package]);
+        services.push((Box::new(GrpcDirectoryService::new(peer)), Box::new((socket_dir, guard))));
+    }
+    services
 }
 
 fn leaf() -> Directory {
@@ -77,12 +113,36 @@ async fn a_tree_comes_root_first_each_directory_once_and_after_a_parent() {
 }
 
 #[tokio::test]
-async fn an_unknown_root_gives_an_empty_stream_and_a_hole_an_error() {
+async fn an_unknown_root_gives_an_empty_stream() {
     for (service, _dir) in services() {
         assert_eq!(walk(&*service, &leaf().digest()).await.unwrap(), []);
+    }
+}
+
+#[tokio::test]
+async fn a_directory_can_be_put_alone_when_what_is_below_it_is_there() {
+    let leaf = leaf();
+    let middle = above(&[&leaf]);
+    // The leaf is below the middle, too, and comes before it as well as after it.
+    for root in [above(&[&leaf, &middle]), above(&[&middle, &leaf])] {
+        for (service, _dir) in services() {
+            for directory in [&leaf, &middle, &root] {
+                assert_eq!(service.put(directory.clone()).await.unwrap(), directory.digest());
+            }
+            assert_eq!(walk(&*service, &root.digest()).await.unwrap().len(), 3);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_hole_gives_an_error() {
+    for (service, _dir) in services() {
         let root = above(&[&leaf()]);
-        let digest = service.put(root).await.unwrap();
-        let error = walk(&*service, &digest).await.unwrap_err();
+        // A service that keeps whole trees refuses this one.
+        let error = match service.put(root).await {
+            Ok(digest) => walk(&*service, &digest).await.unwrap_err(),
+            Err(error) => error,
+        };
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         assert!(error.to_string().contains(&leaf().digest().to_string()));
     }
@@ -106,8 +166,13 @@ async fn a_putter_checks_the_sizes_of_children() {
     let leaf = leaf();
     let wrong = Node::Directory { digest: leaf.digest(), size: leaf.size() + 1 };
     let root = Directory::try_from_iter([(name("d"), wrong)]).unwrap();
+    let once = Node::Directory { digest: leaf.digest(), size: leaf.len() as u64 };
+    let counted_once = Directory::try_from_iter([(name("d"), once)]).unwrap();
     for (service, _dir) in services() {
-        assert!(refusal(put_tree(&*service, &[&leaf, &root]).await).contains("has size 3, but it has size 2"));
+        assert!(refusal(put_tree(&*service, &[&leaf, &root]).await).contains("has size 5, but it has size 4"));
+        let root = put_tree(&*service, &[&leaf, &counted_once]).await.unwrap();
+        let tree: Vec<_> = service.get_recursive(&root).try_collect().await.unwrap();
+        assert_eq!(tree, [counted_once.clone(), leaf.clone()]);
     }
 }
 

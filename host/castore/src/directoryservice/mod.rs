@@ -8,10 +8,14 @@ mod conformance;
 mod memory;
 mod order;
 mod redb;
+mod redb_gc;
 mod walk;
 
 pub use self::redb::RedbDirectoryService;
 pub use memory::MemoryDirectoryService;
+pub(crate) use order::{LeavesFirst, RootFirst};
+pub(crate) use redb_gc::Reachable;
+pub(crate) use walk::put_tree;
 
 use crate::{B3Digest, Directory};
 
@@ -21,7 +25,8 @@ pub trait DirectoryService: Send + Sync {
     /// The directory, checked against its digest; `None` when there is no such directory.
     async fn get(&self, digest: &B3Digest) -> io::Result<Option<Directory>>;
 
-    /// Adds one directory, durably. Its children need not be there.
+    /// Adds one directory, durably. Its children need not be there, unless the service keeps whole trees only: then it
+    /// is a `NotFound` error when one of them isn't.
     async fn put(&self, directory: Directory) -> io::Result<B3Digest>;
 
     /// Everything below the root and the root itself: parents before children, each directory once.
@@ -53,7 +58,7 @@ pub trait DirectoryPutter: Send {
 }
 
 /// Verifies and decodes what a store has under a digest.
-fn decode_verified(digest: &B3Digest, encoded: &[u8]) -> io::Result<Directory> {
+pub(crate) fn decode_verified(digest: &B3Digest, encoded: &[u8]) -> io::Result<Directory> {
     let actual = B3Digest::of(encoded);
     if actual != *digest {
         return Err(io::Error::new(

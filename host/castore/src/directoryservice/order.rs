@@ -3,12 +3,12 @@ use std::{
     io,
 };
 
-use crate::{B3Digest, Directory};
+use crate::{B3Digest, Directory, DirectorySizes};
 
 /// Holds a sequence of directories to the order that a putter wants: leaves first, the root last.
 #[derive(Debug, Default)]
-pub(super) struct LeavesFirst {
-    sizes: HashMap<B3Digest, u64>,
+pub(crate) struct LeavesFirst {
+    sizes: HashMap<B3Digest, DirectorySizes>,
     /// Those that no later directory has referred to yet.
     parentless: HashSet<B3Digest>,
     last: Option<B3Digest>,
@@ -16,14 +16,19 @@ pub(super) struct LeavesFirst {
 }
 
 impl LeavesFirst {
+    /// Whether nothing has been admitted.
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.last.is_none()
+    }
+
     /// Admits the next directory, whose digest is given; `false` when it was admitted before.
-    pub(super) fn admit(&mut self, digest: B3Digest, directory: &Directory) -> io::Result<bool> {
+    pub(crate) fn admit(&mut self, digest: B3Digest, directory: &Directory) -> io::Result<bool> {
         if self.closed {
             return Err(refused("the tree has been closed: start another putter".to_owned()));
         }
         for (child, size) in directory.children() {
-            match self.sizes.get(&child) {
-                Some(put) if *put == size => {}
+            match self.sizes.get(&child).map(|sizes| sizes.expect(size)) {
+                Some(put) if put == size => {}
                 Some(put) => {
                     return Err(refused(format!(
                         "the directory {digest} says that its child {child} has size {size}, but it has size {put}"
@@ -40,7 +45,7 @@ impl LeavesFirst {
             self.parentless.remove(&child);
         }
         self.last = Some(digest);
-        let new = self.sizes.insert(digest, directory.size()).is_none();
+        let new = self.sizes.insert(digest, directory.sizes()).is_none();
         if new {
             self.parentless.insert(digest);
         }
@@ -48,7 +53,7 @@ impl LeavesFirst {
     }
 
     /// Ends the sequence and returns its root.
-    pub(super) fn close(&mut self) -> io::Result<B3Digest> {
+    pub(crate) fn close(&mut self) -> io::Result<B3Digest> {
         if self.closed {
             return Err(refused("the tree has been closed before".to_owned()));
         }
@@ -63,6 +68,71 @@ impl LeavesFirst {
             None => {
                 self.closed = true;
                 Ok(root)
+            }
+        }
+    }
+}
+
+/// Holds a sequence of directories to the order in which a tree is given: the root first, each other one after one that
+/// refers to it, with the size that was said.
+#[derive(Debug)]
+pub(crate) struct RootFirst {
+    root: B3Digest,
+    /// Those that may come, by the size that they must have.
+    expected: HashMap<B3Digest, u64>,
+    came: HashSet<B3Digest>,
+}
+
+impl RootFirst {
+    /// Most directories in one tree.
+    pub(crate) const MAX_DIRECTORIES: usize = 1024 * 1024;
+
+    pub(crate) fn new(root: B3Digest) -> Self {
+        Self { root, expected: HashMap::new(), came: HashSet::new() }
+    }
+
+    /// Whether nothing has been admitted.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.came.is_empty()
+    }
+
+    /// Whether a directory of this digest is new; an error when it is not its turn.
+    pub(crate) fn expects(&self, digest: &B3Digest) -> io::Result<bool> {
+        if !self.expected.contains_key(digest) && (*digest != self.root || !self.came.is_empty()) {
+            let message = format!("the directory {digest} came, and none before it refers to it");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
+        Ok(!self.came.contains(digest))
+    }
+
+    /// Admits the next directory, which is new and whose digest is given.
+    pub(crate) fn admit(&mut self, digest: &B3Digest, directory: &Directory) -> io::Result<()> {
+        let wrong = |message| Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        let size = *self.expected.entry(*digest).or_insert(directory.size());
+        self.came.insert(*digest);
+        let actual = directory.sizes().expect(size);
+        if size != actual {
+            return wrong(format!("the directory {digest} should have size {size}, but it has size {actual}"));
+        }
+        for (child, size) in directory.children() {
+            let said = *self.expected.entry(child).or_insert(size);
+            if said != size {
+                return wrong(format!("the directory {child} is said to have size {said}, and also size {size}"));
+            }
+        }
+        if self.expected.len() > Self::MAX_DIRECTORIES {
+            return wrong(format!("there are more than {} directories, which is the limit", Self::MAX_DIRECTORIES));
+        }
+        Ok(())
+    }
+
+    /// Ends the sequence; an error when a directory has not come.
+    pub(crate) fn close(&self) -> io::Result<()> {
+        match self.expected.keys().find(|digest| !self.came.contains(*digest)) {
+            None => Ok(()),
+            Some(missing) => {
+                let message = format!("the directory {missing}, which is below {}, did not come", self.root);
+                Err(io::Error::new(io::ErrorKind::NotFound, message))
             }
         }
     }

@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use async_trait::async_trait;
@@ -23,7 +23,10 @@ use tokio::runtime::Handle;
 use super::{DirectoryPutter, DirectoryService, decode_verified, order::LeavesFirst, walk};
 use crate::{B3Digest, Directory};
 
-const TABLE: TableDefinition<'_, [u8; B3Digest::LENGTH], Vec<u8>> = TableDefinition::new("directory");
+pub(super) const TABLE: TableDefinition<'_, [u8; B3Digest::LENGTH], Vec<u8>> = TableDefinition::new("directory");
+
+/// When each tree was put last, by its root, in nanoseconds since 1970; see [`crate::gc`]. snix knows nothing of it.
+pub(super) const RECENT: TableDefinition<'_, [u8; B3Digest::LENGTH], u64> = TableDefinition::new("cofferdam_recent");
 
 /// How long to try when another process has the file.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -36,14 +39,14 @@ const CACHE_BYTES: usize = 16 * 1024 * 1024;
 /// Directories in a redb file, in the layout of snix: table `directory`, from digest to canonical encoding.
 #[derive(Debug)]
 pub struct RedbDirectoryService {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
-struct Shared {
+pub(super) struct Shared {
     path: PathBuf,
     /// Threads of this process queue here, fairly, instead of meeting at the file's lock.
-    turn: RwLock<()>,
+    pub(super) turn: RwLock<()>,
     patience: Duration,
 }
 
@@ -75,7 +78,7 @@ impl RedbDirectoryService {
 }
 
 impl Shared {
-    fn get_many(&self, digests: &[B3Digest]) -> io::Result<Vec<Option<Directory>>> {
+    pub(super) fn get_many(&self, digests: &[B3Digest]) -> io::Result<Vec<Option<Directory>>> {
         let _turn = self.turn.read().unwrap_or_else(PoisonError::into_inner);
         let Some(database) = self.open_to_read()? else { return Ok(vec![None; digests.len()]) };
         let read = database.begin_read().map_err(|error| self.failed(error))?;
@@ -91,8 +94,8 @@ impl Shared {
         digests.iter().map(get).collect()
     }
 
-    /// Adds these in one durable transaction.
-    fn put_many(&self, directories: &[(B3Digest, Vec<u8>)]) -> io::Result<()> {
+    /// Adds these, and that their root is new, in one durable transaction.
+    fn put_many(&self, root: &B3Digest, directories: &[(B3Digest, Vec<u8>)]) -> io::Result<()> {
         let _turn = self.turn.write().unwrap_or_else(PoisonError::into_inner);
         let database = self.retry(|| self.open_to_write())?;
         let write = database.begin_write().map_err(|error| self.failed(error))?;
@@ -101,12 +104,14 @@ impl Shared {
             for (digest, encoded) in directories {
                 table.insert(digest.as_bytes(), encoded).map_err(|error| self.failed(error))?;
             }
+            let mut recent = write.open_table(RECENT).map_err(|error| self.failed(error))?;
+            recent.insert(root.as_bytes(), unix_nanos(SystemTime::now())).map_err(|error| self.failed(error))?;
         }
         write.commit().map_err(|error| self.failed(error))
     }
 
     /// Opens the database; makes it when there is no file.
-    fn open_to_write(&self) -> Result<Database, DatabaseError> {
+    pub(super) fn open_to_write(&self) -> Result<Database, DatabaseError> {
         match OpenOptions::new().read(true).write(true).open(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.create(),
             file => builder().create_file(file?),
@@ -145,7 +150,7 @@ impl Shared {
     }
 
     /// `None` while there is no file.
-    fn open_to_read(&self) -> io::Result<Option<ReadOnlyDatabase>> {
+    pub(super) fn open_to_read(&self) -> io::Result<Option<ReadOnlyDatabase>> {
         // A file that is there but empty is one that another program is about to make into a database.
         match fs::metadata(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -163,7 +168,7 @@ impl Shared {
         opened.map(Some)
     }
 
-    fn retry<T>(&self, mut open: impl FnMut() -> Result<T, DatabaseError>) -> io::Result<T> {
+    pub(super) fn retry<T>(&self, mut open: impl FnMut() -> Result<T, DatabaseError>) -> io::Result<T> {
         let deadline = Instant::now() + self.patience;
         loop {
             match open() {
@@ -174,7 +179,7 @@ impl Shared {
         }
     }
 
-    fn failed(&self, error: impl Into<redb::Error>) -> io::Error {
+    pub(super) fn failed(&self, error: impl Into<redb::Error>) -> io::Error {
         let error = error.into();
         io::Error::other(format!("the directories in {}: {error}", self.path.display()))
     }
@@ -188,6 +193,12 @@ impl Shared {
         let message = format!("the directories in {path}: {holder} for {seconds} s; try again when it has ended");
         io::Error::new(io::ErrorKind::WouldBlock, message)
     }
+}
+
+/// Nanoseconds since 1970.
+pub(super) fn unix_nanos(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn builder() -> Builder {
@@ -220,7 +231,7 @@ impl DirectoryService for RedbDirectoryService {
     async fn put(&self, directory: Directory) -> io::Result<B3Digest> {
         let encoded = directory.encode();
         let digest = B3Digest::of(&encoded);
-        self.blocking(move |shared| shared.put_many(&[(digest, encoded)])).await?;
+        self.blocking(move |shared| shared.put_many(&digest, &[(digest, encoded)])).await?;
         Ok(digest)
     }
 
@@ -256,7 +267,7 @@ impl DirectoryPutter for RedbDirectoryPutter<'_> {
         let mut directories = mem::take(&mut self.encoded);
         // In the order of the keys a B-tree fills best.
         directories.sort_unstable_by_key(|(digest, _)| *digest);
-        self.service.blocking(move |shared| shared.put_many(&directories)).await?;
+        self.service.blocking(move |shared| shared.put_many(&root, &directories)).await?;
         Ok(root)
     }
 }

@@ -1,10 +1,11 @@
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     io,
 };
 
 use futures::stream::{self, BoxStream, StreamExt as _};
 
+use super::DirectoryService;
 use crate::{B3Digest, Directory};
 
 /// Most directories that are asked for at a time.
@@ -29,6 +30,28 @@ where
         }
     })
     .boxed()
+}
+
+/// Puts a tree, all of which is among these directories, leaves first.
+pub(crate) async fn put_tree(
+    to: &dyn DirectoryService,
+    root: &B3Digest,
+    directories: &HashMap<B3Digest, Directory>,
+) -> io::Result<()> {
+    let mut putter = to.put_multiple_start();
+    let mut seen = HashSet::new();
+    // Whether what is below has been put already.
+    let mut waiting = vec![(*root, false)];
+    while let Some((digest, is_next)) = waiting.pop() {
+        let Some(directory) = directories.get(&digest) else { continue };
+        if is_next {
+            putter.put(directory.clone()).await?;
+        } else if seen.insert(digest) {
+            waiting.push((digest, true));
+            waiting.extend(directory.children().map(|(child, _)| (child, false)));
+        }
+    }
+    putter.close().await.map(drop)
 }
 
 struct Walk<G> {

@@ -136,7 +136,7 @@ fn commit_blobs(store: &Store, path: &Path) -> Result<(), ImportError> {
 }
 
 /// Adds directories that come leaves first; the node of the last one.
-fn put_directories(store: &Store, directories: Vec<crate::Directory>) -> io::Result<Node> {
+pub(crate) fn put_directories(store: &Store, directories: Vec<crate::Directory>) -> io::Result<Node> {
     let size = directories.last().map_or(0, crate::Directory::size);
     let mut putter = store.directories.put_multiple_start();
     let digest = block_on(async {

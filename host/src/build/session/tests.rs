@@ -1,11 +1,19 @@
 //! Lying guests: each breaks one rule of the conversation, and is refused for that rule.
 
-use std::{io::Write, sync::Arc, time::Duration};
+use std::{io::Write, os::unix::net::UnixStream, sync::Arc, time::Duration};
 
-use cofferdam_protocol::{MAX_DETAIL_BYTES, Stream, UnsupportedKind, frame::MAX_DATA_BYTES, tree::Event};
+use bytes::Bytes;
+use cofferdam_castore::Node;
+use cofferdam_protocol::{
+    MAX_DETAIL_BYTES, MAX_INPUT_BYTES, Sample, Stream, UnsupportedKind, WindowSize,
+    frame::{FrameReader, FrameWriter, MAX_DATA_BYTES, MAX_FROM_HOST_BYTES},
+    tree::Event,
+};
+
+use tokio::sync::mpsc;
 
 use super::*;
-use crate::build::{Observer, Phase};
+use crate::build::{Kept, Observer, Options, Phase, Terminal, TerminalInput};
 
 const LIMITS: tree::Limits = tree::Limits { entries: 20_000, bytes: 64 };
 const LOG_BYTES: u64 = 32;
@@ -21,7 +29,13 @@ impl Observer for Silent {
 }
 
 fn exited(end: End) -> FromGuest<'static> {
-    FromGuest::Exited(Report { end, out_of_memory: false, scratch_full: false, usage: Usage::default() })
+    FromGuest::Exited(Report {
+        end,
+        out_of_memory: false,
+        scratch_full: false,
+        too_many_processes: None,
+        usage: Usage::default(),
+    })
 }
 
 fn specification(outputs: &[&str]) -> Specification {
@@ -34,45 +48,67 @@ fn specification(outputs: &[&str]) -> Specification {
         additional_files: vec![],
         outputs: outputs.iter().map(|&output| output.to_owned()).collect(),
         provide_bin_sh: false,
+        host_paths: Vec::new(),
+        processes: 100,
     }
+}
+
+fn options() -> Options {
+    Options { log_bytes: LOG_BYTES, outputs: LIMITS, ..Options::default() }
 }
 
 /// What the host concludes when the guest writes `wire`, whatever the host says, and hangs up.
 fn conclude(wire: &[u8], outputs: &[&str], store: &Store) -> Outcome {
-    conclude_unless(&AtomicBool::new(false), wire, outputs, store)
+    Ended::of(&options(), &Ending::default(), wire, outputs, store).outcome
 }
 
-fn conclude_unless(decided: &AtomicBool, wire: &[u8], outputs: &[&str], store: &Store) -> Outcome {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
-    let (host, mut guest) = UnixStream::pair().unwrap();
-    host.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    let progress = Progress::new(Arc::new(Silent));
-    let needles = Needles::new(["needle"]).unwrap();
-    std::thread::scope(|scope| {
-        let writer = scope.spawn(move || {
-            // The host may hang up at the first lie.
-            let _ = guest.write_all(wire);
-            let _ = guest.shutdown(Shutdown::Write);
-            let mut said = [0; 4096];
-            while std::io::Read::read(&mut guest, &mut said).is_ok_and(|length| length > 0) {}
-        });
-        let session = Session {
-            specification: specification(outputs),
-            store,
-            needles: &needles,
-            handle: runtime.handle().clone(),
-            progress: &progress,
-            decided,
-            log_bytes: LOG_BYTES,
-            outputs: LIMITS,
-            memory_bytes: 1 << 30,
-            scratch_bytes: 1 << 20,
-        };
-        let outcome = session.converse(&host);
-        drop(host);
-        writer.join().unwrap();
-        outcome
-    })
+/// How a session ended, and what it had said.
+struct Ended {
+    outcome: Outcome,
+    said: Vec<FromHost>,
+}
+
+impl Ended {
+    fn of(options: &Options, ending: &Ending, wire: &[u8], outputs: &[&str], store: &Store) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let (host, mut guest) = UnixStream::pair().unwrap();
+        host.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        ending.connect(host).unwrap();
+        let line = ending.line().unwrap();
+        let progress = Progress::new(Arc::new(Silent), options);
+        let needles = Needles::new(["needle"]).unwrap();
+        std::thread::scope(|scope| {
+            let guest = scope.spawn(move || {
+                // The host may hang up at the first lie.
+                let _ = guest.write_all(wire);
+                let _ = guest.shutdown(Shutdown::Write);
+                let mut reader = FrameReader::new(guest, MAX_FROM_HOST_BYTES);
+                std::iter::from_fn(|| reader.read().ok()).collect()
+            });
+            let session = Session {
+                specification: specification(outputs),
+                store,
+                needles: &needles,
+                handle: runtime.handle().clone(),
+                progress: &progress,
+                ending,
+                options,
+                memory_bytes: 1 << 30,
+            };
+            let outcome = session.converse(line);
+            line.hang_up();
+            Self { outcome, said: guest.join().unwrap() }
+        })
+    }
+
+    /// The build that failed.
+    #[track_caller]
+    fn failed(self) -> Failed {
+        match self.outcome.unwrap_err() {
+            BuildError::Failed(failed) => *failed,
+            other => panic!("{}", told(&other)),
+        }
+    }
 }
 
 fn wire(messages: &[FromGuest<'_>]) -> Vec<u8> {
@@ -216,7 +252,9 @@ fn nothing_is_stored_for_a_build_that_lies_at_the_end() {
     conclude(&wire(&messages), &["build/a", "build/b"], &store).unwrap_err();
     assert_nothing_is_stored(&store);
     // The same, true, but too late.
-    conclude_unless(&AtomicBool::new(true), &wire(&messages), &["build/a"], &store).unwrap_err();
+    let ending = Ending::default();
+    ending.decide();
+    Ended::of(&options(), &ending, &wire(&messages), &["build/a"], &store).outcome.unwrap_err();
     assert_nothing_is_stored(&store);
     conclude(&wire(&messages), &["build/a"], &store).unwrap();
 }
@@ -269,13 +307,23 @@ fn texts_of_a_guest_are_bounded_and_escaped() {
 #[test]
 fn ends_of_commands_are_told_apart() {
     let report = |end, out_of_memory, scratch_full| {
-        FromGuest::Exited(Report { end, out_of_memory, scratch_full, usage: Usage::default() })
+        let usage = Usage::default();
+        FromGuest::Exited(Report { end, out_of_memory, scratch_full, too_many_processes: None, usage })
+    };
+    let crowded = |end| Report {
+        end,
+        out_of_memory: false,
+        scratch_full: false,
+        too_many_processes: Some(7),
+        usage: Usage::default(),
     };
     for (report, code) in [
         (report(End::Exited(7), false, false), "exit_code"),
         (report(End::Signaled(9), false, false), "signal"),
         (report(End::Signaled(9), true, false), "out_of_memory"),
         (report(End::Exited(1), false, true), "scratch_full"),
+        (FromGuest::Exited(crowded(End::Exited(1))), "too_many_processes"),
+        (FromGuest::Exited(Report { scratch_full: true, ..crowded(End::Exited(1)) }), "scratch_full"),
         (report(End::NotExecuted(2), false, false), "command_not_found"),
         (report(End::NotExecuted(13), false, false), "command_not_executable"),
         (report(End::NoWorkingDir(2), false, false), "no_working_dir"),
@@ -331,4 +379,281 @@ fn what_the_inputs_leave_no_room_for_is_the_requests_fault() {
 fn all_missing_outputs_are_named() {
     let told = refusal_of_outputs(&[FromGuest::Missing, FromGuest::Missing, FromGuest::Finished]);
     assert!(told.contains("\"build/a\", \"build/b\""), "{told}");
+}
+
+#[test]
+fn samples_and_pieces_of_the_log_have_their_place_and_form() {
+    let sample = FromGuest::Sample(Sample::default());
+    let told = refusal(std::slice::from_ref(&sample), &[]);
+    assert!(told.contains("it sent a sample instead of its hello"), "{told}");
+    let told = refusal_of_outputs(std::slice::from_ref(&sample));
+    assert!(told.contains("it sent a sample before all outputs had come"), "{told}");
+    let told = refusal(&[HELLO, FromGuest::Log { stream: Stream::Stdout, bytes: b"" }], &[]);
+    assert!(told.contains("an empty piece of the log"), "{told}");
+    let many = [&[HELLO][..], &vec![sample; 1000], &[exited(End::Exited(0)), FromGuest::Finished]].concat();
+    conclude(&wire(&many), &[], &Store::memory()).unwrap();
+}
+
+fn keeping() -> Options {
+    Options { keep_failed: true, ..options() }
+}
+
+fn kept_of(messages: &[FromGuest<'_>], store: &Store) -> Option<Kept> {
+    let messages = [&[HELLO, exited(End::Exited(7))], messages].concat();
+    let failed = Ended::of(&keeping(), &Ending::default(), &wire(&messages), &["build/a"], store).failed();
+    // Whatever comes of it.
+    assert_eq!(failed.reason, Reason::ExitCode(7));
+    failed.kept
+}
+
+const FILE: FromGuest<'_> = FromGuest::Tree(Event::File { name: b"file", executable: false });
+const DATA: FromGuest<'_> = FromGuest::Tree(Event::Data(b"left"));
+
+#[test]
+fn what_a_failed_build_has_left_is_stored() {
+    let store = Store::memory();
+    let kept = kept_of(&[ROOT, FILE, DATA, END, END, FromGuest::Kept { skipped: 3 }], &store).unwrap();
+    assert_eq!(kept.skipped, 3);
+    let Node::Directory { digest, size: 2 } = kept.node else { panic!("{:?}", kept.node) };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    assert!(runtime.block_on(store.directories.get(&digest)).unwrap().is_some());
+    assert!(runtime.block_on(store.blobs.has(&blake3::hash(b"left").into())).unwrap());
+    assert_eq!(kept_of(&[FromGuest::Kept { skipped: 0 }], &store), None);
+}
+
+#[test]
+fn a_guest_that_lies_about_what_is_left_has_nothing_kept_and_has_failed_all_the_same() {
+    let large = [0; 65];
+    for messages in [
+        vec![],
+        vec![ROOT, FromGuest::Kept { skipped: 0 }],
+        vec![ROOT, END, ROOT, END, FromGuest::Kept { skipped: 0 }],
+        vec![ROOT, FILE, FILE],
+        vec![ROOT, FILE, FromGuest::Tree(Event::Data(&large)), END, END, FromGuest::Kept { skipped: 0 }],
+        vec![ROOT, END, FromGuest::Finished],
+        vec![FromGuest::Missing],
+        vec![FromGuest::Sample(Sample::default())],
+    ] {
+        let store = Store::memory();
+        assert_eq!(kept_of(&messages, &store), None, "{messages:?}");
+    }
+}
+
+#[test]
+fn nobody_asks_for_what_is_left_unless_somebody_wants_it() {
+    let messages = wire(&[HELLO, exited(End::Exited(7)), ROOT, END, FromGuest::Kept { skipped: 0 }]);
+    let ended = Ended::of(&options(), &Ending::default(), &messages, &[], &Store::memory());
+    assert!(matches!(ended.said[..], [FromHost::Specification(_), FromHost::Acknowledge]), "{:?}", ended.said);
+    assert_eq!(ended.failed().kept, None);
+    // Somebody else has decided how it ends.
+    let ending = Ending::default();
+    ending.decide();
+    let ended = Ended::of(&keeping(), &ending, &messages, &[], &Store::memory());
+    assert!(matches!(ended.said[..], [FromHost::Specification(_), FromHost::Acknowledge]), "{:?}", ended.said);
+}
+
+#[test]
+fn outputs_that_are_missing_or_can_not_be_stored_leave_something_too() {
+    let left = [ROOT, END, FromGuest::Kept { skipped: 0 }];
+    let unsupported = FromGuest::Unsupported { path: b"", kind: UnsupportedKind::Fifo };
+    for (outputs, code) in
+        [(&[FromGuest::Missing, FromGuest::Finished][..], "output_missing"), (&[unsupported], "output_unsupported")]
+    {
+        let messages = [&[HELLO, exited(End::Exited(0))], outputs, &left].concat();
+        let ended = Ended::of(&keeping(), &Ending::default(), &wire(&messages), &["build/a"], &Store::memory());
+        let failed = ended.failed();
+        assert_eq!(failed.reason.code(), code);
+        assert!(failed.kept.is_some());
+    }
+}
+
+#[test]
+fn a_command_that_writes_too_much_is_stopped_where_its_guest_is_needed() {
+    let log = FromGuest::Log { stream: Stream::Stderr, bytes: &[b'x'; LOG_BYTES as usize] };
+    let left = [exited(End::Signaled(9)), ROOT, END, FromGuest::Kept { skipped: 0 }];
+    let messages = [&[HELLO, log.clone(), log.clone(), log][..], &left].concat();
+    let ended = Ended::of(&keeping(), &Ending::default(), &wire(&messages), &[], &Store::memory());
+    let said = [FromHost::Stop, FromHost::Keep(LIMITS), FromHost::Acknowledge];
+    assert_eq!(ended.said[1..], said);
+    let failed = ended.failed();
+    assert_eq!(failed.reason, Reason::LimitReached { limit: Limit::LogBytes, allowed: LOG_BYTES });
+    assert!(failed.kept.is_some());
+}
+
+#[test]
+fn messages_of_what_comes_after_a_failure_have_no_place_before_it() {
+    for (message, name) in [
+        (FromGuest::Finished, "the end of the outputs"),
+        (FromGuest::Kept { skipped: 0 }, "the end of what is kept"),
+        (FromGuest::Output(b"$ "), "a shell's output"),
+        (FromGuest::ShellEnded, "a shell's end"),
+    ] {
+        for (told, place) in [
+            (refusal(std::slice::from_ref(&message), &[]), "instead of its hello"),
+            (refusal(&[HELLO, message.clone()], &[]), "while the command ran"),
+            (refusal_of_outputs(std::slice::from_ref(&message)), "before all outputs had come"),
+        ] {
+            assert!(told.contains(&format!("it sent {name} {place}")), "{told}");
+        }
+    }
+}
+
+/// A client that has this terminal.
+struct Client(std::sync::Mutex<Option<Terminal>>);
+
+impl Observer for Client {
+    fn phase(&self, _: Phase) {}
+    fn log(&self, _: Stream, _: &[u8]) {}
+    fn terminal(&self, _: &Reason) -> Option<Terminal> {
+        self.0.lock().unwrap().take()
+    }
+}
+
+/// The guest's side of a conversation whose build has failed.
+struct FailedGuest {
+    reader: FrameReader<UnixStream>,
+    writer: FrameWriter<UnixStream>,
+    stream: UnixStream,
+}
+
+impl FailedGuest {
+    fn hear(&mut self) -> Option<FromHost> {
+        self.reader.read().ok()
+    }
+
+    fn show(&mut self, bytes: &[u8]) -> Result<(), FrameError> {
+        self.writer.write(&FromGuest::Output(bytes))
+    }
+}
+
+/// Runs a session whose build fails and whose client has a terminal; the failure must come out of it.
+fn with_shell(
+    guest: impl FnOnce(FailedGuest) + Send,
+    client: impl FnOnce(mpsc::Sender<TerminalInput>, mpsc::Receiver<Bytes>, &Ending) + Send,
+) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+    let (typed, input) = mpsc::channel(1);
+    let (output, shown) = mpsc::channel(1);
+    let size = WindowSize { rows: 24, columns: 80 };
+    let terminal = Terminal { kind: "xterm".to_owned(), size, input, output };
+    let options = Options { shell: Some(Duration::from_secs(60)), ..options() };
+    let progress = Progress::new(Arc::new(Client(Some(terminal).into())), &options);
+    let (host, stream) = UnixStream::pair().unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let ending = Ending::default();
+    ending.connect(host).unwrap();
+    let session = Session {
+        specification: specification(&[]),
+        store: &Store::memory(),
+        needles: &Needles::new(["needle"]).unwrap(),
+        handle: runtime.handle().clone(),
+        progress: &progress,
+        ending: &ending,
+        options: &options,
+        memory_bytes: 1 << 30,
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let clone = || stream.try_clone().unwrap();
+            let mut it = FailedGuest {
+                reader: FrameReader::new(clone(), MAX_FROM_HOST_BYTES),
+                writer: FrameWriter::new(clone(), usize::MAX),
+                stream: clone(),
+            };
+            it.writer.write(&HELLO).unwrap();
+            it.writer.write(&exited(End::Exited(7))).unwrap();
+            assert!(matches!(it.hear(), Some(FromHost::Specification(_))));
+            assert_eq!(it.hear(), Some(FromHost::Shell { term: "xterm".to_owned(), size }));
+            guest(it);
+        });
+        let ending = &ending;
+        scope.spawn(move || client(typed, shown, ending));
+        match session.converse(ending.line().unwrap()).unwrap_err() {
+            BuildError::Failed(failed) => assert_eq!(failed.reason, Reason::ExitCode(7)),
+            other => panic!("{}", told(&other)),
+        }
+    });
+}
+
+#[test]
+fn a_terminal_and_a_shell_hear_each_other_until_the_shell_ends() {
+    let size = WindowSize { rows: 50, columns: 132 };
+    let long = vec![b'l'; MAX_INPUT_BYTES + 1];
+    with_shell(
+        |mut guest| {
+            guest.show(b"$ ").unwrap();
+            assert_eq!(guest.hear(), Some(FromHost::Resize(size)));
+            assert_eq!(guest.hear(), Some(FromHost::Input(long[1..].to_vec().into())));
+            assert_eq!(guest.hear(), Some(FromHost::Input(b"l".to_vec().into())));
+            guest.show(b"bye").unwrap();
+            guest.writer.write(&FromGuest::ShellEnded).unwrap();
+            assert_eq!(guest.hear(), None);
+        },
+        |typed, mut shown, _| {
+            assert_eq!(shown.blocking_recv().unwrap(), "$ ");
+            typed.blocking_send(TerminalInput::Resize(size)).unwrap();
+            typed.blocking_send(TerminalInput::Bytes(long.clone().into())).unwrap();
+            assert_eq!(shown.blocking_recv().unwrap(), "bye");
+            assert_eq!(shown.blocking_recv(), None);
+            assert!(typed.is_closed());
+        },
+    );
+}
+
+#[test]
+fn a_client_that_goes_away_ends_its_shell() {
+    for keeps_reading in [true, false] {
+        with_shell(
+            |mut guest| {
+                while guest.show(b"x").is_ok() {}
+                while guest.hear().is_some() {}
+            },
+            |typed, mut shown, _| {
+                let first = shown.blocking_recv().unwrap();
+                assert_eq!(first, "x");
+                if keeps_reading {
+                    drop(typed);
+                    while shown.blocking_recv().is_some() {}
+                } else {
+                    drop(shown);
+                    while !typed.is_closed() {
+                        std::thread::yield_now();
+                    }
+                }
+            },
+        );
+    }
+}
+
+#[test]
+fn a_client_that_reads_no_more_holds_the_shell_back_and_can_be_ended() {
+    let (stuck, is_stuck) = std::sync::mpsc::channel();
+    with_shell(
+        move |mut guest| {
+            guest.stream.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
+            let piece = vec![0; MAX_DATA_BYTES];
+            let written = (0..10_000).take_while(|_| guest.show(&piece).is_ok()).count();
+            assert!(written < 100, "the host has taken {written} pieces that nobody reads");
+            stuck.send(()).unwrap();
+            // To the end of the connection.
+            while guest.hear().is_some() {}
+        },
+        move |_typed, _shown, ending| {
+            is_stuck.recv().unwrap();
+            ending.hang_up();
+        },
+    );
+}
+
+#[test]
+fn a_guest_that_lies_to_a_shell_is_heard_no_more() {
+    for lie in [FromGuest::Finished, HELLO, FromGuest::Tree(Event::End), FromGuest::Kept { skipped: 0 }] {
+        with_shell(
+            |mut guest| {
+                guest.writer.write(&lie).unwrap();
+                assert_eq!(guest.hear(), None);
+            },
+            |_typed, mut shown, _| assert_eq!(shown.blocking_recv(), None),
+        );
+    }
 }

@@ -6,8 +6,9 @@ use cofferdam_images::{Image, default_dir};
 
 use super::{Check, StoreArgs};
 use crate::{
-    build::Settings,
-    cli::{error::causes, quantity::show_size, store::state_dir},
+    build::Options,
+    cli::{quantity::show_size, store::state_dir},
+    failure::causes,
     jail::landlock_version,
     request::Host,
     vmm::{self, Accelerator, Candidate, Survey},
@@ -138,8 +139,9 @@ fn landlock() -> Check {
 
 fn memory(host: &Host) -> Check {
     let name = "memory";
-    let (all, default) = (show_size(host.memory_bytes), show_size(Settings::MEMORY_BYTES));
-    if host.memory_bytes > Settings::MEMORY_BYTES {
+    let needed = Options::default().memory_bytes;
+    let (all, default) = (show_size(host.memory_bytes), show_size(needed));
+    if host.memory_bytes > needed {
         Check::fine(name, format!("{all}; a build gets {default} unless --memory says otherwise"))
     } else {
         Check::absent(name, format!("{all}, and a build gets {default}"), "give builds less with --memory")

@@ -1,15 +1,7 @@
-//! Cost as ratios against a peer in the same run; absolute times mean nothing on a busy or emulated machine.
-//!
-//! | what | peer |
-//! |---|---|
-//! | a trivial build | a bare boot of the same kernel by the same VMM, whose init powers off |
-//! | reading 10,000 small inputs | the stock virtiofsd, in the same VM |
-//! | import of a tree of 10,000 files | `cp -r` of it |
-//!
-//! With `COFFERDAM_TEST_VMM=cloud-hypervisor` only the first is measured; the others don't depend on the VMM.
+//! What needs a VM.
 
 use std::{
-    env, fs,
+    fs,
     io::Write,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -18,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use cofferdam::{
     inputs::{self, Device},
     jail::Spawner,
@@ -28,106 +20,50 @@ use cofferdam_castore::{PathComponent, import::import_path};
 use cofferdam_tests::{guest, image, program, vmm};
 use tempfile::TempDir;
 
-const FILES: usize = 10_000;
-const FILES_A_DIRECTORY: usize = 100;
-const FILE_BYTES: usize = 13_000;
+use super::{
+    measure::{ROUNDS, Series, report},
+    tree::{FILE_BYTES, FILES, make_tree},
+};
 
-/// Odd, so that there is a median.
-const ROUNDS: usize = 5;
-
-fn main() -> Result<()> {
-    if env::args().nth(1).as_deref() == Some(inputs::SUBCOMMAND) {
-        return inputs::run_device().map_err(|error| anyhow!("the inputs' device failed: {error}"));
-    }
-    let directory = tempfile::tempdir()?;
-    println!("medians of {ROUNDS} rounds, peers in turn");
-    println!("{:<34} {:>10} {:>10} {:>7}  aim", "", "cofferdam", "peer", "ratio");
-    if vmm::asked() == Some("cloud-hypervisor") {
-        return trivial_build(&directory, Kind::CloudHypervisor);
-    }
-    let tree = directory.path().join("shared/tree");
-    make_tree(&tree)?;
-    import(&directory, &tree)?;
-    trivial_build(&directory, Kind::Qemu)?;
-    small_inputs(&directory, &tree)
-}
-
-fn report(what: &str, mut ours: Vec<Duration>, mut peer: Vec<Duration>, aim: &str) {
-    ours.sort();
-    peer.sort();
-    let (ours, peer) = (ours[ours.len() / 2].as_secs_f64(), peer[peer.len() / 2].as_secs_f64());
-    println!("{what:<34} {ours:>8.3} s {peer:>8.3} s {:>7.2}  {aim}", ours / peer);
-}
-
-fn make_tree(tree: &Path) -> Result<()> {
-    let mut contents = blake3::Hasher::new_derive_key("cofferdam benchmark tree").finalize_xof();
-    let mut bytes = vec![0; FILE_BYTES];
-    for number in 0..FILES {
-        let directory = tree.join(format!("{:03}", number / FILES_A_DIRECTORY));
-        if number % FILES_A_DIRECTORY == 0 {
-            fs::create_dir_all(&directory)?;
-        }
-        contents.fill(&mut bytes);
-        fs::write(directory.join(format!("{number:05}")), &bytes)?;
-    }
-    Ok(())
-}
-
-fn timed(command: &mut Command) -> Result<Duration> {
-    let start = Instant::now();
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("can't start {command:?}"))?;
-    let took = start.elapsed();
-    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(took)
-}
-
-fn import(directory: &TempDir, tree: &Path) -> Result<()> {
-    let (mut ours, mut peer) = (Vec::new(), Vec::new());
-    for round in 0..ROUNDS {
-        let state = directory.path().join(format!("import-{round}"));
-        let copy = directory.path().join(format!("copy-{round}"));
-        nix::unistd::sync();
-        ours.push(timed(Command::new(program()).arg("import").arg(tree).env("COFFERDAM_STATE_DIR", &state))?);
-        nix::unistd::sync();
-        peer.push(timed(Command::new("cp").arg("-r").arg(tree).arg(&copy))?);
-        fs::remove_dir_all(state)?;
-        fs::remove_dir_all(copy)?;
-    }
-    report("import 10,000 files : cp -r", ours, peer, "≤ 2");
-    Ok(())
-}
-
-fn trivial_build(directory: &TempDir, vmm: Kind) -> Result<()> {
+/// A trivial build, with the VMM that is asked for.
+pub(crate) fn trivial_build(directory: &TempDir) -> Result<()> {
+    let vmm = match vmm::asked() {
+        Some("cloud-hypervisor") => Kind::CloudHypervisor,
+        _ => Kind::Qemu,
+    };
     let state = directory.path().join("state");
     let bare = directory.path().join("bare");
     guest::image_with_init(&bare, guest::bench());
-    let (mut ours, mut peer) = (Vec::new(), Vec::new());
+    let (mut ours, mut peer) = (Series::default(), Series::default());
     for _ in 0..ROUNDS {
         let mut build = Command::new(program());
         build.args(["run", "--vmm", &vmm.to_string(), "--bin-sh", "--output", "build/out"]);
         build.args(["--", "/bin/sh", "-c", "echo > out"]);
-        ours.push(timed(build.env("COFFERDAM_STATE_DIR", &state).env("COFFERDAM_IMAGE", image().0))?);
-        peer.push(timed(&mut match vmm {
+        ours.run(build.env("COFFERDAM_STATE_DIR", &state).env("COFFERDAM_IMAGE", image().0))?;
+        peer.run(&mut match vmm {
             Kind::Qemu => qemu(&bare, "off", &[]),
             Kind::CloudHypervisor => cloud_hypervisor(&bare),
-        })?);
+        })?;
     }
-    report("trivial build : bare boot", ours, peer, "first figure");
+    report("trivial build : bare boot", &ours, &peer, "first figure");
     Ok(())
 }
 
-fn small_inputs(directory: &TempDir, tree: &Path) -> Result<()> {
+/// Many small inputs, each read once.
+pub(crate) fn small_inputs(directory: &TempDir) -> Result<()> {
+    let tree = &directory.path().join("shared/tree");
+    make_tree(tree)?;
     let runtime = tokio::runtime::Runtime::new()?;
     let image = directory.path().join("read");
     guest::image_with_init(&image, guest::bench());
-    let (mut ours, mut peer) = (Vec::new(), Vec::new());
+    let (mut ours, mut peer) = (Series::default(), Series::default());
     for round in 0..ROUNDS {
         let order = if round % 2 == 0 { "inputs,stock" } else { "stock,inputs" };
         for (tag, took) in runtime.block_on(read_in_one_vm(directory, &image, tree, order))? {
-            if tag == "inputs" { &mut ours } else { &mut peer }.push(took);
+            if tag == "inputs" { &mut ours } else { &mut peer }.times.push(took);
         }
     }
-    report("read 10,000 inputs : virtiofsd", ours, peer, "≤ 0.5");
+    report("read 10,000 inputs : virtiofsd", &ours, &peer, "≤ 0.5");
     Ok(())
 }
 

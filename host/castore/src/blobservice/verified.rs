@@ -1,0 +1,290 @@
+//! Holds the files of blobs to their digests.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io,
+    os::unix::fs::FileExt as _,
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use nix::sys::stat::{FileStat, fstat};
+
+use crate::B3Digest;
+
+/// Most files that are remembered.
+const MAX_FILES: usize = 256 * 1024;
+
+/// Bytes that are read at a time.
+const READ_BYTES: usize = 256 * 1024;
+
+/// What changes when a file is replaced or written to. Not its `ctime`: that changes with each name it gets or loses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Version {
+    dev: u64,
+    ino: u64,
+    size: i64,
+    modified: (i64, i64),
+}
+
+impl From<FileStat> for Version {
+    fn from(stat: FileStat) -> Self {
+        Self { dev: stat.st_dev, ino: stat.st_ino, size: stat.st_size, modified: (stat.st_mtime, stat.st_mtime_nsec) }
+    }
+}
+
+impl Version {
+    pub(super) fn of(file: &File) -> io::Result<Self> {
+        Ok(fstat(file)?.into())
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        u64::try_from(self.size).unwrap_or(0)
+    }
+}
+
+/// Knows which files have been checked in this process, so that each is read for that once, however often it is opened.
+#[derive(Debug)]
+pub(super) struct Verified {
+    /// `DIR/b3`, for errors.
+    dir: PathBuf,
+    files: Mutex<HashMap<B3Digest, Version>>,
+}
+
+impl Verified {
+    pub(super) fn new(dir: PathBuf) -> Self {
+        Self { dir, files: Mutex::default() }
+    }
+
+    pub(super) fn knows(&self, digest: &B3Digest, version: &Version) -> bool {
+        self.files().get(digest) == Some(version)
+    }
+
+    /// Reads the whole file, unless it is known, and refuses it when it is something else.
+    pub(super) fn check_file(&self, digest: &B3Digest, file: &File) -> io::Result<()> {
+        let version = Version::of(file)?;
+        if self.knows(digest, &version) {
+            return Ok(());
+        }
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer =
+            vec![0; usize::try_from(version.bytes()).map_or(READ_BYTES, |bytes| bytes.clamp(1, READ_BYTES))];
+        loop {
+            match file.read_at(&mut buffer, hasher.count()) {
+                Ok(0) => break,
+                Ok(read) => {
+                    hasher.update(&buffer[..read]);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.check(digest, version, hasher.finalize().into())
+    }
+
+    /// Remembers this version of a file, which has that digest; refuses it when that is another one.
+    pub(super) fn check(&self, digest: &B3Digest, version: Version, actual: B3Digest) -> io::Result<()> {
+        if actual != *digest {
+            let path = self.dir.join(super::local::blob_path(digest));
+            let message = format!(
+                "{} has the digest {actual}: the store is damaged; remove this file, and import the contents anew",
+                path.display()
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
+        self.add(*digest, version);
+        Ok(())
+    }
+
+    /// Remembers a file.
+    pub(super) fn add(&self, digest: B3Digest, version: Version) {
+        let mut files = self.files();
+        if files.len() >= MAX_FILES {
+            files.clear();
+        }
+        files.insert(digest, version);
+    }
+
+    /// Does what changes a file's times and nothing else; `look` gives its version.
+    pub(super) fn touch<T>(
+        &self,
+        digest: &B3Digest,
+        look: impl Fn() -> io::Result<Version>,
+        touch: impl FnOnce() -> T,
+    ) -> T {
+        let known = self.files().get(digest).copied();
+        let known = known.is_some_and(|known| look().is_ok_and(|version| version == known));
+        let touched = touch();
+        if known && let Ok(version) = look() {
+            self.files().insert(*digest, version);
+        }
+        touched
+    }
+
+    fn files(&self) -> MutexGuard<'_, HashMap<B3Digest, Version>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::{self, FileTimes, Permissions},
+        os::unix::fs::PermissionsExt as _,
+        path::Path,
+        time::SystemTime,
+    };
+
+    use futures::executor::block_on;
+    use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::{
+        BlobService, LocalBlobService, Node, Store,
+        copy::{Copied, CopyObserver, copy},
+        export::export,
+        grpc::{GrpcBlobService, Package, testing::serve_on_socket},
+        nar,
+        testing::{file, splitmix},
+    };
+
+    struct Place {
+        _dir: tempfile::TempDir,
+        path: PathBuf,
+        service: LocalBlobService,
+        node: Node,
+        digest: B3Digest,
+    }
+
+    impl Place {
+        /// A store of one blob, which this process knows if it has been read in it.
+        fn new(contents: &[u8]) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let service = LocalBlobService::open(dir.path()).unwrap();
+            let mut writer = block_on(service.open_write());
+            block_on(writer.write_all(contents)).unwrap();
+            let digest = block_on(writer.close()).unwrap();
+            block_on(service.commit()).unwrap();
+            let path = dir.path().join("b3").join(crate::blobservice::local::blob_path(&digest));
+            Self { service, node: file(contents, false), digest, path, _dir: dir }
+        }
+
+        /// As another process has it, which knows nothing.
+        fn another(&self) -> LocalBlobService {
+            LocalBlobService::open(self._dir.path()).unwrap()
+        }
+
+        /// Changes one byte where it is.
+        fn flip(&self, at: usize) {
+            let mut contents = fs::read(&self.path).unwrap();
+            contents[at] ^= 1;
+            fs::set_permissions(&self.path, Permissions::from_mode(0o644)).unwrap();
+            let modified = || fs::metadata(&self.path).unwrap().modified().unwrap();
+            let before = modified();
+            // The clock of the file system may be slow.
+            while modified() == before {
+                fs::write(&self.path, &contents).unwrap();
+            }
+            fs::set_permissions(&self.path, Permissions::from_mode(0o444)).unwrap();
+        }
+
+        fn knows(&self) -> bool {
+            let version = Version::of(&File::open(&self.path).unwrap()).unwrap();
+            self.service.shared().verified.knows(&self.digest, &version)
+        }
+    }
+
+    fn read(service: &dyn BlobService, digest: &B3Digest) -> (Vec<u8>, io::Result<()>) {
+        let mut reader = block_on(service.open_read(digest)).unwrap().unwrap();
+        let mut contents = Vec::new();
+        let ended = block_on(reader.read_to_end(&mut contents)).map(drop);
+        (contents, ended)
+    }
+
+    struct Unwatched;
+
+    impl CopyObserver for Unwatched {
+        fn progress(&self, _: &Copied) {}
+        fn interrupted(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn a_flipped_byte_is_never_given_out_as_a_whole_blob() {
+        let contents = splitmix(1_000_000);
+        for (at, known) in [(0, false), (999_999, false), (500_000, true)] {
+            let place = Place::new(&contents);
+            if known {
+                assert_eq!(read(&place.service, &place.digest).0, contents);
+                block_on(place.service.open_file(&place.digest)).unwrap().unwrap();
+            }
+            place.flip(at);
+            let service: std::sync::Arc<dyn BlobService> =
+                std::sync::Arc::new(if known { place.service } else { place.another() });
+            let store = Store { blobs: service.clone(), ..Store::memory() };
+            let (part, ended) = read(&*service, &place.digest);
+            let error = ended.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+            assert!(error.to_string().contains(place.path.to_str().unwrap()), "{error}");
+            assert!(part.len() < contents.len());
+            let mut reader = block_on(service.open_read(&place.digest)).unwrap().unwrap();
+            block_on(reader.seek(io::SeekFrom::Start(700_000))).unwrap();
+            assert_eq!(block_on(reader.read(&mut [0])).unwrap_err().kind(), io::ErrorKind::InvalidData);
+
+            assert_eq!(block_on(service.open_file(&place.digest)).unwrap_err().kind(), io::ErrorKind::InvalidData);
+            let out = place._dir.path().join("out");
+            export(&store, &place.node, &out).unwrap_err();
+            assert!(!out.exists());
+            copy(&store, &Store::memory(), std::slice::from_ref(&place.node), &Unwatched).unwrap_err();
+            nar::write(&store, &place.node, Path::new("node"), &mut io::sink(), &|| false).unwrap_err();
+            let (peer, _dir) = serve_on_socket(&store, &[Package::Snix]);
+            let (part, ended) = read(&GrpcBlobService::new(peer), &place.digest);
+            assert!(part.len() < contents.len());
+            assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
+    }
+
+    #[test]
+    fn a_file_that_shrinks_or_grows_while_it_is_read_is_no_blob() {
+        let contents = splitmix(100_000);
+        for bytes in [50_000, 200_000] {
+            let place = Place::new(&contents);
+            let mut reader = block_on(place.service.open_read(&place.digest)).unwrap().unwrap();
+            let mut read = vec![0; 10_000];
+            block_on(reader.read_exact(&mut read)).unwrap();
+            fs::set_permissions(&place.path, Permissions::from_mode(0o644)).unwrap();
+            File::options().write(true).open(&place.path).unwrap().set_len(bytes).unwrap();
+            let ended = block_on(reader.read_to_end(&mut read));
+            // What has been added is not given out.
+            assert_eq!(ended.is_ok(), bytes > 100_000);
+            assert!(ended.is_err() || read == contents);
+            assert!(block_on(place.service.open_file(&place.digest)).is_err());
+        }
+    }
+
+    #[test]
+    fn a_file_is_read_once_whatever_the_store_itself_does_to_it() {
+        let place = Place::new(b"contents");
+        assert!(place.knows(), "what was written here is known");
+        block_on(place.service.batch().has(&place.digest)).unwrap();
+        assert!(place.knows(), "a batch has linked and renewed it");
+        let file = block_on(place.service.open_file(&place.digest)).unwrap().unwrap();
+        place.service.use_file(&place.digest, &file);
+        assert!(place.knows());
+        File::open(&place.path).unwrap().set_times(FileTimes::new().set_modified(SystemTime::now())).unwrap();
+        assert!(!place.knows(), "somebody else did that");
+        block_on(place.service.open_file(&place.digest)).unwrap().unwrap();
+        assert!(place.knows());
+    }
+
+    #[test]
+    fn what_may_not_be_needed_is_not_read_in_whole_when_it_is_large() {
+        let place = Place::new(&splitmix(2_000_000));
+        let other = place.another();
+        assert!(block_on(other.open_file_at_hand(&place.digest)).unwrap().is_none());
+        block_on(other.open_file(&place.digest)).unwrap().unwrap();
+        assert!(block_on(other.open_file_at_hand(&place.digest)).unwrap().is_some());
+    }
+}

@@ -1,0 +1,174 @@
+//! What the collector and the verifier do with the directories in a redb file; the rules are in [`crate::gc`].
+
+use std::{collections::HashSet, io, sync::PoisonError, time::SystemTime};
+
+use redb::{ReadableDatabase as _, ReadableTable, ReadableTableMetadata as _, TableError};
+
+use super::{
+    RedbDirectoryService, decode_verified,
+    redb::{RECENT, TABLE, unix_nanos},
+};
+use crate::{B3Digest, Directory, Node};
+
+/// Most directories that are read before others get their turn.
+const BATCH: usize = 1024;
+
+/// What can be reached from some roots.
+#[derive(Debug, Default)]
+pub(crate) struct Reachable {
+    pub(crate) directories: HashSet<B3Digest>,
+    pub(crate) blobs: HashSet<B3Digest>,
+    /// Directories that are referred to and not there.
+    pub(crate) missing: HashSet<B3Digest>,
+}
+
+impl Reachable {
+    /// Adds a node; `true` if it is a directory that has not been seen before.
+    fn reach(&mut self, node: &Node) -> Option<B3Digest> {
+        match node {
+            Node::Directory { digest, .. } => self.directories.insert(*digest).then_some(*digest),
+            Node::File { digest, .. } => {
+                self.blobs.insert(*digest);
+                None
+            }
+            Node::Symlink { .. } => None,
+        }
+    }
+
+    /// Adds what is below these directories, which have been reached. `get` answers in the order asked.
+    fn walk(
+        &mut self,
+        mut waiting: Vec<B3Digest>,
+        mut get: impl FnMut(&[B3Digest]) -> io::Result<Vec<Option<Directory>>>,
+    ) -> io::Result<()> {
+        while !waiting.is_empty() {
+            let batch = waiting.split_off(waiting.len().saturating_sub(BATCH));
+            for (digest, found) in batch.iter().zip(get(&batch)?) {
+                match found {
+                    Some(directory) => {
+                        waiting.extend(directory.nodes().filter_map(|(_, node)| self.reach(node)));
+                    }
+                    None => {
+                        self.missing.insert(*digest);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl RedbDirectoryService {
+    /// Adds all that is below these nodes.
+    pub(crate) fn reach(&self, nodes: &[Node], reachable: &mut Reachable) -> io::Result<()> {
+        let begin = nodes.iter().filter_map(|node| reachable.reach(node)).collect();
+        reachable.walk(begin, |digests| self.shared.get_many(digests))
+    }
+
+    /// The roots of trees that have been put since.
+    pub(crate) fn put_since(&self, cutoff: SystemTime) -> io::Result<Vec<Node>> {
+        let shared = &self.shared;
+        let _turn = shared.turn.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(database) = shared.open_to_read()? else { return Ok(Vec::new()) };
+        let read = database.begin_read().map_err(|error| shared.failed(error))?;
+        match read.open_table(RECENT) {
+            Ok(recent) => roots_since(&recent, cutoff).map_err(|error| shared.failed(error)),
+            Err(TableError::TableDoesNotExist(_)) => Ok(Vec::new()),
+            Err(error) => Err(shared.failed(error)),
+        }
+    }
+
+    /// Removes all directories that are neither reachable nor below a tree that has been put since, in one transaction;
+    /// unless `dry`. Adds what is below such trees to `reachable`. Gives how many were removed and how many are left.
+    pub(crate) fn sweep(&self, reachable: &mut Reachable, cutoff: SystemTime, dry: bool) -> io::Result<(u64, u64)> {
+        let shared = &self.shared;
+        let _turn = shared.turn.write().unwrap_or_else(PoisonError::into_inner);
+        let database = shared.retry(|| shared.open_to_write())?;
+        let failed = |error: redb::Error| shared.failed(error);
+        let write = database.begin_write().map_err(|error| failed(error.into()))?;
+        let (removed, left) = {
+            let mut table = write.open_table(TABLE).map_err(|error| failed(error.into()))?;
+            let mut recent = write.open_table(RECENT).map_err(|error| failed(error.into()))?;
+            let new = roots_since(&recent, cutoff).map_err(|error| failed(error.into()))?;
+            let begin = new.iter().filter_map(|node| reachable.reach(node)).collect();
+            reachable.walk(begin, |digests| {
+                let get =
+                    |digest: &B3Digest| match table.get(digest.as_bytes()).map_err(|error| failed(error.into()))? {
+                        Some(encoded) => decode_verified(digest, &encoded.value()).map(Some),
+                        None => Ok(None),
+                    };
+                digests.iter().map(get).collect()
+            })?;
+            let all = table.len().map_err(|error| failed(error.into()))?;
+            table
+                .retain(|digest, _| reachable.directories.contains(&B3Digest::from(digest)))
+                .map_err(|error| failed(error.into()))?;
+            let cutoff = unix_nanos(cutoff);
+            recent.retain(|_, put| put >= cutoff).map_err(|error| failed(error.into()))?;
+            let left = table.len().map_err(|error| failed(error.into()))?;
+            (all - left, left)
+        };
+        if dry || removed == 0 {
+            write.abort().map_err(|error| failed(error.into()))?;
+        } else {
+            write.commit().map_err(|error| failed(error.into()))?;
+        }
+        Ok((removed, left))
+    }
+
+    /// Up to some directories after this one, in the order of their digests, as they are stored.
+    pub(crate) fn stored_after(&self, last: Option<&B3Digest>) -> io::Result<Vec<(B3Digest, Vec<u8>)>> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let shared = &self.shared;
+        let _turn = shared.turn.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(database) = shared.open_to_read()? else { return Ok(Vec::new()) };
+        let read = database.begin_read().map_err(|error| shared.failed(error))?;
+        let table = match read.open_table(TABLE) {
+            Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+            table => table.map_err(|error| shared.failed(error))?,
+        };
+        let begin = last.map_or(Unbounded, |digest| Excluded(*digest.as_bytes()));
+        let range = table.range::<[u8; B3Digest::LENGTH]>((begin, Unbounded)).map_err(|error| shared.failed(error))?;
+        let mut stored = Vec::new();
+        for entry in range.take(BATCH) {
+            let (digest, encoded) = entry.map_err(|error| shared.failed(error))?;
+            stored.push((B3Digest::from(digest.value()), encoded.value()));
+        }
+        Ok(stored)
+    }
+}
+
+fn roots_since(
+    recent: &impl ReadableTable<[u8; B3Digest::LENGTH], u64>,
+    cutoff: SystemTime,
+) -> Result<Vec<Node>, redb::StorageError> {
+    let cutoff = unix_nanos(cutoff);
+    let mut roots = Vec::new();
+    for entry in recent.iter()? {
+        let (digest, put) = entry?;
+        if put.value() >= cutoff {
+            // The size of a root is nobody's business here.
+            roots.push(Node::Directory { digest: digest.value().into(), size: 0 });
+        }
+    }
+    Ok(roots)
+}
+
+#[cfg(test)]
+impl RedbDirectoryService {
+    /// Makes all trees look as if they had been put then.
+    pub(crate) fn age_all(&self, then: SystemTime) -> io::Result<()> {
+        let _turn = self.shared.turn.write().unwrap_or_else(PoisonError::into_inner);
+        let database = self.shared.retry(|| self.shared.open_to_write())?;
+        let write = database.begin_write().map_err(io::Error::other)?;
+        {
+            let mut recent = write.open_table(RECENT).map_err(io::Error::other)?;
+            let roots: Vec<_> =
+                recent.iter().map_err(io::Error::other)?.map(|entry| entry.unwrap().0.value()).collect();
+            for root in roots {
+                recent.insert(root, unix_nanos(then)).map_err(io::Error::other)?;
+            }
+        }
+        write.commit().map_err(io::Error::other)
+    }
+}

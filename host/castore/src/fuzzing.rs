@@ -1,0 +1,14 @@
+//! Doors for fuzzers, to decoders that others reach through a whole store only. No part of the API.
+
+use prost::Message as _;
+
+use crate::{Directory, grpc::EncodedDirectory};
+pub use crate::{
+    addr::is_well_formed as address,
+    objectstore::fuzzing::{chunk, chunk_list, tree_object},
+};
+
+/// A directory as it comes over gRPC.
+pub fn message(bytes: &[u8]) -> Option<Directory> {
+    EncodedDirectory::decode(bytes).ok()?.decode_checked().ok()
+}

@@ -1,0 +1,90 @@
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::BytesMut;
+use prost::Message as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    super::{CHUNK_BYTES, MAX_MESSAGE_BYTES, services::blob_service_server},
+    digest, status,
+    work::{Answers, Work},
+};
+use crate::{
+    B3Digest, BlobService,
+    proto::{BlobChunk, PutBlobResponse, ReadBlobRequest, StatBlobRequest, StatBlobResponse},
+};
+
+/// A blob service for others.
+pub(in super::super) struct Blobs {
+    pub(super) blobs: Arc<dyn BlobService>,
+    pub(super) work: Work,
+    pub(super) max_blob_bytes: u64,
+}
+
+fn missing(digest: &B3Digest) -> Status {
+    Status::not_found(format!("the blob {digest} is not in the store"))
+}
+
+#[async_trait]
+impl blob_service_server::BlobService for Blobs {
+    async fn stat(&self, request: Request<StatBlobRequest>) -> Result<Response<StatBlobResponse>, Status> {
+        let request = request.into_inner();
+        let digest = digest("digest", &request.digest)?;
+        let blobs = self.blobs.clone();
+        let stat = async move {
+            if !request.send_chunks {
+                let has = blobs.has(&digest).await.map_err(|error| status(&error))?;
+                return has.then(StatBlobResponse::default).ok_or_else(|| missing(&digest));
+            }
+            let chunks = blobs.chunks(&digest).await.map_err(|error| status(&error))?;
+            let mut answer = StatBlobResponse { chunks: chunks.ok_or_else(|| missing(&digest))?, ..Default::default() };
+            // Nobody need be told the chunks, and most clients take no larger message.
+            if answer.encoded_len() > MAX_MESSAGE_BYTES {
+                answer.chunks = Vec::new();
+            }
+            Ok(answer)
+        };
+        self.work.run(stat).await.map(Response::new)
+    }
+
+    type ReadStream = Answers<BlobChunk>;
+
+    async fn read(&self, request: Request<ReadBlobRequest>) -> Result<Response<Self::ReadStream>, Status> {
+        let digest = digest("digest", &request.into_inner().digest)?;
+        let blobs = self.blobs.clone();
+        let read = |mut outlet: super::work::Outlet<BlobChunk>| async move {
+            let opened = blobs.open_read(&digest).await.map_err(|error| status(&error))?;
+            let mut reader = opened.ok_or_else(|| missing(&digest))?;
+            loop {
+                let mut data = BytesMut::with_capacity(CHUNK_BYTES);
+                if reader.read_buf(&mut data).await.map_err(|error| status(&error))? == 0 {
+                    return Ok(());
+                }
+                outlet.send(BlobChunk { data: data.freeze() }).await?;
+            }
+        };
+        self.work.stream(read).await
+    }
+
+    async fn put(&self, request: Request<Streaming<BlobChunk>>) -> Result<Response<PutBlobResponse>, Status> {
+        let mut chunks = request.into_inner();
+        let (blobs, work, max_blob_bytes) = (self.blobs.clone(), self.work.clone(), self.max_blob_bytes);
+        let put = async move {
+            let mut writer = blobs.open_write().await;
+            let mut size: u64 = 0;
+            while let Some(chunk) = work.next(&mut chunks).await? {
+                size += chunk.data.len() as u64;
+                if size > max_blob_bytes {
+                    return Err(Status::out_of_range(format!("a blob has at most {max_blob_bytes} bytes")));
+                }
+                writer.write_all(&chunk.data).await.map_err(|error| status(&error))?;
+            }
+            let digest = writer.close().await.map_err(|error| status(&error))?;
+            blobs.commit().await.map_err(|error| status(&error))?;
+            Ok(PutBlobResponse { digest: digest.as_slice().to_vec().into() })
+        };
+        self.work.run(put).await.map(Response::new)
+    }
+}

@@ -1,0 +1,107 @@
+use std::{io, sync::Arc};
+
+use async_trait::async_trait;
+use futures::StreamExt as _;
+use tokio::sync::Semaphore;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    super::{EncodedDirectory, MAX_TREE_BYTES, chain, services::directory_service_server},
+    digest, status,
+    work::{Answers, Outlet, Work},
+};
+use crate::{
+    Store,
+    directoryservice::RootFirst,
+    proto::{GetDirectoryRequest, PutDirectoryResponse, get_directory_request::ByWhat},
+};
+
+/// Trees that are taken at a time, since each may be [`MAX_TREE_BYTES`] in memory; more wait for their turn.
+const MAX_TREES: usize = 8;
+
+/// A directory service for others.
+pub(in super::super) struct Directories {
+    store: Store,
+    work: Work,
+    trees: Arc<Semaphore>,
+}
+
+impl Directories {
+    pub(super) fn new(store: Store, work: Work) -> Self {
+        Self { store, work, trees: Arc::new(Semaphore::new(MAX_TREES)) }
+    }
+}
+
+fn encoded(directory: &crate::Directory) -> Result<EncodedDirectory, Status> {
+    EncodedDirectory::encode(directory).map_err(|error| Status::out_of_range(chain(&error)))
+}
+
+#[async_trait]
+impl directory_service_server::DirectoryService for Directories {
+    type GetStream = Answers<EncodedDirectory>;
+
+    async fn get(&self, request: Request<GetDirectoryRequest>) -> Result<Response<Self::GetStream>, Status> {
+        let request = request.into_inner();
+        let Some(ByWhat::Digest(asked)) = request.by_what else {
+            return Err(Status::invalid_argument("by_what: is not set; name the directory by its digest"));
+        };
+        let digest = digest("by_what.digest", &asked)?;
+        let directories = self.store.directories.clone();
+        let get = move |mut outlet: Outlet<EncodedDirectory>| async move {
+            if !request.recursive {
+                let directory = directories.get(&digest).await.map_err(|error| status(&error))?;
+                let missing = || Status::not_found(format!("the directory {digest} is not in the store"));
+                return outlet.send(encoded(&directory.ok_or_else(missing)?)?).await;
+            }
+            let mut order = RootFirst::new(digest);
+            let mut tree = directories.get_recursive(&digest);
+            while let Some(directory) = tree.next().await {
+                let directory = directory.map_err(|error| match error.kind() {
+                    io::ErrorKind::NotFound if !order.is_empty() => Status::not_found(chain(&error)),
+                    _ => status(&error),
+                })?;
+                let message = encoded(&directory)?;
+                let digest = message.digest();
+                if order.expects(&digest).map_err(|error| status(&error))? {
+                    order.admit(&digest, &directory).map_err(|error| status(&error))?;
+                    outlet.send(message).await?;
+                }
+            }
+            if order.is_empty() { Ok(()) } else { order.close().map_err(|error| status(&error)) }
+        };
+        self.work.stream(get).await
+    }
+
+    async fn put(
+        &self,
+        request: Request<Streaming<EncodedDirectory>>,
+    ) -> Result<Response<PutDirectoryResponse>, Status> {
+        let mut messages = request.into_inner();
+        let turn = self.trees.clone().acquire_owned().await.map_err(|error| Status::internal(error.to_string()))?;
+        let (store, work) = (self.store.clone(), self.work.clone());
+        let put = async move {
+            let _turn = turn;
+            let mut putter = store.directories.put_multiple_start();
+            let (mut count, mut bytes) = (0, 0);
+            while let Some(message) = work.next(&mut messages).await? {
+                count += 1;
+                bytes += message.len();
+                if bytes > MAX_TREE_BYTES || count > RootFirst::MAX_DIRECTORIES {
+                    return Err(Status::out_of_range(format!(
+                        "a tree has at most {} directories and {MAX_TREE_BYTES} bytes in them",
+                        RootFirst::MAX_DIRECTORIES
+                    )));
+                }
+                let wrong =
+                    |error| Status::invalid_argument(format!("directory {count} of the stream: {}", chain(&error)));
+                let directory = message.decode_checked().map_err(wrong)?;
+                putter.put(directory).await.map_err(|error| status(&error))?;
+            }
+            // What these directories name may have been put a moment ago.
+            store.blobs.commit().await.map_err(|error| status(&error))?;
+            let root = putter.close().await.map_err(|error| status(&error))?;
+            Ok(PutDirectoryResponse { root_digest: root.as_slice().to_vec().into() })
+        };
+        self.work.run(put).await.map(Response::new)
+    }
+}

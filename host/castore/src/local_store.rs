@@ -1,0 +1,248 @@
+//! A store in files of this machine: what can be verified and collected, and what has named roots.
+//!
+//! ```text
+//!   DIR/b3, DIR/staging, DIR/leases   see `LocalBlobService`
+//!   DIR/roots                         locked, for itself alone, by a collection
+//!   DIR/roots/NAME                    a node, as an `Entry` message
+//! ```
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    io::{self, Write as _},
+    os::unix::ffi::{OsStrExt as _, OsStringExt as _},
+    path::{Path, PathBuf},
+    process,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use futures::executor::block_on;
+use nix::fcntl::FlockArg;
+use prost::Message as _;
+
+use crate::{
+    B3Digest, BlobService as _, LocalBlobService, NameError, Node, PathComponent, RedbDirectoryService, Store,
+    blobservice::{decode_node, digest_of, encode_node, lock},
+    directoryservice::Reachable,
+    proto::Entry,
+};
+
+const ROOTS: &str = "roots";
+
+/// Distinguishes the new roots of one process.
+static COUNT: AtomicU64 = AtomicU64::new(0);
+
+/// Names that begin like this are not roots yet.
+const HIDDEN: u8 = b'.';
+
+/// Blobs as plain files, and directories in a redb file.
+#[derive(Debug)]
+pub struct LocalStore {
+    dir: PathBuf,
+    blobs: LocalBlobService,
+    directories: RedbDirectoryService,
+}
+
+/// Why a root can't be added or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum RootError {
+    /// No name for a root.
+    #[error("a root can't have this name")]
+    Name(#[source] NameError),
+    /// A name that begins with a dot.
+    #[error("the name \"{0}\" of a root begins with a dot")]
+    Hidden(PathComponent),
+    /// There is no such root.
+    #[error("there is no root \"{0}\"")]
+    Unknown(PathComponent),
+    /// What it would keep is not there.
+    #[error("the {what} {digest} is not in the store")]
+    Missing {
+        /// "blob" or "directory".
+        what: &'static str,
+        /// Which one.
+        digest: B3Digest,
+    },
+    /// The file system or the store failed.
+    #[error("{}: can't {action}", path.display())]
+    Store {
+        /// Where.
+        path: PathBuf,
+        /// What was tried, as in "write the root".
+        action: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl LocalStore {
+    /// The store of these two addresses; `None` when they are not `file:///…` and `redb:///…`.
+    ///
+    /// # Errors
+    ///
+    /// It can't be opened.
+    pub fn from_addr(blobs: &str, directories: &str) -> io::Result<Option<Self>> {
+        let (Some(dir), Some(file)) = (blobs.strip_prefix("file://"), directories.strip_prefix("redb://")) else {
+            return Ok(None);
+        };
+        if !dir.starts_with('/') || !file.starts_with('/') {
+            return Ok(None);
+        }
+        Self::open(Path::new(dir), Path::new(file)).map(Some)
+    }
+
+    /// The store with its blobs in this directory and its directories in this file.
+    ///
+    /// # Errors
+    ///
+    /// As [`LocalBlobService::open`] and [`RedbDirectoryService::open`].
+    pub fn open(dir: &Path, file: &Path) -> io::Result<Self> {
+        let (blobs, directories) = (LocalBlobService::open(dir)?, RedbDirectoryService::open(file)?);
+        Ok(Self { dir: dir.to_owned(), blobs, directories })
+    }
+
+    /// Where the blobs are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn blobs(&self) -> &LocalBlobService {
+        &self.blobs
+    }
+
+    pub(crate) fn directories(&self) -> &RedbDirectoryService {
+        &self.directories
+    }
+
+    /// The same as any store.
+    pub fn into_store(self) -> Store {
+        Store { blobs: Arc::new(self.blobs), directories: Arc::new(self.directories) }
+    }
+
+    /// All committed blobs and their sizes.
+    pub(crate) fn stored_blobs(&self) -> io::Result<Vec<(B3Digest, u64)>> {
+        let mut blobs = Vec::new();
+        for fan_out in LocalBlobService::fan_outs(&self.dir)? {
+            for entry in fs::read_dir(fan_out)? {
+                let entry = entry?;
+                if let Some(digest) = digest_of(&entry.path()) {
+                    blobs.push((digest, entry.metadata()?.len()));
+                }
+            }
+        }
+        Ok(blobs)
+    }
+
+    /// The directory of roots, which is made when it is not there.
+    pub(crate) fn roots_dir(&self) -> io::Result<PathBuf> {
+        let dir = self.dir.join(ROOTS);
+        fs::create_dir_all(&dir)?;
+        Ok(dir)
+    }
+
+    /// Removes what killed processes have left among the roots. The directory of roots must be locked.
+    pub(crate) fn sweep_roots(dir: &Path) -> io::Result<()> {
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            if entry.file_name().as_bytes().first() == Some(&HIDDEN) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All named roots, sorted by name.
+    ///
+    /// # Errors
+    ///
+    /// Names the file that can't be read.
+    pub fn roots(&self) -> io::Result<Vec<(PathComponent, Node)>> {
+        let mut roots = Vec::new();
+        let entries = match fs::read_dir(self.dir.join(ROOTS)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(roots),
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let Ok(name) = PathComponent::try_from(entry.file_name().into_vec()) else { continue };
+            if name.as_bytes().first() == Some(&HIDDEN) {
+                continue;
+            }
+            let encoded = match fs::read(entry.path()) {
+                // It has just been removed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                encoded => encoded?,
+            };
+            roots.push((name, decode_node(Entry::decode(&*encoded), &entry.path())?));
+        }
+        roots.sort_by(|(one, _), (other, _)| one.cmp(other));
+        Ok(roots)
+    }
+
+    /// Keeps a node and all below it under a name, durably; what had the name before is kept no longer. Waits for a
+    /// collection to end.
+    ///
+    /// # Errors
+    ///
+    /// Nothing has changed.
+    pub fn add_root(&self, name: &str, node: &Node) -> Result<(), RootError> {
+        let (_, path) = self.root_path(name)?;
+        let failed = |action| {
+            let path = path.clone();
+            move |source| RootError::Store { path, action, source }
+        };
+        let dir = self.roots_dir().map_err(failed("make the directory for it"))?;
+        let _no_collection = lock(&dir, FlockArg::LockShared).map_err(failed("lock the directory of it"))?;
+        self.check_there(node)?;
+        let new = dir.join(format!(".{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
+        let write = || {
+            let mut file = File::create(&new)?;
+            file.write_all(&encode_node(node))?;
+            file.sync_all()?;
+            fs::rename(&new, &path)?;
+            File::open(&dir)?.sync_all()
+        };
+        write().map_err(failed("write the root"))
+    }
+
+    /// Keeps what has this name no longer.
+    ///
+    /// # Errors
+    ///
+    /// There is no such root, or it can't be removed.
+    pub fn remove_root(&self, name: &str) -> Result<(), RootError> {
+        let (name, path) = self.root_path(name)?;
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(RootError::Unknown(name)),
+            removed => removed.map_err(|source| RootError::Store { path, action: "remove the root", source }),
+        }
+    }
+
+    fn root_path(&self, name: &str) -> Result<(PathComponent, PathBuf), RootError> {
+        let name = PathComponent::try_from(name).map_err(RootError::Name)?;
+        if name.as_bytes().first() == Some(&HIDDEN) {
+            return Err(RootError::Hidden(name));
+        }
+        let path = self.dir.join(ROOTS).join(OsStr::from_bytes(name.as_bytes()));
+        Ok((name, path))
+    }
+
+    fn check_there(&self, node: &Node) -> Result<(), RootError> {
+        let failed = |source| RootError::Store { path: self.dir.clone(), action: "read from it", source };
+        let mut reachable = Reachable::default();
+        self.directories.reach(std::slice::from_ref(node), &mut reachable).map_err(failed)?;
+        if let Some(digest) = reachable.missing.iter().next() {
+            return Err(RootError::Missing { what: "directory", digest: *digest });
+        }
+        for digest in &reachable.blobs {
+            if !block_on(self.blobs.has(digest)).map_err(failed)? {
+                return Err(RootError::Missing { what: "blob", digest: *digest });
+            }
+        }
+        Ok(())
+    }
+}

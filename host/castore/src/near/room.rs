@@ -1,0 +1,156 @@
+//! Keeps the near blobs within their bound.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io,
+    os::fd::AsRawFd as _,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::SystemTime,
+};
+
+use tokio::sync::RwLock;
+
+use super::notes::Notes;
+use crate::{B3Digest, LocalBlobService};
+
+/// Most bytes that come between two sweeps.
+const MAX_SLACK_BYTES: u64 = 256 * 1024 * 1024;
+
+#[derive(Debug)]
+pub(super) struct Room {
+    pub(super) local: Arc<LocalBlobService>,
+    pending: Arc<Notes>,
+    max_bytes: u64,
+    /// How many batches have used a blob.
+    pins: Mutex<HashMap<B3Digest, usize>>,
+    /// Bytes that have come since the last sweep.
+    new_bytes: AtomicU64,
+    /// Held while a blob is removed. Held shared by those who count on a blob that they have just found, until they have
+    /// pinned it.
+    pub(super) removing: RwLock<()>,
+    sweeping: Mutex<()>,
+}
+
+impl Room {
+    pub(super) fn new(local: Arc<LocalBlobService>, pending: Arc<Notes>, max_bytes: u64) -> Self {
+        Self {
+            local,
+            pending,
+            max_bytes,
+            pins: Mutex::default(),
+            // Somebody else may have left too much.
+            new_bytes: AtomicU64::new(max_bytes),
+            removing: RwLock::default(),
+            sweeping: Mutex::default(),
+        }
+    }
+
+    /// Keeps a blob until it is unpinned as often as it was pinned.
+    pub(super) fn pin(&self, digest: &B3Digest) {
+        *self.pins().entry(*digest).or_default() += 1;
+    }
+
+    pub(super) fn unpin(&self, digest: &B3Digest) {
+        let mut pins = self.pins();
+        if let Some(count) = pins.get_mut(digest) {
+            *count -= 1;
+            if *count == 0 {
+                pins.remove(digest);
+            }
+        }
+    }
+
+    fn pins(&self) -> MutexGuard<'_, HashMap<B3Digest, usize>> {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it is time for a sweep, now that so many bytes have come.
+    pub(super) fn grow(&self, bytes: u64) -> bool {
+        let new_bytes = self.new_bytes.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        new_bytes >= self.slack() && self.new_bytes.swap(0, Ordering::Relaxed) > 0
+    }
+
+    fn slack(&self) -> u64 {
+        (self.max_bytes / 8).clamp(1, MAX_SLACK_BYTES)
+    }
+
+    /// Removes what was used longest ago until there is room for what comes before the next sweep.
+    pub(super) fn sweep(&self) -> io::Result<()> {
+        let _sweeping = self.sweeping.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut blobs = self.scan()?;
+        let mut bytes: u64 = blobs.iter().map(|blob| blob.bytes).sum();
+        if bytes <= self.max_bytes {
+            return Ok(());
+        }
+        blobs.sort_unstable_by_key(|blob| blob.used);
+        for blob in blobs {
+            if bytes <= self.max_bytes - self.slack() {
+                break;
+            }
+            if self.remove_unused(&blob.digest)? {
+                bytes -= blob.bytes;
+            }
+        }
+        Ok(())
+    }
+
+    /// What was opened near, in use from now on. A damaged blob goes, as if it had never been here, unless the far store
+    /// lacks it.
+    pub(super) fn opened(&self, digest: &B3Digest, opened: io::Result<Option<File>>) -> io::Result<Option<File>> {
+        match opened {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData && !self.pending.has(digest)? => {
+                tracing::warn!("to be fetched anew: {error}");
+                match self.local.remove(digest) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                    _ => Ok(None),
+                }
+            }
+            opened => Ok(opened?.inspect(|file| self.local.use_file(digest, file))),
+        }
+    }
+
+    fn scan(&self) -> io::Result<Vec<Blob>> {
+        let mut blobs = Vec::new();
+        for fan_out in fs::read_dir(format!("/proc/self/fd/{}", self.local.committed().as_raw_fd()))? {
+            for entry in fs::read_dir(fan_out?.path())? {
+                let entry = entry?;
+                let Some(digest) = B3Digest::from_hex(entry.file_name().as_encoded_bytes()) else { continue };
+                match entry.metadata() {
+                    Ok(metadata) => blobs.push(Blob { used: metadata.modified()?, bytes: metadata.len(), digest }),
+                    // Another process sweeps too.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(blobs)
+    }
+
+    fn remove_unused(&self, digest: &B3Digest) -> io::Result<bool> {
+        let _removing = self.removing.blocking_write();
+        // Held, so that who pins it now finds it gone.
+        let pins = self.pins();
+        if pins.contains_key(digest) || self.pending.has(digest)? {
+            return Ok(false);
+        }
+        let hex = digest.to_hex();
+        let path = format!("/proc/self/fd/{}/{}/{hex}", self.local.committed().as_raw_fd(), &hex[..2]);
+        match File::open(path) {
+            // Who has it open has locked it, see `LocalBlobService::use_file`.
+            Ok(file) if file.try_lock().is_err() => Ok(false),
+            Ok(_) => self.local.remove(digest).map(|()| true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+struct Blob {
+    used: SystemTime,
+    bytes: u64,
+    digest: B3Digest,
+}

@@ -1,0 +1,63 @@
+//! Threads of the stores' own, so that callers may wait with any executor, in a runtime or outside.
+
+use std::{io, sync::LazyLock};
+
+use futures::channel::oneshot;
+use tokio::runtime::{Builder, EnterGuard, Runtime};
+use tokio_util::task::AbortOnDropHandle;
+
+static RUNTIME: LazyLock<io::Result<Runtime>> =
+    LazyLock::new(|| Builder::new_multi_thread().thread_name("store").enable_all().build());
+
+/// Starts work on these threads; it ends when the result is dropped.
+///
+/// It is waited for without tokio's means: they give way to other tasks now and then, which is for ever when the thread is
+/// one of a runtime's and blocked.
+pub(crate) fn spawn<T: Send + 'static>(
+    work: impl Future<Output = io::Result<T>> + Send + 'static,
+) -> impl Future<Output = io::Result<T>> + Send {
+    let (done, outcome) = oneshot::channel();
+    let task = runtime().map(|runtime| {
+        AbortOnDropHandle::new(runtime.spawn(async move {
+            // Nobody waits for it when it fails.
+            let _ = done.send(work.await);
+        }))
+    });
+    async {
+        let _task = task?;
+        outcome.await.unwrap_or_else(|_| Err(io::Error::other("the task of a store was lost")))
+    }
+}
+
+/// Lets something be made here that starts tasks on these threads.
+pub(crate) fn enter() -> io::Result<EnterGuard<'static>> {
+    runtime().map(Runtime::enter)
+}
+
+/// Starts work that nobody waits for.
+pub(crate) fn detach(work: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
+    runtime().map(|runtime| drop(runtime.spawn(work)))
+}
+
+/// Starts work that may block and that nobody waits for.
+pub(crate) fn spawn_blocking(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    runtime().map(|runtime| drop(runtime.spawn_blocking(work)))
+}
+
+fn runtime() -> io::Result<&'static Runtime> {
+    let failed = |error: &io::Error| io::Error::new(error.kind(), format!("the store has no threads: {error}"));
+    RUNTIME.as_ref().map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_thread_of_a_runtime_may_block_on_work_as_often_as_it_likes() {
+        for number in 0..1000 {
+            let worked = futures::executor::block_on(spawn(async move { Ok(number) }));
+            assert_eq!(worked.unwrap(), number);
+        }
+    }
+}

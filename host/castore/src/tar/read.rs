@@ -1,0 +1,173 @@
+use std::{
+    cell::Cell,
+    io::{self, Read},
+    rc::Rc,
+};
+
+use ::tar::{Archive, Entry, EntryType, PaxExtensions};
+
+use super::tree::Tree;
+use crate::{
+    Node, Store, SymlinkTarget,
+    archive::{ArchiveError, Ingest, Limits},
+};
+
+/// Most bytes before an entry's contents: its headers, with long names and PAX records.
+const MAX_HEADER_BYTES: u64 = 1024 * 1024;
+
+const OWNER_MAY_EXECUTE: u32 = 0o100;
+
+/// What a global PAX header may not say, since an entry would become another one.
+const MEANINGFUL: [&str; 3] = ["path", "linkpath", "size"];
+
+/// What the keys of sparse files begin with in PAX.
+const PAX_SPARSE: &str = "GNU.sparse.";
+
+/// Imports a tar archive, durably: the directory that it holds.
+///
+/// Blocks: call it from a thread that may.
+///
+/// # Errors
+///
+/// Names the entry where the archive is wrong or the store failed; nothing of it is visible then.
+pub fn import(store: &Store, archive: impl Read, limits: Limits) -> Result<Node, ArchiveError> {
+    let meter = Meter::default();
+    let mut ingest = Ingest::new(store, limits);
+    let mut tree = Tree::new();
+    let mut archive = Archive::new(Metered { inner: archive, meter: meter.clone() });
+    let mut entries = archive.entries().map_err(|error| ArchiveError::read(&[], error))?;
+    while let Some(entry) = meter.within(MAX_HEADER_BYTES, || entries.next()) {
+        let mut entry = entry.map_err(|error| meter.failed(error))?;
+        take(&mut entry, &mut tree, &mut ingest)?;
+        // What is left would count as a header otherwise.
+        let path = entry.path_bytes().into_owned();
+        ingest.skip(&path, &mut entry)?;
+    }
+    if meter.ended.get() {
+        return Err(ArchiveError::malformed(&[], "is cut short: the end that it must have is missing"));
+    }
+    // Padding, and what a packed archive says about itself at its end.
+    ingest.skip(&[], &mut archive.into_inner())?;
+    let whole = tree.into_whole()?;
+    let Some(root) = whole.last() else { unreachable!("there is always a root") };
+    ingest.finish(root.to_node(), whole)
+}
+
+fn take<R: Read>(entry: &mut Entry<'_, R>, tree: &mut Tree, ingest: &mut Ingest) -> Result<(), ArchiveError> {
+    let path = entry.path_bytes().into_owned();
+    let refused = |rule: &str| Err(ArchiveError::malformed(&path, rule));
+    let kind = entry.header().entry_type();
+    if kind == EntryType::XGlobalHeader {
+        return check_global_header(entry);
+    }
+    check_pax_header(entry, &path)?;
+    match kind {
+        // Older programs know a directory by its slash.
+        EntryType::Regular if path.ends_with(b"/") => tree.directory(&path, ingest),
+        EntryType::Directory => tree.directory(&path, ingest),
+        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+            let mode = entry.header().mode().map_err(|error| ArchiveError::malformed(&path, error.to_string()))?;
+            let size = entry.size();
+            let node = ingest.file(&path, entry, size, mode & OWNER_MAY_EXECUTE != 0)?;
+            tree.leaf(&path, node, ingest)
+        }
+        EntryType::Symlink => {
+            let target = SymlinkTarget::try_from(link_name(entry))
+                .map_err(|error| ArchiveError::malformed(&path, error.to_string()))?;
+            tree.leaf(&path, Node::Symlink { target }, ingest)
+        }
+        EntryType::Link => {
+            let node = tree.linked(&path, &link_name(entry))?;
+            tree.leaf(&path, node, ingest)
+        }
+        EntryType::Char => refused("is a character device; only directories, regular files and links can be imported"),
+        EntryType::Block => refused("is a block device; only directories, regular files and links can be imported"),
+        EntryType::Fifo => refused("is a fifo; only directories, regular files and links can be imported"),
+        // The name of the whole archive.
+        other if other.as_byte() == b'V' => Ok(()),
+        other => {
+            let kind = other.as_byte().escape_ascii();
+            let rule = format!("is of the kind '{kind}'; only directories, regular files and links can be imported");
+            Err(ArchiveError::malformed(&path, rule))
+        }
+    }
+}
+
+fn link_name<R: Read>(entry: &Entry<'_, R>) -> Vec<u8> {
+    entry.link_name_bytes().map(std::borrow::Cow::into_owned).unwrap_or_default()
+}
+
+fn check_pax_header<R: Read>(entry: &mut Entry<'_, R>, path: &[u8]) -> Result<(), ArchiveError> {
+    let malformed = |error: io::Error| ArchiveError::malformed(path, error.to_string());
+    for record in entry.pax_extensions().map_err(malformed)?.into_iter().flatten() {
+        if record.map_err(malformed)?.key_bytes().starts_with(PAX_SPARSE.as_bytes()) {
+            let rule = "is sparse in the way of PAX, which is not understood; make the archive without --sparse, or \
+                        with --format=gnu";
+            return Err(ArchiveError::malformed(path, rule));
+        }
+    }
+    Ok(())
+}
+
+fn check_global_header<R: Read>(entry: &mut Entry<'_, R>) -> Result<(), ArchiveError> {
+    let mut header = Vec::new();
+    let read = entry.take(MAX_HEADER_BYTES).read_to_end(&mut header);
+    read.map_err(|error| ArchiveError::read(&[], error))?;
+    for record in PaxExtensions::new(&header) {
+        let record = record.map_err(|error| ArchiveError::malformed(&[], error.to_string()))?;
+        let key = record.key_bytes();
+        if MEANINGFUL.iter().any(|meaningful| key == meaningful.as_bytes()) || key.starts_with(PAX_SPARSE.as_bytes()) {
+            let rule = format!("gives all entries one \"{}\", which makes no sense", key.escape_ascii());
+            return Err(ArchiveError::malformed(&[], rule));
+        }
+    }
+    Ok(())
+}
+
+/// Bounds what is read for headers, which the parser keeps in memory whole, and sees the end of the input.
+#[derive(Clone, Default)]
+struct Meter {
+    /// Bytes that may be read; `None` while anything may.
+    left: Rc<Cell<Option<u64>>>,
+    ended: Rc<Cell<bool>>,
+    /// The input itself failed, so an error is not the archive's.
+    failed: Rc<Cell<bool>>,
+}
+
+impl Meter {
+    fn within<T>(&self, bytes: u64, read: impl FnOnce() -> T) -> T {
+        self.left.set(Some(bytes));
+        let done = read();
+        self.left.set(None);
+        done
+    }
+
+    fn failed(&self, error: io::Error) -> ArchiveError {
+        if self.failed.get() {
+            ArchiveError::read(&[], error)
+        } else if self.ended.get() {
+            ArchiveError::read(&[], io::ErrorKind::UnexpectedEof.into())
+        } else {
+            ArchiveError::malformed(&[], format!("is no tar archive, or damaged: {error}"))
+        }
+    }
+}
+
+struct Metered<R> {
+    inner: R,
+    meter: Meter,
+}
+
+impl<R: Read> Read for Metered<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.meter.left.get();
+        let most = left.map_or(buffer.len(), |left| buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX)));
+        if most == 0 && !buffer.is_empty() {
+            return Err(io::Error::other(format!("the headers of one entry exceed {MAX_HEADER_BYTES} bytes")));
+        }
+        let read = self.inner.read(&mut buffer[..most]).inspect_err(|_| self.meter.failed.set(true))?;
+        self.meter.ended.set(read == 0 && !buffer.is_empty());
+        self.meter.left.set(left.map(|left| left - read as u64));
+        Ok(read)
+    }
+}

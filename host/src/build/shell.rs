@@ -1,0 +1,119 @@
+//! A shell in the guest of a failed build, and the terminal of a client that it is connected to.
+//!
+//! ```text
+//!   guest ── Output ──▶ session ───────────▶ Terminal::output ──▶ client
+//!         ◀── Input ─── thread "shell" ◀──── Terminal::input ◀───
+//! ```
+//!
+//! Both ways hold back whoever is faster; nothing is kept beyond one message on the way and what the channels hold.
+
+use std::thread;
+
+use bytes::Bytes;
+use cofferdam_protocol::{FromGuest, FromHost, MAX_INPUT_BYTES, WindowSize};
+use tokio::sync::mpsc;
+
+use super::{
+    BuildError, ExecutorError,
+    ending::{Line, Reader},
+    session::{Session, frame, next, out_of_place},
+};
+
+/// Longest name of a kind of terminal, in bytes.
+const MAX_KIND_BYTES: usize = 64;
+
+/// A client's terminal, lent to the shell of a failed build. What comes from the shell was written by an untrusted
+/// build, and may be anything that controls a terminal.
+#[derive(Debug)]
+pub struct Terminal {
+    /// Its kind, for `TERM`; left out unless it is short and plain.
+    pub kind: String,
+    /// Its size at first.
+    pub size: WindowSize,
+    /// What is typed. Its end ends the shell.
+    pub input: mpsc::Receiver<TerminalInput>,
+    /// What to show, at most 28 KiB in one piece. Closing it ends the shell; the shell's end drops it.
+    pub output: mpsc::Sender<Bytes>,
+}
+
+/// What comes from a client's terminal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TerminalInput {
+    /// Somebody has typed.
+    Bytes(Bytes),
+    /// The size has changed.
+    Resize(WindowSize),
+}
+
+impl Session<'_> {
+    /// Connects a shell in the guest with a terminal, until either ends or somebody hangs up.
+    pub(super) fn run_shell(&self, terminal: Terminal, reader: &mut Reader<'_>, line: &Line) -> Result<(), BuildError> {
+        let Terminal { kind, size, input, output } = terminal;
+        let term = if is_plain(&kind) { kind } else { String::new() };
+        line.say(&FromHost::Shell { term, size }).map_err(frame)?;
+        thread::scope(|scope| {
+            let started =
+                thread::Builder::new().name("shell".to_owned()).spawn_scoped(scope, || self.pass_input(input, line));
+            started.map_err(|error| BuildError::Executor(ExecutorError::Thread(error)))?;
+            let passed = self.pass_output(&output, reader, line);
+            // Ends the other thread, whatever that waits for.
+            line.hang_up();
+            passed
+        })
+    }
+
+    fn pass_input(&self, mut input: mpsc::Receiver<TerminalInput>, line: &Line) {
+        let mut next = || self.handle.block_on(line.over().run_until_cancelled(input.recv())).flatten();
+        while let Some(input) = next() {
+            let said = match input {
+                TerminalInput::Resize(size) => line.say(&FromHost::Resize(size)),
+                TerminalInput::Bytes(bytes) => {
+                    let mut pieces = bytes.chunks(MAX_INPUT_BYTES).map(|piece| FromHost::Input(piece.to_vec().into()));
+                    pieces.try_for_each(|piece| line.say(&piece))
+                }
+            };
+            if said.is_err() {
+                break;
+            }
+        }
+        line.hang_up();
+    }
+
+    fn pass_output(
+        &self,
+        output: &mpsc::Sender<Bytes>,
+        reader: &mut Reader<'_>,
+        line: &Line,
+    ) -> Result<(), BuildError> {
+        loop {
+            match next(reader)? {
+                FromGuest::Output(bytes) => {
+                    let sent = output.send(Bytes::copy_from_slice(bytes));
+                    let sent = self.handle.block_on(line.over().run_until_cancelled(sent));
+                    if !matches!(sent, Some(Ok(()))) {
+                        return Ok(());
+                    }
+                }
+                FromGuest::ShellEnded => return Ok(()),
+                other => return Err(out_of_place(&other, "while a shell ran")),
+            }
+        }
+    }
+}
+
+fn is_plain(kind: &str) -> bool {
+    kind.len() <= MAX_KIND_BYTES && kind.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._+".contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_of_terminals_are_short_and_plain() {
+        assert!(is_plain("xterm-256color") && is_plain("") && is_plain(&"x".repeat(MAX_KIND_BYTES)));
+        for kind in ["x y", "x\0", "x=y", "\u{1b}[2J", &"x".repeat(MAX_KIND_BYTES + 1)] {
+            assert!(!is_plain(kind), "{kind:?}");
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Archives, in and out: tar, plain or packed, and NAR.
+
+use std::{
+    fs::{self, File, Permissions},
+    io::{self, ErrorKind, Read, Write},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+};
+
+use clap::{Args, ValueEnum};
+use cofferdam_castore::{
+    Node, Store,
+    archive::{ArchiveError, Compression, Compressor, Limits, decompress},
+    export::ExportError,
+    nar, tar,
+};
+
+use super::{CliError, error::blames_path, node_text, quantity};
+
+/// What an import is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum ImportFormat {
+    /// What is at the path
+    Path,
+    /// The directory in a tar archive; plain, gzip or zstd, whatever its name is
+    Tar,
+    /// What is in a NAR, Nix's archive; plain, gzip or zstd
+    Nar,
+}
+
+/// What an export makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum ExportFormat {
+    /// Files and directories
+    Path,
+    /// A tar archive of what a directory holds
+    Tar,
+    /// The same, packed with gzip
+    #[value(name = "tar.gz")]
+    TarGz,
+    /// The same, packed with zstd
+    #[value(name = "tar.zst")]
+    TarZst,
+    /// A NAR, Nix's archive
+    Nar,
+}
+
+/// How much an archive may hold.
+#[derive(Debug, Args)]
+pub(super) struct LimitArgs {
+    /// Most that the files in an archive may hold, such as 100G [default: 64G]
+    #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
+    archive_limit: Option<u64>,
+    /// Most files, directories and symlinks in an archive
+    #[arg(long, value_name = "N", default_value_t = Limits::default().entries)]
+    archive_files: u64,
+}
+
+impl LimitArgs {
+    pub(super) fn limits(&self) -> Limits {
+        Limits { entries: self.archive_files, bytes: self.archive_limit.unwrap_or(Limits::default().bytes) }
+    }
+}
+
+/// The standard streams' name on the command line.
+const STANDARD: &str = "-";
+
+/// Imports an archive, from stdin where `path` is `-`.
+pub(super) fn import(store: &Store, path: &Path, format: ImportFormat, limits: Limits) -> Result<Node, CliError> {
+    let refused = |error: ArchiveError| {
+        let message = format!("{path:?} can't be imported");
+        let advice = match &error {
+            ArchiveError::Limit { what: "bytes", .. } => Some("--archive-limit"),
+            ArchiveError::Limit { .. } => Some("--archive-files"),
+            _ => None,
+        };
+        let error = match &error {
+            ArchiveError::Store { .. } => CliError::failed(message, error),
+            ArchiveError::Read { source, .. } if source.raw_os_error().is_some() && !blames_path(source) => {
+                CliError::failed(message, error)
+            }
+            _ => CliError::wrong_because(message, error),
+        };
+        match advice {
+            Some(flag) => error.try_this(format!("more with {flag}, if you trust whoever made the archive")),
+            None => error,
+        }
+    };
+    let source: Box<dyn Read> = if path == Path::new(STANDARD) {
+        Box::new(io::stdin().lock())
+    } else {
+        Box::new(File::open(path).map_err(|error| CliError::at_path(format!("{path:?} can't be opened"), error))?)
+    };
+    let source = decompress(source).map_err(refused)?;
+    match format {
+        ImportFormat::Nar => nar::import(store, source, limits),
+        ImportFormat::Tar | ImportFormat::Path => tar::import(store, source, limits),
+    }
+    .map_err(refused)
+}
+
+/// Writes a node as an archive to a new file, or to stdout where `dest` is `-`.
+pub(super) fn export(
+    store: &Store,
+    node: &Node,
+    format: ExportFormat,
+    dest: &Path,
+    interrupted: &dyn Fn() -> bool,
+) -> Result<(), CliError> {
+    if format != ExportFormat::Nar && !matches!(node, Node::Directory { .. }) {
+        let node = node_text::format(node);
+        return Err(CliError::wrong(format!("a tar archive holds what is in a directory, and {node} is none"))
+            .try_this("--format nar, or no --format for the thing itself"));
+    }
+    if dest == Path::new(STANDARD) {
+        return match write(store, node, format, dest, &mut io::stdout().lock(), interrupted) {
+            // Its reader has seen enough.
+            Err(ExportError::Write { source, .. }) if source.kind() == ErrorKind::BrokenPipe => Ok(()),
+            written => Ok(written?),
+        };
+    }
+    if fs::symlink_metadata(dest).is_ok() {
+        return Err(ExportError::Exists(dest.to_owned()).into());
+    }
+    let parent = dest.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+    let failed = |action, source| ExportError::Write { path: dest.to_owned(), action, source };
+    let mut file = tempfile::Builder::new()
+        .prefix(".cofferdam-export-")
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(parent)
+        .map_err(|source| failed("make it", source))?;
+    write(store, node, format, dest, file.as_file_mut(), interrupted)?;
+    match file.persist_noclobber(dest) {
+        Ok(_) => Ok(()),
+        Err(error) if error.error.kind() == ErrorKind::AlreadyExists => {
+            Err(ExportError::Exists(dest.to_owned()).into())
+        }
+        Err(error) => Err(failed("give the export its name", error.error).into()),
+    }
+}
+
+fn write(
+    store: &Store,
+    node: &Node,
+    format: ExportFormat,
+    name: &Path,
+    out: &mut dyn Write,
+    interrupted: &dyn Fn() -> bool,
+) -> Result<(), ExportError> {
+    let failed = |source| ExportError::Write { path: name.to_owned(), action: "write it", source };
+    let compression = match format {
+        ExportFormat::TarGz => Compression::Gzip,
+        ExportFormat::TarZst => Compression::Zstd,
+        ExportFormat::Path | ExportFormat::Tar | ExportFormat::Nar => Compression::None,
+    };
+    let mut out = Compressor::new(out, compression).map_err(failed)?;
+    match format {
+        ExportFormat::Nar => nar::write(store, node, name, &mut out, interrupted)?,
+        _ => tar::write(store, node, name, &mut out, interrupted)?,
+    }
+    out.finish().map(drop).map_err(failed)
+}

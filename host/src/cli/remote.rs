@@ -1,0 +1,229 @@
+//! A daemon that builds, from its client's side.
+
+use std::{error::Error as _, time::Duration};
+
+use cofferdam_castore::grpc::{Peer, PeerOptions};
+use cofferdam_protocol::{Sample, Stream, Usage, WindowSize};
+use futures::{StreamExt as _, stream};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status, transport::Channel};
+
+use super::{CliError, progress::Progress};
+use crate::{
+    build::{Built, Observer, Phase, Terminal, TerminalInput, Times},
+    failure::{Failure, FailureKind},
+    request::{
+        BuildOutput, BuildRequest, BuildResult,
+        proto::{BuildResponse, build_response},
+    },
+    service::{
+        failure_of,
+        proto::cofferdam::{
+            self as wire, Event, ShellInput, ShellStart, Success, TerminalSize,
+            build_service_client::BuildServiceClient, done::Outcome, event::Event as Said, shell_input::Input,
+        },
+    },
+};
+
+/// Bytes of the largest message that is taken: a result with as many outputs and needles as a request can have.
+const MAX_MESSAGE_BYTES: usize = 256 * 1024 * 1024;
+
+/// A daemon.
+pub(super) struct Daemon {
+    addr: String,
+    client: BuildServiceClient<Channel>,
+}
+
+impl Daemon {
+    pub(super) fn at(addr: &str) -> Result<Self, CliError> {
+        let peer = Peer::from_addr(addr, &PeerOptions::default())
+            .map_err(|error| CliError::wrong_because("the daemon's address is wrong", error))?;
+        let client = BuildServiceClient::new(peer.raw_channel()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        Ok(Self { addr: addr.to_owned(), client })
+    }
+
+    /// For requests.
+    pub(super) fn client(&self) -> BuildServiceClient<Channel> {
+        self.client.clone()
+    }
+
+    /// Has something built, and tells how it goes.
+    pub(super) async fn build(
+        &self,
+        order: wire::BuildRequest,
+        request: &BuildRequest,
+        progress: &Progress,
+        cancel: &CancellationToken,
+    ) -> Result<Built, CliError> {
+        // Leaving is what ends a build.
+        let built = async {
+            let mut events = self.client().build(order).await.map_err(|status| self.refused(&status))?.into_inner();
+            let mut id = String::new();
+            while let Some(event) = events.message().await.map_err(|status| self.refused(&status))? {
+                match &event.event {
+                    Some(Said::Accepted(accepted)) => id.clone_from(&accepted.id),
+                    Some(Said::Shell(offer)) => {
+                        if let Some(terminal) = progress.lend(&offer.reason) {
+                            tokio::spawn(shell(self.client(), id.clone(), terminal));
+                        }
+                    }
+                    _ => {}
+                }
+                if let Some(outcome) = tell(event, progress) {
+                    return self.outcome(outcome, request);
+                }
+            }
+            Err(self.broken("its answer ended before the build"))
+        };
+        let built = tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(CliError::interrupted()),
+            built = built => built,
+        };
+        progress.terminal_returned().await;
+        built
+    }
+
+    fn outcome(&self, outcome: Outcome, request: &BuildRequest) -> Result<Built, CliError> {
+        match outcome {
+            Outcome::Failure(failure) => Err(CliError::Daemon(Box::new(failed(failure)))),
+            Outcome::Success(Success { response, usage, times }) => {
+                let result = result(response.unwrap_or_default(), request).map_err(|what| self.broken(&what))?;
+                Ok(Built {
+                    result,
+                    usage: usage.map(used).unwrap_or_default(),
+                    times: times.map(spent).unwrap_or_default(),
+                })
+            }
+        }
+    }
+
+    /// What a daemon says that doesn't do what it was asked for.
+    pub(super) fn refused(&self, status: &Status) -> CliError {
+        let mut failure = failure_of(status);
+        if failure.reason == "daemon" {
+            failure.message = format!("the daemon at {} can't do it", self.addr);
+            failure.causes.insert(0, status.code().description().to_owned());
+            let sources = std::iter::successors(status.source(), |&error| error.source());
+            failure.causes.extend(sources.map(ToString::to_string));
+            if matches!(status.code(), Code::InvalidArgument | Code::NotFound | Code::OutOfRange) {
+                failure.kind = FailureKind::RequestWrong;
+            }
+        }
+        CliError::Daemon(Box::new(failure))
+    }
+
+    fn broken(&self, what: &str) -> CliError {
+        let mut failure = Failure::executor("daemon", format!("the daemon at {} broke the protocol", self.addr));
+        failure.causes.push(what.to_owned());
+        CliError::Daemon(Box::new(failure))
+    }
+}
+
+/// Connects a terminal with a failed build; what goes wrong ends the shell, and the build's own end tells the rest.
+async fn shell(mut client: BuildServiceClient<Channel>, id: String, terminal: Terminal) {
+    let Terminal { kind, size: size_at_first, input, output } = terminal;
+    let size = |size: WindowSize| TerminalSize { rows: size.rows.into(), columns: size.columns.into() };
+    let start = Input::Start(ShellStart { id, kind, size: Some(size(size_at_first)) });
+    let typed = stream::unfold(input, move |mut input| async move {
+        let typed = match input.recv().await? {
+            TerminalInput::Bytes(bytes) => Input::Typed(bytes),
+            TerminalInput::Resize(to) => Input::Resize(size(to)),
+        };
+        Some((typed, input))
+    });
+    let inputs = stream::iter([start]).chain(typed).map(|input| ShellInput { input: Some(input) });
+    let Ok(shown) = client.shell(inputs).await else { return };
+    let mut shown = shown.into_inner();
+    while let Ok(Some(message)) = shown.message().await {
+        if output.send(message.data).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A result as a daemon tells it, whom nobody need trust.
+fn result(response: BuildResponse, request: &BuildRequest) -> Result<BuildResult, String> {
+    let (count, needles) = (request.outputs.len(), request.refscan_needles.len() as u64);
+    if response.outputs.len() != count {
+        return Err(format!("it has {} outputs, and {count} were asked for", response.outputs.len()));
+    }
+    let output = |output: build_response::Output| {
+        let node = output.output.unwrap_or_default().try_into_unnamed().map_err(|error| error.to_string())?;
+        match output.needles.iter().find(|&&needle| needle >= needles) {
+            Some(needle) => Err(format!("it names needle {needle} of {needles}")),
+            None => Ok(BuildOutput { node, needles: output.needles.into_iter().collect() }),
+        }
+    };
+    Ok(BuildResult { outputs: response.outputs.into_iter().map(output).collect::<Result<_, _>>()? })
+}
+
+/// Shows an event, unless it is the end.
+fn tell(event: Event, progress: &Progress) -> Option<Outcome> {
+    match event.event? {
+        Said::Accepted(accepted) => tracing::info!(id = accepted.id, accepted.joined, accepted.from_record, "accepted"),
+        Said::Queued(queued) => progress.update(&format!("queued behind {} builds", queued.position)),
+        Said::Phase(phase) => match wire::Phase::try_from(phase) {
+            Ok(wire::Phase::Resolving) => progress.phase(Phase::Resolving),
+            Ok(wire::Phase::Booting) => progress.phase(Phase::Booting),
+            Ok(wire::Phase::Running) => progress.phase(Phase::Running),
+            Ok(wire::Phase::Ingesting) => progress.phase(Phase::Ingesting),
+            Ok(wire::Phase::Keeping) => progress.phase(Phase::Keeping),
+            Ok(wire::Phase::Shell) => progress.phase(Phase::Shell),
+            Ok(wire::Phase::Unspecified) | Err(_) => {}
+        },
+        Said::Log(chunk) => progress.log(Stream::Stdout, &chunk.data),
+        Said::Sample(sample) => progress.sample(&sampled(&sample)),
+        Said::Shell(_) => {}
+        Said::Done(done) => return done.outcome,
+    }
+    None
+}
+
+/// A failure as a daemon tells it.
+pub(super) fn failed(failure: wire::Failure) -> Failure {
+    let kind = match failure.kind() {
+        wire::failure::Kind::BuildFailed => FailureKind::BuildFailed,
+        wire::failure::Kind::RequestWrong => FailureKind::RequestWrong,
+        wire::failure::Kind::ExecutorFailed | wire::failure::Kind::Unspecified => FailureKind::ExecutorFailed,
+    };
+    // What is no JSON is text.
+    let fields = failure.fields.into_iter().map(|(key, text)| {
+        let value = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        (key, value)
+    });
+    Failure {
+        kind,
+        reason: failure.reason,
+        message: failure.message,
+        causes: failure.causes,
+        advice: Some(failure.advice.into_boxed_str()).filter(|advice| !advice.is_empty()),
+        fields: fields.collect(),
+    }
+}
+
+fn used(usage: wire::Usage) -> Usage {
+    Usage {
+        wall_us: usage.wall_us,
+        user_us: usage.user_us,
+        system_us: usage.system_us,
+        peak_memory_bytes: usage.peak_memory_bytes,
+        scratch_bytes: usage.scratch_bytes,
+    }
+}
+
+fn sampled(sample: &wire::Sample) -> Sample {
+    let wire::Sample { wall_us, user_us, system_us, memory_bytes, scratch_bytes, processes } = *sample;
+    let usage = Usage { wall_us, user_us, system_us, scratch_bytes, ..Usage::default() };
+    Sample { usage, memory_bytes, processes: u32::try_from(processes).unwrap_or(u32::MAX) }
+}
+
+fn spent(times: wire::Times) -> Times {
+    Times {
+        resolve: Duration::from_micros(times.resolve_us),
+        boot: Duration::from_micros(times.boot_us),
+        run: Duration::from_micros(times.run_us),
+        ingest: Duration::from_micros(times.ingest_us),
+    }
+}

@@ -1,0 +1,160 @@
+//! `store copy`: from one store to another.
+
+use std::path::Path;
+
+use clap::Args;
+use cofferdam_castore::{
+    LocalStore,
+    copy::{Copied, CopyError, CopyObserver, copy, everything},
+};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::{missing, open, resolve};
+use crate::cli::{
+    CliError, StoreArgs, interrupt::blocking, node_text::Reference, print, progress::Progress, quantity::show_size,
+};
+
+/// What stands for the store of the flags and the environment.
+const DEFAULT: &str = "default";
+
+const EXAMPLES: &str = "\
+Examples:
+  cofferdam store copy default /mnt/backup
+  cofferdam store copy default file:///mnt/blobs,redb:///mnt/directories.redb dir:blake3-…:62
+
+Addresses:
+  default              the store of --blob-service-addr and --directory-service-addr
+  BLOBS,DIRECTORIES    the addresses of both
+  SCHEME://…           one address of both
+  DIR                  a store of cofferdam's own: DIR/blobs and DIR/directories.redb";
+
+/// Copies from one store to another what the other one lacks
+///
+/// Without nodes it copies all that is in a local store.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct CopyArgs {
+    /// The store to copy from
+    #[arg(value_name = "FROM")]
+    from: String,
+    /// The store to copy to
+    #[arg(value_name = "TO")]
+    to: String,
+    /// What to copy, with all below it [default: all that is there]
+    #[arg(value_name = "NODE|DIGEST")]
+    references: Vec<Reference>,
+    /// Print one JSON object: blobs, directories, and what had to be copied
+    #[arg(long)]
+    json: bool,
+}
+
+impl CopyArgs {
+    pub(super) fn json(&self) -> bool {
+        self.json
+    }
+
+    pub(super) async fn execute(self, store: &StoreArgs, cancel: &CancellationToken) -> Result<(), CliError> {
+        let (from_blobs, from_directories) = addresses(&self.from, store)?;
+        let (to_blobs, to_directories) = addresses(&self.to, store)?;
+        let from = open(&from_blobs, &from_directories)?;
+        let mut nodes = Vec::new();
+        for reference in &self.references {
+            let node = resolve(&from, reference).await;
+            let node = node.map_err(|error| CliError::failed("can't read from the store", error))?;
+            nodes.push(node.ok_or_else(|| missing(reference))?);
+        }
+        let all = self.references.is_empty().then(|| local(&from_blobs, &from_directories)).transpose()?;
+        let to = open(&to_blobs, &to_directories)?;
+        let watch = Watch { progress: Progress::new(), cancel: cancel.clone() };
+        let work = move || {
+            if let Some(local) = all {
+                watch.progress.step("looking what is there");
+                nodes = everything(&local).map_err(|error| CliError::failed("the store can't be read", error))?;
+            }
+            let copied = copy(&from, &to, &nodes, &watch);
+            watch.progress.clear();
+            Ok::<_, CliError>(copied?)
+        };
+        // Waited for, so that it ends in order.
+        let copied = blocking(&CancellationToken::new(), work).await?;
+        let Copied { blobs, blobs_copied, bytes_copied, directories, .. } = copied;
+        if self.json {
+            let copied = json!({ "blobs": blobs_copied, "bytes": bytes_copied });
+            return print(&format!("{}\n", json!({ "blobs": blobs, "directories": directories, "copied": copied })));
+        }
+        let bytes = show_size(bytes_copied);
+        print(&format!("copied {blobs_copied} of {blobs} blobs ({bytes}), and {directories} directories\n"))
+    }
+}
+
+/// The addresses of blobs and directories.
+fn addresses(text: &str, store: &StoreArgs) -> Result<(String, String), CliError> {
+    if text == DEFAULT {
+        return store.addresses();
+    }
+    let both = text.rsplit_once(',').filter(|(one, other)| one.contains("://") && other.contains("://"));
+    if let Some((blobs, directories)) = both {
+        return Ok((blobs.to_owned(), directories.to_owned()));
+    }
+    if text.contains("://") {
+        return Ok((text.to_owned(), text.to_owned()));
+    }
+    let path = std::path::absolute(Path::new(text));
+    let path = path.map_err(|error| CliError::wrong_because(format!("{text:?} is no path"), error))?;
+    let path = path.to_str().ok_or_else(|| CliError::wrong(format!("the path {path:?} is not UTF-8")))?;
+    Ok((format!("file://{path}/blobs"), format!("redb://{path}/directories.redb")))
+}
+
+/// A store whose contents can be listed.
+fn local(blobs: &str, directories: &str) -> Result<LocalStore, CliError> {
+    match LocalStore::from_addr(blobs, directories) {
+        Err(error) => Err(CliError::failed("can't open the store", error)),
+        Ok(Some(local)) => Ok(local),
+        Ok(None) => Err(CliError::wrong(format!("what is in the store at {blobs} can't be listed"))
+            .try_this("name the nodes that are to be copied")),
+    }
+}
+
+struct Watch {
+    progress: Progress,
+    cancel: CancellationToken,
+}
+
+impl CopyObserver for Watch {
+    fn progress(&self, copied: &Copied) {
+        let (done, blobs, bytes) = (copied.blobs_done, copied.blobs, show_size(copied.bytes_copied));
+        self.progress.update(&format!("copying: {done} of {blobs} blobs, {bytes}"));
+    }
+
+    fn interrupted(&self) -> bool {
+        self.cancel.is_cancelled()
+    }
+}
+
+impl From<CopyError> for CliError {
+    fn from(error: CopyError) -> Self {
+        match error {
+            CopyError::Interrupted => Self::interrupted(),
+            error => Self::failed("the copy failed", error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_have_four_forms() {
+        let store = StoreArgs { blob_service_addr: Some("b".to_owned()), directory_service_addr: Some("d".to_owned()) };
+        let addresses = |text: &str| addresses(text, &store).unwrap();
+        let pair = |blobs: &str, directories: &str| (blobs.to_owned(), directories.to_owned());
+        assert_eq!(addresses("default"), pair("b", "d"));
+        assert_eq!(addresses("memory://,redb:///d"), pair("memory://", "redb:///d"));
+        assert_eq!(addresses("grpc+http://h:1"), pair("grpc+http://h:1", "grpc+http://h:1"));
+        assert_eq!(addresses("/a,b"), pair("file:///a,b/blobs", "redb:///a,b/directories.redb"));
+        let (blobs, _) = addresses("a");
+        assert!(blobs.starts_with("file:///") && blobs.ends_with("/a/blobs"), "{blobs}");
+    }
+}

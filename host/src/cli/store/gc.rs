@@ -1,0 +1,83 @@
+//! `store gc`: frees what nothing needs.
+
+use std::time::Duration;
+
+use clap::Args;
+use cofferdam_castore::gc::{CollectError, collect};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::local;
+use crate::cli::{CliError, StoreArgs, interrupt::blocking, print, progress::Progress, quantity::show_size};
+
+/// What is younger stays.
+const KEEP: &str = "1d";
+
+const EXAMPLES: &str = "\
+Examples:
+  cofferdam store root add lua dir:blake3-…:62
+  cofferdam store gc
+  What would go, if only the last hour and the roots were kept:
+    cofferdam store gc --keep 1h --dry-run";
+
+/// Removes what nothing needs from a local store
+///
+/// What stays: named roots (see `store root`), the inputs of running builds, and what was imported, built or found within
+/// the time of --keep, each with all below it. Builds and imports may run meanwhile, on this store and in any process.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct GcArgs {
+    /// Keep what is younger, such as 90s, 12h or 7d. It must be longer than any upload over the network takes
+    #[arg(long, value_name = "DUR", value_parser = age, default_value = KEEP)]
+    keep: Duration,
+    /// Remove nothing, tell what would be removed
+    #[arg(long)]
+    dry_run: bool,
+    /// Print one JSON object: blobs, bytes and directories removed and left
+    #[arg(long)]
+    json: bool,
+}
+
+/// Unlike other times this may be 0.
+fn age(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| format!("{error}; write it with its unit: 90s, 12h, 7d"))
+}
+
+impl GcArgs {
+    pub(super) fn json(&self) -> bool {
+        self.json
+    }
+
+    pub(super) async fn execute(self, store: &StoreArgs, cancel: &CancellationToken) -> Result<(), CliError> {
+        let local = local(store)?;
+        let progress = Progress::new();
+        progress.step("collecting garbage");
+        let (keep, dry_run) = (self.keep, self.dry_run);
+        let collected = blocking(cancel, move || collect(&local, keep, dry_run)).await;
+        progress.clear();
+        let collected = collected?;
+        if self.json {
+            let object = json!({
+                "removed": { "blobs": collected.blobs, "bytes": collected.bytes, "directories": collected.directories },
+                "left": { "blobs": collected.blobs_left, "directories": collected.directories_left },
+                "dry_run": dry_run,
+            });
+            return print(&format!("{object}\n"));
+        }
+        let (verb, bytes) = (if dry_run { "would free" } else { "freed" }, show_size(collected.bytes));
+        let (blobs, directories) = (collected.blobs, collected.directories);
+        print(&format!("{verb} {bytes}: {blobs} blobs and {directories} directories\n"))
+    }
+}
+
+impl From<CollectError> for CliError {
+    fn from(error: CollectError) -> Self {
+        match error {
+            CollectError::Incomplete { .. } => Self::wrong_because("this store can't be collected", error).try_this(
+                "check the addresses of blobs and directories, then `cofferdam store verify`; `cofferdam store root \
+                 remove` if the root is not needed",
+            ),
+            CollectError::Store { .. } => Self::failed("the collection failed", error),
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! The terminal of this process, lent to the shell of a failed build.
+
+use std::{
+    env,
+    io::{self, IsTerminal, Read, Write, stderr, stdin},
+    mem,
+    os::fd::AsRawFd,
+    thread,
+};
+
+use bytes::Bytes;
+use cofferdam_protocol::WindowSize;
+use nix::{
+    errno::Errno,
+    sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr},
+};
+use tokio::{
+    runtime::Handle,
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    task::JoinHandle,
+};
+
+use crate::build::{Terminal, TerminalInput};
+
+/// Messages on the way to or from the shell, each way.
+const QUEUE: usize = 4;
+
+/// Most bytes that are read at a time of what is typed.
+const TYPED_BYTES: usize = 4096;
+
+/// Whether there is a terminal to lend.
+pub(super) fn is_there() -> bool {
+    stdin().is_terminal() && stderr().is_terminal()
+}
+
+/// Lends the terminal. It is as it was when the task has ended, which is soon after the shell has.
+pub(super) fn lend(runtime: &Handle) -> io::Result<(Terminal, JoinHandle<()>)> {
+    let _entered = runtime.enter();
+    let mut resized = signal(SignalKind::window_change())?;
+    let size = size()?;
+    let raw = Raw::enter()?;
+    let (typed, input) = mpsc::channel(QUEUE);
+    let (output, mut shown) = mpsc::channel::<Bytes>(QUEUE);
+    let resizes = typed.clone();
+    // Ends with the process at the latest: nothing wakes who waits for a key.
+    thread::Builder::new().name("terminal".to_owned()).spawn(move || read_keys(&typed))?;
+    let watching = runtime.spawn(async move {
+        while resized.recv().await.is_some() {
+            let Ok(size) = self::size() else { break };
+            if resizes.send(TerminalInput::Resize(size)).await.is_err() {
+                break;
+            }
+        }
+    });
+    let returned = runtime.spawn_blocking(move || {
+        while let Some(bytes) = shown.blocking_recv() {
+            if stderr().write_all(&bytes).is_err() {
+                break;
+            }
+        }
+        watching.abort();
+        drop(raw);
+    });
+    let kind = env::var("TERM").unwrap_or_default();
+    Ok((Terminal { kind, size, input, output }, returned))
+}
+
+fn read_keys(typed: &mpsc::Sender<TerminalInput>) {
+    let mut buffer = [0; TYPED_BYTES];
+    while let Ok(length @ 1..) = stdin().read(&mut buffer) {
+        if typed.blocking_send(TerminalInput::Bytes(Bytes::copy_from_slice(&buffer[..length]))).is_err() {
+            break;
+        }
+    }
+}
+
+fn size() -> io::Result<WindowSize> {
+    // SAFETY: all-zero bytes are a valid winsize.
+    let mut size: libc::winsize = unsafe { mem::zeroed() };
+    // SAFETY: the kernel writes one winsize through the pointer, which outlives the call.
+    let result = unsafe { libc::ioctl(stderr().as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) };
+    Errno::result(result)?;
+    Ok(WindowSize { rows: size.ws_row, columns: size.ws_col })
+}
+
+/// A terminal that passes on every byte as it comes, until dropped.
+struct Raw(Termios);
+
+impl Raw {
+    fn enter() -> io::Result<Self> {
+        let before = tcgetattr(stdin())?;
+        let mut raw = before.clone();
+        cfmakeraw(&mut raw);
+        tcsetattr(stdin(), SetArg::TCSADRAIN, &raw)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        let _ = tcsetattr(stdin(), SetArg::TCSADRAIN, &self.0);
+    }
+}

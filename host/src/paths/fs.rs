@@ -1,0 +1,272 @@
+//! The FUSE file system: answers from the host's file system, beneath the shown paths; knows no change.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, OsStr};
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
+use nix::sys::stat::{FileStat, fstat};
+use virtiofsd::filesystem::{
+    Context, Entry, FileSystem, FsOptions, OpenOptions, SerializableFileSystem, ZeroCopyWriter,
+};
+use virtiofsd::fuse::{Attr, ROOT_ID};
+use virtiofsd::read_dir::ReadDir;
+
+/// How long the guest may believe what it was told: what the host has there can change.
+const TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Most names that a guest can have looked up and not forgotten.
+const MAX_INODES: usize = 1 << 20;
+
+/// Most bytes of a directory that are read at once.
+const MAX_LISTING_BYTES: usize = 64 * 1024;
+
+/// Permissions that show: nobody writes, and no program changes its user.
+const SHOWN_MODE: u32 = libc::S_IFMT | 0o555;
+
+/// The shown paths. The root has no listing; it holds them by their numbers, from 0 on.
+pub(crate) struct PathsFs {
+    roots: Vec<File>,
+    inodes: Mutex<Inodes>,
+    open: Mutex<Open>,
+}
+
+/// Where an inode is: in which of the roots, and the path from there, which is empty for itself.
+type Place = Arc<(usize, PathBuf)>;
+
+#[derive(Default)]
+struct Inodes {
+    places: HashMap<u64, (Place, u64)>,
+    numbers: HashMap<Place, u64>,
+    latest: u64,
+}
+
+/// Open files and directories by their handles.
+#[derive(Default)]
+struct Open {
+    files: HashMap<u64, Arc<File>>,
+    latest: u64,
+}
+
+impl PathsFs {
+    pub(crate) fn new(roots: Vec<File>) -> Self {
+        let inodes = Mutex::new(Inodes { latest: ROOT_ID, ..Inodes::default() });
+        Self { roots, inodes, open: Mutex::default() }
+    }
+
+    fn place(&self, inode: u64) -> io::Result<Place> {
+        locked(&self.inodes).places.get(&inode).map(|(place, _)| place.clone()).ok_or_else(|| errno(libc::ESTALE))
+    }
+
+    /// Opens what is at a place and nothing else, whatever anybody puts there.
+    fn open_at(&self, place: &Place, flags: OFlag) -> io::Result<OwnedFd> {
+        let (root, path) = &**place;
+        let root = self.roots.get(*root).ok_or_else(|| errno(libc::ENOENT))?;
+        if path.as_os_str().is_empty() && fstat(root)?.st_mode & libc::S_IFMT != libc::S_IFDIR {
+            return Ok(root.try_clone()?.into());
+        }
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        let resolve = ResolveFlag::RESOLVE_BENEATH
+            | ResolveFlag::RESOLVE_NO_SYMLINKS
+            | ResolveFlag::RESOLVE_NO_MAGICLINKS
+            | ResolveFlag::RESOLVE_NO_XDEV;
+        let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        Ok(openat2(root, path, OpenHow::new().flags(flags).resolve(resolve))?)
+    }
+
+    /// What is at a place, and its type.
+    fn look(&self, place: &Place) -> io::Result<(OwnedFd, FileStat)> {
+        let found = self.open_at(place, OFlag::O_PATH)?;
+        let stat = fstat(&found)?;
+        match stat.st_mode & libc::S_IFMT {
+            libc::S_IFREG | libc::S_IFDIR | libc::S_IFLNK => Ok((found, stat)),
+            _ => Err(errno(libc::EACCES)),
+        }
+    }
+
+    /// Opens a file or a directory to read it, if everybody may.
+    fn open_to_read(&self, inode: u64, kind: u32) -> io::Result<(Option<u64>, OpenOptions)> {
+        let place = self.place(inode)?;
+        let (_, stat) = self.look(&place)?;
+        if stat.st_mode & libc::S_IFMT != kind {
+            return Err(errno(if kind == libc::S_IFDIR { libc::ENOTDIR } else { libc::EISDIR }));
+        }
+        if stat.st_mode & libc::S_IROTH == 0 {
+            return Err(errno(libc::EACCES));
+        }
+        let file: File = self.open_at(&place, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)?.into();
+        let mut open = locked(&self.open);
+        open.latest += 1;
+        let handle = open.latest;
+        open.files.insert(handle, Arc::new(file));
+        Ok((Some(handle), OpenOptions::empty()))
+    }
+
+    fn opened(&self, handle: u64) -> io::Result<Arc<File>> {
+        locked(&self.open).files.get(&handle).cloned().ok_or_else(|| errno(libc::EBADF))
+    }
+
+    fn close(&self, handle: u64) {
+        locked(&self.open).files.remove(&handle);
+    }
+
+    /// The place of a name in a directory that everybody may enter.
+    fn child(&self, parent: u64, name: &CStr) -> io::Result<Place> {
+        let name = name.to_bytes();
+        if parent == ROOT_ID {
+            let number = str::from_utf8(name).ok().and_then(|name| name.parse().ok());
+            return number.map(|number| Arc::new((number, PathBuf::new()))).ok_or_else(|| errno(libc::ENOENT));
+        }
+        // No guest's kernel asks for these.
+        if matches!(name, b"" | b"." | b"..") || name.contains(&b'/') {
+            return Err(errno(libc::EINVAL));
+        }
+        let parent = self.place(parent)?;
+        let (_, stat) = self.look(&parent)?;
+        if stat.st_mode & libc::S_IXOTH == 0 {
+            return Err(errno(libc::EACCES));
+        }
+        Ok(Arc::new((parent.0, parent.1.join(OsStr::from_bytes(name)))))
+    }
+}
+
+impl Inodes {
+    /// The number of a place, which the guest now knows once more.
+    fn number(&mut self, place: Place) -> io::Result<u64> {
+        if let Some(number) = self.numbers.get(&place).copied() {
+            if let Some((_, lookups)) = self.places.get_mut(&number) {
+                *lookups += 1;
+            }
+            return Ok(number);
+        }
+        if self.places.len() >= MAX_INODES {
+            return Err(errno(libc::ENFILE));
+        }
+        self.latest += 1;
+        self.numbers.insert(place.clone(), self.latest);
+        self.places.insert(self.latest, (place, 1));
+        Ok(self.latest)
+    }
+
+    fn forget(&mut self, number: u64, times: u64) {
+        let Some((place, lookups)) = self.places.get_mut(&number) else { return };
+        *lookups = lookups.saturating_sub(times);
+        if *lookups == 0 {
+            self.numbers.remove(place);
+            self.places.remove(&number);
+        }
+    }
+}
+
+fn attributes(inode: u64, stat: &FileStat) -> Attr {
+    Attr {
+        ino: inode,
+        size: stat.st_size.cast_unsigned(),
+        blocks: stat.st_blocks.cast_unsigned(),
+        mtime: stat.st_mtime.cast_unsigned(),
+        atime: stat.st_mtime.cast_unsigned(),
+        ctime: stat.st_mtime.cast_unsigned(),
+        mode: stat.st_mode & SHOWN_MODE,
+        nlink: 1,
+        blksize: u32::try_from(stat.st_blksize).unwrap_or_default(),
+        // Owner and group are 0.
+        ..Attr::default()
+    }
+}
+
+impl FileSystem for PathsFs {
+    type Inode = u64;
+    type Handle = u64;
+    type DirIter = ReadDir<Vec<u8>>;
+
+    fn init(&self, _capable: FsOptions) -> io::Result<FsOptions> {
+        Ok(FsOptions::PARALLEL_DIROPS | FsOptions::ASYNC_READ | FsOptions::MAX_PAGES)
+    }
+
+    fn lookup(&self, _: Context, parent: u64, name: &CStr) -> io::Result<Entry> {
+        let place = self.child(parent, name)?;
+        let (_, stat) = self.look(&place)?;
+        let inode = locked(&self.inodes).number(place)?;
+        let attr = attributes(inode, &stat);
+        Ok(Entry { inode, generation: 0, attr, attr_timeout: TIMEOUT, entry_timeout: TIMEOUT })
+    }
+
+    fn forget(&self, _: Context, inode: u64, times: u64) {
+        locked(&self.inodes).forget(inode, times);
+    }
+
+    fn getattr(&self, _: Context, inode: u64, _: Option<u64>) -> io::Result<(Attr, Duration)> {
+        if inode == ROOT_ID {
+            let attr = Attr { ino: ROOT_ID, mode: libc::S_IFDIR | 0o111, nlink: 1, ..Attr::default() };
+            return Ok((attr, TIMEOUT));
+        }
+        let (_, stat) = self.look(&self.place(inode)?)?;
+        Ok((attributes(inode, &stat), TIMEOUT))
+    }
+
+    fn readlink(&self, _: Context, inode: u64) -> io::Result<Vec<u8>> {
+        let (link, _) = self.look(&self.place(inode)?)?;
+        Ok(readlinkat(&link, "")?.into_vec())
+    }
+
+    fn open(&self, _: Context, inode: u64, _: bool, flags: u32) -> io::Result<(Option<u64>, OpenOptions)> {
+        let flags = flags.cast_signed();
+        if flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0 {
+            return Err(errno(libc::EROFS));
+        }
+        self.open_to_read(inode, libc::S_IFREG)
+    }
+
+    fn read<W: ZeroCopyWriter>(
+        &self,
+        _: Context,
+        _: u64,
+        handle: u64,
+        mut w: W,
+        size: u32,
+        offset: u64,
+        _: Option<u64>,
+        _: u32,
+    ) -> io::Result<usize> {
+        w.read_from_file_at(&*self.opened(handle)?, size as usize, offset, None)
+    }
+
+    fn release(&self, _: Context, _: u64, _: u32, handle: u64, _: bool, _: bool, _: Option<u64>) -> io::Result<()> {
+        self.close(handle);
+        Ok(())
+    }
+
+    fn opendir(&self, _: Context, inode: u64, _: u32) -> io::Result<(Option<u64>, OpenOptions)> {
+        if inode == ROOT_ID {
+            return Err(errno(libc::EACCES));
+        }
+        self.open_to_read(inode, libc::S_IFDIR)
+    }
+
+    fn readdir(&self, _: Context, _: u64, handle: u64, size: u32, offset: u64) -> io::Result<ReadDir<Vec<u8>>> {
+        let directory = self.opened(handle)?;
+        ReadDir::new(&*directory, offset, vec![0; (size as usize).min(MAX_LISTING_BYTES)])
+    }
+
+    fn releasedir(&self, _: Context, _: u64, _: u32, handle: u64) -> io::Result<()> {
+        self.close(handle);
+        Ok(())
+    }
+}
+
+/// A VM with paths of the host is not migrated; the trait's answers say so.
+impl SerializableFileSystem for PathsFs {}
+
+fn errno(errno: i32) -> io::Error {
+    io::Error::from_raw_os_error(errno)
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,310 @@
+//! The tables, and what is one transaction on them.
+//!
+//! ```text
+//!   meta      name → number            format, and the clock that records age by
+//!   records   id → JSON                see `Record`
+//!   finished  id → end, bytes, digest  what the retention needs to know; the unfinished are not here
+//!   plain     id                       whose log is not packed
+//!   latest    digest → id              the latest success of a request
+//! ```
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::{PoisonError, RwLock},
+    time::SystemTime,
+};
+
+use cofferdam_castore::B3Digest;
+use redb::{Builder, ReadTransaction, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction};
+
+use super::{
+    BuildId, Outcome, Record, RecordsError,
+    error::{Result, failed},
+    retention::{AgeClock, Kept, Retention, expired},
+};
+
+/// The format of the tables.
+const FORMAT: u64 = 1;
+
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+const RECORDS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("records");
+const FINISHED: TableDefinition<'_, u128, (u64, u64, [u8; B3Digest::LENGTH])> = TableDefinition::new("finished");
+const PLAIN: TableDefinition<'_, u128, ()> = TableDefinition::new("plain");
+const LATEST: TableDefinition<'_, [u8; B3Digest::LENGTH], u128> = TableDefinition::new("latest");
+
+const CACHE_BYTES: usize = 16 * 1024 * 1024;
+
+/// The database. After an error of its file it opens that anew, since redb does nothing more then.
+pub(super) struct Database {
+    path: PathBuf,
+    open: RwLock<Option<redb::Database>>,
+}
+
+type Work<T> = Result<T, redb::Error>;
+
+impl Database {
+    /// Opens it, and makes it if it is not there. Nobody else may do so at the same time.
+    pub(super) fn open(dir: &Path) -> Result<Self> {
+        let path = dir.join("records.redb");
+        if !path.try_exists().map_err(failed("look for", &path))? {
+            create(dir, &path)?;
+        }
+        let database = Self { open: RwLock::new(None), path };
+        let found = database.read(|read| Ok(read.open_table(META)?.get("format")?.map(|found| found.value())))?;
+        match found {
+            Some(FORMAT) => Ok(database),
+            Some(found) if found > FORMAT => Err(RecordsError::Newer { path: database.path, found, known: FORMAT }),
+            _ => Err(database.failed("read", redb::Error::Corrupted("its format is missing".to_owned()))),
+        }
+    }
+
+    /// Adds the record of a build that has begun, or what is new in it.
+    pub(super) fn begin(&self, record: &Record) -> Result<()> {
+        let (id, encoded) = (record.id.as_u128(), self.encode(record)?);
+        self.write(|write| {
+            write.open_table(RECORDS)?.insert(id, encoded.as_slice())?;
+            write.open_table(PLAIN)?.insert(id, ())?;
+            Ok(())
+        })
+    }
+
+    /// Adds what is final.
+    pub(super) fn finish(&self, record: &Record, now: SystemTime) -> Result<()> {
+        let (id, encoded, digest) = (record.id.as_u128(), self.encode(record)?, record.request_digest.as_bytes());
+        let bytes = encoded.len() as u64 + record.log.bytes;
+        self.write(|write| {
+            let age_us = advance(write, now)?.age_us;
+            write.open_table(RECORDS)?.insert(id, encoded.as_slice())?;
+            write.open_table(PLAIN)?.insert(id, ())?;
+            write.open_table(FINISHED)?.insert(id, (age_us, bytes, *digest))?;
+            if matches!(record.outcome, Some(Outcome::Built(_))) {
+                write.open_table(LATEST)?.insert(digest, id)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Notes that a log of so many bytes is packed into so many; `false` if there is no such record any more.
+    pub(super) fn packed(&self, mut record: Record, log_bytes: u64, packed_bytes: u64) -> Result<bool> {
+        record.log.truncated |= log_bytes < record.log.bytes;
+        record.log.bytes = log_bytes;
+        let (id, encoded) = (record.id.as_u128(), self.encode(&record)?);
+        let bytes = encoded.len() as u64 + packed_bytes;
+        self.write(|write| {
+            write.open_table(PLAIN)?.remove(id)?;
+            let mut finished = write.open_table(FINISHED)?;
+            let Some((age_us, _, digest)) = finished.get(id)?.map(|finished| finished.value()) else {
+                return Ok(false);
+            };
+            finished.insert(id, (age_us, bytes, digest))?;
+            write.open_table(RECORDS)?.insert(id, encoded.as_slice())?;
+            Ok(true)
+        })
+    }
+
+    /// Removes what is kept no longer, and tells what that is.
+    pub(super) fn expire(&self, retention: &Retention, now: SystemTime) -> Result<Vec<BuildId>> {
+        self.write(|write| {
+            let clock = advance(write, now)?;
+            let (mut finished, mut latest) = (write.open_table(FINISHED)?, write.open_table(LATEST)?);
+            let mut kept = Vec::new();
+            for entry in finished.iter()? {
+                let (key, value) = entry?;
+                let (ended_us, bytes, _) = value.value();
+                kept.push(Kept { key: key.value(), ended_us, bytes });
+            }
+            let gone = expired(kept, clock, retention);
+            for id in &gone {
+                let digest = finished.remove(id)?.map(|finished| finished.value().2);
+                write.open_table(RECORDS)?.remove(id)?;
+                write.open_table(PLAIN)?.remove(id)?;
+                if let Some(digest) = digest
+                    && latest.get(digest)?.is_some_and(|latest| latest.value() == *id)
+                {
+                    latest.remove(digest)?;
+                }
+            }
+            Ok(ids(gone))
+        })
+    }
+
+    pub(super) fn has(&self, id: BuildId) -> Result<bool> {
+        self.read(|read| Ok(read.open_table(RECORDS)?.get(id.as_u128())?.is_some()))
+    }
+
+    pub(super) fn get(&self, id: BuildId) -> Result<Option<Record>> {
+        let get = |read: &ReadTransaction| {
+            Ok(read.open_table(RECORDS)?.get(id.as_u128())?.map(|encoded| encoded.value().to_vec()))
+        };
+        self.read(get)?.map(|encoded| self.decode(id, &encoded)).transpose()
+    }
+
+    /// The latest successful build of a request.
+    pub(super) fn latest(&self, digest: &B3Digest) -> Result<Option<Record>> {
+        let get = |read: &ReadTransaction| {
+            Ok(read.open_table(LATEST)?.get(digest.as_bytes())?.and_then(|id| BuildId::from_u128(id.value())))
+        };
+        match self.read(get)? {
+            Some(id) => self.get(id),
+            None => Ok(None),
+        }
+    }
+
+    /// As [`get`](Self::get), for work on many records, which one that is damaged doesn't end.
+    pub(super) fn get_sound(&self, id: BuildId) -> Result<Option<Record>> {
+        sound(self.get(id))
+    }
+
+    /// The newest `most` records older than `before`, newest first; `None` for those that are damaged.
+    pub(super) fn before(&self, before: Option<BuildId>, most: usize) -> Result<Vec<(BuildId, Option<Record>)>> {
+        let encoded = self.read(|read| {
+            let table = read.open_table(RECORDS)?;
+            let range = table.range(..before.map_or(u128::MAX, BuildId::as_u128))?;
+            let mut encoded = Vec::new();
+            for entry in range.rev().take(most) {
+                let (id, value) = entry?;
+                encoded.push((id.value(), value.value().to_vec()));
+            }
+            Ok(encoded)
+        })?;
+        let known = encoded.into_iter().filter_map(|(id, encoded)| Some((BuildId::from_u128(id)?, encoded)));
+        known.map(|(id, encoded)| Ok((id, sound(self.decode(id, &encoded).map(Some))?))).collect()
+    }
+
+    pub(super) fn newest(&self) -> Result<Option<BuildId>> {
+        self.read(|read| {
+            let newest = read.open_table(RECORDS)?.last()?.map(|(id, _)| id.value());
+            Ok(newest.and_then(BuildId::from_u128))
+        })
+    }
+
+    /// Builds whose log is not packed.
+    pub(super) fn plain(&self) -> Result<Vec<BuildId>> {
+        self.read(|read| {
+            let table = read.open_table(PLAIN)?;
+            let entries = table.iter()?.map(|entry| Ok(entry?.0.value()));
+            entries.collect::<Work<Vec<_>>>().map(ids)
+        })
+    }
+
+    fn read<T>(&self, work: impl Fn(&ReadTransaction) -> Work<T>) -> Result<T> {
+        self.with("read", |database| work(&database.begin_read()?))
+    }
+
+    fn write<T>(&self, work: impl Fn(&WriteTransaction) -> Work<T>) -> Result<T> {
+        self.with("write", |database| {
+            let write = database.begin_write()?;
+            let done = work(&write)?;
+            write.commit()?;
+            Ok(done)
+        })
+    }
+
+    fn with<T>(&self, action: &'static str, work: impl Fn(&redb::Database) -> Work<T>) -> Result<T> {
+        let mut result = self.once(&work);
+        if matches!(result, Err(redb::Error::PreviousIo)) {
+            // It had failed for somebody else, and has done nothing for us.
+            result = self.once(&work);
+        }
+        result.map_err(|error| self.failed(action, error))
+    }
+
+    fn once<T>(&self, work: impl Fn(&redb::Database) -> Work<T>) -> Work<T> {
+        let mut open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        if open.is_none() {
+            drop(open);
+            let mut closed = self.open.write().unwrap_or_else(PoisonError::into_inner);
+            if closed.is_none() {
+                *closed = Some(builder().open(&self.path)?);
+            }
+            drop(closed);
+            open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        }
+        let result = open.as_ref().map_or(Err(redb::Error::PreviousIo), work);
+        drop(open);
+        if matches!(result, Err(redb::Error::Io(_) | redb::Error::PreviousIo)) {
+            *self.open.write().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        result
+    }
+
+    fn encode(&self, record: &Record) -> Result<Vec<u8>> {
+        record.encode().map_err(|source| self.damaged(record.id, source))
+    }
+
+    fn decode(&self, id: BuildId, encoded: &[u8]) -> Result<Record> {
+        Record::decode(id, encoded).map_err(|source| self.damaged(id, source))
+    }
+
+    fn damaged(&self, id: BuildId, source: serde_json::Error) -> RecordsError {
+        RecordsError::Damaged { id, path: self.path.clone(), source }
+    }
+
+    fn failed(&self, action: &'static str, source: redb::Error) -> RecordsError {
+        RecordsError::Database { action, path: self.path.clone(), source: Box::new(source) }
+    }
+}
+
+fn sound(record: Result<Option<Record>>) -> Result<Option<Record>> {
+    match record {
+        Err(error @ RecordsError::Damaged { .. }) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "leaving out a record");
+            Ok(None)
+        }
+        record => record,
+    }
+}
+
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
+}
+
+/// Makes the database under another name, which it keeps until it is whole.
+fn create(dir: &Path, path: &Path) -> Result<()> {
+    let unfinished = path.with_added_extension("new");
+    match fs::remove_file(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &unfinished)(error)),
+        _ => {}
+    }
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create_new(true).mode(0o600).open(&unfinished);
+    let file = file.map_err(failed("create", &unfinished))?;
+    let fill = || {
+        let write = builder().create_file(file)?.begin_write()?;
+        write.open_table(META)?.insert("format", FORMAT)?;
+        write.open_table(RECORDS)?;
+        write.open_table(FINISHED)?;
+        write.open_table(PLAIN)?;
+        write.open_table(LATEST)?;
+        Ok(write.commit()?)
+    };
+    fill().map_err(|error: redb::Error| RecordsError::Database {
+        action: "make",
+        path: path.to_owned(),
+        source: Box::new(error),
+    })?;
+    let renamed = fs::rename(&unfinished, path).and_then(|()| File::open(dir)?.sync_all());
+    renamed.map_err(failed("create", path))
+}
+
+/// Brings the clock that records age by up to date.
+fn advance(write: &WriteTransaction, now: SystemTime) -> Work<AgeClock> {
+    let mut meta = write.open_table(META)?;
+    let stored = |name| -> Work<Option<u64>> { Ok(meta.get(name)?.map(|number| number.value())) };
+    let clock = match (stored("age_us")?, stored("wall_us")?) {
+        (Some(age_us), Some(wall_us)) => AgeClock { age_us, wall_us }.at(now),
+        _ => AgeClock::default().at(now),
+    };
+    meta.insert("age_us", clock.age_us)?;
+    meta.insert("wall_us", clock.wall_us)?;
+    Ok(clock)
+}
+
+fn ids(numbers: Vec<u128>) -> Vec<BuildId> {
+    numbers.into_iter().filter_map(BuildId::from_u128).collect()
+}

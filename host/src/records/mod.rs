@@ -1,0 +1,370 @@
+//! What is known of every build, and its log, in one directory.
+//!
+//! ```text
+//!   begin ──▶ Recording ── start ─ phase ─ log … ─▶ finish
+//!                 │                         │          │
+//!               memory          logs/ID.log, records.redb
+//!                                           ▼
+//!             packer: logs/ID.log.zst, then the plain file goes; what is too old or too much goes
+//! ```
+//!
+//! The daemon [opens](Records::open) them once and shares them. For each request it [begins](Records::begin) a
+//! [`Recording`], whose id it tells the client; calls [`start`](Recording::start) when the build's turn has come, passes the
+//! [`crate::build::Observer`]'s phases and log bytes on, and [finishes](Recording::finish) it with an [`End`] that is made
+//! from the build's result. Builds that only wait cost no I/O.
+//!
+//! Functions that aren't `async` do short I/O in place; [`Recording::finish`] and [`Records::open`] wait for the disk.
+//!
+//! A record in the database without an outcome whose build isn't in memory is of a killed process: [lost](Records::get).
+//! The packer notes that, too.
+
+mod database;
+mod error;
+mod id;
+mod lock;
+mod log;
+mod record;
+mod recording;
+mod retention;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::DirBuilder,
+    os::unix::fs::DirBuilderExt as _,
+    path::Path,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::{self, JoinHandle},
+    time::{Duration, SystemTime},
+};
+
+use cofferdam_castore::B3Digest;
+use tokio::sync::watch;
+
+use self::{
+    database::Database,
+    error::{Result, failed},
+    id::Ids,
+    lock::Lock,
+    log::{Form, Logs, Progress},
+    recording::Live,
+};
+
+use crate::failure::Failure;
+
+pub use error::RecordsError;
+pub use id::{BuildId, BuildIdError};
+pub use log::{LogReader, MAX_CHUNK_BYTES};
+pub use record::{Log, Machine, Outcome, Output, Phase, Record, Status, describe};
+pub use recording::{End, Recording, Request};
+pub use retention::Retention;
+
+/// Most records in a [`Page`].
+pub const MAX_PAGE: usize = 1000;
+
+/// Most records that are looked at for a [`Page`].
+const MAX_EXAMINED: usize = 10_000;
+
+/// How many of them are read at once.
+const BATCH: usize = 256;
+
+/// How often the retention is looked at when no build ends.
+const RETENTION_INTERVAL: Duration = Duration::from_secs(60 * 60);
+
+/// The records and logs of one directory, which this process has for itself.
+pub struct Records {
+    shared: Arc<Shared>,
+    packer: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    database: Database,
+    logs: Logs,
+    retention: Retention,
+    ids: Ids,
+    live: Mutex<BTreeMap<BuildId, Arc<Live>>>,
+    /// What the packer is to do.
+    todo: Mutex<Todo>,
+    woken: Condvar,
+    /// Held by whoever packs and removes.
+    tidying: Mutex<()>,
+    _lock: Lock,
+}
+
+#[derive(Default)]
+struct Todo {
+    tidy: bool,
+    stop: bool,
+}
+
+/// Which records are wanted; the default is all.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Of this client.
+    pub client: Option<String>,
+    /// That have come so far.
+    pub status: Option<Status>,
+    /// Whose request came then or later, by the wall clock.
+    pub since: Option<SystemTime>,
+}
+
+impl Filter {
+    fn takes(&self, record: &Record) -> bool {
+        self.client.as_ref().is_none_or(|client| *client == record.client)
+            && self.status.is_none_or(|status| status == record.status())
+            && self.since.is_none_or(|since| record.created >= since)
+    }
+}
+
+/// Some of the wanted records.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// Newest first. May be fewer than asked for, even none, although there are more.
+    pub records: Vec<Record>,
+    /// Where the next page begins, if there may be one.
+    pub next: Option<BuildId>,
+}
+
+impl Records {
+    /// Opens the records in a directory, which is made if it is not there, and cleans up after a killed process: its builds
+    /// are recorded as lost, and files that no record knows go.
+    ///
+    /// # Errors
+    ///
+    /// Another process has them, a newer program made them, or they can't be read and written.
+    pub fn open(dir: &Path, retention: Retention) -> Result<Self> {
+        let logs = dir.join("logs");
+        DirBuilder::new().recursive(true).mode(0o700).create(&logs).map_err(failed("make the directory", &logs))?;
+        let lock = Lock::take(dir)?;
+        let database = Database::open(dir)?;
+        let shared = Arc::new(Shared {
+            ids: Ids::after(database.newest()?),
+            database,
+            logs: Logs::new(logs),
+            retention,
+            live: Mutex::default(),
+            todo: Mutex::new(Todo { tidy: true, stop: false }),
+            woken: Condvar::new(),
+            tidying: Mutex::default(),
+            _lock: lock,
+        });
+        shared.remove_orphans()?;
+        shared.settle()?;
+        let packer = Arc::clone(&shared);
+        let packer = thread::Builder::new().name("records".to_owned()).spawn(move || packer.run());
+        let packer = packer.map_err(failed("start the thread that tidies", dir))?;
+        Ok(Self { shared, packer: Some(packer) })
+    }
+
+    /// Begins the record of a build, in memory.
+    pub fn begin(&self, request: Request) -> Recording {
+        Recording::new(Arc::clone(&self.shared), request)
+    }
+
+    /// One record.
+    ///
+    /// # Errors
+    ///
+    /// The database can't be read.
+    pub fn get(&self, id: BuildId) -> Result<Option<Record>> {
+        if let Some(live) = self.shared.live().get(&id).cloned() {
+            return Ok(Some(live.record()));
+        }
+        Ok(self.shared.database.get(id)?.map(|record| self.shared.settled(record)))
+    }
+
+    /// Records that a filter takes, newest first: at most `most`, from 1 to [`MAX_PAGE`], of those before `before`, which is
+    /// the [`Page::next`] of the page before. Every record that is there all the time is on exactly one page.
+    ///
+    /// # Errors
+    ///
+    /// The database can't be read.
+    pub fn list(&self, filter: &Filter, before: Option<BuildId>, most: usize) -> Result<Page> {
+        let most = most.clamp(1, MAX_PAGE);
+        let mut page = Page { records: Vec::new(), next: before };
+        let mut examined = 0;
+        loop {
+            let live: Vec<_> = {
+                let live = self.shared.live();
+                let range = live.iter().filter(|(id, _)| page.next.is_none_or(|next| **id < next));
+                range.map(|(_, live)| Arc::clone(live)).collect()
+            };
+            let stored = self.shared.database.before(page.next, BATCH)?;
+            let is_last = stored.len() < BATCH;
+            let floor = stored.last().filter(|_| !is_last).map(|(id, _)| *id);
+            examined += stored.len() + live.len();
+            let mut found = BTreeMap::new();
+            for (id, record) in stored {
+                // An unfinished one may have ended since, or runs.
+                let is_unfinished = record.as_ref().is_some_and(|record| record.outcome.is_none());
+                let record = if is_unfinished { self.get(id)? } else { record };
+                found.extend(record.map(|record| (id, record)));
+            }
+            let live =
+                live.iter().map(|live| live.record()).filter(|record| floor.is_none_or(|floor| record.id > floor));
+            found.extend(live.map(|record| (record.id, record)));
+            for (id, record) in found.into_iter().rev() {
+                page.next = Some(id);
+                if filter.takes(&record) {
+                    page.records.push(record);
+                    if page.records.len() == most {
+                        return Ok(page);
+                    }
+                }
+            }
+            page.next = floor;
+            if is_last || examined >= MAX_EXAMINED {
+                return Ok(page);
+            }
+        }
+    }
+
+    /// The latest successful build of a request with this digest. Whether the store still has its outputs is the caller's
+    /// question.
+    ///
+    /// # Errors
+    ///
+    /// The database can't be read.
+    pub fn result_for(&self, request_digest: &B3Digest) -> Result<Option<Record>> {
+        self.shared.database.latest(request_digest)
+    }
+
+    /// A reader of a build's log, from an offset on; `None` if there is no such build.
+    ///
+    /// # Errors
+    ///
+    /// The log is shorter, or the database can't be read.
+    pub fn read_log(&self, id: BuildId, offset: u64) -> Result<Option<LogReader>> {
+        let live = self.shared.live().get(&id).map(|live| live.progress());
+        let progress = match live {
+            Some(progress) => progress,
+            None => match self.get(id)? {
+                Some(record) => watch::channel(Progress { bytes: record.log.bytes, ended: true }).1,
+                None => return Ok(None),
+            },
+        };
+        LogReader::new(id, self.shared.logs.clone(), offset, progress).map(Some)
+    }
+}
+
+impl Drop for Records {
+    /// Waits for the packer, which ends after the log that it packs.
+    fn drop(&mut self) {
+        self.shared.todo().stop = true;
+        self.shared.woken.notify_all();
+        if let Some(packer) = self.packer.take()
+            && packer.join().is_err()
+        {
+            tracing::error!("the thread that tidies records panicked");
+        }
+    }
+}
+
+impl Shared {
+    fn live(&self) -> MutexGuard<'_, BTreeMap<BuildId, Arc<Live>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn todo(&self) -> MutexGuard<'_, Todo> {
+        self.todo.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        self.todo().tidy = true;
+        self.woken.notify_all();
+    }
+
+    /// The packer's thread.
+    fn run(&self) {
+        loop {
+            let todo = self.todo();
+            let idle = |todo: &mut Todo| !todo.tidy && !todo.stop;
+            let waited = self.woken.wait_timeout_while(todo, RETENTION_INTERVAL, idle);
+            let (mut todo, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            if todo.stop {
+                return;
+            }
+            todo.tidy = false;
+            drop(todo);
+            if let Err(error) = self.tidy(SystemTime::now()) {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "can't tidy the records; the next build's end tries again"
+                );
+            }
+        }
+    }
+
+    /// Packs the logs of finished builds, and removes what is kept no longer.
+    fn tidy(&self, now: SystemTime) -> Result<()> {
+        let _tidying = self.tidying.lock().unwrap_or_else(PoisonError::into_inner);
+        let packed = self.settle().and_then(|()| self.pack());
+        for id in self.database.expire(&self.retention, now)? {
+            self.logs.remove(id, Form::Plain)?;
+            self.logs.remove(id, Form::Packed)?;
+        }
+        packed
+    }
+
+    /// Records unfinished builds that nobody runs any more as lost.
+    fn settle(&self) -> Result<()> {
+        for id in self.database.plain()? {
+            if self.live().contains_key(&id) {
+                continue;
+            }
+            match self.database.get_sound(id)? {
+                Some(record) if record.outcome.is_none() => {
+                    self.database.finish(&self.settled(record), SystemTime::now())?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// A stored record of a build that doesn't run: if it has no outcome, that is the one of a killed process.
+    fn settled(&self, mut record: Record) -> Record {
+        if record.outcome.is_none() {
+            record.log.bytes = self.logs.size(record.id, Form::Plain).unwrap_or_default();
+            let message = "the process that ran the build was killed, or could not record how it ended";
+            record.outcome = Some(Outcome::Failed(Failure::executor("lost", message)));
+        }
+        record
+    }
+
+    fn pack(&self) -> Result<()> {
+        for id in self.database.plain()? {
+            if self.live().contains_key(&id) {
+                continue;
+            }
+            if self.todo().stop {
+                break;
+            }
+            let Some(record) = self.database.get_sound(id)? else { continue };
+            let (log_bytes, packed_bytes) = match self.logs.pack(id)? {
+                Some(packed) => packed,
+                None => (record.log.bytes, self.logs.size(id, Form::Packed)?),
+            };
+            self.database.packed(record, log_bytes, packed_bytes)?;
+            self.logs.remove(id, Form::Plain)?;
+        }
+        Ok(())
+    }
+
+    /// Removes files that a killed process has left.
+    fn remove_orphans(&self) -> Result<()> {
+        let plain: BTreeSet<_> = self.database.plain()?.into_iter().collect();
+        for (id, form) in self.logs.list()? {
+            let is_known = match form {
+                Form::Plain => plain.contains(&id),
+                Form::Packed => self.database.has(id)?,
+                Form::Unfinished => false,
+            };
+            if !is_known {
+                self.logs.remove(id, form)?;
+            }
+        }
+        Ok(())
+    }
+}

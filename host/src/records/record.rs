@@ -1,0 +1,278 @@
+use std::{
+    collections::BTreeSet,
+    fmt::Write as _,
+    ops::Range,
+    time::{Duration, SystemTime},
+};
+
+use cofferdam_castore::{B3Digest, Node, proto::Entry};
+use cofferdam_protocol::Usage;
+use serde::{Deserialize, Serialize, de};
+
+use super::BuildId;
+use crate::{build, failure::Failure, request::BuildOutput, vmm};
+
+/// Most characters of a command line that [`describe`] shows.
+const MAX_DESCRIPTION_CHARS: usize = 200;
+
+/// What is known of one build. Times are the monotonic clock's, from `created` on: no jump of the wall clock shows in them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its name.
+    #[serde(with = "text")]
+    pub id: BuildId,
+    /// [`crate::request::BuildRequest::digest`].
+    #[serde(with = "text")]
+    pub request_digest: B3Digest,
+    /// Who asked.
+    pub client: String,
+    /// One harmless line for people, see [`describe`].
+    pub description: String,
+    /// When the request came, by the wall clock.
+    pub created: SystemTime,
+    /// Which phases began, and when.
+    pub phases: Vec<(Phase, Duration)>,
+    /// When it ended.
+    pub ended: Option<Duration>,
+    /// What ran it.
+    pub machine: Option<Machine>,
+    /// What it used in its guest.
+    pub usage: Option<Usage>,
+    /// Its log, which [`super::Records::read_log`] reads.
+    pub log: Log,
+    /// How it ended; `None` while it waits or runs.
+    pub outcome: Option<Outcome>,
+    /// What a failed build left, if it was kept.
+    #[serde(with = "optional_node")]
+    pub kept: Option<Node>,
+}
+
+/// Where a build is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Waiting for its turn.
+    Queued,
+    /// Reading the closure of the inputs.
+    Resolving,
+    /// From the VMM's start to the guest's first message.
+    Booting,
+    /// From the specification to the command's end.
+    Running,
+    /// From the command's end to the last output.
+    Ingesting,
+    /// From the build's failure to the last of what is kept of it.
+    Keeping,
+    /// While a shell runs in the guest of a failed build.
+    Shell,
+}
+
+impl Phase {
+    /// A word for machines, stable across versions.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Resolving => "resolving",
+            Self::Booting => "booting",
+            Self::Running => "running",
+            Self::Ingesting => "ingesting",
+            Self::Keeping => "keeping",
+            Self::Shell => "shell",
+        }
+    }
+}
+
+impl From<build::Phase> for Phase {
+    fn from(phase: build::Phase) -> Self {
+        match phase {
+            build::Phase::Resolving => Self::Resolving,
+            build::Phase::Booting => Self::Booting,
+            build::Phase::Running => Self::Running,
+            build::Phase::Ingesting => Self::Ingesting,
+            build::Phase::Keeping => Self::Keeping,
+            build::Phase::Shell => Self::Shell,
+        }
+    }
+}
+
+/// What ran a build.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// The kind of VMM, as in `cloud-hypervisor`.
+    pub vmm: String,
+    /// Its version.
+    pub version: String,
+    /// What ran the guest's instructions.
+    pub accelerator: String,
+}
+
+impl From<&vmm::Choice> for Machine {
+    fn from(choice: &vmm::Choice) -> Self {
+        Self {
+            vmm: choice.kind.to_string(),
+            version: choice.version.clone(),
+            accelerator: choice.accelerator.to_string(),
+        }
+    }
+}
+
+/// How much of a log is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Log {
+    /// Its length, unpacked.
+    pub bytes: u64,
+    /// Whether the build wrote more.
+    pub truncated: bool,
+}
+
+/// How a build ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// With its outputs, in the request's order.
+    Built(Vec<Output>),
+    /// Without.
+    Failed(Failure),
+}
+
+/// One output of a build.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Output {
+    /// What it is.
+    #[serde(with = "node")]
+    pub node: Node,
+    /// See [`BuildOutput::needles`].
+    pub needles: BTreeSet<u64>,
+}
+
+impl From<BuildOutput> for Output {
+    fn from(BuildOutput { node, needles }: BuildOutput) -> Self {
+        Self { node, needles }
+    }
+}
+
+impl From<Output> for BuildOutput {
+    fn from(Output { node, needles }: Output) -> Self {
+        Self { node, needles }
+    }
+}
+
+/// How far a build has come, for filters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// It waits or runs.
+    Unfinished,
+    /// It has succeeded.
+    Built,
+    /// It has not.
+    Failed,
+}
+
+impl Record {
+    /// How far the build has come.
+    pub fn status(&self) -> Status {
+        match self.outcome {
+            None => Status::Unfinished,
+            Some(Outcome::Built(_)) => Status::Built,
+            Some(Outcome::Failed(_)) => Status::Failed,
+        }
+    }
+
+    /// Each phase, from its begin to that of the next one, or to the build's end.
+    pub fn spans(&self) -> impl Iterator<Item = (Phase, Range<Duration>)> {
+        let ends = self.phases.iter().skip(1).map(|(_, begun)| *begun).chain(self.ended);
+        self.phases.iter().zip(ends).map(|((phase, begun), end)| (*phase, *begun..end.max(*begun)))
+    }
+
+    pub(super) fn encode(&self) -> serde_json::Result<Vec<u8>> {
+        serde_json::to_vec(self)
+    }
+
+    /// The record that was stored under this id.
+    pub(super) fn decode(id: BuildId, bytes: &[u8]) -> serde_json::Result<Self> {
+        let record: Self = serde_json::from_slice(bytes)?;
+        if record.id != id {
+            return Err(de::Error::custom(format!("it is the record of build {}", record.id)));
+        }
+        Ok(record)
+    }
+}
+
+/// A command line as one short line that can't do harm where it is shown.
+pub fn describe(command_args: &[String]) -> String {
+    let mut line = String::new();
+    for arg in command_args {
+        if line.len() > 4 * MAX_DESCRIPTION_CHARS {
+            break;
+        }
+        let separator = if line.is_empty() { "" } else { " " };
+        let start: String = arg.chars().take(MAX_DESCRIPTION_CHARS).collect();
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "%+,-./:=@_".contains(c);
+        let written = if !start.is_empty() && start.chars().all(is_plain) {
+            write!(line, "{separator}{start}")
+        } else {
+            write!(line, "{separator}{start:?}")
+        };
+        written.expect("a String takes all");
+    }
+    match line.char_indices().nth(MAX_DESCRIPTION_CHARS) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
+
+/// What prints and parses, as its text.
+mod text {
+    use std::{fmt::Display, str::FromStr};
+
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub(super) fn serialize<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// A node as its nameless `snix.castore.v1.Entry`, in base64.
+mod node {
+    use data_encoding::BASE64;
+    use prost::Message as _;
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    use super::{Entry, Node};
+
+    pub(super) fn serialize<S: Serializer>(node: &Node, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&BASE64.encode(&Entry::unnamed(node.clone()).encode_to_vec()))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Node, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let encoded = BASE64.decode(text.as_bytes()).map_err(D::Error::custom)?;
+        let entry = Entry::decode(encoded.as_slice()).map_err(D::Error::custom)?;
+        entry.try_into_unnamed().map_err(D::Error::custom)
+    }
+}
+
+mod optional_node {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::Node;
+
+    #[derive(Serialize, Deserialize)]
+    struct Wrapped(#[serde(with = "super::node")] Node);
+
+    pub(super) fn serialize<S: Serializer>(node: &Option<Node>, serializer: S) -> Result<S::Ok, S::Error> {
+        node.clone().map(Wrapped).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Node>, D::Error> {
+        Ok(Option::<Wrapped>::deserialize(deserializer)?.map(|Wrapped(node)| node))
+    }
+}

@@ -1,0 +1,210 @@
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Instant, SystemTime},
+};
+
+use cofferdam_castore::{B3Digest, Node};
+use cofferdam_protocol::Usage;
+use tokio::sync::watch;
+
+use super::{
+    BuildId, Machine, Outcome, Phase, Record, Shared,
+    error::Result,
+    log::{Form, LogWriter, Progress},
+};
+use crate::{
+    build::{BuildError, Built},
+    failure::{Failure, shorten},
+};
+
+/// Most phases that a record tells.
+const MAX_PHASES: usize = 64;
+
+/// What is known of a build when its request has come.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// [`crate::request::BuildRequest::digest`].
+    pub digest: B3Digest,
+    /// Who asks.
+    pub client: String,
+    /// See [`super::describe`].
+    pub description: String,
+    /// Most bytes of its log that are kept.
+    pub log_bytes: u64,
+}
+
+/// What is known of a build when it has ended.
+#[derive(Debug, Clone)]
+pub struct End {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What it used in its guest.
+    pub usage: Option<Usage>,
+    /// What a failed build left, if it was kept.
+    pub kept: Option<Node>,
+}
+
+impl From<&Result<Built, BuildError>> for End {
+    fn from(result: &Result<Built, BuildError>) -> Self {
+        let (outcome, usage) = match result {
+            Ok(built) => {
+                let outputs = built.result.outputs.iter().cloned().map(Into::into).collect();
+                (Outcome::Built(outputs), Some(built.usage))
+            }
+            Err(error) => {
+                let (usage, kept) = match error {
+                    BuildError::Failed(failed) => (failed.usage, failed.kept.as_ref().map(|kept| kept.node.clone())),
+                    _ => (None, None),
+                };
+                return Self { outcome: Outcome::Failed(error.into()), usage, kept };
+            }
+        };
+        Self { outcome, usage, kept: None }
+    }
+}
+
+/// A build that waits or runs. One that is dropped before its [`finish`](Self::finish) is recorded as lost.
+///
+/// What blocks is short: a transaction, or a write to a file.
+pub struct Recording {
+    shared: Arc<Shared>,
+    live: Arc<Live>,
+}
+
+/// What memory holds of an unfinished build.
+pub(super) struct Live {
+    begun: Instant,
+    record: Mutex<Record>,
+    log: Mutex<LogWriter>,
+    progress: watch::Sender<Progress>,
+}
+
+impl Live {
+    /// The record as it stands.
+    pub(super) fn record(&self) -> Record {
+        let mut record = locked(&self.record).clone();
+        record.log = locked(&self.log).log;
+        record
+    }
+
+    pub(super) fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+}
+
+impl Recording {
+    pub(super) fn new(shared: Arc<Shared>, request: Request) -> Self {
+        let created = SystemTime::now();
+        let id = shared.ids.next(created);
+        let record = Record {
+            id,
+            request_digest: request.digest,
+            client: shorten(request.client),
+            description: shorten(request.description),
+            created,
+            phases: Vec::new(),
+            ended: None,
+            machine: None,
+            usage: None,
+            log: super::Log::default(),
+            outcome: None,
+            kept: None,
+        };
+        let log = LogWriter::new(shared.logs.path(id, Form::Plain), request.log_bytes);
+        let (progress, _) = watch::channel(Progress { bytes: 0, ended: false });
+        let live = Live { begun: Instant::now(), record: Mutex::new(record), log: Mutex::new(log), progress };
+        let live = Arc::new(live);
+        shared.live().insert(id, live.clone());
+        let recording = Self { shared, live };
+        recording.phase(Phase::Queued);
+        recording
+    }
+
+    /// The build's name.
+    pub fn id(&self) -> BuildId {
+        locked(&self.live.record).id
+    }
+
+    /// The record as it stands.
+    pub fn record(&self) -> Record {
+        self.live.record()
+    }
+
+    /// Makes the record durable, before the build does anything: whatever becomes of this process, the build is known from
+    /// now on.
+    ///
+    /// # Errors
+    ///
+    /// The database can't be written.
+    pub fn start(&self, machine: Machine) -> Result<()> {
+        let record = {
+            let mut record = locked(&self.live.record);
+            record.machine = Some(machine);
+            record.clone()
+        };
+        self.shared.database.begin(&record)
+    }
+
+    /// Notes that a phase begins.
+    pub fn phase(&self, phase: Phase) {
+        let mut record = locked(&self.live.record);
+        if record.phases.len() < MAX_PHASES && record.phases.last().is_none_or(|(latest, _)| *latest != phase) {
+            record.phases.push((phase, self.live.begun.elapsed()));
+        }
+    }
+
+    /// Appends to the log, and wakes its readers, none of whom it waits for.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be written: the build should end then, since its log has ended.
+    pub fn log(&self, bytes: &[u8]) -> Result<()> {
+        let mut log = locked(&self.live.log);
+        let appended = log.append(bytes);
+        self.live.progress.send_replace(Progress { bytes: log.log.bytes, ended: false });
+        appended
+    }
+
+    /// Notes durably how the build ended, and ends its log. Only the first end counts.
+    ///
+    /// # Errors
+    ///
+    /// The database can't be written; the build counts as lost then.
+    pub fn finish(&self, end: End) -> Result<Record> {
+        let log = {
+            let mut log = locked(&self.live.log);
+            log.close();
+            log.log
+        };
+        let mut record = locked(&self.live.record);
+        if record.outcome.is_some() {
+            return Ok(record.clone());
+        }
+        record.log = log;
+        record.ended = Some(self.live.begun.elapsed());
+        record.outcome = Some(end.outcome);
+        record.usage = end.usage;
+        record.kept = end.kept;
+        let finished = self.shared.database.finish(&record, SystemTime::now());
+        self.shared.live().remove(&record.id);
+        self.live.progress.send_replace(Progress { bytes: log.bytes, ended: true });
+        self.shared.wake();
+        finished.map(|()| record.clone())
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        if locked(&self.live.record).outcome.is_some() {
+            return;
+        }
+        let outcome = Outcome::Failed(Failure::executor("lost", "the build was given up before it ended"));
+        if let Err(error) = self.finish(End { outcome, usage: None, kept: None }) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "can't record that a build was given up");
+        }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,258 @@
+//! `cofferdam.v1`, our own protocol.
+
+mod convert;
+mod events;
+mod limits;
+mod shell;
+
+use std::collections::HashMap;
+
+use futures::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
+use prost::Message as _;
+use tokio::{sync::mpsc, task::spawn_blocking};
+use tonic::{Request, Response, Status, Streaming, async_trait};
+
+use super::{
+    Client, Service,
+    farm::{Farm, Order, Ordered},
+    proto::cofferdam::{
+        Accepted, BuildInfo, BuildRequest, CancelRequest, CancelResponse, Event, GetRequest, ListRequest, ListResponse,
+        LogChunk, LogRequest, ShellInput, ShellOutput, WatchRequest, build_service_server,
+    },
+    status::status,
+    traces,
+};
+use crate::records::{BuildId, Filter, LogReader, Record, Records, RecordsError, Status as RecordStatus};
+pub(super) use convert::response;
+use events::{Outlet, tell_flight, tell_record};
+
+/// Messages that wait for a client to take them.
+const BUFFERED_MESSAGES: usize = 4;
+
+/// Builds in a list when its client doesn't say.
+const LISTED: u32 = 100;
+
+/// Bytes of how listed builds ended; the rest of a list is small, and many clients take no message of more than 4 MiB.
+const MAX_LISTED_BYTES: usize = 2 * 1024 * 1024;
+
+type Answers<T> = BoxStream<'static, Result<T, Status>>;
+
+#[async_trait]
+impl build_service_server::BuildService for Service {
+    type BuildStream = Answers<Event>;
+    type WatchStream = Answers<Event>;
+    type LogStream = Answers<LogChunk>;
+    type ShellStream = Answers<ShellOutput>;
+
+    async fn build(&self, request: Request<BuildRequest>) -> Result<Response<Self::BuildStream>, Status> {
+        let (client, context) = (Client::of(&request)?, traces::context(request.metadata()));
+        let message = request.into_inner();
+        let options = limits::within(&self.allowed, &message).map_err(|error| status(&error.into(), None, b""))?;
+        let (request, digest) = self.decode(message.request.unwrap_or_default()).await?;
+        let order =
+            Order { client, request, digest, options, detached: message.detached, rebuild: message.rebuild, context };
+        let ordered = self.farm.order(order).await.map_err(|failure| status(&failure, None, b""))?;
+        let with_log = !message.without_log;
+        match ordered {
+            Ordered::Flight(waiter) => {
+                let id = waiter.flight.id();
+                let log = if with_log { self.reader(id, 0).await? } else { None };
+                let accepted = Accepted { id: id.to_string(), joined: waiter.joined, from_record: false };
+                Ok(stream(move |outlet| tell_flight(waiter, accepted, log, outlet)))
+            }
+            Ordered::Record(record) => {
+                let accepted = Accepted { id: record.id.to_string(), joined: false, from_record: true };
+                Ok(stream(move |outlet| tell_record(*record, accepted, None, outlet)))
+            }
+        }
+    }
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let (client, message) = (Client::of(&request)?, request.into_inner());
+        let id = parse(&message.id)?;
+        let waiter = self.farm.find(id).await;
+        if let Some(waiter) = waiter.filter(|waiter| waiter.flight.is_known_to(&client)) {
+            let log = if message.without_log { None } else { self.reader(id, message.log_offset).await? };
+            let accepted = Accepted { id: id.to_string(), joined: true, from_record: false };
+            return Ok(stream(move |outlet| tell_flight(waiter, accepted, log, outlet)));
+        }
+        let record = self.record(id, &client).await?;
+        let log = if message.without_log { None } else { self.reader(id, message.log_offset).await? };
+        let accepted = Accepted { id: id.to_string(), joined: false, from_record: true };
+        Ok(stream(move |outlet| tell_record(record, accepted, log, outlet)))
+    }
+
+    async fn cancel(&self, request: Request<CancelRequest>) -> Result<Response<CancelResponse>, Status> {
+        let (client, message) = (Client::of(&request)?, request.into_inner());
+        let id = parse(&message.id)?;
+        let flights = self.farm.list().await;
+        match flights.iter().find(|flight| flight.id() == id && client.sees(flight.client())) {
+            Some(flight) => flight.cancel(),
+            None => drop(self.record(id, &client).await?),
+        }
+        Ok(Response::new(CancelResponse {}))
+    }
+
+    async fn get(&self, request: Request<GetRequest>) -> Result<Response<BuildInfo>, Status> {
+        let (client, message) = (Client::of(&request)?, request.into_inner());
+        let id = parse(&message.id)?;
+        let flights = self.farm.list().await;
+        if let Some(flight) = flights.iter().find(|flight| flight.id() == id && flight.is_known_to(&client)) {
+            let state = flight.state().borrow().clone();
+            return Ok(Response::new(convert::info(&flight.record(), Some(&state))));
+        }
+        Ok(Response::new(convert::info(&self.record(id, &client).await?, None)))
+    }
+
+    async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
+        let (client, message) = (Client::of(&request)?, request.into_inner());
+        let filter = Filter {
+            client: (!client.is_operator()).then(|| client.to_string()),
+            status: message.active.then_some(RecordStatus::Unfinished),
+            since: None,
+        };
+        let limit = if message.limit == 0 { LISTED } else { message.limit } as usize;
+        let page = self.ask(move |records| records.list(&filter, None, limit)).await?;
+        let flights: HashMap<_, _> =
+            self.farm.list().await.into_iter().map(|flight| (flight.id(), flight.state().borrow().clone())).collect();
+        let infos = page.records.iter().map(|record| convert::info(record, flights.get(&record.id)));
+        Ok(Response::new(ListResponse { builds: shortened(infos, MAX_LISTED_BYTES) }))
+    }
+
+    async fn log(&self, request: Request<LogRequest>) -> Result<Response<Self::LogStream>, Status> {
+        let (client, LogRequest { id, offset, follow }) = (Client::of(&request)?, request.into_inner());
+        let id = parse(&id)?;
+        let flights = self.farm.list().await;
+        if !flights.iter().any(|flight| flight.id() == id && flight.is_known_to(&client)) {
+            self.record(id, &client).await?;
+        }
+        let mut reader = self.reader(id, offset).await?.ok_or_else(unknown)?;
+        Ok(stream(move |outlet: Outlet<LogChunk>| async move {
+            loop {
+                let offset = reader.position();
+                let bytes = tokio::select! {
+                    () = outlet.closed() => return,
+                    bytes = async { if follow { reader.next().await } else { reader.available().await } } => bytes,
+                };
+                let message = match bytes {
+                    Ok(None) => return,
+                    Ok(Some(data)) => Ok(LogChunk { offset, data }),
+                    Err(error) => Err(records_status(&error)),
+                };
+                if message.is_err() | outlet.send(message).await.is_err() {
+                    return;
+                }
+            }
+        }))
+    }
+
+    async fn shell(&self, request: Request<Streaming<ShellInput>>) -> Result<Response<Self::ShellStream>, Status> {
+        let (client, mut inputs) = (Client::of(&request)?, request.into_inner());
+        let start = shell::start(&mut inputs).await?;
+        let waiter = self.farm.find(parse(&start.id)?).await;
+        let waiter = waiter.filter(|waiter| waiter.flight.is_known_to(&client)).ok_or_else(unknown)?;
+        let (terminal, typed, mut shown) = shell::terminal(start);
+        let lent = waiter.flight.lend(terminal);
+        lent.map_err(|_| {
+            Status::failed_precondition("the build offers no shell now; an event does when it has failed")
+        })?;
+        tokio::spawn(async move {
+            shell::pass(inputs, typed).await;
+            drop(waiter);
+        });
+        Ok(stream(move |outlet: Outlet<ShellOutput>| async move {
+            while let Some(data) = shown.recv().await {
+                if outlet.send(Ok(ShellOutput { data })).await.is_err() {
+                    return;
+                }
+            }
+        }))
+    }
+}
+
+impl Service {
+    /// The record of a build that a client may know of.
+    async fn record(&self, id: BuildId, client: &Client) -> Result<Record, Status> {
+        let record = self.ask(move |records| records.get(id)).await?;
+        record.filter(|record| client.is_operator() || record.client == client.to_string()).ok_or_else(unknown)
+    }
+
+    pub(super) async fn reader(&self, id: BuildId, offset: u64) -> Result<Option<LogReader>, Status> {
+        self.ask(move |records| records.read_log(id, offset)).await
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Records) -> Result<T, RecordsError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let farm: Farm = self.farm.clone();
+        let answered = spawn_blocking(move || question(farm.records())).await;
+        let answered = answered.map_err(|_| Status::internal("the server failed at this request"))?;
+        answered.map_err(|error| records_status(&error))
+    }
+}
+
+/// Has a task tell what a stream is to say.
+fn stream<T, F>(tell: impl FnOnce(Outlet<T>) -> F) -> Response<Answers<T>>
+where
+    T: Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let (outlet, inlet) = mpsc::channel(BUFFERED_MESSAGES);
+    tokio::spawn(tell(outlet));
+    Response::new(stream::unfold(inlet, |mut inlet| async { Some((inlet.recv().await?, inlet)) }).boxed())
+}
+
+/// Leaves out how builds ended where there is no room for it.
+fn shortened(infos: impl Iterator<Item = BuildInfo>, most: usize) -> Vec<BuildInfo> {
+    let mut room = most;
+    let shorten = |mut info: BuildInfo| {
+        info.done = info.done.filter(|done| {
+            let bytes = done.encoded_len();
+            let fits = bytes <= room;
+            room -= if fits { bytes } else { 0 };
+            fits
+        });
+        info
+    };
+    infos.map(shorten).collect()
+}
+
+/// What is no id names no build either.
+fn parse(id: &str) -> Result<BuildId, Status> {
+    id.parse().map_err(|_| unknown())
+}
+
+fn unknown() -> Status {
+    Status::not_found("you have no build of this id; `cofferdam builds list` shows those that you have")
+}
+
+fn records_status(error: &RecordsError) -> Status {
+    let mut message = error.to_string();
+    for cause in crate::failure::causes(error) {
+        message = format!("{message}: {cause}");
+    }
+    match error {
+        RecordsError::BeyondEnd { .. } => Status::out_of_range(message),
+        _ => Status::internal(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::proto::cofferdam::{Done, Failure, done::Outcome};
+
+    #[test]
+    fn a_list_names_every_build_and_is_bounded_all_the_same() {
+        let info = |letters| {
+            let failure = Failure { message: "x".repeat(letters), ..Failure::default() };
+            BuildInfo { done: Some(Done { outcome: Some(Outcome::Failure(failure)) }), ..BuildInfo::default() }
+        };
+        let list = shortened([info(500), info(900), info(300)].into_iter(), 1000);
+        assert_eq!(list.iter().map(|info| info.done.is_some()).collect::<Vec<_>>(), [true, false, true]);
+    }
+}

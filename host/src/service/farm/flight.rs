@@ -1,0 +1,146 @@
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use cofferdam_protocol::{Sample, Stream};
+use futures::FutureExt as _;
+use tokio::{
+    runtime::Handle,
+    sync::{oneshot, watch},
+    task::spawn_blocking,
+};
+
+use super::{Crew, Farm, Flight, Message, State};
+use crate::{
+    build::{BuildError, Built, ExecutorError, Observer, Options, Phase, Reason, Terminal},
+    failure::Failure,
+    records::{End, Outcome, Record},
+};
+
+/// How long a failed build waits for the terminal of a client that has asked for a shell.
+const TERMINAL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// One build, from its place in the queue to its end.
+pub(super) async fn fly(
+    crew: Arc<Crew>,
+    flight: Arc<Flight>,
+    options: Options,
+    started: oneshot::Receiver<Result<(), Failure>>,
+    state: watch::Sender<State>,
+    farm: Farm,
+) {
+    let flown = AssertUnwindSafe(build(&crew, &flight, &options, started, &state)).catch_unwind().await;
+    let end = flown.unwrap_or_else(|_| Err(Failure::executor("host", "the task of the build broke down")));
+    let record = record(&flight, end.unwrap_or_else(failed)).await;
+    crew.metrics.ended(&record);
+    if let Some(traces) = &crew.traces {
+        traces.ended(&record, &flight.context);
+    }
+    state.send_replace(State::Done(Arc::new(record)));
+    // Without a keeper there is nothing to free.
+    let _ = farm.messages.send(Message::Ended(flight.id())).await;
+}
+
+fn failed(failure: Failure) -> End {
+    End { outcome: Outcome::Failed(failure), usage: None, kept: None }
+}
+
+/// The record of a build that has ended, as durable as it can be made.
+async fn record(flight: &Arc<Flight>, end: End) -> Record {
+    let theirs = Arc::clone(flight);
+    match spawn_blocking(move || theirs.recording.finish(end)).await {
+        Ok(Ok(record)) => return record,
+        Ok(Err(error)) => {
+            tracing::error!(id = %flight.id(), error = &error as &dyn std::error::Error, "can't record a build's end");
+        }
+        Err(error) => tracing::error!(id = %flight.id(), %error, "can't record a build's end"),
+    }
+    flight.recording.record()
+}
+
+/// How the build ends, or why it could not begin.
+async fn build(
+    crew: &Crew,
+    flight: &Arc<Flight>,
+    options: &Options,
+    started: oneshot::Receiver<Result<(), Failure>>,
+    state: &watch::Sender<State>,
+) -> Result<End, Failure> {
+    tokio::select! {
+        biased;
+        () = flight.cancel.cancelled() => return Err(interrupted()),
+        started = started => started.unwrap_or_else(|_| Err(super::draining()))?,
+    }
+    let (theirs, machine) = (Arc::clone(flight), crew.machine.clone());
+    let noted = spawn_blocking(move || theirs.recording.start(machine)).await;
+    let noted = noted.map_err(|error| Failure::executor("host", error.to_string()))?;
+    noted.map_err(|error| Failure::executor_because("records", "the build can't be recorded", &error))?;
+    let watch = Arc::new(Watch { state: state.clone(), flight: Arc::clone(flight), runtime: Handle::current() });
+    let built = crew.builder.build(&flight.request, options, watch, &flight.cancel).await;
+    match flight.log_failure.get() {
+        Some(failure) if !matches!(built, Ok(Built { .. })) => Err(failure.clone()),
+        _ => Ok(End::from(&built)),
+    }
+}
+
+fn interrupted() -> Failure {
+    (&BuildError::Executor(ExecutorError::Interrupted)).into()
+}
+
+/// Passes on what the build tells.
+struct Watch {
+    state: watch::Sender<State>,
+    flight: Arc<Flight>,
+    runtime: Handle,
+}
+
+impl Observer for Watch {
+    fn phase(&self, phase: Phase) {
+        self.flight.recording.phase(phase.into());
+        self.state.send_replace(State::Running { phase, sample: None, shell: None });
+    }
+
+    fn sample(&self, latest: &Sample) {
+        self.state.send_if_modified(|state| match state {
+            State::Running { sample, .. } => {
+                *sample = Some(*latest);
+                true
+            }
+            _ => false,
+        });
+    }
+
+    /// Called from the session's own thread, which has nothing else to do.
+    fn terminal(&self, reason: &Reason) -> Option<Terminal> {
+        let (lend, lent) = oneshot::channel();
+        *self.flight.shell.lock().unwrap_or_else(PoisonError::into_inner) = Some(lend);
+        self.state.send_if_modified(|state| match state {
+            State::Running { shell, .. } => {
+                *shell = Some(reason.to_string().into());
+                true
+            }
+            _ => false,
+        });
+        self.runtime.block_on(async {
+            tokio::select! {
+                terminal = lent => terminal.ok(),
+                () = self.flight.cancel.cancelled() => None,
+                () = tokio::time::sleep(TERMINAL_TIMEOUT) => None,
+            }
+        })
+    }
+
+    fn log(&self, _: Stream, bytes: &[u8]) {
+        if let Err(error) = self.flight.recording.log(bytes) {
+            // A build whose log is cut would leave nobody the wiser.
+            let _ = self.flight.log_failure.set(Failure::executor_because(
+                "log",
+                "the build's log can't be written",
+                &error,
+            ));
+            self.flight.cancel();
+        }
+    }
+}

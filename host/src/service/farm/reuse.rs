@@ -1,0 +1,33 @@
+//! Answers from earlier builds.
+
+use std::sync::Arc;
+
+use cofferdam_castore::PathComponent;
+use tokio::task::spawn_blocking;
+
+use super::{Crew, Order};
+use crate::{
+    inputs,
+    records::{Outcome, Record},
+};
+
+/// The record of an equal build that has succeeded, if the store has all of its outputs still. Whatever is in the way of
+/// finding out, the build can run again.
+pub(super) async fn find(crew: &Arc<Crew>, order: &Order) -> Option<Record> {
+    let (theirs, digest) = (Arc::clone(crew), order.digest);
+    let found = spawn_blocking(move || theirs.records.result_for(&digest)).await.ok()?;
+    let record = found
+        .inspect_err(|error| tracing::warn!(error = error as &dyn std::error::Error, "can't look for earlier builds"))
+        .ok()??;
+    let Some(Outcome::Built(outputs)) = &record.outcome else { return None };
+    if outputs.len() != order.request.outputs.len() {
+        return None;
+    }
+    let named = outputs.iter().enumerate().map(|(index, output)| {
+        let name = PathComponent::try_from(index.to_string().as_bytes()).ok()?;
+        Some((name, output.node.clone()))
+    });
+    let named = named.collect::<Option<_>>()?;
+    inputs::resolve(&crew.store, &named).await.ok()?;
+    Some(record)
+}

@@ -1,0 +1,168 @@
+//! What the host decodes of clients and guests.
+
+use std::{path::Path, sync::LazyLock};
+
+use cofferdam::{
+    outputs::Receiver,
+    request::{BuildRequest, proto},
+};
+use cofferdam_castore::{Store, refscan::Needles, verify::verify_node};
+use cofferdam_protocol::{
+    End, FromGuest, FromHost, Report, SetupFailure, Specification, Step, Stream, UnsupportedKind, Usage,
+    frame::{FrameReader, FrameWriter},
+    tree::{Event, Limits},
+};
+use prost::Message as _;
+use serde::Serialize;
+use serde_json::json;
+use tokio::runtime::{Builder, Runtime};
+
+/// Bytes of the largest frame.
+const FRAME_BYTES: usize = 4096;
+
+const LIMITS: Limits = Limits { entries: 1_000, bytes: 1 << 20 };
+
+static RUNTIME: LazyLock<Runtime> =
+    LazyLock::new(|| Builder::new_current_thread().build().expect("there are resources for a runtime"));
+
+static NEEDLES: LazyLock<Needles> = LazyLock::new(|| Needles::new(["needle"]).expect("one needle fits"));
+
+pub(crate) fn request(bytes: &[u8]) -> bool {
+    let Ok(request) = BuildRequest::from_binary(bytes) else { return false };
+    let again = request.to_proto().encode_to_vec();
+    assert_eq!(BuildRequest::from_binary(&again).as_ref(), Ok(&request));
+    assert_eq!(BuildRequest::from_json(&request.to_json()).as_ref(), Ok(&request), "JSON must say the same");
+    true
+}
+
+fn seed() -> String {
+    let file = json!({ "name": "aW5wdXQ=", "digest": "rxNJufX5oaagQE3qNtzJSZvLJcmtwRK3zJqTyuQfMmI=" });
+    let request = json!({
+        "inputs": [{ "file": file }],
+        "commandArgs": ["/bin/sh", "-c", "true"],
+        "workingDir": "build",
+        "scratchPaths": ["build", "nix/store"],
+        "inputsDir": "nix/store",
+        "outputs": ["nix/store/out"],
+        "environmentVars": [{ "key": "A", "value": "Yg==" }],
+        "constraints": { "system": "x86_64-linux", "minMemory": "7", "provideBinSh": true, "availableRoPaths": ["/a"] },
+        "additionalFiles": [{ "path": "build/x", "contents": "eA==" }],
+        "refscanNeedles": ["needle"],
+    });
+    request.to_string()
+}
+
+pub(crate) fn request_seeds() -> Vec<Vec<u8>> {
+    let request = BuildRequest::from_json(&seed()).expect("the seed is right");
+    vec![request.to_proto().encode_to_vec()]
+}
+
+pub(crate) fn json_request(bytes: &[u8]) -> bool {
+    let Ok(Ok(request)) = std::str::from_utf8(bytes).map(BuildRequest::from_json) else { return false };
+    assert_eq!(BuildRequest::from_json(&request.to_json()).as_ref(), Ok(&request));
+    let binary = request.to_proto().encode_to_vec();
+    assert!(proto::BuildRequest::decode(&*binary).is_ok_and(|message| BuildRequest::try_from(message) == Ok(request)));
+    true
+}
+
+pub(crate) fn json_request_seeds() -> Vec<Vec<u8>> {
+    vec![seed().into_bytes(), br#"{"command_args":["x"],"constraints":{"system":"x86_64-linux"}}"#.to_vec()]
+}
+
+/// Messages of both sides; each that is taken means the same when it is sent again.
+pub(crate) fn guest_frames(bytes: &[u8]) -> bool {
+    let (mut reader, mut taken) = (FrameReader::new(bytes, FRAME_BYTES), 0);
+    while let Ok(message) = reader.read::<FromGuest<'_>>() {
+        let wire = framed(&[&message]);
+        let again = FrameReader::new(&*wire, FRAME_BYTES).read::<FromGuest<'_>>().is_ok_and(|again| again == message);
+        assert!(again, "{message:?}");
+        taken += 1;
+    }
+    let mut reader = FrameReader::new(bytes, FRAME_BYTES);
+    while let Ok(message) = reader.read::<FromHost>() {
+        let wire = framed(&[&message]);
+        assert!(FrameReader::new(&*wire, FRAME_BYTES).read::<FromHost>().is_ok_and(|again| again == message));
+        taken += 1;
+    }
+    taken > 0
+}
+
+fn framed<M: Serialize>(messages: &[&M]) -> Vec<u8> {
+    let mut frames = Vec::new();
+    let mut writer = FrameWriter::new(&mut frames, FRAME_BYTES);
+    for message in messages {
+        writer.write(message).expect("seeds are small, and what was read is no larger when it is written");
+    }
+    frames
+}
+
+pub(crate) fn guest_frames_seeds() -> Vec<Vec<u8>> {
+    let report = Report {
+        end: End::Exited(0),
+        out_of_memory: false,
+        scratch_full: true,
+        too_many_processes: Some(7),
+        usage: Usage::default(),
+    };
+    let failure = SetupFailure { step: Step::Places, detail: "it is there" };
+    let guest = framed(&[
+        &FromGuest::Hello { version: cofferdam_protocol::VERSION, uptime_us: 1_000_000 },
+        &FromGuest::Log { stream: Stream::Stderr, bytes: b"text" },
+        &FromGuest::Exited(report),
+        &FromGuest::Missing,
+        &FromGuest::Unsupported { path: b"fifo", kind: UnsupportedKind::Fifo },
+        &FromGuest::Finished,
+    ]);
+    let specification = Specification {
+        command_args: vec!["/bin/sh".to_owned()],
+        environment: vec![("A".to_owned(), b"b".to_vec().into())],
+        working_dir: "build".to_owned(),
+        inputs_dir: "nix/store".to_owned(),
+        scratch_paths: vec!["build".to_owned()],
+        additional_files: vec![("build/x".to_owned(), b"x".to_vec().into())],
+        outputs: vec!["nix/store/out".to_owned()],
+        provide_bin_sh: true,
+        host_paths: Vec::new(),
+        processes: 100,
+    };
+    let host = framed(&[&FromHost::Specification(specification), &FromHost::Acknowledge]);
+    vec![guest, host, framed(&[&FromGuest::SetupFailed(failure)])]
+}
+
+/// Outputs as a guest sends them, all the way into a store.
+pub(crate) fn guest_tree(bytes: &[u8]) -> bool {
+    let store = Store::memory();
+    let mut receiver = Receiver::new(&store, RUNTIME.handle().clone(), &NEEDLES, LIMITS);
+    let mut reader = FrameReader::new(bytes, FRAME_BYTES);
+    let mut outputs = Vec::new();
+    while let Ok(event) = reader.read::<Event<'_>>() {
+        match receiver.take(&event) {
+            Ok(output) => outputs.extend(output),
+            Err(_) => return false,
+        }
+    }
+    if outputs.is_empty() {
+        return false;
+    }
+    receiver.commit().expect("memory has room");
+    for output in outputs {
+        verify_node(&store, &output.node, Path::new("output"), &|| false).expect("what was taken is whole");
+    }
+    true
+}
+
+pub(crate) fn guest_tree_seeds() -> Vec<Vec<u8>> {
+    let tree = framed(&[
+        &Event::Directory { name: b"" },
+        &Event::Directory { name: b"d" },
+        &Event::File { name: b"f", executable: true },
+        &Event::Data(b"contents"),
+        &Event::Data(b" with a needle"),
+        &Event::End,
+        &Event::End,
+        &Event::Symlink { name: b"l", target: b"d/f" },
+        &Event::End,
+    ]);
+    let file = framed(&[&Event::File { name: b"", executable: false }, &Event::End]);
+    vec![tree, file, framed(&[&Event::Symlink { name: b"", target: b"t" }])]
+}

@@ -1,0 +1,133 @@
+//! Fuzzes every decoder for a while: `cofferdam-fuzz [SECONDS] [TARGET…]`, a minute each and all of them by default.
+//!
+//! ```text
+//!   cofferdam-fuzz ─▶ cargo build ─▶ cofferdam-fuzz as rustc's wrapper ─▶ rustc, with LLVM's coverage counters
+//!        └──────────▶ fuzz-target (libFuzzer), once for each target, from its seeds and what earlier runs have found
+//! ```
+//!
+//! Any toolchain will do: the counters are a pass of LLVM's that rustc can be asked for, and libFuzzer is compiled by the
+//! crate `libfuzzer-sys`. Only the crates of this workspace get counters, with what they instantiate of others, so
+//! dependencies are those that the tests have compiled.
+
+use std::{
+    env,
+    ffi::OsString,
+    fs,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use cofferdam_fuzz::{TARGET_VARIABLE, TARGETS, Target, target};
+
+const DEFAULT_SECONDS: u32 = 60;
+
+/// Set for the runs of this program in which it is rustc's wrapper.
+const WRAP: &str = "COFFERDAM_FUZZ_WRAP";
+
+/// What a target may take; more is a finding.
+const LIMITS: [&str; 3] = ["-rss_limit_mb=1024", "-timeout=10", "-max_len=16384"];
+
+fn main() -> Result<()> {
+    let mut args: Vec<_> = env::args_os().skip(1).collect();
+    if env::var_os(WRAP).is_some() {
+        return Err(wrap_rustc(&args).into());
+    }
+    let seconds = args.first().and_then(|arg| arg.to_str()?.parse().ok());
+    if seconds.is_some() {
+        args.remove(0);
+    }
+    let targets = args.iter().map(|name| {
+        let names: Vec<_> = TARGETS.iter().map(|target| target.name).collect();
+        let target = name.to_str().and_then(target);
+        target.with_context(|| format!("{name:?} is no target; there are {}", names.join(", ")))
+    });
+    let mut targets = targets.collect::<Result<Vec<_>>>()?;
+    if targets.is_empty() {
+        targets = TARGETS.to_vec();
+    }
+    let program = build()?;
+    let place = program.with_file_name("fuzz");
+    println!("{:<14} {:>11} {:>10} {:>13}", "target", "runs", "a second", "coverage");
+    for target in targets {
+        fuzz(&program, &place, &target, seconds.unwrap_or(DEFAULT_SECONDS))?;
+    }
+    Ok(())
+}
+
+/// Becomes rustc, which returns only if it can't be started.
+fn wrap_rustc(args: &[OsString]) -> std::io::Error {
+    let (rustc, args) = args.split_first().expect("cargo names rustc");
+    let mut command = Command::new(rustc);
+    command.args(args);
+    let runs_while_building = args
+        .windows(2)
+        .any(|pair| pair[0] == "--crate-name" && pair[1].to_str().is_some_and(|name| name.starts_with("build_script")));
+    if !runs_while_building {
+        command.args(["--cfg", "fuzzing", "-Copt-level=2", "-Cpasses=sancov-module"]);
+        let counters = ["level=4", "inline-8bit-counters", "pc-table", "trace-compares"];
+        command.args(counters.map(|counter| format!("-Cllvm-args=-sanitizer-coverage-{counter}")));
+    }
+    command.exec()
+}
+
+/// Compiles the targets with counters; where they are.
+fn build() -> Result<PathBuf> {
+    let this = env::current_exe()?;
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--quiet", "--package", env!("CARGO_PKG_NAME"), "--bin", "fuzz-target"]);
+    cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
+    // ring's build script runs anew when they change, and they are there only if cargo has started this program.
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
+            cargo.env_remove(name);
+        }
+    }
+    cargo.env("RUSTC_WORKSPACE_WRAPPER", &this).env(WRAP, "1").env("CARGO_INCREMENTAL", "0");
+    ensure!(cargo.status()?.success(), "the targets can't be compiled");
+    Ok(this.with_file_name("fuzz-target"))
+}
+
+fn fuzz(program: &Path, place: &Path, target: &Target, seconds: u32) -> Result<()> {
+    let (corpus, findings) = (place.join("corpus").join(target.name), place.join("findings"));
+    fs::create_dir_all(&corpus)?;
+    fs::create_dir_all(&findings)?;
+    for (at, seed) in (target.seeds)().iter().enumerate() {
+        fs::write(corpus.join(format!("seed-{at}")), seed)?;
+    }
+    let log_path = findings.join(format!("{}.log", target.name));
+    let status = Command::new(program)
+        .env(TARGET_VARIABLE, target.name)
+        .args(LIMITS)
+        .arg(format!("-max_total_time={seconds}"))
+        .arg(format!("-artifact_prefix={}/{}-", findings.display(), target.name))
+        .arg(&corpus)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(fs::File::create(&log_path)?)
+        .status()
+        .with_context(|| format!("can't start {}", program.display()))?;
+    // What a target prints need not be text.
+    let log = String::from_utf8_lossy(&fs::read(&log_path)?).into_owned();
+    if !status.success() {
+        let lines: Vec<_> = log.lines().collect();
+        eprintln!("{}", lines[lines.len().saturating_sub(40)..].join("\n"));
+        bail!("{} has a finding; all that was said is in {}", target.name, log_path.display());
+    }
+    let (begin, end) = (coverage(&log, "INITED"), coverage(&log, "DONE"));
+    let runs = log.lines().find_map(|line| line.strip_prefix("Done ")?.split(' ').next()?.parse::<u64>().ok());
+    let (Some(begin), Some(end), Some(runs)) = (begin, end, runs) else {
+        bail!("{} ran without counters: see {}", target.name, log_path.display())
+    };
+    let a_second = runs / u64::from(seconds.max(1));
+    println!("{:<14} {runs:>11} {a_second:>10} {:>13}", target.name, format!("{begin} → {end}"));
+    Ok(())
+}
+
+/// How many places the corpus reaches, as libFuzzer says at this event; not zero.
+fn coverage(log: &str, event: &str) -> Option<u64> {
+    let line = log.lines().rfind(|line| line.starts_with('#') && line.contains(event))?;
+    let count = line.split_once("cov: ")?.1.split(' ').next()?.parse().ok()?;
+    (count > 0).then_some(count)
+}

@@ -1,0 +1,62 @@
+//! Cost as ratios against a peer in the same run; absolute times mean nothing on a busy or emulated machine.
+//!
+//! | part | what | peer |
+//! |---|---|---|
+//! | import | import of a tree of 10,000 files, and again | `cp -r` of it; BLAKE3 of the files |
+//! | large | import of one file of 2 GiB | `cp` of it; BLAKE3 of the file |
+//! | scan | a scan for 500 needles | the crate `aho-corasick`; BLAKE3 of the bytes |
+//! | grpc | 1 GiB put and got over gRPC | a copy to, and from, a file over TCP |
+//! | directories | 10,000 directories got over gRPC | the same from the redb file |
+//! | far | many blobs through a near store, cold and warm | the far store without one; plain files |
+//! | build | a trivial build | a bare boot of the same kernel by the same VMM, whose init powers off |
+//! | inputs | reading 10,000 small inputs | the stock virtiofsd, in the same VM |
+//!
+//! Arguments name the parts to measure; without any, all are. With `COFFERDAM_TEST_VMM=cloud-hypervisor` only the build
+//! is measured, since the others don't depend on the VMM.
+
+use std::env;
+
+use anyhow::{Result, anyhow, bail};
+use cofferdam::inputs;
+use cofferdam_tests::vmm;
+use tempfile::TempDir;
+
+mod measure;
+mod store;
+mod transfer;
+mod tree;
+mod vm;
+
+type Part = fn(&TempDir) -> Result<()>;
+
+const PARTS: [(&str, Part); 8] = [
+    ("import", store::import_tree),
+    ("large", store::import_large),
+    ("scan", store::scan),
+    ("grpc", transfer::grpc),
+    ("directories", transfer::directories),
+    ("far", transfer::far),
+    ("build", vm::trivial_build),
+    ("inputs", vm::small_inputs),
+];
+
+fn main() -> Result<()> {
+    let mut asked: Vec<String> = env::args().skip(1).collect();
+    if asked.first().is_some_and(|first| first == inputs::SUBCOMMAND) {
+        return inputs::run_device().map_err(|error| anyhow!("the inputs' device failed: {error}"));
+    }
+    if vmm::asked() == Some("cloud-hypervisor") {
+        asked = vec!["build".to_owned()];
+    }
+    let names = PARTS.map(|(name, _)| name);
+    if let Some(unknown) = asked.iter().find(|name| !names.contains(&name.as_str())) {
+        bail!("there is no part {unknown:?}; there are {}", names.join(", "));
+    }
+    measure::print_head();
+    for (name, part) in PARTS {
+        if asked.is_empty() || asked.iter().any(|asked| asked == name) {
+            part(&tempfile::tempdir()?)?;
+        }
+    }
+    Ok(())
+}

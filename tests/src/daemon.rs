@@ -1,0 +1,112 @@
+//! A daemon that builds, on a socket of its own.
+
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    thread,
+    time::Duration,
+};
+
+use cofferdam_castore::grpc::{Peer, PeerOptions};
+use nix::sys::signal::Signal;
+
+use crate::{
+    Cofferdam, Outcome, Running,
+    outcome::Expected,
+    slots::{self, Slots},
+    stretched,
+};
+
+/// One VM at a time, with little memory.
+const CONFIG: &str = "
+    allow_emulation = true
+    [budget]
+    builds = 1
+    [build]
+    memory = \"256M\"
+";
+
+/// A running `cofferdam daemon`, and room for its VM.
+#[derive(Debug)]
+pub struct Daemon {
+    running: Running,
+    socket: PathBuf,
+    _slots: Slots,
+}
+
+impl Daemon {
+    /// Starts one on this state directory, with what `config` adds to the tests' usual configuration (top-level keys,
+    /// then tables), and waits until it listens.
+    #[track_caller]
+    pub fn start(cofferdam: &Cofferdam, config: &str) -> Self {
+        Self::start_with(cofferdam, config, &[])
+    }
+
+    /// The same, with variables of its environment.
+    #[track_caller]
+    pub fn start_with(cofferdam: &Cofferdam, config: &str, variables: &[(&str, &OsStr)]) -> Self {
+        let slots = slots::take_one();
+        let file = cofferdam.file("daemon.toml", merged(config));
+        let socket = cofferdam.files().join("daemon.sock");
+        let arguments: [OsString; 5] =
+            ["daemon".into(), "--config".into(), file.into(), "--listen".into(), socket.clone().into()];
+        let mut command = cofferdam.prepare();
+        command.args(arguments).envs(variables.iter().copied());
+        let running = cofferdam.start(command, Expected::default(), None);
+        while UnixStream::connect(&socket).is_err() {
+            assert!(
+                running.age() < stretched(Duration::from_secs(60)),
+                "it never listens: {}",
+                running.stderr_so_far()
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+        Self { running, socket, _slots: slots }
+    }
+
+    /// Its address.
+    pub fn addr(&self) -> String {
+        format!("grpc+unix://{}", self.socket.display())
+    }
+
+    /// The addresses that it says it listens on, as soon as it has said so many.
+    #[track_caller]
+    pub fn addrs(&self, count: usize) -> Vec<String> {
+        self.running.stdout_lines(count)
+    }
+
+    /// A connection to it, on the runtime of whoever calls.
+    pub fn peer(&self) -> Peer {
+        Peer::from_addr(&self.addr(), &PeerOptions::default()).expect("the address is right")
+    }
+
+    /// Its process.
+    pub fn running(&self) -> &Running {
+        &self.running
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub fn end(self) -> Outcome {
+        self.running.signal(Signal::SIGTERM);
+        self.end_of()
+    }
+
+    /// Waits until it has ended, which something else has asked it to.
+    pub fn end_of(self) -> Outcome {
+        self.running.end()
+    }
+}
+
+/// Both configurations, the added one's tables in place of the usual ones of the same name.
+fn merged(config: &str) -> String {
+    let mut both: toml::Table = toml::from_str(CONFIG).expect("it is a constant");
+    let added: toml::Table = toml::from_str(config).expect("tests write TOML");
+    for (key, value) in added {
+        match (both.get_mut(&key), value) {
+            (Some(toml::Value::Table(table)), toml::Value::Table(more)) => table.extend(more),
+            (_, value) => drop(both.insert(key, value)),
+        }
+    }
+    both.to_string()
+}

@@ -1,0 +1,102 @@
+//! Paths of the host: shown where the operator allows it, read-only, and nothing beside them.
+
+use std::{
+    fs, io,
+    os::unix::fs::{PermissionsExt, symlink},
+    process::{Command, Output},
+};
+
+use cofferdam_tests::{processes, slots};
+use serde_json::json;
+use tempfile::TempDir;
+
+/// What there is on the host: `data` and `file`, which are allowed, and `secret`, which isn't.
+fn host() -> io::Result<TempDir> {
+    let host = tempfile::tempdir()?;
+    let at = |path: &str| host.path().join(path);
+    fs::create_dir_all(at("data/sub"))?;
+    fs::write(at("data/sub/file"), "from the host\n")?;
+    fs::write(at("data/private"), "for root alone\n")?;
+    fs::set_permissions(at("data/private"), PermissionsExt::from_mode(0o600))?;
+    fs::write(at("file"), "a file alone\n")?;
+    fs::write(at("secret"), "secret\n")?;
+    symlink("../secret", at("data/out"))?;
+    symlink(at("secret"), at("data/absolute"))?;
+    symlink("sub/file", at("data/link"))?;
+    Ok(host)
+}
+
+fn build(host: &TempDir, asked: &[&str], script: &str) -> Output {
+    let _slot = slots::take_one();
+    let run = tempfile::tempdir().expect("a temporary directory can be made");
+    let allowed = json!({ "/opt/data": host.path().join("data"), "/etc/key": host.path().join("file") });
+    let output = Command::new(env!("CARGO_BIN_EXE_host-paths"))
+        .arg(run.path())
+        .args([allowed.to_string(), json!(asked).to_string(), script.to_owned()])
+        .output()
+        .expect("it can be started");
+    assert_eq!(processes::of(run.path()), []);
+    output
+}
+
+#[test]
+fn allowed_paths_are_readable_and_nothing_else_is_reached_through_them() {
+    let host = host().unwrap();
+    let script = "
+        try() { \"$@\" 2>/dev/null && echo \"$* succeeded\"; }
+        { cat /opt/data/sub/file /opt/data/link /etc/key
+          ls /opt/data /opt
+          stat -c '%A %u:%g' /opt/data /opt/data/sub/file /etc/key
+          head -c 1000000 /dev/zero | tr '\\0' x > big && cp big /build/big2
+          for path in private out absolute ../secret sub/../../secret; do try cat /opt/data/$path; done
+          try touch /opt/data/new
+          try touch /opt/data/sub/file
+          try rm /opt/data/sub/file
+          try mkdir /opt/data/d
+          try chmod 777 /opt/data/sub/file
+          try ln /opt/data/sub/file /opt/data/hard
+          try mv /opt/data/sub /opt/data/moved
+          try sh -c 'echo x >> /etc/key'
+          readlink /opt/data/out
+        } > out";
+    let built = build(&host, &["/etc/key", "/opt/data"], script);
+    let told = String::from_utf8_lossy(&built.stderr);
+    assert!(built.status.success(), "{told}");
+    let expected = "from the host\nfrom the host\na file alone\n\
+        /opt:\ndata\n\n/opt/data:\nabsolute\nlink\nout\nprivate\nsub\n\
+        dr-xr-xr-x 0:0\n-r--r--r-- 0:0\n-r--r--r-- 0:0\n../secret\n";
+    assert_eq!(String::from_utf8_lossy(&built.stdout), expected, "{told}");
+    assert_eq!(fs::read_to_string(host.path().join("data/sub/file")).unwrap(), "from the host\n");
+    assert_eq!(fs::read_dir(host.path().join("data")).unwrap().count(), 5);
+}
+
+#[test]
+fn a_build_that_asks_for_none_sees_none() {
+    let built = build(&host().unwrap(), &[], "ls -d /opt /etc/key > out 2>&1; true");
+    assert!(built.status.success());
+    assert_eq!(String::from_utf8_lossy(&built.stdout).matches("No such file").count(), 2);
+}
+
+#[test]
+fn what_is_not_allowed_is_refused_by_name() {
+    for (asked, rule) in [
+        ("/etc/shadow", "must be one that the host's configuration allows (got \"/etc/shadow\")"),
+        ("/opt/data/sub", "must be one that the host's configuration allows (got \"/opt/data/sub\")"),
+        ("/dev/kvm", "must not be this: builds of this host run no VMs of their own (got \"/dev/kvm\")"),
+    ] {
+        let refused = build(&host().unwrap(), &[asked], "true");
+        let told = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success());
+        assert!(told.contains(&format!("constraints.available_ro_paths[0] {rule}")), "{told}");
+    }
+}
+
+#[test]
+fn a_path_that_is_not_there_is_named() {
+    let host = host().unwrap();
+    fs::remove_file(host.path().join("file")).unwrap();
+    let failed = build(&host, &["/etc/key"], "true");
+    let told = String::from_utf8_lossy(&failed.stderr);
+    let path = host.path().join("file");
+    assert!(told.contains(&format!("can't show builds the path {}", path.display())), "{told}");
+}

@@ -1,0 +1,364 @@
+//! Builds by a daemon, as snix's and tvix's clients ask for them, and as ours do.
+
+use std::{collections::HashMap, time::Duration};
+
+use cofferdam::service::{
+    EncodedRequest,
+    proto::{
+        cofferdam::{self as ours, build_service_client::BuildServiceClient, done::Outcome, event::Event},
+        snix, tvix,
+    },
+};
+use cofferdam_castore::proto::entry::Entry as Node;
+use cofferdam_tests::{
+    Cofferdam, Daemon,
+    request::{encoded, shell},
+    stretched,
+};
+use nix::sys::signal::Signal;
+use tonic::{Code, Streaming, transport::Channel};
+use tonic_types::StatusExt as _;
+
+type Client = BuildServiceClient<Channel>;
+
+fn asked(script: &str) -> ours::BuildRequest {
+    ours::BuildRequest { request: Some(encoded(shell(script, &[]))), ..Default::default() }
+}
+
+/// A build that is watched.
+struct Watched {
+    id: String,
+    joined: bool,
+    from_record: bool,
+    events: Streaming<ours::Event>,
+    log: Vec<u8>,
+}
+
+impl Watched {
+    async fn start(client: &mut Client, request: ours::BuildRequest) -> Self {
+        Self::of(client.build(request).await.expect("it is accepted").into_inner()).await
+    }
+
+    async fn of(mut events: Streaming<ours::Event>) -> Self {
+        match events.message().await.expect("there is a first event").and_then(|event| event.event) {
+            Some(Event::Accepted(ours::Accepted { id, joined, from_record })) => {
+                Self { id, joined, from_record, events, log: Vec::new() }
+            }
+            event => panic!("the first event is {event:?}"),
+        }
+    }
+
+    /// The first event of some kind.
+    async fn until<T>(&mut self, mut wanted: impl FnMut(&Event, &[u8]) -> Option<T>) -> T {
+        while let Some(event) = self.events.message().await.expect("the stream goes on").and_then(|event| event.event) {
+            if let Event::Log(chunk) = &event {
+                assert_eq!(chunk.offset, self.log.len() as u64);
+                self.log.extend_from_slice(&chunk.data);
+            }
+            if let Some(found) = wanted(&event, &self.log) {
+                return found;
+            }
+        }
+        panic!("the stream has ended");
+    }
+
+    async fn wait_for_log(&mut self, text: &str) {
+        let has = |log: &[u8]| log.windows(text.len()).any(|window| window == text.as_bytes());
+        self.until(|_, log| has(log).then_some(())).await;
+    }
+
+    async fn outcome(&mut self) -> Outcome {
+        let done = |event: &Event| match event {
+            Event::Done(done) => done.outcome.clone(),
+            _ => None,
+        };
+        self.until(|event, _| done(event)).await
+    }
+
+    async fn failure(&mut self) -> ours::Failure {
+        match self.outcome().await {
+            Outcome::Failure(failure) => failure,
+            Outcome::Success(success) => panic!("it succeeded: {success:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn snix_and_tvix_get_outputs_with_their_references_and_errors_with_details() {
+    let cofferdam = Cofferdam::new();
+    let daemon = Daemon::start(&cofferdam, "");
+    let channel = daemon.peer().raw_channel();
+    let mut snix = snix::build_service_client::BuildServiceClient::new(channel.clone());
+    let mut tvix = tvix::build_service_client::BuildServiceClient::new(channel);
+
+    let script = "mkdir -p z; echo refers to bbbb > z/one; echo aaaa > a; ln -s bbbb m";
+    let mut request = shell(script, &["build/a", "build/m", "build/z/one"]);
+    request.refscan_needles = vec!["aaaa".into(), "bbbb".into(), "cccc".into()];
+    let answer = snix.do_build(encoded(request.clone())).await.unwrap().into_inner();
+    let needles: Vec<_> = answer.outputs.iter().map(|output| output.needles.clone()).collect();
+    assert_eq!(needles, [vec![0], vec![1], vec![1]]);
+    let nodes: Vec<_> = answer.outputs.iter().map(|output| output.output.clone().unwrap().entry.unwrap()).collect();
+    assert!(matches!(&nodes[1], Node::Symlink(link) if link.name.is_empty() && link.target == "bbbb"), "{nodes:?}");
+
+    let answer = tvix.do_build(encoded(request.clone())).await.unwrap().into_inner();
+    assert_eq!(answer.build_request.unwrap(), encoded(request));
+    let names = answer.outputs.iter().map(|output| match output.entry.as_ref().unwrap() {
+        Node::Directory(entry) => &entry.name,
+        Node::File(entry) => &entry.name,
+        Node::Symlink(entry) => &entry.name,
+    });
+    assert_eq!(names.collect::<Vec<_>>(), ["a", "m", "one"]);
+    let needles: Vec<_> = answer.outputs_needles.into_iter().map(|found| found.needles).collect();
+    assert_eq!(needles, [vec![0], vec![1], vec![1]]);
+
+    let failed = snix.do_build(encoded(shell("echo out; echo err >&2; exit 7", &[]))).await.unwrap_err();
+    assert_eq!(failed.code(), Code::Aborted, "{failed}");
+    let info = failed.get_details_error_info().unwrap();
+    assert_eq!((info.reason.as_str(), info.domain.as_str()), ("EXIT_CODE", "cofferdam"));
+    assert_eq!((info.metadata["kind"].as_str(), info.metadata["exit_code"].as_str()), ("build_failed", "7"));
+    assert!(!info.metadata["build_id"].is_empty());
+    assert_eq!(failed.get_details_debug_info().unwrap().detail, "out\nerr");
+    assert!(failed.message().ends_with("out\nerr"), "{failed}");
+
+    let mut unsupported = shell("true", &[]);
+    unsupported.constraints.as_mut().unwrap().network_access = true;
+    let refused = snix.do_build(encoded(unsupported)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert_eq!(refused.get_details_bad_request().unwrap().field_violations[0].field, "constraints.network_access");
+    for (bytes, field) in [(b"\xff".to_vec(), "the request"), (b"\x12\x00".repeat(1 << 21), "command_args")] {
+        let refused = tvix.do_build(EncodedRequest::from(bytes)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        assert_eq!(refused.get_details_bad_request().unwrap().field_violations[0].field, field);
+    }
+    // More than any request may have is refused before it is taken.
+    let huge = EncodedRequest::from(vec![0; cofferdam::request::MAX_ENCODED_BYTES + (1 << 20)]);
+    let refused = tvix.do_build(huge).await.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange, "{refused}");
+    daemon.end().succeeds();
+}
+
+#[tokio::test]
+async fn equal_requests_are_one_build_for_all_who_wait_and_a_success_is_remembered() {
+    let cofferdam = Cofferdam::new();
+    let daemon = Daemon::start(&cofferdam, "");
+    let mut client = Client::new(daemon.peer().raw_channel());
+    let request = || ours::BuildRequest {
+        request: Some(encoded(shell("echo begun; sleep 5; echo made > out", &["build/out"]))),
+        ..Default::default()
+    };
+    let mut first = Watched::start(&mut client, request()).await;
+    first.wait_for_log("begun").await;
+    let sample = |event: &Event| match event {
+        Event::Sample(sample) => Some(*sample),
+        _ => None,
+    };
+    let sample = first.until(|event, _| sample(event)).await;
+    assert!(sample.memory_bytes > 0 && sample.processes > 0, "{sample:?}");
+    let mut second = Watched::start(&mut client, request()).await;
+    assert!(!first.joined && second.joined);
+    assert_eq!(first.id, second.id);
+    // Whoever goes away takes nothing from the others, who have the whole log.
+    drop(first);
+    let Outcome::Success(success) = second.outcome().await else { panic!("it failed") };
+    assert_eq!(second.log, b"begun\n");
+    assert!(success.times.unwrap().run_us > 4_000_000 && success.usage.is_some());
+
+    let mut again = Watched::start(&mut client, request()).await;
+    assert!(again.from_record && again.id == second.id);
+    assert!(matches!(again.outcome().await, Outcome::Success(again) if again.response == success.response));
+    let rebuilt = Watched::start(&mut client, ours::BuildRequest { rebuild: true, ..request() }).await;
+    assert!(!rebuilt.from_record && rebuilt.id != second.id);
+    // Without its output in the store, a success is worth nothing.
+    drop(rebuilt);
+    daemon.end().succeeds();
+    std::fs::remove_dir_all(cofferdam.files().join("../state/store")).unwrap();
+    let daemon = Daemon::start(&cofferdam, "");
+    let mut client = Client::new(daemon.peer().raw_channel());
+    let anew = Watched::start(&mut client, request()).await;
+    assert!(!anew.from_record);
+    drop(anew);
+    daemon.end().succeeds();
+}
+
+#[tokio::test]
+async fn who_waits_knows_its_place_and_who_leaves_ends_its_build() {
+    let cofferdam = Cofferdam::new();
+    let daemon = Daemon::start(&cofferdam, "[queue]\nmax = 2");
+    let mut client = Client::new(daemon.peer().raw_channel());
+    let mut running = Watched::start(&mut client, asked("echo running; sleep 1000")).await;
+    running.wait_for_log("running").await;
+    let mut next = Watched::start(&mut client, asked("echo next")).await;
+    let mut last = Watched::start(&mut client, asked("echo last")).await;
+    let queued = |event: &Event, _: &[u8]| match event {
+        Event::Queued(queued) => Some(queued.clone()),
+        _ => None,
+    };
+    assert_eq!(next.until(queued).await, ours::Queued { position: 0, waiting_for: "builds".into() });
+    last.until(|event, log| queued(event, log).filter(|queued| queued.position == 1)).await;
+    let refused = client.build(asked("echo one too many")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert!(refused.get_details_retry_info().unwrap().retry_delay.unwrap() >= Duration::from_secs(1));
+    assert_eq!(refused.get_details_error_info().unwrap().reason, "QUEUE_FULL");
+
+    let active = client.list(ours::ListRequest { active: true, ..Default::default() }).await.unwrap().into_inner();
+    let states: HashMap<_, _> = active.builds.iter().map(|build| (build.id.clone(), build.state())).collect();
+    assert_eq!(states.len(), 3);
+    assert_eq!(states[&running.id], ours::build_info::State::Running);
+    assert_eq!(states[&last.id], ours::build_info::State::Queued);
+
+    // One that waits is cancelled by a request, one that runs by its only client's leaving.
+    client.cancel(ours::CancelRequest { id: last.id.clone() }).await.unwrap();
+    assert_eq!(last.failure().await.reason, "interrupted");
+    let (id, mut witness) = (running.id.clone(), client.clone());
+    drop(running);
+    assert!(matches!(next.outcome().await, Outcome::Success(_)));
+    let gone = witness.get(ours::GetRequest { id }).await.unwrap().into_inner();
+    assert_eq!(gone.state(), ours::build_info::State::Failed);
+    assert!(gone.ended_unix_ms >= gone.started_unix_ms && gone.started_unix_ms >= gone.submitted_unix_ms);
+
+    // Nothing is known of what there is not.
+    for id in ["", "1", "01923456-789a-7000-8000-000000000000", &"x".repeat(100_000)] {
+        let refused = client.get(ours::GetRequest { id: id.to_owned() }).await.unwrap_err();
+        assert_eq!(refused.code(), Code::NotFound, "{refused}");
+        assert_eq!(client.cancel(ours::CancelRequest { id: id.into() }).await.unwrap_err().code(), Code::NotFound);
+    }
+    daemon.end().succeeds();
+}
+
+#[tokio::test]
+async fn a_slow_reader_of_a_log_holds_nobody_back_and_misses_nothing() {
+    const LINES: usize = 200_000;
+    let cofferdam = Cofferdam::new();
+    let daemon = Daemon::start(&cofferdam, "");
+    let mut client = Client::new(daemon.peer().raw_channel());
+    let script = format!("echo begun; seq 1 {LINES}");
+    let request = ours::BuildRequest { without_log: true, ..asked(&script) };
+    let mut build = Watched::start(&mut client, request).await;
+    let request = ours::LogRequest { id: build.id.clone(), offset: 0, follow: true };
+    // It has more to say than fits between the two, and nobody listens before the build has ended.
+    let mut slow = client.log(request).await.unwrap().into_inner();
+    assert!(matches!(build.outcome().await, Outcome::Success(_)));
+    assert!(build.log.is_empty());
+    let mut log = Vec::new();
+    while let Some(chunk) = slow.message().await.unwrap() {
+        assert_eq!(chunk.offset, log.len() as u64);
+        log.extend_from_slice(&chunk.data);
+    }
+    let expected: String = (1..=LINES).map(|line| format!("{line}\n")).collect();
+    assert!(log == format!("begun\n{expected}").as_bytes(), "{} bytes", log.len());
+
+    let info = client.get(ours::GetRequest { id: build.id.clone() }).await.unwrap().into_inner();
+    assert_eq!(info.log_bytes, log.len() as u64);
+    let part = |offset| ours::LogRequest { id: build.id.clone(), offset, follow: false };
+    let mut end = client.log(part(info.log_bytes - 3)).await.unwrap().into_inner();
+    assert_eq!(end.message().await.unwrap().unwrap().data, "00\n");
+    let beyond = client.log(part(info.log_bytes + 1)).await.unwrap_err();
+    assert_eq!(beyond.code(), Code::OutOfRange, "{beyond}");
+
+    // What was a build's log is still there in the next daemon, packed or not.
+    daemon.end().succeeds();
+    let daemon = Daemon::start(&cofferdam, "");
+    let mut client = Client::new(daemon.peer().raw_channel());
+    let watch = ours::WatchRequest { id: build.id.clone(), ..Default::default() };
+    let mut told = Watched::of(client.watch(watch).await.unwrap().into_inner()).await;
+    assert!(told.from_record && matches!(told.outcome().await, Outcome::Success(_)));
+    assert!(told.log == log);
+    daemon.end().succeeds();
+}
+
+#[tokio::test]
+async fn limits_go_down_and_a_daemon_that_is_to_end_lets_builds_end() {
+    let cofferdam = Cofferdam::new();
+    let daemon = Daemon::start(&cofferdam, "");
+    let mut client = Client::new(daemon.peer().raw_channel());
+    let limits = ours::Limits { log_bytes: 10, ..Default::default() };
+    let request = ours::BuildRequest { limits: Some(limits), ..asked("echo far more than ten bytes") };
+    let failure = Watched::start(&mut client, request).await.failure().await;
+    assert_eq!((failure.kind(), failure.reason.as_str()), (ours::failure::Kind::BuildFailed, "limit_reached"));
+    assert_eq!((failure.fields["limit"].as_str(), failure.fields["allowed"].as_str()), ("\"log_bytes\"", "10"));
+    let limits = ours::Limits { timeout_ms: u64::MAX, ..Default::default() };
+    let refused = client.build(ours::BuildRequest { limits: Some(limits), ..asked("true") }).await.unwrap_err();
+    assert_eq!(refused.get_details_bad_request().unwrap().field_violations[0].field, "limits.timeout_ms");
+
+    let mut running = Watched::start(&mut client, asked("echo begun; sleep 3; echo end")).await;
+    running.wait_for_log("begun").await;
+    let detached = ours::BuildRequest { detached: true, ..asked("echo never") };
+    let mut waiting = Watched::start(&mut client, detached).await;
+    daemon.running().signal(Signal::SIGTERM);
+    assert_eq!(waiting.failure().await.reason, "draining");
+    assert!(matches!(running.outcome().await, Outcome::Success(_)));
+    assert_eq!(running.log, b"begun\nend\n");
+    let outcome = daemon.end_of().succeeds();
+    assert!(outcome.took < stretched(Duration::from_secs(120)), "{outcome}");
+}
+
+#[tokio::test]
+async fn a_failed_build_is_kept_and_can_be_looked_into_from_afar() {
+    let cofferdam = Cofferdam::new();
+    let daemon = Daemon::start(&cofferdam, "");
+    let mut client = Client::new(daemon.peer().raw_channel());
+    let request = ours::BuildRequest { keep_failed: true, shell_ms: 120_000, ..asked("echo left > behind; exit 9") };
+    let mut build = Watched::start(&mut client, request).await;
+    let offer = |event: &Event| match event {
+        Event::Shell(offer) => Some(offer.reason.clone()),
+        _ => None,
+    };
+    let reason = build.until(|event, _| offer(event)).await;
+    assert!(reason.contains("status 9"), "{reason}");
+    let say = |input| ours::ShellInput { input: Some(input) };
+    let start = ours::ShellStart { id: build.id.clone(), kind: "dumb".into(), size: None };
+    let typed = "cat behind; exit\n".into();
+    let inputs = [say(ours::shell_input::Input::Start(start)), say(ours::shell_input::Input::Typed(typed))];
+    // The stream of what is typed stays open, as a terminal does.
+    let inputs = futures::StreamExt::chain(futures::stream::iter(inputs), futures::stream::pending());
+    let mut shown = client.shell(inputs).await.unwrap().into_inner();
+    let mut screen = Vec::new();
+    while let Some(output) = shown.message().await.unwrap() {
+        screen.extend_from_slice(&output.data);
+    }
+    assert!(String::from_utf8_lossy(&screen).contains("left\r\n"), "{}", screen.escape_ascii());
+    let failure = build.failure().await;
+    assert_eq!((failure.reason.as_str(), failure.fields["exit_code"].as_str()), ("exit_code", "9"));
+    let kept: String = serde_json::from_str(&failure.fields["kept"]).unwrap();
+
+    let other = ours::ShellStart { id: build.id.clone(), ..Default::default() };
+    let again = client.shell(futures::stream::iter([say(ours::shell_input::Input::Start(other))])).await.unwrap_err();
+    assert_eq!(again.code(), Code::NotFound, "{again}");
+    let nonsense = client.shell(futures::stream::iter([ours::ShellInput::default()])).await.unwrap_err();
+    assert_eq!(nonsense.code(), Code::InvalidArgument, "{nonsense}");
+    daemon.end().succeeds();
+    let exported = cofferdam.export(&kept);
+    assert_eq!(std::fs::read_to_string(exported.join("build/behind")).unwrap(), "left\n");
+}
+
+#[tokio::test]
+async fn run_and_builds_do_with_a_daemon_what_they_do_without() {
+    let cofferdam = Cofferdam::new();
+    let daemon = Daemon::start(&cofferdam, "");
+    let input = cofferdam.file("input", "from here\n");
+    let build = || cofferdam.build().without_slot().flag("--daemon", daemon.addr());
+    let built = build().input("in", &input).output("build/out").exported().shell("cat /inputs/in | tee out");
+    let built = built.succeeds().says("from here");
+    assert_eq!(built.read("build/out"), "from here\n");
+    let failed = build().shell("echo told >&2; exit 3").build_fails("exit_code").says("told");
+    assert_eq!(failed.json()["fields"]["exit_code"], 3);
+    build().output("/absolute").run(["a"]).is_refused("invalid");
+    let missing = build().input_node("in", &cofferdam_tests::castore::node_of(&input)).flag("--timeout", "9999h");
+    let refused = missing.shell("true").is_refused("unsupported");
+    assert_eq!(refused.json()["fields"]["field"], "limits.timeout_ms");
+
+    let addr = daemon.addr();
+    let builds = |arguments: &[&str]| cofferdam.command(["builds", "--daemon", &addr].iter().chain(arguments));
+    let list = builds(&["list"]).succeeds().stdout;
+    let lines: Vec<Vec<_>> = list.lines().map(|line| line.split('\t').collect()).collect();
+    assert_eq!(lines.iter().map(|line| line[1]).collect::<Vec<_>>(), ["failed", "succeeded"]);
+    let [failed, built] = [lines[0][0], lines[1][0]];
+    assert_eq!(builds(&["log", built]).succeeds().stdout, "from here\n");
+    assert_eq!(builds(&["log", "--offset", "5", "-f", built]).succeeds().stdout, "here\n");
+    let shown = builds(&["show", "--json", failed]).succeeds().json();
+    assert_eq!((&shown["state"], &shown["failure"]["reason"]), (&"failed".into(), &"exit_code".into()));
+    builds(&["show", built]).succeeds();
+    builds(&["cancel", "nothing"]).exits_with(2).says("builds list");
+    daemon.end().succeeds();
+    builds(&["list"]).exits_with(3).says("can't do it");
+}

@@ -1,0 +1,289 @@
+//! The daemon's life: configuration, systemd, signals, who may see what, and what is seen from outside.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    io::{self, Read as _, Write as _},
+    net::TcpStream,
+    os::{
+        fd::AsRawFd as _,
+        unix::{
+            fs::PermissionsExt as _,
+            net::{UnixDatagram, UnixListener},
+        },
+    },
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use cofferdam_tests::{Cofferdam, Daemon, program, stretched};
+use nix::{
+    fcntl::{FcntlArg, FdFlag, fcntl},
+    sys::signal::Signal,
+};
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::{
+        ExportTraceServiceRequest, ExportTraceServiceResponse,
+        trace_service_server::{TraceService, TraceServiceServer},
+    },
+    trace::v1::Span,
+};
+use tokio::sync::mpsc;
+use tonic::{Request, Response, Status};
+
+#[test]
+fn a_configuration_is_checked_and_what_is_wrong_named_with_file_line_and_value() {
+    let cofferdam = Cofferdam::new();
+    let check = |text: &str| {
+        let file = cofferdam.file("daemon.toml", text);
+        cofferdam.command([OsStr::new("daemon"), "--check-config".as_ref(), "--config".as_ref(), file.as_os_str()])
+    };
+    check("drain_timeout = '1m'\n[build]\nmemory = '1G'").succeeds();
+    for (text, words) in [
+        ("colour = 'red'", "unknown field `colour`"),
+        ("[build]\ntimeout = 'soon'", "timeout = 'soon'"),
+        ("[build]\nmemory = '1000T'", "build.memory must be from"),
+        ("[tls]\ncertificate = '/nowhere'\nkey = '/nowhere'", "can't read /nowhere"),
+        ("listen = [", "line 1"),
+    ] {
+        check(text).exits_with(2).says(words);
+    }
+    let nowhere = cofferdam.command(["daemon", "--check-config", "--config", "nowhere.toml"]);
+    nowhere.exits_with(2).says("nowhere.toml");
+    // Nothing but the checks was done.
+    assert!(!cofferdam.run_directory().exists());
+}
+
+#[test]
+fn emulation_must_be_allowed_and_the_socket_is_private() {
+    let cofferdam = Cofferdam::new();
+    let daemon = Daemon::start(&cofferdam, "");
+    let mode = fs::metadata(cofferdam.files().join("daemon.sock")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    daemon.end().succeeds();
+    if cofferdam_tests::vmm::choice().accelerator == cofferdam::vmm::Accelerator::Tcg {
+        cofferdam.command(["daemon"]).exits_with(3).says("emulated").says("--allow-emulation");
+    }
+}
+
+#[test]
+fn systemd_passes_the_socket_and_is_told_of_begin_life_and_end() {
+    let cofferdam = Cofferdam::new();
+    let told = UnixDatagram::bind(cofferdam.files().join("notify")).unwrap();
+    told.set_read_timeout(Some(stretched(Duration::from_secs(60)))).unwrap();
+    let path = cofferdam.files().join("activated");
+    let listener = UnixListener::bind(&path).unwrap();
+    fcntl(&listener, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+    // systemd names the process that it starts, and hands over descriptors from 3 on.
+    let script = format!("exec 3<&{}; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\"", listener.as_raw_fd());
+    let arguments: [&OsStr; 6] = [
+        "-c".as_ref(),
+        script.as_ref(),
+        "sh".as_ref(),
+        program().as_os_str(),
+        "daemon".as_ref(),
+        "--allow-emulation".as_ref(),
+    ];
+    let notify = cofferdam.files().join("notify");
+    let variables = [("NOTIFY_SOCKET", notify.as_os_str()), ("WATCHDOG_USEC", OsStr::new("200000"))];
+    let daemon = cofferdam.start_program(Path::new("bash"), arguments, &variables);
+    let next = || {
+        let mut buffer = [0; 4096];
+        let length = told.recv(&mut buffer).expect("systemd is told in time");
+        String::from_utf8_lossy(&buffer[..length]).trim().to_owned()
+    };
+    assert_eq!(next(), "READY=1");
+    assert_eq!([next(), next()], ["WATCHDOG=1", "WATCHDOG=1"]);
+    assert_eq!(daemon.stdout_lines(1), [format!("grpc+unix://{}", path.display())]);
+    let addr = format!("grpc+unix://{}", path.display());
+    cofferdam.command(["builds", "--daemon", &addr, "list"]).succeeds();
+    daemon.signal(Signal::SIGTERM);
+    while next() != "STOPPING=1" {}
+    daemon.end().succeeds();
+    assert!(path.exists(), "the socket is systemd's to remove");
+}
+
+#[test]
+fn builds_that_outlast_the_drain_are_cancelled_and_those_of_a_killed_daemon_are_lost() {
+    let cofferdam = Cofferdam::new();
+    let daemon = Daemon::start(&cofferdam, "drain_timeout = '1s'");
+    let build = |daemon: &Daemon| {
+        let build = cofferdam.build().without_slot().flag("--daemon", daemon.addr());
+        let running = build.start_shell("echo begun; sleep 1000");
+        running.wait_for("begun");
+        running
+    };
+    let cancelled = build(&daemon);
+    daemon.end().succeeds();
+    cancelled.end().executor_fails("interrupted");
+
+    let daemon = Daemon::start(&cofferdam, "");
+    let lost = build(&daemon);
+    daemon.running().signal(Signal::SIGKILL);
+    daemon.end_of();
+    lost.end().executor_fails("daemon");
+    let daemon = Daemon::start(&cofferdam, "");
+    let list = cofferdam.command(["builds", "--daemon", &daemon.addr(), "list", "--json"]).succeeds();
+    let reasons: Vec<_> = list
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["failure"]["reason"].clone())
+        .collect();
+    assert_eq!(reasons, ["lost", "interrupted"]);
+    daemon.end().succeeds();
+}
+
+/// A certificate authority, and files of certificates that it has signed.
+struct Authority(rcgen::CertifiedIssuer<'static, rcgen::KeyPair>);
+
+impl Authority {
+    fn new() -> Result<Self, rcgen::Error> {
+        let mut params = rcgen::CertificateParams::new(Vec::new())?;
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        Ok(Self(rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate()?)?))
+    }
+
+    fn sign(&self, cofferdam: &Cofferdam, name: &str) -> Result<[PathBuf; 2], rcgen::Error> {
+        let key = rcgen::KeyPair::generate()?;
+        let params = rcgen::CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()])?;
+        let certificate = params.signed_by(&key, &self.0)?;
+        let write = |suffix: &str, text: String| cofferdam.file(&format!("{name}.{suffix}"), text);
+        Ok([write("pem", certificate.pem()), write("key", key.serialize_pem())])
+    }
+}
+
+#[test]
+fn with_mutual_tls_strangers_stay_out_and_clients_see_only_their_own_builds() {
+    let cofferdam = Cofferdam::new();
+    let authority = Authority::new().unwrap();
+    let ca = cofferdam.file("ca.pem", authority.0.pem());
+    let [certificate, key] = authority.sign(&cofferdam, "host").unwrap();
+    let config =
+        format!("listen = ['127.0.0.1:0']\n[tls]\ncertificate = {certificate:?}\nkey = {key:?}\nclient_ca = {ca:?}",);
+    let file = cofferdam.file("tls.toml", format!("allow_emulation = true\n{config}"));
+    let daemon = cofferdam.start_command([OsStr::new("daemon"), "--config".as_ref(), file.as_os_str()]);
+    let addr = daemon.stdout_lines(1).remove(0);
+    assert!(addr.starts_with("grpc+https://127.0.0.1:"), "{addr}");
+    let as_client = |identity: Option<&[PathBuf; 2]>, arguments: &[&str]| {
+        let mut variables = vec![("SSL_CERT_FILE", ca.as_path())];
+        if let Some([certificate, key]) = identity {
+            variables.extend([("COFFERDAM_TLS_CERTIFICATE", certificate.as_path()), ("COFFERDAM_TLS_KEY", key)]);
+        }
+        cofferdam.command_with(&variables, arguments)
+    };
+    let [one, other] = ["one", "other"].map(|name| authority.sign(&cofferdam, name).unwrap());
+    // Refused without a VM: whose build it is doesn't depend on how it ends.
+    let run = ["run", "--daemon", &addr, "--json", "--input", "x=link:nowhere", "--network", "--", "/bin/true"];
+    as_client(Some(&one), &run).is_refused("unsupported");
+    let list = |identity| as_client(Some(identity), &["builds", "--daemon", &addr, "list"]).succeeds().stdout;
+    let listed = list(&one);
+    let id = listed.split('\t').next().unwrap();
+    assert_eq!(listed.lines().count(), 1);
+    assert!(list(&other).is_empty());
+    for verb in ["show", "log", "cancel"] {
+        as_client(Some(&one), &["builds", "--daemon", &addr, verb, id]).succeeds();
+        let refused = as_client(Some(&other), &["builds", "--daemon", &addr, verb, id]);
+        refused.exits_with(2).says("you have no build of this id");
+    }
+    as_client(None, &["builds", "--daemon", &addr, "list"]).exits_with(3);
+    let stranger = Authority::new().unwrap().sign(&cofferdam, "stranger").unwrap();
+    as_client(Some(&stranger), &["builds", "--daemon", &addr, "list"]).exits_with(3);
+    daemon.signal(Signal::SIGTERM);
+    daemon.end().succeeds();
+}
+
+struct Collector(mpsc::Sender<Vec<Span>>);
+
+#[tonic::async_trait]
+impl TraceService for Collector {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        let scopes = request.into_inner().resource_spans.into_iter().flat_map(|resource| resource.scope_spans);
+        self.0.send(scopes.flat_map(|scope| scope.spans).collect()).await.expect("the test takes them");
+        Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+fn scrape(addr: &str) -> io::Result<String> {
+    let (host, path) = addr.trim_start_matches("http://").split_once('/').unwrap_or((addr, ""));
+    let mut connection = TcpStream::connect(host)?;
+    write!(connection, "GET /{path} HTTP/1.1\r\nHost: {host}\r\n\r\n")?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer)?;
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    Ok(answer)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_count_builds_and_traces_have_a_span_a_phase() {
+    let (sender, mut spans) = mpsc::channel(16);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    listener.set_nonblocking(true).unwrap();
+    let incoming = tonic::transport::server::TcpIncoming::from(tokio::net::TcpListener::from_std(listener).unwrap());
+    let collector = TraceServiceServer::new(Collector(sender));
+    tokio::spawn(tonic::transport::Server::builder().add_service(collector).serve_with_incoming(incoming));
+
+    let cofferdam = Cofferdam::new();
+    let config = format!("[metrics]\nlisten = '127.0.0.1:0'\n[traces]\nendpoint = '{endpoint}'");
+    let daemon = Daemon::start(&cofferdam, &config);
+    let metrics = daemon.addrs(2).remove(1);
+    let run = |script: &str| {
+        let build = cofferdam.build().without_slot().flag("--daemon", daemon.addr());
+        build.shell(script).build_fails("exit_code")
+    };
+    tokio::task::block_in_place(|| run("echo 12345678; exit 3"));
+    let text = scrape(&metrics).unwrap();
+    for line in [
+        "cofferdam_builds_total{outcome=\"build_failed\",reason=\"exit_code\"} 1",
+        "cofferdam_build_phase_seconds_count{phase=\"running\"} 1",
+        "cofferdam_build_log_bytes_total 9",
+        "cofferdam_builds_running 0",
+        "cofferdam_builds_waiting{for=\"memory\"} 0",
+        "cofferdam_budget{resource=\"builds\"} 1",
+        "cofferdam_state_free_bytes",
+    ] {
+        assert!(text.lines().any(|found| found.starts_with(line)), "no {line} in {text}");
+    }
+    // What has not been sent yet is sent at the end.
+    tokio::task::block_in_place(|| daemon.end().succeeds());
+    let mut found = Vec::new();
+    while let Ok(some) = spans.try_recv() {
+        found.extend(some);
+    }
+    let build = found.iter().find(|span| span.name == "build").expect("the build has a span");
+    for phase in ["queued", "resolving", "booting", "running"] {
+        let span = found.iter().find(|span| span.name == phase).expect("each phase has a span");
+        assert_eq!((&span.trace_id, &span.parent_span_id), (&build.trace_id, &build.span_id));
+        assert!(build.start_time_unix_nano <= span.start_time_unix_nano);
+        assert!(span.end_time_unix_nano <= build.end_time_unix_nano);
+    }
+}
+
+#[test]
+fn a_client_made_from_the_published_protocol_in_another_language_builds() {
+    let cofferdam = Cofferdam::new();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let generated = cofferdam.files().join("generated");
+    fs::create_dir(&generated).unwrap();
+    // Debian's own Python, which has Debian's packages.
+    let made = Command::new("/usr/bin/python3")
+        .args(["-m", "grpc_tools.protoc"])
+        .args(["host/proto", "host/castore/proto"].map(|include| format!("-I{}", root.join(include).display())))
+        .args(["--python_out", "--grpc_python_out"].map(|kind| format!("{kind}={}", generated.display())))
+        .args(["cofferdam_v1.proto", "snix_build_v1.proto", "castore.proto"])
+        .output()
+        .expect("python3 can be started; if it is missing, run: images/setup.sh");
+    assert!(made.status.success(), "{}\nimages/setup.sh installs it", String::from_utf8_lossy(&made.stderr));
+    let daemon = Daemon::start(&cofferdam, "");
+    let client = Command::new("/usr/bin/python3")
+        .arg(root.join("tests/clients/client.py"))
+        .args([cofferdam.files().join("daemon.sock"), generated])
+        .output()
+        .expect("python3 was there a moment ago");
+    assert!(client.status.success(), "{}", String::from_utf8_lossy(&client.stderr));
+    daemon.end().succeeds();
+}
