@@ -65,7 +65,8 @@ pub fn test_executables() -> Result<Vec<PathBuf>, String> {
 }
 
 fn compile() -> Result<PathBuf, String> {
-    let made = cargo(&["build", "--package", "cofferdam", "--bin", "cofferdam"], "bin")?;
+    // Some test beside it, since then its dependencies have the features with which `cargo test` has compiled them.
+    let made = cargo(&["build", "--workspace", "--bin", "cofferdam", "--test", "daemon"], "bin")?;
     let program = made.into_iter().find(|(name, _)| name == "cofferdam").map(|(_, path)| path);
     program.ok_or_else(|| "cargo does not say where the program is that it has made".to_owned())
 }

@@ -1,4 +1,5 @@
-//! Fuzzes every decoder for a while: `cofferdam-fuzz [SECONDS] [TARGET…]`, a minute each and all of them by default.
+//! Fuzzes every decoder for a while: `cofferdam-fuzz [SECONDS] [TARGET…]`, a minute each and all of them by default, one a
+//! processor at a time.
 //!
 //! ```text
 //!   cofferdam-fuzz ─▶ cargo build ─▶ cofferdam-fuzz as rustc's wrapper ─▶ rustc, with LLVM's coverage counters
@@ -16,6 +17,8 @@ use std::{
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{Mutex, PoisonError},
+    thread,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -50,10 +53,21 @@ fn main() -> Result<()> {
     let program = build()?;
     let place = program.with_file_name("fuzz");
     println!("{:<14} {:>11} {:>10} {:>13}", "target", "runs", "a second", "coverage");
-    for target in targets {
-        fuzz(&program, &place, &target, seconds.unwrap_or(DEFAULT_SECONDS))?;
-    }
-    Ok(())
+    let (targets, workers) = (Mutex::new(targets.into_iter()), thread::available_parallelism()?.get());
+    let work = || {
+        while let Some(target) = next(&targets) {
+            fuzz(&program, &place, &target, seconds.unwrap_or(DEFAULT_SECONDS))?;
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("targets panic in processes of their own"))
+    })
+}
+
+fn next(targets: &Mutex<impl Iterator<Item = Target>>) -> Option<Target> {
+    targets.lock().unwrap_or_else(PoisonError::into_inner).next()
 }
 
 /// Becomes rustc, which returns only if it can't be started.
