@@ -3,7 +3,7 @@
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{CliError, Exit};
+use super::{CliError, Exit, terminal};
 
 /// Runs a command on a runtime of its own, with a token that is cancelled by the first signal.
 ///
@@ -39,6 +39,7 @@ fn listen(cancel: &CancellationToken) -> std::io::Result<()> {
                 _ = hangup.recv() => {}
             }
             if cancel.is_cancelled() {
+                terminal::take_back();
                 std::process::exit(Exit::Executor.code().into());
             }
             cancel.cancel();

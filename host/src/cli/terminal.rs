@@ -5,6 +5,7 @@ use std::{
     io::{self, IsTerminal, Read, Write, stderr, stdin},
     mem,
     os::fd::AsRawFd,
+    sync::{Mutex, PoisonError},
     thread,
 };
 
@@ -84,21 +85,33 @@ fn size() -> io::Result<WindowSize> {
     Ok(WindowSize { rows: size.ws_row, columns: size.ws_col })
 }
 
+/// How the terminal was before it was lent.
+static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
+
+/// Takes back the terminal if it is lent, for who ends this process at once.
+pub(super) fn take_back() {
+    if let Some(before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        let _ = tcsetattr(stdin(), SetArg::TCSADRAIN, &before);
+    }
+}
+
 /// A terminal that passes on every byte as it comes, until dropped.
-struct Raw(Termios);
+struct Raw;
 
 impl Raw {
     fn enter() -> io::Result<Self> {
         let before = tcgetattr(stdin())?;
         let mut raw = before.clone();
         cfmakeraw(&mut raw);
+        *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
+        let entered = Self;
         tcsetattr(stdin(), SetArg::TCSADRAIN, &raw)?;
-        Ok(Self(before))
+        Ok(entered)
     }
 }
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        let _ = tcsetattr(stdin(), SetArg::TCSADRAIN, &self.0);
+        take_back();
     }
 }

@@ -135,7 +135,7 @@ pub(super) fn services(
 }
 
 /// Serves these services, and beside them health for each of `services` and reflection from `descriptor_sets`, on every
-/// listener until `shutdown`. Cancels `stop` when the open requests have had [`ServeOptions::drain`] to end.
+/// listener until `shutdown`. Whoever watches the health of one is told so then. Cancels `stop` when the open requests have had [`ServeOptions::drain`] to end.
 ///
 /// # Errors
 ///
@@ -168,6 +168,9 @@ pub async fn serve_routes(
     let serving = try_join_all(listeners.into_iter().map(|listener| listener.serve(routes.clone(), shutdown.clone())));
     let end = async {
         shutdown.cancelled().await;
+        for service in services {
+            reporter.set_service_status(*service, ServingStatus::NotServing).await;
+        }
         tokio::time::sleep(options.drain).await;
         stop.cancel();
         tokio::time::sleep(CLOSE).await;
