@@ -9,6 +9,9 @@
 //! | directories | 10,000 directories got over gRPC | the same from the redb file |
 //! | far | many blobs through a near store, cold and warm | the far store without one; plain files |
 //! | build | a trivial build | a bare boot of the same kernel by the same VMM, whose init powers off |
+//! | service | a trivial build by a daemon, from the call to the result, less its VM | its VM |
+//! | service | 64 MiB of log | as much through a pipe in the VM |
+//! | service | 1,000 requests until they know their places in the queue | 1,000 health checks |
 //! | inputs | reading 10,000 small inputs | the stock virtiofsd, in the same VM |
 //!
 //! Arguments name the parts to measure; without any, all are. With `COFFERDAM_TEST_VMM=cloud-hypervisor` only the build
@@ -22,6 +25,7 @@ use cofferdam_tests::vmm;
 use tempfile::TempDir;
 
 mod measure;
+mod service;
 mod store;
 mod transfer;
 mod tree;
@@ -29,7 +33,7 @@ mod vm;
 
 type Part = fn(&TempDir) -> Result<()>;
 
-const PARTS: [(&str, Part); 8] = [
+const PARTS: [(&str, Part); 9] = [
     ("import", store::import_tree),
     ("large", store::import_large),
     ("scan", store::scan),
@@ -37,6 +41,7 @@ const PARTS: [(&str, Part); 8] = [
     ("directories", transfer::directories),
     ("far", transfer::far),
     ("build", vm::trivial_build),
+    ("service", service::service),
     ("inputs", vm::small_inputs),
 ];
 
