@@ -23,6 +23,12 @@ use crate::{INPUTS, PATHS, ROOT, SCRATCH, SKELETON};
 const MODULES_ORDER: &str = "/modules.order";
 const MODULES: &str = "/lib";
 
+/// The same for KVM, of which each processor has its own module; absent when the kernel has it built in, or not at all.
+const KVM_MODULES_ORDER: &str = "/kvm.order";
+
+/// What they make.
+const KVM: &str = "/dev/kvm";
+
 /// Where the initramfs is mounted a second time, see [`leave_rootfs`].
 const BASE: &str = "/base";
 
@@ -102,6 +108,26 @@ pub(crate) fn prepare() -> Result<(), BootError> {
         make(directory).map_err(|source| BootError::Other { action: "make a mount point", source })?;
     }
     load_modules()
+}
+
+/// Sees to it that there is [`KVM`].
+pub(crate) fn load_kvm() -> io::Result<()> {
+    let order = match fs::read_to_string(KVM_MODULES_ORDER) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        other => other?,
+    };
+    for name in order.lines() {
+        match load_module(name) {
+            // The other processor's.
+            Err(error)
+                if error.raw_os_error().is_some_and(|errno| [libc::EOPNOTSUPP, libc::ENODEV].contains(&errno)) => {}
+            other => other?,
+        }
+    }
+    if fs::exists(KVM)? {
+        return Ok(());
+    }
+    Err(io::Error::other("this kernel has none, or this processor no virtualisation"))
 }
 
 /// Ends the machine. Never a reset, which some VMMs answer by starting the guest anew.

@@ -23,7 +23,7 @@ use nix::{
 };
 
 use crate::{
-    BUILD_GID, BUILD_UID, INPUTS, PATHS, ROOT, SCRATCH, SHELL, SKELETON,
+    BUILD_GID, BUILD_UID, INPUTS, PATHS, ROOT, SCRATCH, SHELL, SKELETON, boot,
     error::{Context as _, SetupError, is_wrong_place},
     plan::{Area, Content, Kind, Owner, Placement, Plan, Source},
 };
@@ -34,6 +34,9 @@ const TAME: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
 /// Name, major, minor of the device nodes that a build gets.
 const DEVICES: [(&str, u64, u64); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
+/// The same of the one for builds that ask for it.
+const KVM_DEVICE: (&str, u64, u64) = ("kvm", 10, 232);
 
 /// Name and target of the symlinks in `/dev`.
 const DEVICE_LINKS: [(&str, &str); 5] = [
@@ -61,6 +64,9 @@ pub(crate) fn assemble(specification: &Specification) -> Result<Root, SetupError
     if !specification.host_paths.is_empty() {
         mount_share(PATHS_TAG, PATHS)?;
     }
+    if specification.kvm {
+        boot::load_kvm().context(Step::Root, || "load the kernel's KVM")?;
+    }
     let plan = Plan::new(specification, &|path| Kind::of(&Path::new(INPUTS).join(path)))?;
     attach(Some("skeleton"), Path::new(SKELETON), "tmpfs", TAME, Some("mode=0755"))
         .context(Step::Root, || "mount a tmpfs")?;
@@ -77,7 +83,7 @@ pub(crate) fn assemble(specification: &Specification) -> Result<Root, SetupError
         fronts[file.area].place(file)?;
     }
     for (number, (area, front)) in plan.areas.iter().zip(&fronts).enumerate() {
-        mount_area(area, front, plan.is_bare(number))
+        mount_area(area, front, plan.is_bare(number), specification.kvm)
             .context(Step::Root, || format!("mount {:?} in the build's root", area.at))?;
     }
     let devices = plan.areas.iter().find(|area| area.content == Content::Devices).map(|area| area.at.as_path());
@@ -181,13 +187,13 @@ fn dress(path: &Path, owner: Owner, mode: u32) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
-fn mount_area(area: &Area, front: &Front<'_>, bare: bool) -> io::Result<()> {
+fn mount_area(area: &Area, front: &Front<'_>, bare: bool, kvm: bool) -> io::Result<()> {
     let at = Path::new(ROOT).join(&area.at);
     match &area.content {
         // Nothing to put over the inputs: they are mounted read-only already.
         Content::Front { writable: false, lower: Some(_), .. } if bare => bind_lower(front, &at),
         Content::Processes => Ok(()),
-        Content::Devices => mount_devices(&at),
+        Content::Devices => mount_devices(&at, kvm),
         Content::Host { number, .. } => bind(&Path::new(PATHS).join(number.to_string()), &at),
         Content::Front { writable, lower: None, .. } => {
             bind(&front.path, &at)?;
@@ -222,10 +228,10 @@ fn mount_overlay(at: &Path, front: &Front<'_>, below: &Path, writable: bool) -> 
     attach(Some("overlay"), at, "overlay", TAME, Some(&options))
 }
 
-fn mount_devices(at: &Path) -> io::Result<()> {
+fn mount_devices(at: &Path, kvm: bool) -> io::Result<()> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     attach(Some("dev"), at, "tmpfs", flags, Some("mode=0755,size=64k,nr_inodes=64"))?;
-    for (name, major, minor) in DEVICES {
+    for (name, major, minor) in DEVICES.into_iter().chain(kvm.then_some(KVM_DEVICE)) {
         let path = at.join(name);
         mknod(&path, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(major, minor))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o666))?;

@@ -23,7 +23,7 @@ use crate::scratch::{self, ScratchError};
 use crate::{cache_dir, default_dir, guest_init, initramfs, minimal};
 
 /// Raised when the same inputs shall give another image.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 
 const KERNEL: &str = "kernel";
 const INITRAMFS: &str = "initramfs";
@@ -310,17 +310,18 @@ fn describe(inputs: &Inputs) -> Result<String, EnsureError> {
 }
 
 fn write(inputs: &Inputs, directory: &Path) -> Result<(), EnsureError> {
-    let (kernel, modules) = match &inputs.kernel {
-        KernelInput::File(path) => (path.clone(), Vec::new()),
+    let (kernel, modules, kvm) = match &inputs.kernel {
+        KernelInput::File(path) => (path.clone(), Vec::new(), Vec::new()),
         KernelInput::Debian(package) => {
-            let kernel = prebuilt::kernel(&inputs.debian, package, prebuilt::GUEST_MODULES)?;
-            (kernel.image, kernel.modules)
+            let kernel = |modules| prebuilt::kernel(&inputs.debian, package, modules);
+            let guest = kernel(prebuilt::GUEST_MODULES)?;
+            (guest.image, guest.modules, kernel(prebuilt::KVM_MODULES)?.modules)
         }
     };
     fs::copy(&kernel, directory.join(KERNEL)).map_err(file_error("copy", &kernel))?;
 
     let shell = shell(&inputs.debian, &inputs.shell)?;
-    let initramfs = initramfs::archive(&inputs.guest_init, &shell, &modules);
+    let initramfs = initramfs::archive(&inputs.guest_init, &shell, &modules, &kvm);
     let path = directory.join(INITRAMFS);
     fs::write(&path, initramfs).map_err(file_error("write", &path))?;
 
@@ -357,7 +358,7 @@ pub fn scripted_machine(
     let debian = Debian::open(cache, false, progress).map_err(EnsureError::Cache)?;
     let kernel = prebuilt::kernel(&debian, &prebuilt::newest_package(&debian)?, modules)?;
     let package = debian.package(SHELL_PACKAGE).map_err(EnsureError::Shell)?;
-    let initramfs = initramfs::archive(init, &shell(&debian, &package)?, &kernel.modules);
+    let initramfs = initramfs::archive(init, &shell(&debian, &package)?, &kernel.modules, &[]);
     Ok(ScriptedMachine { kernel: kernel.image, initramfs })
 }
 

@@ -4,6 +4,7 @@
 //!   /init             guest-init
 //!   /sh               the shell for builds that ask for /bin/sh
 //!   /modules.order    file names in /lib, one a line, in the order to load them; empty when all is built in
+//!   /kvm.order        the same for builds that ask for /dev/kvm
 //!   /lib/*.ko         the modules
 //!   /dev/console      what the kernel opens for /init before anything is mounted
 //!   /build-root …     empty directories to mount on
@@ -19,7 +20,7 @@ use crate::newc::Archive;
 const DIRECTORIES: &[&str] = &["build-root", "inputs", "mnt", "proc", "run", "scratch", "sys"];
 
 /// The archive; it depends on nothing but the arguments.
-pub(crate) fn archive(init: &[u8], shell: &[u8], modules: &[Module]) -> Vec<u8> {
+pub(crate) fn archive(init: &[u8], shell: &[u8], modules: &[Module], kvm: &[Module]) -> Vec<u8> {
     let mut archive = Archive::default();
     archive.directory("dev", 0o755);
     archive.character_device("dev/console", 0o600, 5, 1);
@@ -30,14 +31,15 @@ pub(crate) fn archive(init: &[u8], shell: &[u8], modules: &[Module]) -> Vec<u8> 
     archive.file("init", 0o755, init);
     archive.file("sh", 0o755, shell);
     archive.directory("lib", 0o755);
-    let mut order = String::new();
-    for module in modules {
-        let file = format!("{}.ko", module.name);
-        archive.file(&format!("lib/{file}"), 0o644, &module.contents);
-        order.push_str(&file);
-        order.push('\n');
+    for (number, module) in modules.iter().chain(kvm).enumerate() {
+        if number < modules.len() || !modules.contains(module) {
+            archive.file(&format!("lib/{}.ko", module.name), 0o644, &module.contents);
+        }
     }
-    archive.file("modules.order", 0o644, order.as_bytes());
+    for (name, modules) in [("modules.order", modules), ("kvm.order", kvm)] {
+        let order: String = modules.iter().map(|module| format!("{}.ko\n", module.name)).collect();
+        archive.file(name, 0o644, order.as_bytes());
+    }
     archive.finish()
 }
 
@@ -52,13 +54,14 @@ mod tests {
     #[test]
     fn modules_are_listed_in_load_order_and_after_their_directory() {
         let modules = ["virtio", "fuse"].map(|name| Module { name: name.into(), contents: b"ELF".to_vec() });
-        let archive = archive(b"init", b"sh", &modules);
+        let archive = archive(b"init", b"sh", &modules[..1], &modules);
         position(&archive, "virtio.ko\nfuse.ko\n");
+        position(&archive, "modules.order\0\0\0virtio.ko\n\0");
         assert!(position(&archive, "lib\0") < position(&archive, "lib/virtio.ko\0"));
     }
 
     #[test]
     fn equal_inputs_give_equal_bytes() {
-        assert_eq!(archive(b"init", b"sh", &[]), archive(b"init", b"sh", &[]));
+        assert_eq!(archive(b"init", b"sh", &[], &[]), archive(b"init", b"sh", &[], &[]));
     }
 }

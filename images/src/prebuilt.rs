@@ -27,6 +27,9 @@ pub(crate) const GUEST_MODULES: &[&str] = &[
     "virtio_rng",
 ];
 
+/// What a guest needs whose build asks for `/dev/kvm`; of the two, the one of its processor.
+pub(crate) const KVM_MODULES: &[&str] = &["kvm_amd", "kvm_intel"];
+
 /// Why there is no kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum PrebuiltError {

@@ -6,7 +6,8 @@ use std::{
     process::{Command, Output},
 };
 
-use cofferdam_tests::{processes, slots};
+use cofferdam::request::SYSTEM;
+use cofferdam_tests::{Cofferdam, Daemon, guest, processes, slots};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -99,4 +100,25 @@ fn a_path_that_is_not_there_is_named() {
     let told = String::from_utf8_lossy(&failed.stderr);
     let path = host.path().join("file");
     assert!(told.contains(&format!("can't show builds the path {}", path.display())), "{told}");
+}
+
+#[test]
+fn builds_run_machines_of_their_own_where_they_are_let() {
+    let cofferdam = Cofferdam::new();
+    let probe = fs::read(guest::probe()).expect("it has been compiled");
+    let request = json!({
+        "commandArgs": ["/bin/sh", "-c", "cp probe run && chmod +x run && ./run kvm && stat -c %A /dev/kvm"],
+        "workingDir": "build",
+        "scratchPaths": ["build"],
+        "inputsDir": "inputs",
+        "additionalFiles": [{ "path": "build/probe", "contents": data_encoding::BASE64.encode(&probe) }],
+        "constraints": { "system": SYSTEM, "provideBinSh": true, "availableRoPaths": ["/dev/kvm"] },
+    });
+    let build = |daemon: &Daemon| cofferdam.build().without_slot().flag("--daemon", daemon.addr()).request(&request);
+    let daemon = Daemon::start(&cofferdam, "");
+    build(&daemon).is_refused("unsupported").says("constraints.available_ro_paths[0]");
+    daemon.end().succeeds();
+    let daemon = Daemon::start(&cofferdam, "nested = true");
+    build(&daemon).succeeds().says("crw-rw-rw-");
+    daemon.end().succeeds();
 }

@@ -1,6 +1,6 @@
 //! Builds by a daemon, as snix's and tvix's clients ask for them, and as ours do.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, fs::File, thread, time::Duration};
 
 use cofferdam::service::{
     EncodedRequest,
@@ -15,8 +15,16 @@ use cofferdam_tests::{
     request::{encoded, shell},
     stretched,
 };
-use nix::sys::signal::Signal;
-use tonic::{Code, Streaming, transport::Channel};
+use nix::{
+    libc,
+    sched::{CloneFlags, unshare},
+    sys::signal::Signal,
+    unistd::fchdir,
+};
+use tonic::{
+    Code, Streaming,
+    transport::{Channel, Endpoint},
+};
 use tonic_types::StatusExt as _;
 
 type Client = BuildServiceClient<Channel>;
@@ -133,7 +141,8 @@ async fn snix_and_tvix_get_outputs_with_their_references_and_errors_with_details
     // More than any request may have is refused before it is taken.
     let huge = EncodedRequest::from(vec![0; cofferdam::request::MAX_ENCODED_BYTES + (1 << 20)]);
     let refused = tvix.do_build(huge).await.unwrap_err();
-    assert_eq!(refused.code(), Code::OutOfRange, "{refused}");
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert_eq!(refused.get_details_bad_request().unwrap().field_violations[0].field, "the request");
     daemon.end().succeeds();
 }
 
@@ -222,6 +231,55 @@ async fn who_waits_knows_its_place_and_who_leaves_ends_its_build() {
         assert_eq!(refused.code(), Code::NotFound, "{refused}");
         assert_eq!(client.cancel(ours::CancelRequest { id: id.into() }).await.unwrap_err().code(), Code::NotFound);
     }
+    daemon.end().succeeds();
+}
+
+/// A connection of the user `nobody`. This thread is that user's from then on, and the rest of the process is not.
+fn connect_as_nobody(socket_dir: &File) -> Channel {
+    const NOBODY: libc::uid_t = 65534;
+    // From a working directory of this thread's own: those above the socket are closed to that user.
+    unshare(CloneFlags::CLONE_FS).expect("root may have one");
+    fchdir(socket_dir).expect("it is a directory");
+    // SAFETY: it changes the user of this thread alone, and takes no pointer.
+    let changed = unsafe { libc::syscall(libc::SYS_setresuid, -1, NOBODY, -1) };
+    assert_eq!(changed, 0, "{}", std::io::Error::last_os_error());
+    Endpoint::from_static("unix:daemon.sock").connect_lazy()
+}
+
+#[tokio::test]
+async fn users_of_a_shared_socket_see_their_own_builds_alone_and_root_sees_all() {
+    let cofferdam = Cofferdam::new();
+    let daemon = Daemon::start(&cofferdam, "socket_mode = 0o666");
+    let mut root = Client::new(daemon.peer().raw_channel());
+    let mut roots = Watched::start(&mut root, asked("echo secret")).await;
+    assert!(matches!(roots.outcome().await, Outcome::Success(_)));
+    let (socket_dir, id) = (File::open(cofferdam.files()).unwrap(), roots.id.clone());
+    let theirs = thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut nobody = Client::new(connect_as_nobody(&socket_dir));
+            let mut own = Watched::start(&mut nobody, asked("echo mine")).await;
+            assert!(matches!(own.outcome().await, Outcome::Success(_)));
+            let refused = [
+                nobody.get(ours::GetRequest { id: id.clone() }).await.map(drop),
+                nobody.cancel(ours::CancelRequest { id: id.clone() }).await.map(drop),
+                nobody.watch(ours::WatchRequest { id: id.clone(), ..Default::default() }).await.map(drop),
+                nobody.log(ours::LogRequest { id: id.clone(), ..Default::default() }).await.map(drop),
+            ];
+            for refused in refused {
+                assert_eq!(refused.unwrap_err().code(), Code::NotFound);
+            }
+            let listed = nobody.list(ours::ListRequest::default()).await.unwrap().into_inner().builds;
+            assert_eq!(
+                listed.iter().map(|build| (&*build.id, &*build.client)).collect::<Vec<_>>(),
+                [(&*own.id, "user:65534")]
+            );
+            own.id
+        })
+    });
+    let theirs = tokio::task::spawn_blocking(|| theirs.join().unwrap()).await.unwrap();
+    let listed = root.list(ours::ListRequest::default()).await.unwrap().into_inner().builds;
+    assert_eq!(listed.into_iter().map(|build| build.id).collect::<Vec<_>>(), [theirs, roots.id]);
     daemon.end().succeeds();
 }
 

@@ -127,6 +127,8 @@ pub struct Specification {
     pub outputs: Vec<String>,
     /// Whether `/bin/sh` must exist.
     pub provide_bin_sh: bool,
+    /// Whether `/dev/kvm` must exist.
+    pub kvm: bool,
     /// What the virtiofs device [`crate::PATHS_TAG`] shows, by its numbers there.
     pub host_paths: Vec<HostPath>,
     /// Most processes and threads that the build may have at a time.

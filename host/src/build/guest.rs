@@ -10,7 +10,7 @@ use super::{AFTERMATH, Builder, ExecutorError, Options, RunDir};
 use crate::{
     inputs::{self, Device},
     paths::{self, Shown},
-    request::BuildRequest,
+    request::{BuildRequest, KVM},
     vmm::{self, Death, Machine, Vm},
 };
 
@@ -74,6 +74,7 @@ impl Guest {
             cpu_model: settings.cpu_model.clone(),
             hugepages: settings.hugepages,
             paths: paths.is_some(),
+            nested: wants_kvm(request),
         };
         let vmm = settings.vmm.vmm();
         let vm = vmm.start(&builder.spawner, run_dir.path(), &machine).await.map_err(ExecutorError::Vmm)?;
@@ -149,6 +150,12 @@ impl Guest {
             paths.kill().await;
         }
     }
+}
+
+/// Whether an admitted request is to run VMs of its own.
+pub(super) fn wants_kvm(request: &BuildRequest) -> bool {
+    let mut asked = request.constraints.iter().flat_map(|constraints| &constraints.available_ro_paths);
+    asked.any(|path| path.as_str() == KVM)
 }
 
 /// Opens the paths of the host that an admitted request asks for.

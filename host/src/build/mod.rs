@@ -73,6 +73,8 @@ pub struct Settings {
     pub ro_paths: BTreeMap<AbsolutePath, PathBuf>,
     /// See [`Host::withholds_network`].
     pub withhold_network: bool,
+    /// See [`Host::nested`].
+    pub nested: bool,
 }
 
 impl Settings {
@@ -90,6 +92,7 @@ impl Settings {
             connect_timeout: Self::CONNECT_TIMEOUT,
             ro_paths: BTreeMap::new(),
             withhold_network: false,
+            nested: false,
         }
     }
 }
@@ -241,8 +244,12 @@ impl Builder {
             path: settings.run_dir.clone(),
             source,
         })?;
-        let host =
-            Host { ro_paths: settings.ro_paths.clone(), withholds_network: settings.withhold_network, ..Host::this() };
+        let host = Host {
+            ro_paths: settings.ro_paths.clone(),
+            withholds_network: settings.withhold_network,
+            nested: settings.nested,
+            ..Host::this()
+        };
         Ok(Self { store, settings, spawner, host })
     }
 
@@ -437,6 +444,7 @@ fn specification(request: &BuildRequest, options: &Options) -> Specification {
         outputs: paths(&request.outputs),
         provide_bin_sh: request.constraints.as_ref().is_some_and(|constraints| constraints.provide_bin_sh),
         host_paths: Vec::new(),
+        kvm: guest::wants_kvm(request),
         processes: options.processes,
     }
 }

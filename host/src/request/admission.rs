@@ -7,8 +7,8 @@ use super::{AbsolutePath, BuildRequest, RequestError, RequestErrorKind};
 /// The one system that guests run.
 pub const SYSTEM: &str = "x86_64-linux";
 
-/// The device of Linux's own virtualisation, which is no file to be shown.
-const KVM: &str = "/dev/kvm";
+/// The device of Linux's own virtualisation, which is no file to be shown: builds get one of their guest's kernel.
+pub(crate) const KVM: &str = "/dev/kvm";
 
 /// What constraints are measured against.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub struct Host {
     /// Whether builds that ask for the network run without it, instead of not at all. Those of snix ask for it whenever
     /// the digest of their output is fixed.
     pub withholds_network: bool,
+    /// Whether builds may run VMs of their own.
+    pub nested: bool,
 }
 
 impl Host {
@@ -31,7 +33,7 @@ impl Host {
             Ok(info) => info.ram_total(),
             Err(_) => u64::MAX,
         };
-        Self { system: SYSTEM, memory_bytes, ro_paths: BTreeMap::new(), withholds_network: false }
+        Self { system: SYSTEM, memory_bytes, ro_paths: BTreeMap::new(), withholds_network: false, nested: false }
     }
 }
 
@@ -55,6 +57,7 @@ pub fn admit(request: &BuildRequest, host: &Host) -> Result<(), RequestError> {
     }
     for (index, path) in constraints.available_ro_paths.iter().enumerate() {
         let rule = match path.as_str() {
+            KVM if host.nested => continue,
             KVM => "must not be this: builds of this host run no VMs of their own".to_owned(),
             _ if host.ro_paths.contains_key(path) => continue,
             _ => "must be one that the host's configuration allows".to_owned(),
@@ -74,8 +77,13 @@ mod tests {
     use super::*;
     use crate::request::proto::{self, build_request::BuildConstraints};
 
-    const HOST: Host =
-        Host { system: SYSTEM, memory_bytes: 4 << 30, ro_paths: BTreeMap::new(), withholds_network: false };
+    const HOST: Host = Host {
+        system: SYSTEM,
+        memory_bytes: 4 << 30,
+        ro_paths: BTreeMap::new(),
+        withholds_network: false,
+        nested: false,
+    };
 
     fn decide(constraints: Option<BuildConstraints>) -> Result<(), String> {
         decide_on(&HOST, constraints)
@@ -144,6 +152,13 @@ mod tests {
             let error = decide(paths).unwrap_err();
             assert!(error.ends_with(&format!("(got {:?})", paths[paths.len() - 1])), "{error}");
         }
+    }
+
+    #[test]
+    fn builds_may_run_machines_where_the_host_lets_them() {
+        let kvm = || Some(BuildConstraints { available_ro_paths: vec![KVM.into()], ..ours() });
+        decide_on(&Host { nested: true, ..HOST }, kvm()).unwrap();
+        decide_on(&HOST, kvm()).unwrap_err();
     }
 
     #[test]

@@ -25,10 +25,12 @@ use prost::{DecodeError, Message};
 
 use self::counts::Counts;
 
+pub(crate) use admission::KVM;
 pub use admission::{Host, SYSTEM, admit};
 pub use error::{RequestError, RequestErrorKind};
 pub(crate) use json::entry_to_json;
 pub use path::{AbsolutePath, MAX_COMPONENT_BYTES, MAX_PATH_BYTES, RelativePath};
+pub(crate) use validate::check_encoded_bytes;
 pub use validate::{
     MAX_ADDITIONAL_FILES, MAX_ARG_BYTES, MAX_ARGS, MAX_ENCODED_BYTES, MAX_ENVIRONMENT_VARS, MAX_INPUTS,
     MAX_NEEDLE_BYTES, MAX_NEEDLES, MAX_OUTPUTS, MAX_RO_PATHS, MAX_SCRATCH_PATHS, MAX_SPECIFICATION_BYTES,

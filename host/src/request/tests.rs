@@ -347,6 +347,7 @@ fn what_a_guest_is_told_fits_into_one_frame() {
         outputs: vec![],
         provide_bin_sh: false,
         host_paths: vec![],
+        kvm: false,
         processes: u32::MAX,
     };
     let limit = cofferdam_protocol::frame::MAX_FROM_HOST_BYTES;

@@ -96,7 +96,7 @@ fn check_not_reserved(request: &BuildRequest) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn check_encoded_bytes(length: usize) -> Result<()> {
+pub(crate) fn check_encoded_bytes(length: usize) -> Result<()> {
     if length <= MAX_ENCODED_BYTES {
         return Ok(());
     }

@@ -5,7 +5,7 @@ use opentelemetry::Context;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::{
-    Client, EncodedRequest, Service,
+    Client, EncodedRequest, Paid, Service,
     api::response,
     farm::{Order, Ordered},
     proto::{
@@ -24,7 +24,8 @@ use crate::{
 #[async_trait]
 impl snix::build_service_server::BuildService for Service {
     async fn do_build(&self, request: Request<EncodedRequest>) -> Result<Response<BuildResponse>, Status> {
-        let (_, outputs) = self.do_build(who(&request)?, request.into_inner()).await?;
+        let (who, paid) = (who(&request)?, Paid::of(&request));
+        let (_, outputs) = self.do_build(who, request.into_inner(), paid).await?;
         Ok(Response::new(response(&outputs)))
     }
 }
@@ -32,8 +33,9 @@ impl snix::build_service_server::BuildService for Service {
 #[async_trait]
 impl tvix::build_service_server::BuildService for Service {
     async fn do_build(&self, request: Request<EncodedRequest>) -> Result<Response<Build>, Status> {
-        let (who, encoded) = (who(&request)?, request.into_inner());
-        let (names, outputs) = self.do_build(who, encoded.clone()).await?;
+        let (who, paid) = (who(&request)?, Paid::of(&request));
+        let encoded = request.into_inner();
+        let (names, outputs) = self.do_build(who, encoded.clone(), paid.clone()).await?;
         Ok(Response::new(build(encoded, names, outputs)))
     }
 }
@@ -44,6 +46,7 @@ impl Service {
         &self,
         (client, context): (Client, Context),
         encoded: EncodedRequest,
+        paid: Paid,
     ) -> Result<(Vec<PathComponent>, Vec<Output>), Status> {
         let (request, digest) = self.decode(encoded).await?;
         let names = request.outputs.iter().map(|path| name(path.as_str())).collect();
@@ -55,6 +58,7 @@ impl Service {
             detached: false,
             rebuild: false,
             context,
+            paid,
         };
         let record = match self.farm.order(order).await.map_err(|failure| status(&failure, None, b""))? {
             Ordered::Record(record) => *record,

@@ -11,6 +11,7 @@ mod api;
 mod client;
 mod do_build;
 pub mod farm;
+mod intake;
 mod message;
 mod metrics;
 pub mod proto;
@@ -24,6 +25,8 @@ use tonic::Status;
 
 pub use client::Client;
 pub use farm::{Crew, Farm, FarmSettings};
+use intake::Intake;
+pub use intake::Paid;
 pub use message::EncodedRequest;
 pub use metrics::Metrics;
 use proto::{cofferdam, snix, tvix};
@@ -72,14 +75,14 @@ impl Service {
 
     /// Adds them to what is served.
     pub fn add_to(self, routes: &mut RoutesBuilder) {
-        let most = MAX_ENCODED_BYTES + MAX_AROUND_BYTES;
+        let (most, intake) = (MAX_ENCODED_BYTES + MAX_AROUND_BYTES, Intake::new());
         let snix = snix::build_service_server::BuildServiceServer::new(self.clone());
         let tvix = tvix::build_service_server::BuildServiceServer::new(self.clone());
         let ours = cofferdam::build_service_server::BuildServiceServer::new(self);
         routes
-            .add_service(snix.max_decoding_message_size(most))
-            .add_service(tvix.max_decoding_message_size(most))
-            .add_service(ours.max_decoding_message_size(most));
+            .add_service(intake.guard(snix.max_decoding_message_size(most), 0))
+            .add_service(intake.guard(tvix.max_decoding_message_size(most), 0))
+            .add_service(intake.guard(ours.max_decoding_message_size(most), MAX_AROUND_BYTES));
     }
 
     /// A request and its digest. Large ones take a while.

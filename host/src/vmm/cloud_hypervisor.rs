@@ -18,7 +18,7 @@
 //! | Landlock | asked for with the machine, in `vm.create`: `--landlock` wants a kernel on the command line. It grants what the machine names (kernel, initramfs, scratch disk, `fs.sock`, `/dev/urandom`), and one rule of ours lets the vsock device make its socket in a directory that holds nothing else. Without it on a kernel that is too old, which `doctor` and the log tell: seccomp and the machine itself remain |
 //! | no network | no such device |
 //! | no guess at a disk's format | `image_type` says raw; a guess would let a guest write the header of a format that names files of the host, and reset |
-//! | no nested virtualisation | `nested` is off: builds run no VMs, and a guest that sees no virtualisation can't attack the host's |
+//! | no nested virtualisation | `nested` is off unless the build may run VMs: a guest that sees no virtualisation can't attack the host's |
 //!
 //! Its console is a virtio console on its own thread: a serial one costs the guest an exit a byte, and there is none.
 //! It writes to our pipe and not to a file, whose size nothing would bound: the tail is kept, and the pipe is always
@@ -255,7 +255,7 @@ fn configuration(machine: &Machine, version: Version, landlock: u32) -> Value {
         body["fs"] = json!([fs(INPUTS_TAG, FS_SOCKET), fs(PATHS_TAG, PATHS_SOCKET)]);
     }
     if version >= KNOWS_NESTED {
-        body["cpus"]["nested"] = json!(false);
+        body["cpus"]["nested"] = json!(machine.nested);
     }
     if version >= KNOWS_IMAGE_TYPE {
         body["disks"][0]["image_type"] = json!("Raw");
@@ -282,6 +282,7 @@ mod tests {
             cpu_model: None,
             hugepages: true,
             paths: false,
+            nested: false,
         };
         let body = |version, landlock| configuration(&machine, version, landlock);
         let oldest = body(CLOUD_HYPERVISOR.oldest, 7);
@@ -319,7 +320,8 @@ mod tests {
         assert_eq!(body(Version(50, 1), 3), expected);
         assert_eq!(body(Version(53, 0), 7), expected);
 
-        let machine = Machine { paths: true, ..machine.clone() };
+        let machine = Machine { paths: true, nested: true, ..machine.clone() };
+        expected["cpus"]["nested"] = json!(true);
         let fs = |tag, socket| json!({ "tag": tag, "socket": socket, "num_queues": 1, "queue_size": 512 });
         expected["fs"] = json!([fs("inputs", "fs.sock"), fs("paths", "paths.sock")]);
         assert_eq!(configuration(&machine, Version(53, 0), 7), expected);

@@ -72,6 +72,14 @@ pub(super) fn check() -> Result<(), KvmError> {
     if names_flag(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()) { Ok(()) } else { Err(KvmError::NoFlag) }
 }
 
+/// Whether guests may have guests: what the modules for Intel and AMD were told, or do by default.
+pub fn nests() -> bool {
+    ["kvm_intel", "kvm_amd"].iter().any(|module| {
+        let told = fs::read_to_string(format!("/sys/module/{module}/parameters/nested"));
+        told.is_ok_and(|told| matches!(told.trim(), "Y" | "1"))
+    })
+}
+
 fn names_flag(cpuinfo: &str) -> bool {
     cpuinfo
         .lines()

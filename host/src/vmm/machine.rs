@@ -31,6 +31,9 @@ pub struct Machine {
     pub hugepages: bool,
     /// Whether it has a second virtiofs device, for paths of the host.
     pub paths: bool,
+    /// Whether it sees the virtualisation of its CPU, and so can run machines itself. A guest that doesn't see it can't
+    /// attack the host's.
+    pub nested: bool,
 }
 
 impl Machine {
@@ -67,6 +70,7 @@ impl Machine {
             cpu_model: self.cpu_model.clone(),
             hugepages: self.hugepages,
             paths: self.paths,
+            nested: self.nested,
         })
     }
 
@@ -132,6 +136,7 @@ mod tests {
             cpu_model: Some("Haswell-noTSX".to_owned()),
             hugepages: false,
             paths: false,
+            nested: false,
         };
         assert_eq!(good.checked().unwrap().memory_bytes, MIN_MEMORY_BYTES + MEBIBYTE);
         let message = |machine: Machine| machine.checked().unwrap_err().to_string();

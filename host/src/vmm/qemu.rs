@@ -79,10 +79,10 @@ impl Qemu {
     /// The command line, whose order has no meaning. Descriptor 3 is the connection to the vsock device.
     fn arguments(&self, machine: &Machine, tsc_khz: u64) -> Vec<String> {
         let memory_mib = machine.memory_bytes / (1024 * 1024);
-        // Builds run no VMs of their own, and a guest that sees no virtualisation can't attack the host's. Emulation is
-        // left as it is: taking svm from its CPU breaks the guest's user space (seen with QEMU 7.2).
         let (accel, any_cpu, hidden) = match self.accelerator {
+            Accelerator::Kvm if machine.nested => ("kvm", "host", ""),
             Accelerator::Kvm => ("kvm", "host", ",-vmx,-svm"),
+            // Taking svm from its CPU breaks the guest's user space (seen with QEMU 7.2).
             Accelerator::Tcg => ("tcg,thread=multi", "max", ""),
         };
         // A model that the host can't give in full is refused: it would be another CPU on each host.

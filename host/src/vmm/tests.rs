@@ -65,6 +65,7 @@ impl RunDir {
             cpu_model: None,
             hugepages: false,
             paths: false,
+            nested: false,
         }
     }
 
@@ -151,10 +152,14 @@ async fn qemu_shows_the_cpu_that_was_asked_for() {
     let run = RunDir::new();
     let _listener = run.listen("vsock.sock");
     let spawner = Spawner::new(Handle::current()).unwrap();
-    for (accelerator, cpu) in [(Accelerator::Tcg, "-cpu Nehalem,enforce "), (Accelerator::Kvm, "enforce,-vmx,-svm ")] {
+    for (accelerator, nested, cpu) in [
+        (Accelerator::Tcg, false, "-cpu Nehalem,enforce "),
+        (Accelerator::Kvm, false, "enforce,-vmx,-svm "),
+        (Accelerator::Kvm, true, "-cpu Nehalem,enforce "),
+    ] {
         let device = run.program("device", "exec sleep 1000");
         let vmm = Qemu { accelerator, ..qemu(run.program("qemu", "echo \"$@\""), device) };
-        let machine = Machine { cpu_model: Some("Nehalem".into()), ..run.machine() };
+        let machine = Machine { cpu_model: Some("Nehalem".into()), nested, ..run.machine() };
         let mut vm = vmm.start(&spawner, &run.path, &machine).await.unwrap();
         let said = vm.died().await.said;
         assert!(said.contains(cpu), "{cpu} is not in: {said}");

@@ -49,6 +49,7 @@ fn specification(outputs: &[&str]) -> Specification {
         outputs: outputs.iter().map(|&output| output.to_owned()).collect(),
         provide_bin_sh: false,
         host_paths: Vec::new(),
+        kvm: false,
         processes: 100,
     }
 }

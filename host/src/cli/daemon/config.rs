@@ -45,6 +45,8 @@ pub(super) struct Config {
     pub(super) hugepages: bool,
     /// Run builds that ask for the network without it, instead of refusing them.
     pub(super) withhold_network: bool,
+    /// Let builds that ask for `/dev/kvm` run VMs of their own.
+    pub(super) nested: bool,
     /// What builds may be shown, read-only: where they see it, and what it is on the host.
     pub(super) host_paths: BTreeMap<GuestPath, PathBuf>,
     pub(super) connect_timeout: Option<Time>,
@@ -139,7 +141,11 @@ impl TryFrom<String> for GuestPath {
     type Error = String;
 
     fn try_from(path: String) -> Result<Self, String> {
-        AbsolutePath::new(&path).map(Self).map_err(|rule| format!("the path {path:?} {rule}"))
+        let wrong = |rule| format!("the path {path:?} {rule}");
+        if ["/dev", "/proc"].iter().any(|taken| Path::new(&path).starts_with(taken)) {
+            return Err(wrong("lies in /dev or /proc, which are the guest's own; /dev/kvm comes with `nested = true`"));
+        }
+        AbsolutePath::new(&path).map(Self).map_err(wrong)
     }
 }
 
@@ -311,6 +317,7 @@ impl Config {
         settings.cpu_model.clone_from(&self.cpu_model);
         settings.hugepages = self.hugepages;
         settings.withhold_network = self.withhold_network;
+        settings.nested = self.nested;
         settings.ro_paths =
             self.host_paths.iter().map(|(GuestPath(seen), host)| (seen.clone(), host.clone())).collect();
         settings.connect_timeout = self.connect_timeout.map_or(settings.connect_timeout, |Time(time)| time);

@@ -171,6 +171,12 @@ fn settings(config: &Config, state: &Path) -> Result<Settings, CliError> {
         let why = "builds could only be emulated here (QEMU TCG), which is no security boundary";
         return Err(CliError::damaged(why).try_this("`cofferdam doctor` tells what KVM lacks; or --allow-emulation"));
     }
+    if config.nested && choice.accelerator == vmm::Accelerator::Kvm && !vmm::kvm_nests() {
+        return Err(CliError::wrong("builds can run no VMs of their own here: this host's KVM has `nested` off")
+            .try_this(
+                "`modprobe -r kvm_intel; modprobe kvm_intel nested=1`, or the same with kvm_amd; or nested = false",
+            ));
+    }
     let mut settings = Settings::new(image, choice, state.join("run"));
     config.apply(&mut settings);
     Ok(settings)

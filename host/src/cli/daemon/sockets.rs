@@ -5,7 +5,10 @@ use std::{
     io::{self, ErrorKind},
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-        unix::{fs::FileTypeExt as _, net as unix},
+        unix::{
+            fs::{FileTypeExt as _, PermissionsExt as _},
+            net as unix,
+        },
     },
     path::{Path, PathBuf},
 };
@@ -54,12 +57,13 @@ impl Sockets {
     }
 }
 
-/// With its permissions from the first moment: Linux takes them from the socket when it makes the file.
+/// Never with more than its permissions: Linux takes them from the socket when it makes the file, less the umask.
 fn bind_unix(path: &Path, mode: u32) -> io::Result<unix::UnixListener> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     fchmod(&socket, Mode::from_bits_truncate(mode))?;
     bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     listen(&socket, Backlog::MAXCONN)?;
     Ok(socket.into())
 }

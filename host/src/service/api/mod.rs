@@ -16,7 +16,7 @@ use tokio::{sync::mpsc, task::spawn_blocking};
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::{
-    Client, Service,
+    Client, Paid, Service,
     farm::{Farm, Order, Ordered},
     proto::cofferdam::{
         Accepted, BuildInfo, BuildRequest, CancelRequest, CancelResponse, Event, GetRequest, ListRequest, ListResponse,
@@ -48,12 +48,12 @@ impl build_service_server::BuildService for Service {
     type ShellStream = Answers<ShellOutput>;
 
     async fn build(&self, request: Request<BuildRequest>) -> Result<Response<Self::BuildStream>, Status> {
-        let (client, context) = (Client::of(&request)?, traces::context(request.metadata()));
+        let (client, context, paid) = (Client::of(&request)?, traces::context(request.metadata()), Paid::of(&request));
         let message = request.into_inner();
         let options = limits::within(&self.allowed, &message).map_err(|error| status(&error.into(), None, b""))?;
         let (request, digest) = self.decode(message.request.unwrap_or_default()).await?;
-        let order =
-            Order { client, request, digest, options, detached: message.detached, rebuild: message.rebuild, context };
+        let (detached, rebuild) = (message.detached, message.rebuild);
+        let order = Order { client, request, digest, options, detached, rebuild, context, paid };
         let ordered = self.farm.order(order).await.map_err(|failure| status(&failure, None, b""))?;
         let with_log = !message.without_log;
         match ordered {

@@ -109,7 +109,7 @@ impl Keeper {
         let (start, started) = oneshot::channel();
         let cancel = CancellationToken::new();
         let interest = Arc::new(Interest(cancel.clone()));
-        let Order { client, request, digest, options, detached, rebuild: _, context } = order;
+        let Order { client, request, digest, options, detached, rebuild: _, context, paid } = order;
         let recording = self.farm.crew.records.begin(records::Request {
             digest,
             client: client.to_string(),
@@ -129,6 +129,7 @@ impl Keeper {
             state: receiver,
             cancel,
             context,
+            _paid: paid,
         });
         let entry = Entry {
             flight: Arc::clone(&flight),

@@ -34,7 +34,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Client, Metrics, Traces};
+use super::{Client, Metrics, Paid, Traces};
 use crate::{
     build::{Builder, Options, Phase, Terminal},
     failure::Failure,
@@ -92,6 +92,8 @@ pub struct Order {
     pub rebuild: bool,
     /// The trace that it is part of.
     pub context: Context,
+    /// For the request's memory.
+    pub paid: Paid,
 }
 
 /// What an order comes to.
@@ -142,6 +144,7 @@ pub struct Flight {
     state: watch::Receiver<State>,
     cancel: CancellationToken,
     context: Context,
+    _paid: Paid,
 }
 
 impl std::fmt::Debug for Flight {
