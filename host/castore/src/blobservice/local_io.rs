@@ -3,12 +3,14 @@
 use std::{
     fs::File,
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
+    os::fd::AsRawFd as _,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
 use async_trait::async_trait;
+use nix::libc;
 use tokio::io::{AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
 
 use super::{
@@ -21,6 +23,9 @@ use crate::B3Digest;
 
 /// Blobs up to this size are not written at all when they are in the store already.
 const BUFFER_BYTES: usize = 256 * 1024;
+
+/// Bytes of a large blob that go to the disk together, while more of it comes: a commit would otherwise wait for all of it.
+const FLUSH_BYTES: u64 = 8 * 1024 * 1024;
 
 pub(crate) struct LocalBlobReader {
     file: File,
@@ -111,6 +116,8 @@ enum State {
 struct Large {
     hasher: blake3::Hasher,
     file: Unfinished,
+    /// Bytes that are on the disk or on their way.
+    flushing: u64,
 }
 
 impl LocalBlobWriter {
@@ -126,7 +133,7 @@ impl LocalBlobWriter {
             }
             State::Small(buffer) => {
                 let file = Unfinished::create(self.shared.clone())?;
-                let mut large = Box::new(Large { hasher: blake3::Hasher::new(), file });
+                let mut large = Box::new(Large { hasher: blake3::Hasher::new(), file, flushing: 0 });
                 large.write(&buffer)?;
                 large.write(bytes)?;
                 self.state = State::Large(large);
@@ -177,7 +184,13 @@ fn broken() -> io::Error {
 impl Large {
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.hasher.update(bytes);
-        self.file.file.write_all(bytes)
+        self.file.file.write_all(bytes)?;
+        let written = self.hasher.count();
+        if written - self.flushing >= FLUSH_BYTES {
+            self.file.begin_to_flush(self.flushing, written - self.flushing);
+            self.flushing = written;
+        }
+        Ok(())
     }
 }
 
@@ -193,6 +206,13 @@ impl Unfinished {
     fn create(shared: Arc<Shared>) -> io::Result<Self> {
         let (number, file) = shared.staging()?.create_file()?;
         Ok(Self { shared, number, file, staged: false })
+    }
+
+    /// Has the kernel write this range to the disk, and doesn't wait for it.
+    fn begin_to_flush(&self, offset: u64, bytes: u64) {
+        let (Ok(offset), Ok(bytes)) = (offset.try_into(), bytes.try_into()) else { return };
+        // SAFETY: the descriptor is open, and no memory is involved. Where it fails, the commit has more to wait for.
+        unsafe { libc::sync_file_range(self.file.as_raw_fd(), offset, bytes, libc::SYNC_FILE_RANGE_WRITE) };
     }
 
     fn stage(mut self, digest: B3Digest) -> io::Result<()> {

@@ -5,9 +5,17 @@ use std::{
     io::{self, Read as _},
     os::{
         fd::AsFd,
-        unix::ffi::{OsStrExt as _, OsStringExt as _},
+        unix::{
+            ffi::{OsStrExt as _, OsStringExt as _},
+            fs::FileExt as _,
+        },
     },
     path::Path,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
 };
 
 use nix::{
@@ -18,10 +26,13 @@ use nix::{
 use tokio::io::AsyncWriteExt as _;
 
 use super::{ImportError, Kind, block_on, read_error};
-use crate::{Node, Store, SymlinkTarget};
+use crate::{B3Digest, Node, Store, SymlinkTarget};
 
 /// Bytes that are read at a time, by each thread.
 const BUFFER_BYTES: usize = 512 * 1024;
+
+/// From so many bytes on, a second reader of a file is worth it.
+const LARGE_BYTES: u64 = 64 * 1024 * 1024;
 
 const OWNER_MAY_EXECUTE: u32 = 0o100;
 
@@ -58,23 +69,61 @@ impl<'a> Importer<'a> {
         if Kind::of(&before) != Kind::File {
             return Err(ImportError::Changed(path.to_owned()));
         }
-        let (digest, size) = self.store_contents(file, &before, path)?;
+        let (digest, size) = self.store_contents(&file, &before, path)?;
         Ok(Node::File { digest, size, executable: before.st_mode & OWNER_MAY_EXECUTE != 0 })
     }
 
-    fn store_contents(
-        &mut self,
-        mut file: File,
-        before: &FileStat,
-        path: &Path,
-    ) -> Result<(crate::B3Digest, u64), ImportError> {
-        let store_error = |source| ImportError::Store { path: path.to_owned(), source };
+    fn store_contents(&mut self, file: &File, before: &FileStat, path: &Path) -> Result<(B3Digest, u64), ImportError> {
         let expected = u64::try_from(before.st_size).unwrap_or(0);
+        let stored = if expected < LARGE_BYTES {
+            self.copy(file, expected, path, || None)?
+        } else {
+            self.find_or_copy(file, expected, path)?
+        };
+        // A file that grows shows it in its size, so it is not read until its end is seen.
+        let after = look_at(file, path)?;
+        match stored {
+            Some(digest) if version(before) == version(&after) => Ok((digest, expected)),
+            _ => Err(ImportError::Changed(path.to_owned())),
+        }
+    }
+
+    /// Copies a large file, and hashes it beside that, which is faster: a file that the store has is not copied to its end.
+    fn find_or_copy(&mut self, file: &File, expected: u64, path: &Path) -> Result<Option<B3Digest>, ImportError> {
+        let (known, copied) = (OnceLock::new(), AtomicBool::new(false));
+        let store = self.store;
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                // Whatever fails here fails there, too.
+                if let Ok(Some(digest)) = hash(file, expected, &copied)
+                    && let Ok(true) = block_on(store.blobs.has(&digest))
+                {
+                    let _ = known.set(digest);
+                }
+            });
+            let stored = self.copy(file, expected, path, || known.get().copied());
+            copied.store(true, Ordering::Relaxed);
+            stored
+        })
+    }
+
+    /// Stores as many bytes, unless their digest becomes `known` meanwhile; `None` if there are fewer.
+    fn copy(
+        &mut self,
+        mut file: &File,
+        expected: u64,
+        path: &Path,
+        known: impl Fn() -> Option<B3Digest>,
+    ) -> Result<Option<B3Digest>, ImportError> {
+        let store_error = |source| ImportError::Store { path: path.to_owned(), source };
         let mut writer = block_on(self.store.blobs.open_write());
         let mut size = 0;
         while size < expected {
+            if let Some(digest) = known() {
+                return Ok(Some(digest));
+            }
             let read = match file.read(&mut self.buffer) {
-                Ok(0) => break,
+                Ok(0) => return Ok(None),
                 Ok(read) => read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(read_error(path, "read the file", error)),
@@ -82,13 +131,29 @@ impl<'a> Importer<'a> {
             size += read as u64;
             block_on(writer.write_all(&self.buffer[..read])).map_err(store_error)?;
         }
-        // A file that grows shows it in its size, so it is not read until its end is seen.
-        let after = look_at(&file, path)?;
-        if size != expected || version(before) != version(&after) {
-            return Err(ImportError::Changed(path.to_owned()));
+        if size > expected {
+            return Ok(None);
         }
-        Ok((block_on(writer.close()).map_err(store_error)?, size))
+        block_on(writer.close()).map(Some).map_err(store_error)
     }
+}
+
+/// The digest of as many bytes; `None` if there are fewer, or nobody needs it any more.
+fn hash(file: &File, expected: u64, needless: &AtomicBool) -> io::Result<Option<B3Digest>> {
+    let (mut hasher, mut buffer) = (blake3::Hasher::new(), vec![0; BUFFER_BYTES]);
+    while hasher.count() < expected {
+        let left = usize::try_from(expected - hasher.count()).unwrap_or(usize::MAX).min(BUFFER_BYTES);
+        match file.read_at(&mut buffer[..left], hasher.count()) {
+            Ok(0) => return Ok(None),
+            Ok(read) => drop(hasher.update(&buffer[..read])),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        if needless.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+    }
+    Ok(Some(hasher.finalize().into()))
 }
 
 fn look_at(file: &File, path: &Path) -> Result<FileStat, ImportError> {

@@ -1,7 +1,11 @@
 use std::{
     fs,
     io::Write as _,
-    os::unix::{ffi::OsStrExt as _, fs::symlink, net::UnixListener},
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{FileExt as _, symlink},
+        net::UnixListener,
+    },
     sync::Arc,
 };
 
@@ -88,6 +92,25 @@ fn wide_deep_and_large_is_imported_whole() {
     let root = futures::executor::block_on(store.directories.get(&digest)).unwrap().unwrap();
     assert_eq!(root.get(b"large"), Some(&file(&large, false)));
     assert_eq!(Tree::read(dir.path()).node(), root.to_node());
+}
+
+#[test]
+fn a_large_file_is_the_same_blob_when_the_store_has_it_already() {
+    const BYTES: u64 = 80 * 1024 * 1024 + 7;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("large");
+    let large = fs::File::create(&path).unwrap();
+    large.set_len(BYTES).unwrap();
+    large.write_all_at(b"not all of it is empty", BYTES - 100).unwrap();
+    let digest = blake3::Hasher::new().update_reader(fs::File::open(&path).unwrap()).unwrap().finalize().into();
+    let node = Node::File { digest, size: BYTES, executable: false };
+    let store = local_store(dir.path());
+    for _ in 0..3 {
+        assert_eq!(import_path(&store, &path).unwrap(), node);
+    }
+    assert_eq!(fs::read_dir(dir.path().join("blobs/staging")).unwrap().count(), 0);
+    export(&store, &node, &dir.path().join("copy")).unwrap();
+    assert!(fs::read(dir.path().join("copy")).unwrap() == fs::read(&path).unwrap());
 }
 
 #[test]

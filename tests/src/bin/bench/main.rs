@@ -2,8 +2,8 @@
 //!
 //! | part | what | peer |
 //! |---|---|---|
-//! | import | import of a tree of 10,000 files, and again | `cp -r` of it; BLAKE3 of the files |
-//! | large | import of one file of 2 GiB | `cp` of it; BLAKE3 of the file |
+//! | import | import of a tree of 10,000 files, and again | `cp -r` of it, without and with a sync, which an import includes; BLAKE3 of the files |
+//! | large | import of one file of 2 GiB | the same |
 //! | scan | a scan for 500 needles | the crate `aho-corasick`; BLAKE3 of the bytes |
 //! | grpc | 1 GiB put and got over gRPC | a copy to, and from, a file over TCP |
 //! | directories | 10,000 directories got over gRPC | the same from the redb file |
