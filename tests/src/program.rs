@@ -65,8 +65,14 @@ pub fn test_executables() -> Result<Vec<PathBuf>, String> {
 }
 
 fn compile() -> Result<PathBuf, String> {
-    // Some test beside it, since then its dependencies have the features with which `cargo test` has compiled them.
-    let made = cargo(&["build", "--workspace", "--bin", "cofferdam", "--test", "daemon"], "bin")?;
+    // Beside what its dependencies were compiled for already, lest they get other features and are compiled again: all
+    // tests, or the programs of this package, which are released.
+    let beside = if cfg!(debug_assertions) {
+        ["--workspace", "--test=daemon"]
+    } else {
+        ["--package=cofferdam", "--package=cofferdam-tests"]
+    };
+    let made = cargo(&["build", "--bin=cofferdam", beside[0], beside[1]], "bin")?;
     let program = made.into_iter().find(|(name, _)| name == "cofferdam").map(|(_, path)| path);
     program.ok_or_else(|| "cargo does not say where the program is that it has made".to_owned())
 }
