@@ -1,13 +1,17 @@
 //! Paths of the host: shown where the operator allows it, read-only, and nothing beside them.
 
 use std::{
+    ffi::OsStr,
     fs, io,
     os::unix::fs::{PermissionsExt, symlink},
     process::{Command, Output},
 };
 
-use cofferdam::request::SYSTEM;
-use cofferdam_tests::{Cofferdam, Daemon, guest, processes, slots};
+use cofferdam::{
+    request::SYSTEM,
+    vmm::{Accelerator, kvm_nests},
+};
+use cofferdam_tests::{Cofferdam, Daemon, guest, processes, slots, vmm};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -118,6 +122,12 @@ fn builds_run_machines_of_their_own_where_they_are_let() {
     let daemon = Daemon::start(&cofferdam, "");
     build(&daemon).is_refused("unsupported").says("constraints.available_ro_paths[0]");
     daemon.end().succeeds();
+    if vmm::choice().accelerator == Accelerator::Kvm && !kvm_nests() {
+        let file = cofferdam.file("nested.toml", "nested = true");
+        let refused = cofferdam.command([OsStr::new("daemon"), OsStr::new("--config"), file.as_os_str()]);
+        refused.exits_with(2).says("this host's KVM has `nested` off");
+        return;
+    }
     let daemon = Daemon::start(&cofferdam, "nested = true");
     build(&daemon).succeeds().says("crw-rw-rw-");
     daemon.end().succeeds();
