@@ -11,7 +11,7 @@ use cofferdam::{
     request::SYSTEM,
     vmm::{Accelerator, kvm_nests},
 };
-use cofferdam_tests::{Cofferdam, Daemon, guest, processes, slots, vmm};
+use cofferdam_tests::{Cofferdam, Daemon, guest, image, processes, slots, vmm};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -128,7 +128,13 @@ fn builds_run_machines_of_their_own_where_they_are_let() {
         refused.exits_with(2).says("this host's KVM has `nested` off");
         return;
     }
-    let daemon = Daemon::start(&cofferdam, "nested = true");
-    build(&daemon).succeeds().says("crw-rw-rw-");
+    // With one CPU, since QEMU 7.2 emulates two in a way that kernels which patch themselves, as KVM does, don't survive.
+    let daemon = Daemon::start(&cofferdam, "nested = true\n[build]\ncpus = 1");
+    let kernel = fs::read_to_string(image().0.join("made-from")).expect("images say what they are made from");
+    if kernel.contains("linux-image") {
+        build(&daemon).succeeds().says("crw-rw-rw-");
+    } else {
+        build(&daemon).executor_fails("guest").says("load the kernel's KVM: this kernel has none");
+    }
     daemon.end().succeeds();
 }

@@ -73,6 +73,8 @@ async fn prepare(arguments: &Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::from(if env::var_os(VMM_SETTING).is_some() { 1 } else { NOT_RUN }));
     };
     println!("cloud-hypervisor {} ({})", found.version, found.program.display());
+    // What is compiled below may replace the file, which then is found by its name alone.
+    let this = env::current_exe()?;
     // They are found where they are kept.
     guest::compile_all();
     let factor = if survey.kvm.is_ok() { 1 } else { NESTED_PATIENCE };
@@ -88,7 +90,6 @@ async fn prepare(arguments: &Arguments) -> Result<ExitCode> {
         assignment.push(value);
         command.push(assignment);
     }
-    let this = env::current_exe()?;
     if arguments.bench {
         command.push(this.with_file_name("bench").into());
     } else {
