@@ -123,14 +123,15 @@ impl Running {
 
     /// Waits for its end.
     pub fn end(mut self) -> Outcome {
+        let waiting = Instant::now();
         let status = loop {
             self.peak_bytes = self.peak_bytes.max(processes::peak_resident_bytes(self.child.id()).unwrap_or(0));
             if let Some(status) = self.child.try_wait().expect("it is our child") {
                 break status;
             }
             assert!(
-                self.begun.elapsed() < stretched(PATIENCE),
-                "it did not end within {} seconds; stderr:\n{}",
+                waiting.elapsed() < stretched(PATIENCE),
+                "it did not end within {} seconds more; stderr:\n{}",
                 stretched(PATIENCE).as_secs(),
                 self.stderr.text()
             );

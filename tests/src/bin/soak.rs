@@ -266,9 +266,11 @@ async fn attempt(addr: &str, text: &str, fate: Fate) -> Result<Option<Outcome>, 
     let mut watched = Watched::start(addr, text).await?;
     match fate {
         Fate::Waits => {}
-        Fate::Leaves(events) => return watched.events(events).await.map(|()| None),
+        Fate::Leaves(events) => return watched.events(events).await.map(|_| None),
         Fate::Cancels(events) => {
-            watched.events(events).await?;
+            if let Some(outcome) = watched.events(events).await? {
+                return Ok(Some(outcome));
+            }
             let id = watched.id.clone();
             watched.client.cancel(ours::CancelRequest { id }).await?;
         }
@@ -326,14 +328,16 @@ impl Watched {
         }
     }
 
-    /// Waits for so many events, or for the last one.
-    async fn events(&mut self, count: u8) -> Result<(), Status> {
+    /// Waits for so many events, or for the last one, which has the outcome.
+    async fn events(&mut self, count: u8) -> Result<Option<Outcome>, Status> {
         for _ in 0..count {
-            if let Some(ours::Event { event: Some(Event::Done(_)) }) | None = self.events.message().await? {
-                break;
+            match self.events.message().await? {
+                Some(ours::Event { event: Some(Event::Done(done)) }) => return Ok(done.outcome),
+                Some(_) => {}
+                None => return Err(Status::unavailable("the events end before the build")),
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     async fn outcome(&mut self) -> Result<Outcome, Status> {
