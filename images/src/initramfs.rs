@@ -56,7 +56,7 @@ mod tests {
         let modules = ["virtio", "fuse"].map(|name| Module { name: name.into(), contents: b"ELF".to_vec() });
         let archive = archive(b"init", b"sh", &modules[..1], &modules);
         position(&archive, "virtio.ko\nfuse.ko\n");
-        position(&archive, "modules.order\0\0\0virtio.ko\n\0");
+        position(&archive, "modules.order\0virtio.ko\n\0");
         assert!(position(&archive, "lib\0") < position(&archive, "lib/virtio.ko\0"));
     }
 
