@@ -17,7 +17,7 @@ use super::{
     BlobWriter,
     local::Shared,
     verified::{Verified, Version},
-    written_after_close,
+    written_after_close, written_after_failure,
 };
 use crate::B3Digest;
 
@@ -146,7 +146,7 @@ impl LocalBlobWriter {
                 self.state = State::Closed(digest);
                 return Err(written_after_close());
             }
-            State::Broken => return Err(broken()),
+            State::Broken => return Err(written_after_failure()),
         }
         Ok(())
     }
@@ -170,15 +170,11 @@ impl LocalBlobWriter {
                 digest
             }
             State::Closed(digest) => digest,
-            State::Broken => return Err(broken()),
+            State::Broken => return Err(written_after_failure()),
         };
         self.state = State::Closed(digest);
         Ok(digest)
     }
-}
-
-fn broken() -> io::Error {
-    io::Error::other("an earlier write to this blob failed; write it anew")
 }
 
 impl Large {

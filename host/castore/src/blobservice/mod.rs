@@ -131,3 +131,8 @@ async fn sealed_copy(mut reader: Box<dyn BlobReader>) -> io::Result<File> {
 pub(crate) fn written_after_close() -> io::Error {
     io::Error::new(io::ErrorKind::BrokenPipe, "the blob has been closed and can't be written to")
 }
+
+/// What a writer answers whose blob is not whole.
+pub(crate) fn written_after_failure() -> io::Error {
+    io::Error::other("an earlier write to this blob failed; write it anew")
+}

@@ -17,7 +17,11 @@ use super::{
     chunks::{self, AVERAGE_CHUNK_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES},
     spawn,
 };
-use crate::{B3Digest, BlobWriter, blobservice::written_after_close, proto::stat_blob_response::ChunkMeta};
+use crate::{
+    B3Digest, BlobWriter,
+    blobservice::{written_after_close, written_after_failure},
+    proto::stat_blob_response::ChunkMeta,
+};
 
 /// Writes one blob. Holds at most [`CONCURRENT_REQUESTS`] chunks, and one that is not cut yet.
 pub(super) struct ChunkingWriter {
@@ -111,7 +115,7 @@ impl AsyncWrite for ChunkingWriter {
         let written = match state {
             State::Open(open) => ready!(open.poll_write(objects, context, bytes)),
             State::Closed(_) => return Poll::Ready(Err(written_after_close())),
-            State::Broken => return Poll::Ready(Err(broken())),
+            State::Broken => return Poll::Ready(Err(written_after_failure())),
         };
         if written.is_err() {
             *state = State::Broken;
@@ -134,13 +138,9 @@ impl BlobWriter for ChunkingWriter {
         let digest = match std::mem::replace(&mut self.state, State::Broken) {
             State::Open(open) => open.close(self.objects.clone()).await?,
             State::Closed(digest) => digest,
-            State::Broken => return Err(broken()),
+            State::Broken => return Err(written_after_failure()),
         };
         self.state = State::Closed(digest);
         Ok(digest)
     }
-}
-
-fn broken() -> io::Error {
-    io::Error::other("an earlier write to this blob failed; write it anew")
 }

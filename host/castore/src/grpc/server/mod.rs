@@ -135,7 +135,8 @@ pub(super) fn services(
 }
 
 /// Serves these services, and beside them health for each of `services` and reflection from `descriptor_sets`, on every
-/// listener until `shutdown`. Whoever watches the health of one is told so then. Cancels `stop` when the open requests have had [`ServeOptions::drain`] to end.
+/// listener until `shutdown`. Whoever watches the health of one is told so then. Cancels `stop` when the open requests have
+/// had [`ServeOptions::drain`] to end.
 ///
 /// # Errors
 ///
