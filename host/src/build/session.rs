@@ -33,6 +33,7 @@ use super::{
     progress::Progress,
 };
 use crate::{
+    jail::one_line,
     outputs::{ReceiveError, Receiver},
     request::{BuildOutput, BuildResult, RequestError, RequestErrorKind},
 };
@@ -219,7 +220,7 @@ pub(super) fn frame(error: FrameError) -> BuildError {
 
 fn setup_failed(failure: &SetupFailure<'_>) -> Result<BuildError, BuildError> {
     check_length("the detail of its failure", failure.detail.as_bytes())?;
-    let detail = failure.detail.escape_debug().to_string();
+    let detail = one_line(failure.detail);
     let wrong = |field: &str, rule: &str| {
         Ok(BuildError::Request(RequestError::new(RequestErrorKind::Invalid, field, rule).got(&detail)))
     };

@@ -12,8 +12,11 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::{CliError, node_text, plain_text::PlainText, print, quantity::show_duration, remote, store::state_dir};
-use crate::service::proto::cofferdam::{
-    BuildInfo, CancelRequest, GetRequest, ListRequest, LogRequest, Phase, build_info::State, done::Outcome,
+use crate::{
+    jail::one_line,
+    service::proto::cofferdam::{
+        BuildInfo, CancelRequest, GetRequest, ListRequest, LogRequest, Phase, build_info::State, done::Outcome,
+    },
 };
 
 const EXAMPLES: &str = "\
@@ -181,7 +184,7 @@ fn ran(build: &BuildInfo) -> Option<Duration> {
 
 fn line(build: &BuildInfo) -> String {
     let ran = ran(build).map_or_else(|| "-".to_owned(), show_duration);
-    format!("{}\t{}\t{}\t{ran}\t{}\n", build.id, state(build), time(build.submitted_unix_ms), harmless(&build.command))
+    format!("{}\t{}\t{}\t{ran}\t{}\n", build.id, state(build), time(build.submitted_unix_ms), one_line(&build.command))
 }
 
 fn sheet(build: &BuildInfo) -> String {
@@ -209,7 +212,7 @@ fn sheet(build: &BuildInfo) -> String {
         Some(Outcome::Failure(failure)) => rows.push(("failure", remote::failed(failure.clone()).chain())),
         None => {}
     }
-    rows.into_iter().map(|(name, value)| format!("{name}\t{}\n", harmless(&value))).collect()
+    rows.into_iter().map(|(name, value)| format!("{name}\t{}\n", one_line(&value))).collect()
 }
 
 fn object(build: &BuildInfo) -> Value {
@@ -243,9 +246,4 @@ fn object(build: &BuildInfo) -> Value {
 fn node(entry: Option<&Entry>) -> String {
     let node = entry.cloned().unwrap_or_default().try_into_unnamed();
     node.map_or_else(|error| format!("no node: {error}"), |node| node_text::format(&node))
-}
-
-/// On one line, whatever the daemon says.
-fn harmless(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }

@@ -34,7 +34,7 @@ pub use child::Child;
 pub use confine::{ConfineError, confine_to_reading, confine_without_files, landlock_version};
 pub use program::Program;
 pub use spawner::{SpawnError, Spawner};
-pub(crate) use tail::escape;
+pub(crate) use tail::{escape, one_line};
 
 #[cfg(test)]
 mod tests;

@@ -53,6 +53,12 @@ impl Tail {
     }
 }
 
+/// Foreign text for a message: on one line, and what could steer a terminal or hide is shown as an escape.
+pub(crate) fn one_line(text: &str) -> String {
+    let plain = |c| matches!(c, '\'' | '"' | '\\');
+    text.chars().flat_map(|c| if plain(c) { vec![c] } else { c.escape_debug().collect() }).collect()
+}
+
 /// Foreign bytes for a terminal or a log: lines stay lines, line ends become `\n`, the white space around it goes, and
 /// what could steer a terminal or isn't UTF-8 is shown as an escape.
 pub(crate) fn escape(bytes: &[u8]) -> String {
@@ -97,6 +103,13 @@ mod tests {
         assert_eq!(
             escape(b"\x1bc\x1b[2Jboot\r\nnext\tline\rback \x00\xff\xc3\xa9\xc2\x9b\n"),
             "\\u{1b}c\\u{1b}[2Jboot\nnext\tline\\rback \\u{0}\\xffé\\u{9b}"
+        );
+    }
+    #[test]
+    fn a_message_stays_one_plain_line() {
+        assert_eq!(
+            one_line("can't \"open\" a\\b é\n\x1b[2J\u{202e}\u{9b}"),
+            "can't \"open\" a\\b é\\n\\u{1b}[2J\\u{202e}\\u{9b}"
         );
     }
 }
