@@ -1,12 +1,19 @@
 //! The first program of guests that misbehave, each in the way that `/job` names.
 
 use std::{
-    fs::{self, File},
+    ffi::{CString, c_char},
+    fs::{self, File, Permissions},
     io::{self, Read, Write},
     mem::size_of,
-    os::fd::FromRawFd,
-    thread,
-    time::Duration,
+    os::{
+        fd::FromRawFd,
+        unix::{
+            fs::{PermissionsExt, chown, symlink},
+            net::UnixListener,
+        },
+    },
+    ptr, thread,
+    time::{Duration, SystemTime},
 };
 
 mod modules;
@@ -25,6 +32,9 @@ unsafe extern "C" {
     fn socket(family: i32, kind: i32, protocol: i32) -> i32;
     fn connect(socket: i32, address: *const Address, length: u32) -> i32;
     fn reboot(how: i32) -> i32;
+    fn mount(source: *const c_char, at: *const c_char, kind: *const c_char, flags: u64, data: *const c_char) -> i32;
+    fn mknod(path: *const c_char, mode: u32, device: u64) -> i32;
+    fn setxattr(path: *const c_char, name: *const c_char, value: *const u8, length: usize, flags: i32) -> i32;
 }
 
 const AF_VSOCK: u16 = 40;
@@ -117,6 +127,44 @@ fn trespass(stream: &mut File) {
     setup_failed(stream, &format!("reached beside the host: {reached:?}"));
 }
 
+/// What became of all that the kernel can ask of the device with the host's paths, which are shown as their numbers.
+fn use_paths(stream: &mut File) {
+    fs::create_dir("/paths").unwrap();
+    let path = |path: &str| CString::new(format!("/paths/0/{path}")).unwrap();
+    // SAFETY: strings that outlive the calls.
+    let zero = |code: i32| if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+    let mounted = unsafe { mount(c"paths".as_ptr(), c"/paths".as_ptr(), c"virtiofs".as_ptr(), 0, ptr::null()) };
+    zero(mounted).unwrap();
+    let known = fs::read("/paths/0/sub/file").unwrap();
+    let (old, new) = ("/paths/0/sub/file", "/paths/0/new");
+    let tried: [(&str, io::Result<()>); 20] = [
+        ("list the root", fs::read_dir("/paths").map(drop)),
+        ("look up another number", fs::metadata("/paths/1").map(drop)),
+        ("look up a name", fs::metadata("/paths/etc").map(drop)),
+        ("read what is private", fs::read("/paths/0/private").map(drop)),
+        ("write", fs::write(old, "changed")),
+        ("append", File::options().append(true).open(old).map(drop)),
+        ("truncate", File::options().write(true).truncate(true).open(old).map(drop)),
+        ("create", fs::write(new, "new")),
+        ("remove", fs::remove_file(old)),
+        ("make a directory", fs::create_dir(new)),
+        ("remove a directory", fs::remove_dir("/paths/0/sub")),
+        ("rename", fs::rename(old, new)),
+        ("link", fs::hard_link(old, new)),
+        ("make a symlink", symlink("sub", new)),
+        ("change permissions", fs::set_permissions(old, Permissions::from_mode(0o777))),
+        ("change the owner", chown(old, Some(1), Some(1))),
+        ("change times", File::open(old).and_then(|file| file.set_modified(SystemTime::UNIX_EPOCH))),
+        ("make a device", zero(unsafe { mknod(path("new").as_ptr(), 0o020_666, 0x0103) })),
+        ("make a socket", UnixListener::bind(new).map(drop)),
+        ("set an attribute", {
+            zero(unsafe { setxattr(path("sub/file").as_ptr(), c"user.a".as_ptr(), b"b".as_ptr(), 1, 0) })
+        }),
+    ];
+    let succeeded: Vec<_> = tried.into_iter().filter_map(|(name, result)| result.ok().map(|()| name)).collect();
+    setup_failed(stream, &format!("sub/file has {} bytes; succeeded beside: {succeeded:?}", known.len()));
+}
+
 /// Many frames at a time, so that each write needs many packets.
 fn write_much(stream: &mut File) {
     let contents = [b'x'; 20_000];
@@ -166,6 +214,7 @@ fn main() {
             }
         }
         "trespass" => trespass(&mut begun()),
+        "use paths" => use_paths(&mut begun()),
         "write much" => write_much(&mut begun()),
         "flood the console" => flood_console(),
         "flood samples" => flood_samples(&mut begun()),

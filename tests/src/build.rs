@@ -2,15 +2,14 @@
 
 use std::{ffi::OsString, path::Path, process::Command};
 
-use cofferdam::build::Settings;
 use serde_json::Value;
 
 use crate::{
-    Cofferdam, Outcome, Running,
+    Cofferdam, Daemon, Outcome, Running,
     castore::NodeText,
     outcome::Expected,
+    patience,
     slots::{self, Slots},
-    stretched,
     terminal::Terminal,
     vmm,
 };
@@ -115,6 +114,11 @@ impl<'a> Build<'a> {
         self
     }
 
+    /// Runs on a daemon, which has a slot.
+    pub fn on(self, daemon: &Daemon) -> Self {
+        self.without_slot().flag("--daemon", daemon.addr())
+    }
+
     /// Runs a script of the guest's shell to its end.
     pub fn shell(self, script: &str) -> Outcome {
         self.start_shell(script).end()
@@ -164,12 +168,13 @@ impl<'a> Build<'a> {
         if let Some(memory) = &self.memory {
             process.args(["--memory", memory]);
         }
-        let patience = stretched(Settings::CONNECT_TIMEOUT);
-        if patience > Settings::CONNECT_TIMEOUT && !self.flags.iter().any(|flag| flag == "--connect-timeout") {
-            process.arg("--connect-timeout").arg(format!("{}s", patience.as_secs()));
-        }
-        if let Some(vmm) = vmm::asked() {
-            process.args(["--vmm", vmm]);
+        let here = [("--vmm", vmm::asked().map(str::to_owned)), ("--connect-timeout", patience::connect_timeout())];
+        // A daemon has them in its configuration.
+        let elsewhere = self.flags.iter().any(|flag| flag == "--daemon");
+        for (name, value) in here.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+            if !elsewhere && !self.flags.iter().any(|flag| flag == name) {
+                process.args([name, &value]);
+            }
         }
         if !self.plain {
             process.arg("--json");

@@ -14,8 +14,9 @@ use nix::sys::signal::Signal;
 use crate::{
     Cofferdam, Outcome, Running,
     outcome::Expected,
+    patience,
     slots::{self, Slots},
-    stretched,
+    stretched, vmm,
 };
 
 /// One VM at a time, with little memory.
@@ -98,9 +99,11 @@ impl Daemon {
     }
 }
 
-/// Both configurations, the added one's tables in place of the usual ones of the same name.
+/// The usual configuration, with what the tests' VMM wants, and the added one, whose tables are in place of the usual ones of the same name.
 fn merged(config: &str) -> String {
     let mut both: toml::Table = toml::from_str(CONFIG).expect("it is a constant");
+    let here = [("vmm", vmm::asked().map(str::to_owned)), ("connect_timeout", patience::connect_timeout())];
+    both.extend(here.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?.into()))));
     let added: toml::Table = toml::from_str(config).expect("tests write TOML");
     for (key, value) in added {
         match (both.get_mut(&key), value) {

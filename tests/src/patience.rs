@@ -3,6 +3,8 @@
 
 use std::{env, sync::LazyLock, time::Duration};
 
+use cofferdam::build::Settings;
+
 /// Holds the factor, a whole number; 1 without it.
 pub const SETTING: &str = "COFFERDAM_TEST_PATIENCE";
 
@@ -14,4 +16,10 @@ static FACTOR: LazyLock<u32> = LazyLock::new(|| {
 /// This time, stretched.
 pub fn stretched(time: Duration) -> Duration {
     time * *FACTOR
+}
+
+/// How long a guest may take to connect, as settings have it, where the default is too short.
+pub(crate) fn connect_timeout() -> Option<String> {
+    let patience = stretched(Settings::CONNECT_TIMEOUT);
+    (patience > Settings::CONNECT_TIMEOUT).then(|| format!("{}s", patience.as_secs()))
 }

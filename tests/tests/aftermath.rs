@@ -1,6 +1,6 @@
 //! What can be had of a failed build: what it left, and a shell in its place.
 
-use std::{fs, time::Duration};
+use std::{fs, thread, time::Duration};
 
 use cofferdam_tests::{Build, Cofferdam, Outcome, Running, guest, stretched};
 use nix::sys::signal::Signal;
@@ -43,7 +43,7 @@ fn every_kind_of_failure_leaves_something() {
     let cofferdam = Cofferdam::new();
     let limit = |time| format!("{}s", stretched(Duration::from_secs(time)).as_secs());
     let keeping = || cofferdam.build().switch("--keep-failed").output("build/out");
-    for (build, script, reason) in [
+    let cases = [
         (keeping(), "echo here > trace; kill -SEGV $$; sleep 5", "signal"),
         (keeping().memory("200M"), "echo here > trace; tail /dev/zero", "out_of_memory"),
         (keeping().flag("--scratch-size", "64M"), "echo here > trace; cat /dev/zero > big", "scratch_full"),
@@ -52,11 +52,17 @@ fn every_kind_of_failure_leaves_something() {
         (keeping().flag("--silence", limit(10)), "echo here > trace; sleep 1000", "silence"),
         (keeping().flag("--timeout", limit(40)), "echo here > trace; while sleep 1; do echo x; done", "timeout"),
         (keeping().flag("--log-limit", "64K"), "echo here > trace; yes", "limit_reached"),
-    ] {
-        let failed = build.shell(script).build_fails(reason);
-        let root = cofferdam.export(&kept(&failed));
-        assert_eq!(fs::read_to_string(root.join("build/trace")).unwrap(), "here\n", "{failed}");
-    }
+    ];
+    // Some only wait.
+    thread::scope(|scope| {
+        for (build, script, reason) in cases {
+            scope.spawn(|| {
+                let failed = build.shell(script).build_fails(reason);
+                let root = cofferdam.export(&kept(&failed));
+                assert_eq!(fs::read_to_string(root.join("build/trace")).unwrap(), "here\n", "{failed}");
+            });
+        }
+    });
 }
 
 #[test]

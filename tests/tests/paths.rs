@@ -4,14 +4,13 @@ use std::{
     ffi::OsStr,
     fs, io,
     os::unix::fs::{PermissionsExt, symlink},
-    process::{Command, Output},
 };
 
 use cofferdam::{
     request::SYSTEM,
     vmm::{Accelerator, kvm_nests},
 };
-use cofferdam_tests::{Cofferdam, Daemon, guest, image, processes, slots, vmm};
+use cofferdam_tests::{Cofferdam, Daemon, Outcome, guest, image, processes, vmm};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -31,17 +30,21 @@ fn host() -> io::Result<TempDir> {
     Ok(host)
 }
 
-fn build(host: &TempDir, asked: &[&str], script: &str) -> Output {
-    let _slot = slots::take_one();
-    let run = tempfile::tempdir().expect("a temporary directory can be made");
-    let allowed = json!({ "/opt/data": host.path().join("data"), "/etc/key": host.path().join("file") });
-    let output = Command::new(env!("CARGO_BIN_EXE_host-paths"))
-        .arg(run.path())
-        .args([allowed.to_string(), json!(asked).to_string(), script.to_owned()])
-        .output()
-        .expect("it can be started");
-    assert_eq!(processes::of(run.path()), []);
-    output
+/// Has a daemon that allows them run a script that makes `build/out`.
+fn build(cofferdam: &Cofferdam, host: &TempDir, asked: &[&str], script: &str) -> Outcome {
+    let [data, file] = ["data", "file"].map(|name| host.path().join(name));
+    let daemon = Daemon::start(cofferdam, &format!("[host_paths]\n'/opt/data' = {data:?}\n'/etc/key' = {file:?}"));
+    let outcome = cofferdam.build().on(&daemon).exported().request(&json!({
+        "commandArgs": ["/bin/sh", "-c", script],
+        "workingDir": "build",
+        "scratchPaths": ["build"],
+        "inputsDir": "inputs",
+        "outputs": ["build/out"],
+        "constraints": { "system": SYSTEM, "provideBinSh": true, "availableRoPaths": asked },
+    }));
+    daemon.end().succeeds();
+    assert_eq!(processes::of(&cofferdam.run_directory()), []);
+    outcome
 }
 
 #[test]
@@ -64,22 +67,21 @@ fn allowed_paths_are_readable_and_nothing_else_is_reached_through_them() {
           try sh -c 'echo x >> /etc/key'
           readlink /opt/data/out
         } > out";
-    let built = build(&host, &["/etc/key", "/opt/data"], script);
-    let told = String::from_utf8_lossy(&built.stderr);
-    assert!(built.status.success(), "{told}");
+    let cofferdam = Cofferdam::new();
+    let built = build(&cofferdam, &host, &["/etc/key", "/opt/data"], script).succeeds();
     let expected = "from the host\nfrom the host\na file alone\n\
         /opt:\ndata\n\n/opt/data:\nabsolute\nlink\nout\nprivate\nsub\n\
         dr-xr-xr-x 0:0\n-r--r--r-- 0:0\n-r--r--r-- 0:0\n../secret\n";
-    assert_eq!(String::from_utf8_lossy(&built.stdout), expected, "{told}");
+    assert_eq!(built.read("build/out"), expected, "{built}");
     assert_eq!(fs::read_to_string(host.path().join("data/sub/file")).unwrap(), "from the host\n");
     assert_eq!(fs::read_dir(host.path().join("data")).unwrap().count(), 5);
 }
 
 #[test]
 fn a_build_that_asks_for_none_sees_none() {
-    let built = build(&host().unwrap(), &[], "ls -d /opt /etc/key > out 2>&1; true");
-    assert!(built.status.success());
-    assert_eq!(String::from_utf8_lossy(&built.stdout).matches("No such file").count(), 2);
+    let cofferdam = Cofferdam::new();
+    let built = build(&cofferdam, &host().unwrap(), &[], "ls -d /opt /etc/key > out 2>&1; true").succeeds();
+    assert_eq!(built.read("build/out").matches("No such file").count(), 2);
 }
 
 #[test]
@@ -89,10 +91,8 @@ fn what_is_not_allowed_is_refused_by_name() {
         ("/opt/data/sub", "must be one that the host's configuration allows (got \"/opt/data/sub\")"),
         ("/dev/kvm", "must not be this: builds of this host run no VMs of their own (got \"/dev/kvm\")"),
     ] {
-        let refused = build(&host().unwrap(), &[asked], "true");
-        let told = String::from_utf8_lossy(&refused.stderr);
-        assert!(!refused.status.success());
-        assert!(told.contains(&format!("constraints.available_ro_paths[0] {rule}")), "{told}");
+        let refused = build(&Cofferdam::new(), &host().unwrap(), &[asked], "true").is_refused("unsupported");
+        refused.says(&format!("constraints.available_ro_paths[0] {rule}"));
     }
 }
 
@@ -100,10 +100,20 @@ fn what_is_not_allowed_is_refused_by_name() {
 fn a_path_that_is_not_there_is_named() {
     let host = host().unwrap();
     fs::remove_file(host.path().join("file")).unwrap();
-    let failed = build(&host, &["/etc/key"], "true");
-    let told = String::from_utf8_lossy(&failed.stderr);
-    let path = host.path().join("file");
-    assert!(told.contains(&format!("can't show builds the path {}", path.display())), "{told}");
+    let failed = build(&Cofferdam::new(), &host, &["/etc/key"], "true").exits_with(3);
+    failed.says(&format!("can't show builds the path {}", host.path().join("file").display()));
+}
+
+/// What a build may not do its kernel refuses already; a guest that has been taken over asks the device itself.
+#[test]
+fn a_guest_that_has_been_taken_over_changes_nothing_and_reads_what_everybody_may() {
+    let images = tempfile::tempdir().unwrap();
+    guest::hostile_image(images.path(), "use paths");
+    let host = host().unwrap();
+    let ended = build(&Cofferdam::with_image(images.path()), &host, &["/opt/data"], "true").executor_fails("guest");
+    ended.says("sub/file has 14 bytes; succeeded beside: []");
+    assert_eq!(fs::read_to_string(host.path().join("data/sub/file")).unwrap(), "from the host\n");
+    assert_eq!(fs::read_dir(host.path().join("data")).unwrap().count(), 5);
 }
 
 #[test]
@@ -118,7 +128,7 @@ fn builds_run_machines_of_their_own_where_they_are_let() {
         "additionalFiles": [{ "path": "build/probe", "contents": data_encoding::BASE64.encode(&probe) }],
         "constraints": { "system": SYSTEM, "provideBinSh": true, "availableRoPaths": ["/dev/kvm"] },
     });
-    let build = |daemon: &Daemon| cofferdam.build().without_slot().flag("--daemon", daemon.addr()).request(&request);
+    let build = |daemon: &Daemon| cofferdam.build().on(daemon).request(&request);
     let daemon = Daemon::start(&cofferdam, "");
     build(&daemon).is_refused("unsupported").says("constraints.available_ro_paths[0]");
     daemon.end().succeeds();

@@ -394,7 +394,7 @@ async fn run_and_builds_do_with_a_daemon_what_they_do_without() {
     let cofferdam = Cofferdam::new();
     let daemon = Daemon::start(&cofferdam, "");
     let input = cofferdam.file("input", "from here\n");
-    let build = || cofferdam.build().without_slot().flag("--daemon", daemon.addr());
+    let build = || cofferdam.build().on(&daemon);
     let built = build().input("in", &input).output("build/out").exported().shell("cat /inputs/in | tee out");
     let built = built.succeeds().says("from here");
     assert_eq!(built.read("build/out"), "from here\n");

@@ -109,7 +109,7 @@ fn builds_that_outlast_the_drain_are_cancelled_and_those_of_a_killed_daemon_are_
     let cofferdam = Cofferdam::new();
     let daemon = Daemon::start(&cofferdam, "drain_timeout = '1s'");
     let build = |daemon: &Daemon| {
-        let build = cofferdam.build().without_slot().flag("--daemon", daemon.addr());
+        let build = cofferdam.build().on(daemon);
         let running = build.start_shell("echo begun; sleep 1000");
         running.wait_for("begun");
         running
@@ -232,7 +232,7 @@ async fn metrics_count_builds_and_traces_have_a_span_a_phase() {
     let daemon = Daemon::start(&cofferdam, &config);
     let metrics = daemon.addrs(2).remove(1);
     let run = |script: &str| {
-        let build = cofferdam.build().without_slot().flag("--daemon", daemon.addr());
+        let build = cofferdam.build().on(&daemon);
         build.shell(script).build_fails("exit_code")
     };
     tokio::task::block_in_place(|| run("echo 12345678; exit 3"));
