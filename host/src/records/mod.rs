@@ -168,7 +168,9 @@ impl Records {
     ///
     /// The database can't be read.
     pub fn get(&self, id: BuildId) -> Result<Option<Record>> {
-        if let Some(live) = self.shared.live().get(&id).cloned() {
+        // The map is free before the record is asked for.
+        let live = self.shared.live().get(&id).cloned();
+        if let Some(live) = live {
             return Ok(Some(live.record()));
         }
         Ok(self.shared.database.get(id)?.map(|record| self.shared.settled(record)))

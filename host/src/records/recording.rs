@@ -176,20 +176,22 @@ impl Recording {
             log.close();
             log.log
         };
-        let mut record = locked(&self.live.record);
+        let mut record = self.live.record();
         if record.outcome.is_some() {
-            return Ok(record.clone());
+            return Ok(record);
         }
         record.log = log;
         record.ended = Some(self.live.begun.elapsed());
         record.outcome = Some(end.outcome);
         record.usage = end.usage;
         record.kept = end.kept;
+        // Those who ask for the record don't wait for the disk.
         let finished = self.shared.database.finish(&record, SystemTime::now());
+        locked(&self.live.record).clone_from(&record);
         self.shared.live().remove(&record.id);
         self.live.progress.send_replace(Progress { bytes: log.bytes, ended: true });
         self.shared.wake();
-        finished.map(|()| record.clone())
+        finished.map(|()| record)
     }
 }
 

@@ -382,3 +382,22 @@ fn many_records_are_listed_in_bounded_steps_and_by_time() {
     let page = records.list(&nobodys, None, 1).unwrap();
     assert!(page.records.is_empty() && page.next.is_some());
 }
+
+#[test]
+fn who_asks_while_builds_end_and_the_builds_that_end_do_not_wait_for_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let records = Arc::new(open(dir.path()));
+    let (ended, all_ended) = std::sync::mpsc::channel();
+    let theirs = Arc::clone(&records);
+    thread::spawn(move || {
+        (0..50).for_each(|number| drop(run(&theirs, &number.to_string(), b"x", built())));
+        ended.send(()).unwrap();
+    });
+    thread::spawn(move || {
+        loop {
+            let page = records.list(&Filter::default(), None, 10).unwrap();
+            page.records.iter().for_each(|record| drop(records.get(record.id).unwrap()));
+        }
+    });
+    all_ended.recv_timeout(Duration::from_secs(300)).expect("nobody waits for ever");
+}
