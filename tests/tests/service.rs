@@ -177,8 +177,16 @@ async fn equal_requests_are_one_build_for_all_who_wait_and_a_success_is_remember
     assert!(matches!(again.outcome().await, Outcome::Success(again) if again.response == success.response));
     let rebuilt = Watched::start(&mut client, ours::BuildRequest { rebuild: true, ..request() }).await;
     assert!(!rebuilt.from_record && rebuilt.id != second.id);
+    // A build can see how many processes it may have, but not how long it may take.
+    let limited = |limits| ours::BuildRequest { limits: Some(limits), ..request() };
+    let fewer = ours::Limits { processes: 100, ..Default::default() };
+    let fewer = Watched::start(&mut client, limited(fewer)).await;
+    assert!(!fewer.joined && !fewer.from_record);
+    let shorter = ours::Limits { timeout_ms: 60_000, ..Default::default() };
+    let shorter = Watched::start(&mut client, limited(shorter)).await;
+    assert!(shorter.from_record && shorter.id == second.id);
     // Without its output in the store, a success is worth nothing.
-    drop(rebuilt);
+    drop((rebuilt, fewer));
     daemon.end().succeeds();
     std::fs::remove_dir_all(cofferdam.files().join("../state/store")).unwrap();
     let daemon = Daemon::start(&cofferdam, "");

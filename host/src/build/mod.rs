@@ -126,6 +126,12 @@ pub struct Options {
 }
 
 impl Options {
+    /// What a build can see of them: under options that agree in it, equal requests make equal builds. How long a build may
+    /// take, or how much it may produce, doesn't show in one that has succeeded.
+    pub fn visible(&self) -> [u64; 4] {
+        [self.memory_bytes, self.cpus.into(), self.scratch_bytes, self.processes.into()]
+    }
+
     /// Whether the guest of a failed build is still needed.
     fn needs_failed_guest(&self) -> bool {
         self.keep_failed || self.shell.is_some()

@@ -3,9 +3,9 @@
 //! ```text
 //!   meta      name → number            format, and the clock that records age by
 //!   records   id → JSON                see `Record`
-//!   finished  id → end, bytes, digest  what the retention needs to know; the unfinished are not here
+//!   finished  id → end, bytes, key     what the retention needs to know; the unfinished are not here
 //!   plain     id                       whose log is not packed
-//!   latest    digest → id              the latest success of a request
+//!   latest    key → id                 the latest success of a request under options that a build sees
 //! ```
 
 use std::{
@@ -72,16 +72,16 @@ impl Database {
     }
 
     /// Adds what is final.
-    pub(super) fn finish(&self, record: &Record, now: SystemTime) -> Result<()> {
-        let (id, encoded, digest) = (record.id.as_u128(), self.encode(record)?, record.request_digest.as_bytes());
+    pub(super) fn finish(&self, record: &Record, key: &B3Digest, now: SystemTime) -> Result<()> {
+        let (id, encoded, key) = (record.id.as_u128(), self.encode(record)?, key.as_bytes());
         let bytes = encoded.len() as u64 + record.log.bytes;
         self.write(|write| {
             let age_us = advance(write, now)?.age_us;
             write.open_table(RECORDS)?.insert(id, encoded.as_slice())?;
             write.open_table(PLAIN)?.insert(id, ())?;
-            write.open_table(FINISHED)?.insert(id, (age_us, bytes, *digest))?;
+            write.open_table(FINISHED)?.insert(id, (age_us, bytes, *key))?;
             if matches!(record.outcome, Some(Outcome::Built(_))) {
-                write.open_table(LATEST)?.insert(digest, id)?;
+                write.open_table(LATEST)?.insert(key, id)?;
             }
             Ok(())
         })
@@ -96,10 +96,10 @@ impl Database {
         self.write(|write| {
             write.open_table(PLAIN)?.remove(id)?;
             let mut finished = write.open_table(FINISHED)?;
-            let Some((age_us, _, digest)) = finished.get(id)?.map(|finished| finished.value()) else {
+            let Some((age_us, _, key)) = finished.get(id)?.map(|finished| finished.value()) else {
                 return Ok(false);
             };
-            finished.insert(id, (age_us, bytes, digest))?;
+            finished.insert(id, (age_us, bytes, key))?;
             write.open_table(RECORDS)?.insert(id, encoded.as_slice())?;
             Ok(true)
         })
@@ -118,13 +118,13 @@ impl Database {
             }
             let gone = expired(kept, clock, retention);
             for id in &gone {
-                let digest = finished.remove(id)?.map(|finished| finished.value().2);
+                let key = finished.remove(id)?.map(|finished| finished.value().2);
                 write.open_table(RECORDS)?.remove(id)?;
                 write.open_table(PLAIN)?.remove(id)?;
-                if let Some(digest) = digest
-                    && latest.get(digest)?.is_some_and(|latest| latest.value() == *id)
+                if let Some(key) = key
+                    && latest.get(key)?.is_some_and(|latest| latest.value() == *id)
                 {
-                    latest.remove(digest)?;
+                    latest.remove(key)?;
                 }
             }
             Ok(ids(gone))
@@ -142,10 +142,10 @@ impl Database {
         self.read(get)?.map(|encoded| self.decode(id, &encoded)).transpose()
     }
 
-    /// The latest successful build of a request.
-    pub(super) fn latest(&self, digest: &B3Digest) -> Result<Option<Record>> {
+    /// The latest successful build of a key.
+    pub(super) fn latest(&self, key: &B3Digest) -> Result<Option<Record>> {
         let get = |read: &ReadTransaction| {
-            Ok(read.open_table(LATEST)?.get(digest.as_bytes())?.and_then(|id| BuildId::from_u128(id.value())))
+            Ok(read.open_table(LATEST)?.get(key.as_bytes())?.and_then(|id| BuildId::from_u128(id.value())))
         };
         match self.read(get)? {
             Some(id) => self.get(id),

@@ -222,14 +222,14 @@ impl Records {
         }
     }
 
-    /// The latest successful build of a request with this digest. Whether the store still has its outputs is the caller's
+    /// The latest successful build of this [key](Request::key). Whether the store still has its outputs is the caller's
     /// question.
     ///
     /// # Errors
     ///
     /// The database can't be read.
-    pub fn result_for(&self, request_digest: &B3Digest) -> Result<Option<Record>> {
-        self.shared.database.latest(request_digest)
+    pub fn result_for(&self, key: &B3Digest) -> Result<Option<Record>> {
+        self.shared.database.latest(key)
     }
 
     /// A reader of a build's log, from an offset on; `None` if there is no such build.
@@ -317,7 +317,8 @@ impl Shared {
             }
             match self.database.get_sound(id)? {
                 Some(record) if record.outcome.is_none() => {
-                    self.database.finish(&self.settled(record), SystemTime::now())?;
+                    let key = record.request_digest;
+                    self.database.finish(&self.settled(record), &key, SystemTime::now())?;
                 }
                 _ => {}
             }

@@ -25,6 +25,8 @@ const MAX_PHASES: usize = 64;
 pub struct Request {
     /// [`crate::request::BuildRequest::digest`].
     pub digest: B3Digest,
+    /// By what [`super::Records::result_for`] finds its success.
+    pub key: B3Digest,
     /// Who asks.
     pub client: String,
     /// See [`super::describe`].
@@ -74,6 +76,7 @@ pub struct Recording {
 /// What memory holds of an unfinished build.
 pub(super) struct Live {
     begun: Instant,
+    key: B3Digest,
     record: Mutex<Record>,
     log: Mutex<LogWriter>,
     progress: watch::Sender<Progress>,
@@ -112,8 +115,8 @@ impl Recording {
         };
         let log = LogWriter::new(shared.logs.path(id, Form::Plain), request.log_bytes);
         let (progress, _) = watch::channel(Progress { bytes: 0, ended: false });
-        let live = Live { begun: Instant::now(), record: Mutex::new(record), log: Mutex::new(log), progress };
-        let live = Arc::new(live);
+        let (begun, record, log) = (Instant::now(), Mutex::new(record), Mutex::new(log));
+        let live = Arc::new(Live { begun, key: request.key, record, log, progress });
         shared.live().insert(id, live.clone());
         let recording = Self { shared, live };
         recording.phase(Phase::Queued);
@@ -186,7 +189,7 @@ impl Recording {
         record.usage = end.usage;
         record.kept = end.kept;
         // Those who ask for the record don't wait for the disk.
-        let finished = self.shared.database.finish(&record, SystemTime::now());
+        let finished = self.shared.database.finish(&record, &self.live.key, SystemTime::now());
         locked(&self.live.record).clone_from(&record);
         self.shared.live().remove(&record.id);
         self.live.progress.send_replace(Progress { bytes: log.bytes, ended: true });

@@ -27,7 +27,7 @@ fn digest(of: &str) -> B3Digest {
 }
 
 fn request(of: &str) -> Request {
-    Request { digest: digest(of), client: "c".into(), description: of.into(), log_bytes: 64 << 20 }
+    Request { digest: digest(of), key: digest(of), client: "c".into(), description: of.into(), log_bytes: 64 << 20 }
 }
 
 fn machine() -> Machine {

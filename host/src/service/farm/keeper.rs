@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    super::Client, Farm, FarmSettings, Flight, Interest, Message, Order, State, Waiter, draining, flight, need,
+    super::Client, Farm, FarmSettings, Flight, Interest, Message, Order, State, Waiter, draining, flight, need, reuse,
 };
 use crate::{
     build::Options,
@@ -104,6 +104,7 @@ impl Keeper {
         if let Some(waiter) = self.join(&order) {
             return Ok(waiter);
         }
+        let key = reuse::key(&order);
         let ticket = self.queue.push(order.client.clone(), need(&order.request, &order.options)).map_err(refused)?;
         let (state, receiver) = watch::channel(State::Queued { position: 0, waiting_for: Waiting::Turn });
         let (start, started) = oneshot::channel();
@@ -112,6 +113,7 @@ impl Keeper {
         let Order { client, request, digest, options, detached, rebuild: _, context, paid } = order;
         let recording = self.farm.crew.records.begin(records::Request {
             digest,
+            key,
             client: client.to_string(),
             description: records::describe(&request.command_args),
             log_bytes: options.log_bytes,

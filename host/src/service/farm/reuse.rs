@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cofferdam_castore::PathComponent;
+use cofferdam_castore::{B3Digest, PathComponent};
 use tokio::task::spawn_blocking;
 
 use super::{Crew, Order};
@@ -11,11 +11,18 @@ use crate::{
     records::{Outcome, Record},
 };
 
+/// What the results of builds are found by: all that one can see of what was asked for.
+pub(super) fn key(order: &Order) -> B3Digest {
+    let mut seen = order.digest.as_slice().to_vec();
+    seen.extend(order.options.visible().into_iter().flat_map(u64::to_le_bytes));
+    B3Digest::of(&seen)
+}
+
 /// The record of an equal build that has succeeded, if the store has all of its outputs still. Whatever is in the way of
 /// finding out, the build can run again.
 pub(super) async fn find(crew: &Arc<Crew>, order: &Order) -> Option<Record> {
-    let (theirs, digest) = (Arc::clone(crew), order.digest);
-    let found = spawn_blocking(move || theirs.records.result_for(&digest)).await.ok()?;
+    let (theirs, key) = (Arc::clone(crew), key(order));
+    let found = spawn_blocking(move || theirs.records.result_for(&key)).await.ok()?;
     let record = found
         .inspect_err(|error| tracing::warn!(error = error as &dyn std::error::Error, "can't look for earlier builds"))
         .ok()??;
