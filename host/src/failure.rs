@@ -113,7 +113,7 @@ impl From<&BuildError> for Failure {
         Self {
             kind,
             reason: reason.to_owned(),
-            message: error.to_string(),
+            message: shorten(error.to_string()),
             causes: causes(error).map(|cause| shorten(cause.to_string())).collect(),
             advice: advice(error).map(Into::into),
             fields,
@@ -134,6 +134,13 @@ pub(crate) fn shorten(mut text: String) -> String {
         text.push('…');
     }
     text
+}
+
+/// The first of these texts, up to as many bytes as are kept or told.
+fn shortened(texts: &[impl AsRef<str>]) -> Vec<&str> {
+    let mut room = MAX_TEXT_BYTES;
+    let fits = |text: &&str| room.checked_sub(text.len()).map(|left| room = left).is_some();
+    texts.iter().map(AsRef::as_ref).take_while(fits).collect()
 }
 
 /// The causes of an error, from its own to the first.
@@ -171,12 +178,14 @@ fn failed_fields(failed: &Failed) -> Map<String, Value> {
         Reason::OutOfMemory { memory_bytes } => json!({ "memory_bytes": memory_bytes }),
         Reason::ScratchFull { scratch_bytes } => json!({ "scratch_bytes": scratch_bytes }),
         Reason::TooManyProcesses { allowed } => json!({ "allowed": allowed }),
-        Reason::CommandNotFound { command } => json!({ "command": command }),
-        Reason::CommandNotExecutable { command, errno } => json!({ "command": command, "errno": errno }),
+        Reason::CommandNotFound { command } => json!({ "command": shorten(command.to_owned()) }),
+        Reason::CommandNotExecutable { command, errno } => {
+            json!({ "command": shorten(command.to_owned()), "errno": errno })
+        }
         Reason::NoWorkingDir { path, errno } => json!({ "working_dir": path, "errno": errno }),
         Reason::Timeout { limit } | Reason::Silence { limit } => json!({ "limit_seconds": limit.as_secs_f64() }),
-        Reason::OutputMissing { outputs } => json!({ "outputs": outputs }),
-        Reason::OutputUnsupported { output, path, .. } => json!({ "output": output, "path": path }),
+        Reason::OutputMissing { outputs } => json!({ "outputs": shortened(outputs) }),
+        Reason::OutputUnsupported { output, path, .. } => json!({ "output": output, "path": shorten(path.to_owned()) }),
         Reason::LimitReached { limit, allowed } => json!({ "limit": limit.code(), "allowed": allowed }),
     });
     if let Some(usage) = &failed.usage {

@@ -43,6 +43,25 @@ pub(super) struct Database {
     open: RwLock<Option<redb::Database>>,
 }
 
+/// Records that were read at once.
+pub(super) struct Batch {
+    /// `None` for those that are damaged.
+    pub(super) records: Vec<(BuildId, Option<Record>)>,
+    /// Of them all, as they are stored.
+    pub(super) bytes: usize,
+}
+
+impl Batch {
+    const MOST: usize = 256;
+
+    /// With the last record there may be more.
+    pub(super) const MOST_BYTES: usize = 16 * 1024 * 1024;
+
+    pub(super) fn is_last(&self) -> bool {
+        self.records.len() < Self::MOST && self.bytes < Self::MOST_BYTES
+    }
+}
+
 type Work<T> = Result<T, redb::Error>;
 
 impl Database {
@@ -158,20 +177,26 @@ impl Database {
         sound(self.get(id))
     }
 
-    /// The newest `most` records older than `before`, newest first; `None` for those that are damaged.
-    pub(super) fn before(&self, before: Option<BuildId>, most: usize) -> Result<Vec<(BuildId, Option<Record>)>> {
+    /// The newest records older than `before`, newest first.
+    pub(super) fn before(&self, before: Option<BuildId>) -> Result<Batch> {
         let encoded = self.read(|read| {
             let table = read.open_table(RECORDS)?;
             let range = table.range(..before.map_or(u128::MAX, BuildId::as_u128))?;
-            let mut encoded = Vec::new();
-            for entry in range.rev().take(most) {
+            let (mut encoded, mut bytes) = (Vec::new(), 0);
+            for entry in range.rev().take(Batch::MOST) {
                 let (id, value) = entry?;
+                bytes += value.value().len();
                 encoded.push((id.value(), value.value().to_vec()));
+                if bytes >= Batch::MOST_BYTES {
+                    break;
+                }
             }
-            Ok(encoded)
+            Ok((encoded, bytes))
         })?;
+        let (encoded, bytes) = encoded;
         let known = encoded.into_iter().filter_map(|(id, encoded)| Some((BuildId::from_u128(id)?, encoded)));
-        known.map(|(id, encoded)| Ok((id, sound(self.decode(id, &encoded).map(Some))?))).collect()
+        let decoded = known.map(|(id, encoded)| Ok((id, sound(self.decode(id, &encoded).map(Some))?)));
+        Ok(Batch { records: decoded.collect::<Result<_>>()?, bytes })
     }
 
     pub(super) fn newest(&self) -> Result<Option<BuildId>> {

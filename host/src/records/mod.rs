@@ -43,7 +43,7 @@ use cofferdam_castore::B3Digest;
 use tokio::sync::watch;
 
 use self::{
-    database::Database,
+    database::{Batch, Database},
     error::{Result, failed},
     id::Ids,
     lock::Lock,
@@ -65,9 +65,6 @@ pub const MAX_PAGE: usize = 1000;
 
 /// Most records that are looked at for a [`Page`].
 const MAX_EXAMINED: usize = 10_000;
-
-/// How many of them are read at once.
-const BATCH: usize = 256;
 
 /// How often the retention is looked at when no build ends.
 const RETENTION_INTERVAL: Duration = Duration::from_secs(60 * 60);
@@ -185,19 +182,20 @@ impl Records {
     pub fn list(&self, filter: &Filter, before: Option<BuildId>, most: usize) -> Result<Page> {
         let most = most.clamp(1, MAX_PAGE);
         let mut page = Page { records: Vec::new(), next: before };
-        let mut examined = 0;
+        let (mut examined, mut bytes) = (0, 0);
         loop {
             let live: Vec<_> = {
                 let live = self.shared.live();
                 let range = live.iter().filter(|(id, _)| page.next.is_none_or(|next| **id < next));
                 range.map(|(_, live)| Arc::clone(live)).collect()
             };
-            let stored = self.shared.database.before(page.next, BATCH)?;
-            let is_last = stored.len() < BATCH;
-            let floor = stored.last().filter(|_| !is_last).map(|(id, _)| *id);
-            examined += stored.len() + live.len();
+            let stored = self.shared.database.before(page.next)?;
+            let is_last = stored.is_last();
+            let floor = stored.records.last().filter(|_| !is_last).map(|(id, _)| *id);
+            examined += stored.records.len() + live.len();
+            bytes += stored.bytes;
             let mut found = BTreeMap::new();
-            for (id, record) in stored {
+            for (id, record) in stored.records {
                 // An unfinished one may have ended since, or runs.
                 let is_unfinished = record.as_ref().is_some_and(|record| record.outcome.is_none());
                 let record = if is_unfinished { self.get(id)? } else { record };
@@ -216,7 +214,7 @@ impl Records {
                 }
             }
             page.next = floor;
-            if is_last || examined >= MAX_EXAMINED {
+            if is_last || examined >= MAX_EXAMINED || bytes >= Batch::MOST_BYTES {
                 return Ok(page);
             }
         }

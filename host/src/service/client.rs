@@ -3,7 +3,7 @@ use std::{fmt, net::IpAddr};
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 use tonic::{
-    Request, Status,
+    Extensions, Request, Status,
     transport::server::{TcpConnectInfo, TlsConnectInfo, UdsConnectInfo},
 };
 
@@ -26,16 +26,24 @@ impl Client {
     ///
     /// The connection proves nothing.
     pub(super) fn of<T>(request: &Request<T>) -> Result<Self, Status> {
-        let known = request.extensions();
+        Self::at(request.extensions()).ok_or_else(Self::unknown)
+    }
+
+    /// What a connection is told that proves nothing.
+    pub(super) fn unknown() -> Status {
+        Status::unauthenticated("this connection does not tell who is at its other end")
+    }
+
+    /// The client at the other end of a connection, as far as what is known of it proves one.
+    pub(super) fn at(known: &Extensions) -> Option<Self> {
+        let tls = known.get::<TlsConnectInfo<TcpConnectInfo>>();
         let user = known.get::<UdsConnectInfo>().and_then(|info| info.peer_cred).map(|cred| Self::User(cred.uid()));
-        let certificate = || Some(Self::Certificate(blake3::hash(request.peer_certs()?.first()?).to_hex().to_string()));
+        let certificate = || Some(Self::Certificate(blake3::hash(tls?.peer_certs()?.first()?).to_hex().to_string()));
         let address = || {
-            let tls = known.get::<TlsConnectInfo<TcpConnectInfo>>().map(TlsConnectInfo::get_ref);
-            let addr = tls.or_else(|| known.get::<TcpConnectInfo>())?.remote_addr()?;
+            let addr = tls.map(TlsConnectInfo::get_ref).or_else(|| known.get::<TcpConnectInfo>())?.remote_addr()?;
             Some(Self::Address(addr.ip().to_canonical()))
         };
-        let unknown = || Status::unauthenticated("this connection does not tell who is at its other end");
-        user.or_else(certificate).or_else(address).ok_or_else(unknown)
+        user.or_else(certificate).or_else(address)
     }
 
     /// Whether it may know of what `owner` has built.

@@ -401,3 +401,35 @@ fn who_asks_while_builds_end_and_the_builds_that_end_do_not_wait_for_each_other(
     });
     all_ended.recv_timeout(Duration::from_secs(300)).expect("nobody waits for ever");
 }
+
+#[test]
+fn large_records_come_a_few_at_a_time_and_each_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let records = open(dir.path());
+    let output = Output { node: Node::Symlink { target: "t".try_into().unwrap() }, needles: (0..700_000).collect() };
+    let large = || End { outcome: Outcome::Built(vec![output.clone()]), usage: None, kept: None };
+    let mut made: Vec<_> = (0..6).map(|number: u8| run(&records, &number.to_string(), b"", large()).id).collect();
+    made.reverse();
+    let (mut seen, mut before) = (Vec::new(), None);
+    loop {
+        let page = records.list(&Filter::default(), before, MAX_PAGE).unwrap();
+        assert!(page.records.len() <= 4, "{} records of 5 MB each", page.records.len());
+        seen.extend(page.records.iter().map(|record| record.id));
+        before = page.next;
+        if before.is_none() {
+            break;
+        }
+    }
+    assert_eq!(seen, made);
+}
+
+#[test]
+fn a_failure_of_many_long_names_is_a_small_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = "\u{1}".repeat(4095);
+    let reason = Reason::OutputMissing { outputs: vec![name; 4096] };
+    let failed = BuildError::Failed(Box::new(Failed { reason, usage: None, kept: None }));
+    let missing = run(&open(dir.path()), "m", b"", not_built(failed));
+    let bytes = missing.encode().unwrap().len();
+    assert!(bytes < 1 << 20, "{bytes}");
+}

@@ -25,7 +25,7 @@ use super::{
     status::status,
     traces,
 };
-use crate::records::{BuildId, Filter, LogReader, Record, Records, RecordsError, Status as RecordStatus};
+use crate::records::{BuildId, Filter, LogReader, MAX_PAGE, Record, Records, RecordsError, Status as RecordStatus};
 pub(super) use convert::response;
 use events::{Outlet, tell_flight, tell_record};
 
@@ -34,6 +34,9 @@ const BUFFERED_MESSAGES: usize = 4;
 
 /// Builds in a list when its client doesn't say.
 const LISTED: u32 = 100;
+
+/// How many pages of records are looked at for a list: few hold what is large, or what others have built.
+const MAX_PAGES: usize = 16;
 
 /// Bytes of how listed builds ended; the rest of a list is small, and many clients take no message of more than 4 MiB.
 const MAX_LISTED_BYTES: usize = 2 * 1024 * 1024;
@@ -114,12 +117,21 @@ impl build_service_server::BuildService for Service {
             status: message.active.then_some(RecordStatus::Unfinished),
             since: None,
         };
-        let limit = if message.limit == 0 { LISTED } else { message.limit } as usize;
-        let page = self.ask(move |records| records.list(&filter, None, limit)).await?;
+        let limit = (if message.limit == 0 { LISTED } else { message.limit } as usize).min(MAX_PAGE);
         let flights: HashMap<_, _> =
             self.farm.list().await.into_iter().map(|flight| (flight.id(), flight.state().borrow().clone())).collect();
-        let infos = page.records.iter().map(|record| convert::info(record, flights.get(&record.id)));
-        Ok(Response::new(ListResponse { builds: shortened(infos, MAX_LISTED_BYTES) }))
+        let (mut builds, mut room, mut before) = (Vec::new(), MAX_LISTED_BYTES, None);
+        for _ in 0..MAX_PAGES {
+            let (filter, most) = (filter.clone(), limit - builds.len());
+            let page = self.ask(move |records| records.list(&filter, before, most)).await?;
+            let infos = page.records.iter().map(|record| convert::info(record, flights.get(&record.id)));
+            builds.extend(infos.map(|info| shortened(info, &mut room)));
+            before = page.next;
+            if before.is_none() || builds.len() >= limit {
+                break;
+            }
+        }
+        Ok(Response::new(ListResponse { builds }))
     }
 
     async fn log(&self, request: Request<LogRequest>) -> Result<Response<Self::LogStream>, Status> {
@@ -206,19 +218,15 @@ where
     Response::new(stream::unfold(inlet, |mut inlet| async { Some((inlet.recv().await?, inlet)) }).boxed())
 }
 
-/// Leaves out how builds ended where there is no room for it.
-fn shortened(infos: impl Iterator<Item = BuildInfo>, most: usize) -> Vec<BuildInfo> {
-    let mut room = most;
-    let shorten = |mut info: BuildInfo| {
-        info.done = info.done.filter(|done| {
-            let bytes = done.encoded_len();
-            let fits = bytes <= room;
-            room -= if fits { bytes } else { 0 };
-            fits
-        });
-        info
-    };
-    infos.map(shorten).collect()
+/// Leaves out how a build ended where there is no room for it.
+fn shortened(mut info: BuildInfo, room: &mut usize) -> BuildInfo {
+    info.done = info.done.filter(|done| {
+        let bytes = done.encoded_len();
+        let fits = bytes <= *room;
+        *room -= if fits { bytes } else { 0 };
+        fits
+    });
+    info
 }
 
 /// What is no id names no build either.
@@ -252,7 +260,8 @@ mod tests {
             let failure = Failure { message: "x".repeat(letters), ..Failure::default() };
             BuildInfo { done: Some(Done { outcome: Some(Outcome::Failure(failure)) }), ..BuildInfo::default() }
         };
-        let list = shortened([info(500), info(900), info(300)].into_iter(), 1000);
-        assert_eq!(list.iter().map(|info| info.done.is_some()).collect::<Vec<_>>(), [true, false, true]);
+        let mut room = 1000;
+        let list = [500, 900, 300].map(|letters| shortened(info(letters), &mut room));
+        assert_eq!(list.map(|info| info.done.is_some()), [true, false, true]);
     }
 }
