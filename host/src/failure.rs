@@ -6,6 +6,7 @@
 
 use std::{error::Error, fmt::Write as _};
 
+use cofferdam_protocol::Usage;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -156,6 +157,12 @@ fn advice(error: &BuildError) -> Option<&'static str> {
                 "import it with `cofferdam import`, or name the store that has it with --blob-service-addr and \
                  --directory-service-addr",
             ),
+            RequestErrorKind::Unsupported if error.field.starts_with("limits.") => {
+                Some("ask for less, or have the daemon's operator allow more with [build] in its configuration")
+            }
+            RequestErrorKind::Unsupported if error.field.starts_with("constraints.available_ro_paths") => {
+                Some("have the daemon's operator allow it, with [host_paths] or nested in its configuration")
+            }
             _ => None,
         },
         BuildError::Executor(ExecutorError::Interrupted) => None,
@@ -189,20 +196,24 @@ fn failed_fields(failed: &Failed) -> Map<String, Value> {
         Reason::LimitReached { limit, allowed } => json!({ "limit": limit.code(), "allowed": allowed }),
     });
     if let Some(usage) = &failed.usage {
-        let usage = json!({
-            "wall_us": usage.wall_us,
-            "user_us": usage.user_us,
-            "system_us": usage.system_us,
-            "peak_memory_bytes": usage.peak_memory_bytes,
-            "scratch_bytes": usage.scratch_bytes,
-        });
-        fields.insert("usage".to_owned(), usage);
+        fields.insert("usage".to_owned(), usage_fields(usage));
     }
     if let Some(Kept { node, skipped }) = &failed.kept {
         fields.insert("kept".to_owned(), node_text::format(node).into());
         fields.insert("kept_skipped".to_owned(), (*skipped).into());
     }
     fields
+}
+
+/// What a build used, for machines.
+pub(crate) fn usage_fields(usage: &Usage) -> Value {
+    json!({
+        "wall_us": usage.wall_us,
+        "user_us": usage.user_us,
+        "system_us": usage.system_us,
+        "peak_memory_bytes": usage.peak_memory_bytes,
+        "scratch_bytes": usage.scratch_bytes,
+    })
 }
 
 fn executor_code(error: &ExecutorError) -> &'static str {

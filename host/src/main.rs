@@ -1,6 +1,6 @@
 //! Runs one build inside one microVM: parse, run, exit code.
 
-use std::{io::IsTerminal, process::ExitCode};
+use std::{env, io::IsTerminal, process::ExitCode};
 
 use cofferdam::cli::Cli;
 use tracing_subscriber::EnvFilter;
@@ -23,6 +23,10 @@ fn main() -> ExitCode {
 
 fn log_to_stderr() {
     let filter = EnvFilter::try_from_env("COFFERDAM_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if env::var_os("COFFERDAM_LOG_FORMAT").is_some_and(|format| format == "json") {
+        log.json().flatten_event(true).init();
+    } else {
+        log.with_ansi(std::io::stderr().is_terminal()).init();
+    }
 }

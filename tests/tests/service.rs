@@ -423,8 +423,13 @@ async fn run_and_builds_do_with_a_daemon_what_they_do_without() {
     assert_eq!(builds(&["log", "--offset", "5", "-f", built]).succeeds().stdout, "here\n");
     let shown = builds(&["show", "--json", failed]).succeeds().json();
     assert_eq!((&shown["state"], &shown["failure"]["reason"]), (&"failed".into(), &"exit_code".into()));
-    builds(&["show", built]).succeeds();
+    assert!(shown["seconds"]["running"].as_f64() > Some(0.0) && shown["usage"]["peak_memory_bytes"].as_u64() > Some(0));
+    let sheet = builds(&["show", built]).succeeds().stdout;
+    assert!(sheet.contains("\nphases\tresolving ") && sheet.contains("\nused\tprocessor "), "{sheet}");
+    let again = || build().input("in", &input).output("build/out");
+    again().shell("cat /inputs/in | tee out").succeeds().says(&format!("built before, as {built}"));
+    again().switch("--rebuild").shell("cat /inputs/in | tee out").succeeds().says("from here");
     builds(&["cancel", "nothing"]).exits_with(2).says("builds list");
     daemon.end().succeeds();
-    builds(&["list"]).exits_with(3).says("can't do it");
+    builds(&["list"]).exits_with(3).says("can't do it").says("try: start it with `cofferdam daemon`");
 }

@@ -86,7 +86,7 @@ fn systemd_passes_the_socket_and_is_told_of_begin_life_and_end() {
         "--allow-emulation".as_ref(),
     ];
     let notify = cofferdam.files().join("notify");
-    let variables = [("NOTIFY_SOCKET", notify.as_os_str()), ("WATCHDOG_USEC", OsStr::new("200000"))];
+    let variables = [("NOTIFY_SOCKET", notify.as_os_str()), ("WATCHDOG_USEC", OsStr::new("4000000"))];
     let daemon = cofferdam.start_program(Path::new("bash"), arguments, &variables);
     let next = || {
         let mut buffer = [0; 4096];
@@ -229,19 +229,24 @@ async fn metrics_count_builds_and_traces_have_a_span_a_phase() {
 
     let cofferdam = Cofferdam::new();
     let config = format!("[metrics]\nlisten = '127.0.0.1:0'\n[traces]\nendpoint = '{endpoint}'");
-    let daemon = Daemon::start(&cofferdam, &config);
+    let log = [("COFFERDAM_LOG", OsStr::new("info")), ("COFFERDAM_LOG_FORMAT", OsStr::new("json"))];
+    let daemon = Daemon::start_with(&cofferdam, &config, &log);
     let metrics = daemon.addrs(2).remove(1);
     let run = |script: &str| {
         let build = cofferdam.build().on(&daemon);
         build.shell(script).build_fails("exit_code")
     };
     tokio::task::block_in_place(|| run("echo 12345678; exit 3"));
-    let text = scrape(&metrics).unwrap();
+    // The client knows of the end before the keeper does.
+    let mut text = scrape(&metrics).unwrap();
+    while !text.contains("\ncofferdam_builds_running 0\n") {
+        assert!(daemon.running().age() < stretched(Duration::from_secs(300)), "{text}");
+        text = scrape(&metrics).unwrap();
+    }
     for line in [
         "cofferdam_builds_total{outcome=\"build_failed\",reason=\"exit_code\"} 1",
         "cofferdam_build_phase_seconds_count{phase=\"running\"} 1",
         "cofferdam_build_log_bytes_total 9",
-        "cofferdam_builds_running 0",
         "cofferdam_builds_waiting{for=\"memory\"} 0",
         "cofferdam_budget{resource=\"builds\"} 1",
         "cofferdam_state_free_bytes",
@@ -249,7 +254,16 @@ async fn metrics_count_builds_and_traces_have_a_span_a_phase() {
         assert!(text.lines().any(|found| found.starts_with(line)), "no {line} in {text}");
     }
     // What has not been sent yet is sent at the end.
-    tokio::task::block_in_place(|| daemon.end().succeeds());
+    let ended = tokio::task::block_in_place(|| daemon.end().succeeds());
+    let lines =
+        ended.stderr.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("a line is JSON"));
+    let about_builds: Vec<_> =
+        lines.filter(|line| line["target"].as_str().unwrap().contains("service::farm")).collect();
+    let said: Vec<_> = about_builds.iter().map(|line| line["message"].as_str().unwrap()).collect();
+    assert_eq!(said, ["accepted", "started", "ended", "draining"]);
+    let end = &about_builds[2];
+    assert_eq!((&end["outcome"], &end["reason"]), (&"build_failed".into(), &"exit_code".into()), "{end}");
+    assert!(end["build"] == about_builds[0]["build"] && end["log_bytes"] == 9, "{end}");
     let mut found = Vec::new();
     while let Ok(some) = spans.try_recv() {
         found.extend(some);

@@ -11,11 +11,19 @@ use data_encoding::BASE64;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::{CliError, node_text, plain_text::PlainText, print, quantity::show_duration, remote, store::state_dir};
+use super::{
+    CliError, node_text,
+    plain_text::PlainText,
+    print,
+    quantity::{show_duration, show_size},
+    remote,
+    store::state_dir,
+};
 use crate::{
+    failure::usage_fields,
     jail::one_line,
     service::proto::cofferdam::{
-        BuildInfo, CancelRequest, GetRequest, ListRequest, LogRequest, Phase, build_info::State, done::Outcome,
+        BuildInfo, CancelRequest, GetRequest, ListRequest, LogRequest, Phase, Times, build_info::State, done::Outcome,
     },
 };
 
@@ -202,17 +210,35 @@ fn sheet(build: &BuildInfo) -> String {
     }
     if let Some(ran) = ran(build) {
         rows.push(("ran", show_duration(ran)));
-        rows.push(("machine", format!("{}, {}", build.vmm, build.accelerator)));
+        rows.push(("machine", format!("{} {}, {}", build.vmm, build.vmm_version, build.accelerator)));
+    }
+    if let Some(times) = &build.times {
+        let phases = phases(times).map(|(phase, us)| format!("{phase} {}", show_duration(Duration::from_micros(us))));
+        rows.push(("phases", phases.join(", ")));
+    }
+    if let Some(usage) = &build.usage {
+        let cpu = show_duration(Duration::from_micros(usage.user_us.saturating_add(usage.system_us)));
+        let [memory, scratch] = [usage.peak_memory_bytes, usage.scratch_bytes].map(show_size);
+        rows.push(("used", format!("processor {cpu}, memory {memory}, scratch {scratch}")));
     }
     match build.done.as_ref().and_then(|done| done.outcome.as_ref()) {
         Some(Outcome::Success(success)) => {
             let outputs = success.response.iter().flat_map(|response| &response.outputs);
             rows.extend(outputs.map(|output| ("output", node(output.output.as_ref()))));
         }
-        Some(Outcome::Failure(failure)) => rows.push(("failure", remote::failed(failure.clone()).chain())),
+        Some(Outcome::Failure(failure)) => {
+            let failure = remote::failed(failure.clone());
+            rows.push(("failure", failure.chain()));
+            rows.extend(failure.fields.get("kept").and_then(Value::as_str).map(|node| ("kept", node.to_owned())));
+        }
         None => {}
     }
     rows.into_iter().map(|(name, value)| format!("{name}\t{}\n", one_line(&value))).collect()
+}
+
+fn phases(times: &Times) -> [(&'static str, u64); 4] {
+    let Times { resolve_us, boot_us, run_us, ingest_us } = *times;
+    [("resolving", resolve_us), ("booting", boot_us), ("running", run_us), ("ingesting", ingest_us)]
 }
 
 fn object(build: &BuildInfo) -> Value {
@@ -226,11 +252,19 @@ fn object(build: &BuildInfo) -> Value {
         "started_unix_ms": build.started_unix_ms,
         "ended_unix_ms": build.ended_unix_ms,
         "vmm": build.vmm,
+        "vmm_version": build.vmm_version,
         "accelerator": build.accelerator,
         "log_bytes": build.log_bytes,
     });
     if let Some(queued) = &build.queued {
         object["queued"] = json!({ "position": queued.position, "waiting_for": queued.waiting_for });
+    }
+    if let Some(times) = &build.times {
+        object["seconds"] =
+            phases(times).map(|(phase, us)| (phase, Duration::from_micros(us).as_secs_f64())).into_iter().collect();
+    }
+    if let Some(usage) = &build.usage {
+        object["usage"] = usage_fields(&remote::used(*usage));
     }
     match build.done.as_ref().and_then(|done| done.outcome.as_ref()) {
         Some(Outcome::Success(success)) => {

@@ -58,8 +58,13 @@ pub enum CliError {
     #[error(transparent)]
     Build(#[from] BuildError),
     /// The same, as a daemon tells it.
-    #[error("{}", .0.message)]
-    Daemon(Box<Failure>),
+    #[error("{}", failure.message)]
+    Daemon {
+        /// What it said.
+        failure: Box<Failure>,
+        /// Where it is.
+        addr: String,
+    },
     /// The command line asks for what can't be.
     #[error("{message}")]
     Wrong {
@@ -154,7 +159,7 @@ impl CliError {
             Self::Build(BuildError::Failed(_)) => Exit::BuildFailed,
             Self::Build(BuildError::Request(_)) | Self::Wrong { .. } => Exit::RequestWrong,
             Self::Build(BuildError::Executor(_)) | Self::Failed { .. } | Self::Unfit => Exit::Executor,
-            Self::Daemon(failure) => failure.kind.into(),
+            Self::Daemon { failure, .. } => failure.kind.into(),
             Self::AfterResult(error) => error.exit(),
         }
     }
@@ -193,7 +198,7 @@ impl CliError {
     fn failure(&self) -> Failure {
         let (kind, reason, advice) = match self {
             Self::Build(error) => return error.into(),
-            Self::Daemon(failure) => return failure.as_ref().clone(),
+            Self::Daemon { failure, .. } => return failure.as_ref().clone(),
             Self::AfterResult(error) => return error.failure(),
             Self::Wrong { advice, .. } => (FailureKind::RequestWrong, "command_line", advice),
             Self::Failed { advice, .. } => (FailureKind::ExecutorFailed, "host", advice),
@@ -226,10 +231,11 @@ impl CliError {
             let skipped = fields.get("kept_skipped").and_then(Value::as_u64).unwrap_or(0);
             let without = if skipped == 0 { String::new() } else { format!(", {skipped} left out") };
             let _ = writeln!(text, "  kept: {node}{without}");
-            // What a daemon has kept is in its own store.
-            if let Self::Build(_) = self {
-                let _ = writeln!(text, "  try: cofferdam export {node} ./failed");
-            }
+            let store = match self {
+                Self::Daemon { addr, .. } => format!(" --blob-service-addr {addr} --directory-service-addr {addr}"),
+                _ => String::new(),
+            };
+            let _ = writeln!(text, "  try: cofferdam{store} export {node} ./failed");
         }
         text
     }

@@ -86,6 +86,9 @@ pub(super) struct ExecuteArgs {
     /// Have a daemon build, and use its store: grpc+unix:///SOCKET, grpc+http://HOST:PORT or grpc+https://HOST:PORT
     #[arg(long, value_name = "ADDR", env = "COFFERDAM_DAEMON", conflicts_with_all = ["vmm", "image", "connect_timeout"])]
     daemon: Option<String>,
+    /// Build on the daemon even if it has built the same before
+    #[arg(long, requires = "daemon")]
+    rebuild: bool,
 
     /// Keep what a failed build leaves in its scratch directories, and print its node
     #[arg(long, help_heading = "Results")]
@@ -207,6 +210,7 @@ impl ExecuteArgs {
             request: Some(request.into()),
             limits: Some(limits),
             keep_failed: self.keep_failed,
+            rebuild: self.rebuild,
             shell_ms: if self.shell_on_failure { ms(self.shell_timeout.unwrap_or(SHELL_TIMEOUT)) } else { 0 },
             ..wire::BuildRequest::default()
         }

@@ -62,7 +62,8 @@ Environment:
   COFFERDAM_DAEMON     the daemon that builds, for `run`, `build` and `builds`
   COFFERDAM_TLS_CERTIFICATE, COFFERDAM_TLS_KEY
                        this client's certificate and key (PEM), for grpc+https:// that asks for one
-  COFFERDAM_LOG        what to log on stderr, such as debug or cofferdam::vmm=trace [default: warn]";
+  COFFERDAM_LOG        what to log on stderr, such as debug or cofferdam::vmm=trace [default: warn]
+  COFFERDAM_LOG_FORMAT json for one object a line";
 
 /// Which store.
 #[derive(Debug, Clone, Default, Args)]

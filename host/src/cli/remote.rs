@@ -13,6 +13,7 @@ use super::{CliError, progress::Progress};
 use crate::{
     build::{Built, Observer, Phase, Terminal, TerminalInput, Times},
     failure::{Failure, FailureKind},
+    jail::one_line,
     request::{
         BuildOutput, BuildRequest, BuildResult,
         proto::{BuildResponse, build_response},
@@ -87,7 +88,7 @@ impl Daemon {
 
     fn outcome(&self, outcome: Outcome, request: &BuildRequest) -> Result<Built, CliError> {
         match outcome {
-            Outcome::Failure(failure) => Err(CliError::Daemon(Box::new(failed(failure)))),
+            Outcome::Failure(failure) => Err(self.error(failed(failure))),
             Outcome::Success(Success { response, usage, times }) => {
                 let result = result(response.unwrap_or_default(), request).map_err(|what| self.broken(&what))?;
                 Ok(Built {
@@ -107,17 +108,25 @@ impl Daemon {
             failure.causes.insert(0, status.code().description().to_owned());
             let sources = std::iter::successors(status.source(), |&error| error.source());
             failure.causes.extend(sources.map(ToString::to_string));
+            if status.code() == Code::Unavailable {
+                let advice = "start it with `cofferdam daemon`, or name where it is with --daemon or COFFERDAM_DAEMON";
+                failure.advice = Some(advice.into());
+            }
             if matches!(status.code(), Code::InvalidArgument | Code::NotFound | Code::OutOfRange) {
                 failure.kind = FailureKind::RequestWrong;
             }
         }
-        CliError::Daemon(Box::new(failure))
+        self.error(failure)
+    }
+
+    fn error(&self, failure: Failure) -> CliError {
+        CliError::Daemon { failure: Box::new(failure), addr: self.addr.clone() }
     }
 
     fn broken(&self, what: &str) -> CliError {
         let mut failure = Failure::executor("daemon", format!("the daemon at {} broke the protocol", self.addr));
         failure.causes.push(what.to_owned());
-        CliError::Daemon(Box::new(failure))
+        self.error(failure)
     }
 }
 
@@ -162,7 +171,12 @@ fn result(response: BuildResponse, request: &BuildRequest) -> Result<BuildResult
 /// Shows an event, unless it is the end.
 fn tell(event: Event, progress: &Progress) -> Option<Outcome> {
     match event.event? {
-        Said::Accepted(accepted) => tracing::info!(id = accepted.id, accepted.joined, accepted.from_record, "accepted"),
+        Said::Accepted(accepted) => {
+            tracing::info!(id = accepted.id, accepted.joined, accepted.from_record, "accepted");
+            if accepted.from_record {
+                progress.note(&format!("built before, as {}; --rebuild builds it again", one_line(&accepted.id)));
+            }
+        }
         Said::Queued(queued) => progress.update(&format!("queued behind {} builds", queued.position)),
         Said::Phase(phase) => match wire::Phase::try_from(phase) {
             Ok(wire::Phase::Resolving) => progress.phase(Phase::Resolving),
@@ -203,7 +217,7 @@ pub(super) fn failed(failure: wire::Failure) -> Failure {
     }
 }
 
-fn used(usage: wire::Usage) -> Usage {
+pub(super) fn used(usage: wire::Usage) -> Usage {
     Usage {
         wall_us: usage.wall_us,
         user_us: usage.user_us,

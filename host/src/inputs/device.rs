@@ -14,7 +14,6 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use nix::sys::prctl::set_name;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 use vhost::vhost_user::{Error as VhostUserError, Listener};
 use vhost_user_backend::VhostUserDaemon;
@@ -26,7 +25,7 @@ use super::blobs::MAX_OPEN;
 use super::fs::InputsFs;
 use super::syscalls::{FilterError, allow_only_what_serving_needs};
 use super::wire::{Host, MAX_BLOBS};
-use crate::jail::{ConfineError, confine_to_reading, confine_without_files};
+use crate::jail::{ConfineError, allow_descriptors, confine_to_reading, confine_without_files};
 use crate::paths::PathsFs;
 
 /// The descriptors that the process inherits.
@@ -87,7 +86,7 @@ pub fn run_device() -> Result<(), DeviceError> {
     let first = connection(HOST);
     let shown: Vec<_> = (HOST..).map_while(inherited_file).collect();
     die_of_any_panic();
-    allow_descriptors();
+    allow_descriptors(MAX_OPEN as u64 + MAX_BLOBS as u64 + OTHER_DESCRIPTORS);
     if !shown.is_empty() {
         let _ = set_name(c"paths-device");
         confine_to_reading(&shown)?;
@@ -161,17 +160,4 @@ fn die_of_any_panic() {
         default(panic);
         std::process::exit(PANICKED);
     }));
-}
-
-/// Without this the open blobs may not fit; if it fails, reads beyond the limit fail, which the guest sees.
-fn allow_descriptors() {
-    let wanted = MAX_OPEN as u64 + MAX_BLOBS as u64 + OTHER_DESCRIPTORS;
-    match getrlimit(Resource::RLIMIT_NOFILE) {
-        Ok((soft, hard)) if soft < wanted => {
-            if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard) {
-                tracing::warn!("can't raise the limit on open files from {soft} to {wanted}: {error}");
-            }
-        }
-        _ => {}
-    }
 }

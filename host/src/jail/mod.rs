@@ -26,12 +26,14 @@
 
 mod child;
 mod confine;
+mod descriptors;
 mod program;
 mod spawner;
 mod tail;
 
 pub use child::Child;
 pub use confine::{ConfineError, confine_to_reading, confine_without_files, landlock_version};
+pub(crate) use descriptors::allow_descriptors;
 pub use program::Program;
 pub use spawner::{SpawnError, Spawner};
 pub(crate) use tail::{escape, one_line};

@@ -136,10 +136,14 @@ async fn a_dropped_child_is_dead_at_once() {
 
 #[tokio::test]
 async fn waiting_can_be_given_up_and_taken_up() {
-    let mut child = spawner().spawn(shell("sleep 0.3; exit 3")).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let end = directory.path().join("end");
+    let script = format!("until [ -e {} ]; do sleep 0.01; done; exit 3", end.display());
+    let mut child = spawner().spawn(shell(&script)).await.unwrap();
     for _ in 0..5 {
         assert!(tokio::time::timeout(Duration::from_millis(10), child.wait()).await.is_err());
     }
+    fs::write(&end, "").unwrap();
     assert_eq!(child.wait().await.code(), Some(3));
 }
 

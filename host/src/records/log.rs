@@ -271,7 +271,8 @@ impl LogReader {
         if bytes.is_empty() {
             return Err(RecordsError::LogCut { id, found: position, length });
         }
-        self.source = Some(source);
+        // Many may wait to be read on; one that is plain is opened again for what comes next.
+        self.source = Some(source).filter(|source| matches!(source, Source::Packed(_)));
         self.position += bytes.len() as u64;
         Ok(Some(bytes.into()))
     }

@@ -96,7 +96,7 @@ impl From<build::Phase> for Phase {
 }
 
 /// What ran a build.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
     /// The kind of VMM, as in `cloud-hypervisor`.
     pub vmm: String,

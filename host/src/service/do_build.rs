@@ -48,7 +48,7 @@ impl Service {
         encoded: EncodedRequest,
         paid: Paid,
     ) -> Result<(Vec<PathComponent>, Vec<Output>), Status> {
-        let (request, digest) = self.decode(encoded).await?;
+        let (request, digest) = self.decode(&client, encoded).await?;
         let names = request.outputs.iter().map(|path| name(path.as_str())).collect();
         let order = Order {
             client,

@@ -36,7 +36,7 @@ pub use traces::Traces;
 use crate::{
     build::Options,
     failure::Failure,
-    request::{BuildRequest, MAX_ENCODED_BYTES},
+    request::{BuildRequest, MAX_ENCODED_BYTES, RequestError},
 };
 
 /// What the services are called, as health checks ask for them.
@@ -86,11 +86,17 @@ impl Service {
     }
 
     /// A request and its digest. Large ones take a while.
-    async fn decode(&self, encoded: EncodedRequest) -> Result<(BuildRequest, B3Digest), Status> {
+    async fn decode(&self, client: &Client, encoded: EncodedRequest) -> Result<(BuildRequest, B3Digest), Status> {
         let decode = move || encoded.decode_checked().map(|request| (request.digest(), request));
         let decoded = tokio::task::spawn_blocking(decode).await;
         let decoded = decoded.map_err(|_| Status::internal("the server failed at this request"))?;
-        let (digest, request) = decoded.map_err(|error| status::status(&Failure::from(error), None, b""))?;
+        let (digest, request) = decoded.map_err(|error| self.refused(client, error))?;
         Ok((request, digest))
+    }
+
+    fn refused(&self, client: &Client, error: RequestError) -> Status {
+        let failure = Failure::from(error);
+        self.farm.refused(client, &failure);
+        status::status(&failure, None, b"")
     }
 }

@@ -36,10 +36,14 @@ use self::{
 use super::{CliError, StoreArgs, print, store::state_dir};
 use crate::{
     build::{Builder, Settings},
+    jail::allow_descriptors,
     records::{Machine, Records},
     service::{self, Allowed, Crew, Farm, FarmSettings, Metrics, Service, Traces},
     vmm,
 };
+
+/// Descriptors that a daemon may need: for its connections, and for what builds and readers have open.
+const MAX_DESCRIPTORS: u64 = 65_536;
 
 /// How long the connections of builds that were cancelled may take to be told so.
 const AFTER_DRAIN: Duration = Duration::from_secs(10);
@@ -92,6 +96,7 @@ impl DaemonArgs {
         if self.check_config {
             return config.tls.as_ref().map_or(Ok(()), |files| tls(files).map(drop));
         }
+        allow_descriptors(MAX_DESCRIPTORS);
         let state = state_dir()?;
         let records = Records::open(&state.join("records"), config.retention())
             .map_err(|error| CliError::failed("can't keep records of builds", error))?;

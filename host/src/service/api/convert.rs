@@ -9,7 +9,7 @@ use crate::{
     build,
     failure::{Failure, FailureKind},
     queue::Waiting,
-    records::{Outcome, Output, Phase, Record, Status},
+    records::{Machine, Outcome, Output, Phase, Record, Status},
     request::proto::{BuildResponse, build_response},
     service::{
         farm::State,
@@ -111,8 +111,8 @@ fn times(record: &Record) -> Times {
 pub(super) fn info(record: &Record, state: Option<&State>) -> BuildInfo {
     let started = record.phases.iter().find(|(phase, _)| *phase != Phase::Queued).map(|(_, at)| *at);
     let at = |since: Option<Duration>| since.map_or(0, |since| unix_ms(record.created + since));
-    let (vmm, accelerator) =
-        record.machine.as_ref().map(|machine| (machine.vmm.clone(), machine.accelerator.clone())).unwrap_or_default();
+    let machine = record.machine.clone();
+    let Machine { vmm, version: vmm_version, accelerator } = machine.unwrap_or_default();
     let mut info = BuildInfo {
         id: record.id.to_string(),
         state: match record.status() {
@@ -129,7 +129,10 @@ pub(super) fn info(record: &Record, state: Option<&State>) -> BuildInfo {
         started_unix_ms: at(started),
         ended_unix_ms: at(record.ended),
         vmm,
+        vmm_version,
         accelerator,
+        usage: record.usage.as_ref().map(usage),
+        times: record.ended.map(|_| times(record)),
         log_bytes: record.log.bytes,
         log_truncated: record.log.truncated,
         done: record.outcome.is_some().then(|| done(record)),

@@ -1,7 +1,10 @@
-use tokio::sync::mpsc;
 use tonic::Status;
 
-use super::{convert, records_status};
+use super::{
+    convert,
+    outlet::{Gone, Outlet},
+    records_status,
+};
 use crate::{
     records::{LogReader, Record},
     service::{
@@ -9,11 +12,6 @@ use crate::{
         proto::cofferdam::{Accepted, Event, LogChunk, ShellOffer, event},
     },
 };
-
-pub(super) type Outlet<T> = mpsc::Sender<Result<T, Status>>;
-
-/// The client is gone, or has been told an error.
-struct Gone;
 
 /// Tells how a build goes on. The client waits for it as long as it listens.
 pub(super) async fn tell_flight(waiter: Waiter, accepted: Accepted, log: Option<LogReader>, outlet: Outlet<Event>) {
@@ -46,7 +44,7 @@ impl Teller {
                 () = self.outlet.closed() => return Err(Gone),
                 changed = state.changed() => {
                     if changed.is_err() {
-                        return self.refuse(Status::internal("the task of the build broke down")).await;
+                        return self.outlet.refuse(Status::internal("the task of the build broke down"));
                     }
                     let now = state.borrow_and_update().clone();
                     match now {
@@ -95,17 +93,12 @@ impl Teller {
                 self.log = None;
                 Ok(())
             }
-            Err(status) => self.refuse(status).await,
+            Err(status) => self.outlet.refuse(status),
         }
     }
 
     async fn say(&self, event: event::Event) -> Result<(), Gone> {
-        self.outlet.send(Ok(Event { event: Some(event) })).await.map_err(|_| Gone)
-    }
-
-    async fn refuse(&self, status: Status) -> Result<(), Gone> {
-        let _ = self.outlet.send(Err(status)).await;
-        Err(Gone)
+        self.outlet.say(Event { event: Some(event) }).await
     }
 }
 

@@ -3,16 +3,14 @@
 mod convert;
 mod events;
 mod limits;
+mod outlet;
 mod shell;
 
 use std::collections::HashMap;
 
-use futures::{
-    StreamExt as _,
-    stream::{self, BoxStream},
-};
+use futures::{StreamExt as _, stream::BoxStream};
 use prost::Message as _;
-use tokio::{sync::mpsc, task::spawn_blocking};
+use tokio::task::spawn_blocking;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::{
@@ -27,10 +25,8 @@ use super::{
 };
 use crate::records::{BuildId, Filter, LogReader, MAX_PAGE, Record, Records, RecordsError, Status as RecordStatus};
 pub(super) use convert::response;
-use events::{Outlet, tell_flight, tell_record};
-
-/// Messages that wait for a client to take them.
-const BUFFERED_MESSAGES: usize = 4;
+use events::{tell_flight, tell_record};
+use outlet::Outlet;
 
 /// Builds in a list when its client doesn't say.
 const LISTED: u32 = 100;
@@ -53,8 +49,8 @@ impl build_service_server::BuildService for Service {
     async fn build(&self, request: Request<BuildRequest>) -> Result<Response<Self::BuildStream>, Status> {
         let (client, context, paid) = (Client::of(&request)?, traces::context(request.metadata()), Paid::of(&request));
         let message = request.into_inner();
-        let options = limits::within(&self.allowed, &message).map_err(|error| status(&error.into(), None, b""))?;
-        let (request, digest) = self.decode(message.request.unwrap_or_default()).await?;
+        let options = limits::within(&self.allowed, &message).map_err(|error| self.refused(&client, error))?;
+        let (request, digest) = self.decode(&client, message.request.unwrap_or_default()).await?;
         let (detached, rebuild) = (message.detached, message.rebuild);
         let order = Order { client, request, digest, options, detached, rebuild, context, paid };
         let ordered = self.farm.order(order).await.map_err(|failure| status(&failure, None, b""))?;
@@ -149,12 +145,12 @@ impl build_service_server::BuildService for Service {
                     () = outlet.closed() => return,
                     bytes = async { if follow { reader.next().await } else { reader.available().await } } => bytes,
                 };
-                let message = match bytes {
+                let said = match bytes {
                     Ok(None) => return,
-                    Ok(Some(data)) => Ok(LogChunk { offset, data }),
-                    Err(error) => Err(records_status(&error)),
+                    Ok(Some(data)) => outlet.say(LogChunk { offset, data }).await,
+                    Err(error) => outlet.refuse(records_status(&error)),
                 };
-                if message.is_err() | outlet.send(message).await.is_err() {
+                if said.is_err() {
                     return;
                 }
             }
@@ -177,7 +173,7 @@ impl build_service_server::BuildService for Service {
         });
         Ok(stream(move |outlet: Outlet<ShellOutput>| async move {
             while let Some(data) = shown.recv().await {
-                if outlet.send(Ok(ShellOutput { data })).await.is_err() {
+                if outlet.say(ShellOutput { data }).await.is_err() {
                     return;
                 }
             }
@@ -213,9 +209,9 @@ where
     T: Send + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
-    let (outlet, inlet) = mpsc::channel(BUFFERED_MESSAGES);
+    let (outlet, stream) = outlet::outlet(outlet::IDLE_TIMEOUT);
     tokio::spawn(tell(outlet));
-    Response::new(stream::unfold(inlet, |mut inlet| async { Some((inlet.recv().await?, inlet)) }).boxed())
+    Response::new(stream.boxed())
 }
 
 /// Leaves out how a build ended where there is no room for it.

@@ -4,7 +4,7 @@ use cofferdam_protocol::WindowSize;
 use tokio::{sync::mpsc, time::timeout};
 use tonic::{Status, Streaming};
 
-use super::BUFFERED_MESSAGES;
+use super::outlet::BUFFERED_MESSAGES;
 use crate::{
     build::{Terminal, TerminalInput},
     service::proto::cofferdam::{ShellInput, ShellStart, TerminalSize, shell_input::Input},

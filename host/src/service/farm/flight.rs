@@ -35,6 +35,12 @@ pub(super) async fn fly(
     let end = flown.unwrap_or_else(|_| Err(Failure::executor("host", "the task of the build broke down")));
     let record = record(&flight, end.unwrap_or_else(failed)).await;
     crew.metrics.ended(&record);
+    let (outcome, reason) = match &record.outcome {
+        Some(Outcome::Failed(failure)) => (failure.kind.word(), failure.reason.as_str()),
+        _ => ("succeeded", ""),
+    };
+    let seconds = record.ended.unwrap_or_default().as_secs_f64();
+    tracing::info!(build = %record.id, outcome, reason, seconds, log_bytes = record.log.bytes, "ended");
     if let Some(traces) = &crew.traces {
         traces.ended(&record, &flight.context);
     }
@@ -76,6 +82,7 @@ async fn build(
     let (theirs, machine) = (Arc::clone(flight), crew.machine.clone());
     let noted = spawn_blocking(move || theirs.recording.start(machine)).await;
     let noted = noted.map_err(|error| Failure::executor("host", error.to_string()))?;
+    tracing::info!(build = %flight.id(), "started");
     noted.map_err(|error| Failure::executor_because("records", "the build can't be recorded", &error))?;
     let watch = Arc::new(Watch { state: state.clone(), flight: Arc::clone(flight), runtime: Handle::current() });
     let built = crew.builder.build(&flight.request, options, watch, &flight.cancel).await;

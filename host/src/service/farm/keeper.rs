@@ -201,6 +201,7 @@ impl Keeper {
     /// Nothing is taken any more, and what waits won't start.
     fn drain(&mut self) {
         self.draining = true;
+        tracing::info!(builds = self.entries.len(), waiting = self.queue.order().count(), "draining");
         for (ticket, entry) in &mut self.entries {
             if self.queue.remove(*ticket)
                 && let Some(start) = entry.start.take()

@@ -29,7 +29,7 @@ use cofferdam_castore::{B3Digest, Store};
 use cofferdam_protocol::Sample;
 use opentelemetry::Context;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
@@ -74,6 +74,9 @@ pub struct Crew {
     /// Tells others of them.
     pub traces: Option<Traces>,
 }
+
+/// Orders at a time whose earlier success is looked for: all that its outputs hold is read then.
+const MAX_LOOKUPS: usize = 2;
 
 /// What a client wants built.
 #[derive(Debug)]
@@ -245,7 +248,8 @@ enum Message {
 pub struct Farm {
     messages: mpsc::Sender<Message>,
     crew: Arc<Crew>,
-    reuse: bool,
+    /// If earlier successes count.
+    lookups: Option<Arc<Semaphore>>,
 }
 
 impl Farm {
@@ -253,7 +257,8 @@ impl Farm {
     /// up; then the task ends.
     pub fn start(crew: Crew, settings: FarmSettings, drain: CancellationToken) -> (Self, JoinHandle<()>) {
         let (messages, inbox) = mpsc::channel(BUFFERED_MESSAGES);
-        let farm = Self { messages, crew: Arc::new(crew), reuse: settings.reuse };
+        let lookups = settings.reuse.then(|| Arc::new(Semaphore::new(MAX_LOOKUPS)));
+        let farm = Self { messages, crew: Arc::new(crew), lookups };
         let keeper = keeper::Keeper::new(farm.clone(), settings);
         (farm, tokio::spawn(keeper.keep(inbox, drain)))
     }
@@ -264,19 +269,35 @@ impl Farm {
     ///
     /// There is no room for it, not now or never.
     pub async fn order(&self, order: Order) -> Result<Ordered, Failure> {
+        let client = order.client.clone();
         let ordered = self.take(order).await;
         match &ordered {
-            Ok(Ordered::Record(_)) => self.crew.metrics.reused(),
-            Ok(Ordered::Flight(waiter)) if waiter.joined => self.crew.metrics.joined(),
-            Ok(Ordered::Flight(_)) => {}
-            Err(failure) => self.crew.metrics.refused(failure),
+            Ok(Ordered::Record(record)) => {
+                self.crew.metrics.reused();
+                tracing::info!(build = %record.id, %client, "answered from a record");
+            }
+            Ok(Ordered::Flight(waiter)) if waiter.joined => {
+                self.crew.metrics.joined();
+                tracing::info!(build = %waiter.flight.id(), %client, "joined");
+            }
+            Ok(Ordered::Flight(waiter)) => {
+                let record = waiter.flight.record();
+                tracing::info!(build = %record.id, %client, command = record.description, "accepted");
+            }
+            Err(failure) => self.refused(&client, failure),
         }
         ordered
     }
 
+    /// Notes that a request is not taken.
+    pub(super) fn refused(&self, client: &Client, failure: &Failure) {
+        self.crew.metrics.refused(failure);
+        tracing::info!(%client, reason = failure.reason, why = failure.chain(), "refused");
+    }
+
     async fn take(&self, order: Order) -> Result<Ordered, Failure> {
-        if self.reuse
-            && !order.rebuild
+        if let Some(lookups) = self.lookups.as_ref().filter(|_| !order.rebuild)
+            && let Ok(_turn) = lookups.acquire().await
             && let Some(record) = reuse::find(&self.crew, &order).await
         {
             return Ok(Ordered::Record(Box::new(record)));
