@@ -53,9 +53,9 @@ if [ -n "$missing" ]; then
     fi
     echo "setup: installing$missing"
     export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq || echo "setup: some package lists could not be refreshed; going on with those that could" >&2
+    apt-get -o DPkg::Lock::Timeout=300 update -qq || echo "setup: some package lists could not be refreshed; going on with those that could" >&2
     # shellcheck disable=SC2086
-    apt-get install -qq --no-install-recommends $missing >/dev/null || fail "apt-get could not install$missing"
+    apt-get -o DPkg::Lock::Timeout=300 install -qq --no-install-recommends $missing >/dev/null || fail "apt-get could not install$missing"
 fi
 
 # Compiles one program into $tools unless it is there: its name, its version, further arguments of cargo.

@@ -50,7 +50,18 @@ pub struct Image {
     /// A small ext4 without journal; a copy of it, extended to the wanted size, is the scratch disk.
     pub scratch: PathBuf,
     /// Keeps [`ensure`] from deleting the files. An image that was made otherwise has none.
-    _in_use: Option<Arc<File>>,
+    _in_use: Option<Arc<InUse>>,
+}
+
+/// A shared lock. A child that is just being started has copies of its file, and must not keep it.
+#[derive(Debug)]
+struct InUse(File);
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        // What could fail about it ends with the file.
+        let _ = self.0.unlock();
+    }
 }
 
 /// Why an image can't be used.
@@ -96,12 +107,12 @@ impl Image {
 }
 
 /// The version that `dir` leads to, and the lock that keeps it there.
-fn hold(dir: &Path) -> Result<(PathBuf, Option<File>), ImageError> {
+fn hold(dir: &Path) -> Result<(PathBuf, Option<InUse>), ImageError> {
     loop {
         let version = follow(dir);
         let path = version.join(MADE_FROM);
         let in_use = match File::open(&path).and_then(|file| file.lock_shared().map(|()| file)) {
-            Ok(file) => Some(file),
+            Ok(file) => Some(InUse(file)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(source) => return Err(ImageError::Unusable { path, source }),
         };

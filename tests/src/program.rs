@@ -27,7 +27,9 @@ static IMAGE: Made<(PathBuf, Image)> = LazyLock::new(|| {
     }
     let options = Options::default();
     let image = cofferdam_images::ensure(&options).map_err(|error| no_image(&error))?;
-    Ok((options.out, image))
+    // Another checkout may put its own image in this one's place, but this version is in use.
+    let version = image.kernel.parent().expect("it is a file").to_owned();
+    Ok((version, image))
 });
 
 fn no_image(error: &dyn Error) -> String {

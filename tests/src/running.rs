@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Longer than any command of any test may take, on a slow and busy machine.
-const PATIENCE: Duration = Duration::from_secs(240);
+const PATIENCE: Duration = Duration::from_secs(900);
 
 /// How often a living process is looked at.
 const LOOK: Duration = Duration::from_millis(10);

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use cofferdam_tests::{Cofferdam, Outcome, Running, castore};
+use cofferdam_tests::{Cofferdam, Outcome, Running, castore, stretched};
 use nix::sys::signal::Signal;
 
 /// What a store that is served may take of memory, whatever goes through it.
@@ -25,7 +25,7 @@ fn serve(cofferdam: &Cofferdam, socket: &str) -> (Running, [String; 4]) {
         ["daemon", "--allow-emulation", "--listen"].map(OsStr::new).into_iter().chain([path.as_os_str()]),
     );
     while UnixStream::connect(&path).is_err() {
-        assert!(daemon.age() < Duration::from_secs(60), "it never listens: {}", daemon.stderr_so_far());
+        assert!(daemon.age() < stretched(Duration::from_secs(60)), "it never listens: {}", daemon.stderr_so_far());
         thread::sleep(Duration::from_millis(10));
     }
     let addr = format!("grpc+unix://{}", path.display());

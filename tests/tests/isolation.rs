@@ -63,8 +63,8 @@ fn there_is_no_network_but_loopback() {
          ip address show dev lo | grep -o -E ',UP|inet 127.0.0.1/8'
          ip route | wc -l
          cat /etc/resolv.conf 2>/dev/null
-         echo hello | nc -l -p 4711 > /dev/null & sleep 1
-         nc 127.0.0.1 4711 < /dev/null
+         echo hello | nc -l -p 4711 > /dev/null &
+         until nc 127.0.0.1 4711 < /dev/null 2>/dev/null; do sleep 0.1; done
          nc -w 2 192.0.2.1 80 < /dev/null 2>/dev/null || echo nobody is out there",
     );
     assert_eq!(facts, "lo\n,UP\ninet 127.0.0.1/8\n0\nhello\nnobody is out there\n");

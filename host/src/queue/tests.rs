@@ -367,6 +367,6 @@ fn ten_thousand_waiting_builds_stay_cheap() {
         }
     }
     assert!(queue.is_empty());
-    // Ten times what it takes without optimisation on a busy machine; looking at all for each would take minutes.
-    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    // A hundred times what it takes on an idle machine; looking at all for each would take many minutes.
+    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
 }

@@ -469,7 +469,8 @@ fn any_name() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn any_paths() -> impl Strategy<Value = Vec<String>> {
-    proptest::collection::btree_set("[a-zä -]{1,8}(/[a-z.]{3,5}x){0,2}", 0..5).prop_map(|set| set.into_iter().collect())
+    proptest::collection::btree_set("x[a-zä -]{0,7}(/[a-z.]{3,5}x){0,2}", 0..5)
+        .prop_map(|set| set.into_iter().collect())
 }
 
 prop_compose! {

@@ -363,8 +363,8 @@ mod tests {
     fn a_program_that_never_answers_is_killed() {
         let directory = tempfile::tempdir().unwrap();
         let hangs = write_program(&directory.path().join("hangs"), "echo wait >&2; sleep 1000; echo never");
-        let problem = answer(&hangs, Duration::from_millis(500)).unwrap_err();
-        assert_eq!(problem, "did not answer --version within 0.5 s, and was killed saying \"wait\"");
+        let problem = answer(&hangs, Duration::from_secs(5)).unwrap_err();
+        assert_eq!(problem, "did not answer --version within 5 s, and was killed saying \"wait\"");
         let babbles = write_program(&directory.path().join("babbles"), "while echo babble; do :; done");
         let (status, said) = answer(&babbles, ANSWER_TIMEOUT).unwrap();
         assert!(!status.success() && said.starts_with("babble") && said.len() <= 4096, "{status} {}", said.len());

@@ -85,7 +85,7 @@ async fn qemu_gets_its_machine_and_its_end_is_the_machines() {
     let run = RunDir::new();
     let _listener = run.listen("vsock.sock");
     let vmm = qemu(
-        run.program("qemu", "echo \"$@\"; readlink /proc/self/fd/3; exit 5"),
+        run.program("qemu", "until [ -s seen ]; do sleep 0.01; done; echo \"$@\"; readlink /proc/self/fd/3; exit 5"),
         run.program("device", "echo \"$@\" > seen; exec sleep 1000"),
     );
     let mut vm = run.start(&vmm).await.unwrap();

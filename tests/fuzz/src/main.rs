@@ -30,7 +30,7 @@ const DEFAULT_SECONDS: u32 = 60;
 const WRAP: &str = "COFFERDAM_FUZZ_WRAP";
 
 /// What a target may take; more is a finding.
-const LIMITS: [&str; 3] = ["-rss_limit_mb=1024", "-timeout=10", "-max_len=16384"];
+const LIMITS: [&str; 3] = ["-rss_limit_mb=1024", "-timeout=120", "-max_len=16384"];
 
 fn main() -> Result<()> {
     let mut args: Vec<_> = env::args_os().skip(1).collect();

@@ -2,7 +2,11 @@ mod disk;
 mod kill;
 mod readers;
 
-use std::{collections::BTreeSet, fs};
+use std::{
+    collections::BTreeSet,
+    fs,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use cofferdam_castore::Node;
 use cofferdam_protocol::Usage;
@@ -389,17 +393,21 @@ fn who_asks_while_builds_end_and_the_builds_that_end_do_not_wait_for_each_other(
     let records = Arc::new(open(dir.path()));
     let (ended, all_ended) = std::sync::mpsc::channel();
     let theirs = Arc::clone(&records);
-    thread::spawn(move || {
+    let ending = thread::spawn(move || {
         (0..50).for_each(|number| drop(run(&theirs, &number.to_string(), b"x", built())));
         ended.send(()).unwrap();
     });
-    thread::spawn(move || {
-        loop {
+    let ended = Arc::new(AtomicBool::new(false));
+    let theirs = Arc::clone(&ended);
+    let asking = thread::spawn(move || {
+        while !theirs.load(Ordering::Relaxed) {
             let page = records.list(&Filter::default(), None, 10).unwrap();
             page.records.iter().for_each(|record| drop(records.get(record.id).unwrap()));
         }
     });
     all_ended.recv_timeout(Duration::from_secs(300)).expect("nobody waits for ever");
+    ended.store(true, Ordering::Relaxed);
+    [ending, asking].into_iter().for_each(|thread| thread.join().unwrap());
 }
 
 #[test]
