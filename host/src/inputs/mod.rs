@@ -34,7 +34,8 @@ mod wire;
 
 pub use device::{DeviceError, run_device};
 pub use resolve::{
-    MAX_DEPTH, MAX_DIRECTORIES, MAX_DIRECTORY_BYTES, MAX_ENTRIES, MAX_PATHS, Place, ResolveError, Tree, resolve,
+    MAX_BYTES, MAX_DEPTH, MAX_DIRECTORIES, MAX_DIRECTORY_BYTES, MAX_ENTRIES, MAX_PATHS, Place, ResolveError, Tree,
+    resolve,
 };
 pub use server::{ServeError, Server};
 pub use start::{Device, StartError};

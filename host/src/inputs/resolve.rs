@@ -22,6 +22,9 @@ pub const MAX_ENTRIES: usize = 1 << 22;
 /// Most bytes in one directory's encoding.
 pub const MAX_DIRECTORY_BYTES: usize = 64 << 20;
 
+/// Most bytes in the encodings of all directories, which the host's memory holds decoded.
+pub const MAX_BYTES: usize = 512 << 20;
+
 /// Most paths: a directory that is referred to from several places counts at each of them. Inode numbers stay below it.
 pub const MAX_PATHS: u64 = 1 << 48;
 
@@ -207,6 +210,7 @@ async fn all_there(store: &Store, blobs: &HashSet<B3Digest>) -> Result<(), (B3Di
 struct Known {
     directories: HashMap<B3Digest, Directory>,
     entries: usize,
+    bytes: usize,
 }
 
 impl Known {
@@ -266,6 +270,10 @@ impl Known {
             return Ok(());
         }
         self.entries += entries;
+        self.bytes += encoded.len();
+        if self.bytes > MAX_BYTES {
+            return Err(limit("bytes in the directories of all inputs", MAX_BYTES));
+        }
         if self.entries > MAX_ENTRIES {
             return Err(limit("entries in all inputs", MAX_ENTRIES));
         }
@@ -410,6 +418,19 @@ mod tests {
 
     async fn refused(store: &Store, entries: &[(&str, Node)]) -> ResolveError {
         resolve(store, &inputs(entries)).await.unwrap_err()
+    }
+
+    #[test]
+    fn directories_are_bounded_by_their_bytes_and_counted_once() {
+        let directory = unstored_directory(&[("long", symlink(&"x".repeat(1000)))]);
+        let place = || Place { input: 0, path: String::new() };
+        let mut known = Known { bytes: MAX_BYTES - directory.encode().len(), ..Known::default() };
+        known.add(directory.clone(), place).unwrap();
+        known.add(directory, place).unwrap();
+        let another = unstored_directory(&[("a", symlink("b"))]);
+        assert!(
+            matches!(known.add(another, place), Err(ResolveError::Limit { limit, .. }) if limit == MAX_BYTES as u64)
+        );
     }
 
     #[tokio::test]
