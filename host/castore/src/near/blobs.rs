@@ -34,7 +34,10 @@ pub struct NearBlobService {
     /// This service's own staging, and what is committed.
     near: Arc<dyn BlobService>,
     far: Arc<dyn BlobService>,
+    /// Closed, pinned, and not yet committed.
     written: Arc<Mutex<HashSet<B3Digest>>>,
+    /// Held by a commit, so that none returns while another one is still bringing what it counts on.
+    committing: tokio::sync::Mutex<()>,
     /// What a batch keeps; `None` when this is none.
     used: Option<Mutex<HashSet<B3Digest>>>,
 }
@@ -70,7 +73,14 @@ impl NearBlobService {
             pending,
             _uploads: Mutex::new(uploads),
         };
-        Ok(Self { shared: Arc::new(shared), near, far, written: Arc::default(), used: None })
+        Ok(Self {
+            shared: Arc::new(shared),
+            near,
+            far,
+            written: Arc::default(),
+            committing: tokio::sync::Mutex::default(),
+            used: None,
+        })
     }
 
     /// Waits until the far store has all that is committed here.
@@ -193,28 +203,24 @@ impl BlobService for NearBlobService {
             near: self.shared.downloads.room.local.apart(),
             far: self.shared.far.batch(),
             written: Arc::default(),
+            committing: tokio::sync::Mutex::default(),
             used: Some(Mutex::default()),
         })
     }
 
     async fn commit(&self) -> io::Result<()> {
-        let written = std::mem::take(&mut *locked(&self.written));
+        let _committing = self.committing.lock().await;
+        // They stay there until they are committed, so that the next commit tries again where this one fails or is dropped.
+        let written = locked(&self.written).clone();
         let bytes = self.count_bytes(&written).await?;
-        let committed = match self.shared.policy {
-            WritePolicy::Through => self.write_through(&written).await,
-            WritePolicy::Back => self.write_back(&written).await,
-        };
-        if committed.is_err() {
-            // To be tried again.
-            let mut kept = locked(&self.written);
-            for digest in written {
-                if !kept.insert(digest) {
-                    self.room().unpin(&digest);
-                }
-            }
-            return committed;
+        match self.shared.policy {
+            WritePolicy::Through => self.write_through(&written).await?,
+            WritePolicy::Back => self.write_back(&written).await?,
         }
-        written.iter().for_each(|digest| self.room().unpin(digest));
+        for digest in &written {
+            locked(&self.written).remove(digest);
+            self.room().unpin(digest);
+        }
         if self.room().grow(bytes) {
             self.shared.downloads.sweep();
         }

@@ -35,13 +35,15 @@ struct Far {
     read: Mutex<Vec<B3Digest>>,
     /// Each read takes one permit.
     gate: Semaphore,
+    /// So does each question whether a blob is there.
+    questions: Semaphore,
     gone: AtomicBool,
 }
 
 impl Far {
     fn new(inner: Arc<dyn BlobService>) -> Arc<Self> {
-        let gate = Semaphore::new(Semaphore::MAX_PERMITS);
-        Arc::new(Self { inner, read: Mutex::default(), gate, gone: AtomicBool::new(false) })
+        let [gate, questions] = [(); 2].map(|()| Semaphore::new(Semaphore::MAX_PERMITS));
+        Arc::new(Self { inner, read: Mutex::default(), gate, questions, gone: AtomicBool::new(false) })
     }
 
     fn memory() -> Arc<Self> {
@@ -61,6 +63,7 @@ impl Far {
 #[async_trait]
 impl BlobService for Far {
     async fn has(&self, digest: &B3Digest) -> io::Result<bool> {
+        self.questions.acquire().await.unwrap().forget();
         self.check()?;
         self.inner.has(digest).await
     }
@@ -304,6 +307,44 @@ async fn a_commit_that_fails_can_be_repeated() {
     near.commit().await.unwrap_err();
     assert!(!is_near(dir.path(), &digest));
     far.gone.store(false, Ordering::Relaxed);
+    near.commit().await.unwrap();
+    assert!(far.has(&digest).await.unwrap() && is_near(dir.path(), &digest));
+}
+
+#[tokio::test]
+async fn a_commit_beside_one_that_fails_brings_what_that_one_did_not() {
+    let (dir, far) = (tempfile::tempdir().unwrap(), Far::memory());
+    let near = open(&dir, 1 << 30, &far);
+    let digest = put(&near, b"contents").await;
+    far.questions.forget_permits(Semaphore::MAX_PERMITS);
+    let mut first = near.commit();
+    assert!(futures::poll!(&mut first).is_pending());
+    far.gone.store(true, Ordering::Relaxed);
+    far.questions.add_permits(1);
+    let (failed, committed) = tokio::join!(
+        async {
+            let failed = first.await;
+            far.gone.store(false, Ordering::Relaxed);
+            far.questions.add_permits(2);
+            failed
+        },
+        near.commit(),
+    );
+    failed.unwrap_err();
+    committed.unwrap();
+    assert!(far.has(&digest).await.unwrap() && is_near(dir.path(), &digest));
+}
+
+#[tokio::test]
+async fn a_commit_that_is_given_up_can_be_repeated() {
+    let (dir, far) = (tempfile::tempdir().unwrap(), Far::memory());
+    let near = open(&dir, 1 << 30, &far);
+    let digest = put(&near, b"contents").await;
+    far.questions.forget_permits(Semaphore::MAX_PERMITS);
+    let mut given_up = near.commit();
+    assert!(futures::poll!(&mut given_up).is_pending());
+    drop(given_up);
+    far.questions.add_permits(2);
     near.commit().await.unwrap();
     assert!(far.has(&digest).await.unwrap() && is_near(dir.path(), &digest));
 }
