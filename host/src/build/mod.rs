@@ -322,11 +322,14 @@ impl Builder {
         ending: &Arc<Ending>,
         guest: &mut Option<Guest>,
     ) -> Outcome {
-        let needles = Needles::new(&request.refscan_needles).map_err(|error| {
-            let error =
-                RequestError::new(RequestErrorKind::Invalid, "refscan_needles", "must fit into memory").got(error);
-            BuildError::Request(error)
-        })?;
+        let needles = request.refscan_needles.clone();
+        let needles = tokio::task::spawn_blocking(move || Needles::new(needles))
+            .await
+            .map_err(|error| BuildError::Executor(ExecutorError::Thread(error.into())))?
+            .map_err(|error| {
+                let rule = "must fit into memory";
+                BuildError::Request(RequestError::new(RequestErrorKind::Invalid, "refscan_needles", rule).got(error))
+            })?;
         let nodes: Vec<_> = request.inputs.values().cloned().collect();
         // Before anything is looked for, so that what is found stays to the end.
         let _lease =

@@ -322,7 +322,24 @@ fn refscan_needles_are_checked() {
             &|m| m.refscan_needles = vec!["a".into(); MAX_NEEDLES + 1],
             "refscan_needles must not have more than 65536 entries (got 65537)",
         ),
+        (
+            &|m| m.refscan_needles = (1..400).map(|length| "a".repeat(length)).collect(),
+            "refscan_needles must not need more than 4194304 states and matches in a search automaton: give fewer, \
+             shorter or more equally long ones (got 10746400)",
+        ),
+        (
+            &|m| {
+                m.refscan_needles = vec!["a".into(); MAX_NEEDLES];
+                m.outputs = (100..165).map(|output| output.to_string()).collect();
+            },
+            "refscan_needles times outputs must not be more than 4194304 (got 4259840)",
+        ),
     ]);
+    // As many as anybody has, of the kind that Nix's clients have.
+    let hash = |index: usize| format!("{index:0>32}");
+    let outputs = (100..164).map(|output| output.to_string()).collect();
+    let most = Message { refscan_needles: (0..MAX_NEEDLES).map(hash).collect(), outputs, ..full() };
+    BuildRequest::try_from(most).unwrap();
 }
 
 #[test]

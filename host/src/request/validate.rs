@@ -9,6 +9,7 @@ use std::{cmp::Ordering, collections::BTreeMap, fmt};
 use cofferdam_castore::{
     DigestError, Node, PathComponent,
     proto::{Entry, EntryError, entry},
+    refscan::{MAX_AUTOMATON_SIZE, automaton_size},
 };
 use cofferdam_protocol::frame;
 
@@ -39,6 +40,8 @@ pub const MAX_ADDITIONAL_FILES: usize = 65_536;
 pub const MAX_NEEDLES: usize = 65_536;
 /// Longest of `refscan_needles`, in bytes.
 pub const MAX_NEEDLE_BYTES: usize = 4096;
+/// Most pairs of an output and a needle, each of which may be an index in the result.
+pub const MAX_OUTPUT_NEEDLES: usize = 4 * 1024 * 1024;
 /// Most bytes of what a guest is told: it goes over in one frame.
 pub const MAX_SPECIFICATION_BYTES: usize = frame::MAX_FROM_HOST_BYTES - 1024;
 /// Most bytes of an encoded request, binary or ProtoJSON; room for the largest specification in base64, and inputs.
@@ -67,6 +70,11 @@ impl TryFrom<proto::BuildRequest> for BuildRequest {
         if let Some(index) = request.outputs.iter().position(RelativePath::is_root) {
             let rule = "must not be empty: name what the build makes below its root";
             return Err(RequestError::invalid(format_args!("outputs[{index}]"), rule));
+        }
+        let pairs = request.outputs.len() * request.refscan_needles.len();
+        if pairs > MAX_OUTPUT_NEEDLES {
+            let rule = format!("times outputs must not be more than {MAX_OUTPUT_NEEDLES}");
+            return Err(RequestError::invalid("refscan_needles", rule).got(pairs));
         }
         check_not_reserved(&request)?;
         for (index, file) in request.additional_files.iter().enumerate() {
@@ -231,6 +239,14 @@ fn refscan_needles(needles: Vec<String>) -> Result<Vec<String>> {
         if needle.len() > MAX_NEEDLE_BYTES {
             return Err(too_long(field, MAX_NEEDLE_BYTES, needle.len()));
         }
+    }
+    let size = automaton_size(&needles);
+    if size > MAX_AUTOMATON_SIZE {
+        let rule = format!(
+            "must not need more than {MAX_AUTOMATON_SIZE} states and matches in a search automaton: give fewer, shorter \
+             or more equally long ones"
+        );
+        return Err(RequestError::invalid("refscan_needles", rule).got(size));
     }
     Ok(needles)
 }

@@ -7,13 +7,42 @@
 //!        └─▶ [ the piece ] ──────────────────────────────────────────▶ engine ──▶ found
 //! ```
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
 
-use aho_corasick::{AhoCorasick, BuildError};
+use aho_corasick::BuildError;
 
+mod automaton;
 mod skip;
 
+use automaton::Automaton;
 use skip::SkipScan;
+
+/// The largest [`automaton_size`] that is taken, in states and matches: less than 200 MiB while it is built.
+pub const MAX_AUTOMATON_SIZE: u64 = 4 * 1024 * 1024;
+
+/// How many states and matches a search automaton for these needles has at most; none where all are hashes of 32
+/// nixbase32 characters, for which there is another search.
+pub fn automaton_size<N: AsRef<[u8]>>(needles: &[N]) -> u64 {
+    if needles.iter().all(|needle| skip::takes(needle.as_ref())) {
+        return 0;
+    }
+    let distinct: HashSet<&[u8]> = needles.iter().map(AsRef::as_ref).collect();
+    let mut lengths: Vec<u64> = distinct.into_iter().map(|needle| needle.len() as u64).collect();
+    lengths.sort_unstable();
+    // A state stands for a prefix of a needle, and has a match for each needle that this ends with: at most one of each
+    // length up to its own.
+    let (mut size, mut last, mut different, mut sum) = (0_u64, 0, 0, 0);
+    for length in lengths {
+        if length > last {
+            (last, different, sum) = (length, different + 1, sum + length);
+        }
+        size = size.saturating_add(length + different * (length + 1) - sum);
+    }
+    size
+}
 
 /// Why there is no scan for these needles.
 #[derive(Debug, thiserror::Error)]
@@ -25,8 +54,14 @@ pub enum NeedlesError {
         index: usize,
     },
     /// They are too many or too long.
-    #[error("the {count} needles are too many or too long for a search automaton")]
+    #[error("the needles need a search automaton of {size} states and matches, and {MAX_AUTOMATON_SIZE} are allowed")]
     TooLarge {
+        /// Their [`automaton_size`].
+        size: u64,
+    },
+    /// The search automaton refuses them.
+    #[error("the {count} needles are too many or too long for a search automaton")]
+    Automaton {
         /// How many.
         count: usize,
         /// Which limit.
@@ -51,11 +86,13 @@ enum Engine {
     /// Without needles.
     Nothing,
     Skip(SkipScan),
-    Automaton(AhoCorasick),
+    Automaton(Automaton),
 }
 
 impl Needles {
     /// Needles of any bytes; each is known by its index from here on. Equal ones are all found together.
+    ///
+    /// May take a second: call it from a thread that may block.
     ///
     /// # Errors
     ///
@@ -72,8 +109,12 @@ impl Needles {
         } else if let Some(skip) = SkipScan::new(&needles) {
             Engine::Skip(skip)
         } else {
-            let automaton = AhoCorasick::new(&needles);
-            Engine::Automaton(automaton.map_err(|source| NeedlesError::TooLarge { count, source })?)
+            let size = automaton_size(&needles);
+            if size > MAX_AUTOMATON_SIZE {
+                return Err(NeedlesError::TooLarge { size });
+            }
+            let automaton = Automaton::new(&needles);
+            Engine::Automaton(automaton.map_err(|source| NeedlesError::Automaton { count, source })?)
         };
         Ok(Self(Arc::new(Inner { count, max_bytes, engine })))
     }
@@ -168,14 +209,7 @@ impl Engine {
         match self {
             Self::Nothing => {}
             Self::Skip(skip) => skip.scan(bytes, found),
-            Self::Automaton(automaton) => {
-                for hit in automaton.find_overlapping_iter(bytes) {
-                    found.add(hit.pattern().as_usize());
-                    if found.missing == 0 {
-                        return;
-                    }
-                }
-            }
+            Self::Automaton(automaton) => automaton.scan(bytes, found),
         }
     }
 }
@@ -286,6 +320,17 @@ mod tests {
         assert!(none.is_empty() && none.scanner().is_complete());
         assert_eq!(found_in_pieces(&none, b"anything", &[2]), BTreeSet::new());
         assert!(matches!(Needles::new(["a", ""]), Err(NeedlesError::Empty { index: 1 })));
+    }
+
+    #[test]
+    fn an_automaton_that_would_take_too_much_memory_is_refused() {
+        assert_eq!(automaton_size(&["ab", "ab", "b"]), (2 + 2 + 1) + (1 + 1));
+        let suffixes: Vec<String> = (1..400).map(|length| "a".repeat(length)).collect();
+        let Err(NeedlesError::TooLarge { size }) = Needles::new(&suffixes) else { panic!("not refused") };
+        assert!(size > MAX_AUTOMATON_SIZE);
+        assert_eq!(automaton_size(&vec![STORE_HASH; 65_536]), 0);
+        let names: Vec<String> = (0..10_000).map(|name| format!("{STORE_HASH}-name-{}", name * name)).collect();
+        assert!(automaton_size(&names) < MAX_AUTOMATON_SIZE / 4);
     }
 
     /// Few letters, so that matches and near misses are common.

@@ -17,6 +17,11 @@ const IN_ALPHABET: [bool; 256] = {
     table
 };
 
+/// Whether a needle is of the kind that a [`SkipScan`] looks for.
+pub(super) fn takes(needle: &[u8]) -> bool {
+    needle.len() == LENGTH && needle.iter().all(|byte| IN_ALPHABET[usize::from(*byte)])
+}
+
 /// Bits of the filter: 64 Kibit, 8 KiB, which stay in the first-level cache.
 const FILTER_BITS: u32 = 16;
 
@@ -37,10 +42,7 @@ impl SkipScan {
         let mut map = HashMap::<_, Vec<usize>>::new();
         let mut filter = vec![0; 1 << (FILTER_BITS - 6)].into_boxed_slice();
         for (index, needle) in needles.iter().enumerate() {
-            let needle: [u8; LENGTH] = needle.as_ref().try_into().ok()?;
-            if !needle.iter().all(|byte| IN_ALPHABET[usize::from(*byte)]) {
-                return None;
-            }
+            let needle = <[u8; LENGTH]>::try_from(needle.as_ref()).ok().filter(|needle| takes(needle))?;
             let (word, bit) = filter_place(&needle);
             filter[word] |= bit;
             map.entry(needle).or_default().push(index);
