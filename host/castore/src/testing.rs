@@ -23,6 +23,17 @@ pub(crate) fn symlink(target: &str) -> Node {
     Node::Symlink { target: target.try_into().unwrap() }
 }
 
+/// A tree, root first, whose directories have more bytes than may come from elsewhere.
+pub(crate) fn too_large_tree() -> Vec<Directory> {
+    let target = "t".repeat(4000);
+    let links =
+        |of: usize| (0..16_000).map(move |at| name(&format!("{of}-{at}"))).zip(std::iter::repeat(symlink(&target)));
+    let below: Vec<_> = (0..5).map(|of| Directory::try_from_iter(links(of)).unwrap()).collect();
+    let nodes = below.iter().enumerate().map(|(of, directory)| (name(&of.to_string()), directory.to_node()));
+    let root = Directory::try_from_iter(nodes).unwrap();
+    std::iter::once(root).chain(below).collect()
+}
+
 /// Bytes without any pattern: SplitMix64 from the seed 0, each number little-endian.
 pub(crate) fn splitmix(bytes: usize) -> Vec<u8> {
     let mut state = 0_u64;

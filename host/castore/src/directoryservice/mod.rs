@@ -13,7 +13,7 @@ mod walk;
 
 pub use self::redb::RedbDirectoryService;
 pub use memory::MemoryDirectoryService;
-pub(crate) use order::{LeavesFirst, RootFirst};
+pub(crate) use order::{LeavesFirst, MAX_TREE_BYTES, RootFirst, check_tree_size};
 pub(crate) use redb_gc::Reachable;
 pub(crate) use walk::put_tree;
 

@@ -73,6 +73,20 @@ impl LeavesFirst {
     }
 }
 
+/// Most bytes in the directories of a tree that comes from elsewhere.
+pub(crate) const MAX_TREE_BYTES: usize = 256 * 1024 * 1024;
+
+/// Refuses a tree that has more directories or bytes in them than may come from elsewhere.
+pub(crate) fn check_tree_size(directories: usize, bytes: usize) -> io::Result<()> {
+    let most = RootFirst::MAX_DIRECTORIES;
+    if directories <= most && bytes <= MAX_TREE_BYTES {
+        return Ok(());
+    }
+    let message =
+        format!("a tree has at most {most} directories and {MAX_TREE_BYTES} bytes in them, and this one more");
+    Err(io::Error::new(io::ErrorKind::FileTooLarge, message))
+}
+
 /// Holds a sequence of directories to the order in which a tree is given: the root first, each other one after one that
 /// refers to it, with the size that was said.
 #[derive(Debug)]
@@ -140,4 +154,19 @@ impl RootFirst {
 
 fn refused(message: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_has_at_most_so_many_directories_and_bytes() {
+        let most = RootFirst::MAX_DIRECTORIES;
+        check_tree_size(most, MAX_TREE_BYTES).unwrap();
+        for (directories, bytes) in [(most + 1, 0), (0, MAX_TREE_BYTES + 1)] {
+            let error = check_tree_size(directories, bytes).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+        }
+    }
 }

@@ -30,6 +30,8 @@ pub use tonic::{
     transport::{Certificate, Identity},
 };
 
+use crate::directoryservice::MAX_TREE_BYTES;
+
 /// Bytes of a blob in each message that is sent.
 const CHUNK_BYTES: usize = 256 * 1024;
 
@@ -41,9 +43,6 @@ const MAX_BLOB_BYTES: u64 = 64 * 1024 * 1024 * 1024;
 
 /// Entries in the largest directory that is taken or sent.
 const MAX_DIRECTORY_ENTRIES: usize = 1024 * 1024;
-
-/// Bytes in the directories of the largest tree that is taken.
-const MAX_TREE_BYTES: usize = 256 * 1024 * 1024;
 
 /// Bytes that may be on their way in one stream without having been asked for by a reader.
 const STREAM_WINDOW_BYTES: u32 = 512 * 1024;

@@ -14,7 +14,7 @@ use super::{Kind, Objects, compression::FrameDecoder, damaged, spawn};
 use crate::{
     B3Digest, Directory, DirectoryPutter, DirectoryService,
     directory::MAX_DIRECTORY_BYTES,
-    directoryservice::{LeavesFirst, decode_verified},
+    directoryservice::{LeavesFirst, check_tree_size, decode_verified},
 };
 
 /// Directories that are decoded ahead of the reader.
@@ -58,7 +58,7 @@ impl DirectoryService for ObjectStoreDirectoryService {
 
     async fn put(&self, directory: Directory) -> io::Result<B3Digest> {
         let digest = check_size(&directory)?;
-        let mut tree = HashMap::new();
+        let (mut tree, mut bytes) = (HashMap::new(), 0);
         for (child, _) in directory.children() {
             if tree.contains_key(&child) {
                 continue;
@@ -66,7 +66,11 @@ impl DirectoryService for ObjectStoreDirectoryService {
             let mut below = self.get_recursive(&child);
             let mut missing = true;
             while let Some(directory) = below.try_next().await? {
-                tree.insert(directory.digest(), directory);
+                let encoded = directory.encode();
+                if tree.insert(B3Digest::of(&encoded), directory).is_none() {
+                    bytes += encoded.len();
+                    check_tree_size(tree.len(), bytes)?;
+                }
                 missing = false;
             }
             if missing {
@@ -136,11 +140,18 @@ async fn upload(objects: &Objects, root: B3Digest, mut tree: HashMap<B3Digest, D
     let mut upload = BufWriter::new(objects.store.clone(), objects.path(Kind::Tree, &root));
     let mut encoder = zstd::Encoder::new(Vec::new(), zstd::DEFAULT_COMPRESSION_LEVEL)?;
     let mut waiting = VecDeque::from([root]);
+    let (directories, mut bytes) = (tree.len(), 0);
     while let Some(digest) = waiting.pop_front() {
         // Taken out before, it is in the object.
         let Some(directory) = tree.remove(&digest) else { continue };
         waiting.extend(directory.children().map(|(child, _)| child));
         let encoded = directory.encode();
+        bytes += encoded.len();
+        if let Err(too_large) = check_tree_size(directories, bytes) {
+            // What stays of it is no tree.
+            let _ = upload.abort().await;
+            return Err(in_tree(&root, &too_large));
+        }
         let length = u32::try_from(encoded.len()).map_err(|_| io::ErrorKind::FileTooLarge)?;
         encoder.write_all(&length.to_be_bytes())?;
         encoder.write_all(&encoded)?;
@@ -169,6 +180,7 @@ pub(super) async fn download(objects: Arc<Objects>, root: B3Digest, mut to: mpsc
     };
     let mut announced = HashSet::from([root]);
     let mut waiting = announced.clone();
+    let mut bytes = 0;
     while !waiting.is_empty() {
         let Some(encoded) = frames.next().await? else {
             let missing = waiting.into_iter().next().unwrap_or(root);
@@ -181,12 +193,18 @@ pub(super) async fn download(objects: Arc<Objects>, root: B3Digest, mut to: mpsc
         }
         let directory = decode_verified(&digest, &encoded)?;
         waiting.extend(directory.children().map(|(child, _)| child).filter(|child| announced.insert(*child)));
+        bytes += encoded.len();
+        check_tree_size(announced.len(), bytes).map_err(|error| in_tree(&root, &error))?;
         if to.send(directory).await.is_err() {
             // Nobody reads on.
             break;
         }
     }
     Ok(())
+}
+
+fn in_tree(root: &B3Digest, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("the tree {root}: {error}"))
 }
 
 /// The length-delimited messages of a compressed object.

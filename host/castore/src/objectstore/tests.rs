@@ -27,7 +27,7 @@ use super::{
 use crate::{
     BlobService, Directory, Node, Store, export, from_addr, import,
     proto::{StatBlobResponse, stat_blob_response::ChunkMeta},
-    testing::{file, name, splitmix, symlink},
+    testing::{file, name, splitmix, symlink, too_large_tree},
 };
 
 /// A store of plain objects.
@@ -406,6 +406,30 @@ async fn damaged_trees_are_refused() {
     let digest = B3Digest::of(&long);
     fixture.put_tree(&digest, &[long]);
     fixture.refused_tree(&digest).await;
+}
+
+#[tokio::test]
+async fn a_tree_with_too_many_bytes_is_neither_got_nor_put() {
+    let fixture = Fixture::new();
+    let tree = too_large_tree();
+    let root = tree[0].digest();
+    let mut putter = fixture.store.directories.put_multiple_start();
+    for directory in tree.iter().rev() {
+        putter.put(directory.clone()).await.unwrap();
+    }
+    let rule = "a tree has at most 1048576 directories and 268435456 bytes";
+    let error = putter.close().await.unwrap_err();
+    assert!(error.to_string().contains(rule), "{error}");
+    assert!(objects_below(fixture.dir.path()).is_empty());
+
+    let mut object = zstd::Encoder::new(fs::File::create(fixture.path("dirs", &root)).unwrap(), 1).unwrap();
+    for encoded in tree.iter().map(Directory::encode) {
+        object.write_all(&(encoded.len() as u32).to_be_bytes()).unwrap();
+        object.write_all(&encoded).unwrap();
+    }
+    object.finish().unwrap();
+    let error = fixture.walk(&root).await.unwrap_err();
+    assert!(error.to_string().contains(rule), "{error}");
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     B3Digest, Directory, DirectoryPutter, DirectoryService,
     directory::MAX_DIRECTORY_BYTES,
-    directoryservice::{LeavesFirst, RootFirst},
+    directoryservice::{LeavesFirst, RootFirst, check_tree_size},
     proto::{GetDirectoryRequest, get_directory_request::ByWhat},
     runtime::spawn,
 };
@@ -107,6 +107,7 @@ impl GrpcDirectoryService {
         };
         // Directories that came before are no sign of life.
         let mut deadline = Instant::now() + self.peer.idle_timeout;
+        let (mut directories, mut bytes) = (0, 0);
         loop {
             let message = match timeout_at(deadline, messages.message()).await {
                 Err(_) => return Err(self.peer.silent()),
@@ -118,6 +119,8 @@ impl GrpcDirectoryService {
             };
             let digest = message.digest();
             if order.expects(&digest).map_err(|error| self.in_tree(&root, &error))? {
+                (directories, bytes) = (directories + 1, bytes + message.len());
+                check_tree_size(directories, bytes).map_err(|error| self.in_tree(&root, &error))?;
                 let directory = self.decode(&digest, &message)?;
                 order.admit(&digest, &directory).map_err(|error| self.in_tree(&root, &error))?;
                 outlet.send(directory, message.len()).await?;
@@ -166,12 +169,16 @@ impl DirectoryService for GrpcDirectoryService {
 
     async fn put(&self, directory: Directory) -> io::Result<B3Digest> {
         let digest = directory.digest();
-        let mut below = HashMap::new();
+        let (mut below, mut bytes) = (HashMap::new(), 0);
         for (child, _) in directory.children() {
             if !below.contains_key(&child) {
                 let mut tree = self.get_recursive(&child);
                 while let Some(found) = tree.try_next().await? {
-                    below.insert(found.digest(), found);
+                    let encoded = found.encode();
+                    if below.insert(B3Digest::of(&encoded), found).is_none() {
+                        bytes += encoded.len();
+                        check_tree_size(below.len(), bytes)?;
+                    }
                 }
             }
             if !below.contains_key(&child) {

@@ -22,6 +22,7 @@ use super::{
 use crate::{
     B3Digest, BlobService as _, Directory, DirectoryService as _, Store,
     proto::{self, BlobChunk, PutBlobResponse, PutDirectoryResponse, StatBlobResponse, stat_blob_response::ChunkMeta},
+    testing::too_large_tree,
 };
 
 const CONTENTS: &[u8] = b"what the blob should hold";
@@ -294,6 +295,14 @@ async fn the_sizes_in_a_tree_must_be_right() {
     let messages = encoded(&[&root]);
     let error = walk(&root, peer, move || all(messages.clone())).await.unwrap_err();
     assert!(error.to_string().contains("is said to have size 7, and also size 2"), "{error}");
+}
+
+#[tokio::test]
+async fn a_tree_with_too_many_bytes_is_refused() {
+    let tree = too_large_tree();
+    let messages = encoded(&tree.iter().collect::<Vec<_>>());
+    let error = walk(&tree[0], peer, move || all(messages.clone())).await.unwrap_err();
+    assert!(error.to_string().contains("a tree has at most 1048576 directories and 268435456 bytes"), "{error}");
 }
 
 #[tokio::test]
