@@ -41,7 +41,7 @@ use nix::{
 use super::{
     BlobReader, BlobService, BlobWriter, Lease,
     local_io::{LocalBlobReader, LocalBlobWriter},
-    staging::Staging,
+    staging::{Staging, at_path},
     verified::{Verified, Version},
 };
 use crate::{B3Digest, Node};
@@ -318,7 +318,7 @@ impl Shared {
     fn commit(&self) -> io::Result<()> {
         let _committing = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(staging) = self.staging.get() {
-            self.publish_all(staging)?;
+            self.publish_all(staging).map_err(|error| at_path(&self.staging_parent, &error))?;
         }
         // The contents are durable, now their names. A second sync of what little has changed since costs less than one
         // for each directory.

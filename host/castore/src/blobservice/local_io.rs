@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
 use super::{
     BlobWriter,
     local::Shared,
+    staging::at_path,
     verified::{Verified, Version},
     written_after_close, written_after_failure,
 };
@@ -157,7 +158,7 @@ impl LocalBlobWriter {
                 let digest = B3Digest::of(&contents);
                 if !self.shared.has(&digest)? {
                     let mut unfinished = Unfinished::create(self.shared.clone())?;
-                    unfinished.file.write_all(&contents)?;
+                    unfinished.write(&contents)?;
                     unfinished.stage(digest)?;
                 }
                 digest
@@ -180,7 +181,7 @@ impl LocalBlobWriter {
 impl Large {
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.hasher.update(bytes);
-        self.file.file.write_all(bytes)?;
+        self.file.write(bytes)?;
         let written = self.hasher.count();
         if written - self.flushing >= FLUSH_BYTES {
             self.file.begin_to_flush(self.flushing, written - self.flushing);
@@ -202,6 +203,10 @@ impl Unfinished {
     fn create(shared: Arc<Shared>) -> io::Result<Self> {
         let (number, file) = shared.staging()?.create_file()?;
         Ok(Self { shared, number, file, staged: false })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes).map_err(|error| at_path(self.shared.staging_parent(), &error))
     }
 
     /// Has the kernel write this range to the disk, and doesn't wait for it.

@@ -44,6 +44,10 @@ pub(super) struct Staging {
 impl Staging {
     /// Makes a directory in `parent` for this owner alone, and notes the time if that is a batch.
     pub(super) fn create(parent: &Path, is_batch: bool) -> io::Result<Self> {
+        Self::try_create(parent, is_batch).map_err(|error| at_path(parent, &error))
+    }
+
+    fn try_create(parent: &Path, is_batch: bool) -> io::Result<Self> {
         let _making = lock(parent, FlockArg::LockExclusive)?;
         loop {
             let path = parent.join(format!("{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
@@ -121,7 +125,8 @@ impl Staging {
     pub(super) fn create_file(&self) -> io::Result<(u64, File)> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
-        let file = openat(&*self.dir, number.to_string().as_str(), flags, Mode::from_bits_retain(0o444))?;
+        let file = openat(&*self.dir, number.to_string().as_str(), flags, Mode::from_bits_retain(0o444))
+            .map_err(|errno| at_path(&self.path, &errno.into()))?;
         Ok((number, file.into()))
     }
 
@@ -142,6 +147,11 @@ impl Drop for Staging {
         // What can't be removed here is swept by the next who opens the store.
         let _ = fs::remove_dir_all(&self.path);
     }
+}
+
+/// The same error, which names the place.
+pub(super) fn at_path(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 /// Removes a directory that nobody holds. Its owner may have removed it, and let go of it, after it was opened here.

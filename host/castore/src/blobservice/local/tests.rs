@@ -92,6 +92,30 @@ fn a_file_system_without_rename_flags_will_do() {
     assert_eq!(files_below(&dir.path().join(STAGING)), 0);
 }
 
+#[test]
+fn a_full_disk_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_owned();
+    const BYTES: usize = 64 * 1024;
+    failing((nix::libc::SYS_write, 2, BYTES as nix::libc::c_int), Errno::ENOSPC, move || {
+        futures::executor::block_on(async {
+            let service = LocalBlobService::open(&path).unwrap();
+            // The first is written when it is closed, the other one at once.
+            for contents in [vec![0; BYTES], vec![0; BYTES + 1024 * 1024]] {
+                let mut writer = service.open_write().await;
+                let written = writer.write_all(&contents).await;
+                let error = match written {
+                    Ok(()) => writer.close().await.unwrap_err(),
+                    Err(error) => error,
+                };
+                assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+                let place = format!("{}: No space left", path.join(STAGING).display());
+                assert!(error.to_string().starts_with(&place), "{error}");
+            }
+        });
+    });
+}
+
 #[tokio::test]
 async fn a_blob_known_already_is_not_staged() {
     let dir = tempfile::tempdir().unwrap();
