@@ -1,7 +1,8 @@
 //! A store in files of this machine: what can be verified and collected, and what has named roots.
 //!
 //! ```text
-//!   DIR/b3, DIR/staging, DIR/leases   see `LocalBlobService`
+//!   DIR/b3, DIR/staging, DIR/leases, DIR/format
+//!                                     see `LocalBlobService`
 //!   DIR/roots                         locked, for itself alone, by a collection
 //!   DIR/roots/NAME                    a node, as an `Entry` message
 //! ```

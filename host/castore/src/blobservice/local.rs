@@ -8,6 +8,7 @@
 //! `commit` syncs the file system and only then gives names, so a name in `b3` always stands for a whole blob, whenever the
 //! machine stops. Until then a blob can be read through its own service only. The names are synced too, those that
 //! others have made included: a blob found in `b3` may have got there a moment ago. The empty blob is never stored.
+//! `DIR/format` has the number of this layout.
 //!
 //! What is read is checked: by the reader as it goes, which gives an error instead of the last bytes, and before a descriptor
 //! is given out, since who has that reads without us. A file is read for that once a process; another one is read when its
@@ -40,6 +41,7 @@ use nix::{
 
 use super::{
     BlobReader, BlobService, BlobWriter, Lease,
+    layout::{check_layout, note_layout},
     local_io::{LocalBlobReader, LocalBlobWriter},
     staging::{Staging, at_path},
     verified::{Verified, Version},
@@ -85,8 +87,9 @@ impl LocalBlobService {
     ///
     /// # Errors
     ///
-    /// When the directory can't be made, read or swept.
+    /// When the directory can't be made, read or swept; `Unsupported` when another version has given it another layout.
     pub fn open(dir: &Path) -> io::Result<Self> {
+        let says_layout = check_layout(dir)?;
         let staging_parent = dir.join(STAGING);
         fs::create_dir_all(dir.join(BLOBS))?;
         fs::create_dir_all(&staging_parent)?;
@@ -95,6 +98,10 @@ impl LocalBlobService {
             Err(error)
                 if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {}
             swept => swept?,
+        }
+        if !says_layout && let Err(error) = note_layout(dir, &staging_parent) {
+            // It may only be read, or the disk is full. Without the note it has this layout, too.
+            tracing::debug!("{}: can't note the layout of the store: {error}", dir.display());
         }
         let blobs = Arc::new(File::open(dir.join(BLOBS))?);
         let verified = Arc::new(Verified::new(dir.join(BLOBS)));

@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncSeek, AsyncWrite};
 
 #[cfg(test)]
 mod conformance;
+mod layout;
 mod lease;
 mod local;
 mod local_gc;
@@ -22,6 +23,7 @@ mod memory;
 mod staging;
 mod verified;
 
+pub(crate) use layout::check_layout;
 pub use lease::Lease;
 pub(crate) use lease::{decode_node, encode_node};
 pub use local::LocalBlobService;

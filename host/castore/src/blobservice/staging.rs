@@ -130,6 +130,11 @@ impl Staging {
         Ok((number, file.into()))
     }
 
+    /// Where a blob is.
+    pub(super) fn path(&self, number: u64) -> PathBuf {
+        self.path.join(number.to_string())
+    }
+
     /// Opens a blob to read.
     pub(super) fn open_file(&self, number: u64) -> io::Result<File> {
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

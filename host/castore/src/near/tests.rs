@@ -350,6 +350,21 @@ async fn a_commit_that_is_given_up_can_be_repeated() {
 }
 
 #[tokio::test]
+async fn a_near_store_of_another_layout_is_refused() {
+    let (dir, far) = (tempfile::tempdir().unwrap(), Far::memory());
+    drop(open(&dir, 1 << 30, &far));
+    fs::remove_file(dir.path().join("blobs/format")).unwrap();
+    fs::write(dir.path().join("blobs/format"), "2\n").unwrap();
+    let blobs = NearBlobService::open(dir.path(), 1, WritePolicy::Back, far).err().unwrap();
+    let far_directories = Arc::<MemoryDirectoryService>::default();
+    let directories = NearDirectoryService::open(dir.path(), 1, WritePolicy::Back, far_directories).err().unwrap();
+    for error in [blobs, directories] {
+        assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+        assert!(error.to_string().contains("blobs/format: the store has the layout 2"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn what_is_to_be_written_back_stays_until_it_is_also_after_a_restart() {
     let (dir, far) = (tempfile::tempdir().unwrap(), Far::memory());
     let back = || NearBlobService::open(dir.path(), 1, WritePolicy::Back, far.clone()).unwrap();

@@ -15,7 +15,7 @@ use tokio::sync::Mutex;
 use super::notes::{Notes, uploads};
 use crate::{
     B3Digest, Directory, DirectoryService, Node, RedbDirectoryService,
-    blobservice::{PENDING_BLOBS, PENDING_TREES},
+    blobservice::{PENDING_BLOBS, PENDING_TREES, check_layout},
     directoryservice::put_tree,
 };
 
@@ -34,6 +34,7 @@ pub(super) struct Trees {
 impl Trees {
     pub(super) fn open(dir: &Path, max_bytes: u64, far: Arc<dyn DirectoryService>) -> io::Result<Self> {
         let (path, blobs) = (dir.join("directories.redb"), dir.join("blobs"));
+        check_layout(&blobs)?;
         Ok(Self {
             near: RedbDirectoryService::open(&path)?,
             far,

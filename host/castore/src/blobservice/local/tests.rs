@@ -40,7 +40,7 @@ async fn blobs_that_are_not_committed_are_private_and_go_with_their_service() {
     assert!(!other.has(&digest).await.unwrap());
     drop(service);
     assert!(!LocalBlobService::open(dir.path()).unwrap().has(&digest).await.unwrap());
-    assert_eq!(files_below(dir.path()), 0);
+    assert_eq!(files_below(&dir.path().join(STAGING)) + files_below(&dir.path().join(BLOBS)), 0);
 }
 
 #[tokio::test]
