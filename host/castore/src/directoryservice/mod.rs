@@ -57,6 +57,26 @@ pub trait DirectoryPutter: Send {
     async fn close(&mut self) -> io::Result<B3Digest>;
 }
 
+/// Bytes of encoded directories after which no more of a batch are decoded, which takes many times as much.
+const BATCH_BYTES: usize = 1024 * 1024;
+
+/// Decodes directories in the order asked; what comes after [`BATCH_BYTES`] of them is left out, but never the first.
+fn decode_batch(
+    digests: &[B3Digest],
+    mut get: impl FnMut(&B3Digest) -> io::Result<Option<Vec<u8>>>,
+) -> io::Result<Vec<Option<Directory>>> {
+    let (mut found, mut bytes) = (Vec::new(), 0);
+    for digest in digests {
+        if bytes >= BATCH_BYTES {
+            break;
+        }
+        let encoded = get(digest)?;
+        bytes += encoded.as_ref().map_or(0, Vec::len);
+        found.push(encoded.map(|encoded| decode_verified(digest, &encoded)).transpose()?);
+    }
+    Ok(found)
+}
+
 /// Verifies and decodes what a store has under a digest.
 pub(crate) fn decode_verified(digest: &B3Digest, encoded: &[u8]) -> io::Result<Directory> {
     let actual = B3Digest::of(encoded);

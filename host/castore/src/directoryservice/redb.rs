@@ -20,7 +20,7 @@ use futures::stream::BoxStream;
 use redb::{Builder, Database, DatabaseError, ReadOnlyDatabase, ReadableDatabase as _, TableDefinition, TableError};
 use tokio::runtime::Handle;
 
-use super::{DirectoryPutter, DirectoryService, decode_verified, order::LeavesFirst, walk};
+use super::{DirectoryPutter, DirectoryService, decode_batch, order::LeavesFirst, walk};
 use crate::{B3Digest, Directory};
 
 pub(super) const TABLE: TableDefinition<'_, [u8; B3Digest::LENGTH], Vec<u8>> = TableDefinition::new("directory");
@@ -78,6 +78,7 @@ impl RedbDirectoryService {
 }
 
 impl Shared {
+    /// Directories in the order asked; fewer than asked when they are large, but at least one.
     pub(super) fn get_many(&self, digests: &[B3Digest]) -> io::Result<Vec<Option<Directory>>> {
         let _turn = self.turn.read().unwrap_or_else(PoisonError::into_inner);
         let Some(database) = self.open_to_read()? else { return Ok(vec![None; digests.len()]) };
@@ -87,11 +88,10 @@ impl Shared {
             Err(TableError::TableDoesNotExist(_)) => return Ok(vec![None; digests.len()]),
             Err(error) => return Err(self.failed(error)),
         };
-        let get = |digest: &B3Digest| match table.get(digest.as_bytes()).map_err(|error| self.failed(error))? {
-            Some(encoded) => decode_verified(digest, &encoded.value()).map(Some),
-            None => Ok(None),
-        };
-        digests.iter().map(get).collect()
+        decode_batch(digests, |digest| {
+            let encoded = table.get(digest.as_bytes()).map_err(|error| self.failed(error))?;
+            Ok(encoded.map(|encoded| encoded.value()))
+        })
     }
 
     /// Adds these, and that their root is new, in one durable transaction.
@@ -277,7 +277,23 @@ mod tests {
     use futures::{StreamExt as _, poll};
 
     use super::*;
-    use crate::testing::{name, symlink};
+    use crate::{
+        directoryservice::{BATCH_BYTES, Reachable},
+        testing::{name, symlink},
+    };
+
+    /// Directories of three quarters of a batch each, and their parent.
+    fn large_tree() -> Vec<Directory> {
+        let target = "t".repeat(4000);
+        let large = |at: usize| {
+            let entries = (0..BATCH_BYTES * 3 / 4 / target.len()).map(|entry| name(&format!("{at}-{entry}")));
+            Directory::try_from_iter(entries.map(|entry| (entry, symlink(&target)))).unwrap()
+        };
+        let mut directories: Vec<_> = (0..5).map(large).collect();
+        let children = directories.iter().enumerate().map(|(at, child)| (name(&at.to_string()), child.to_node()));
+        directories.push(Directory::try_from_iter(children).unwrap());
+        directories
+    }
 
     fn directory(target: &str) -> Directory {
         Directory::try_from_iter([(name("l"), symlink(target))]).unwrap()
@@ -300,6 +316,28 @@ mod tests {
         let error = RedbDirectoryService::open(&path).unwrap().get(&digest).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         assert!(error.to_string().contains("damaged"));
+    }
+
+    #[tokio::test]
+    async fn a_batch_of_large_directories_ends_early_and_a_walk_goes_on_with_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let service = RedbDirectoryService::open(&dir.path().join("d.redb")).unwrap();
+        let large = large_tree();
+        let mut putter = service.put_multiple_start();
+        for directory in &large {
+            putter.put(directory.clone()).await.unwrap();
+        }
+        let root = putter.close().await.unwrap();
+        let digests: Vec<_> = large.iter().map(Directory::digest).collect();
+        let batch = service.shared.get_many(&digests).unwrap();
+        assert_eq!(batch.len(), 2);
+        assert!(batch.into_iter().eq(large[..2].iter().cloned().map(Some)));
+        let walked: Vec<_> = service.get_recursive(&root).map(Result::unwrap).collect().await;
+        assert_eq!(walked.len(), large.len());
+        assert!(large.iter().all(|directory| walked.contains(directory)));
+        let mut reachable = Reachable::default();
+        service.reach(&[large[large.len() - 1].to_node()], &mut reachable).unwrap();
+        assert_eq!((reachable.directories, reachable.missing.len()), (digests.into_iter().collect(), 0));
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@ use std::{collections::HashSet, io, sync::PoisonError, time::SystemTime};
 use redb::{ReadableDatabase as _, ReadableTable, ReadableTableMetadata as _, TableError};
 
 use super::{
-    RedbDirectoryService, decode_verified,
+    RedbDirectoryService, decode_batch,
     redb::{RECENT, TABLE, unix_nanos},
 };
 use crate::{B3Digest, Directory, Node};
@@ -35,7 +35,8 @@ impl Reachable {
         }
     }
 
-    /// Adds what is below these directories, which have been reached. `get` answers in the order asked.
+    /// Adds what is below these directories, which have been reached. `get` answers in the order asked, for the first at
+    /// least.
     fn walk(
         &mut self,
         mut waiting: Vec<B3Digest>,
@@ -43,7 +44,9 @@ impl Reachable {
     ) -> io::Result<()> {
         while !waiting.is_empty() {
             let batch = waiting.split_off(waiting.len().saturating_sub(BATCH));
-            for (digest, found) in batch.iter().zip(get(&batch)?) {
+            let found = get(&batch)?;
+            waiting.extend_from_slice(&batch[found.len()..]);
+            for (digest, found) in batch.iter().zip(found) {
                 match found {
                     Some(directory) => {
                         waiting.extend(directory.nodes().filter_map(|(_, node)| self.reach(node)));
@@ -92,12 +95,10 @@ impl RedbDirectoryService {
             let new = roots_since(&recent, cutoff).map_err(|error| failed(error.into()))?;
             let begin = new.iter().filter_map(|node| reachable.reach(node)).collect();
             reachable.walk(begin, |digests| {
-                let get =
-                    |digest: &B3Digest| match table.get(digest.as_bytes()).map_err(|error| failed(error.into()))? {
-                        Some(encoded) => decode_verified(digest, &encoded.value()).map(Some),
-                        None => Ok(None),
-                    };
-                digests.iter().map(get).collect()
+                decode_batch(digests, |digest| {
+                    let encoded = table.get(digest.as_bytes()).map_err(|error| failed(error.into()))?;
+                    Ok(encoded.map(|encoded| encoded.value()))
+                })
             })?;
             let all = table.len().map_err(|error| failed(error.into()))?;
             table

@@ -11,7 +11,8 @@ use crate::{B3Digest, Directory};
 /// Most directories that are asked for at a time.
 const BATCH: usize = 256;
 
-/// Walks breadth first from the root, asking for up to [`BATCH`] directories at a time; `get` answers in the order asked.
+/// Walks breadth first from the root, asking for up to [`BATCH`] directories at a time; `get` answers in the order asked,
+/// for the first at least.
 pub(super) fn breadth_first<'a, F>(
     root: &B3Digest,
     get: impl Fn(Vec<B3Digest>) -> F + Send + 'a,
@@ -64,14 +65,15 @@ struct Walk<G> {
 impl<G: Fn(Vec<B3Digest>) -> F, F: Future<Output = io::Result<Vec<Option<Directory>>>>> Walk<G> {
     async fn next(&mut self, root: &B3Digest) -> io::Result<Option<Directory>> {
         if self.ready.is_empty() {
-            let batch: Vec<_> = self.waiting.drain(..self.waiting.len().min(BATCH)).collect();
+            let batch: Vec<_> = self.waiting.iter().take(BATCH).copied().collect();
             if batch.is_empty() {
                 return Ok(None);
             }
-            for (digest, found) in batch.iter().zip((self.get)(batch.clone()).await?) {
+            let found = (self.get)(batch).await?;
+            for (digest, found) in self.waiting.drain(..found.len()).zip(found) {
                 match found {
                     Some(directory) => self.ready.push_back(directory),
-                    None if digest == root => return Ok(None),
+                    None if digest == *root => return Ok(None),
                     None => {
                         let message = format!("the directory {digest}, which is below {root}, is not in the store");
                         return Err(io::Error::new(io::ErrorKind::NotFound, message));

@@ -134,6 +134,26 @@ fn what_nothing_needs_goes_and_the_rest_stays() {
 }
 
 #[test]
+fn a_tree_of_more_than_one_batch_is_kept_whole() {
+    let place = Place::new();
+    let store = place.store();
+    let target = "t".repeat(4000);
+    let large = |at: usize| {
+        let links = (0..200).map(|entry| (name(&format!("{at}-{entry}")), symlink(&target)));
+        Directory::try_from_iter(links).unwrap()
+    };
+    let mut directories: Vec<_> = (0..5).map(large).collect();
+    let children = directories.iter().enumerate().map(|(at, child)| (name(&at.to_string()), child.to_node()));
+    directories.push(Directory::try_from_iter(children).unwrap());
+    let node = crate::import::put_directories(&store, directories).unwrap();
+    assert_eq!(place.collect(LONG).directories_left, 6);
+    place.local().add_root("r", &node).unwrap();
+    place.age();
+    assert_eq!(place.collect(Duration::ZERO).directories_left, 6);
+    sound(&place, &node);
+}
+
+#[test]
 fn the_time_counts_from_when_something_was_found_last() {
     let place = Place::new();
     let store = place.store();
