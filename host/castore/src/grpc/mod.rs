@@ -23,7 +23,7 @@ mod tests;
 pub use client::{CERTIFICATE_VARIABLE, GrpcBlobService, GrpcDirectoryService, KEY_VARIABLE, Peer, PeerOptions};
 pub(crate) use message::EncodedDirectory;
 pub use server::{
-    DESCRIPTOR_SETS, Listener, SERVICES, ServeError, ServeOptions, Tls, add_services, serve, serve_routes,
+    DESCRIPTOR_SETS, Intake, Listener, SERVICES, ServeError, ServeOptions, Tls, add_services, serve, serve_routes,
 };
 pub use tonic::{
     service::RoutesBuilder,

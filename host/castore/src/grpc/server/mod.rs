@@ -6,8 +6,10 @@
 
 mod blobs;
 mod directories;
+mod intake;
 mod listener;
 mod mount;
+mod share;
 mod work;
 
 use std::{io, time::Duration};
@@ -17,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, service::RoutesBuilder, transport::Server};
 use tonic_health::ServingStatus;
 
+pub use intake::Intake;
 pub use listener::{Listener, Tls};
 pub(super) use mount::{Snix, TvixBlobs, TvixDirectories};
 
@@ -27,6 +30,7 @@ use super::{
 use crate::{B3Digest, Store, directory::MAX_DIRECTORY_BYTES, proto};
 use blobs::Blobs;
 use directories::Directories;
+use intake::{Guarded, MAX_QUESTION_BYTES};
 use work::Work;
 
 /// What castore's services are called, as health checks ask for them.
@@ -66,11 +70,18 @@ pub struct ServeOptions {
     pub drain: Duration,
     /// Bytes of the largest blob that is taken.
     pub max_blob_bytes: u64,
+    /// What pays for the bytes of messages that arrive.
+    pub intake: Intake,
 }
 
 impl Default for ServeOptions {
     fn default() -> Self {
-        Self { idle_timeout: Duration::from_secs(600), drain: Duration::from_secs(10), max_blob_bytes: MAX_BLOB_BYTES }
+        Self {
+            idle_timeout: Duration::from_secs(600),
+            drain: Duration::from_secs(10),
+            max_blob_bytes: MAX_BLOB_BYTES,
+            intake: Intake::default(),
+        }
     }
 }
 
@@ -120,18 +131,29 @@ pub fn add_services(routes: &mut RoutesBuilder, store: &Store, options: &ServeOp
         .add_service(directories);
 }
 
+/// One of castore's services, as others reach it.
+type Mounted<S> = Snix<Guarded<S>>;
+
 pub(super) fn services(
     store: &Store,
     options: &ServeOptions,
     stop: CancellationToken,
-) -> (Snix<BlobServiceServer<Blobs>>, Snix<DirectoryServiceServer<Directories>>) {
+) -> (Mounted<BlobServiceServer<Blobs>>, Mounted<DirectoryServiceServer<Directories>>) {
     let work = Work::new(options.idle_timeout, stop);
     let blobs = Blobs { blobs: store.blobs.clone(), work: work.clone(), max_blob_bytes: options.max_blob_bytes };
     let directories = Directories::new(store.clone(), work);
+    let blobs = BlobServiceServer::new(blobs).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let directories = DirectoryServiceServer::new(directories).max_decoding_message_size(MAX_DIRECTORY_BYTES);
+    let largest_of_blobs = |path: &str| if is_put(path) { MAX_MESSAGE_BYTES } else { MAX_QUESTION_BYTES };
+    let largest_of_directories = |path: &str| if is_put(path) { MAX_DIRECTORY_BYTES } else { MAX_QUESTION_BYTES };
     (
-        Snix(BlobServiceServer::new(blobs).max_decoding_message_size(MAX_MESSAGE_BYTES)),
-        Snix(DirectoryServiceServer::new(directories).max_decoding_message_size(MAX_DIRECTORY_BYTES)),
+        Snix(options.intake.guard(blobs, largest_of_blobs, options.idle_timeout)),
+        Snix(options.intake.guard(directories, largest_of_directories, options.idle_timeout)),
     )
+}
+
+fn is_put(path: &str) -> bool {
+    path.ends_with("/Put")
 }
 
 /// Serves these services, and beside them health for each of `services` and reflection from `descriptor_sets`, on every
@@ -154,7 +176,8 @@ pub async fn serve_routes(
     for service in services {
         reporter.set_service_status(*service, ServingStatus::Serving).await;
     }
-    routes.add_service(health);
+    let question = |_: &str| MAX_QUESTION_BYTES;
+    routes.add_service(options.intake.guard(health, question, options.idle_timeout));
     let reflection = || {
         descriptor_sets.iter().fold(
             tonic_reflection::server::Builder::configure()
@@ -162,8 +185,11 @@ pub async fn serve_routes(
             |builder, set| builder.register_encoded_file_descriptor_set(set),
         )
     };
-    routes.add_service(reflection().build_v1().map_err(ServeError::Reflection)?);
-    routes.add_service(reflection().build_v1alpha().map_err(ServeError::Reflection)?);
+    let current = reflection().build_v1().map_err(ServeError::Reflection)?;
+    let older = reflection().build_v1alpha().map_err(ServeError::Reflection)?;
+    routes
+        .add_service(options.intake.guard(current, question, options.idle_timeout))
+        .add_service(options.intake.guard(older, question, options.idle_timeout));
     let routes = routes.routes();
 
     let serving = try_join_all(listeners.into_iter().map(|listener| listener.serve(routes.clone(), shutdown.clone())));

@@ -96,6 +96,6 @@ impl Work {
     }
 }
 
-fn silent(idle_timeout: Duration) -> Status {
+pub(super) fn silent(idle_timeout: Duration) -> Status {
     Status::deadline_exceeded(format!("the client has been silent for {idle_timeout:?}"))
 }

@@ -20,8 +20,16 @@ use tokio::{
     sync::Notify,
 };
 use tonic::{
-    Code, Status,
+    Code, Request, Status,
+    client::Grpc,
+    codegen::http::uri::PathAndQuery,
     transport::{Channel, Endpoint},
+};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_prost::ProstCodec;
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest,
 };
 
 use super::{
@@ -34,7 +42,9 @@ use super::{
 };
 use crate::{
     B3Digest, BlobReader, BlobService, BlobWriter, Directory, MemoryBlobService, Store,
-    proto::{self, GetDirectoryRequest, ReadBlobRequest, StatBlobRequest, stat_blob_response::ChunkMeta},
+    proto::{
+        self, GetDirectoryRequest, ReadBlobRequest, StatBlobRequest, StatBlobResponse, stat_blob_response::ChunkMeta,
+    },
 };
 
 /// A connection to a server of this store.
@@ -59,7 +69,7 @@ async fn digests_of_another_length_are_refused() {
     let (channel, _dir) = connect(&Store::memory(), &ServeOptions::default());
     let mut blobs = BlobServiceClient::new(channel.clone());
     let mut directories = DirectoryServiceClient::new(channel);
-    for length in [0, 31, 33, 1_000_000] {
+    for length in [0, 31, 33, 1_000] {
         let digest: bytes::Bytes = vec![0; length].into();
         let rule = format!("digest: a digest has 32 bytes, not {length}");
         let stat = StatBlobRequest { digest: digest.clone(), ..Default::default() };
@@ -71,6 +81,27 @@ async fn digests_of_another_length_are_refused() {
     }
     let unset = GetDirectoryRequest { by_what: None, recursive: true };
     refused(directories.get(unset).await, Code::InvalidArgument, "by_what: is not set");
+}
+
+#[tokio::test]
+async fn a_question_that_is_too_large_is_refused_unread() {
+    let (channel, _dir) = connect(&Store::memory(), &ServeOptions::default());
+    let digest: bytes::Bytes = vec![0; 100_000].into();
+    let mut blobs = BlobServiceClient::new(channel.clone());
+    let stat = StatBlobRequest { digest: digest.clone(), ..Default::default() };
+    refused(blobs.stat(stat).await, Code::OutOfRange, "too large");
+    refused(blobs.read(ReadBlobRequest { digest: digest.clone() }).await, Code::OutOfRange, "too large");
+    let asked = DirectoryServiceClient::new(channel.clone()).get(get(digest, true)).await;
+    refused(asked, Code::OutOfRange, "too large");
+    let text = "s".repeat(100_000);
+    let checked = HealthClient::new(channel.clone()).check(HealthCheckRequest { service: text.clone() }).await;
+    refused(checked, Code::OutOfRange, "too large");
+    let list = Some(MessageRequest::ListServices(String::new()));
+    let request = stream::iter([ServerReflectionRequest { host: text, message_request: list }]);
+    let mut client = ServerReflectionClient::new(channel);
+    let mut answers = client.server_reflection_info(request).await.unwrap().into_inner();
+    // It has no word for why it ends.
+    assert_eq!(answers.message().await.unwrap(), None);
 }
 
 #[tokio::test]
@@ -297,11 +328,19 @@ async fn a_client_that_dies_in_mid_stream_leaves_nothing() {
 async fn a_client_that_hangs_is_given_up() {
     let (channel, _dir) = connect(&Store::memory(), &impatient());
     let mut blobs = BlobServiceClient::new(channel.clone());
-    let mut directories = DirectoryServiceClient::new(channel);
+    let mut directories = DirectoryServiceClient::new(channel.clone());
     let hanging = stream::iter([chunk(vec![0; 1000])]).chain(stream::pending());
     refused(blobs.put(hanging).await, Code::DeadlineExceeded, "the client has been silent for 400ms");
     let hanging = stream::iter(encoded(&[&leaf("x")])).chain(stream::pending());
     refused(directories.put(hanging).await, Code::DeadlineExceeded, "the client has been silent for 400ms");
+    // A question that never comes.
+    let mut client = Grpc::new(channel);
+    client.ready().await.unwrap();
+    let codec = ProstCodec::<StatBlobRequest, StatBlobResponse>::default();
+    let path = PathAndQuery::from_static("/snix.castore.v1.BlobService/Stat");
+    let asked = client.client_streaming(Request::new(stream::pending()), path, codec);
+    let answered = tokio::time::timeout(Duration::from_secs(60), asked).await.unwrap();
+    refused(answered, Code::DeadlineExceeded, "the client has been silent for 400ms");
 }
 
 /// A blob without an end, which counts what is read of it.
