@@ -8,7 +8,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     super::{CHUNK_BYTES, MAX_MESSAGE_BYTES, services::blob_service_server},
-    digest, status,
+    digest,
+    share::Client,
+    status,
     work::{Answers, Work},
 };
 use crate::{
@@ -30,6 +32,7 @@ fn missing(digest: &B3Digest) -> Status {
 #[async_trait]
 impl blob_service_server::BlobService for Blobs {
     async fn stat(&self, request: Request<StatBlobRequest>) -> Result<Response<StatBlobResponse>, Status> {
+        let client = Client::of(request.extensions());
         let request = request.into_inner();
         let digest = digest("digest", &request.digest)?;
         let blobs = self.blobs.clone();
@@ -46,12 +49,13 @@ impl blob_service_server::BlobService for Blobs {
             }
             Ok(answer)
         };
-        self.work.run(stat).await.map(Response::new)
+        self.work.run(client, None, stat).await.map(Response::new)
     }
 
     type ReadStream = Answers<BlobChunk>;
 
     async fn read(&self, request: Request<ReadBlobRequest>) -> Result<Response<Self::ReadStream>, Status> {
+        let client = Client::of(request.extensions());
         let digest = digest("digest", &request.into_inner().digest)?;
         let blobs = self.blobs.clone();
         let read = |mut outlet: super::work::Outlet<BlobChunk>| async move {
@@ -65,16 +69,17 @@ impl blob_service_server::BlobService for Blobs {
                 outlet.send(BlobChunk { data: data.freeze() }).await?;
             }
         };
-        self.work.stream(read).await
+        self.work.stream(client, None, read).await
     }
 
     async fn put(&self, request: Request<Streaming<BlobChunk>>) -> Result<Response<PutBlobResponse>, Status> {
-        let mut chunks = request.into_inner();
-        let (blobs, work, max_blob_bytes) = (self.blobs.clone(), self.work.clone(), self.max_blob_bytes);
+        let client = Client::of(request.extensions());
+        let mut chunks = self.work.inlet(request.into_inner());
+        let (blobs, max_blob_bytes) = (self.blobs.clone(), self.max_blob_bytes);
         let put = async move {
             let mut writer = blobs.open_write().await;
             let mut size: u64 = 0;
-            while let Some(chunk) = work.next(&mut chunks).await? {
+            while let Some(chunk) = chunks.next().await? {
                 size += chunk.data.len() as u64;
                 if size > max_blob_bytes {
                     return Err(Status::out_of_range(format!("a blob has at most {max_blob_bytes} bytes")));
@@ -85,6 +90,6 @@ impl blob_service_server::BlobService for Blobs {
             blobs.commit().await.map_err(|error| status(&error))?;
             Ok(PutBlobResponse { digest: digest.as_slice().to_vec().into() })
         };
-        self.work.run(put).await.map(Response::new)
+        self.work.run(client, None, put).await.map(Response::new)
     }
 }

@@ -1,13 +1,14 @@
-use std::{io, sync::Arc};
+use std::io;
 
 use async_trait::async_trait;
 use futures::StreamExt as _;
-use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     super::{EncodedDirectory, MAX_TREE_BYTES, chain, services::directory_service_server},
-    digest, status,
+    digest,
+    share::{Client, Shares},
+    status,
     work::{Answers, Outlet, Work},
 };
 use crate::{
@@ -19,16 +20,19 @@ use crate::{
 /// Trees that are taken at a time, since each may be [`MAX_TREE_BYTES`] in memory; more wait for their turn.
 const MAX_TREES: usize = 8;
 
+/// Of which one client puts half at most.
+const CLIENT_TREES: usize = MAX_TREES / 2;
+
 /// A directory service for others.
 pub(in super::super) struct Directories {
     store: Store,
     work: Work,
-    trees: Arc<Semaphore>,
+    trees: Shares,
 }
 
 impl Directories {
     pub(super) fn new(store: Store, work: Work) -> Self {
-        Self { store, work, trees: Arc::new(Semaphore::new(MAX_TREES)) }
+        Self { store, work, trees: Shares::new(MAX_TREES, CLIENT_TREES) }
     }
 }
 
@@ -41,6 +45,7 @@ impl directory_service_server::DirectoryService for Directories {
     type GetStream = Answers<EncodedDirectory>;
 
     async fn get(&self, request: Request<GetDirectoryRequest>) -> Result<Response<Self::GetStream>, Status> {
+        let client = Client::of(request.extensions());
         let request = request.into_inner();
         let Some(ByWhat::Digest(asked)) = request.by_what else {
             return Err(Status::invalid_argument("by_what: is not set; name the directory by its digest"));
@@ -69,21 +74,20 @@ impl directory_service_server::DirectoryService for Directories {
             }
             if order.is_empty() { Ok(()) } else { order.close().map_err(|error| status(&error)) }
         };
-        self.work.stream(get).await
+        self.work.stream(client, None, get).await
     }
 
     async fn put(
         &self,
         request: Request<Streaming<EncodedDirectory>>,
     ) -> Result<Response<PutDirectoryResponse>, Status> {
-        let mut messages = request.into_inner();
-        let turn = self.trees.clone().acquire_owned().await.map_err(|error| Status::internal(error.to_string()))?;
-        let (store, work) = (self.store.clone(), self.work.clone());
+        let client = Client::of(request.extensions());
+        let mut messages = self.work.inlet(request.into_inner());
+        let store = self.store.clone();
         let put = async move {
-            let _turn = turn;
             let mut putter = store.directories.put_multiple_start();
             let (mut count, mut bytes) = (0, 0);
-            while let Some(message) = work.next(&mut messages).await? {
+            while let Some(message) = messages.next().await? {
                 count += 1;
                 bytes += message.len();
                 if bytes > MAX_TREE_BYTES || count > RootFirst::MAX_DIRECTORIES {
@@ -102,6 +106,6 @@ impl directory_service_server::DirectoryService for Directories {
             let root = putter.close().await.map_err(|error| status(&error))?;
             Ok(PutDirectoryResponse { root_digest: root.as_slice().to_vec().into() })
         };
-        self.work.run(put).await.map(Response::new)
+        self.work.run(client, Some(&self.trees), put).await.map(Response::new)
     }
 }

@@ -66,6 +66,9 @@ const CLOSE: Duration = Duration::from_secs(5);
 pub struct ServeOptions {
     /// How long a client may be silent, or not take what it asked for, before its request is given up.
     pub idle_timeout: Duration,
+    /// How long a request may take from when its client is waited for first, beside a second for every 64 KiB that the
+    /// client sends or takes.
+    pub request_timeout: Duration,
     /// How long open requests may go on after the shutdown has begun.
     pub drain: Duration,
     /// Bytes of the largest blob that is taken.
@@ -78,6 +81,7 @@ impl Default for ServeOptions {
     fn default() -> Self {
         Self {
             idle_timeout: Duration::from_secs(600),
+            request_timeout: Duration::from_secs(4 * 60 * 60),
             drain: Duration::from_secs(10),
             max_blob_bytes: MAX_BLOB_BYTES,
             intake: Intake::default(),
@@ -139,7 +143,7 @@ pub(super) fn services(
     options: &ServeOptions,
     stop: CancellationToken,
 ) -> (Mounted<BlobServiceServer<Blobs>>, Mounted<DirectoryServiceServer<Directories>>) {
-    let work = Work::new(options.idle_timeout, stop);
+    let work = Work::new(options, stop);
     let blobs = Blobs { blobs: store.blobs.clone(), work: work.clone(), max_blob_bytes: options.max_blob_bytes };
     let directories = Directories::new(store.clone(), work);
     let blobs = BlobServiceServer::new(blobs).max_decoding_message_size(MAX_MESSAGE_BYTES);

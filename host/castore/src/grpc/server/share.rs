@@ -4,7 +4,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tonic::{
     codegen::http::Extensions,
     transport::server::{TcpConnectInfo, UdsConnectInfo},
@@ -63,6 +63,13 @@ impl Shares {
         Self { turns: Arc::new(Semaphore::new(turns)), share, clients: Arc::default() }
     }
 
+    /// A turn, when there is one and the client has less than its share.
+    pub(super) async fn take(&self, client: Client) -> Result<Turn, AcquireError> {
+        let own = self.own(client).acquire_owned().await?;
+        let turn = self.turns.clone().acquire_owned().await?;
+        Ok(Turn { own, turn })
+    }
+
     /// As many turns at once; `None` when there are not so many, or the client would have more than its share.
     pub(super) fn try_take(&self, client: Client, turns: u32) -> Option<Turn> {
         let own = self.own(client).try_acquire_many_owned(turns).ok()?;
@@ -85,6 +92,8 @@ impl Shares {
 
 #[cfg(test)]
 mod tests {
+    use futures::poll;
+
     use super::*;
 
     #[test]
@@ -101,6 +110,20 @@ mod tests {
         drop(others);
         drop(shares.try_take(other, 3).unwrap());
         assert_eq!(shares.clients.lock().unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn who_has_its_share_waits_and_holds_up_nobody_else() {
+        let shares = Shares::new(3, 2);
+        let [one, other] = [Client::User(1), Client::User(2)];
+        let first = shares.take(one).await.unwrap();
+        let _second = shares.take(one).await.unwrap();
+        let mut third = Box::pin(shares.take(one));
+        assert!(poll!(&mut third).is_pending());
+        let others = shares.take(other).await.unwrap();
+        drop(first);
+        third.await.unwrap();
+        drop(others);
     }
 
     #[test]

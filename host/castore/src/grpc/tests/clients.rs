@@ -343,6 +343,16 @@ async fn a_client_that_hangs_is_given_up() {
     refused(answered, Code::DeadlineExceeded, "the client has been silent for 400ms");
 }
 
+#[tokio::test]
+async fn a_client_that_is_slow_is_given_up() {
+    let options = ServeOptions { request_timeout: Duration::ZERO, ..ServeOptions::default() };
+    let (channel, _dir) = connect(&Store::memory(), &options);
+    let hanging = stream::iter(encoded(&[&leaf("x")])).chain(stream::pending());
+    let mut directories = DirectoryServiceClient::new(channel);
+    let answered = tokio::time::timeout(Duration::from_secs(60), directories.put(hanging)).await.unwrap();
+    refused(answered, Code::DeadlineExceeded, "the client has been slow");
+}
+
 /// A blob without an end, which counts what is read of it.
 struct Endless(Arc<AtomicUsize>);
 
