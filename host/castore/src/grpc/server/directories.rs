@@ -23,16 +23,25 @@ const MAX_TREES: usize = 8;
 /// Of which one client puts half at most.
 const CLIENT_TREES: usize = MAX_TREES / 2;
 
+/// Trees that are given at a time: beside a batch of directories, each has the digests of up to
+/// [`RootFirst::MAX_DIRECTORIES`] in memory several times. More wait for their turn.
+const MAX_WALKS: usize = 16;
+
+/// Of which one client gets half at most.
+const CLIENT_WALKS: usize = MAX_WALKS / 2;
+
 /// A directory service for others.
 pub(in super::super) struct Directories {
     store: Store,
     work: Work,
     trees: Shares,
+    walks: Shares,
 }
 
 impl Directories {
     pub(super) fn new(store: Store, work: Work) -> Self {
-        Self { store, work, trees: Shares::new(MAX_TREES, CLIENT_TREES) }
+        let (trees, walks) = (Shares::new(MAX_TREES, CLIENT_TREES), Shares::new(MAX_WALKS, CLIENT_WALKS));
+        Self { store, work, trees, walks }
     }
 }
 
@@ -52,6 +61,7 @@ impl directory_service_server::DirectoryService for Directories {
         };
         let digest = digest("by_what.digest", &asked)?;
         let directories = self.store.directories.clone();
+        let walks = request.recursive.then(|| self.walks.clone());
         let get = move |mut outlet: Outlet<EncodedDirectory>| async move {
             if !request.recursive {
                 let directory = directories.get(&digest).await.map_err(|error| status(&error))?;
@@ -74,7 +84,7 @@ impl directory_service_server::DirectoryService for Directories {
             }
             if order.is_empty() { Ok(()) } else { order.close().map_err(|error| status(&error)) }
         };
-        self.work.stream(client, None, get).await
+        self.work.stream(client, walks, get).await
     }
 
     async fn put(
