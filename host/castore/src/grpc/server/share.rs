@@ -63,6 +63,11 @@ impl Shares {
         Self { turns: Arc::new(Semaphore::new(turns)), share, clients: Arc::default() }
     }
 
+    /// Waits until there is a turn, though not for every client.
+    pub(super) async fn wait(&self) -> Result<(), AcquireError> {
+        self.turns.acquire().await.map(drop)
+    }
+
     /// A turn, when there is one and the client has less than its share.
     pub(super) async fn take(&self, client: Client) -> Result<Turn, AcquireError> {
         let own = self.own(client).acquire_owned().await?;
