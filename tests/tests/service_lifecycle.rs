@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use cofferdam_tests::{Cofferdam, Daemon, program, stretched};
+use cofferdam_tests::{Cofferdam, Daemon, Running, program, stretched};
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
     sys::signal::Signal,
@@ -67,6 +67,37 @@ fn emulation_must_be_allowed_and_the_socket_is_private() {
     }
 }
 
+/// A daemon with a socket of systemd's, who names the process that it starts, and hands over descriptors from 3 on.
+fn activated(
+    cofferdam: &Cofferdam,
+    listener: &UnixListener,
+    arguments: &[&OsStr],
+    variables: &[(&str, &OsStr)],
+) -> Running {
+    fcntl(listener, FcntlArg::F_SETFD(FdFlag::empty())).expect("it is open");
+    let script = format!("exec 3<&{}; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\"", listener.as_raw_fd());
+    let daemon = ["-c".as_ref(), script.as_ref(), "sh".as_ref(), program().as_os_str(), "daemon".as_ref()];
+    let arguments = daemon.into_iter().chain(["--allow-emulation".as_ref()]).chain(arguments.iter().copied());
+    cofferdam.start_program(Path::new("bash"), arguments, variables)
+}
+
+#[test]
+fn systemds_socket_may_be_in_the_configuration_beside_others() {
+    let cofferdam = Cofferdam::new();
+    let [theirs, ours] = ["activated", "ours"].map(|name| cofferdam.files().join(name));
+    let listener = UnixListener::bind(&theirs).unwrap();
+    let file = cofferdam.file("daemon.toml", format!("listen = [{ours:?}, {theirs:?}]"));
+    let daemon = activated(&cofferdam, &listener, &["--config".as_ref(), file.as_os_str()], &[]);
+    let addrs = [&theirs, &ours].map(|path| format!("grpc+unix://{}", path.display()));
+    assert_eq!(daemon.stdout_lines(2), addrs);
+    for addr in &addrs {
+        cofferdam.command(["builds", "--daemon", addr, "list"]).succeeds();
+    }
+    daemon.signal(Signal::SIGTERM);
+    daemon.end().succeeds();
+    assert!(theirs.exists() && !ours.exists(), "the daemon removes its own socket alone");
+}
+
 #[test]
 fn systemd_passes_the_socket_and_is_told_of_begin_life_and_end() {
     let cofferdam = Cofferdam::new();
@@ -74,20 +105,9 @@ fn systemd_passes_the_socket_and_is_told_of_begin_life_and_end() {
     told.set_read_timeout(Some(stretched(Duration::from_secs(60)))).unwrap();
     let path = cofferdam.files().join("activated");
     let listener = UnixListener::bind(&path).unwrap();
-    fcntl(&listener, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
-    // systemd names the process that it starts, and hands over descriptors from 3 on.
-    let script = format!("exec 3<&{}; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\"", listener.as_raw_fd());
-    let arguments: [&OsStr; 6] = [
-        "-c".as_ref(),
-        script.as_ref(),
-        "sh".as_ref(),
-        program().as_os_str(),
-        "daemon".as_ref(),
-        "--allow-emulation".as_ref(),
-    ];
     let notify = cofferdam.files().join("notify");
     let variables = [("NOTIFY_SOCKET", notify.as_os_str()), ("WATCHDOG_USEC", OsStr::new("4000000"))];
-    let daemon = cofferdam.start_program(Path::new("bash"), arguments, &variables);
+    let daemon = activated(&cofferdam, &listener, &[], &variables);
     let next = || {
         let mut buffer = [0; 4096];
         let length = told.recv(&mut buffer).expect("systemd is told in time");

@@ -196,6 +196,8 @@ async fn listen(config: &Config, state: &Path, sockets: &mut Sockets) -> Result<
     if addrs.is_empty() && listeners.is_empty() {
         addrs.push(state.join("daemon.sock").display().to_string());
     }
+    // systemd's sockets may be named in the configuration, too.
+    addrs.retain(|addr| !listeners.iter().any(|(_, reached_at)| reached_at.ends_with(&format!("://{addr}"))));
     for addr in &addrs {
         let bound = sockets.bind(addr, tls.as_ref(), config.socket_mode.0).await;
         listeners.push(bound.map_err(|error| CliError::failed(format!("can't listen on {addr:?}"), error))?);
