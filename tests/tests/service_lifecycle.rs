@@ -44,11 +44,32 @@ fn a_configuration_is_checked_and_what_is_wrong_named_with_file_line_and_value()
         ("colour = 'red'", "unknown field `colour`"),
         ("[build]\ntimeout = 'soon'", "timeout = 'soon'"),
         ("[build]\nmemory = '1000T'", "build.memory must be from"),
+        ("[build]\nmemory = '1000T'", "daemon.toml"),
         ("[tls]\ncertificate = '/nowhere'\nkey = '/nowhere'", "can't read /nowhere"),
+        ("[tls]\ncertificate = 'daemon.toml'\nkey = 'daemon.toml'", "the certificate \"daemon.toml\""),
         ("listen = [", "line 1"),
+        ("listen = ['here']", "\"here\" is neither HOST:PORT"),
+        ("[traces]\nendpoint = 'here'", "write http://HOST:PORT"),
+        ("vmm = 'cloud-hypervisor'\ncpu_model = 'Nehalem-v1'", "whatever cpu_model says"),
+        ("[store]\nblob_service_addr = '/var/store'", "no scheme"),
+        ("[store]\nblob_service_addr = 'redb:///store'", "the scheme \"redb\""),
+        ("[store]\nblob_service_addr = 'near:///cache?far=objectstore+file:///p?region=x'", "the option \"region\""),
+        ("[store]\ndirectory_service_addr = 'file:///store'", "the scheme \"file\""),
+        ("[store]\ndirectory_service_addr = 'grpc+http://host:port'", "the host and port"),
     ] {
         check(text).exits_with(2).says(words);
     }
+    let authority = Authority::new().unwrap();
+    let [certificate, key] = authority.sign(&cofferdam, "host").unwrap();
+    let tls = format!("[tls]\ncertificate = {certificate:?}\nkey = {key:?}");
+    check(&tls).succeeds();
+    check(&format!("{tls}\nclient_ca = {key:?}")).exits_with(2).says("host.key");
+    let [_, other] = authority.sign(&cofferdam, "other").unwrap();
+    check(&format!("[tls]\ncertificate = {certificate:?}\nkey = {other:?}")).exits_with(2).says("other.key");
+    // An empty variable is none, so it doesn't hide what the file says.
+    let file = cofferdam.file("daemon.toml", "[store]\nblob_service_addr = '/var/store'");
+    let arguments = [OsStr::new("daemon"), "--check-config".as_ref(), "--config".as_ref(), file.as_os_str()];
+    cofferdam.command_with(&[("BLOB_SERVICE_ADDR", Path::new(""))], arguments).exits_with(2).says("no scheme");
     let nowhere = cofferdam.command(["daemon", "--check-config", "--config", "nowhere.toml"]);
     nowhere.exits_with(2).says("nowhere.toml");
     // Nothing but the checks was done.

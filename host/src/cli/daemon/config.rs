@@ -2,15 +2,19 @@
 
 use std::{
     collections::BTreeMap,
+    error::Error,
     fmt, fs,
     io::Read as _,
     net::SocketAddr,
     path::{Path, PathBuf},
+    str::FromStr,
     time::Duration,
 };
 
 use cofferdam_protocol::tree;
+use nix::sys::socket::UnixAddr;
 use serde::{Deserialize, Deserializer, de};
+use tonic::transport::Uri;
 
 use crate::{
     build::{Options, Settings},
@@ -32,7 +36,7 @@ const DEFAULT_MEMORY_PERCENT: u64 = 75;
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Config {
     /// Where to listen, as with `--listen`.
-    pub(super) listen: Vec<String>,
+    pub(super) listen: Vec<ListenAddr>,
     /// The permissions of Unix sockets.
     pub(super) socket_mode: SocketMode,
     /// Run builds without hardware virtualisation.
@@ -104,7 +108,7 @@ pub(super) struct MetricsConfig {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TracesConfig {
-    pub(super) endpoint: String,
+    pub(super) endpoint: Endpoint,
 }
 
 /// What is kept of finished builds.
@@ -146,6 +150,52 @@ impl TryFrom<String> for GuestPath {
             return Err(wrong("lies in /dev or /proc, which are the guest's own; /dev/kvm comes with `nested = true`"));
         }
         AbsolutePath::new(&path).map(Self).map_err(wrong)
+    }
+}
+
+/// HOST:PORT, or the path of a Unix socket.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct ListenAddr(pub(super) String);
+
+impl TryFrom<String> for ListenAddr {
+    type Error = String;
+
+    fn try_from(addr: String) -> Result<Self, String> {
+        let is_host_port =
+            |(host, port): (&str, &str)| !host.is_empty() && !host.contains([':', '/']) && port.parse::<u16>().is_ok();
+        let is_tcp = || addr.parse::<SocketAddr>().is_ok() || addr.rsplit_once(':').is_some_and(is_host_port);
+        if if addr.starts_with('/') { UnixAddr::new(Path::new(&addr)).is_ok() } else { is_tcp() } {
+            return Ok(Self(addr));
+        }
+        Err(format!(
+            "{addr:?} is neither HOST:PORT nor the path of a Unix socket, which begins with a slash and has at most 107 \
+             bytes"
+        ))
+    }
+}
+
+impl FromStr for ListenAddr {
+    type Err = String;
+
+    fn from_str(addr: &str) -> Result<Self, String> {
+        addr.to_owned().try_into()
+    }
+}
+
+/// Of a collector.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct Endpoint(pub(super) String);
+
+impl TryFrom<String> for Endpoint {
+    type Error = String;
+
+    fn try_from(endpoint: String) -> Result<Self, String> {
+        match endpoint.parse::<Uri>() {
+            Ok(uri) if uri.scheme_str() == Some("http") => Ok(Self(endpoint)),
+            _ => Err(format!("{endpoint:?} is no address to send spans to, in clear: write http://HOST:PORT")),
+        }
     }
 }
 
@@ -236,6 +286,16 @@ fn text_or_number<'de, D: Deserializer<'de>, T>(
     deserializer.deserialize_any(Visitor(expected, parse))
 }
 
+/// A number that can't be, here.
+#[derive(Debug, thiserror::Error)]
+#[error("{key} must be from {least} to {most}, and is {value}")]
+pub(super) struct OutOfRange {
+    key: &'static str,
+    value: u64,
+    least: u64,
+    most: u64,
+}
+
 impl Config {
     /// Reads a file.
     pub(super) fn read(path: &Path) -> Result<Self, CliError> {
@@ -245,10 +305,7 @@ impl Config {
         if text.len() as u64 > MAX_CONFIG_BYTES {
             return Err(CliError::wrong(format!("the configuration {path:?} is larger than {MAX_CONFIG_BYTES} bytes")));
         }
-        Self::parse(&text).map_err(|error| {
-            CliError::wrong_because(format!("the configuration {path:?} is wrong"), error)
-                .try_this("docs/daemon.md tells what can be set")
-        })
+        Self::parse(&text).map_err(|error| wrong(Some(path), error))
     }
 
     fn parse(text: &str) -> Result<Self, toml::de::Error> {
@@ -256,7 +313,7 @@ impl Config {
     }
 
     /// What one build may use.
-    pub(super) fn options(&self) -> Result<Options, CliError> {
+    pub(super) fn options(&self) -> Result<Options, OutOfRange> {
         let (default, build) = (Options::default(), &self.build);
         let bytes = |set: Option<Size>, default| set.map_or(default, |Size(bytes)| bytes);
         let budget = self.budget();
@@ -275,9 +332,8 @@ impl Config {
             keep_failed: build.keep_failed,
             shell: None,
         };
-        let within = |key: &str, value: u64, least: u64, most: u64| {
-            let wrong = || CliError::wrong(format!("{key} must be from {least} to {most}, and is {value}"));
-            if (least..=most).contains(&value) { Ok(()) } else { Err(wrong()) }
+        let within = |key, value, least, most| {
+            if (least..=most).contains(&value) { Ok(()) } else { Err(OutOfRange { key, value, least, most }) }
         };
         within("build.memory", options.memory_bytes, vmm::MIN_MEMORY_BYTES, budget.memory_bytes)?;
         within("build.cpus", options.cpus.into(), 1, budget.cpus.min(vmm::MAX_CPUS).into())?;
@@ -333,6 +389,13 @@ impl Config {
     }
 }
 
+/// What the configuration says, which has come from this file or from none, can't be.
+pub(super) fn wrong(file: Option<&Path>, error: impl Error + Send + 'static) -> CliError {
+    let file = file.map_or_else(String::new, |path| format!(" {path:?}"));
+    CliError::wrong_because(format!("the configuration{file} is wrong"), error)
+        .try_this("docs/daemon.md tells what can be set")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -340,7 +403,7 @@ mod tests {
     #[test]
     fn a_whole_configuration_is_read() {
         let text = r#"
-            listen = ["/run/x", "[::1]:8000"]
+            listen = ["/run/x", "[::1]:8000", "localhost:8000"]
             socket_mode = 0o660
             allow_emulation = true
             drain_timeout = "1m"
@@ -378,6 +441,12 @@ mod tests {
             ("[budget]\ncpus = 0", ["cpus = 0", "must not be 0"]),
             ("[budget]\ncpus = -1", ["cpus = -1", "invalid digit"]),
             ("socket_mode = 0o777", ["socket_mode", "0o600"]),
+            ("listen = ['run/x']", ["line 1", "\"run/x\" is neither HOST:PORT"]),
+            ("listen = ['host']", ["listen", "\"host\" is neither"]),
+            ("listen = ['::1:99999']", ["listen", "\"::1:99999\" is neither"]),
+            ("listen = [':80']", ["listen", "\":80\" is neither"]),
+            ("[traces]\nendpoint = 'localhost:4317'", ["line 2", "http://HOST:PORT"]),
+            ("[traces]\nendpoint = 'https://localhost:4317'", ["line 2", "in clear"]),
             ("vmm = 'firecracker'", ["firecracker", "qemu"]),
             ("[metrics]\nlisten = 'here'", ["here", "socket address"]),
             ("[tls]\nkey = 'k'", ["tls", "certificate"]),

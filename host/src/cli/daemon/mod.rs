@@ -23,14 +23,16 @@ use std::{
 
 use clap::Args;
 use cofferdam_castore::{
-    Store,
+    Store, blob_service_from_addr, directory_service_from_addr,
+    fuzzing::address as is_address,
     grpc::{self, Certificate, Identity, Listener, RoutesBuilder, ServeOptions, Tls, serve_routes},
 };
 use cofferdam_images::{Image, default_dir};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tonic::transport::{Server, ServerTlsConfig};
 
 use self::{
-    config::{Config, TlsConfig, VmmName},
+    config::{Config, ListenAddr, TlsConfig, VmmName},
     sockets::Sockets,
 };
 use super::{CliError, StoreArgs, print, store::state_dir};
@@ -74,7 +76,7 @@ pub(super) struct DaemonArgs {
     /// Where to listen: HOST:PORT, or the path of a Unix socket, which begins with a slash [default: sockets that systemd
     /// passes on, or daemon.sock in the state directory]
     #[arg(long, value_name = "ADDR")]
-    listen: Vec<String>,
+    listen: Vec<ListenAddr>,
     /// The chain of certificates (PEM) to serve every HOST:PORT with TLS
     #[arg(long, requires = "tls_key", value_name = "FILE")]
     tls_certificate: Option<PathBuf>,
@@ -92,23 +94,26 @@ pub(super) struct DaemonArgs {
 impl DaemonArgs {
     pub(super) async fn execute(mut self, store: &StoreArgs, cancel: &CancellationToken) -> Result<(), CliError> {
         let config = self.configuration()?;
-        let options = config.options()?;
+        let options = config.options().map_err(|error| config::wrong(self.config.as_deref(), error))?;
+        let asked = vmm_asked(&config)?;
+        let store = with_config(store, &config);
         if self.check_config {
+            check_addresses(&store)?;
             return config.tls.as_ref().map_or(Ok(()), |files| tls(files).map(drop));
         }
         allow_descriptors(MAX_DESCRIPTORS);
         let state = state_dir()?;
         let records = Records::open(&state.join("records"), config.retention())
             .map_err(|error| CliError::failed("can't keep records of builds", error))?;
-        let store = with_config(store, &config).open()?;
-        let settings = settings(&config, &state)?;
+        let store = store.open()?;
+        let settings = settings(&config, asked, &state)?;
         let machine = Machine::from(&settings.vmm);
         let builder =
             Builder::new(store.clone(), settings).map_err(|error| CliError::failed("can't run builds here", error))?;
         let mut sockets = Sockets::default();
         let listeners = listen(&config, &state, &mut sockets).await?;
         let metrics = Arc::new(Metrics::new(state.clone()));
-        let traces = config.traces.as_ref().map(|traces| Traces::to(&traces.endpoint)).transpose();
+        let traces = config.traces.as_ref().map(|traces| Traces::to(&traces.endpoint.0)).transpose();
         let traces = traces.map_err(|error| CliError::wrong_because("traces.endpoint can't be used", error))?;
         let crew = Crew { store: store.clone(), builder, records, machine, metrics: Arc::clone(&metrics), traces };
         let farm_settings = FarmSettings {
@@ -152,23 +157,43 @@ impl DaemonArgs {
 
 /// Flags and variables first.
 fn with_config(args: &StoreArgs, config: &Config) -> StoreArgs {
-    let mut args = args.clone();
-    args.blob_service_addr = args.blob_service_addr.or_else(|| config.store.blob_service_addr.clone());
-    args.directory_service_addr = args.directory_service_addr.or_else(|| config.store.directory_service_addr.clone());
-    args
+    let first = |given: &Option<String>, configured: &Option<String>| {
+        given.clone().filter(|addr| !addr.is_empty()).or_else(|| configured.clone())
+    };
+    StoreArgs {
+        blob_service_addr: first(&args.blob_service_addr, &config.store.blob_service_addr),
+        directory_service_addr: first(&args.directory_service_addr, &config.store.directory_service_addr),
+    }
 }
 
-fn settings(config: &Config, state: &Path) -> Result<Settings, CliError> {
+/// What can be told of the store's addresses without opening it.
+fn check_addresses(store: &StoreArgs) -> Result<(), CliError> {
+    let (blobs, directories) = store.addresses()?;
+    let wrong = |error| CliError::wrong_because("the store's address is wrong", error);
+    // Nothing is opened at an address that is refused.
+    if !is_address(&blobs) || blobs.starts_with("redb:") {
+        blob_service_from_addr(&blobs).map_err(wrong)?;
+    }
+    if !is_address(&directories) || directories.starts_with("file:") {
+        directory_service_from_addr(&directories).map_err(wrong)?;
+    }
+    Ok(())
+}
+
+fn vmm_asked(config: &Config) -> Result<Option<vmm::Kind>, CliError> {
+    match (config.vmm, &config.cpu_model) {
+        (Some(VmmName::CloudHypervisor), Some(_)) => {
+            Err(CliError::wrong("cloud-hypervisor shows builds the host's CPU, whatever cpu_model says"))
+        }
+        (Some(VmmName::CloudHypervisor), None) => Ok(Some(vmm::Kind::CloudHypervisor)),
+        (Some(VmmName::Qemu), _) | (None, Some(_)) => Ok(Some(vmm::Kind::Qemu)),
+        (None, None) => Ok(None),
+    }
+}
+
+fn settings(config: &Config, asked: Option<vmm::Kind>, state: &Path) -> Result<Settings, CliError> {
     let image = Image::open(&config.image.clone().unwrap_or_else(default_dir))
         .map_err(|error| CliError::failed("there is no guest image to boot", error))?;
-    let asked = match (config.vmm, &config.cpu_model) {
-        (Some(VmmName::CloudHypervisor), Some(_)) => {
-            return Err(CliError::wrong("cloud-hypervisor shows builds the host's CPU, whatever cpu_model says"));
-        }
-        (Some(VmmName::CloudHypervisor), None) => Some(vmm::Kind::CloudHypervisor),
-        (Some(VmmName::Qemu), _) | (None, Some(_)) => Some(vmm::Kind::Qemu),
-        (None, None) => None,
-    };
     let choice = vmm::choose(asked)
         .map_err(|error| CliError::failed("no virtual machine can run here", error).try_this("cofferdam doctor"))?;
     tracing::info!(kind = %choice.kind, accelerator = %choice.accelerator, reason = choice.reason, "VMM chosen");
@@ -192,7 +217,7 @@ async fn listen(config: &Config, state: &Path, sockets: &mut Sockets) -> Result<
     let tls = config.tls.as_ref().map(tls).transpose()?;
     let mut listeners = sockets::inherited(tls.as_ref())
         .map_err(|error| CliError::failed("can't listen on the sockets that systemd passes on", error))?;
-    let mut addrs = config.listen.clone();
+    let mut addrs: Vec<_> = config.listen.iter().map(|ListenAddr(addr)| addr.clone()).collect();
     if addrs.is_empty() && listeners.is_empty() {
         addrs.push(state.join("daemon.sock").display().to_string());
     }
@@ -217,8 +242,17 @@ fn tls(files: &TlsConfig) -> Result<Tls, CliError> {
     let read = |path: &Path| {
         fs::read(path).map_err(|error| CliError::wrong_because(format!("can't read {}", path.display()), error))
     };
-    let client_ca = files.client_ca.as_deref().map(read).transpose()?.map(Certificate::from_pem);
-    Ok(Tls { identity: Identity::from_pem(read(&files.certificate)?, read(&files.key)?), client_ca })
+    let usable = |tls: ServerTlsConfig, what: String| match Server::builder().tls_config(tls) {
+        Err(error) => Err(CliError::wrong_because(format!("{what} can't be used for TLS"), error)),
+        Ok(_) => Ok(()),
+    };
+    let identity = Identity::from_pem(read(&files.certificate)?, read(&files.key)?);
+    let tls = ServerTlsConfig::new().identity(identity.clone());
+    usable(tls.clone(), format!("the certificate {:?} with the key {:?}", files.certificate, files.key))?;
+    let Some(path) = &files.client_ca else { return Ok(Tls { identity, client_ca: None }) };
+    let client_ca = Certificate::from_pem(read(path)?);
+    usable(tls.client_ca_root(client_ca.clone()), format!("the authorities' certificates {path:?}"))?;
+    Ok(Tls { identity, client_ca: Some(client_ca) })
 }
 
 async fn serve(
