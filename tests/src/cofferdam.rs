@@ -1,19 +1,22 @@
 //! One user of the program: a state directory, and everything that is done with it.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fs,
+    os::unix::fs::{MetadataExt as _, chown},
     path::{Path, PathBuf},
     process::Command,
     thread,
     time::{Duration, Instant},
 };
 
+use cofferdam::vmm::Kind;
+use nix::unistd::geteuid;
 use tempfile::TempDir;
 
 use crate::{
     Build, Outcome, Running, castore::NodeText, image, outcome::Expected, processes, processes::Process, program,
-    slots::Slots, stretched,
+    slots::Slots, stretched, vmm,
 };
 
 /// A state directory of its own. When it is dropped, no process and no file of a build may be left.
@@ -21,6 +24,10 @@ use crate::{
 pub struct Cofferdam {
     directory: TempDir,
     image: PathBuf,
+    /// What becomes the program, as a user without privileges.
+    through: Vec<OsString>,
+    /// Variables that name copies of programs.
+    copies: Vec<(&'static str, PathBuf)>,
 }
 
 impl Default for Cofferdam {
@@ -43,7 +50,45 @@ impl Cofferdam {
         for name in ["state", "tmp", "files"] {
             fs::create_dir(directory.path().join(name)).expect("a temporary directory can be written");
         }
-        Self { directory, image }
+        Self { directory, image, through: Vec::new(), copies: Vec::new() }
+    }
+
+    /// One of a user without any privileges. Where root runs the tests, that is `nobody`, who gets copies of what may be
+    /// in root's own directories, and the group of `/dev/kvm` as the daemon's unit does.
+    pub fn unprivileged() -> Self {
+        let mut this = Self::new();
+        if !geteuid().is_root() {
+            return this;
+        }
+        let place = this.directory.path().to_owned();
+        let copy = |from: &Path, name: &str| {
+            let to = place.join(name);
+            fs::copy(from, &to).unwrap_or_else(|error| panic!("can't copy {}: {error}", from.display()));
+            to
+        };
+        let image = place.join("image");
+        fs::create_dir(&image).expect("a temporary directory can be written");
+        for entry in fs::read_dir(&this.image).expect("the image can be read").flatten() {
+            fs::copy(entry.path(), image.join(entry.file_name())).expect("the image can be copied");
+        }
+        this.image = image;
+        match vmm::choice().kind {
+            Kind::CloudHypervisor => {
+                this.copies.push((vmm::setting(), copy(&vmm::choice().program, "cloud-hypervisor")));
+            }
+            Kind::Qemu => {
+                let device = cofferdam::vmm::survey().qemu.vsock_device.expect("QEMU was chosen");
+                this.copies.push(("COFFERDAM_VHOST_DEVICE_VSOCK", copy(&device.program, "vhost-device-vsock")));
+            }
+        }
+        let group = fs::metadata("/dev/kvm").map_or(0, |kvm| kvm.gid());
+        let groups = if group == 0 { "--clear-groups".to_owned() } else { format!("--groups={group}") };
+        let setpriv = ["setpriv", "--reuid=65534", "--regid=65534", &groups, "--no-new-privs"];
+        this.through = setpriv.into_iter().map(Into::into).chain([copy(program(), "cofferdam").into()]).collect();
+        for path in [&place, &this.image, &place.join("state"), &place.join("tmp"), &place.join("files")] {
+            chown(path, Some(65534), Some(65534)).expect("root can give away what it has");
+        }
+        this
     }
 
     /// Describes a build.
@@ -141,7 +186,9 @@ impl Cofferdam {
     }
 
     pub(crate) fn prepare(&self) -> Command {
-        let mut command = Command::new(program());
+        let mut through = self.through.iter();
+        let mut command = Command::new(through.next().map_or(program().as_os_str(), OsString::as_os_str));
+        command.args(through);
         for variable in
             ["BLOB_SERVICE_ADDR", "DIRECTORY_SERVICE_ADDR", "COFFERDAM_DAEMON", "COFFERDAM_LOG", "XDG_STATE_HOME"]
         {
@@ -151,6 +198,7 @@ impl Cofferdam {
             .env("COFFERDAM_STATE_DIR", self.directory.path().join("state"))
             .env("COFFERDAM_IMAGE", &self.image)
             .env("TMPDIR", self.directory.path().join("tmp"))
+            .envs(self.copies.iter().cloned())
             .current_dir(self.files());
         command
     }

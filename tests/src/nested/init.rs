@@ -18,6 +18,7 @@ set -e
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 while read -r module; do insmod "/lib/$module"; done < /modules.order
+chmod 666 /dev/kvm
 
 mount -t virtiofs -o ro host /mnt
 mount -t tmpfs -o size=100% tmpfs /scratch
