@@ -3,7 +3,7 @@
 use std::{
     ffi::{OsStr, OsString},
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread,
     time::Duration,
 };
@@ -48,10 +48,9 @@ impl Daemon {
     #[track_caller]
     pub fn start_with(cofferdam: &Cofferdam, config: &str, variables: &[(&str, &OsStr)]) -> Self {
         let slots = slots::take_one();
-        let file = cofferdam.file("daemon.toml", merged(config));
         let socket = cofferdam.files().join("daemon.sock");
-        let arguments: [OsString; 5] =
-            ["daemon".into(), "--config".into(), file.into(), "--listen".into(), socket.clone().into()];
+        let file = cofferdam.file("daemon.toml", merged(config, &socket));
+        let arguments: [OsString; 3] = ["daemon".into(), "--config".into(), file.into()];
         let mut command = cofferdam.prepare();
         command.args(arguments).envs(variables.iter().copied());
         let running = cofferdam.start(command, Expected::default(), None);
@@ -99,15 +98,19 @@ impl Daemon {
     }
 }
 
-/// The usual configuration, with what the tests' VMM wants, and the added one, whose tables are in place of the usual ones of the same name.
-fn merged(config: &str) -> String {
+/// The usual configuration, with this socket and what the tests' VMM wants, and the added one, whose lists and tables come
+/// after the usual ones of the same name.
+fn merged(config: &str, socket: &Path) -> String {
     let mut both: toml::Table = toml::from_str(CONFIG).expect("it is a constant");
+    let listen = socket.to_str().expect("temporary directories are UTF-8");
+    both.insert("listen".to_owned(), vec![listen].into());
     let here = [("vmm", vmm::asked().map(str::to_owned)), ("connect_timeout", patience::connect_timeout())];
     both.extend(here.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?.into()))));
     let added: toml::Table = toml::from_str(config).expect("tests write TOML");
     for (key, value) in added {
         match (both.get_mut(&key), value) {
             (Some(toml::Value::Table(table)), toml::Value::Table(more)) => table.extend(more),
+            (Some(toml::Value::Array(list)), toml::Value::Array(more)) => list.extend(more),
             (_, value) => drop(both.insert(key, value)),
         }
     }

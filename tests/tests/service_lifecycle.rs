@@ -17,7 +17,8 @@ use std::{
     time::Duration,
 };
 
-use cofferdam_tests::{Cofferdam, Daemon, Running, program, stretched};
+use cofferdam::service::proto::cofferdam::{self as ours, build_service_client::BuildServiceClient};
+use cofferdam_tests::{Cofferdam, Daemon, Running, program, request::encoded, stretched};
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
     sys::signal::Signal,
@@ -294,6 +295,17 @@ async fn metrics_count_builds_and_traces_have_a_span_a_phase() {
     ] {
         assert!(text.lines().any(|found| found.starts_with(line)), "no {line} in {text}");
     }
+    // One that a client asks for in a trace of its own, and that needs no machine to fail.
+    let mut request = cofferdam_tests::request::shell("true", &[]);
+    request.constraints.as_mut().unwrap().network_access = true;
+    let request = ours::BuildRequest { request: Some(encoded(request)), ..Default::default() };
+    let mut request = Request::new(request);
+    let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    request.metadata_mut().insert("traceparent", traceparent.parse().unwrap());
+    let mut client = BuildServiceClient::new(daemon.peer().raw_channel());
+    let mut events = client.build(request).await.unwrap().into_inner();
+    while events.message().await.unwrap().is_some() {}
+    drop(client);
     // What has not been sent yet is sent at the end.
     let ended = tokio::task::block_in_place(|| daemon.end().succeeds());
     let lines =
@@ -309,6 +321,11 @@ async fn metrics_count_builds_and_traces_have_a_span_a_phase() {
     while let Ok(some) = spans.try_recv() {
         found.extend(some);
     }
+    let (continued, found): (Vec<_>, Vec<_>) = found
+        .into_iter()
+        .partition(|span| span.trace_id == 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c_u128.to_be_bytes());
+    let build = continued.iter().find(|span| span.name == "build").expect("it is in its client's trace");
+    assert_eq!(build.parent_span_id, 0xb7ad_6b71_6920_3331_u64.to_be_bytes());
     let build = found.iter().find(|span| span.name == "build").expect("the build has a span");
     for phase in ["queued", "resolving", "booting", "running"] {
         let span = found.iter().find(|span| span.name == phase).expect("each phase has a span");
