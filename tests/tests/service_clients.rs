@@ -2,8 +2,9 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use cofferdam::service::proto::cofferdam::{
-    self as ours, build_service_client::BuildServiceClient, done::Outcome, event::Event,
+use cofferdam::service::{
+    EncodedRequest,
+    proto::cofferdam::{self as ours, build_service_client::BuildServiceClient, done::Outcome, event::Event},
 };
 use cofferdam_castore::{
     grpc::{Peer, PeerOptions},
@@ -14,6 +15,7 @@ use cofferdam_tests::{
     request::{encoded, shell},
     stretched,
 };
+use data_encoding::{BASE64, HEXLOWER};
 use futures::{StreamExt as _, stream};
 use tonic::{Streaming, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
@@ -182,4 +184,26 @@ async fn a_request_with_ten_thousand_inputs_builds() {
     assert_eq!(told.log.escape_ascii().to_string(), "10000\\nreadable\\n");
     drop(client);
     tokio::task::block_in_place(|| daemon.end().succeeds());
+}
+
+#[test]
+fn documented_digests_are_those_of_requests() {
+    const CONTEXT: &str = "cofferdam v1: digest of the deterministic encoding of a snix.build.v1.BuildRequest";
+    let document = include_str!("../../docs/daemon.md");
+    let (_, section) = document.split_once("**The digest**").unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    assert!(section.replace('\n', " ").contains(CONTEXT));
+    let (mut encoding, mut digests) = (String::new(), 0);
+    for line in section.lines().filter_map(|line| line.strip_prefix("    ")) {
+        if !line.starts_with("blake3-") {
+            encoding += line;
+            continue;
+        }
+        let bytes = HEXLOWER.decode(std::mem::take(&mut encoding).as_bytes()).unwrap();
+        assert_eq!(format!("blake3-{}", BASE64.encode(&blake3::derive_key(CONTEXT, &bytes))), line);
+        let request = EncodedRequest::from(bytes).decode_checked().unwrap();
+        assert_eq!(request.digest().to_string(), line);
+        digests += 1;
+    }
+    assert_eq!(digests, 2);
 }
