@@ -14,6 +14,8 @@
 pub mod build;
 pub mod cli;
 pub mod failure;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod inputs;
 pub mod jail;
 pub mod outputs;

@@ -23,7 +23,7 @@ mod export;
 mod import;
 mod interrupt;
 pub(crate) mod node_text;
-mod plain_text;
+pub(crate) mod plain_text;
 mod progress;
 mod quantity;
 mod remote;

@@ -10,7 +10,7 @@ const _: () = assert!(size_of::<Parser>() > 1024, "vte must be built without its
 /// Keeps text, tabs and newlines of one stream, and drops everything that would control a terminal: escape sequences,
 /// control characters, and characters that change the direction of text. Sequences may be cut anywhere.
 #[derive(Default)]
-pub(super) struct PlainText {
+pub(crate) struct PlainText {
     parser: Parser,
     kept: Kept,
     /// The beginning of a character whose other bytes haven't come. The parser never sees one cut, since vte 0.15 loses
@@ -27,7 +27,7 @@ struct Kept {
 
 impl PlainText {
     /// What remains of the next bytes.
-    pub(super) fn filter(&mut self, bytes: &[u8]) -> String {
+    pub(crate) fn filter(&mut self, bytes: &[u8]) -> String {
         let mut joined = mem::take(&mut self.cut);
         let bytes = if joined.is_empty() {
             bytes

@@ -42,6 +42,7 @@ pub use start::{Device, StartError};
 pub(crate) use start::{THIS_PROGRAM, listen};
 pub use syscalls::FilterError;
 pub use wire::NoRequest;
+pub(crate) use wire::Request;
 
 /// The subcommand of this program that is [`run_device`], for inputs and for paths of the host.
 pub const SUBCOMMAND: &str = "fs-device";

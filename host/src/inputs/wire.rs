@@ -38,7 +38,7 @@ const BLOBS: u8 = 2;
 
 /// A well-formed question of the device's.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Request {
+pub(crate) enum Request {
     Root,
     Directory(B3Digest),
     Blobs(Vec<B3Digest>),
@@ -55,7 +55,7 @@ pub struct NoRequest {
 }
 
 impl Request {
-    fn decode(packet: &[u8]) -> Result<Self, NoRequest> {
+    pub(crate) fn decode(packet: &[u8]) -> Result<Self, NoRequest> {
         let (&tag, rest) = packet.split_first().ok_or(NoRequest { length: 0, tag: 0 })?;
         let (digests, left_over) = rest.as_chunks::<DIGEST_BYTES>();
         match (tag, digests, left_over) {
@@ -68,7 +68,7 @@ impl Request {
         }
     }
 
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         match self {
             Self::Root => vec![ROOT],
             Self::Directory(digest) => [&[DIRECTORY], digest.as_slice()].concat(),

@@ -10,7 +10,7 @@
 use std::os::fd::OwnedFd;
 
 use serde::Deserialize;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -57,10 +57,17 @@ impl Drop for Events {
     }
 }
 
-async fn follow(mut pipe: pipe::Receiver, cause: watch::Sender<Option<Cause>>) {
+/// What is told up to the end of the events.
+pub(crate) async fn told(events: impl AsyncRead + Unpin) -> Option<Cause> {
+    let (sender, cause) = watch::channel(None);
+    follow(events, sender).await;
+    *cause.borrow()
+}
+
+async fn follow(mut events: impl AsyncRead + Unpin, cause: watch::Sender<Option<Cause>>) {
     let mut pending: Vec<u8> = vec![];
     let mut buffer = [0; 4096];
-    while let Ok(length @ 1..) = pipe.read(&mut buffer).await {
+    while let Ok(length @ 1..) = events.read(&mut buffer).await {
         pending.extend(&buffer[..length]);
         while let Some(end) = pending.windows(SEPARATOR.len()).position(|part| part == SEPARATOR) {
             let event: Vec<u8> = pending.drain(..end + SEPARATOR.len()).collect();

@@ -37,6 +37,7 @@ use async_trait::async_trait;
 use crate::jail::Spawner;
 
 pub use choice::{Accelerator, Candidate, Choice, ChooseError, Found, Kind, Missing, Survey, choose, survey};
+pub(crate) use events::told;
 pub use kvm::{KvmError, nests as kvm_nests};
 pub use machine::{MAX_CPUS, MIN_MEMORY_BYTES, Machine};
 pub use vm::{Cause, Death, Vm, VmmError};

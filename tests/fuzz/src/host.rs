@@ -1,10 +1,12 @@
-//! What the host decodes of clients and guests.
+//! What the host decodes of clients, guests, and the processes that guests may have taken over.
 
 use std::{path::Path, sync::LazyLock};
 
 use cofferdam::{
+    fuzzing,
     outputs::Receiver,
     request::{BuildRequest, proto},
+    service::{EncodedRequest, proto::cofferdam as ours},
 };
 use cofferdam_castore::{Store, refscan::Needles, verify::verify_node};
 use cofferdam_protocol::{
@@ -67,6 +69,57 @@ pub(crate) fn json_request(bytes: &[u8]) -> bool {
 
 pub(crate) fn json_request_seeds() -> Vec<Vec<u8>> {
     vec![seed().into_bytes(), br#"{"command_args":["x"],"constraints":{"system":"x86_64-linux"}}"#.to_vec()]
+}
+
+/// A message with a request that is kept as it came, beside what is decoded at once.
+pub(crate) fn build_message(bytes: &[u8]) -> bool {
+    let Ok(message) = ours::BuildRequest::decode(bytes) else { return false };
+    assert_eq!(ours::BuildRequest::decode(&*message.encode_to_vec()).as_ref(), Ok(&message));
+    message.request.is_some_and(|request| request.decode_checked().is_ok())
+}
+
+pub(crate) fn build_message_seeds() -> Vec<Vec<u8>> {
+    let request = EncodedRequest::from(&BuildRequest::from_json(&seed()).expect("the seed is right"));
+    let limits = ours::Limits { memory_bytes: 1 << 30, cpus: 2, ..Default::default() };
+    let message =
+        ours::BuildRequest { request: Some(request), limits: Some(limits), detached: true, ..Default::default() };
+    vec![message.encode_to_vec()]
+}
+
+pub(crate) fn input_request(bytes: &[u8]) -> bool {
+    let Some(again) = fuzzing::input_request(bytes) else { return false };
+    assert_eq!(again, bytes);
+    true
+}
+
+pub(crate) fn input_request_seeds() -> Vec<Vec<u8>> {
+    vec![vec![0], [&[1][..], &[7; 32]].concat(), [&[2][..], &[7; 64]].concat()]
+}
+
+pub(crate) fn vmm_events(bytes: &[u8]) -> bool {
+    let cause = RUNTIME.block_on(fuzzing::vmm_events(bytes));
+    // What comes after the first cause changes nothing.
+    let more = [bytes, b"\n\n{\"source\":\"guest\",\"event\":\"panic\"}\n\n"].concat();
+    assert!(cause.is_none() || RUNTIME.block_on(fuzzing::vmm_events(&*more)) == cause);
+    cause.is_some()
+}
+
+pub(crate) fn vmm_events_seeds() -> Vec<Vec<u8>> {
+    let event = |source: &str, event: &str| format!("{}\n\n", json!({ "source": source, "event": event }));
+    let reset = event("vmm", "starting") + &event("vm", "rebooting");
+    vec![reset.into_bytes(), event("guest", "panic").into_bytes()]
+}
+
+/// Text that is shown stays the same wherever it was cut, and controls no terminal.
+pub(crate) fn plain_text(bytes: &[u8]) -> bool {
+    let shown = fuzzing::plain_text([bytes]);
+    assert!(!shown.contains(|c: char| c.is_control() && !matches!(c, '\n' | '\t')), "{shown:?}");
+    assert_eq!(fuzzing::plain_text(bytes.chunks(1)), shown);
+    !shown.is_empty()
+}
+
+pub(crate) fn plain_text_seeds() -> Vec<Vec<u8>> {
+    vec![b"\x1b[31mred\x1b[0m 10%\r20%\r\n".to_vec(), "gr\u{fc}n \u{1f980} \u{202e}back\x1b]0;title\x07".into()]
 }
 
 /// Messages of both sides; each that is taken means the same when it is sent again.

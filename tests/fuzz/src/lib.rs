@@ -33,6 +33,10 @@ pub const TARGETS: &[Target] = &[
     Target { name: "digest", run: castore::digest, seeds: castore::digest_seeds },
     Target { name: "request", run: host::request, seeds: host::request_seeds },
     Target { name: "json-request", run: host::json_request, seeds: host::json_request_seeds },
+    Target { name: "build-message", run: host::build_message, seeds: host::build_message_seeds },
+    Target { name: "input-request", run: host::input_request, seeds: host::input_request_seeds },
+    Target { name: "vmm-events", run: host::vmm_events, seeds: host::vmm_events_seeds },
+    Target { name: "plain-text", run: host::plain_text, seeds: host::plain_text_seeds },
     Target { name: "guest-frames", run: host::guest_frames, seeds: host::guest_frames_seeds },
     Target { name: "guest-tree", run: host::guest_tree, seeds: host::guest_tree_seeds },
 ];
