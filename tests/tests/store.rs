@@ -207,6 +207,25 @@ fn a_copy_holds_what_the_other_store_does() {
 }
 
 #[test]
+fn a_copy_goes_to_an_object_store_and_back() {
+    let cofferdam = store();
+    let node = cofferdam.import(&tree(&cofferdam, 1));
+    let objects = format!("objectstore+file://{}", cofferdam.files().join("objects").display());
+    let copy = |from: &str, to: &str| {
+        cofferdam.command(["store", "copy", from, to, "--json", node.as_str()]).succeeds().json()
+    };
+    let there = copy("default", &objects);
+    assert_eq!(there["blobs"], there["copied"]["blobs"]);
+    assert_eq!(copy("default", &objects)["copied"]["blobs"], 0);
+    assert_eq!(copy(&objects, "back"), there);
+    let back = cofferdam.files().join("back");
+    let addresses = [format!("file://{}/blobs", back.display()), format!("redb://{}/directories.redb", back.display())];
+    let in_back = ["--blob-service-addr", &addresses[0], "--directory-service-addr", &addresses[1]];
+    cofferdam.command([&["store", "verify", node.as_str()], &in_back[..]].concat()).succeeds();
+    cofferdam.command([&["store", "verify"], &in_back[..]].concat()).succeeds();
+}
+
+#[test]
 fn a_full_disk_is_an_error_and_the_store_stays_sound() {
     let cofferdam = store();
     cofferdam.file("small", vec![1; 100_000]);

@@ -10,6 +10,8 @@ use tokio::io::AsyncWriteExt as _;
 use super::*;
 use crate::{
     Directory, Node, RootError, Store,
+    archive::Limits,
+    nar, tar,
     testing::{file, name, symlink},
     verify::{verify, verify_node},
 };
@@ -131,6 +133,53 @@ fn what_nothing_needs_goes_and_the_rest_stays() {
     let expected = Collected { blobs: 3, bytes: 15, directories: 6, ..Collected::default() };
     assert_eq!(collected, expected);
     assert_eq!(place.collect(Duration::ZERO), Collected::default());
+}
+
+/// Puts one directory in another, deeper than the stack of a thread would be with a call for each; at the bottom is a file.
+fn put_deep_tree(store: &Store) -> Node {
+    let bottom = write(store, b"bottom");
+    block_on(store.blobs.commit()).unwrap();
+    let mut directory = Directory::try_from_iter([(name("f"), bottom)]).unwrap();
+    let mut putter = store.directories.put_multiple_start();
+    block_on(putter.put(directory.clone())).unwrap();
+    for _ in 1..DEPTH {
+        directory = Directory::try_from_iter([(name("d"), directory.to_node())]).unwrap();
+        block_on(putter.put(directory.clone())).unwrap();
+    }
+    block_on(putter.close()).unwrap();
+    directory.to_node()
+}
+
+const DEPTH: usize = 10_000;
+
+#[test]
+fn a_deep_tree_is_verified_kept_and_collected() {
+    let place = Place::new();
+    let node = put_deep_tree(&place.store());
+    place.local().add_root("deep", &node).unwrap();
+    place.age();
+    let kept = Collected { blobs_left: 1, directories_left: DEPTH as u64, ..Collected::default() };
+    assert_eq!(place.collect(LONG), kept);
+    let verified = verify(&place.local()).unwrap();
+    assert!(verified.faults.is_empty() && verified.directories == DEPTH as u64, "{:?}", verified.faults);
+    place.local().remove_root("deep").unwrap();
+    place.age();
+    let gone = Collected { blobs: 1, bytes: 6, directories: DEPTH as u64, ..Collected::default() };
+    assert_eq!(place.collect(LONG), gone);
+}
+
+#[test]
+fn a_deep_tree_is_written_to_archives_which_are_too_deep_to_be_read() {
+    let store = Store::memory();
+    let node = put_deep_tree(&store);
+    verify_node(&store, &node, Path::new("node"), &|| false).unwrap();
+    let (mut nar, mut tar) = (Vec::new(), Vec::new());
+    nar::write(&store, &node, Path::new("nar"), &mut nar, &|| false).unwrap();
+    tar::write(&store, &node, Path::new("tar"), &mut tar, &|| false).unwrap();
+    let [nar, tar] = [nar::import(&store, &*nar, Limits::default()), tar::import(&store, &*tar, Limits::default())];
+    for error in [nar.unwrap_err(), tar.unwrap_err()] {
+        assert!(error.to_string().ends_with("directories are nested deeper than 512"), "{error}");
+    }
 }
 
 #[test]

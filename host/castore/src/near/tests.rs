@@ -317,19 +317,18 @@ async fn a_commit_beside_one_that_fails_brings_what_that_one_did_not() {
     let near = open(&dir, 1 << 30, &far);
     let digest = put(&near, b"contents").await;
     far.questions.forget_permits(Semaphore::MAX_PERMITS);
-    let mut first = near.commit();
+    let (mut first, mut second) = (near.commit(), near.commit());
     assert!(futures::poll!(&mut first).is_pending());
+    assert!(futures::poll!(&mut second).is_pending());
     far.gone.store(true, Ordering::Relaxed);
     far.questions.add_permits(1);
-    let (failed, committed) = tokio::join!(
-        async {
-            let failed = first.await;
-            far.gone.store(false, Ordering::Relaxed);
-            far.questions.add_permits(2);
-            failed
-        },
-        near.commit(),
-    );
+    let failed = async {
+        let failed = first.await;
+        far.gone.store(false, Ordering::Relaxed);
+        far.questions.add_permits(2);
+        failed
+    };
+    let (failed, committed) = tokio::join!(failed, second);
     failed.unwrap_err();
     committed.unwrap();
     assert!(far.has(&digest).await.unwrap() && is_near(dir.path(), &digest));

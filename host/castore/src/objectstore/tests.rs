@@ -428,7 +428,7 @@ async fn a_tree_with_too_many_bytes_is_neither_got_nor_put() {
         object.write_all(&encoded).unwrap();
     }
     object.finish().unwrap();
-    let error = fixture.walk(&root).await.unwrap_err();
+    let error = fixture.walk(&root).await.map(drop).unwrap_err();
     assert!(error.to_string().contains(rule), "{error}");
 }
 

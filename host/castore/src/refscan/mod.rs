@@ -20,7 +20,7 @@ mod skip;
 use automaton::Automaton;
 use skip::SkipScan;
 
-/// The largest [`automaton_size`] that is taken, in states and matches: less than 200 MiB while it is built.
+/// The largest [`automaton_size`] that is taken, in states and matches: below 400 MiB while it is built, and 100 MiB then.
 pub const MAX_AUTOMATON_SIZE: u64 = 4 * 1024 * 1024;
 
 /// How many states and matches a search automaton for these needles has at most; none where all are hashes of 32
@@ -92,7 +92,7 @@ enum Engine {
 impl Needles {
     /// Needles of any bytes; each is known by its index from here on. Equal ones are all found together.
     ///
-    /// May take a second: call it from a thread that may block.
+    /// May take seconds: call it from a thread that may block.
     ///
     /// # Errors
     ///
