@@ -197,6 +197,7 @@ fn full() -> Status {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::timeout;
     use tonic::Code;
 
     use super::*;
@@ -278,7 +279,8 @@ mod tests {
             arriving.body = Body::new(StreamBody::new(futures::StreamExt::chain(first, stream::pending())));
             arriving
         };
-        let refused = read(&mut hanging(message(9)[..7].to_vec())).await.unwrap_err();
+        let mut half = hanging(message(9)[..7].to_vec());
+        let refused = timeout(Duration::from_secs(60), read(&mut half)).await.unwrap().unwrap_err();
         assert_eq!(refused.code(), Code::DeadlineExceeded, "{refused}");
         let mut whole = hanging(message(9));
         whole.frame().await.unwrap();

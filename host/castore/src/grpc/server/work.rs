@@ -209,6 +209,7 @@ mod tests {
         let trees = Shares::new(2, 1);
         for others in [None, Some(&trees)] {
             let work = work(Shares::new(4, 2));
+            let _end = work.stop.clone().drop_guard();
             let mut held: Vec<_> = (0..4).map(|_| Box::pin(work.run::<()>(ONE, others, pending()))).collect();
             for held in &mut held {
                 assert!(poll!(held).is_pending());
@@ -220,7 +221,6 @@ mod tests {
                 let no_tree = work.run(ONE, None, async { Ok(()) });
                 timeout(LONG, no_tree).await.unwrap().unwrap();
             }
-            work.stop.cancel();
         }
     }
 
