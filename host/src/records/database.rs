@@ -300,7 +300,8 @@ fn create(dir: &Path, path: &Path) -> Result<()> {
     let file = options.read(true).write(true).create_new(true).mode(0o600).open(&unfinished);
     let file = file.map_err(failed("create", &unfinished))?;
     let fill = || {
-        let write = builder().create_file(file)?.begin_write()?;
+        let database = builder().create_file(file)?;
+        let write = database.begin_write()?;
         write.open_table(META)?.insert("format", FORMAT)?;
         write.open_table(RECORDS)?;
         write.open_table(FINISHED)?;

@@ -25,8 +25,13 @@ use crate::{B3Digest, Directory};
 
 pub(super) const TABLE: TableDefinition<'_, [u8; B3Digest::LENGTH], Vec<u8>> = TableDefinition::new("directory");
 
-/// When each tree was put last, by its root, in nanoseconds since 1970; see [`crate::gc`]. snix knows nothing of it.
-pub(super) const RECENT: TableDefinition<'_, [u8; B3Digest::LENGTH], u64> = TableDefinition::new("cofferdam_recent");
+/// The same for snix's redb.
+const SNIX_TABLE: redb_of_snix::TableDefinition<'_, [u8; B3Digest::LENGTH], Vec<u8>> =
+    redb_of_snix::TableDefinition::new("directory");
+
+/// When each tree was put last, by its root, in nanoseconds since 1970; see [`crate::gc`]. snix knows nothing of it, but
+/// its redb must know the types.
+pub(super) const RECENT: TableDefinition<'_, &[u8], u64> = TableDefinition::new("cofferdam_recent_roots");
 
 /// How long to try when another process has the file.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -105,7 +110,7 @@ impl Shared {
                 table.insert(digest.as_bytes(), encoded).map_err(|error| self.failed(error))?;
             }
             let mut recent = write.open_table(RECENT).map_err(|error| self.failed(error))?;
-            recent.insert(root.as_bytes(), unix_nanos(SystemTime::now())).map_err(|error| self.failed(error))?;
+            recent.insert(root.as_slice(), unix_nanos(SystemTime::now())).map_err(|error| self.failed(error))?;
         }
         write.commit().map_err(|error| self.failed(error))
     }
@@ -114,7 +119,13 @@ impl Shared {
     pub(super) fn open_to_write(&self) -> Result<Database, DatabaseError> {
         match OpenOptions::new().read(true).write(true).open(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.create(),
-            file => builder().create_file(file?),
+            file => {
+                let file = file?;
+                if file.metadata()?.len() == 0 {
+                    create_table(&file)?;
+                }
+                builder().create_file(file)
+            }
         }
     }
 
@@ -134,6 +145,7 @@ impl Shared {
             _ => {}
         }
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&unfinished)?;
+        create_table(&file)?;
         let database = builder().create_file(file.try_clone()?)?;
         file.sync_all()?;
         let linked = fs::hard_link(&unfinished, &self.path);
@@ -199,6 +211,22 @@ impl Shared {
 pub(super) fn unix_nanos(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Makes a database in an empty file, with the table as snix makes it: a later redb adds to it, but names its types
+/// otherwise.
+fn create_table(file: &File) -> Result<(), DatabaseError> {
+    let create = || {
+        let database = redb_of_snix::Builder::new().create_file(file.try_clone()?)?;
+        let write = database.begin_write()?;
+        write.open_table(SNIX_TABLE)?;
+        Ok(write.commit()?)
+    };
+    create().map_err(|error| match error {
+        redb_of_snix::Error::DatabaseAlreadyOpen => DatabaseError::DatabaseAlreadyOpen,
+        redb_of_snix::Error::Io(error) => error.into(),
+        error => io::Error::other(error).into(),
+    })
 }
 
 fn builder() -> Builder {
@@ -301,9 +329,9 @@ mod tests {
 
     /// Writes past the service, as another program would.
     fn write_raw(path: &Path, key: [u8; 32], value: Vec<u8>) {
-        let database = Builder::new().create(path).unwrap();
+        let database = redb_of_snix::Builder::new().create(path).unwrap();
         let write = database.begin_write().unwrap();
-        write.open_table(TABLE).unwrap().insert(key, value).unwrap();
+        write.open_table(SNIX_TABLE).unwrap().insert(key, value).unwrap();
         write.commit().unwrap();
     }
 
@@ -349,9 +377,15 @@ mod tests {
         let service = RedbDirectoryService::open(&path).unwrap();
         assert_eq!(service.get(&theirs.digest()).await.unwrap(), Some(theirs));
         service.put(ours.clone()).await.unwrap();
-        let database = ReadOnlyDatabase::open(&path).unwrap();
-        let table = database.begin_read().unwrap().open_table(TABLE).unwrap();
-        assert_eq!(table.get(ours.digest().as_bytes()).unwrap().unwrap().value(), ours.encode());
+        // Or had made.
+        use redb_of_snix::ReadableDatabase as _;
+        let made = dir.path().join("made.redb");
+        RedbDirectoryService::open(&made).unwrap().put(ours.clone()).await.unwrap();
+        for path in [path, made] {
+            let database = redb_of_snix::Builder::new().open(&path).unwrap();
+            let table = database.begin_read().unwrap().open_table(SNIX_TABLE).unwrap();
+            assert_eq!(table.get(ours.digest().as_bytes()).unwrap().unwrap().value(), ours.encode());
+        }
     }
 
     #[tokio::test]

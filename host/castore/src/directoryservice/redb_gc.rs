@@ -140,7 +140,7 @@ impl RedbDirectoryService {
 }
 
 fn roots_since(
-    recent: &impl ReadableTable<[u8; B3Digest::LENGTH], u64>,
+    recent: &impl ReadableTable<&'static [u8], u64>,
     cutoff: SystemTime,
 ) -> Result<Vec<Node>, redb::StorageError> {
     let cutoff = unix_nanos(cutoff);
@@ -148,8 +148,10 @@ fn roots_since(
     for entry in recent.iter()? {
         let (digest, put) = entry?;
         if put.value() >= cutoff {
+            let digest = B3Digest::try_from(digest.value());
+            let digest = digest.map_err(|error| redb::StorageError::Corrupted(format!("a root: {error}")))?;
             // The size of a root is nobody's business here.
-            roots.push(Node::Directory { digest: digest.value().into(), size: 0 });
+            roots.push(Node::Directory { digest, size: 0 });
         }
     }
     Ok(roots)
@@ -165,9 +167,9 @@ impl RedbDirectoryService {
         {
             let mut recent = write.open_table(RECENT).map_err(io::Error::other)?;
             let roots: Vec<_> =
-                recent.iter().map_err(io::Error::other)?.map(|entry| entry.unwrap().0.value()).collect();
+                recent.iter().map_err(io::Error::other)?.map(|entry| entry.unwrap().0.value().to_vec()).collect();
             for root in roots {
-                recent.insert(root, unix_nanos(then)).map_err(io::Error::other)?;
+                recent.insert(root.as_slice(), unix_nanos(then)).map_err(io::Error::other)?;
             }
         }
         write.commit().map_err(io::Error::other)
