@@ -1,14 +1,17 @@
 //! Which layout a local store has: the number in `DIR/format`, followed by a line feed.
 
 use std::{
-    fs,
-    io::{self, Write as _},
+    fs::{self, File},
+    io::{self, Read as _, Write as _},
     path::Path,
 };
 
 use super::staging::{Staging, at_path};
 
 const FORMAT: &str = "format";
+
+/// Longer than any number of a layout.
+const MAX_FORMAT_BYTES: u64 = 32;
 
 /// The layout that [`super::local`] describes. Whoever changes it so that older versions would do harm counts up, and
 /// writes the new number before anything else.
@@ -21,10 +24,11 @@ const LAYOUT: u64 = 1;
 /// `Unsupported` when it is another layout than this version knows.
 pub(crate) fn check_layout(dir: &Path) -> io::Result<bool> {
     let path = dir.join(FORMAT);
-    let text = match fs::read_to_string(&path) {
+    let mut text = String::new();
+    match File::open(&path).and_then(|file| file.take(MAX_FORMAT_BYTES).read_to_string(&mut text)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        text => text.map_err(|error| at_path(&path, &error))?,
-    };
+        read => drop(read.map_err(|error| at_path(&path, &error))?),
+    }
     let layout = text.trim_end();
     if layout.parse() == Ok(LAYOUT) {
         return Ok(true);
