@@ -158,12 +158,11 @@ fn parse(addr: &str, path_scheme: &'static str, known: &'static str) -> Result<O
 }
 
 /// Whether each part of this address is what it should be, as far as that can be told without the store.
-#[doc(hidden)]
-pub fn is_well_formed(addr: &str) -> bool {
+pub fn is_addr(addr: &str) -> bool {
     if addr.starts_with(objectstore::PREFIX) {
         objectstore::parse(addr).is_ok()
     } else if addr.starts_with(near::SCHEME) {
-        near::parse(addr).is_ok_and(|near| is_well_formed(near.far))
+        near::parse(addr).is_ok_and(|near| is_addr(near.far))
     } else if addr.starts_with(GRPC) {
         Peer::is_addr(addr)
     } else {

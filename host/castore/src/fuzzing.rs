@@ -2,11 +2,8 @@
 
 use prost::Message as _;
 
+pub use crate::objectstore::fuzzing::{chunk, chunk_list, tree_object};
 use crate::{Directory, grpc::EncodedDirectory};
-pub use crate::{
-    addr::is_well_formed as address,
-    objectstore::fuzzing::{chunk, chunk_list, tree_object},
-};
 
 /// A directory as it comes over gRPC.
 pub fn message(bytes: &[u8]) -> Option<Directory> {

@@ -45,7 +45,7 @@ pub mod tar;
 mod testing;
 pub mod verify;
 
-pub use addr::{AddrError, blob_service_from_addr, directory_service_from_addr, from_addr};
+pub use addr::{AddrError, blob_service_from_addr, directory_service_from_addr, from_addr, is_addr};
 pub use blobservice::{BlobReader, BlobService, BlobWriter, Lease, LocalBlobService, MemoryBlobService};
 pub use digest::{B3Digest, DigestError};
 pub use directory::{Directory, DirectoryError, DirectorySizes};

@@ -105,6 +105,7 @@ mod tests {
             "\\u{1b}c\\u{1b}[2Jboot\nnext\tline\\rback \\u{0}\\xffé\\u{9b}"
         );
     }
+
     #[test]
     fn a_message_stays_one_plain_line() {
         assert_eq!(

@@ -5,7 +5,7 @@ use std::{io::Write as _, path::Path};
 use cofferdam_castore::{
     B3Digest, Directory, Node, PathComponent, Store, SymlinkTarget,
     archive::{Compression, Compressor, Limits, decompress},
-    fuzzing, nar, proto, tar,
+    fuzzing, is_addr, nar, proto, tar,
 };
 use futures::executor::block_on;
 use prost::Message as _;
@@ -159,7 +159,7 @@ fn packed(contents: &[u8], compression: Compression) -> Vec<u8> {
 }
 
 pub(crate) fn address(bytes: &[u8]) -> bool {
-    std::str::from_utf8(bytes).is_ok_and(fuzzing::address)
+    std::str::from_utf8(bytes).is_ok_and(is_addr)
 }
 
 pub(crate) fn address_seeds() -> Vec<Vec<u8>> {

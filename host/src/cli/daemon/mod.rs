@@ -24,8 +24,8 @@ use std::{
 use clap::Args;
 use cofferdam_castore::{
     Store, blob_service_from_addr, directory_service_from_addr,
-    fuzzing::address as is_address,
     grpc::{self, Certificate, Identity, Listener, RoutesBuilder, ServeOptions, Tls, serve_routes},
+    is_addr,
 };
 use cofferdam_images::{Image, default_dir};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -171,10 +171,10 @@ fn check_addresses(store: &StoreArgs) -> Result<(), CliError> {
     let (blobs, directories) = store.addresses()?;
     let wrong = |error| CliError::wrong_because("the store's address is wrong", error);
     // Nothing is opened at an address that is refused.
-    if !is_address(&blobs) || blobs.starts_with("redb:") {
+    if !is_addr(&blobs) || blobs.starts_with("redb:") {
         blob_service_from_addr(&blobs).map_err(wrong)?;
     }
-    if !is_address(&directories) || directories.starts_with("file:") {
+    if !is_addr(&directories) || directories.starts_with("file:") {
         directory_service_from_addr(&directories).map_err(wrong)?;
     }
     Ok(())
