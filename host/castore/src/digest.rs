@@ -1,6 +1,6 @@
 use std::{fmt, str::FromStr};
 
-use data_encoding::{BASE64, HEXLOWER};
+use data_encoding::{BASE64, BASE64_NOPAD, HEXLOWER};
 
 const PREFIX: &str = "blake3-";
 
@@ -74,8 +74,10 @@ impl FromStr for B3Digest {
     type Err = DigestError;
 
     fn from_str(text: &str) -> Result<Self, DigestError> {
+        // Decoding with padding would take it within the text, too, as if several texts were joined.
         text.strip_prefix(PREFIX)
-            .and_then(|base64| BASE64.decode(base64.as_bytes()).ok())
+            .and_then(|base64| base64.strip_suffix('='))
+            .and_then(|base64| BASE64_NOPAD.decode(base64.as_bytes()).ok())
             .and_then(|bytes| bytes.as_slice().try_into().ok())
             .ok_or_else(|| DigestError::Text { text: crate::escape(text.as_bytes()) })
     }
@@ -128,6 +130,8 @@ mod tests {
             "rxNJufX5oaagQE3qNtzJSZvLJcmtwRK3zJqTyuQfMmI=",
             "blake3-rxNJufX5oaagQE3qNtzJSZvLJcmtwRK3zJqTyuQfMmI",
             "blake3-rxNJufX5oaagQE3qNtzJSZvLJcmtwRK3zJqTyuQfMmJ=",
+            "blake3-rxNJufX5oaagQE3qNtzJSZvLJcmtwRK3zJqTyuQ=MmIT",
+            "blake3-rxM=ufX5oaagQE3qNtzJSZvLJcmtwRK3zJqTyuQfMmI=",
             "sha256-rxNJufX5oaagQE3qNtzJSZvLJcmtwRK3zJqTyuQfMmI=",
         ] {
             assert!(matches!(text.parse::<B3Digest>(), Err(DigestError::Text { .. })), "{text}");
