@@ -23,7 +23,8 @@ mod tests;
 pub use client::{CERTIFICATE_VARIABLE, GrpcBlobService, GrpcDirectoryService, KEY_VARIABLE, Peer, PeerOptions};
 pub(crate) use message::EncodedDirectory;
 pub use server::{
-    DESCRIPTOR_SETS, Intake, Listener, SERVICES, ServeError, ServeOptions, Tls, add_services, serve, serve_routes,
+    DESCRIPTOR_SETS, Gate, Gated, Intake, Listener, SERVICES, ServeError, ServeOptions, Shares, Short, Tls, Turn,
+    add_services, serve, serve_routes,
 };
 pub use tonic::{
     service::RoutesBuilder,

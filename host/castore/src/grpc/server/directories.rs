@@ -34,8 +34,8 @@ const CLIENT_WALKS: usize = MAX_WALKS / 2;
 pub(in super::super) struct Directories {
     store: Store,
     work: Work,
-    trees: Shares,
-    walks: Shares,
+    trees: Shares<Client>,
+    walks: Shares<Client>,
 }
 
 impl Directories {

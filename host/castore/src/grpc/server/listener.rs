@@ -113,8 +113,8 @@ impl std::fmt::Display for Listener {
 /// The connections of one listener.
 #[derive(Debug, Clone)]
 struct Limits {
-    open: Shares,
-    handshakes: Shares,
+    open: Shares<Client>,
+    handshakes: Shares<Client>,
 }
 
 impl Default for Limits {
@@ -177,7 +177,7 @@ fn incoming<L: Accept>(listener: L, limits: Limits) -> BoxStream<'static, Result
                     continue;
                 }
             };
-            if let Some(turn) = limits.handshakes.try_take(client, 1) {
+            if let Ok(turn) = limits.handshakes.try_take(client, 1) {
                 let stage = Mutex::new(Stage::Handshake { _turn: turn });
                 let limited = Limited { connection, client, open: limits.open.clone(), stage };
                 return Some((Ok(limited), (listener, limits)));
@@ -192,7 +192,7 @@ fn incoming<L: Accept>(listener: L, limits: Limits) -> BoxStream<'static, Result
 struct Limited<C> {
     connection: C,
     client: Client,
-    open: Shares,
+    open: Shares<Client>,
     stage: Mutex<Stage>,
 }
 
@@ -208,8 +208,8 @@ impl<C: Connected> Connected for Limited<C> {
     /// tonic asks for it once: when the handshake is over.
     fn connect_info(&self) -> C::ConnectInfo {
         let stage = match self.open.try_take(self.client, 1) {
-            Some(turn) => Stage::Open { _turn: turn },
-            None => {
+            Ok(turn) => Stage::Open { _turn: turn },
+            Err(_) => {
                 tracing::debug!("closed a connection of {:?}: too many are open", self.client);
                 Stage::Refused
             }
@@ -320,7 +320,7 @@ mod tests {
         fourth.connect_info();
         assert!(matches!(*fourth.stage.lock().unwrap(), Stage::Open { .. }));
         assert!(matches!(two.stage.get_mut().unwrap(), Stage::Open { .. }));
-        assert!(limits.handshakes.try_take(client(1), 2).is_some());
+        assert!(limits.handshakes.try_take(client(1), 2).is_ok());
     }
 
     #[tokio::test]
@@ -338,20 +338,20 @@ mod tests {
 
         let _stranger = connect(2, addr).await;
         timeout(LONG, async {
-            while limits.handshakes.try_take(client(2), 1).is_some() {
+            while limits.handshakes.try_take(client(2), 1).is_ok() {
                 tokio::task::yield_now().await;
             }
         })
         .await
         .unwrap();
-        assert!(limits.open.try_take(client(2), 1).is_some());
+        assert!(limits.open.try_take(client(2), 1).is_ok());
 
         let options = PeerOptions { authority: Some(cert.pem().into()), ..PeerOptions::default() };
         let addr = format!("grpc+https://localhost:{}", addr.port());
         let blobs = GrpcBlobService::new(Peer::from_addr(&addr, &options).unwrap());
         assert!(!blobs.has(&B3Digest::of(b"never put")).await.unwrap());
-        assert!(limits.open.try_take(client(2), 1).is_none());
-        assert!(limits.handshakes.try_take(client(1), 1).is_some());
+        assert!(limits.open.try_take(client(2), 1).is_err());
+        assert!(limits.handshakes.try_take(client(1), 1).is_ok());
         serving.abort();
     }
 }

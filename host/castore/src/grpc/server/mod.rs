@@ -6,6 +6,7 @@
 
 mod blobs;
 mod directories;
+mod gate;
 mod intake;
 mod listener;
 mod mount;
@@ -19,9 +20,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, service::RoutesBuilder, transport::Server};
 use tonic_health::ServingStatus;
 
+pub use gate::{Gate, Gated};
 pub use intake::Intake;
 pub use listener::{Listener, Tls};
-pub(super) use mount::{Snix, TvixBlobs, TvixDirectories};
+pub(super) use mount::{TvixBlobs, TvixDirectories};
+pub use share::{Shares, Short, Turn};
 
 use super::{
     MAX_BLOB_BYTES, MAX_MESSAGE_BYTES, STREAM_WINDOW_BYTES, chain,
@@ -30,7 +33,7 @@ use super::{
 use crate::{B3Digest, Store, directory::MAX_DIRECTORY_BYTES, proto};
 use blobs::Blobs;
 use directories::Directories;
-use intake::{Guarded, MAX_QUESTION_BYTES};
+use intake::{MAX_QUESTION_BYTES, Takes};
 use work::Work;
 
 /// What castore's services are called, as health checks ask for them.
@@ -135,29 +138,25 @@ pub fn add_services(routes: &mut RoutesBuilder, store: &Store, options: &ServeOp
         .add_service(directories);
 }
 
-/// One of castore's services, as others reach it.
-type Mounted<S> = Snix<Guarded<S>>;
-
 pub(super) fn services(
     store: &Store,
     options: &ServeOptions,
     stop: CancellationToken,
-) -> (Mounted<BlobServiceServer<Blobs>>, Mounted<DirectoryServiceServer<Directories>>) {
+) -> (Gated<BlobServiceServer<Blobs>>, Gated<DirectoryServiceServer<Directories>>) {
     let work = Work::new(options, stop);
     let blobs = Blobs { blobs: store.blobs.clone(), work: work.clone(), max_blob_bytes: options.max_blob_bytes };
     let directories = Directories::new(store.clone(), work);
     let blobs = BlobServiceServer::new(blobs).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let directories = DirectoryServiceServer::new(directories).max_decoding_message_size(MAX_DIRECTORY_BYTES);
-    let largest_of_blobs = |path: &str| if is_put(path) { MAX_MESSAGE_BYTES } else { MAX_QUESTION_BYTES };
-    let largest_of_directories = |path: &str| if is_put(path) { MAX_DIRECTORY_BYTES } else { MAX_QUESTION_BYTES };
     (
-        Snix(options.intake.guard(blobs, largest_of_blobs, options.idle_timeout)),
-        Snix(options.intake.guard(directories, largest_of_directories, options.idle_timeout)),
+        options.intake.guard(blobs, |path| takes(path, MAX_MESSAGE_BYTES), options.idle_timeout),
+        options.intake.guard(directories, |path| takes(path, MAX_DIRECTORY_BYTES), options.idle_timeout),
     )
 }
 
-fn is_put(path: &str) -> bool {
-    path.ends_with("/Put")
+/// What castore's method of this path takes; put takes messages of `largest` bytes.
+fn takes(path: &str, largest: usize) -> Takes {
+    if path.ends_with("/Put") { Takes::Stream(largest) } else { Takes::One(MAX_QUESTION_BYTES) }
 }
 
 /// Serves these services, and beside them health for each of `services` and reflection from `descriptor_sets`, on every
@@ -180,8 +179,9 @@ pub async fn serve_routes(
     for service in services {
         reporter.set_service_status(*service, ServingStatus::Serving).await;
     }
-    let question = |_: &str| MAX_QUESTION_BYTES;
+    let question = |_: &str| Takes::One(MAX_QUESTION_BYTES);
     routes.add_service(options.intake.guard(health, question, options.idle_timeout));
+    let questions = |_: &str| Takes::Stream(MAX_QUESTION_BYTES);
     let reflection = || {
         descriptor_sets.iter().fold(
             tonic_reflection::server::Builder::configure()
@@ -192,8 +192,8 @@ pub async fn serve_routes(
     let current = reflection().build_v1().map_err(ServeError::Reflection)?;
     let older = reflection().build_v1alpha().map_err(ServeError::Reflection)?;
     routes
-        .add_service(options.intake.guard(current, question, options.idle_timeout))
-        .add_service(options.intake.guard(older, question, options.idle_timeout));
+        .add_service(options.intake.guard(current, questions, options.idle_timeout))
+        .add_service(options.intake.guard(older, questions, options.idle_timeout));
     let routes = routes.routes();
 
     let serving = try_join_all(listeners.into_iter().map(|listener| listener.serve(routes.clone(), shutdown.clone())));

@@ -1,5 +1,6 @@
 use std::{
     collections::HashMap,
+    hash::Hash,
     net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, PoisonError, Weak},
 };
@@ -37,29 +38,50 @@ impl Client {
 }
 
 /// Turns, of which each client has at most its share.
-#[derive(Debug, Clone)]
-pub(super) struct Shares {
+#[derive(Debug)]
+pub struct Shares<C> {
     turns: Arc<Semaphore>,
     share: usize,
-    clients: Arc<Mutex<HashMap<Client, Weak<Semaphore>>>>,
+    clients: Arc<Mutex<HashMap<C, Weak<Semaphore>>>>,
+}
+
+impl<C> Clone for Shares<C> {
+    fn clone(&self) -> Self {
+        Self { turns: self.turns.clone(), share: self.share, clients: self.clients.clone() }
+    }
 }
 
 /// One turn or more, given back when dropped.
 #[derive(Debug)]
-pub(super) struct Turn {
+pub struct Turn {
     own: OwnedSemaphorePermit,
     turn: OwnedSemaphorePermit,
 }
 
 impl Turn {
-    pub(super) fn merge(&mut self, other: Self) {
+    /// Takes in further turns of the same client.
+    ///
+    /// # Panics
+    ///
+    /// They are another client's.
+    pub fn merge(&mut self, other: Self) {
         self.own.merge(other.own);
         self.turn.merge(other.turn);
     }
 }
 
-impl Shares {
-    pub(super) fn new(turns: usize, share: usize) -> Self {
+/// What there is not enough of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Short {
+    /// The client's share.
+    Share,
+    /// What all have together.
+    All,
+}
+
+impl<C: Eq + Hash> Shares<C> {
+    /// So many turns, and how many a client has of them.
+    pub fn new(turns: usize, share: usize) -> Self {
         Self { turns: Arc::new(Semaphore::new(turns)), share, clients: Arc::default() }
     }
 
@@ -69,21 +91,26 @@ impl Shares {
     }
 
     /// A turn, when there is one and the client has less than its share.
-    pub(super) async fn take(&self, client: Client) -> Result<Turn, AcquireError> {
+    pub(super) async fn take(&self, client: C) -> Result<Turn, AcquireError> {
         let own = self.own(client).acquire_owned().await?;
         let turn = self.turns.clone().acquire_owned().await?;
         Ok(Turn { own, turn })
     }
 
-    /// As many turns at once; `None` when there are not so many, or the client would have more than its share.
-    pub(super) fn try_take(&self, client: Client, turns: u32) -> Option<Turn> {
-        let own = self.own(client).try_acquire_many_owned(turns).ok()?;
-        let turn = self.turns.clone().try_acquire_many_owned(turns).ok()?;
-        Some(Turn { own, turn })
+    /// As many turns at once.
+    ///
+    /// # Errors
+    ///
+    /// There are not so many, or the client would have more than its share.
+    pub fn try_take(&self, client: C, turns: usize) -> Result<Turn, Short> {
+        let many = u32::try_from(turns).unwrap_or(u32::MAX);
+        let own = self.own(client).try_acquire_many_owned(many).map_err(|_| Short::Share)?;
+        let turn = self.turns.clone().try_acquire_many_owned(many).map_err(|_| Short::All)?;
+        Ok(Turn { own, turn })
     }
 
     /// The share of a client, which is there as long as anything is taken of it or waits for it.
-    fn own(&self, client: Client) -> Arc<Semaphore> {
+    fn own(&self, client: C) -> Arc<Semaphore> {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(own) = clients.get(&client).and_then(Weak::upgrade) {
             return own;
@@ -106,12 +133,13 @@ mod tests {
         let shares = Shares::new(4, 3);
         let [one, other] = [Client::User(1), Client::User(2)];
         let mut taken = shares.try_take(one, 2).unwrap();
-        assert!(shares.try_take(one, 2).is_none());
+        assert_eq!(shares.try_take(one, 2).unwrap_err(), Short::Share);
         taken.merge(shares.try_take(one, 1).unwrap());
-        assert!(shares.try_take(one, 1).is_none() && shares.try_take(other, 2).is_none());
+        assert_eq!(shares.try_take(one, 1).unwrap_err(), Short::Share);
+        assert_eq!(shares.try_take(other, 2).unwrap_err(), Short::All);
         let others = shares.try_take(other, 1).unwrap();
         drop(taken);
-        assert!(shares.try_take(other, 3).is_none());
+        assert_eq!(shares.try_take(other, 3).unwrap_err(), Short::Share);
         drop(others);
         drop(shares.try_take(other, 3).unwrap());
         assert_eq!(shares.clients.lock().unwrap().len(), 1);

@@ -34,7 +34,7 @@ pub(super) type Answers<T> = BoxStream<'static, Result<T, Status>>;
 /// Where requests are worked on: on threads that may block, since stores do their I/O in place.
 #[derive(Debug, Clone)]
 pub(super) struct Work {
-    turns: Shares,
+    turns: Shares<Client>,
     patience: Patience,
     stop: CancellationToken,
 }
@@ -109,7 +109,7 @@ impl Work {
     pub(super) async fn run<T: Send + 'static>(
         &self,
         client: Client,
-        others: Option<&Shares>,
+        others: Option<&Shares<Client>>,
         work: impl Future<Output = Result<T, Status>> + Send + 'static,
     ) -> Result<T, Status> {
         let stopping = || Status::unavailable("the server is shutting down");
@@ -142,7 +142,7 @@ impl Work {
     pub(super) async fn stream<T, F>(
         &self,
         client: Client,
-        others: Option<Shares>,
+        others: Option<Shares<Client>>,
         work: impl FnOnce(Outlet<T>) -> F,
     ) -> Result<Response<Answers<T>>, Status>
     where
@@ -181,7 +181,7 @@ fn slow(request_timeout: Duration) -> Status {
     ))
 }
 
-pub(super) fn silent(idle_timeout: Duration) -> Status {
+fn silent(idle_timeout: Duration) -> Status {
     Status::deadline_exceeded(format!("the client has been silent for {idle_timeout:?}"))
 }
 
@@ -200,7 +200,7 @@ mod tests {
 
     const ONE: Client = Client::User(1);
 
-    fn work(turns: Shares) -> Work {
+    fn work(turns: Shares<Client>) -> Work {
         Work { turns, ..Work::new(&ServeOptions::default(), CancellationToken::new()) }
     }
 

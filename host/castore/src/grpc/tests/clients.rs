@@ -333,14 +333,17 @@ async fn a_client_that_hangs_is_given_up() {
     refused(blobs.put(hanging).await, Code::DeadlineExceeded, "the client has been silent for 400ms");
     let hanging = stream::iter(encoded(&[&leaf("x")])).chain(stream::pending());
     refused(directories.put(hanging).await, Code::DeadlineExceeded, "the client has been silent for 400ms");
-    // A question that never comes.
+    // A question that never comes, and one that never ends.
     let mut client = Grpc::new(channel);
-    client.ready().await.unwrap();
-    let codec = ProstCodec::<StatBlobRequest, StatBlobResponse>::default();
-    let path = PathAndQuery::from_static("/snix.castore.v1.BlobService/Stat");
-    let asked = client.client_streaming(Request::new(stream::pending()), path, codec);
-    let answered = tokio::time::timeout(Duration::from_secs(60), asked).await.unwrap();
-    refused(answered, Code::DeadlineExceeded, "the client has been silent for 400ms");
+    for asked in [vec![], vec![StatBlobRequest::default()]] {
+        client.ready().await.unwrap();
+        let codec = ProstCodec::<StatBlobRequest, StatBlobResponse>::default();
+        let path = PathAndQuery::from_static("/snix.castore.v1.BlobService/Stat");
+        let asked = stream::iter(asked).chain(stream::pending());
+        let asked = client.client_streaming(Request::new(asked), path, codec);
+        let answered = tokio::time::timeout(Duration::from_secs(60), asked).await.unwrap();
+        refused(answered, Code::DeadlineExceeded, "the request was not there after 400ms");
+    }
 }
 
 #[tokio::test]
