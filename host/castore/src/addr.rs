@@ -1,11 +1,6 @@
-use std::{io, path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf};
 
-use crate::{
-    BlobService, DirectoryService, LocalBlobService, MemoryBlobService, MemoryDirectoryService, ObjectStoreBlobService,
-    ObjectStoreDirectoryService, RedbDirectoryService, Store,
-    grpc::{GrpcBlobService, GrpcDirectoryService, Peer, PeerOptions},
-    near, objectstore,
-};
+use crate::{grpc::Peer, near, objectstore};
 
 /// Why an address names no store.
 #[derive(Debug, thiserror::Error)]
@@ -69,76 +64,13 @@ pub enum AddrError {
     },
 }
 
-const BLOB_SCHEMES: &str = "\"memory://\", \"file:///directory\", \"objectstore+…\", \"near:///…\" and \"grpc+http://\", \"grpc+https://\" or \"grpc+unix:///\"";
-const DIRECTORY_SCHEMES: &str = "\"memory://\", \"redb:///file\", \"objectstore+…\", \"near:///…\" and \"grpc+http://\", \"grpc+https://\" or \"grpc+unix:///\"";
+pub(crate) const BLOB_SCHEMES: &str = "\"memory://\", \"file:///directory\", \"objectstore+…\", \"near:///…\" and \"grpc+http://\", \"grpc+https://\" or \"grpc+unix:///\"";
+pub(crate) const DIRECTORY_SCHEMES: &str = "\"memory://\", \"redb:///file\", \"objectstore+…\", \"near:///…\" and \"grpc+http://\", \"grpc+https://\" or \"grpc+unix:///\"";
 
-const GRPC: &str = "grpc+";
-
-/// The store of these two addresses.
-///
-/// # Errors
-///
-/// As [`blob_service_from_addr`] and [`directory_service_from_addr`].
-pub fn from_addr(blobs: &str, directories: &str) -> Result<Store, AddrError> {
-    Ok(Store { blobs: blob_service_from_addr(blobs)?, directories: directory_service_from_addr(directories)? })
-}
-
-/// The blob service of an address: `memory://`, `file:///directory`, which is made when it is not there, or the URL of an
-/// object store after `objectstore+`, as in `objectstore+s3://bucket/path?region=…`.
-///
-/// `near:///directory?size=20G&write=through&far=ADDRESS` is a store in that directory in front of the one of that
-/// address, see [`NearBlobService`](crate::NearBlobService). Its directories have the same address. For one over gRPC see
-/// [`Peer::from_addr`].
-///
-/// # Errors
-///
-/// Names the part of the address that is wrong, or why the store can't be opened.
-pub fn blob_service_from_addr(addr: &str) -> Result<Arc<dyn BlobService>, AddrError> {
-    if addr.starts_with(objectstore::PREFIX) {
-        return Ok(Arc::new(ObjectStoreBlobService::new(objectstore::open(addr)?.into())));
-    }
-    if addr.starts_with(near::SCHEME) {
-        return near::blob_service(addr);
-    }
-    if addr.starts_with(GRPC) && addr.contains("://") {
-        return Ok(Arc::new(GrpcBlobService::new(Peer::from_addr(addr, &PeerOptions::default())?)));
-    }
-    match parse(addr, "file", BLOB_SCHEMES)? {
-        None => Ok(Arc::new(MemoryBlobService::default())),
-        Some(path) => match LocalBlobService::open(&path) {
-            Ok(service) => Ok(Arc::new(service)),
-            Err(source) => Err(AddrError::Open { addr: addr.to_owned(), source }),
-        },
-    }
-}
-
-/// The directory service of an address: `memory://`, `redb:///file`, which is made when something is first put, the URL of
-/// an object store after `objectstore+`, a near store, or one over gRPC, see [`blob_service_from_addr`].
-///
-/// # Errors
-///
-/// Names the part of the address that is wrong, or why the store can't be opened.
-pub fn directory_service_from_addr(addr: &str) -> Result<Arc<dyn DirectoryService>, AddrError> {
-    if addr.starts_with(objectstore::PREFIX) {
-        return Ok(Arc::new(ObjectStoreDirectoryService::new(objectstore::open(addr)?.into())));
-    }
-    if addr.starts_with(near::SCHEME) {
-        return near::directory_service(addr);
-    }
-    if addr.starts_with(GRPC) && addr.contains("://") {
-        return Ok(Arc::new(GrpcDirectoryService::new(Peer::from_addr(addr, &PeerOptions::default())?)));
-    }
-    match parse(addr, "redb", DIRECTORY_SCHEMES)? {
-        None => Ok(Arc::new(MemoryDirectoryService::default())),
-        Some(path) => match RedbDirectoryService::open(&path) {
-            Ok(service) => Ok(Arc::new(service)),
-            Err(source) => Err(AddrError::Open { addr: addr.to_owned(), source }),
-        },
-    }
-}
+pub(crate) const GRPC: &str = "grpc+";
 
 /// `None` for `memory://`, else the path of the one scheme that has one.
-fn parse(addr: &str, path_scheme: &'static str, known: &'static str) -> Result<Option<PathBuf>, AddrError> {
+pub(crate) fn parse(addr: &str, path_scheme: &'static str, known: &'static str) -> Result<Option<PathBuf>, AddrError> {
     let shown = || addr.to_owned();
     let (scheme, rest) = addr.split_once("://").ok_or_else(|| AddrError::NoScheme { addr: shown(), known })?;
     if scheme == "memory" {
@@ -172,10 +104,10 @@ pub fn is_addr(addr: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::{Store, blobservice, directoryservice};
 
     fn refused(addr: &str) -> String {
-        blob_service_from_addr(addr).err().unwrap().to_string()
+        blobservice::from_addr(addr).err().unwrap().to_string()
     }
 
     #[test]
@@ -194,7 +126,7 @@ mod tests {
         assert!(refused("grpc+http://host:1?wait=1").contains("the query \"wait=1\""));
         assert!(refused("grpc+unix://host/sock").contains("the path \"host/sock\""));
         assert!(refused("grpc+unix:///not/there?wait-connect=1").contains("can't be opened"));
-        let error = directory_service_from_addr("file:///store").err().unwrap();
+        let error = directoryservice::from_addr("file:///store").err().unwrap();
         assert!(error.to_string().contains("redb:///file"));
     }
 
@@ -211,7 +143,7 @@ mod tests {
             ("objectstore+s3://bucket/p?regoin=x", "the option \"regoin\""),
             ("objectstore+file:///p?region=x", "the option \"region\""),
         ] {
-            for error in [blob_service_from_addr(addr).err().unwrap(), directory_service_from_addr(addr).err().unwrap()]
+            for error in [blobservice::from_addr(addr).err().unwrap(), directoryservice::from_addr(addr).err().unwrap()]
             {
                 assert!(error.to_string().contains(part), "{addr}: {error}");
             }
@@ -231,7 +163,7 @@ mod tests {
             "objectstore+http://localhost:1/path?allow_http=true",
             "objectstore+https://localhost:1/path",
         ] {
-            from_addr(addr, addr).unwrap_or_else(|error| panic!("{addr}: {error:?}"));
+            Store::from_addrs(addr, addr).unwrap_or_else(|error| panic!("{addr}: {error:?}"));
         }
     }
 
@@ -239,9 +171,11 @@ mod tests {
     fn the_addresses_of_stores_open_them() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().to_str().unwrap();
-        assert!(from_addr("memory://", "memory://").is_ok());
-        assert!(from_addr(&format!("file://{path}/a/blobs"), &format!("redb://{path}/b/directories.redb")).is_ok());
-        assert!(from_addr("grpc+http://localhost:1", "grpc+https://[::1]:1/?wait-connect=0").is_ok());
-        assert!(from_addr("grpc+unix:///not/there/yet", "grpc+http://localhost").is_ok());
+        assert!(Store::from_addrs("memory://", "memory://").is_ok());
+        assert!(
+            Store::from_addrs(&format!("file://{path}/a/blobs"), &format!("redb://{path}/b/directories.redb")).is_ok()
+        );
+        assert!(Store::from_addrs("grpc+http://localhost:1", "grpc+https://[::1]:1/?wait-connect=0").is_ok());
+        assert!(Store::from_addrs("grpc+unix:///not/there/yet", "grpc+http://localhost").is_ok());
     }
 }

@@ -20,11 +20,11 @@
 
 mod addr;
 pub mod archive;
-mod blobservice;
+pub mod blobservice;
 pub mod copy;
 mod digest;
 mod directory;
-mod directoryservice;
+pub mod directoryservice;
 pub mod export;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -45,16 +45,15 @@ pub mod tar;
 mod testing;
 pub mod verify;
 
-pub use addr::{AddrError, blob_service_from_addr, directory_service_from_addr, from_addr, is_addr};
-pub use blobservice::{BlobReader, BlobService, BlobWriter, Lease, LocalBlobService, MemoryBlobService};
+pub use addr::{AddrError, is_addr};
+pub(crate) use blobservice::{BlobReader, BlobService, BlobWriter, Lease, LocalBlobService, MemoryBlobService};
 pub use digest::{B3Digest, DigestError};
 pub use directory::{Directory, DirectoryError, DirectorySizes};
-pub use directoryservice::{DirectoryPutter, DirectoryService, MemoryDirectoryService, RedbDirectoryService};
+pub(crate) use directoryservice::{DirectoryPutter, DirectoryService, MemoryDirectoryService, RedbDirectoryService};
 pub use local_store::{LocalStore, RootError};
 pub use name::{NameError, PathComponent, SymlinkTarget, TargetError};
-pub use near::{NearBlobService, NearDirectoryService, WritePolicy};
+pub use near::WritePolicy;
 pub use node::Node;
-pub use objectstore::{ObjectStoreBlobService, ObjectStoreDirectoryService};
 
 use std::sync::Arc;
 
@@ -71,6 +70,15 @@ impl Store {
     /// An empty store that lives as long as the value.
     pub fn memory() -> Self {
         Self { blobs: Arc::new(MemoryBlobService::default()), directories: Arc::new(MemoryDirectoryService::default()) }
+    }
+
+    /// The store of these two addresses.
+    ///
+    /// # Errors
+    ///
+    /// As [`blobservice::from_addr`] and [`directoryservice::from_addr`].
+    pub fn from_addrs(blobs: &str, directories: &str) -> Result<Self, AddrError> {
+        Ok(Self { blobs: blobservice::from_addr(blobs)?, directories: directoryservice::from_addr(directories)? })
     }
 
     /// The same store for one job, see [`BlobService::batch`]. Directories have their own, the [`DirectoryPutter`].

@@ -26,7 +26,7 @@ mod shell;
 
 use std::{collections::BTreeMap, os::unix::net::UnixStream, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
-use cofferdam_castore::{Store, refscan::Needles};
+use cofferdam_castore::{Store, refscan::ReferencePattern};
 use cofferdam_images::Image;
 use cofferdam_protocol::{Sample, Specification, Stream, Usage, tree};
 use tokio::sync::oneshot;
@@ -323,7 +323,7 @@ impl Builder {
         guest: &mut Option<Guest>,
     ) -> Outcome {
         let needles = request.refscan_needles.clone();
-        let needles = tokio::task::spawn_blocking(move || Needles::new(needles))
+        let needles = tokio::task::spawn_blocking(move || ReferencePattern::new(needles))
             .await
             .map_err(|error| BuildError::Executor(ExecutorError::Thread(error.into())))?
             .map_err(|error| {
@@ -391,7 +391,7 @@ impl Builder {
     fn converse(
         &self,
         (request, options): (&BuildRequest, &Options),
-        needles: Needles,
+        needles: ReferencePattern,
         (progress, ending): (&Arc<Progress>, &Arc<Ending>),
         stream: UnixStream,
         guest: &Guest,

@@ -1,7 +1,7 @@
 //! What is done with the guest of a failed build before it ends: what the build has left is kept, and somebody may look
 //! around in a shell.
 
-use cofferdam_castore::refscan::Needles;
+use cofferdam_castore::refscan::ReferencePattern;
 use cofferdam_protocol::{FromGuest, FromHost};
 
 use super::{
@@ -47,7 +47,7 @@ impl Session<'_> {
     fn keep(&self, reader: &mut Reader<'_>, line: &Line) -> Result<Option<Kept>, BuildError> {
         let store = |error| BuildError::Executor(ExecutorError::Store(error));
         line.say(&FromHost::Keep(self.options.outputs)).map_err(frame)?;
-        let needles = Needles::new::<&[u8]>([]).map_err(|error| store(std::io::Error::other(error)))?;
+        let needles = ReferencePattern::new::<&[u8]>([]).map_err(|error| store(std::io::Error::other(error)))?;
         let batch = self.store.batch();
         let mut receiver = Receiver::new(&batch, self.handle.clone(), &needles, self.options.outputs);
         let mut node = None;

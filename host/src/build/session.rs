@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cofferdam_castore::{Store, refscan::Needles};
+use cofferdam_castore::{Store, refscan::ReferencePattern};
 use cofferdam_protocol::{
     End, FromGuest, FromHost, MAX_DETAIL_BYTES, Report, SetupFailure, Specification, Step, UnsupportedKind, Usage,
     VERSION,
@@ -45,7 +45,7 @@ const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
 pub(super) struct Session<'a> {
     pub(super) specification: Specification,
     pub(super) store: &'a Store,
-    pub(super) needles: &'a Needles,
+    pub(super) needles: &'a ReferencePattern,
     pub(super) handle: Handle,
     pub(super) progress: &'a Progress,
     pub(super) ending: &'a Ending,

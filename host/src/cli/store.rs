@@ -13,7 +13,7 @@ use std::{
     path::PathBuf,
 };
 
-use cofferdam_castore::{AddrError, B3Digest, LocalStore, Node, Store, from_addr};
+use cofferdam_castore::{AddrError, B3Digest, LocalStore, Node, Store};
 use tokio::io::AsyncSeekExt;
 
 use super::{CliError, StoreArgs, node_text::Reference};
@@ -71,7 +71,7 @@ impl StoreArgs {
 }
 
 fn open(blobs: &str, directories: &str) -> Result<Store, CliError> {
-    from_addr(blobs, directories).map_err(|error| match error {
+    Store::from_addrs(blobs, directories).map_err(|error| match error {
         AddrError::Open { .. } => CliError::failed("can't open the store", error),
         _ => CliError::wrong_because("the store's address is wrong", error),
     })

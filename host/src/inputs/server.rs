@@ -172,7 +172,10 @@ mod tests {
     use std::io::IoSlice;
 
     use async_trait::async_trait;
-    use cofferdam_castore::{BlobReader, BlobService, BlobWriter, Node};
+    use cofferdam_castore::{
+        Node,
+        blobservice::{BlobReader, BlobService, BlobWriter},
+    };
     use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, recv, send, sendmsg};
 
     use super::super::resolve::resolve;

@@ -44,7 +44,7 @@ pub(crate) enum Request {
     Blobs(Vec<B3Digest>),
 }
 
-/// Bytes that are no [`Request`].
+/// Bytes that are no request for inputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a packet of {length} bytes that begins with {tag} is no request")]
 pub struct NoRequest {

@@ -14,8 +14,10 @@
 use std::{io, mem};
 
 use cofferdam_castore::{
-    BlobWriter, Directory, DirectoryPutter, Node, PathComponent, Store, SymlinkTarget,
-    refscan::{Needles, Scanner},
+    Directory, Node, PathComponent, Store, SymlinkTarget,
+    blobservice::BlobWriter,
+    directoryservice::DirectoryPutter,
+    refscan::{ReferencePattern, ReferenceScanner},
 };
 use cofferdam_protocol::tree::{self, Event, TreeError};
 use tokio::{io::AsyncWriteExt, runtime::Handle};
@@ -40,8 +42,8 @@ pub struct Receiver<'a> {
     store: &'a Store,
     handle: Handle,
     check: tree::Check,
-    needles: &'a Needles,
-    scanner: Scanner,
+    needles: &'a ReferencePattern,
+    scanner: ReferenceScanner,
     /// Directories between the root and where the guest is, outermost first.
     open: Vec<OpenDirectory>,
     file: Option<OpenFile>,
@@ -65,7 +67,7 @@ struct OpenFile {
 
 impl<'a> Receiver<'a> {
     /// Receives into `store`, looking for `needles`, within `limits` for all outputs together.
-    pub fn new(store: &'a Store, handle: Handle, needles: &'a Needles, limits: tree::Limits) -> Self {
+    pub fn new(store: &'a Store, handle: Handle, needles: &'a ReferencePattern, limits: tree::Limits) -> Self {
         Self {
             store,
             handle,

@@ -80,7 +80,7 @@ fn trees() -> impl Strategy<Value = Tree> {
 /// Receives one output after the other, as a session does on its own thread.
 fn received(outputs: &[Tree], piece: usize, needles: &[&[u8]]) -> Result<Vec<BuildOutput>, ReceiveError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
-    let needles = Needles::new(needles).unwrap();
+    let needles = ReferencePattern::new(needles).unwrap();
     let store = Store::memory();
     let mut receiver = Receiver::new(&store, runtime.handle().clone(), &needles, LIMITS);
     let mut received = Vec::new();
@@ -122,7 +122,7 @@ proptest! {
         let moved = events.remove(from);
         events.insert(to.min(events.len()), moved);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
-        let needles = Needles::new([b"ab"]).unwrap();
+        let needles = ReferencePattern::new([b"ab"]).unwrap();
         let store = Store::memory();
         let mut receiver = Receiver::new(&store, runtime.handle().clone(), &needles, LIMITS);
         let mut check = tree::Check::new(LIMITS);

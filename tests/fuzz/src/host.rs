@@ -8,7 +8,7 @@ use cofferdam::{
     request::{BuildRequest, proto},
     service::{EncodedRequest, proto::cofferdam as ours},
 };
-use cofferdam_castore::{Store, refscan::Needles, verify::verify_node};
+use cofferdam_castore::{Store, refscan::ReferencePattern, verify::verify_node};
 use cofferdam_protocol::{
     End, FromGuest, FromHost, Report, SetupFailure, Specification, Step, Stream, UnsupportedKind, Usage,
     frame::{FrameReader, FrameWriter},
@@ -27,7 +27,8 @@ const LIMITS: Limits = Limits { entries: 1_000, bytes: 1 << 20 };
 static RUNTIME: LazyLock<Runtime> =
     LazyLock::new(|| Builder::new_current_thread().build().expect("there are resources for a runtime"));
 
-static NEEDLES: LazyLock<Needles> = LazyLock::new(|| Needles::new(["needle"]).expect("one needle fits"));
+static NEEDLES: LazyLock<ReferencePattern> =
+    LazyLock::new(|| ReferencePattern::new(["needle"]).expect("one needle fits"));
 
 pub(crate) fn request(bytes: &[u8]) -> bool {
     let Ok(request) = BuildRequest::from_binary(bytes) else { return false };

@@ -8,9 +8,12 @@ use std::{
 
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
 
-use super::{BlobService, LocalBlobService, MAX_MEMORY_BYTES, MemoryBlobService};
+use super::{
+    BlobService, LocalBlobService, MAX_MEMORY_BYTES, MemoryBlobService, NearBlobService, ObjectStoreBlobService,
+    from_addr,
+};
 use crate::{
-    B3Digest, NearBlobService, ObjectStoreBlobService, Store, WritePolicy, blob_service_from_addr,
+    B3Digest, Store, WritePolicy,
     grpc::{
         GrpcBlobService, Package,
         testing::{serve_on_socket, serve_on_tcp},
@@ -40,7 +43,7 @@ fn grpc_services() -> Services {
     let local = LocalBlobService::open(dir.path()).unwrap();
     let on_tcp: Box<dyn BlobService> = Box::new(GrpcBlobService::new(serve_on_tcp(&Store::memory())));
     let mut services: Services = vec![(on_tcp, Box::new(()))];
-    let chunked = blob_service_from_addr("objectstore+memory:///").unwrap();
+    let chunked = from_addr("objectstore+memory:///").unwrap();
     let local: (Package, Arc<dyn BlobService>, Box<dyn Any>) = (Package::Snix, Arc::new(local), Box::new(dir));
     for (package, blobs, guard) in [local, (Package::Tvix, chunked, Box::new(()))] {
         let (peer, socket_dir) = serve_on_socket(&Store { blobs, ..Store::memory() }, &[package]);
@@ -57,7 +60,7 @@ fn batching_services() -> Services {
     let mut services: Services = vec![(memory, Box::new(())), (Box::new(local), Box::new(dir))];
     for (far, policy) in [("memory://", WritePolicy::Through), ("objectstore+memory:///", WritePolicy::Back)] {
         let dir = tempfile::tempdir().unwrap();
-        let far = blob_service_from_addr(far).unwrap();
+        let far = from_addr(far).unwrap();
         let near = NearBlobService::open(dir.path(), 1 << 30, policy, far).unwrap();
         services.push((Box::new(near), Box::new(dir)));
     }

@@ -1,3 +1,5 @@
+//! Where the contents of files are kept.
+
 use std::{
     fs::File,
     io::{self, Seek as _, Write as _},
@@ -14,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncSeek, AsyncWrite};
 
 #[cfg(test)]
 mod conformance;
+mod from_addr;
 mod layout;
 mod lease;
 mod local;
@@ -23,6 +26,7 @@ mod memory;
 mod staging;
 mod verified;
 
+pub use from_addr::from_addr;
 pub(crate) use layout::check_layout;
 pub use lease::Lease;
 pub(crate) use lease::{decode_node, encode_node};
@@ -32,6 +36,7 @@ pub use memory::MemoryBlobService;
 pub(crate) use staging::lock;
 
 use crate::{B3Digest, Node, proto::stat_blob_response::ChunkMeta};
+pub use crate::{near::NearBlobService, objectstore::ObjectStoreBlobService};
 
 /// Holds blobs: contents of files, named by their digest. The empty blob is always there.
 #[async_trait]

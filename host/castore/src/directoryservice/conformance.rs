@@ -4,9 +4,11 @@ use std::{any::Any, collections::HashSet, io, sync::Arc};
 
 use futures::TryStreamExt as _;
 
-use super::{DirectoryService, MemoryDirectoryService, RedbDirectoryService};
+use super::{
+    DirectoryService, MemoryDirectoryService, NearDirectoryService, ObjectStoreDirectoryService, RedbDirectoryService,
+};
 use crate::{
-    B3Digest, Directory, NearDirectoryService, Node, ObjectStoreDirectoryService, Store, WritePolicy,
+    B3Digest, Directory, Node, Store, WritePolicy,
     grpc::{
         GrpcDirectoryService, Package,
         testing::{serve_on_socket, serve_on_tcp},

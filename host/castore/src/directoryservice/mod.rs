@@ -1,3 +1,5 @@
+//! Where directories are kept.
+
 use std::io;
 
 use async_trait::async_trait;
@@ -5,6 +7,7 @@ use futures::stream::BoxStream;
 
 #[cfg(test)]
 mod conformance;
+mod from_addr;
 mod memory;
 mod order;
 mod redb;
@@ -12,12 +15,14 @@ mod redb_gc;
 mod walk;
 
 pub use self::redb::RedbDirectoryService;
+pub use from_addr::from_addr;
 pub use memory::MemoryDirectoryService;
 pub(crate) use order::{LeavesFirst, MAX_TREE_BYTES, RootFirst, check_tree_size};
 pub(crate) use redb_gc::Reachable;
 pub(crate) use walk::put_tree;
 
 use crate::{B3Digest, Directory};
+pub use crate::{near::NearDirectoryService, objectstore::ObjectStoreDirectoryService};
 
 /// Holds directories, named by their digest.
 #[async_trait]

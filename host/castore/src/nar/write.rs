@@ -89,7 +89,7 @@ fn strings(out: &mut impl Write, strings: &[&[u8]]) -> io::Result<()> {
     Ok(())
 }
 
-/// The NAR hash and size of a node, in one pass over its blobs; see [`write`].
+/// The NAR hash and size of a node, in one pass over its blobs; see [`write()`].
 ///
 /// # Errors
 ///

@@ -3,7 +3,11 @@
 use std::{path::PathBuf, sync::Arc};
 
 use super::{NearBlobService, NearDirectoryService, WritePolicy};
-use crate::{AddrError, BlobService, DirectoryService, addr};
+use crate::{
+    AddrError,
+    blobservice::{self, BlobService},
+    directoryservice::{self, DirectoryService},
+};
 
 /// What the address of a near store begins with.
 pub(crate) const SCHEME: &str = "near://";
@@ -24,7 +28,7 @@ pub(crate) struct Near<'a> {
 /// The blobs of a near store.
 pub(crate) fn blob_service(addr: &str) -> Result<Arc<dyn BlobService>, AddrError> {
     let Near { dir, max_bytes, policy, far } = parse(addr)?;
-    let far = addr::blob_service_from_addr(far)?;
+    let far = blobservice::from_addr(far)?;
     let service = NearBlobService::open(&dir, max_bytes, policy, far);
     Ok(Arc::new(service.map_err(|source| AddrError::Open { addr: addr.to_owned(), source })?))
 }
@@ -32,7 +36,7 @@ pub(crate) fn blob_service(addr: &str) -> Result<Arc<dyn BlobService>, AddrError
 /// The directories of a near store.
 pub(crate) fn directory_service(addr: &str) -> Result<Arc<dyn DirectoryService>, AddrError> {
     let Near { dir, max_bytes, policy, far } = parse(addr)?;
-    let far = addr::directory_service_from_addr(far)?;
+    let far = directoryservice::from_addr(far)?;
     let service = NearDirectoryService::open(&dir, max_bytes / DIRECTORIES_SHARE, policy, far);
     Ok(Arc::new(service.map_err(|source| AddrError::Open { addr: addr.to_owned(), source })?))
 }

@@ -22,7 +22,7 @@ use tokio::{
 use super::{NearBlobService, NearDirectoryService, WritePolicy, blob_service, directory_service};
 use crate::{
     B3Digest, BlobReader, BlobService, BlobWriter, Directory, DirectoryPutter, DirectoryService, LocalBlobService,
-    LocalStore, MemoryBlobService, MemoryDirectoryService, blob_service_from_addr,
+    LocalStore, MemoryBlobService, MemoryDirectoryService, blobservice,
     gc::collect,
     proto::stat_blob_response::ChunkMeta,
     testing::{file, name, splitmix, symlink},
@@ -175,7 +175,7 @@ async fn what_is_not_at_hand_is_fetched_for_the_next_who_asks() {
 #[tokio::test]
 async fn only_missing_chunks_are_fetched() {
     let (dir, far) =
-        (tempfile::tempdir().unwrap(), Far::new(blob_service_from_addr("objectstore+memory:///").unwrap()));
+        (tempfile::tempdir().unwrap(), Far::new(blobservice::from_addr("objectstore+memory:///").unwrap()));
     let old = splitmix(4_000_000);
     let mut new = old.clone();
     new[2_000_000] ^= 1;

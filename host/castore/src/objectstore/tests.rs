@@ -25,7 +25,7 @@ use super::{
     *,
 };
 use crate::{
-    BlobService, Directory, Node, Store, export, from_addr, import,
+    BlobService, Directory, Node, Store, export, import,
     proto::{StatBlobResponse, stat_blob_response::ChunkMeta},
     testing::{file, name, splitmix, symlink, too_large_tree},
 };
@@ -40,7 +40,7 @@ impl Fixture {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let addr = format!("objectstore+file://{}", dir.path().display());
-        Self { store: from_addr(&addr, &addr).unwrap(), dir }
+        Self { store: Store::from_addrs(&addr, &addr).unwrap(), dir }
     }
 
     /// The file of an object, in a directory that is there.
@@ -466,7 +466,7 @@ fn a_tree_goes_through_a_server_and_back() {
     fs::write(source.join("a/b/large"), splitmix(2_000_003)).unwrap();
     fs::write(source.join("a/small"), "small").unwrap();
     std::os::unix::fs::symlink("a/small", source.join("link")).unwrap();
-    let open = || from_addr(&server.address("p"), &server.address("p")).unwrap();
+    let open = || Store::from_addrs(&server.address("p"), &server.address("p")).unwrap();
     let node = import::import_path(&open(), &source).unwrap();
     assert!(matches!(node, Node::Directory { size: 10, .. }));
     let target = dir.path().join("target");

@@ -46,7 +46,7 @@ pub fn automaton_size<N: AsRef<[u8]>>(needles: &[N]) -> u64 {
 
 /// Why there is no scan for these needles.
 #[derive(Debug, thiserror::Error)]
-pub enum NeedlesError {
+pub enum PatternError {
     /// It would be in everything.
     #[error("needle {index} is empty; a needle has at least one byte")]
     Empty {
@@ -72,7 +72,7 @@ pub enum NeedlesError {
 
 /// What to look for. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Needles(Arc<Inner>);
+pub struct ReferencePattern(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -89,7 +89,7 @@ enum Engine {
     Automaton(Automaton),
 }
 
-impl Needles {
+impl ReferencePattern {
     /// Needles of any bytes; each is known by its index from here on. Equal ones are all found together.
     ///
     /// May take seconds: call it from a thread that may block.
@@ -97,10 +97,10 @@ impl Needles {
     /// # Errors
     ///
     /// When one is empty, or all together need too much memory.
-    pub fn new<N: AsRef<[u8]>>(needles: impl IntoIterator<Item = N>) -> Result<Self, NeedlesError> {
+    pub fn new<N: AsRef<[u8]>>(needles: impl IntoIterator<Item = N>) -> Result<Self, PatternError> {
         let needles: Vec<N> = needles.into_iter().collect();
         if let Some(index) = needles.iter().position(|needle| needle.as_ref().is_empty()) {
-            return Err(NeedlesError::Empty { index });
+            return Err(PatternError::Empty { index });
         }
         let count = needles.len();
         let max_bytes = needles.iter().map(|needle| needle.as_ref().len()).max().unwrap_or(0);
@@ -111,10 +111,10 @@ impl Needles {
         } else {
             let size = automaton_size(&needles);
             if size > MAX_AUTOMATON_SIZE {
-                return Err(NeedlesError::TooLarge { size });
+                return Err(PatternError::TooLarge { size });
             }
             let automaton = Automaton::new(&needles);
-            Engine::Automaton(automaton.map_err(|source| NeedlesError::Automaton { count, source })?)
+            Engine::Automaton(automaton.map_err(|source| PatternError::Automaton { count, source })?)
         };
         Ok(Self(Arc::new(Inner { count, max_bytes, engine })))
     }
@@ -130,22 +130,22 @@ impl Needles {
     }
 
     /// A scanner that has found nothing yet.
-    pub fn scanner(&self) -> Scanner {
+    pub fn scanner(&self) -> ReferenceScanner {
         let found = Found { found: vec![false; self.0.count], missing: self.0.count };
-        Scanner { needles: self.clone(), found, tail: Vec::new() }
+        ReferenceScanner { needles: self.clone(), found, tail: Vec::new() }
     }
 }
 
 /// Looks for needles in streams, one after the other, and collects what it finds in all of them.
 #[derive(Debug, Clone)]
-pub struct Scanner {
-    needles: Needles,
+pub struct ReferenceScanner {
+    needles: ReferencePattern,
     found: Found,
     /// The end of the current stream, at most one byte less than the longest needle.
     tail: Vec<u8>,
 }
 
-impl Scanner {
+impl ReferenceScanner {
     /// The next piece of the current stream.
     pub fn feed(&mut self, piece: &[u8]) {
         if self.found.missing == 0 {
@@ -229,7 +229,7 @@ mod tests {
     }
 
     /// What is found when the haystack comes in pieces of these sizes, over and over.
-    fn found_in_pieces(needles: &Needles, haystack: &[u8], sizes: &[usize]) -> BTreeSet<u64> {
+    fn found_in_pieces(needles: &ReferencePattern, haystack: &[u8], sizes: &[usize]) -> BTreeSet<u64> {
         let mut scanner = needles.scanner();
         let mut rest = haystack;
         for size in sizes.iter().cycle() {
@@ -243,8 +243,8 @@ mod tests {
         scanner.found()
     }
 
-    fn all<N: AsRef<[u8]>>(needles: impl IntoIterator<Item = N>) -> Needles {
-        Needles::new(needles).unwrap()
+    fn all<N: AsRef<[u8]>>(needles: impl IntoIterator<Item = N>) -> ReferencePattern {
+        ReferencePattern::new(needles).unwrap()
     }
 
     #[test]
@@ -319,14 +319,14 @@ mod tests {
         let none = all::<&str>([]);
         assert!(none.is_empty() && none.scanner().is_complete());
         assert_eq!(found_in_pieces(&none, b"anything", &[2]), BTreeSet::new());
-        assert!(matches!(Needles::new(["a", ""]), Err(NeedlesError::Empty { index: 1 })));
+        assert!(matches!(ReferencePattern::new(["a", ""]), Err(PatternError::Empty { index: 1 })));
     }
 
     #[test]
     fn an_automaton_that_would_take_too_much_memory_is_refused() {
         assert_eq!(automaton_size(&["ab", "ab", "b"]), (2 + 2 + 1) + (1 + 1));
         let suffixes: Vec<String> = (1..400).map(|length| "a".repeat(length)).collect();
-        let Err(NeedlesError::TooLarge { size }) = Needles::new(&suffixes) else { panic!("not refused") };
+        let Err(PatternError::TooLarge { size }) = ReferencePattern::new(&suffixes) else { panic!("not refused") };
         assert!(size > MAX_AUTOMATON_SIZE);
         assert_eq!(automaton_size(&vec![STORE_HASH; 65_536]), 0);
         let names: Vec<String> = (0..10_000).map(|name| format!("{STORE_HASH}-name-{}", name * name)).collect();

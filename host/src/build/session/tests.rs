@@ -77,7 +77,7 @@ impl Ended {
         ending.connect(host).unwrap();
         let line = ending.line().unwrap();
         let progress = Progress::new(Arc::new(Silent), options);
-        let needles = Needles::new(["needle"]).unwrap();
+        let needles = ReferencePattern::new(["needle"]).unwrap();
         std::thread::scope(|scope| {
             let guest = scope.spawn(move || {
                 // The host may hang up at the first lie.
@@ -246,7 +246,7 @@ fn nothing_is_stored_for_a_build_that_lies_at_the_end() {
     let directory = tempfile::tempdir().unwrap();
     let blobs = format!("file://{}", directory.path().join("blobs").display());
     let directories = format!("redb://{}", directory.path().join("directories.redb").display());
-    let store = cofferdam_castore::from_addr(&blobs, &directories).unwrap();
+    let store = cofferdam_castore::Store::from_addrs(&blobs, &directories).unwrap();
     let file =
         [FromGuest::Tree(Event::File { name: b"", executable: false }), FromGuest::Tree(Event::Data(b"lie")), END];
     let messages = [&[HELLO, exited(End::Exited(0))], &file[..], &[FromGuest::Finished]].concat();
@@ -546,7 +546,7 @@ fn with_shell(
     let session = Session {
         specification: specification(&[]),
         store: &Store::memory(),
-        needles: &Needles::new(["needle"]).unwrap(),
+        needles: &ReferencePattern::new(["needle"]).unwrap(),
         handle: runtime.handle().clone(),
         progress: &progress,
         ending: &ending,

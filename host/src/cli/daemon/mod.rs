@@ -23,7 +23,7 @@ use std::{
 
 use clap::Args;
 use cofferdam_castore::{
-    Store, blob_service_from_addr, directory_service_from_addr,
+    Store, blobservice, directoryservice,
     grpc::{self, Certificate, Identity, Listener, RoutesBuilder, ServeOptions, Tls, serve_routes},
     is_addr,
 };
@@ -172,10 +172,10 @@ fn check_addresses(store: &StoreArgs) -> Result<(), CliError> {
     let wrong = |error| CliError::wrong_because("the store's address is wrong", error);
     // Nothing is opened at an address that is refused.
     if !is_addr(&blobs) || blobs.starts_with("redb:") {
-        blob_service_from_addr(&blobs).map_err(wrong)?;
+        blobservice::from_addr(&blobs).map_err(wrong)?;
     }
     if !is_addr(&directories) || directories.starts_with("file:") {
-        directory_service_from_addr(&directories).map_err(wrong)?;
+        directoryservice::from_addr(&directories).map_err(wrong)?;
     }
     Ok(())
 }

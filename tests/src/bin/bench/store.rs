@@ -10,7 +10,7 @@ use std::{
 
 use aho_corasick::AhoCorasick;
 use anyhow::{Result, ensure};
-use cofferdam_castore::{Node, Store, from_addr, import::import_path, refscan::Needles};
+use cofferdam_castore::{Node, Store, import::import_path, refscan::ReferencePattern};
 use tempfile::TempDir;
 
 use super::{
@@ -31,7 +31,7 @@ const NIXBASE32: &[u8; 32] = b"0123456789abcdfghijklmnpqrsvwxyz";
 
 pub(crate) fn local_store(dir: &Path) -> Result<Store> {
     let (blobs, directories) = (dir.join("blobs"), dir.join("directories.redb"));
-    Ok(from_addr(&format!("file://{}", blobs.display()), &format!("redb://{}", directories.display()))?)
+    Ok(Store::from_addrs(&format!("file://{}", blobs.display()), &format!("redb://{}", directories.display()))?)
 }
 
 /// Imports, imports again, copies and hashes, in turn.
@@ -105,7 +105,7 @@ pub(crate) fn scan(_: &TempDir) -> Result<()> {
     let bytes: Vec<u8> = program.iter().copied().cycle().take(SCANNED_BYTES).collect();
     let character = |byte: &u8| char::from(NIXBASE32[usize::from(byte % 32)]);
     let hashes: Vec<String> = noise(NEEDLES * 32).chunks(32).map(|hash| hash.iter().map(character).collect()).collect();
-    let needles = Needles::new(&hashes)?;
+    let needles = ReferencePattern::new(&hashes)?;
     let automaton = AhoCorasick::new(&hashes)?;
     let [mut ours, mut searching, mut hashing] = [(); 3].map(|()| Series::default());
     for _ in 0..ROUNDS {

@@ -10,8 +10,9 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use cofferdam_castore::{
-    B3Digest, BlobService, Directory, DirectoryService, NearBlobService, Node, Store, SymlinkTarget, WritePolicy,
-    from_addr,
+    B3Digest, Directory, Node, Store, SymlinkTarget, WritePolicy,
+    blobservice::{BlobService, NearBlobService},
+    directoryservice::DirectoryService,
     grpc::{Listener, ServeOptions, serve},
 };
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -57,7 +58,7 @@ impl Served {
             let never = CancellationToken::new();
             serve(&store, vec![Listener::Tcp(listener)], &ServeOptions::default(), never).await
         });
-        Ok(Self { runtime, client: from_addr(&addr, &addr)? })
+        Ok(Self { runtime, client: Store::from_addrs(&addr, &addr)? })
     }
 }
 

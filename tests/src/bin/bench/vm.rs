@@ -77,7 +77,7 @@ async fn read_in_one_vm(
     let run_dir = tempfile::tempdir_in(directory)?;
     let blobs = format!("file://{}", directory.path().join("store/blobs").display());
     let directories = format!("redb://{}", directory.path().join("store/directories.redb").display());
-    let store = cofferdam_castore::from_addr(&blobs, &directories)?;
+    let store = cofferdam_castore::Store::from_addrs(&blobs, &directories)?;
     let node = import_path(&store, tree)?;
     let inputs = [(PathComponent::try_from("tree")?, node)].into();
     let resolved = Arc::new(inputs::resolve(&store, &inputs).await?);
