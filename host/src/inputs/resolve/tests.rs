@@ -27,6 +27,17 @@ fn directories_are_bounded_by_their_bytes_and_counted_once() {
     assert!(matches!(known.add(another, place), Err(ResolveError::Limit { limit, .. }) if limit == MAX_BYTES as u64));
 }
 
+#[test]
+fn one_directory_is_bounded_by_its_bytes() {
+    let target = symlink(&"x".repeat(4000));
+    let names: Vec<_> = (0..=MAX_DIRECTORY_BYTES / 4000).map(|at| at.to_string()).collect();
+    let entries: Vec<_> = names.iter().map(|name| (name.as_str(), target.clone())).collect();
+    let place = || Place { input: 0, path: String::new() };
+    let refused = Known::default().add(unstored_directory(&entries), place);
+    assert!(matches!(refused, Err(ResolveError::Limit { limit, .. }) if limit == MAX_DIRECTORY_BYTES as u64));
+    Known::default().add(unstored_directory(&entries[1000..]), place).unwrap();
+}
+
 #[tokio::test]
 async fn the_closure_holds_every_directory_and_blob_once() {
     let store = Store::memory();
