@@ -155,6 +155,14 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_may_fill_its_limit() {
+        let wire = sent(&FromGuest::Output(b"some bytes"));
+        assert!(FrameReader::new(wire.as_slice(), wire.len()).read::<FromGuest<'_>>().is_ok());
+        let refused = FrameReader::new(wire.as_slice(), wire.len() - 1).read::<FromGuest<'_>>().map(drop);
+        assert!(matches!(refused, Err(FrameError::TooLong { announced, .. }) if announced == wire.len()));
+    }
+
+    #[test]
     fn an_oversized_message_is_not_sent() {
         let bytes = vec![0; MAX_FROM_GUEST_BYTES];
         let mut wire = Vec::new();
