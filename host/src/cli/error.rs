@@ -221,8 +221,11 @@ impl CliError {
             return "error: interrupted\n".to_owned();
         }
         let mut text = format!("error: {message}\n");
-        for cause in causes {
-            let _ = writeln!(text, "  caused by: {cause}");
+        // Libraries wrap errors in others that say the same.
+        for (at, cause) in causes.iter().enumerate() {
+            if !causes[..at].contains(cause) {
+                let _ = writeln!(text, "  caused by: {cause}");
+            }
         }
         if let Some(advice) = advice {
             let _ = writeln!(text, "  try: {advice}");
@@ -274,6 +277,15 @@ mod tests {
         assert_eq!(error.exit().code(), 2);
         assert_eq!(CliError::interrupted().text(), "error: interrupted\n");
         assert_eq!(CliError::interrupted().exit().code(), 3);
+    }
+
+    #[test]
+    fn the_chain_says_nothing_twice() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("refused")]
+        struct Refused(#[source] Option<Box<Self>>);
+        let error = CliError::failed("can't connect", Refused(Some(Refused(None).into())));
+        assert_eq!(error.text(), "error: can't connect\n  caused by: refused\n");
     }
 
     #[test]

@@ -199,7 +199,9 @@ fn settings(config: &Config, asked: Option<vmm::Kind>, state: &Path) -> Result<S
     tracing::info!(kind = %choice.kind, accelerator = %choice.accelerator, reason = choice.reason, "VMM chosen");
     if choice.accelerator == vmm::Accelerator::Tcg && !config.allow_emulation {
         let why = "builds could only be emulated here (QEMU TCG), which is no security boundary";
-        return Err(CliError::damaged(why).try_this("`cofferdam doctor` tells what KVM lacks; or --allow-emulation"));
+        let advice =
+            "`cofferdam doctor` tells what KVM lacks; or --allow-emulation, in the configuration allow_emulation";
+        return Err(CliError::damaged(why).try_this(advice));
     }
     if config.nested && choice.accelerator == vmm::Accelerator::Kvm && !vmm::kvm_nests() {
         return Err(CliError::wrong("builds can run no VMs of their own here: this host's KVM has `nested` off")
