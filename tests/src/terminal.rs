@@ -1,13 +1,19 @@
 //! A terminal, with a program on it and a test in the place of a person.
 
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
     io::Write,
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::OpenOptionsExt as _,
+    },
     process::{Command, Stdio},
 };
 
-use nix::pty::{Winsize, openpty};
+use nix::{
+    fcntl::OFlag,
+    pty::{grantpt, posix_openpt, ptsname_r, unlockpt},
+};
 
 /// A pseudo-terminal.
 #[derive(Debug)]
@@ -17,11 +23,16 @@ pub(crate) struct Terminal {
 }
 
 impl Terminal {
-    /// One of this many rows and columns.
-    pub(crate) fn new((rows, columns): (u16, u16)) -> Self {
-        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        let pair = openpty(&size, None).expect("a pseudo-terminal can be made");
-        Self { person: pair.master.into(), program: pair.slave }
+    /// One of this many rows and columns. What other tests start meanwhile has no part in it.
+    pub(crate) fn new(size: (u16, u16)) -> Self {
+        let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC);
+        let master = master.expect("a pseudo-terminal can be made");
+        grantpt(&master).and_then(|()| unlockpt(&master)).expect("it is ours");
+        let program = ptsname_r(&master).expect("it has a name");
+        let program = OpenOptions::new().read(true).write(true).custom_flags(OFlag::O_NOCTTY.bits()).open(program);
+        let person = File::from(master.as_fd().try_clone_to_owned().expect("descriptors can be copied"));
+        resize(&person, size);
+        Self { person, program: program.expect("it is unlocked").into() }
     }
 
     /// The same command, its stdin and stderr on this terminal, which controls it.

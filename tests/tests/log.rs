@@ -20,9 +20,10 @@ fn what_a_build_uses_is_sampled_about_once_a_second() {
         let [earlier, later] = [two[0], two[1]].map(|sample| field(sample, "wall_us"));
         assert!(later - earlier > 500_000, "too many: {built}");
     }
-    let last = samples.last().unwrap();
     for (name, least) in [("wall_us", 1_000_000), ("scratch_bytes", 20 << 20), ("memory_bytes", 1), ("processes", 3)] {
-        assert!(field(last, name) >= least, "{name}: {last}");
+        // The last one may come when the command has ended.
+        let most = samples.iter().map(|sample| field(sample, name)).max();
+        assert!(most >= Some(least), "{name}: {built}");
     }
 }
 

@@ -363,8 +363,9 @@ impl Builder {
         }
     }
 
-    /// Boots a guest that connects, and leaves it in `place`. Under emulation on a busy host one kernel in some hundred
-    /// hangs before its first line; a guest that never connected has seen nothing of the request and may boot again.
+    /// Boots a guest that connects, and leaves it in `place`. Where the processor is emulated, one kernel in some hundred
+    /// hangs or resets itself while it boots; a guest that never connected has seen nothing of the request and may boot
+    /// again.
     async fn boot(
         &self,
         (request, options): (&BuildRequest, &Options),
@@ -375,13 +376,16 @@ impl Builder {
         let mut boots = 1;
         loop {
             let guest = place.insert(Guest::start(self, (request, options), Arc::clone(tree)).await?);
-            match guest.connected(limit).await {
-                Err(ExecutorError::NeverConnected { .. }) if boots < MAX_BOOTS => boots += 1,
+            let what = match guest.connected(limit).await {
+                connected if boots == MAX_BOOTS => return connected,
+                Err(ExecutorError::NeverConnected { .. }) => "did not connect in time",
+                Err(ExecutorError::Died { cause: vmm::Cause::Reset, .. }) => "reset itself while it booted",
                 connected => return connected,
-            }
-            tracing::warn!("the guest did not connect within {} seconds; booting another", limit.as_secs());
-            if let Some(hung) = place.take() {
-                hung.kill().await;
+            };
+            boots += 1;
+            tracing::warn!("the guest {what}; booting another");
+            if let Some(failed) = place.take() {
+                failed.kill().await;
             }
         }
     }
