@@ -2,14 +2,16 @@
 
 use std::{collections::BTreeMap, fs, os::unix::ffi::OsStrExt as _, path::Path};
 
+use futures::executor::block_on;
 use nix::libc;
 use proptest::{collection::vec, prelude::*};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     apply_filter,
 };
+use tokio::io::AsyncWriteExt as _;
 
-use crate::{B3Digest, Directory, Node, PathComponent, SymlinkTarget};
+use crate::{B3Digest, Directory, Node, PathComponent, Store, SymlinkTarget};
 
 pub(crate) fn name(name: &str) -> PathComponent {
     name.try_into().unwrap()
@@ -17,6 +19,24 @@ pub(crate) fn name(name: &str) -> PathComponent {
 
 pub(crate) fn file(contents: &[u8], executable: bool) -> Node {
     Node::File { digest: B3Digest::of(contents), size: contents.len() as u64, executable }
+}
+
+/// The same, with its blob in the store.
+pub(crate) fn put(store: &Store, contents: &[u8], executable: bool) -> Node {
+    block_on(async {
+        let mut writer = store.blobs.open_write().await;
+        writer.write_all(contents).await.unwrap();
+        writer.close().await.unwrap();
+    });
+    file(contents, executable)
+}
+
+/// A directory of these nodes, in the store.
+pub(crate) fn put_directory(store: &Store, nodes: impl IntoIterator<Item = (&'static str, Node)>) -> Node {
+    let nodes = nodes.into_iter().map(|(text, node)| (name(text), node));
+    let directory = Directory::try_from_iter(nodes).unwrap();
+    block_on(store.directories.put(directory.clone())).unwrap();
+    directory.to_node()
 }
 
 pub(crate) fn symlink(target: &str) -> Node {

@@ -8,7 +8,8 @@ use crate::{
 };
 
 /// The directory service of an address: `memory://`, `redb:///file`, which is made when something is first put, the URL of
-/// an object store after `objectstore+`, a near store, or one over gRPC, see [`blobservice::from_addr`](crate::blobservice::from_addr).
+/// an object store after `objectstore+`, a near store, or one over gRPC, see
+/// [`blobservice::from_addr`](crate::blobservice::from_addr).
 ///
 /// # Errors
 ///

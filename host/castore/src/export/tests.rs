@@ -1,26 +1,9 @@
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use nix::libc;
-use tokio::io::AsyncWriteExt as _;
 
 use super::*;
-use crate::testing::{failing, file, name, symlink as link};
-
-fn put(store: &Store, contents: &[u8], executable: bool) -> Node {
-    block_on(async {
-        let mut writer = store.blobs.open_write().await;
-        writer.write_all(contents).await.unwrap();
-        writer.close().await.unwrap();
-    });
-    file(contents, executable)
-}
-
-fn put_directory(store: &Store, nodes: impl IntoIterator<Item = (&'static str, Node)>) -> Node {
-    let nodes = nodes.into_iter().map(|(text, node)| (name(text), node));
-    let directory = Directory::try_from_iter(nodes).unwrap();
-    block_on(store.directories.put(directory.clone())).unwrap();
-    directory.to_node()
-}
+use crate::testing::{failing, file, name, put, put_directory, symlink as link};
 
 /// The error of an export that must leave nothing behind.
 fn refused(store: &Store, node: &Node) -> ExportError {

@@ -4,15 +4,14 @@ use std::{io, path::Path};
 
 use futures::executor::block_on;
 use proptest::prelude::*;
-use tokio::io::AsyncWriteExt as _;
 
 use super::*;
 use crate::{
-    B3Digest, Directory, LocalBlobService, Node, Store,
+    B3Digest, LocalBlobService, Node, Store,
     archive::{ArchiveError, Limits, MAX_DEPTH},
     export::{ExportError, export},
     import::import_path,
-    testing::{Tree, arb_tree, file, name, symlink},
+    testing::{Tree, arb_tree, file, put, put_directory, symlink},
 };
 
 /// One string of the format: length, bytes, zeros.
@@ -24,20 +23,6 @@ fn string(bytes: &[u8]) -> Vec<u8> {
 /// Words with spaces between; `''` is the empty one.
 fn words(text: &str) -> Vec<u8> {
     text.split_whitespace().flat_map(|word| string(word.trim_matches('\'').as_bytes())).collect()
-}
-
-fn put(store: &Store, contents: &[u8], executable: bool) -> Node {
-    let mut writer = block_on(store.blobs.open_write());
-    block_on(writer.write_all(contents)).unwrap();
-    block_on(writer.close()).unwrap();
-    file(contents, executable)
-}
-
-fn put_directory(store: &Store, nodes: impl IntoIterator<Item = (&'static str, Node)>) -> Node {
-    let nodes = nodes.into_iter().map(|(text, node)| (name(text), node));
-    let directory = Directory::try_from_iter(nodes).unwrap();
-    block_on(store.directories.put(directory.clone())).unwrap();
-    directory.to_node()
 }
 
 fn nar(store: &Store, node: &Node) -> Vec<u8> {
