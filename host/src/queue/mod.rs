@@ -9,7 +9,8 @@
 //! A caller owns one [`Queue`] behind its own lock. After each [`push`](Queue::push), [`finish`](Queue::finish) and
 //! [`remove`](Queue::remove) it calls [`next`](Queue::next) until that gives `None`, and starts what it gives.
 //!
-//! **Cost.** A build costs the largest of its shares of the budget's memory, CPUs and builds, in [`MACHINE`]ths.
+//! **Cost.** A build costs the largest of its shares of the budget's memory, CPUs and builds, as a fraction of
+//! [`MACHINE`].
 //!
 //! **Order.** Start-time fair queueing: a build's tag is what its client's earlier builds cost together, and the lowest
 //! tag is first. A client that has had nothing waiting joins at the virtual time, which never is behind the first
