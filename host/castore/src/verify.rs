@@ -5,14 +5,12 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
 
 use nix::fcntl::FlockArg;
+use parking_lot::Mutex;
 
 use crate::{
     B3Digest, Directory, LocalBlobService, LocalStore, Node, Store,
@@ -188,7 +186,7 @@ fn blobs(store: &LocalStore, references: &HashMap<B3Digest, Claim>, verified: &m
         while let Some(fan_out) = fan_outs.get(next.fetch_add(1, Ordering::Relaxed)) {
             let (mut part, mut found) = (Verified::default(), Vec::new());
             let outcome = verify_fan_out(fan_out, references, &mut part, &mut found);
-            let (verified, all, failed) = &mut *done.lock().unwrap_or_else(PoisonError::into_inner);
+            let (verified, all, failed) = &mut *done.lock();
             verified.blobs += part.blobs;
             verified.bytes += part.bytes;
             verified.faults.extend(part.faults);
@@ -205,7 +203,7 @@ fn blobs(store: &LocalStore, references: &HashMap<B3Digest, Claim>, verified: &m
         }
         work();
     });
-    let (verified, found, outcome) = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let (verified, found, outcome) = done.into_inner();
     for (digest, claim) in references.iter().filter(|(digest, _)| !found.contains(digest)) {
         verified.faults.extend(check("blob", *digest, claim, None));
     }

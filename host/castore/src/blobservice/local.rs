@@ -22,7 +22,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::SystemTime,
@@ -38,6 +38,7 @@ use nix::{
     },
     unistd::{UnlinkatFlags, linkat, syncfs, unlinkat},
 };
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{
     BlobReader, BlobService, BlobWriter, Lease,
@@ -211,7 +212,7 @@ impl Shared {
 
     pub(super) fn has(&self, digest: &B3Digest) -> io::Result<bool> {
         let is_held = || self.held().is_some_and(|held| held.contains(digest));
-        if *digest == B3Digest::EMPTY || self.staged().contains_key(digest) || is_held() {
+        if *digest == B3Digest::EMPTY || self.staged.lock().contains_key(digest) || is_held() {
             return Ok(true);
         }
         let found = self.keep(digest)?;
@@ -260,7 +261,7 @@ impl Shared {
     }
 
     fn held(&self) -> Option<MutexGuard<'_, HashSet<B3Digest>>> {
-        self.held.as_ref().map(|held| held.lock().unwrap_or_else(PoisonError::into_inner))
+        self.held.as_ref().map(Mutex::lock)
     }
 
     /// A blob that has been checked; `None`, too, when that would mean to read more than so many bytes.
@@ -276,7 +277,7 @@ impl Shared {
 
     fn open_unchecked(&self, digest: &B3Digest) -> io::Result<Option<File>> {
         {
-            let staged = self.staged();
+            let staged = self.staged.lock();
             if let (Some(number), Some(staging)) = (staged.get(digest), self.staging.get()) {
                 return staging.open_file(*number).map(Some);
             }
@@ -311,7 +312,7 @@ impl Shared {
 
     /// Takes over a whole blob from its writer.
     pub(super) fn stage(&self, digest: B3Digest, number: u64, file: &File) -> io::Result<()> {
-        match self.staged().entry(digest) {
+        match self.staged.lock().entry(digest) {
             // Two writers had the same contents. The first one's file stays: a commit may have synced it already.
             Entry::Occupied(_) => self.staging()?.remove(number),
             Entry::Vacant(free) => {
@@ -323,7 +324,7 @@ impl Shared {
     }
 
     fn commit(&self) -> io::Result<()> {
-        let _committing = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _committing = self.committing.lock();
         if let Some(staging) = self.staging.get() {
             self.publish_all(staging).map_err(|error| at_path(&self.staging_parent, &error))?;
         }
@@ -339,7 +340,8 @@ impl Shared {
     }
 
     fn publish_all(&self, staging: &Staging) -> io::Result<()> {
-        let mut batch: Vec<(B3Digest, u64)> = self.staged().iter().map(|(digest, number)| (*digest, *number)).collect();
+        let mut batch: Vec<(B3Digest, u64)> =
+            self.staged.lock().iter().map(|(digest, number)| (*digest, *number)).collect();
         if batch.is_empty() {
             return Ok(());
         }
@@ -347,7 +349,7 @@ impl Shared {
         syncfs(staging.dir())?;
         self.unsynced.store(true, Ordering::Relaxed);
         // Held, so that no reader looks between the two places.
-        let mut staged = self.staged();
+        let mut staged = self.staged.lock();
         for (digest, number) in &batch {
             self.publish(staging, digest, *number)?;
             staged.remove(digest);
@@ -395,10 +397,6 @@ impl Shared {
             }
         }
         Ok(renameat(staging.dir(), from.as_str(), &*self.blobs, to.as_str())?)
-    }
-
-    fn staged(&self) -> MutexGuard<'_, HashMap<B3Digest, u64>> {
-        self.staged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

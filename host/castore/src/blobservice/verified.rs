@@ -1,15 +1,9 @@
 //! Holds the files of blobs to their digests.
 
-use std::{
-    collections::HashMap,
-    fs::File,
-    io,
-    os::unix::fs::FileExt as _,
-    path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, fs::File, io, os::unix::fs::FileExt as _, path::PathBuf};
 
 use nix::sys::stat::{FileStat, fstat};
+use parking_lot::Mutex;
 
 use crate::B3Digest;
 
@@ -58,7 +52,7 @@ impl Verified {
     }
 
     pub(super) fn knows(&self, digest: &B3Digest, version: &Version) -> bool {
-        self.files().get(digest) == Some(version)
+        self.files.lock().get(digest) == Some(version)
     }
 
     /// Reads the whole file, unless it is known, and refuses it when it is something else.
@@ -99,7 +93,7 @@ impl Verified {
 
     /// Remembers a file.
     pub(super) fn add(&self, digest: B3Digest, version: Version) {
-        let mut files = self.files();
+        let mut files = self.files.lock();
         if files.len() >= MAX_FILES {
             files.clear();
         }
@@ -113,17 +107,13 @@ impl Verified {
         look: impl Fn() -> io::Result<Version>,
         touch: impl FnOnce() -> T,
     ) -> T {
-        let known = self.files().get(digest).copied();
+        let known = self.files.lock().get(digest).copied();
         let known = known.is_some_and(|known| look().is_ok_and(|version| version == known));
         let touched = touch();
         if known && let Ok(version) = look() {
-            self.files().insert(*digest, version);
+            self.files.lock().insert(*digest, version);
         }
         touched
-    }
-
-    fn files(&self) -> MutexGuard<'_, HashMap<B3Digest, Version>> {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -10,13 +10,14 @@ use std::{
     io, mem,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
     thread,
     time::{Duration, Instant, SystemTime},
 };
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
+use parking_lot::RwLock;
 use redb::{Builder, Database, DatabaseError, ReadOnlyDatabase, ReadableDatabase as _, TableDefinition, TableError};
 use tokio::runtime::Handle;
 
@@ -85,7 +86,7 @@ impl RedbDirectoryService {
 impl Shared {
     /// Directories in the order asked; fewer than asked when they are large, but at least one.
     pub(super) fn get_many(&self, digests: &[B3Digest]) -> io::Result<Vec<Option<Directory>>> {
-        let _turn = self.turn.read().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.turn.read();
         let Some(database) = self.open_to_read()? else { return Ok(vec![None; digests.len()]) };
         let read = database.begin_read().map_err(|error| self.failed(error))?;
         let table = match read.open_table(TABLE) {
@@ -101,7 +102,7 @@ impl Shared {
 
     /// Adds these, and that their root is new, in one durable transaction.
     fn put_many(&self, root: &B3Digest, directories: &[(B3Digest, Vec<u8>)]) -> io::Result<()> {
-        let _turn = self.turn.write().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.turn.write();
         let database = self.retry(|| self.open_to_write())?;
         let write = database.begin_write().map_err(|error| self.failed(error))?;
         {

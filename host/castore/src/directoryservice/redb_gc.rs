@@ -1,6 +1,6 @@
 //! What the collector and the verifier do with the directories in a redb file; the rules are in [`crate::gc`].
 
-use std::{collections::HashSet, io, sync::PoisonError, time::SystemTime};
+use std::{collections::HashSet, io, time::SystemTime};
 
 use redb::{ReadableDatabase as _, ReadableTable, ReadableTableMetadata as _, TableError};
 
@@ -71,7 +71,7 @@ impl RedbDirectoryService {
     /// The roots of trees that have been put since.
     pub(crate) fn put_since(&self, cutoff: SystemTime) -> io::Result<Vec<Node>> {
         let shared = &self.shared;
-        let _turn = shared.turn.read().unwrap_or_else(PoisonError::into_inner);
+        let _turn = shared.turn.read();
         let Some(database) = shared.open_to_read()? else { return Ok(Vec::new()) };
         let read = database.begin_read().map_err(|error| shared.failed(error))?;
         match read.open_table(RECENT) {
@@ -85,7 +85,7 @@ impl RedbDirectoryService {
     /// unless `dry`. Adds what is below such trees to `reachable`. Gives how many were removed and how many are left.
     pub(crate) fn sweep(&self, reachable: &mut Reachable, cutoff: SystemTime, dry: bool) -> io::Result<(u64, u64)> {
         let shared = &self.shared;
-        let _turn = shared.turn.write().unwrap_or_else(PoisonError::into_inner);
+        let _turn = shared.turn.write();
         let database = shared.retry(|| shared.open_to_write())?;
         let failed = |error: redb::Error| shared.failed(error);
         let write = database.begin_write().map_err(|error| failed(error.into()))?;
@@ -121,7 +121,7 @@ impl RedbDirectoryService {
     pub(crate) fn stored_after(&self, last: Option<&B3Digest>) -> io::Result<Vec<(B3Digest, Vec<u8>)>> {
         use std::ops::Bound::{Excluded, Unbounded};
         let shared = &self.shared;
-        let _turn = shared.turn.read().unwrap_or_else(PoisonError::into_inner);
+        let _turn = shared.turn.read();
         let Some(database) = shared.open_to_read()? else { return Ok(Vec::new()) };
         let read = database.begin_read().map_err(|error| shared.failed(error))?;
         let table = match read.open_table(TABLE) {
@@ -161,7 +161,7 @@ fn roots_since(
 impl RedbDirectoryService {
     /// Makes all trees look as if they had been put then.
     pub(crate) fn age_all(&self, then: SystemTime) -> io::Result<()> {
-        let _turn = self.shared.turn.write().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.shared.turn.write();
         let database = self.shared.retry(|| self.shared.open_to_write())?;
         let write = database.begin_write().map_err(io::Error::other)?;
         {

@@ -3,7 +3,7 @@
 use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread,
 };
 
@@ -13,6 +13,7 @@ use nix::{
     fcntl::{AT_FDCWD, AtFlags, OFlag, openat},
     sys::stat::{Mode, fstatat},
 };
+use parking_lot::{Condvar, Mutex};
 
 use super::{
     ImportError, Kind, UnsupportedKind,
@@ -55,7 +56,7 @@ pub(super) fn run(store: &Store, root: &Path, threads: usize) -> Result<Vec<Dire
         }
         work.labour();
     });
-    let state = work.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let state = work.state.into_inner();
     match state.end {
         Some(Err(error)) => Err(error),
         Some(Ok(())) => Ok(state.tree.into_whole()),
@@ -91,12 +92,8 @@ impl Work<'_> {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn next(&self) -> Option<Job> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         loop {
             if state.end.is_some() {
                 return None;
@@ -104,17 +101,17 @@ impl Work<'_> {
             if let Some(job) = state.jobs.pop() {
                 return Some(job);
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait(&mut state);
         }
     }
 
     fn end(&self, outcome: Result<(), ImportError>) {
-        self.state().end.get_or_insert(outcome);
+        self.state.lock().end.get_or_insert(outcome);
         self.changed.notify_all();
     }
 
     fn path(&self, directory: Index, name: &Path) -> PathBuf {
-        self.state().tree.path(self.root, directory).join(name)
+        self.state.lock().tree.path(self.root, directory).join(name)
     }
 
     /// `true` when the root is whole.
@@ -167,7 +164,7 @@ impl Work<'_> {
         files: &[PathComponent],
         directories: Vec<PathComponent>,
     ) -> Result<bool, ImportError> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let State { jobs, tree, .. } = &mut *state;
         for name in directories {
             let path = as_path(name.as_bytes()).to_owned();
@@ -197,7 +194,7 @@ impl Work<'_> {
             let node = importer.import(dir, name_path, &above.join(name_path))?;
             nodes.push((name.clone(), node));
         }
-        self.settle(&mut self.state(), directory, nodes)
+        self.settle(&mut self.state.lock(), directory, nodes)
     }
 
     fn settle(

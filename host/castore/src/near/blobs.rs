@@ -4,12 +4,13 @@ use std::{
     io,
     path::Path,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use async_trait::async_trait;
 use futures::{FutureExt as _, future::BoxFuture};
+use parking_lot::Mutex;
 use tokio::io::AsyncWrite;
 
 use super::{
@@ -106,7 +107,7 @@ impl NearBlobService {
     /// Keeps a blob as long as this batch lives.
     fn keep(&self, digest: &B3Digest) {
         if let Some(used) = &self.used
-            && locked(used).insert(*digest)
+            && used.lock().insert(*digest)
         {
             self.room().pin(digest);
         }
@@ -211,14 +212,14 @@ impl BlobService for NearBlobService {
     async fn commit(&self) -> io::Result<()> {
         let _committing = self.committing.lock().await;
         // They stay there until they are committed, so that the next commit tries again where this one fails or is dropped.
-        let written = locked(&self.written).clone();
+        let written = self.written.lock().clone();
         let bytes = self.count_bytes(&written).await?;
         match self.shared.policy {
             WritePolicy::Through => self.write_through(&written).await?,
             WritePolicy::Back => self.write_back(&written).await?,
         }
         for digest in &written {
-            locked(&self.written).remove(digest);
+            self.written.lock().remove(digest);
             self.room().unpin(digest);
         }
         if self.room().grow(bytes) {
@@ -230,10 +231,10 @@ impl BlobService for NearBlobService {
 
 impl Drop for NearBlobService {
     fn drop(&mut self) {
-        let used = self.used.take().map(|used| used.into_inner().unwrap_or_else(PoisonError::into_inner));
+        let used = self.used.take().map(Mutex::into_inner);
         used.into_iter().flatten().for_each(|digest| self.room().unpin(&digest));
         // A writer may still be open; what it adds then stays pinned as long as the store is open.
-        std::mem::take(&mut *locked(&self.written)).iter().for_each(|digest| self.room().unpin(digest));
+        std::mem::take(&mut *self.written.lock()).iter().for_each(|digest| self.room().unpin(digest));
     }
 }
 
@@ -271,13 +272,9 @@ impl BlobWriter for NearBlobWriter {
         // The blob may be here already, and must not go before it is pinned.
         let _staying = room.removing.read().await;
         let digest = self.writer.close().await?;
-        if digest != B3Digest::EMPTY && locked(&self.written).insert(digest) {
+        if digest != B3Digest::EMPTY && self.written.lock().insert(digest) {
             room.pin(&digest);
         }
         Ok(digest)
     }
-}
-
-fn locked(digests: &Mutex<HashSet<B3Digest>>) -> MutexGuard<'_, HashSet<B3Digest>> {
-    digests.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -2,7 +2,7 @@ use std::{
     collections::{HashMap, HashSet},
     io::{self, ErrorKind},
     path::Path,
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
 use async_trait::async_trait;
@@ -11,6 +11,7 @@ use futures::{
     future::BoxFuture,
     stream::{self, BoxStream},
 };
+use parking_lot::Mutex;
 
 use super::{WritePolicy, trees::Trees};
 use crate::{B3Digest, Directory, DirectoryPutter, DirectoryService, directoryservice::put_tree, runtime::spawn};

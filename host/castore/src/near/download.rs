@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io,
     os::{fd::AsRawFd as _, unix::fs::FileExt as _},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use futures::{
     future::{BoxFuture, Shared, WeakShared},
     stream,
 };
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     sync::Semaphore,
@@ -109,7 +110,7 @@ impl Downloads {
 
     /// The download of this blob; it ends when nobody waits for it any longer.
     fn join(self: &Arc<Self>, digest: &B3Digest) -> Shared<BoxFuture<'static, Outcome>> {
-        let mut running = self.running();
+        let mut running = self.running.lock();
         if let Some(download) = running.get(digest).and_then(WeakShared::upgrade) {
             return download;
         }
@@ -119,7 +120,7 @@ impl Downloads {
         let task = spawn(self.clone().download(digest));
         let download = async move {
             let outcome = task.await;
-            downloads.running().remove(&digest);
+            downloads.running.lock().remove(&digest);
             outcome.map(|file| file.map(Arc::new)).map_err(|error| (error.kind(), error.to_string()))
         };
         let download = download.boxed().shared();
@@ -198,7 +199,7 @@ impl Downloads {
     }
 
     async fn near_chunk(&self, digest: &B3Digest, size: u64) -> Option<Bytes> {
-        let (blob, position) = *self.known().get(digest)?;
+        let (blob, position) = *self.known.lock().get(digest)?;
         let file = self.open_near(&blob).await.ok()??;
         let mut contents = vec![0; usize::try_from(size).ok()?];
         file.read_exact_at(&mut contents, position).ok()?;
@@ -206,7 +207,7 @@ impl Downloads {
     }
 
     fn know(&self, blob: &B3Digest, chunks: &[ChunkMeta]) {
-        let mut known = self.known();
+        let mut known = self.known.lock();
         if known.len() + chunks.len() > MAX_KNOWN_CHUNKS {
             known.clear();
         }
@@ -217,14 +218,6 @@ impl Downloads {
             }
             position += chunk.size;
         }
-    }
-
-    fn running(&self) -> MutexGuard<'_, HashMap<B3Digest, WeakShared<BoxFuture<'static, Outcome>>>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn known(&self) -> MutexGuard<'_, HashMap<B3Digest, (B3Digest, u64)>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

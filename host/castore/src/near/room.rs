@@ -6,12 +6,13 @@ use std::{
     io,
     os::fd::AsRawFd as _,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::SystemTime,
 };
 
+use parking_lot::Mutex;
 use tokio::sync::RwLock;
 
 use super::notes::Notes;
@@ -51,21 +52,17 @@ impl Room {
 
     /// Keeps a blob until it is unpinned as often as it was pinned.
     pub(super) fn pin(&self, digest: &B3Digest) {
-        *self.pins().entry(*digest).or_default() += 1;
+        *self.pins.lock().entry(*digest).or_default() += 1;
     }
 
     pub(super) fn unpin(&self, digest: &B3Digest) {
-        let mut pins = self.pins();
+        let mut pins = self.pins.lock();
         if let Some(count) = pins.get_mut(digest) {
             *count -= 1;
             if *count == 0 {
                 pins.remove(digest);
             }
         }
-    }
-
-    fn pins(&self) -> MutexGuard<'_, HashMap<B3Digest, usize>> {
-        self.pins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether it is time for a sweep, now that so many bytes have come.
@@ -80,7 +77,7 @@ impl Room {
 
     /// Removes what was used longest ago until there is room for what comes before the next sweep.
     pub(super) fn sweep(&self) -> io::Result<()> {
-        let _sweeping = self.sweeping.lock().unwrap_or_else(PoisonError::into_inner);
+        let _sweeping = self.sweeping.lock();
         let mut blobs = self.scan()?;
         let mut bytes: u64 = blobs.iter().map(|blob| blob.bytes).sum();
         if bytes <= self.max_bytes {
@@ -133,7 +130,7 @@ impl Room {
     fn remove_unused(&self, digest: &B3Digest) -> io::Result<bool> {
         let _removing = self.removing.blocking_write();
         // Held, so that who pins it now finds it gone.
-        let pins = self.pins();
+        let pins = self.pins.lock();
         if pins.contains_key(digest) || self.pending.has(digest)? {
             return Ok(false);
         }
