@@ -1,5 +1,6 @@
 use std::{fmt, str::FromStr};
 
+use bytes::Bytes;
 use data_encoding::{BASE64, BASE64_NOPAD, HEXLOWER};
 
 const PREFIX: &str = "blake3-";
@@ -92,6 +93,12 @@ impl From<[u8; B3Digest::LENGTH]> for B3Digest {
 impl From<blake3::Hash> for B3Digest {
     fn from(hash: blake3::Hash) -> Self {
         Self(hash.into())
+    }
+}
+
+impl From<B3Digest> for Bytes {
+    fn from(digest: B3Digest) -> Self {
+        Self::copy_from_slice(&digest.0)
     }
 }
 

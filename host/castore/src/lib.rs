@@ -7,7 +7,7 @@
 //!               BlobService          DirectoryService          = Store
 //!               memory, local        memory, redb              local and redb: verify, gc
 //!               object store, gRPC   object store, gRPC
-//!               near (in front of another one)
+//!               cache (in front of another one)
 //! ```
 //!
 //! A [`Node`] is a file, a symbolic link or a directory; a [`Directory`] is a sorted list of named nodes, and its digest
@@ -21,11 +21,13 @@
 mod addr;
 pub mod archive;
 pub mod blobservice;
+mod cache;
 pub mod copy;
 mod digest;
 mod directory;
 pub mod directoryservice;
 pub mod export;
+mod from_addr;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod gc;
@@ -34,7 +36,6 @@ pub mod import;
 mod local_store;
 mod name;
 pub mod nar;
-mod near;
 mod node;
 mod objectstore;
 pub mod proto;
@@ -45,14 +46,15 @@ pub mod tar;
 mod testing;
 pub mod verify;
 
-pub use addr::{AddrError, is_addr};
+pub use addr::AddrError;
 pub(crate) use blobservice::{BlobReader, BlobService, BlobWriter, Lease, LocalBlobService, MemoryBlobService};
+pub use cache::WritePolicy;
 pub use digest::{B3Digest, DigestError};
 pub use directory::{Directory, DirectoryError, DirectorySizes};
 pub(crate) use directoryservice::{DirectoryPutter, DirectoryService, MemoryDirectoryService, RedbDirectoryService};
+pub use from_addr::is_addr;
 pub use local_store::{LocalStore, RootError};
 pub use name::{NameError, PathComponent, SymlinkTarget, TargetError};
-pub use near::WritePolicy;
 pub use node::Node;
 
 use std::sync::Arc;

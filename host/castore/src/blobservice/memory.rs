@@ -49,7 +49,7 @@ impl BlobService for MemoryBlobService {
         Box::new(MemoryBlobWriter { blobs: self.blobs.clone(), state: State::Open(Vec::new()) })
     }
 
-    async fn open_file_at_hand(&self, digest: &B3Digest) -> io::Result<Option<File>> {
+    async fn open_file_if_ready(&self, digest: &B3Digest) -> io::Result<Option<File>> {
         self.open_file(digest).await
     }
 

@@ -1,4 +1,4 @@
-//! Where directories are kept.
+//! Directories.
 
 use std::io;
 
@@ -7,22 +7,22 @@ use futures::stream::BoxStream;
 
 #[cfg(test)]
 mod conformance;
-mod from_addr;
 mod memory;
 mod order;
 mod redb;
-mod redb_gc;
 mod walk;
 
+pub(crate) use self::redb::Reachable;
 pub use self::redb::RedbDirectoryService;
-pub use from_addr::from_addr;
 pub use memory::MemoryDirectoryService;
 pub(crate) use order::{LeavesFirst, MAX_TREE_BYTES, RootFirst, check_tree_size};
-pub(crate) use redb_gc::Reachable;
 pub(crate) use walk::put_tree;
 
 use crate::{B3Digest, Directory};
-pub use crate::{near::NearDirectoryService, objectstore::ObjectStoreDirectoryService};
+// For users of the crate: nothing in this module uses these.
+pub use crate::{
+    cache::CacheDirectoryService, from_addr::directory_service as from_addr, objectstore::ObjectStoreDirectoryService,
+};
 
 /// Holds directories, named by their digest.
 #[async_trait]
@@ -54,7 +54,7 @@ pub trait DirectoryPutter: Send {
     /// `InvalidInput` when one of its children has not been put before, or has another size.
     async fn put(&mut self, directory: Directory) -> io::Result<()>;
 
-    /// Makes everything put so far durable and returns the root, which is the last directory put.
+    /// Makes everything put so remote durable and returns the root, which is the last directory put.
     ///
     /// # Errors
     ///

@@ -80,7 +80,7 @@ impl BlobService for ObjectStoreBlobService {
         Box::new(ChunkingWriter::new(self.objects.clone()))
     }
 
-    fn is_far(&self) -> bool {
+    fn is_remote(&self) -> bool {
         true
     }
 

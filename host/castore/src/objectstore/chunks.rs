@@ -50,7 +50,7 @@ impl Chunk {
     }
 
     pub(super) fn meta(&self) -> ChunkMeta {
-        ChunkMeta { digest: Bytes::copy_from_slice(self.digest.as_slice()), size: self.size }
+        ChunkMeta { digest: self.digest.into(), size: self.size }
     }
 }
 
@@ -91,7 +91,7 @@ pub(super) async fn put(objects: Arc<Objects>, contents: Vec<u8>) -> io::Result<
     if !objects.has(Kind::Chunk, &digest).await? {
         objects.put(Kind::Chunk, &digest, compress(&contents)?).await?;
     }
-    Ok(ChunkMeta { digest: Bytes::copy_from_slice(digest.as_slice()), size: contents.len() as u64 })
+    Ok(ChunkMeta { digest: digest.into(), size: contents.len() as u64 })
 }
 
 /// The chunks of a blob as listed; `None` when there is no list, or an empty one, which stands for a blob of one chunk.

@@ -4,10 +4,7 @@ use std::{collections::HashSet, io, time::SystemTime};
 
 use redb::{ReadableDatabase as _, ReadableTable, ReadableTableMetadata as _, TableError};
 
-use super::{
-    RedbDirectoryService, decode_batch,
-    redb::{RECENT, TABLE, unix_nanos},
-};
+use super::{super::decode_batch, RECENT, RedbDirectoryService, TABLE, unix_nanos};
 use crate::{B3Digest, Directory, Node};
 
 /// Most directories that are read before others get their turn.

@@ -21,6 +21,12 @@ use parking_lot::RwLock;
 use redb::{Builder, Database, DatabaseError, ReadOnlyDatabase, ReadableDatabase as _, TableDefinition, TableError};
 use tokio::runtime::Handle;
 
+mod gc;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use gc::Reachable;
+
 use super::{DirectoryPutter, DirectoryService, decode_batch, order::LeavesFirst, walk};
 use crate::{B3Digest, Directory};
 
@@ -300,6 +306,3 @@ impl DirectoryPutter for RedbDirectoryPutter<'_> {
         Ok(root)
     }
 }
-
-#[cfg(test)]
-mod tests;
