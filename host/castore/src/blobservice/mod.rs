@@ -102,7 +102,7 @@ pub trait BlobService: Send + Sync {
         Ok(Lease::default())
     }
 
-    /// Makes every blob durable that was closed or found through this service so remote, and visible to others.
+    /// Makes every blob that was closed or found through this service durable, and visible to others.
     async fn commit(&self) -> io::Result<()>;
 }
 

@@ -1,9 +1,9 @@
 //! Directories in one redb file that several processes share.
 //!
-//! redb lets one process write or several read. So the file is opened for each group of operations and closed at once,
-//! and who finds it locked tries again for [`PATIENCE`].
+//! redb lets either one process write or several read. So the file is opened for each group of operations and closed right
+//! after it. A process that finds it locked tries again for [`PATIENCE`].
 //!
-//! A file whose making was cut short is no database to redb for ever, so a new one gets its name when it is whole.
+//! redb never accepts a file whose creation was interrupted, so a new file gets its name when it is complete.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -32,20 +32,20 @@ use crate::{B3Digest, Directory};
 
 pub(super) const TABLE: TableDefinition<'_, [u8; B3Digest::LENGTH], Vec<u8>> = TableDefinition::new("directory");
 
-/// The same for snix's redb.
+/// The same table for the redb version that snix uses.
 const SNIX_TABLE: redb_of_snix::TableDefinition<'_, [u8; B3Digest::LENGTH], Vec<u8>> =
     redb_of_snix::TableDefinition::new("directory");
 
-/// When each tree was put last, by its root, in nanoseconds since 1970; see [`crate::gc`]. snix knows nothing of it, but
-/// its redb must know the types.
+/// When each tree was last put, by its root, in nanoseconds since 1970; see [`crate::gc`]. snix does not use this table,
+/// but its redb version must know the types.
 pub(super) const RECENT: TableDefinition<'_, &[u8], u64> = TableDefinition::new("cofferdam_recent_roots");
 
-/// How long to try when another process has the file.
+/// How long to wait for another process that has the file open.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 const RETRY: Duration = Duration::from_millis(5);
 
-/// The file is open for moments only, so a small page cache does.
+/// The file is open only for moments, so a small page cache is enough.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
 
 /// Directories in a redb file, in the layout of snix: table `directory`, from digest to canonical encoding.
@@ -57,17 +57,17 @@ pub struct RedbDirectoryService {
 #[derive(Debug)]
 pub(super) struct Shared {
     path: PathBuf,
-    /// Threads of this process queue here, fairly, instead of meeting at the file's lock.
+    /// Threads of this process queue here, which is fairer than polling the file's lock.
     pub(super) turn: RwLock<()>,
     patience: Duration,
 }
 
 impl RedbDirectoryService {
-    /// The service of this file, which need not be there yet; the directory that it is in is made.
+    /// Opens the service of this file, which may be missing; its parent directory is created.
     ///
     /// # Errors
     ///
-    /// When the file is no redb database, or its directory can't be made.
+    /// The file is not a redb database, or its directory can't be created.
     pub fn open(path: &Path) -> io::Result<Self> {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent)?;
@@ -77,8 +77,8 @@ impl RedbDirectoryService {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Does what may block: on a thread for that, if this one belongs to an async runtime. A future that is dropped leaves
-    /// no more than this one operation behind, which ends by itself.
+    /// Runs an operation that may block: on a blocking thread if there is a tokio runtime. When the future is dropped, only
+    /// this one operation goes on.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Shared) -> io::Result<T> + Send + 'static,
@@ -90,7 +90,7 @@ impl RedbDirectoryService {
 }
 
 impl Shared {
-    /// Directories in the order asked; fewer than asked when they are large, but at least one.
+    /// Gets directories, in order. When they are large, only the first ones, but at least one.
     pub(super) fn get_many(&self, digests: &[B3Digest]) -> io::Result<Vec<Option<Directory>>> {
         let _turn = self.turn.read();
         let Some(database) = self.open_to_read()? else { return Ok(vec![None; digests.len()]) };
@@ -106,7 +106,7 @@ impl Shared {
         })
     }
 
-    /// Adds these, and that their root is new, in one durable transaction.
+    /// Adds these directories, and the time of their root, in one durable transaction.
     fn put_many(&self, root: &B3Digest, directories: &[(B3Digest, Vec<u8>)]) -> io::Result<()> {
         let _turn = self.turn.write();
         let database = self.retry(|| self.open_to_write())?;
@@ -122,7 +122,7 @@ impl Shared {
         write.commit().map_err(|error| self.failed(error))
     }
 
-    /// Opens the database; makes it when there is no file.
+    /// Opens the database, and creates it if there is no file.
     pub(super) fn open_to_write(&self) -> Result<Database, DatabaseError> {
         match OpenOptions::new().read(true).write(true).open(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.create(),
@@ -136,8 +136,8 @@ impl Shared {
         }
     }
 
-    /// Makes the database under another name and links it when it is whole and durable. Only one at a time does, under
-    /// a lock on the directory, which ends with its holder: whatever has the other name here is a dead maker's.
+    /// Creates the database under a temporary name, and links it when it is complete and durable. A lock on the directory
+    /// lets only one process do so at a time, so a file with the temporary name is the leftover of a dead process.
     fn create(&self) -> Result<Database, DatabaseError> {
         let parent = self.path.parent().filter(|parent| *parent != Path::new(""));
         let dir = File::open(parent.unwrap_or(Path::new(".")))?;
@@ -158,7 +158,7 @@ impl Shared {
         let linked = fs::hard_link(&unfinished, &self.path);
         fs::remove_file(&unfinished)?;
         match linked {
-            // Somebody was faster, and that one's is the database.
+            // Another process was faster, and its file is the database.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(DatabaseError::DatabaseAlreadyOpen),
             linked => {
                 linked?;
@@ -168,16 +168,16 @@ impl Shared {
         }
     }
 
-    /// `None` while there is no file.
+    /// `None` when there is no file yet.
     pub(super) fn open_to_read(&self) -> io::Result<Option<ReadOnlyDatabase>> {
-        // A file that is there but empty is one that another program is about to make into a database.
+        // Another program is about to create a database in an empty file.
         match fs::metadata(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Ok(metadata) if metadata.is_file() && metadata.len() == 0 => return Ok(None),
             _ => {}
         }
         let opened = self.retry(|| match builder().open_read_only(&self.path) {
-            // Its last writer was killed: opening it to write repairs it.
+            // Its last writer was killed. Opening it for writing repairs it.
             Err(DatabaseError::RepairAborted) => {
                 builder().open(&self.path).map(drop)?;
                 builder().open_read_only(&self.path)
@@ -220,8 +220,8 @@ pub(super) fn unix_nanos(time: SystemTime) -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Makes a database in an empty file, with the table as snix makes it: a later redb adds to it, but names its types
-/// otherwise.
+/// Creates a database in an empty file, with the table as snix creates it: a later redb can write to it, but would give its
+/// types other names.
 fn create_table(file: &File) -> Result<(), DatabaseError> {
     let create = || {
         let database = redb_of_snix::Builder::new().create_file(file.try_clone()?)?;
@@ -242,7 +242,7 @@ fn builder() -> Builder {
     builder
 }
 
-/// The process that has locked the file, as far as the kernel tells.
+/// The process that has locked the file, if the kernel says so.
 fn lock_holder(path: &Path) -> Option<u32> {
     let metadata = fs::metadata(path).ok()?;
     let (major, minor) = (nix::libc::major(metadata.dev()), nix::libc::minor(metadata.dev()));
@@ -279,7 +279,7 @@ impl DirectoryService for RedbDirectoryService {
     }
 }
 
-/// Collects a tree, for one transaction at its end.
+/// Collects a tree, which one transaction adds in the end.
 struct RedbDirectoryPutter<'a> {
     service: &'a RedbDirectoryService,
     order: LeavesFirst,
@@ -300,7 +300,7 @@ impl DirectoryPutter for RedbDirectoryPutter<'_> {
     async fn close(&mut self) -> io::Result<B3Digest> {
         let root = self.order.close()?;
         let mut directories = mem::take(&mut self.encoded);
-        // In the order of the keys a B-tree fills best.
+        // A B-tree fills best in the order of its keys.
         directories.sort_unstable_by_key(|(digest, _)| *digest);
         self.service.blocking(move |shared| shared.put_many(&root, &directories)).await?;
         Ok(root)
