@@ -13,7 +13,7 @@
 //!   DIR/directories.redb         whole trees only: a root that is found has everything below it
 //! ```
 //!
-//! Use renews the time of a cached blob. When the blobs take more bytes than allowed, the least recently used ones are
+//! Use renews the time of a cached blob, at most once a minute. When the blobs take more bytes than allowed, the least recently used ones are
 //! evicted, except blobs that are open in any process, that a living [`batch`](crate::BlobService::batch) has used, or that
 //! the remote store lacks. Several processes may share a cache.
 //!

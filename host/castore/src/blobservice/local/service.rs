@@ -4,7 +4,7 @@ use std::{
     io,
     path::Path,
     sync::Arc,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use async_trait::async_trait;
@@ -25,6 +25,9 @@ use crate::{B3Digest, Node};
 
 /// Largest blob, in bytes, that is hashed for a caller who may not need it.
 const MAX_READY_CHECK_BYTES: u64 = 1024 * 1024;
+
+/// Precision of the time of a blob's last use: a time that is not older is not renewed, which saves a write to the disk.
+const USE_RESOLUTION: Duration = Duration::from_secs(60);
 
 /// Blobs as plain files: `DIR/b3/XX/HEX`, mode 0444. HEX is the digest in hexadecimal, XX its first two digits.
 /// Several processes may use the same directory.
@@ -77,11 +80,16 @@ impl LocalBlobService {
         self.blobs.committed()
     }
 
-    /// Marks an open blob as used: renews its time, and locks it until the descriptor and its copies are closed.
+    /// Marks an open blob as used: renews its time if it is older than [`USE_RESOLUTION`], and locks it until the descriptor
+    /// and its copies are closed.
     pub(crate) fn mark_used(&self, digest: &B3Digest, file: &File) {
-        // Both fail in a read-only store, from which nothing is evicted.
-        let touch = || file.set_modified(SystemTime::now());
-        let _ = self.blobs.verified.touch(digest, || Version::of(file), touch);
+        let modified = file.metadata().and_then(|metadata| metadata.modified());
+        // A time in the future has no age, and is renewed.
+        if !modified.is_ok_and(|time| time.elapsed().is_ok_and(|age| age < USE_RESOLUTION)) {
+            let touch = || file.set_modified(SystemTime::now());
+            // Fails, as the lock does, in a read-only store, from which nothing is evicted.
+            let _ = self.blobs.verified.touch(digest, || Version::of(file), touch);
+        }
         let _ = file.try_lock_shared();
     }
 

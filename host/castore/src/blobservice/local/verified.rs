@@ -134,7 +134,7 @@ mod tests {
         fs::{self, FileTimes, Permissions},
         os::unix::fs::PermissionsExt as _,
         path::Path,
-        time::SystemTime,
+        time::{Duration, SystemTime},
     };
 
     use futures::executor::block_on;
@@ -271,9 +271,11 @@ mod tests {
         assert!(place.knows(), "what was written here is known");
         block_on(place.service.batch().has(&place.digest)).unwrap();
         assert!(place.knows(), "a batch has linked and renewed it");
+        let old = SystemTime::now() - Duration::from_secs(600);
+        File::open(&place.path).unwrap().set_modified(old).unwrap();
         let file = block_on(place.service.open_file(&place.digest)).unwrap().unwrap();
         place.service.mark_used(&place.digest, &file);
-        assert!(place.knows());
+        assert!(place.knows() && file.metadata().unwrap().modified().unwrap() > old, "its use has renewed it");
         File::open(&place.path).unwrap().set_times(FileTimes::new().set_modified(SystemTime::now())).unwrap();
         assert!(!place.knows(), "somebody else did that");
         block_on(place.service.open_file(&place.digest)).unwrap().unwrap();

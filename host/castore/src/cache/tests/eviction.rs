@@ -9,12 +9,46 @@ async fn what_was_used_longest_ago_goes_first() {
     }
     let cache = open(&dir, 5_000, &remote);
     download_each(&cache, &digests[..4]).await;
+    for (minutes_ago, digest) in [(5, digests[0]), (4, digests[1]), (3, digests[2]), (2, digests[3])] {
+        set_age(dir.path(), &digest, Duration::from_secs(minutes_ago * 60));
+    }
     get(&cache, &digests[0]).await.unwrap();
     download_each(&cache, &digests[4..6]).await;
     let there: Vec<_> = (0..6).filter(|at| is_cached(dir.path(), &digests[*at])).collect();
     assert_eq!(there, [0, 3, 4, 5]);
     // What has gone comes back.
     assert_eq!(get(&cache, &digests[1]).await.unwrap(), [1; 1_000]);
+}
+
+#[tokio::test]
+async fn the_time_of_use_is_renewed_once_a_minute() {
+    let (dir, remote) = (tempfile::tempdir().unwrap(), Remote::memory());
+    let digest = put(&*remote, b"contents").await;
+    let cache = open(&dir, 1 << 30, &remote);
+    download_each(&cache, &[digest]).await;
+    for (seconds, is_renewed) in [(30, false), (90, true)] {
+        let before = set_age(dir.path(), &digest, Duration::from_secs(seconds));
+        get(&cache, &digest).await.unwrap();
+        let after = committed(dir.path(), &digest).metadata().unwrap().modified().unwrap();
+        assert_eq!(after > before, is_renewed, "after {seconds} s");
+    }
+    // As a clock that was set back leaves it.
+    let before = SystemTime::now() + Duration::from_secs(3600);
+    committed(dir.path(), &digest).set_modified(before).unwrap();
+    get(&cache, &digest).await.unwrap();
+    assert!(committed(dir.path(), &digest).metadata().unwrap().modified().unwrap() < before);
+}
+
+fn committed(dir: &Path, digest: &B3Digest) -> File {
+    let hex = digest.to_hex();
+    File::open(dir.join("blobs/b3").join(&hex[..2]).join(hex)).unwrap()
+}
+
+/// Sets the age of a committed blob, and returns its time.
+fn set_age(dir: &Path, digest: &B3Digest, age: Duration) -> SystemTime {
+    let file = committed(dir, digest);
+    file.set_modified(SystemTime::now() - age).unwrap();
+    file.metadata().unwrap().modified().unwrap()
 }
 
 #[tokio::test]
