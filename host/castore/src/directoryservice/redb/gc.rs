@@ -4,7 +4,11 @@ use std::{collections::HashSet, io, time::SystemTime};
 
 use redb::{ReadableDatabase as _, ReadableTable, ReadableTableMetadata as _, TableError};
 
-use super::{super::decode_batch, RECENT, RedbDirectoryService, TABLE, unix_nanos};
+use super::{
+    super::decode_batch,
+    database::{RECENT, TABLE, unix_nanos},
+    service::RedbDirectoryService,
+};
 use crate::{B3Digest, Directory, Node};
 
 /// Directories that are read in one transaction.
@@ -62,12 +66,12 @@ impl RedbDirectoryService {
     /// Adds these nodes and everything below them.
     pub(crate) fn reach(&self, nodes: &[Node], reachable: &mut Reachable) -> io::Result<()> {
         let begin = nodes.iter().filter_map(|node| reachable.reach(node)).collect();
-        reachable.walk(begin, |digests| self.shared.get_many(digests))
+        reachable.walk(begin, |digests| self.database.get_many(digests))
     }
 
     /// The roots of trees that were put since `cutoff`.
     pub(crate) fn put_since(&self, cutoff: SystemTime) -> io::Result<Vec<Node>> {
-        let shared = &self.shared;
+        let shared = &self.database;
         let _turn = shared.turn.read();
         let Some(database) = shared.open_to_read()? else { return Ok(Vec::new()) };
         let read = database.begin_read().map_err(|error| shared.failed(error))?;
@@ -82,7 +86,7 @@ impl RedbDirectoryService {
     /// Adds such trees to `reachable`. Returns the numbers of removed and of remaining directories. A `dry` run removes
     /// nothing.
     pub(crate) fn sweep(&self, reachable: &mut Reachable, cutoff: SystemTime, dry: bool) -> io::Result<(u64, u64)> {
-        let shared = &self.shared;
+        let shared = &self.database;
         let _turn = shared.turn.write();
         let database = shared.retry(|| shared.open_to_write())?;
         let failed = |error: redb::Error| shared.failed(error);
@@ -118,7 +122,7 @@ impl RedbDirectoryService {
     /// The next batch of stored directories after `last`, encoded, in the order of their digests.
     pub(crate) fn stored_after(&self, last: Option<&B3Digest>) -> io::Result<Vec<(B3Digest, Vec<u8>)>> {
         use std::ops::Bound::{Excluded, Unbounded};
-        let shared = &self.shared;
+        let shared = &self.database;
         let _turn = shared.turn.read();
         let Some(database) = shared.open_to_read()? else { return Ok(Vec::new()) };
         let read = database.begin_read().map_err(|error| shared.failed(error))?;
@@ -159,8 +163,8 @@ fn roots_since(
 impl RedbDirectoryService {
     /// Sets the time of all trees.
     pub(crate) fn age_all(&self, then: SystemTime) -> io::Result<()> {
-        let _turn = self.shared.turn.write();
-        let database = self.shared.retry(|| self.shared.open_to_write())?;
+        let _turn = self.database.turn.write();
+        let database = self.database.retry(|| self.database.open_to_write())?;
         let write = database.begin_write().map_err(io::Error::other)?;
         {
             let mut recent = write.open_table(RECENT).map_err(io::Error::other)?;
