@@ -152,7 +152,7 @@ mod tests {
         ];
         for text in wrong {
             let error = text.parse::<BuildId>().unwrap_err().to_string();
-            assert!(error.len() < 200 && error.contains("is no build id"), "{error}");
+            assert!(error.len() < 200 && error.contains("is not a build id"), "{error}");
         }
     }
 }
