@@ -119,6 +119,9 @@ pub enum Waiting {
 }
 
 impl Waiting {
+    /// All of them, in the order of their declaration.
+    pub const ALL: [Self; 4] = [Self::Builds, Self::Memory, Self::Cpus, Self::Turn];
+
     /// A word for machines, stable across versions.
     pub fn word(self) -> &'static str {
         match self {
