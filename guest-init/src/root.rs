@@ -66,7 +66,7 @@ pub(crate) fn assemble(specification: &Specification) -> Result<Root, SetupError
         mount_share(PATHS_TAG, PATHS)?;
     }
     if specification.kvm {
-        boot::load_kvm().context(Step::Root, || "load the kernel's KVM")?;
+        boot::load_kvm().context(Step::Root, || "provide /dev/kvm")?;
     }
     let plan = Plan::new(specification, &|path| Kind::of(&Path::new(INPUTS).join(path)))?;
     mount_at(Some("skeleton"), Path::new(SKELETON), "tmpfs", RESTRICTED, Some("mode=0755"))
