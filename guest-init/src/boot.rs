@@ -19,12 +19,13 @@ use nix::{
 
 use crate::layout::{INPUTS, PATHS, ROOT, SCRATCH, SKELETON};
 
-/// Lists the files in [`MODULES`] to load, one a line, in order. Missing if the kernel has everything built in.
+/// Lists the files in [`MODULES`] to load, one a line, in order. Empty or missing if the kernel has everything built
+/// in.
 const MODULES_ORDER: &str = "/modules.order";
 const MODULES: &str = "/lib";
 
-/// The same for KVM, which has one module for each vendor's processors. Missing if the kernel has KVM built in, or has
-/// no KVM.
+/// The same for KVM, which has one module for each vendor's processors. Empty or missing if the kernel has KVM built
+/// in, or has no KVM.
 const KVM_MODULES_ORDER: &str = "/kvm.order";
 
 /// The device node of KVM.

@@ -65,8 +65,8 @@ const DEFAULT_PATH: &[u8] = b"/bin:/usr/bin";
 /// What the build's processes report to guest-init.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Outcome {
-    /// The command could not be started, and the request is not at fault. `action` follows "can't".
-    NotStarted { action: String, errno: i32 },
+    /// A system call failed before the command ran or while waiting for it. `action` follows "can't".
+    Failed { action: String, errno: i32 },
     /// The command ended.
     Ended(End),
 }
@@ -212,7 +212,7 @@ fn init(command: &Command, files: InitFiles) -> ! {
         Ok(pipe) => FrameWriter::new(pipe, MAX_OUTCOME_BYTES),
         Err(_) => exit(127),
     };
-    let outcome = match isolate(&command.proc).and_then(|()| sys::fork().map_err(not_started("fork"))) {
+    let outcome = match isolate(&command.proc).and_then(|()| sys::fork().map_err(failed("fork"))) {
         Err(outcome) => outcome,
         Ok(ForkResult::Parent { child }) => {
             drop(files);
@@ -234,7 +234,7 @@ fn reap_until(command: Pid) -> Outcome {
         match sys::wait(None) {
             Ok((pid, status)) if pid == command => return Outcome::Ended(end(status)),
             Ok(_) => {}
-            Err(error) => return not_started("wait for the command")(error),
+            Err(error) => return failed("wait for the command")(error),
         }
     }
 }
@@ -250,38 +250,38 @@ fn end(status: ExitStatus) -> End {
 /// Moves the calling process to new namespaces whose only file system tree is the build's root.
 fn isolate(proc: &CStr) -> Result<(), Outcome> {
     let new = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWNET;
-    unshare(new).map_err(not_started("make namespaces"))?;
+    unshare(new).map_err(failed("make namespaces"))?;
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-    mount(None::<&str>, "/", None::<&str>, private, None::<&str>).map_err(not_started("make the mounts private"))?;
-    chdir(ROOT).map_err(not_started("enter the build's root"))?;
-    pivot_root(".", ".").map_err(not_started("change to the build's root"))?;
-    umount2(".", MntFlags::MNT_DETACH).map_err(not_started("leave guest-init's root"))?;
-    chdir("/").map_err(not_started("enter the new root"))?;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>).map_err(failed("make the mounts private"))?;
+    chdir(ROOT).map_err(failed("enter the build's root"))?;
+    pivot_root(".", ".").map_err(failed("change to the build's root"))?;
+    umount2(".", MntFlags::MNT_DETACH).map_err(failed("leave guest-init's root"))?;
+    chdir("/").map_err(failed("enter the new root"))?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("proc"), proc, Some("proc"), flags, None::<&str>).map_err(not_started("mount /proc"))?;
-    sethostname("localhost").map_err(not_started("set the host name"))?;
-    sys::raise_loopback().map_err(not_started("bring up the loopback interface"))
+    mount(Some("proc"), proc, Some("proc"), flags, None::<&str>).map_err(failed("mount /proc"))?;
+    sethostname("localhost").map_err(failed("set the host name"))?;
+    sys::raise_loopback().map_err(failed("bring up the loopback interface"))
 }
 
 /// Drops every privilege, and executes the command.
 fn become_command(command: &Command, mut files: InitFiles) -> Result<Infallible, Outcome> {
-    files.cgroup.write_all(b"0").map_err(not_started("enter the build's cgroup"))?;
-    unshare(CloneFlags::CLONE_NEWCGROUP).map_err(not_started("make a cgroup namespace"))?;
-    expose_to_oom_killer(&command.proc).map_err(not_started("expose the command to the OOM killer"))?;
-    setsid().map_err(not_started("make a session"))?;
+    files.cgroup.write_all(b"0").map_err(failed("enter the build's cgroup"))?;
+    unshare(CloneFlags::CLONE_NEWCGROUP).map_err(failed("make a cgroup namespace"))?;
+    expose_to_oom_killer(&command.proc).map_err(failed("expose the command to the OOM killer"))?;
+    setsid().map_err(failed("make a session"))?;
     if files.is_terminal {
-        sys::set_controlling_terminal(&files.stdin).map_err(not_started("set the controlling terminal"))?;
+        sys::set_controlling_terminal(&files.stdin).map_err(failed("set the controlling terminal"))?;
     }
-    dup2_stdin(files.stdin.as_fd()).map_err(not_started("set stdin"))?;
-    dup2_stdout(files.stdout.as_fd()).map_err(not_started("set stdout"))?;
-    dup2_stderr(files.stderr.as_fd()).map_err(not_started("set stderr"))?;
-    sys::close_on_exec_from(3).map_err(not_started("set close-on-exec"))?;
-    sys::reset_signals().map_err(not_started("reset the signals"))?;
+    dup2_stdin(files.stdin.as_fd()).map_err(failed("set stdin"))?;
+    dup2_stdout(files.stdout.as_fd()).map_err(failed("set stdout"))?;
+    dup2_stderr(files.stderr.as_fd()).map_err(failed("set stderr"))?;
+    sys::close_on_exec_from(3).map_err(failed("set close-on-exec"))?;
+    sys::reset_signals().map_err(failed("reset the signals"))?;
     umask(Mode::from_bits_truncate(0o022));
-    limit_resources().map_err(not_started("set resource limits"))?;
-    change_user().map_err(not_started("become the build's user"))?;
-    prctl::set_no_new_privs().map_err(not_started("set no_new_privs"))?;
-    sys::install_filter(&confine::filter()).map_err(not_started("install the seccomp filter"))?;
+    limit_resources().map_err(failed("set resource limits"))?;
+    change_user().map_err(failed("become the build's user"))?;
+    prctl::set_no_new_privs().map_err(failed("set no_new_privs"))?;
+    sys::install_filter(&confine::filter()).map_err(failed("install the seccomp filter"))?;
     match chdir(command.working_dir.as_c_str()) {
         // An interactive shell starts in the root, then.
         Err(_) if command.fallback_shell.is_some() => {}
@@ -343,10 +343,10 @@ fn candidates(program: &[u8], path: &[u8]) -> impl Iterator<Item = Vec<u8>> {
     directories.take_while(|_| !program.is_empty()).map(at)
 }
 
-fn not_started<E: Into<io::Error>>(action: &'static str) -> impl Fn(E) -> Outcome {
+fn failed<E: Into<io::Error>>(action: &'static str) -> impl Fn(E) -> Outcome {
     move |error| {
         let error = error.into();
-        Outcome::NotStarted { action: action.to_owned(), errno: error.raw_os_error().unwrap_or(libc::EIO) }
+        Outcome::Failed { action: action.to_owned(), errno: error.raw_os_error().unwrap_or(libc::EIO) }
     }
 }
 

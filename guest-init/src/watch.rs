@@ -160,7 +160,7 @@ impl Log {
 fn command_end(outcome: Result<Outcome, FrameError>) -> Result<End, SetupError> {
     match outcome {
         Ok(Outcome::Ended(end)) => Ok(end),
-        Ok(Outcome::NotStarted { action, errno }) => {
+        Ok(Outcome::Failed { action, errno }) => {
             Err(SetupError { step: Step::Start, action, source: io::Error::from_raw_os_error(errno) })
         }
         Err(_) => Err(SetupError {

@@ -183,7 +183,7 @@ pub enum EnsureError {
     /// The kernel could not be prepared.
     #[error("could not prepare the kernel")]
     Kernel(#[from] PrebuiltError),
-    /// The static shell could not be had.
+    /// The static shell is not available.
     #[error("could not get the static shell")]
     Shell(#[source] DebianError),
     /// The package cache could not be used.

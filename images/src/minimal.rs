@@ -27,7 +27,7 @@ const RECIPE: u32 = 1;
 /// Why the kernel could not be compiled.
 #[derive(Debug, thiserror::Error)]
 pub enum MinimalError {
-    /// The source could not be had.
+    /// The source is not available.
     #[error("could not get the kernel's source")]
     Source(#[source] DebianError),
     /// A step of the compilation failed.

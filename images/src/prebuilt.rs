@@ -33,7 +33,7 @@ pub(crate) const KVM_MODULES: &[&str] = &["kvm_amd", "kvm_intel"];
 /// Why the kernel could not be prepared.
 #[derive(Debug, thiserror::Error)]
 pub enum PrebuiltError {
-    /// The package could not be had.
+    /// The package is not available.
     #[error("could not get Debian's cloud kernel")]
     Package(#[source] DebianError),
     /// The package isn't laid out as expected.

@@ -124,7 +124,7 @@ impl Debian {
     ///
     /// apt can't find one of the two, or can't download the dependency.
     pub(crate) fn dependency(&self, name: &str, prefix: &str) -> Result<Package, DebianError> {
-        let query = format!("package {prefix}… behind {name}");
+        let query = format!("dependency {prefix}… of {name}");
         let ask = || {
             let control = self.apt.show(name)?;
             let found = control
@@ -143,7 +143,7 @@ impl Debian {
     ///
     /// apt can't find or download one of them.
     pub fn closure(&self, names: &[&str]) -> Result<Vec<Package>, DebianError> {
-        let query = format!("{} and what they need", names.join(" "));
+        let query = format!("{} and dependencies", names.join(" "));
         let arguments = [&["install", "--yes"], names].concat();
         self.packages(&query, || self.apt.download(Lists::Binary, &query, &arguments))
     }
