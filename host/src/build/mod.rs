@@ -16,37 +16,43 @@
 //! Nothing outlives [`Builder::build`]: dropping its future kills the processes and removes the run directory too.
 
 mod ending;
+mod environment;
 mod error;
+pub mod failure;
 mod guest;
 mod progress;
 mod remains;
-mod run_dir;
 mod session;
 mod shell;
 
 use std::{collections::BTreeMap, os::unix::net::UnixStream, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
-use cofferdam_castore::{Store, refscan::ReferencePattern};
+use cofferdam_castore::{B3Digest, Store, refscan::ReferencePattern};
 use cofferdam_images::Image;
 use cofferdam_protocol::{Sample, Specification, Stream, Usage, tree};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    inputs,
-    jail::Spawner,
+    devices::inputs,
+    machine::jail::Spawner,
+    machine::vmm,
+    machine::{FileError, sweep},
     request::{self, AbsolutePath, BuildRequest, BuildResult, Host, RequestError, RequestErrorKind},
-    vmm,
 };
 
 use ending::{Ending, HangUp};
 pub use error::{BuildError, ExecutorError, Failed, Kept, Limit, ProtocolError, Reason};
 use guest::Guest;
 use progress::Progress;
-use run_dir::RunDir;
-pub use run_dir::sweep;
 use session::Session;
 pub use shell::{Terminal, TerminalInput};
+
+/// Largest scratch disk, in bytes: the image's template reserves room to grow to this size.
+pub const MAX_SCRATCH_BYTES: u64 = 1 << 40;
+
+/// How long a shell in a failed build may run by default.
+pub const SHELL_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 /// How often a guest may boot for one build, see [`Builder::boot`].
 const MAX_BOOTS: u32 = 2;
@@ -233,6 +239,7 @@ pub struct Builder {
     settings: Settings,
     spawner: Spawner,
     host: Host,
+    image_digest: environment::ImageDigest,
 }
 
 impl Builder {
@@ -245,7 +252,7 @@ impl Builder {
     /// The place for run directories can't be made private or cleaned, or no thread can be started.
     pub fn new(store: Store, settings: Settings) -> Result<Self, ExecutorError> {
         sweep(&settings.run_dir)?;
-        let spawner = Spawner::new(tokio::runtime::Handle::current()).map_err(|source| ExecutorError::RunDir {
+        let spawner = Spawner::new(tokio::runtime::Handle::current()).map_err(|source| FileError {
             action: "start the thread that forks, for",
             path: settings.run_dir.clone(),
             source,
@@ -256,7 +263,17 @@ impl Builder {
             nested: settings.nested,
             ..Host::this()
         };
-        Ok(Self { store, settings, spawner, host })
+        Ok(Self { store, settings, spawner, host, image_digest: environment::ImageDigest::default() })
+    }
+
+    /// The digest of all that builds on this host can see beside their request and its limits: equal requests give equal
+    /// builds only where it is equal, too. It changes with the image, even while this builder is there.
+    ///
+    /// # Errors
+    ///
+    /// The image can't be read.
+    pub fn environment(&self) -> std::io::Result<B3Digest> {
+        environment::digest(&self.settings, &self.image_digest)
     }
 
     /// Runs one build, with what it gets.

@@ -16,12 +16,11 @@ use super::{
     plain_text::PlainText,
     print,
     quantity::{show_duration, show_size},
-    remote,
-    store::state_dir,
+    remote, state_dir,
 };
 use crate::{
-    failure::usage_fields,
-    jail::one_line,
+    build::failure::usage_fields,
+    machine::jail::one_line,
     service::proto::cofferdam::{
         BuildInfo, CancelRequest, GetRequest, ListRequest, LogRequest, Phase, Times, build_info::State, done::Outcome,
     },

@@ -11,19 +11,17 @@ use tonic::{Code, Status, transport::Channel};
 
 use super::{CliError, progress::Progress};
 use crate::{
+    build::failure::{Failure, FailureKind},
     build::{Built, Observer, Phase, Terminal, TerminalInput, Times},
-    failure::{Failure, FailureKind},
-    jail::one_line,
+    frontend::failure_of,
+    machine::jail::one_line,
     request::{
         BuildOutput, BuildRequest, BuildResult,
         proto::{BuildResponse, build_response},
     },
-    service::{
-        failure_of,
-        proto::cofferdam::{
-            self as wire, Event, ShellInput, ShellStart, Success, TerminalSize,
-            build_service_client::BuildServiceClient, done::Outcome, event::Event as Said, shell_input::Input,
-        },
+    service::proto::cofferdam::{
+        self as wire, Event, ShellInput, ShellStart, Success, TerminalSize, build_service_client::BuildServiceClient,
+        done::Outcome, event::Event as Said, shell_input::Input,
     },
 };
 

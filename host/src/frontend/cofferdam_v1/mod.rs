@@ -1,0 +1,241 @@
+//! `cofferdam.v1`, our own protocol.
+
+mod convert;
+mod events;
+mod limits;
+mod outlet;
+mod shell;
+
+use std::sync::Arc;
+
+use futures::{StreamExt as _, stream::BoxStream};
+use prost::Message as _;
+use tonic::{Request, Response, Status, Streaming, async_trait};
+
+use super::{Decoded, Origin, Shared, status::status};
+use crate::{
+    build::failure::Failure,
+    records::{BuildId, LogReader, MAX_PAGE, RecordsError},
+    scheduler::{Found, Listed, Operation, Submission, Submitted, unknown},
+    service::{
+        Client,
+        proto::cofferdam::{
+            Accepted, BuildInfo, BuildRequest, CancelRequest, CancelResponse, Event, GetRequest, ListRequest,
+            ListResponse, LogChunk, LogRequest, ShellInput, ShellOutput, WatchRequest, build_service_server,
+        },
+    },
+};
+use events::{tell_active, tell_record};
+use outlet::Outlet;
+
+/// Builds in a list of which the client names no limit.
+const LISTED: u32 = 100;
+
+/// Pages of records that are read for a list. Few records are on a page where they are large, or where others own them.
+const MAX_PAGES: usize = 16;
+
+/// Bytes of all outcomes in a list. The rest of it is small, and many clients take no message of more than 4 MiB.
+const MAX_LISTED_BYTES: usize = 2 * 1024 * 1024;
+
+type Answers<T> = BoxStream<'static, Result<T, Status>>;
+
+pub(super) struct BuildService(pub(super) Arc<Shared>);
+
+#[async_trait]
+impl build_service_server::BuildService for BuildService {
+    type BuildStream = Answers<Event>;
+    type WatchStream = Answers<Event>;
+    type LogStream = Answers<LogChunk>;
+    type ShellStream = Answers<ShellOutput>;
+
+    async fn build(&self, request: Request<BuildRequest>) -> Result<Response<Self::BuildStream>, Status> {
+        let Origin { client, context, memory } = Origin::of(&request)?;
+        let message = request.into_inner();
+        let options = limits::within(&self.0.allowed, &message);
+        let options = options.map_err(|error| failed(&self.0.refused(&client, error)))?;
+        let decoded = self.0.decode(&client, message.request.unwrap_or_default()).await;
+        let Decoded { request, digest } = decoded.map_err(|failure| failed(&failure))?;
+        let BuildRequest { detached, rebuild, without_log, .. } = message;
+        let submission =
+            Submission { client: client.clone(), request, digest, options, detached, rebuild, context, memory };
+        match self.0.scheduler.submit(submission).await.map_err(|failure| failed(&failure))? {
+            Submitted::Active(subscription) => {
+                let id = subscription.build.id();
+                let log = self.log(&client, id, 0, without_log).await?;
+                let accepted = Accepted { id: id.to_string(), joined: subscription.joined, from_record: false };
+                Ok(stream(move |outlet| tell_active(subscription, accepted, log, outlet)))
+            }
+            Submitted::Earlier { record, is_visible } => {
+                // An id that its client can do nothing with would only be refused later.
+                let id = if is_visible { record.id.to_string() } else { String::new() };
+                let accepted = Accepted { id, joined: false, from_record: true };
+                Ok(stream(move |outlet| tell_record(*record, accepted, None, outlet)))
+            }
+        }
+    }
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let (client, WatchRequest { id, log_offset, without_log }) = (Client::of(&request)?, request.into_inner());
+        let id = parse(&id)?;
+        let found = self.find(&client, id, Operation::Watch).await?;
+        let log = self.log(&client, id, log_offset, without_log).await?;
+        let accepted = |joined| Accepted { id: id.to_string(), joined, from_record: !joined };
+        match found {
+            Found::Active(subscription) => {
+                Ok(stream(move |outlet| tell_active(subscription, accepted(true), log, outlet)))
+            }
+            Found::Ended(record) => Ok(stream(move |outlet| tell_record(*record, accepted(false), log, outlet))),
+        }
+    }
+
+    async fn cancel(&self, request: Request<CancelRequest>) -> Result<Response<CancelResponse>, Status> {
+        let (client, message) = (Client::of(&request)?, request.into_inner());
+        let cancelled = self.0.scheduler.cancel(&client, parse(&message.id)?).await;
+        cancelled.map_err(|failure| failed(&failure))?;
+        Ok(Response::new(CancelResponse {}))
+    }
+
+    async fn get(&self, request: Request<GetRequest>) -> Result<Response<BuildInfo>, Status> {
+        let (client, message) = (Client::of(&request)?, request.into_inner());
+        Ok(Response::new(match self.find(&client, parse(&message.id)?, Operation::Get).await? {
+            Found::Active(subscription) => {
+                let state = subscription.build.state().borrow().clone();
+                convert::info(&subscription.build.record(), Some(&state))
+            }
+            Found::Ended(record) => convert::info(&record, None),
+        }))
+    }
+
+    async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
+        let (client, message) = (Client::of(&request)?, request.into_inner());
+        let limit = (if message.limit == 0 { LISTED } else { message.limit } as usize).min(MAX_PAGE);
+        let (mut builds, mut room, mut before) = (Vec::new(), MAX_LISTED_BYTES, None);
+        for _ in 0..MAX_PAGES {
+            let page = self.0.scheduler.list(&client, message.active, before, limit - builds.len()).await;
+            let page = page.map_err(|failure| failed(&failure))?;
+            let info = |Listed { record, state }: Listed| shortened(convert::info(&record, state.as_ref()), &mut room);
+            builds.extend(page.builds.into_iter().map(info));
+            before = page.next;
+            if before.is_none() || builds.len() >= limit {
+                break;
+            }
+        }
+        Ok(Response::new(ListResponse { builds }))
+    }
+
+    async fn log(&self, request: Request<LogRequest>) -> Result<Response<Self::LogStream>, Status> {
+        let (client, LogRequest { id, offset, follow }) = (Client::of(&request)?, request.into_inner());
+        let reader = self.0.scheduler.read_log(&client, parse(&id)?, offset).await;
+        let mut reader = reader.map_err(|failure| failed(&failure))?;
+        Ok(stream(move |outlet: Outlet<LogChunk>| async move {
+            loop {
+                let offset = reader.position();
+                let bytes = tokio::select! {
+                    () = outlet.closed() => return,
+                    bytes = async { if follow { reader.next().await } else { reader.available().await } } => bytes,
+                };
+                let said = match bytes {
+                    Ok(None) => return,
+                    Ok(Some(data)) => outlet.say(LogChunk { offset, data }).await,
+                    Err(error) => outlet.refuse(records_status(&error)),
+                };
+                if said.is_err() {
+                    return;
+                }
+            }
+        }))
+    }
+
+    async fn shell(&self, request: Request<Streaming<ShellInput>>) -> Result<Response<Self::ShellStream>, Status> {
+        let (client, mut inputs) = (Client::of(&request)?, request.into_inner());
+        let start = shell::start(&mut inputs).await?;
+        let id = parse(&start.id)?;
+        let (terminal, typed, mut shown) = shell::terminal(start);
+        let subscription = self.0.scheduler.use_shell(&client, id, terminal).await;
+        let subscription = subscription.map_err(|failure| failed(&failure))?;
+        tokio::spawn(async move {
+            shell::pass(inputs, typed).await;
+            drop(subscription);
+        });
+        Ok(stream(move |outlet: Outlet<ShellOutput>| async move {
+            while let Some(data) = shown.recv().await {
+                if outlet.say(ShellOutput { data }).await.is_err() {
+                    return;
+                }
+            }
+        }))
+    }
+}
+
+impl BuildService {
+    async fn find(&self, client: &Client, id: BuildId, operation: Operation) -> Result<Found, Status> {
+        self.0.scheduler.find(client, id, operation).await.map_err(|failure| failed(&failure))
+    }
+
+    /// A build's log, for its events.
+    async fn log(
+        &self,
+        client: &Client,
+        id: BuildId,
+        offset: u64,
+        without_log: bool,
+    ) -> Result<Option<LogReader>, Status> {
+        if without_log {
+            return Ok(None);
+        }
+        let reader = self.0.scheduler.read_log(client, id, offset).await;
+        reader.map(Some).map_err(|failure| failed(&failure))
+    }
+}
+
+/// Has a task tell what a stream is to say.
+fn stream<T, F>(tell: impl FnOnce(Outlet<T>) -> F) -> Response<Answers<T>>
+where
+    T: Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let (outlet, stream) = outlet::outlet(outlet::IDLE_TIMEOUT);
+    tokio::spawn(tell(outlet));
+    Response::new(stream.boxed())
+}
+
+/// Leaves out how a build ended where there is no room for it.
+fn shortened(mut info: BuildInfo, room: &mut usize) -> BuildInfo {
+    info.done = info.done.filter(|done| {
+        let bytes = done.encoded_len();
+        let fits = bytes <= *room;
+        *room -= if fits { bytes } else { 0 };
+        fits
+    });
+    info
+}
+
+/// Text that is no id names no build either.
+fn parse(id: &str) -> Result<BuildId, Status> {
+    id.parse().map_err(|_| failed(&unknown()))
+}
+
+fn failed(failure: &Failure) -> Status {
+    status(failure, None, b"")
+}
+
+fn records_status(error: &RecordsError) -> Status {
+    failed(&error.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::proto::cofferdam::{Done, Failure, done::Outcome};
+
+    #[test]
+    fn a_list_names_every_build_and_is_bounded_all_the_same() {
+        let info = |letters| {
+            let failure = Failure { message: "x".repeat(letters), ..Failure::default() };
+            BuildInfo { done: Some(Done { outcome: Some(Outcome::Failure(failure)) }), ..BuildInfo::default() }
+        };
+        let mut room = 1000;
+        let list = [500, 900, 300].map(|letters| shortened(info(letters), &mut room));
+        assert_eq!(list.map(|info| info.done.is_some()), [true, false, true]);
+    }
+}

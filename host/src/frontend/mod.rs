@@ -1,0 +1,175 @@
+//! The protocols by which clients have something built, one folder each.
+//!
+//! ```text
+//!   wire ─▶ EncodedRequest ─checked, decoded─▶ Submission ─▶ scheduler ─▶ result, events, Failure ─▶ wire
+//! ```
+//!
+//! A front end turns its wire into a [`Submission`] and an outcome into its wire. It has no rule about who may see what, no
+//! queue and no limit. To add one is to add a folder and a line in [`Frontends::add_to`].
+
+mod cofferdam_v1;
+mod log_tail;
+mod snix;
+pub(crate) mod status;
+mod tvix;
+
+use std::{sync::Arc, time::Duration};
+
+use cofferdam_castore::{B3Digest, grpc::RoutesBuilder};
+use opentelemetry::Context;
+use tokio::task::spawn_blocking;
+use tonic::{Request, Status};
+
+pub(crate) use status::failure as failure_of;
+use status::status;
+
+use crate::{
+    build::{Options, failure::Failure},
+    records::{Outcome, Output, Record},
+    request::{
+        BuildRequest, MAX_ENCODED_BYTES, RelativePath,
+        proto::{BuildResponse, build_response},
+    },
+    scheduler::{Scheduler, Submission, Submitted},
+    service::{
+        Client, EncodedRequest, Intake, MemoryPermit,
+        proto::{cofferdam, snix as snix_wire, tvix as tvix_wire},
+    },
+    telemetry,
+};
+
+/// The services' names, as health checks ask for them.
+pub const SERVICES: [&str; 3] =
+    ["cofferdam.v1.BuildService", "snix.build.v1.BuildService", "tvix.build.v1.BuildService"];
+
+/// The services' description for reflection: an encoded `FileDescriptorSet`.
+pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/build.binpb"));
+
+/// Bytes that a message may have beside the request in it.
+const MAX_AROUND_BYTES: usize = 64 * 1024;
+
+/// What builds get.
+#[derive(Debug, Clone)]
+pub struct Allowed {
+    /// What a build gets without asking, and the most that it gets.
+    pub options: Options,
+    /// The most memory that a build gets when it asks for it, in bytes.
+    pub max_memory_bytes: u64,
+    /// The longest time for which a shell in a failed build is offered.
+    pub max_shell: Duration,
+}
+
+/// All front ends of one scheduler.
+#[derive(Clone)]
+pub struct Frontends(Arc<Shared>);
+
+/// What the front ends share.
+struct Shared {
+    scheduler: Scheduler,
+    allowed: Allowed,
+}
+
+impl Frontends {
+    /// Front ends that submit to this scheduler.
+    pub fn new(scheduler: Scheduler, allowed: Allowed) -> Self {
+        Self(Arc::new(Shared { scheduler, allowed }))
+    }
+
+    /// Adds their services to those that are served.
+    pub fn add_to(self, routes: &mut RoutesBuilder) {
+        let (most, intake) = (MAX_ENCODED_BYTES + MAX_AROUND_BYTES, Intake::new());
+        let Self(shared) = self;
+        let snix = snix::BuildService(Arc::clone(&shared));
+        let tvix = tvix::BuildService(Arc::clone(&shared));
+        let cofferdam = cofferdam_v1::BuildService(shared);
+        let snix = snix_wire::build_service_server::BuildServiceServer::new(snix);
+        let tvix = tvix_wire::build_service_server::BuildServiceServer::new(tvix);
+        let cofferdam = cofferdam::build_service_server::BuildServiceServer::new(cofferdam);
+        routes
+            .add_service(intake.guard(snix.max_decoding_message_size(most), 0))
+            .add_service(intake.guard(tvix.max_decoding_message_size(most), 0))
+            .add_service(intake.guard(cofferdam.max_decoding_message_size(most), MAX_AROUND_BYTES));
+    }
+}
+
+/// Whom a request comes from, in which trace, and the memory that it takes.
+struct Origin {
+    client: Client,
+    context: Context,
+    memory: MemoryPermit,
+}
+
+/// A request that keeps every rule.
+struct Decoded {
+    request: BuildRequest,
+    digest: B3Digest,
+}
+
+impl Origin {
+    fn of<T>(request: &Request<T>) -> Result<Self, Status> {
+        let (client, context) = (Client::of(request)?, telemetry::context(request.metadata()));
+        Ok(Self { client, context, memory: MemoryPermit::of(request) })
+    }
+}
+
+impl Shared {
+    /// Checks and decodes a request.
+    async fn decode(&self, client: &Client, encoded: EncodedRequest) -> Result<Decoded, Failure> {
+        // Large ones take a while.
+        let decode = move || encoded.decode_checked().map(|request| Decoded { digest: request.digest(), request });
+        let decoded = spawn_blocking(decode).await;
+        let decoded = decoded.map_err(|_| Failure::executor("host", "the server failed at this request"))?;
+        decoded.map_err(|error| self.refused(client, error))
+    }
+
+    fn refused(&self, client: &Client, error: impl Into<Failure>) -> Failure {
+        let failure = error.into();
+        self.scheduler.refused(client, &failure);
+        failure
+    }
+
+    /// Submits a request and waits for its outputs, which come with their paths, in the request's order. The build is
+    /// cancelled when this is dropped and nobody else waits for it.
+    async fn build_and_wait(
+        &self,
+        Origin { client, context, memory }: Origin,
+        encoded: EncodedRequest,
+    ) -> Result<(Vec<RelativePath>, Vec<Output>), Status> {
+        let refused = |failure| status(&failure, None, b"");
+        let Decoded { request, digest } = self.decode(&client, encoded).await.map_err(refused)?;
+        let paths = request.outputs.clone();
+        let (options, detached, rebuild) = (self.allowed.options.clone(), false, false);
+        let submission =
+            Submission { client: client.clone(), request, digest, options, detached, rebuild, context, memory };
+        let record = match self.scheduler.submit(submission).await.map_err(refused)? {
+            Submitted::Earlier { record, .. } => *record,
+            Submitted::Active(subscription) => {
+                let done = subscription.done().await;
+                let id = || subscription.build.id().to_string();
+                Record::clone(&*done.map_err(|failure| status(&failure, Some(&id()), b""))?)
+            }
+        };
+        Ok((paths, self.outputs(&client, record).await?))
+    }
+
+    async fn outputs(&self, client: &Client, record: Record) -> Result<Vec<Output>, Status> {
+        let id = record.id.to_string();
+        match record.outcome {
+            Some(Outcome::Built(outputs)) => Ok(outputs),
+            Some(Outcome::Failed(ref failure)) => {
+                let tail = log_tail::read(&self.scheduler, client, &record).await;
+                Err(status(failure, Some(&id), &tail))
+            }
+            None => Err(status(&Failure::executor("host", "the build's end is not known"), Some(&id), b"")),
+        }
+    }
+}
+
+/// Outputs as snix is answered.
+fn response(outputs: &[Output]) -> BuildResponse {
+    let output = |output: &Output| build_response::Output {
+        output: Some(cofferdam_castore::proto::Entry::unnamed(output.node.clone())),
+        needles: output.needles.iter().copied().collect(),
+    };
+    BuildResponse { outputs: outputs.iter().map(output).collect() }
+}

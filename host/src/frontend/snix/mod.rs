@@ -1,0 +1,22 @@
+//! `snix.build.v1`.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status, async_trait};
+
+use super::{Origin, Shared, response};
+use crate::{
+    request::proto::BuildResponse,
+    service::{EncodedRequest, proto::snix::build_service_server},
+};
+
+pub(super) struct BuildService(pub(super) Arc<Shared>);
+
+#[async_trait]
+impl build_service_server::BuildService for BuildService {
+    async fn do_build(&self, request: Request<EncodedRequest>) -> Result<Response<BuildResponse>, Status> {
+        let origin = Origin::of(&request)?;
+        let (_, outputs) = self.0.build_and_wait(origin, request.into_inner()).await?;
+        Ok(Response::new(response(&outputs)))
+    }
+}

@@ -1,0 +1,149 @@
+//! A build that waits or runs, and those who wait for it.
+
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
+
+use cofferdam_castore::B3Digest;
+use cofferdam_protocol::Sample;
+use opentelemetry::Context;
+use parking_lot::Mutex;
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::queue::Waiting;
+use crate::{
+    build::{Phase, Terminal, failure::Failure},
+    records::{BuildId, Outcome, Record, Recording},
+    request::{BuildRequest, OutputOrder},
+    service::{Client, MemoryPermit},
+};
+
+/// Where a build is.
+#[derive(Debug, Clone)]
+pub enum State {
+    /// It waits for room.
+    Queued {
+        /// Builds before it.
+        position: u64,
+        /// What it lacks.
+        waiting_for: Waiting,
+    },
+    /// It has what it needs.
+    Running {
+        /// What it does.
+        phase: Phase,
+        /// What its command used last.
+        sample: Option<Sample>,
+        /// Why it failed, while it waits for a terminal.
+        shell: Option<Arc<str>>,
+    },
+    /// It has ended.
+    Done(Arc<Record>),
+}
+
+/// A build that waits, runs or has just ended.
+pub struct ActiveBuild {
+    pub(super) request: BuildRequest,
+    /// Equal for builds that can stand in for each other.
+    pub(super) key: B3Digest,
+    pub(super) recording: Recording,
+    /// Where the terminal goes that a failed build waits for.
+    pub(super) shell: Mutex<Option<oneshot::Sender<Terminal>>>,
+    /// Why the log ended before the build.
+    pub(super) log_failure: OnceLock<Failure>,
+    pub(super) state: watch::Receiver<State>,
+    pub(super) cancel: CancellationToken,
+    pub(super) context: Context,
+    pub(super) _memory: MemoryPermit,
+}
+
+impl fmt::Debug for ActiveBuild {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ActiveBuild").field("id", &self.id()).finish_non_exhaustive()
+    }
+}
+
+impl ActiveBuild {
+    /// The build's id.
+    pub fn id(&self) -> BuildId {
+        self.recording.id()
+    }
+
+    /// What is known of it now.
+    pub fn record(&self) -> Record {
+        self.recording.record()
+    }
+
+    /// Where it is, and each change of that.
+    pub fn state(&self) -> watch::Receiver<State> {
+        self.state.clone()
+    }
+
+    pub(super) fn join(&self, client: &Client) {
+        self.recording.join(&client.to_string());
+    }
+
+    /// Lends a terminal to a failed build that waits for one. Whether it did.
+    pub(super) fn lend(&self, terminal: Terminal) -> bool {
+        self.shell.lock().take().is_some_and(|shell| shell.send(terminal).is_ok())
+    }
+}
+
+/// Keeps a build from being cancelled: the build ends when the last of its subscriptions is dropped.
+#[derive(Debug, Clone)]
+pub struct Subscription {
+    /// The build.
+    pub build: Arc<ActiveBuild>,
+    /// Whether the build was there before this subscription.
+    pub joined: bool,
+    /// In which order its client wants the outputs; without one, in that of the request that began the build.
+    pub(super) order: Option<OutputOrder>,
+    pub(super) subscribers: Arc<Subscribers>,
+}
+
+impl Subscription {
+    /// Waits for the build's end.
+    ///
+    /// # Errors
+    ///
+    /// The build's task has panicked.
+    pub async fn done(&self) -> Result<Arc<Record>, Failure> {
+        let mut state = self.build.state();
+        let done = state.wait_for(|state| matches!(state, State::Done(_))).await;
+        match done.as_deref() {
+            Ok(State::Done(record)) => Ok(self.arranged(record)),
+            _ => Err(Failure::executor("host", "the task of the build broke down")),
+        }
+    }
+
+    /// The record with its outputs in the order that this client wants.
+    pub fn arranged(&self, record: &Arc<Record>) -> Arc<Record> {
+        match &self.order {
+            Some(order) if *order != record.output_order => {
+                arranged(Record::clone(record), order).map_or_else(|| Arc::clone(record), Arc::new)
+            }
+            _ => Arc::clone(record),
+        }
+    }
+}
+
+/// A record with its outputs in this order. `None` if it has other outputs.
+pub(super) fn arranged(mut record: Record, order: &OutputOrder) -> Option<Record> {
+    if let Some(Outcome::Built(outputs)) = &mut record.outcome {
+        *outputs = order.arrange(outputs, &record.output_order)?;
+        record.output_order = order.clone();
+    }
+    Some(record)
+}
+
+/// Shared by all subscriptions of a build.
+#[derive(Debug)]
+pub(super) struct Subscribers(pub(super) CancellationToken);
+
+impl Drop for Subscribers {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}

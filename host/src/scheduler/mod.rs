@@ -1,0 +1,188 @@
+//! Which builds there are, in which order they run, and who may do what with them.
+//!
+//! ```text
+//!   submit ──▶ an earlier success whose outputs are still in the store ──▶ its record
+//!     │
+//!     └─bounded channel─▶ event loop (one task: queue, active builds) ──start──▶ a task a build ──▶ Builder, Recording
+//!     ▼                      ▲                                                    │
+//!   Subscription ◀────────── │ ── State, on a watch ◀─────────────────────────────┤
+//!                            └────────────ended───────────────────────────────────┘
+//!
+//!   Queued ──▶ Running (resolving, booting, running, ingesting) ──▶ Done
+//!     └── cancelled, or drained ─────────────────────────────────────▲
+//! ```
+//!
+//! A build is queued until the budget has room for it, then it runs, then it is done. It is done without having run when it
+//! is cancelled while it waits, or when the daemon drains.
+//!
+//! Equal submissions share one build. It is cancelled when its last [`Subscription`] is dropped, unless one of its
+//! submissions was detached.
+//!
+//! Every operation on a build names its client, and [`access`] decides whether that client may do it.
+
+mod access;
+mod active_build;
+mod event_loop;
+mod operations;
+pub mod queue;
+mod reuse;
+mod run;
+mod submission;
+#[cfg(test)]
+mod tests;
+
+use std::{sync::Arc, time::Duration};
+
+use cofferdam_castore::{B3Digest, Store};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    task::{JoinHandle, spawn_blocking},
+};
+use tokio_util::sync::CancellationToken;
+
+pub use access::{Operation, Relation, unknown};
+pub use active_build::{ActiveBuild, State, Subscription};
+pub use operations::{Found, Listed, Page};
+pub use submission::{Submission, Submitted};
+
+use crate::{
+    build::{Builder, failure::Failure},
+    records::{BuildId, Machine, Records},
+    scheduler::queue::{Bounds, Budget},
+    service::Client,
+    telemetry::{Metrics, Traces},
+};
+
+/// Messages that wait for the event loop. The sender of one more waits.
+const BUFFERED_MESSAGES: usize = 64;
+
+/// Submissions whose earlier success is looked for at a time: each look-up reads all directories of its outputs.
+const MAX_LOOKUPS: usize = 2;
+
+/// What the scheduler may do.
+#[derive(Debug, Clone)]
+pub struct SchedulerSettings {
+    /// What all running builds may use together.
+    pub budget: Budget,
+    /// How many builds may wait.
+    pub bounds: Bounds,
+    /// How long running builds may go on when the daemon drains.
+    pub drain_timeout: Duration,
+    /// Whether an earlier success answers an equal submission.
+    pub reuse: bool,
+}
+
+/// What the scheduler works with.
+pub struct Backend {
+    /// Where outputs are.
+    pub store: Store,
+    /// Runs the builds.
+    pub builder: Builder,
+    /// Keeps what is known of each build.
+    pub records: Records,
+    /// What runs the builds, for their records.
+    pub machine: Machine,
+    /// Counts builds.
+    pub metrics: Arc<Metrics>,
+    /// Where spans of builds go.
+    pub traces: Option<Traces>,
+}
+
+enum Message {
+    Submit(Box<Submission>, Environment, oneshot::Sender<Result<Subscription, Failure>>),
+    Find(BuildId, oneshot::Sender<Option<Subscription>>),
+    List(oneshot::Sender<Vec<Arc<ActiveBuild>>>),
+    Ended(BuildId),
+}
+
+/// What a build would see now, and the key that this and the submission give.
+#[derive(Debug, Clone, Copy)]
+struct Environment {
+    digest: B3Digest,
+    key: B3Digest,
+}
+
+/// A handle to the scheduler.
+#[derive(Clone)]
+pub struct Scheduler {
+    messages: mpsc::Sender<Message>,
+    backend: Arc<Backend>,
+    /// Permits to look for earlier successes; none if these don't count.
+    lookups: Option<Arc<Semaphore>>,
+}
+
+impl Scheduler {
+    /// Starts the scheduler. Its task ends when `drain` is cancelled and all builds have ended; those that take longer than
+    /// the drain timeout are cancelled.
+    pub fn start(backend: Backend, settings: SchedulerSettings, drain: CancellationToken) -> (Self, JoinHandle<()>) {
+        let (messages, inbox) = mpsc::channel(BUFFERED_MESSAGES);
+        let lookups = settings.reuse.then(|| Arc::new(Semaphore::new(MAX_LOOKUPS)));
+        let scheduler = Self { messages, backend: Arc::new(backend), lookups };
+        let event_loop = event_loop::EventLoop::new(scheduler.clone(), settings);
+        (scheduler, tokio::spawn(event_loop.run(inbox, drain)))
+    }
+
+    /// Has something built, joins an equal active build, or finds an earlier success.
+    ///
+    /// # Errors
+    ///
+    /// The build is refused: it is too large for the budget, the queue is full, or the daemon drains.
+    pub async fn submit(&self, submission: Submission) -> Result<Submitted, Failure> {
+        let client = submission.client.clone();
+        let submitted = self.take(submission).await;
+        match &submitted {
+            Ok(Submitted::Earlier { record, .. }) => {
+                self.backend.metrics.reused();
+                tracing::info!(build = %record.id, %client, "answered from a record");
+            }
+            Ok(Submitted::Active(subscription)) if subscription.joined => {
+                self.backend.metrics.joined();
+                tracing::info!(build = %subscription.build.id(), %client, "joined");
+            }
+            Ok(Submitted::Active(subscription)) => {
+                let record = subscription.build.record();
+                tracing::info!(build = %record.id, %client, command = record.description, "accepted");
+            }
+            Err(failure) => self.refused(&client, failure),
+        }
+        submitted
+    }
+
+    /// Notes that a request is refused.
+    pub fn refused(&self, client: &Client, failure: &Failure) {
+        self.backend.metrics.refused(failure);
+        tracing::info!(%client, reason = failure.reason, why = failure.chain(), "refused");
+    }
+
+    async fn take(&self, submission: Submission) -> Result<Submitted, Failure> {
+        let environment = self.environment(&submission).await?;
+        if let Some(lookups) = self.lookups.as_ref().filter(|_| !submission.rebuild)
+            && let Ok(_turn) = lookups.acquire().await
+            && let Some(record) = reuse::find(&self.backend, &submission, environment.key).await
+        {
+            let is_visible = Relation::of(&submission.client, &record).allows(Operation::Get);
+            return Ok(Submitted::Earlier { record: Box::new(record), is_visible });
+        }
+        let answer = self.ask(|reply| Message::Submit(Box::new(submission), environment, reply)).await;
+        answer.unwrap_or_else(|| Err(draining())).map(Submitted::Active)
+    }
+
+    async fn environment(&self, submission: &Submission) -> Result<Environment, Failure> {
+        let backend = Arc::clone(&self.backend);
+        let digest = spawn_blocking(move || backend.builder.environment()).await;
+        let digest = digest.map_err(|error| Failure::executor("host", error.to_string()))?;
+        let digest =
+            digest.map_err(|error| Failure::executor_because("host", "the guest image can't be read", &error))?;
+        Ok(Environment { digest, key: reuse::key(submission, &digest) })
+    }
+
+    async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.messages.send(message(reply)).await.ok()?;
+        answer.await.ok()
+    }
+}
+
+fn draining() -> Failure {
+    Failure::executor("draining", "the daemon is about to end and takes no builds").advised("try again, or elsewhere")
+}

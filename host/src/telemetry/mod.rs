@@ -1,0 +1,9 @@
+//! Metrics and traces: counted by the scheduler, served by the daemon.
+
+mod metrics;
+mod traces;
+
+pub(crate) use metrics::Amounts;
+pub use metrics::Metrics;
+pub use traces::Traces;
+pub(crate) use traces::context;
