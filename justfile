@@ -16,7 +16,7 @@ demo: setup
 test: setup
     cargo test --workspace
 
-# Run the whole-system tests with cloud-hypervisor; without KVM, inside an emulated machine.
+# Run the whole-system tests with cloud-hypervisor; without KVM, inside an emulated machine, replaced when it hangs.
 [positional-arguments]
 test-cloud-hypervisor *ARGS: setup
     cargo run --package cofferdam-tests --bin test-cloud-hypervisor -- "$@"
