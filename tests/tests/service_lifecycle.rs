@@ -4,9 +4,9 @@ use std::{
     ffi::OsStr,
     fs,
     io::{self, Read as _, Write as _},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     os::{
-        fd::AsRawFd as _,
+        fd::{AsFd, AsRawFd},
         unix::{
             fs::PermissionsExt as _,
             net::{UnixDatagram, UnixListener},
@@ -151,10 +151,25 @@ fn emulation_must_be_allowed_and_the_socket_is_private() {
     }
 }
 
+#[test]
+fn strangers_on_the_network_are_let_in_only_if_that_is_said() {
+    let cofferdam = Cofferdam::new();
+    let open = ["daemon", "--allow-emulation", "--listen", "0.0.0.0:0"];
+    cofferdam.command(open).exits_with(2).says("listen: anybody").says("--allow-anonymous-tcp");
+    // systemd's socket, which no configuration names.
+    let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    activated(&cofferdam, &listener, &[], &[]).end().exits_with(2).says(&format!("{addr}: anybody"));
+    let allowed = cofferdam.start_command(open.into_iter().chain(["--allow-anonymous-tcp"]));
+    assert!(allowed.stdout_lines(1)[0].starts_with("grpc+http://0.0.0.0:"));
+    allowed.signal(Signal::SIGTERM);
+    allowed.end().succeeds();
+}
+
 /// A daemon with a socket of systemd's, who names the process that it starts, and hands over descriptors from 3 on.
 fn activated(
     cofferdam: &Cofferdam,
-    listener: &UnixListener,
+    listener: &(impl AsFd + AsRawFd),
     arguments: &[&OsStr],
     variables: &[(&str, &OsStr)],
 ) -> Running {

@@ -44,6 +44,9 @@ pub(super) struct DaemonArgs {
     /// Require client certificates signed by these CAs (PEM)
     #[arg(long, requires = "tls_certificate", value_name = "FILE")]
     tls_client_ca: Option<PathBuf>,
+    /// Accept clients from other machines without client certificates
+    #[arg(long)]
+    allow_anonymous_tcp: bool,
     /// Run builds by emulation where KVM doesn't work, though that is no security boundary
     #[arg(long)]
     allow_emulation: bool,
@@ -56,6 +59,7 @@ impl DaemonArgs {
         config.override_with(Overrides {
             listen: self.listen,
             tls: tls.map(|(certificate, key)| TlsConfig { certificate, key, client_ca: self.tls_client_ca }),
+            allow_anonymous_tcp: self.allow_anonymous_tcp,
             allow_emulation: self.allow_emulation,
             store: store.addrs(),
         });

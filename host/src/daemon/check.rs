@@ -1,6 +1,6 @@
 //! Everything that can be wrong with a configuration, as far as it shows without opening the store or a machine.
 
-use std::{error::Error, fs, path::Path, process::Command};
+use std::{error::Error, fs, net::ToSocketAddrs as _, path::Path, process::Command};
 
 use cofferdam_castore::{
     blobservice, directoryservice,
@@ -11,8 +11,9 @@ use cofferdam_images::{Image, default_dir};
 use tonic::transport::{Server, ServerTlsConfig};
 
 use super::{
-    config::{Config, GuestPath, Key, TlsConfig, VmmName},
+    config::{Config, GuestPath, Key, ListenAddr, TlsConfig, VmmName},
     problem::{Problem, failure},
+    sockets::{ANONYMOUS, ANONYMOUS_ADVICE, is_anonymous},
 };
 use crate::{
     build::{
@@ -43,6 +44,7 @@ pub(super) fn check(config: &Config) -> Result<Checked, Failure> {
     let options = config.options();
     checks.limits(&options);
     checks.host_paths();
+    checks.listen();
     checks.store();
     let (image, vmm, tls) = (checks.image(), checks.vmm(), checks.tls());
     match (image, vmm, tls) {
@@ -63,7 +65,7 @@ impl Checks<'_> {
     }
 
     /// This host lacks something that can be set with `key`.
-    fn lacking(&mut self, key: &str, what: impl AsRef<str>) -> &mut Problem {
+    fn lacking(&mut self, key: impl Into<Key>, what: impl AsRef<str>) -> &mut Problem {
         self.add(Problem::lacking(&self.config.place(&key.into()), what.as_ref()))
     }
 
@@ -112,6 +114,24 @@ impl Checks<'_> {
             if let Err(error) = Shown::open(path) {
                 let key = Key::from("host_paths").child(seen.as_str());
                 self.wrong(key, format!("can't be read on this host: {error}"));
+            }
+        }
+    }
+
+    fn listen(&mut self) {
+        let Config { listen, tls, allow_anonymous_tcp, .. } = self.config;
+        let has_client_ca = tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        let may_be_anonymous = *allow_anonymous_tcp || has_client_ca || !self.config.is_read("tls");
+        for (index, ListenAddr(addr)) in listen.iter().enumerate() {
+            if addr.starts_with('/') {
+                continue;
+            }
+            let key = Key::from("listen").element(index);
+            let resolved = addr.to_socket_addrs().map(|mut addrs| addrs.any(|addr| is_anonymous(addr, None)));
+            match resolved {
+                Err(error) => drop(self.lacking(key, format!("can't be resolved: {error}"))),
+                Ok(true) if !may_be_anonymous => self.wrong(key, ANONYMOUS).advise(ANONYMOUS_ADVICE),
+                Ok(_) => {}
             }
         }
     }
@@ -272,6 +292,7 @@ mod tests {
         let mut checks = Checks { config: &config, problems: Vec::new() };
         checks.limits(&config.options());
         checks.host_paths();
+        checks.listen();
         failure(checks.problems).message
     }
 
@@ -295,6 +316,25 @@ mod tests {
         ] {
             let message = limits(text);
             assert!(message.contains(words), "{text}: {message}");
+        }
+        let open = "could build and read the store";
+        let mutual = "[tls]\ncertificate = 'c'\nkey = 'k'\nclient_ca = 'a'";
+        for (text, words) in [
+            ("listen = ['/x', '[::]:1']", "test.toml:1: listen = '[::]:1': anybody who reaches this address could"),
+            ("listen = ['0.0.0.0:1']\n[tls]\ncertificate = 'c'\nkey = 'k'", open),
+            ("listen = ['a..b:1']", "listen = 'a..b:1': can't be resolved"),
+        ] {
+            let message = limits(text);
+            assert!(message.contains(words), "{text}: {message}");
+        }
+        for text in [
+            "listen = ['/x', '127.0.0.1:1', '[::1]:1', 'localhost:1']",
+            "allow_anonymous_tcp = true\nlisten = ['[::]:1']",
+            &format!("listen = ['[::]:1']\n{mutual}"),
+            // Who may connect shows when the table can be read.
+            "listen = ['[::]:1']\n[tls]\ncertificate = 'c'\nkey = 'k'\nclientca = 'a'",
+        ] {
+            assert_eq!(limits(text), nothing, "{text}");
         }
         // Where the budget can't be read, nothing is held against it.
         let unread = limits("[budget]\ncpus = 'two'\n[build]\ncpus = 200");

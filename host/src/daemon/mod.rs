@@ -21,7 +21,10 @@ use cofferdam_castore::{
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use self::{check::Checked, sockets::Sockets};
+use self::{
+    check::Checked,
+    sockets::{ANONYMOUS, ANONYMOUS_ADVICE, Sockets},
+};
 use crate::{
     build::{Builder, Settings, failure::Failure},
     frontend::{self, Allowed, Frontends},
@@ -144,6 +147,11 @@ async fn listen(
     for addr in &addrs {
         let bound = sockets.bind(addr, tls, config.socket_mode.0).await;
         listeners.push(bound.map_err(|error| failed(format!("can't listen on {addr:?}"), &error))?);
+    }
+    // The check doesn't know systemd's sockets, and names may resolve to other addresses now.
+    let anonymous = listeners.iter().find_map(|(listener, _)| sockets::anonymous_addr(listener));
+    if let Some(addr) = anonymous.filter(|_| !config.allow_anonymous_tcp) {
+        return Err(Failure::wrong("configuration", format!("{addr}: {ANONYMOUS}")).advised(ANONYMOUS_ADVICE));
     }
     listeners.iter().for_each(|(_, reached_at)| listening(reached_at));
     Ok(listeners.into_iter().map(|(listener, _)| listener).collect())

@@ -48,6 +48,8 @@ pub struct Config {
     pub(crate) listen: Vec<ListenAddr>,
     /// The permissions of Unix sockets.
     pub(super) socket_mode: SocketMode,
+    /// Accept clients from other machines that prove nothing about who they are.
+    pub(super) allow_anonymous_tcp: bool,
     /// Run builds without hardware virtualisation.
     pub(crate) allow_emulation: bool,
     /// Whether an earlier success answers an equal request.
@@ -159,6 +161,8 @@ pub struct Overrides {
     pub listen: Vec<ListenAddr>,
     /// The certificate, its key and the CAs of clients.
     pub tls: Option<TlsConfig>,
+    /// Accept clients from other machines that prove nothing about who they are.
+    pub allow_anonymous_tcp: bool,
     /// Run builds without hardware virtualisation.
     pub allow_emulation: bool,
     /// The store.
@@ -189,7 +193,7 @@ impl Config {
 
     /// Takes in flags and variables.
     pub fn override_with(&mut self, overrides: Overrides) {
-        let Overrides { listen, tls, allow_emulation, store } = overrides;
+        let Overrides { listen, tls, allow_anonymous_tcp, allow_emulation, store } = overrides;
         if !listen.is_empty() {
             self.listen = listen;
             self.overridden.push("listen".into());
@@ -198,6 +202,7 @@ impl Config {
             self.tls = tls;
             self.overridden.push("tls".into());
         }
+        self.allow_anonymous_tcp |= allow_anonymous_tcp;
         self.allow_emulation |= allow_emulation;
         for (addr, key) in
             [(&store.blobs, "store.blob_service_addr"), (&store.directories, "store.directory_service_addr")]
