@@ -8,6 +8,8 @@ set -eu
 
 vsock_version=0.3.0
 s3s_version=0.14.1
+grpcio_version=1.85.3
+grpcio_tools_version=1.85.1
 tools=${XDG_CACHE_HOME:-$HOME/.cache}/cofferdam/tools
 
 # build-essential     linker for Rust, compiler for the kernel
@@ -16,9 +18,9 @@ tools=${XDG_CACHE_HOME:-$HOME/.cache}/cofferdam/tools
 # e2fsprogs           mke2fs for the scratch template
 # xz-utils            to decompress kernel modules and the kernel's source
 # ca-certificates     for cargo to download crates
-# python3-grpcio, python3-grpc-tools   for a test with a client in Python
+# python3-grpcio, python3-grpc-tools, python3-pip   for tests with a client in Python
 packages='build-essential pkg-config libcap-ng-dev qemu-system-x86 e2fsprogs xz-utils ca-certificates
-    python3-grpcio python3-grpc-tools'
+    python3-grpcio python3-grpc-tools python3-pip'
 
 case ${1-} in
 '') ;;
@@ -72,3 +74,13 @@ install_tool() {
 install_tool vhost-device-vsock "$vsock_version"
 # An S3 server for tests. A debug build is fast enough, and compiles faster.
 install_tool s3s-fs "$s3s_version" --debug --features binary
+
+# For the same tests: from 1.57 on, gRPC addresses Unix sockets in another way than Debian's.
+if [ ! -d "$tools/grpcio/grpcio-$grpcio_version.dist-info" ]; then
+    echo "setup: installing grpcio $grpcio_version into $tools/grpcio"
+    rm -rf "$tools/grpcio" "$tools/grpcio.new"
+    /usr/bin/python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --only-binary=:all: \
+        --target "$tools/grpcio.new" "grpcio==$grpcio_version" "grpcio-tools==$grpcio_tools_version" ||
+        fail "grpcio $grpcio_version could not be installed"
+    mv "$tools/grpcio.new" "$tools/grpcio"
+fi
