@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use cofferdam::service::proto::cofferdam::{self as ours, build_service_client::BuildServiceClient};
+use cofferdam_proto::cofferdam::v1::{self as ours, build_service_client::BuildServiceClient};
 use cofferdam_tests::{Cofferdam, Daemon, Running, program, request::encoded, stretched};
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
@@ -360,7 +360,7 @@ fn a_client_made_from_the_published_protocol_in_another_language_builds() {
     // Debian's own Python, which has Debian's packages.
     let made = Command::new("/usr/bin/python3")
         .args(["-m", "grpc_tools.protoc"])
-        .args(["host/proto", "host/castore/proto"].map(|include| format!("-I{}", root.join(include).display())))
+        .arg(format!("-I{}", root.join("host/proto").display()))
         .args(["--python_out", "--grpc_python_out"].map(|kind| format!("{kind}={}", generated.display())))
         .args(["cofferdam_v1.proto", "snix_build_v1.proto", "castore.proto"])
         .output()

@@ -20,7 +20,11 @@ mod validate;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use cofferdam_castore::{B3Digest, Node, PathComponent, proto::Entry};
+use cofferdam_castore::{
+    B3Digest, Node, PathComponent,
+    proto::{Entry, EntryExt as _},
+};
+use cofferdam_proto::{EncodedRequest, snix::build::v1 as proto};
 use prost::{DecodeError, Message};
 
 use self::counts::Counts;
@@ -36,11 +40,6 @@ pub use validate::{
     MAX_NEEDLE_BYTES, MAX_NEEDLES, MAX_OUTPUT_NEEDLES, MAX_OUTPUTS, MAX_RO_PATHS, MAX_SCRATCH_PATHS,
     MAX_SPECIFICATION_BYTES,
 };
-
-/// The messages of `snix.build.v1`.
-pub mod proto {
-    include!(concat!(env!("OUT_DIR"), "/snix.build.v1.rs"));
-}
 
 /// Separates the digests of requests from those of any other bytes.
 const DIGEST_CONTEXT: &str = "cofferdam v1: digest of the deterministic encoding of a snix.build.v1.BuildRequest";
@@ -189,6 +188,12 @@ impl BuildRequest {
     /// deterministic encoding: fields in the order of their numbers, default values left out.
     pub fn digest(&self) -> B3Digest {
         blake3::Hasher::new_derive_key(DIGEST_CONTEXT).update(&self.to_proto().encode_to_vec()).finalize().into()
+    }
+}
+
+impl From<&BuildRequest> for EncodedRequest {
+    fn from(request: &BuildRequest) -> Self {
+        Self::from(&request.to_proto())
     }
 }
 

@@ -8,16 +8,15 @@ use std::{cmp::Ordering, collections::BTreeMap, fmt};
 
 use cofferdam_castore::{
     DigestError, Node, PathComponent,
-    proto::{Entry, EntryError, entry},
+    proto::{Entry, EntryError, EntryExt as _, entry},
     refscan::{MAX_AUTOMATON_SIZE, automaton_size},
 };
+use cofferdam_proto::snix::build::v1::{self as proto, build_request as wire};
 use cofferdam_protocol::frame;
 
 use super::{
     AbsolutePath, AdditionalFile, BuildConstraints, BuildRequest, EnvVar, RelativePath, RequestError, RequestErrorKind,
-    counts::Counts,
-    error::quoted,
-    proto::{self, build_request as wire},
+    counts::Counts, error::quoted,
 };
 
 /// Most entries of `inputs`.

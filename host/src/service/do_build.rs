@@ -1,28 +1,31 @@
 //! `DoBuild`, as snix and tvix ask for it.
 
-use cofferdam_castore::{PathComponent, proto::Entry};
+use cofferdam_castore::{
+    PathComponent,
+    proto::{Entry, EntryExt as _},
+};
+use cofferdam_proto::{
+    EncodedRequest,
+    snix::build::v1::{BuildResponse, build_service_server as snix},
+    tvix::build::v1::{Build, build::OutputNeedles, build_service_server as tvix},
+};
 use opentelemetry::Context;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::{
-    Client, EncodedRequest, Paid, Service,
+    Client, Paid, Service,
     api::response,
     farm::{Order, Ordered},
-    proto::{
-        snix,
-        tvix::{self, Build, build::OutputNeedles},
-    },
     status::{MAX_LOG_TAIL_BYTES, status},
     traces,
 };
 use crate::{
     failure::Failure,
     records::{Outcome, Output, Record},
-    request::proto::BuildResponse,
 };
 
 #[async_trait]
-impl snix::build_service_server::BuildService for Service {
+impl snix::BuildService for Service {
     async fn do_build(&self, request: Request<EncodedRequest>) -> Result<Response<BuildResponse>, Status> {
         let (who, paid) = (who(&request)?, Paid::of(&request));
         let (_, outputs) = self.do_build(who, request.into_inner(), paid).await?;
@@ -31,7 +34,7 @@ impl snix::build_service_server::BuildService for Service {
 }
 
 #[async_trait]
-impl tvix::build_service_server::BuildService for Service {
+impl tvix::BuildService for Service {
     async fn do_build(&self, request: Request<EncodedRequest>) -> Result<Response<Build>, Status> {
         let (who, paid) = (who(&request)?, Paid::of(&request));
         let encoded = request.into_inner();

@@ -12,24 +12,21 @@ mod client;
 mod do_build;
 pub mod farm;
 mod intake;
-mod message;
 mod metrics;
-pub mod proto;
 mod status;
 mod traces;
 
 use std::time::Duration;
 
 use cofferdam_castore::{B3Digest, grpc::RoutesBuilder};
+use cofferdam_proto::{EncodedRequest, cofferdam::v1 as cofferdam, snix::build::v1 as snix, tvix::build::v1 as tvix};
 use tonic::Status;
 
 pub use client::Client;
 pub use farm::{Crew, Farm, FarmSettings};
 use intake::Intake;
 pub use intake::Paid;
-pub use message::EncodedRequest;
 pub use metrics::Metrics;
-use proto::{cofferdam, snix, tvix};
 pub(crate) use status::failure as failure_of;
 pub use traces::Traces;
 
@@ -42,9 +39,6 @@ use crate::{
 /// What the services are called, as health checks ask for them.
 pub const SERVICES: [&str; 3] =
     ["cofferdam.v1.BuildService", "snix.build.v1.BuildService", "tvix.build.v1.BuildService"];
-
-/// What reflection says of them: an encoded `FileDescriptorSet`.
-pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/build.binpb"));
 
 /// Bytes of what may be around a request.
 const MAX_AROUND_BYTES: usize = 64 * 1024;
@@ -87,7 +81,7 @@ impl Service {
 
     /// A request and its digest. Large ones take a while.
     async fn decode(&self, client: &Client, encoded: EncodedRequest) -> Result<(BuildRequest, B3Digest), Status> {
-        let decode = move || encoded.decode_checked().map(|request| (request.digest(), request));
+        let decode = move || BuildRequest::from_binary(encoded.as_bytes()).map(|request| (request.digest(), request));
         let decoded = tokio::task::spawn_blocking(decode).await;
         let decoded = decoded.map_err(|_| Status::internal("the server failed at this request"))?;
         let (digest, request) = decoded.map_err(|error| self.refused(client, error))?;

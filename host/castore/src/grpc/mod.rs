@@ -21,10 +21,11 @@ pub(crate) mod testing;
 mod tests;
 
 pub use client::{CERTIFICATE_VARIABLE, GrpcBlobService, GrpcDirectoryService, KEY_VARIABLE, Peer, PeerOptions};
-pub(crate) use message::EncodedDirectory;
+pub(crate) use cofferdam_proto::EncodedDirectory;
+pub(crate) use message::decode_checked;
 pub use server::{
-    DESCRIPTOR_SETS, Gate, Gated, Intake, Listener, SERVICES, ServeError, ServeOptions, Shares, Short, Tls, Turn,
-    add_services, serve, serve_routes,
+    Gate, Gated, Intake, Listener, SERVICES, ServeError, ServeOptions, Shares, Short, Tls, Turn, add_services, serve,
+    serve_routes,
 };
 pub use tonic::{
     service::RoutesBuilder,
@@ -47,13 +48,6 @@ const MAX_DIRECTORY_ENTRIES: usize = 1024 * 1024;
 
 /// Bytes that may be on their way in one stream without having been asked for by a reader.
 const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
-
-/// What `tonic-prost-build` makes of the services.
-#[expect(unreachable_pub, clippy::allow_attributes, reason = "generated")]
-#[expect(clippy::allow_attributes_without_reason, reason = "generated")]
-mod services {
-    include!(concat!(env!("OUT_DIR"), "/grpc/snix.castore.v1.rs"));
-}
 
 /// Under which name the services are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

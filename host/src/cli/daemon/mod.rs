@@ -28,6 +28,7 @@ use cofferdam_castore::{
     is_addr,
 };
 use cofferdam_images::{Image, default_dir};
+use cofferdam_proto::{BUILD_DESCRIPTOR_SET, CASTORE_DESCRIPTOR_SET};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::transport::{Server, ServerTlsConfig};
 
@@ -269,7 +270,7 @@ async fn serve(
     grpc::add_services(&mut routes, store, &options, stop.clone());
     service.add_to(&mut routes);
     let services = [&grpc::SERVICES[..], &service::SERVICES].concat();
-    let described = [&grpc::DESCRIPTOR_SETS[..], &[service::DESCRIPTOR_SET]].concat();
+    let described = [CASTORE_DESCRIPTOR_SET, BUILD_DESCRIPTOR_SET];
     let served = serve_routes(routes, &services, &described, listeners, &options, shutdown.clone(), stop).await;
     served.map_err(|error| CliError::failed("can't serve", error))
 }

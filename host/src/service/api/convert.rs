@@ -2,7 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
-use cofferdam_castore::proto::Entry;
+use cofferdam_castore::proto::{Entry, EntryExt as _};
+use cofferdam_proto::{
+    cofferdam::v1::{self as wire, BuildInfo, Done, Queued, Success, Times, build_info, done, failure},
+    snix::build::v1::{BuildResponse, build_response},
+};
 use cofferdam_protocol::{Sample, Usage};
 
 use crate::{
@@ -10,11 +14,7 @@ use crate::{
     failure::{Failure, FailureKind},
     queue::Waiting,
     records::{Machine, Outcome, Output, Phase, Record, Status},
-    request::proto::{BuildResponse, build_response},
-    service::{
-        farm::State,
-        proto::cofferdam::{self as wire, BuildInfo, Done, Queued, Success, Times, build_info, done, failure},
-    },
+    service::farm::State,
 };
 
 pub(super) fn queued(position: u64, waiting_for: Waiting) -> Queued {

@@ -1,3 +1,4 @@
+use cofferdam_proto::cofferdam::v1::{Accepted, Event, LogChunk, ShellOffer, event};
 use tonic::Status;
 
 use super::{
@@ -7,10 +8,7 @@ use super::{
 };
 use crate::{
     records::{LogReader, Record},
-    service::{
-        farm::{State, Waiter},
-        proto::cofferdam::{Accepted, Event, LogChunk, ShellOffer, event},
-    },
+    service::farm::{State, Waiter},
 };
 
 /// Tells how a build goes on. The client waits for it as long as it listens.

@@ -1,14 +1,12 @@
 use std::time::Duration;
 
+use cofferdam_proto::cofferdam::v1::{BuildRequest, Limits};
 use cofferdam_protocol::tree;
 
 use crate::{
     build::Options,
     request::{RequestError, RequestErrorKind},
-    service::{
-        Allowed,
-        proto::cofferdam::{BuildRequest, Limits},
-    },
+    service::Allowed,
 };
 
 /// What a build gets whose client asks for this, of what the daemon allows.

@@ -8,6 +8,10 @@ mod shell;
 
 use std::collections::HashMap;
 
+use cofferdam_proto::cofferdam::v1::{
+    Accepted, BuildInfo, BuildRequest, CancelRequest, CancelResponse, Event, GetRequest, ListRequest, ListResponse,
+    LogChunk, LogRequest, ShellInput, ShellOutput, WatchRequest, build_service_server,
+};
 use futures::{StreamExt as _, stream::BoxStream};
 use prost::Message as _;
 use tokio::task::spawn_blocking;
@@ -16,10 +20,6 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 use super::{
     Client, Paid, Service,
     farm::{Farm, Order, Ordered},
-    proto::cofferdam::{
-        Accepted, BuildInfo, BuildRequest, CancelRequest, CancelResponse, Event, GetRequest, ListRequest, ListResponse,
-        LogChunk, LogRequest, ShellInput, ShellOutput, WatchRequest, build_service_server,
-    },
     status::status,
     traces,
 };
@@ -247,8 +247,9 @@ fn records_status(error: &RecordsError) -> Status {
 
 #[cfg(test)]
 mod tests {
+    use cofferdam_proto::cofferdam::v1::{Done, Failure, done::Outcome};
+
     use super::*;
-    use crate::service::proto::cofferdam::{Done, Failure, done::Outcome};
 
     #[test]
     fn a_list_names_every_build_and_is_bounded_all_the_same() {

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use tonic::Streaming;
 
 use super::{
-    super::{MAX_MESSAGE_BYTES, Package, services::blob_service_client::BlobServiceClient},
+    super::{MAX_MESSAGE_BYTES, Package},
     blob_reader::GrpcBlobReader,
     blob_writer::GrpcBlobWriter,
     download::{Download, Outlet},
@@ -18,7 +18,10 @@ use super::{
 };
 use crate::{
     B3Digest, BlobReader, BlobService, BlobWriter,
-    proto::{BlobChunk, ReadBlobRequest, StatBlobRequest, StatBlobResponse, stat_blob_response::ChunkMeta},
+    proto::{
+        BlobChunk, ReadBlobRequest, StatBlobRequest, StatBlobResponse, blob_service_client::BlobServiceClient,
+        stat_blob_response::ChunkMeta,
+    },
     runtime::spawn,
 };
 

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    super::{CHUNK_BYTES, MAX_MESSAGE_BYTES, services::blob_service_server},
+    super::{CHUNK_BYTES, MAX_MESSAGE_BYTES},
     digest,
     share::Client,
     status,
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     B3Digest, BlobService,
-    proto::{BlobChunk, PutBlobResponse, ReadBlobRequest, StatBlobRequest, StatBlobResponse},
+    proto::{BlobChunk, PutBlobResponse, ReadBlobRequest, StatBlobRequest, StatBlobResponse, blob_service_server},
 };
 
 /// A blob service for others.

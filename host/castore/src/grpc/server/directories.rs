@@ -5,16 +5,16 @@ use futures::StreamExt as _;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    super::{EncodedDirectory, MAX_TREE_BYTES, chain, services::directory_service_server},
+    super::{EncodedDirectory, MAX_TREE_BYTES, chain, decode_checked, message},
     digest,
     share::{Client, Shares},
     status,
     work::{Answers, Outlet, Work},
 };
 use crate::{
-    Store,
+    B3Digest, Store,
     directoryservice::RootFirst,
-    proto::{GetDirectoryRequest, PutDirectoryResponse, get_directory_request::ByWhat},
+    proto::{GetDirectoryRequest, PutDirectoryResponse, directory_service_server, get_directory_request::ByWhat},
 };
 
 /// Trees that are taken at a time, since each may be [`MAX_TREE_BYTES`] in memory; more wait for their turn.
@@ -46,7 +46,7 @@ impl Directories {
 }
 
 fn encoded(directory: &crate::Directory) -> Result<EncodedDirectory, Status> {
-    EncodedDirectory::encode(directory).map_err(|error| Status::out_of_range(chain(&error)))
+    message::encode(directory).map_err(|error| Status::out_of_range(chain(&error)))
 }
 
 #[async_trait]
@@ -76,7 +76,7 @@ impl directory_service_server::DirectoryService for Directories {
                     _ => status(&error),
                 })?;
                 let message = encoded(&directory)?;
-                let digest = message.digest();
+                let digest = B3Digest::of(message.as_bytes());
                 if order.expects(&digest).map_err(|error| status(&error))? {
                     order.admit(&digest, &directory).map_err(|error| status(&error))?;
                     outlet.send(message).await?;
@@ -99,7 +99,7 @@ impl directory_service_server::DirectoryService for Directories {
             let (mut count, mut bytes) = (0, 0);
             while let Some(message) = messages.next().await? {
                 count += 1;
-                bytes += message.len();
+                bytes += message.as_bytes().len();
                 if bytes > MAX_TREE_BYTES || count > RootFirst::MAX_DIRECTORIES {
                     return Err(Status::out_of_range(format!(
                         "a tree has at most {} directories and {MAX_TREE_BYTES} bytes in them",
@@ -108,7 +108,7 @@ impl directory_service_server::DirectoryService for Directories {
                 }
                 let wrong =
                     |error| Status::invalid_argument(format!("directory {count} of the stream: {}", chain(&error)));
-                let directory = message.decode_checked().map_err(wrong)?;
+                let directory = decode_checked(&message).map_err(wrong)?;
                 putter.put(directory).await.map_err(|error| status(&error))?;
             }
             // What these directories name may have been put a moment ago.

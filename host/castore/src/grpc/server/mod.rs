@@ -15,6 +15,7 @@ mod work;
 
 use std::{io, time::Duration};
 
+use cofferdam_proto::CASTORE_DESCRIPTOR_SET;
 use futures::future::try_join_all;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, service::RoutesBuilder, transport::Server};
@@ -26,11 +27,12 @@ pub use listener::{Listener, Tls};
 pub(super) use mount::{TvixBlobs, TvixDirectories};
 pub use share::{Shares, Short, Turn};
 
-use super::{
-    MAX_BLOB_BYTES, MAX_MESSAGE_BYTES, STREAM_WINDOW_BYTES, chain,
-    services::{blob_service_server::BlobServiceServer, directory_service_server::DirectoryServiceServer},
+use super::{MAX_BLOB_BYTES, MAX_MESSAGE_BYTES, STREAM_WINDOW_BYTES, chain};
+use crate::{
+    B3Digest, Store,
+    directory::MAX_DIRECTORY_BYTES,
+    proto::{blob_service_server::BlobServiceServer, directory_service_server::DirectoryServiceServer},
 };
-use crate::{B3Digest, Store, directory::MAX_DIRECTORY_BYTES, proto};
 use blobs::Blobs;
 use directories::Directories;
 use intake::{MAX_QUESTION_BYTES, Takes};
@@ -43,10 +45,6 @@ pub const SERVICES: [&str; 4] = [
     "tvix.castore.v1.BlobService",
     "tvix.castore.v1.DirectoryService",
 ];
-
-/// What reflection says of them: encoded `FileDescriptorSet`s.
-pub const DESCRIPTOR_SETS: [&[u8]; 2] =
-    [proto::FILE_DESCRIPTOR_SET, include_bytes!(concat!(env!("OUT_DIR"), "/tvix_castore.binpb"))];
 
 /// Requests that one connection may have open.
 const MAX_CONNECTION_REQUESTS: u32 = 128;
@@ -125,7 +123,7 @@ pub async fn serve(
     let stop = CancellationToken::new();
     let mut routes = RoutesBuilder::default();
     add_services(&mut routes, store, options, stop.clone());
-    serve_routes(routes, &SERVICES, &DESCRIPTOR_SETS, listeners, options, shutdown, stop).await
+    serve_routes(routes, &SERVICES, &[CASTORE_DESCRIPTOR_SET], listeners, options, shutdown, stop).await
 }
 
 /// Adds castore's services under both names. They give up what they are doing when `stop` is cancelled.

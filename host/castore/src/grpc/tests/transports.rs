@@ -16,7 +16,7 @@ use tonic_reflection::pb::v1::{
 use super::{
     super::{
         GrpcBlobService, Identity, Listener, Package, Peer, PeerOptions, SERVICES, ServeOptions, Tls, serve,
-        services::blob_service_client::BlobServiceClient, testing::serve_on_socket,
+        testing::serve_on_socket,
     },
     chunk, put,
 };
@@ -25,6 +25,7 @@ use crate::{
     export::export,
     grpc::GrpcDirectoryService,
     import::import_path,
+    proto::blob_service_client::BlobServiceClient,
     testing::{Tree, name},
 };
 
