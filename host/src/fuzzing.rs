@@ -4,8 +4,8 @@ use tokio::io::AsyncRead;
 
 use crate::{
     cli::plain_text::PlainText,
-    inputs::Request,
-    vmm::{self, Cause},
+    devices::inputs::Request,
+    machine::vmm::{self, Cause},
 };
 
 /// A packet of the device that serves inputs, encoded again.

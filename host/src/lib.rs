@@ -1,27 +1,42 @@
 //! Runs one build inside one microVM.
 //!
 //! ```text
-//!   request ──▶ build ──▶ vmm ───▶ guest-init, in the VM
-//!                 │  └──▶ inputs ─▶ virtiofs      │
-//!                 │                               │ vsock
-//!                 └──◀ outputs ◀──────────────────┘
+//!   cli ─▶ daemon ─▶ frontend ─▶ scheduler ─▶ build ─▶ machine ──▶ guest-init, in the VM
+//!                                   │           │ └──▶ devices ─▶ virtiofs     │
+//!                                records        │                              │ vsock
+//!                                               └◀─ outputs ◀─────────────────┘
 //! ```
 //!
-//! [`request`] is the only door for what clients send, [`build`] owns one build and its VM from admission to result,
-//! [`vmm`] and [`jail`] know how processes are started and confined, [`inputs`] serves castore nodes over virtiofs, and
-//! [`outputs`] takes in what the guest sends back. [`service`] runs builds for others, in the order that [`queue`] decides.
+//! Each module uses only those listed after it:
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`cli`] | the command line: arguments, printing, progress |
+//! | [`daemon`] | configuration, start, systemd, drain |
+//! | [`frontend`] | one folder for each protocol: from the wire to a submission and back |
+//! | [`scheduler`] | the queue, active builds, and who may see or end them |
+//! | [`telemetry`] | metrics and traces |
+//! | [`records`] | builds that ended, and their logs |
+//! | [`build`] | one build, from admission to result |
+//! | [`outputs`] | the outputs as they arrive: check, scan, ingest |
+//! | [`devices`] | the processes that serve a guest |
+//! | [`machine`] | VMMs, the jail of helper processes, run directories |
+//! | [`request`] | the validated request and its digest |
+//! | [`state`] | the state directory, and the store in it |
 
 pub mod build;
 pub mod cli;
-pub mod failure;
+pub mod daemon;
+pub mod devices;
+pub mod frontend;
 #[doc(hidden)]
 pub mod fuzzing;
-pub mod inputs;
-pub mod jail;
+pub mod machine;
 pub mod outputs;
-pub mod paths;
-pub mod queue;
+mod quantity;
 pub mod records;
 pub mod request;
+pub mod scheduler;
 pub mod service;
-pub mod vmm;
+pub mod state;
+pub mod telemetry;

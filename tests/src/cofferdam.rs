@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cofferdam::vmm::Kind;
+use cofferdam::machine::vmm::Kind;
 use nix::unistd::geteuid;
 use tempfile::TempDir;
 
@@ -77,7 +77,7 @@ impl Cofferdam {
                 this.copies.push((vmm::setting(), copy(&vmm::choice().program, "cloud-hypervisor")));
             }
             Kind::Qemu => {
-                let device = cofferdam::vmm::survey().qemu.vsock_device.expect("QEMU was chosen");
+                let device = cofferdam::machine::vmm::survey().qemu.vsock_device.expect("QEMU was chosen");
                 this.copies.push(("COFFERDAM_VHOST_DEVICE_VSOCK", copy(&device.program, "vhost-device-vsock")));
             }
         }

@@ -2,7 +2,7 @@
 
 use std::{env, sync::LazyLock};
 
-use cofferdam::vmm::{self, Choice, Kind};
+use cofferdam::machine::vmm::{self, Choice, Kind};
 
 use crate::program::MEND;
 

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cofferdam::vmm::Kind;
+use cofferdam::machine::vmm::Kind;
 use cofferdam_tests::{Build, Cofferdam, Running, guest, slots, stretched, vmm};
 use nix::sys::signal::Signal;
 

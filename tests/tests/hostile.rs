@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use cofferdam::vmm::Kind;
+use cofferdam::machine::vmm::Kind;
 use cofferdam_tests::{Cofferdam, Outcome, guest, stretched, vmm};
 
 /// How long a guest that says nothing is waited for.

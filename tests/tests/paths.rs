@@ -7,8 +7,8 @@ use std::{
 };
 
 use cofferdam::{
+    machine::vmm::{Accelerator, kvm_nests},
     request::SYSTEM,
-    vmm::{Accelerator, kvm_nests},
 };
 use cofferdam_tests::{Cofferdam, Daemon, Outcome, guest, image, processes, vmm};
 use serde_json::json;

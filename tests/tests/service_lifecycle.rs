@@ -84,7 +84,7 @@ fn emulation_must_be_allowed_and_the_socket_is_private() {
     let mode = fs::metadata(cofferdam.files().join("daemon.sock")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     daemon.end().succeeds();
-    if cofferdam_tests::vmm::choice().accelerator == cofferdam::vmm::Accelerator::Tcg {
+    if cofferdam_tests::vmm::choice().accelerator == cofferdam::machine::vmm::Accelerator::Tcg {
         cofferdam.command(["daemon"]).exits_with(3).says("emulated").says("--allow-emulation");
     }
 }

@@ -1,11 +1,11 @@
 //! The three ways in which a build ends without a result, never mixed.
 
-use std::{fmt, io, path::PathBuf, time::Duration};
+use std::{fmt, io, time::Duration};
 
 use cofferdam_castore::Node;
 use cofferdam_protocol::{UnsupportedKind, Usage, frame::FrameError, tree::TreeError};
 
-use crate::{inputs::ResolveError, request::RequestError, vmm};
+use crate::{devices::inputs::ResolveError, machine::FileError, machine::vmm, request::RequestError};
 
 /// Why there is no result. Each variant asks something else of the caller: mend the build, mend the request, or try
 /// again elsewhere.
@@ -255,25 +255,17 @@ fn signal_name(number: u8) -> &'static str {
 #[derive(Debug, thiserror::Error)]
 pub enum ExecutorError {
     /// The state directory or a run directory in it.
-    #[error("can't {action} {}", path.display())]
-    RunDir {
-        /// Verb.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The inputs can't be read from the store.
     #[error("can't resolve the inputs")]
     Resolve(#[source] ResolveError),
     /// The process that serves the inputs.
     #[error("can't start the inputs' device")]
-    InputsDevice(#[source] crate::inputs::StartError),
+    InputsDevice(#[source] crate::devices::inputs::StartError),
     /// The process that shows paths of the host.
     #[error("can't start the device for paths of the host")]
-    PathsDevice(#[source] crate::inputs::StartError),
+    PathsDevice(#[source] crate::devices::inputs::StartError),
     /// The VMM.
     #[error("can't start the virtual machine")]
     Vmm(#[source] vmm::VmmError),

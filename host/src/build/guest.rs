@@ -6,12 +6,13 @@ use cofferdam_protocol::{HostPath, PORT};
 use nix::sys::statvfs::statvfs;
 use tokio::net::UnixListener;
 
-use super::{AFTERMATH, Builder, ExecutorError, Options, RunDir};
+use super::{AFTERMATH, Builder, ExecutorError, Options};
 use crate::{
-    inputs::{self, Device},
-    paths::{self, Shown},
+    devices::inputs::{self, Device},
+    devices::paths::{self, Shown},
+    machine::vmm::{self, Death, Machine, Vm},
+    machine::{FileError, RunDir},
     request::{BuildRequest, KVM},
-    vmm::{self, Death, Machine, Vm},
 };
 
 /// Memory that the guest's kernel and guest-init keep from a build, in bytes, beside a share of the whole. Debian's
@@ -46,11 +47,7 @@ impl Guest {
         let memory_bytes = asked.max(options.memory_bytes);
         let run_dir = RunDir::create(&settings.run_dir)?;
         run_dir.copy_sparse(&settings.image.scratch, vmm::SCRATCH_DISK, options.scratch_bytes)?;
-        let socket = |source| ExecutorError::RunDir {
-            action: "listen for the guest in",
-            path: run_dir.path().to_owned(),
-            source,
-        };
+        let socket = |source| FileError { action: "listen for the guest in", path: run_dir.path().to_owned(), source };
         run_dir.directory(vmm::VSOCK_DIRECTORY)?;
         let listener = run_dir.bind(&format!("{}_{PORT}", vmm::VSOCK))?;
         listener.set_nonblocking(true).map_err(socket)?;
@@ -93,13 +90,13 @@ impl Guest {
 
     /// Waits for the guest's one connection, and takes no other after it.
     pub(super) async fn connected(&mut self, limit: Duration) -> Result<UnixStream, ExecutorError> {
-        let failed = |source| ExecutorError::RunDir {
+        let failed = |source| FileError {
             action: "accept the guest's connection in",
             path: self.run_dir.path().to_owned(),
             source,
         };
         let Some(listener) = self.listener.take() else {
-            return Err(failed(std::io::ErrorKind::NotConnected.into()));
+            return Err(failed(std::io::ErrorKind::NotConnected.into()).into());
         };
         let accepted = tokio::select! {
             accepted = listener.accept() => Some(accepted),
@@ -121,10 +118,13 @@ impl Guest {
     /// The file system that the scratch disk is on has no room, so the guest's writes to the disk may have failed.
     pub(super) fn host_is_full(&self) -> Option<ExecutorError> {
         let room = statvfs(self.run_dir.path()).ok()?;
-        (room.blocks_available() * room.fragment_size() < MIN_ROOM_BYTES).then(|| ExecutorError::RunDir {
-            action: "keep what the build writes in",
-            path: self.run_dir.path().to_owned(),
-            source: nix::Error::ENOSPC.into(),
+        (room.blocks_available() * room.fragment_size() < MIN_ROOM_BYTES).then(|| {
+            FileError {
+                action: "keep what the build writes in",
+                path: self.run_dir.path().to_owned(),
+                source: nix::Error::ENOSPC.into(),
+            }
+            .into()
         })
     }
 
@@ -163,7 +163,7 @@ fn show(builder: &Builder, request: &BuildRequest) -> Result<(Vec<HostPath>, Vec
     let asked = request.constraints.iter().flat_map(|constraints| &constraints.available_ro_paths);
     let mut opened = (Vec::new(), Vec::new());
     for (path, host) in asked.filter_map(|path| Some((path, builder.host.ro_paths.get(path)?))) {
-        let shown = Shown::open(host).map_err(|source| ExecutorError::RunDir {
+        let shown = Shown::open(host).map_err(|source| FileError {
             action: "show builds the path",
             path: host.clone(),
             source,

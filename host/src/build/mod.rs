@@ -17,10 +17,10 @@
 
 mod ending;
 mod error;
+pub mod failure;
 mod guest;
 mod progress;
 mod remains;
-mod run_dir;
 mod session;
 mod shell;
 
@@ -33,20 +33,25 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    inputs,
-    jail::Spawner,
+    devices::inputs,
+    machine::jail::Spawner,
+    machine::vmm,
+    machine::{FileError, sweep},
     request::{self, AbsolutePath, BuildRequest, BuildResult, Host, RequestError, RequestErrorKind},
-    vmm,
 };
 
 use ending::{Ending, HangUp};
 pub use error::{BuildError, ExecutorError, Failed, Kept, Limit, ProtocolError, Reason};
 use guest::Guest;
 use progress::Progress;
-use run_dir::RunDir;
-pub use run_dir::sweep;
 use session::Session;
 pub use shell::{Terminal, TerminalInput};
+
+/// Largest scratch disk, in bytes: the image's template reserves room to grow to this size.
+pub const MAX_SCRATCH_BYTES: u64 = 1 << 40;
+
+/// How long a shell in a failed build may run by default.
+pub const SHELL_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 /// How often a guest may boot for one build, see [`Builder::boot`].
 const MAX_BOOTS: u32 = 2;
@@ -245,7 +250,7 @@ impl Builder {
     /// The place for run directories can't be made private or cleaned, or no thread can be started.
     pub fn new(store: Store, settings: Settings) -> Result<Self, ExecutorError> {
         sweep(&settings.run_dir)?;
-        let spawner = Spawner::new(tokio::runtime::Handle::current()).map_err(|source| ExecutorError::RunDir {
+        let spawner = Spawner::new(tokio::runtime::Handle::current()).map_err(|source| FileError {
             action: "start the thread that forks, for",
             path: settings.run_dir.clone(),
             source,

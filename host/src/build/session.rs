@@ -33,7 +33,7 @@ use super::{
     progress::Progress,
 };
 use crate::{
-    jail::one_line,
+    machine::jail::one_line,
     outputs::{ReceiveError, Receiver},
     request::{BuildOutput, BuildResult, RequestError, RequestErrorKind},
 };

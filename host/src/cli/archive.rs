@@ -15,7 +15,8 @@ use cofferdam_castore::{
     nar, tar,
 };
 
-use super::{CliError, error::blames_path, node_text, quantity};
+use super::{CliError, node_text, quantity};
+use crate::build::failure::blames_path;
 
 /// What an import is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

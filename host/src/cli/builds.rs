@@ -19,10 +19,9 @@ use super::{
     plain_text::PlainText,
     print,
     quantity::{show_duration, show_size},
-    remote,
-    store::state_dir,
+    remote, state_dir,
 };
-use crate::{failure::usage_fields, jail::one_line};
+use crate::{build::failure::usage_fields, machine::jail::one_line};
 
 const EXAMPLES: &str = "\
 Examples:

@@ -7,14 +7,14 @@ use std::{
     process::ExitCode,
 };
 
-use nix::errno::Errno;
 use serde_json::{Map, Value};
 
 use super::plain_text::PlainText;
 use crate::{
+    build::failure::{Failure, FailureKind, blames_path, causes},
     build::{BuildError, ExecutorError},
-    failure::{Failure, FailureKind, causes},
     request::RequestError,
+    state::StateError,
 };
 
 type Cause = Box<dyn Error + Send>;
@@ -65,6 +65,9 @@ pub enum CliError {
         /// Where it is.
         addr: String,
     },
+    /// A failure that is described whole.
+    #[error("{}", .0.message)]
+    Failure(Box<Failure>),
     /// The command line asks for what can't be.
     #[error("{message}")]
     Wrong {
@@ -98,6 +101,27 @@ pub enum CliError {
 impl From<RequestError> for CliError {
     fn from(error: RequestError) -> Self {
         Self::Build(BuildError::Request(error))
+    }
+}
+
+impl From<StateError> for CliError {
+    fn from(error: StateError) -> Self {
+        let advice = error.advice();
+        let message = error.to_string();
+        let source = match error {
+            StateError::NoPlace | StateError::NotUtf8(_) => None,
+            StateError::Relative(source) => Some(Box::new(source) as Cause),
+            StateError::Addr(source) => Some(Box::new(source) as Cause),
+            StateError::Open(source) => return Self::failed(message, source),
+            StateError::OpenLocal(source) => return Self::failed(message, source),
+        };
+        Self::Wrong { message, source, advice: advice.map(str::to_owned) }
+    }
+}
+
+impl From<Failure> for CliError {
+    fn from(failure: Failure) -> Self {
+        Self::Failure(Box::new(failure))
     }
 }
 
@@ -159,7 +183,7 @@ impl CliError {
             Self::Build(BuildError::Failed(_)) => Exit::BuildFailed,
             Self::Build(BuildError::Request(_)) | Self::Wrong { .. } => Exit::RequestWrong,
             Self::Build(BuildError::Executor(_)) | Self::Failed { .. } | Self::Unfit => Exit::Executor,
-            Self::Daemon { failure, .. } => failure.kind.into(),
+            Self::Daemon { failure, .. } | Self::Failure(failure) => failure.kind.into(),
             Self::AfterResult(error) => error.exit(),
         }
     }
@@ -198,7 +222,7 @@ impl CliError {
     fn failure(&self) -> Failure {
         let (kind, reason, advice) = match self {
             Self::Build(error) => return error.into(),
-            Self::Daemon { failure, .. } => return failure.as_ref().clone(),
+            Self::Daemon { failure, .. } | Self::Failure(failure) => return failure.as_ref().clone(),
             Self::AfterResult(error) => return error.failure(),
             Self::Wrong { advice, .. } => (FailureKind::RequestWrong, "command_line", advice),
             Self::Failed { advice, .. } => (FailureKind::ExecutorFailed, "host", advice),
@@ -246,13 +270,6 @@ impl CliError {
     fn json(&self) -> Value {
         self.failure().to_json()
     }
-}
-
-/// Whether it is the path that was asked for which can't be, and not this host that is in trouble.
-pub(super) fn blames_path(error: &io::Error) -> bool {
-    use Errno::{EACCES, EEXIST, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EROFS};
-    let errno = error.raw_os_error().map(Errno::from_raw);
-    matches!(errno, Some(EACCES | EEXIST | EISDIR | ELOOP | ENAMETOOLONG | ENOENT | ENOTDIR | EPERM | EROFS))
 }
 
 #[cfg(test)]
@@ -305,24 +322,6 @@ mod tests {
     fn what_fails_after_the_result_asks_the_same_people_to_act() {
         for (error, code) in [(CliError::wrong("w"), 2), (CliError::interrupted(), 3)] {
             assert_eq!(CliError::AfterResult(Box::new(error)).exit().code(), code);
-        }
-    }
-
-    #[test]
-    fn a_path_is_to_blame_for_what_another_path_mends() {
-        for (errno, blamed) in [
-            (Errno::ENOENT, true),
-            (Errno::ENOTDIR, true),
-            (Errno::EACCES, true),
-            (Errno::EROFS, true),
-            (Errno::ELOOP, true),
-            (Errno::EIO, false),
-            (Errno::EMFILE, false),
-            (Errno::ENFILE, false),
-            (Errno::ENOMEM, false),
-            (Errno::ENOSPC, false),
-        ] {
-            assert_eq!(blames_path(&errno.into()), blamed, "{errno}");
         }
     }
 

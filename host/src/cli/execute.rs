@@ -17,24 +17,17 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CliError, StoreArgs, node_text, print,
+    CliError, StoreAddrs, StoreArgs, node_text, print,
     progress::Progress,
     quantity::{self, show_duration},
     remote::Daemon,
-    store::state_dir,
-    terminal,
+    state_dir, terminal,
 };
 use crate::{
-    build::{BuildError, Builder, Built, Options, Settings},
+    build::{BuildError, Builder, Built, MAX_SCRATCH_BYTES, Options, SHELL_TIMEOUT, Settings},
+    machine::vmm,
     request::{BuildRequest, BuildResult, Host, RelativePath, admit},
-    vmm,
 };
-
-/// Largest scratch disk, in bytes: the image's template reserves room to grow to this size.
-pub(super) const MAX_SCRATCH_BYTES: u64 = 1 << 40;
-
-/// How long somebody may look around in a failed build by default.
-pub(super) const SHELL_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 /// How a build is run, whatever it is.
 #[derive(Debug, Default, Args)]
@@ -169,7 +162,7 @@ impl ExecuteArgs {
             .map_err(|error| CliError::failed("no virtual machine can run here", error).try_this("cofferdam doctor"))?;
         tracing::info!(kind = %choice.kind, accelerator = %choice.accelerator, reason = choice.reason, "VMM chosen");
         let emulated = choice.accelerator == vmm::Accelerator::Tcg;
-        let (settings, store) = (self.settings(image, choice)?, store.open()?);
+        let (settings, store) = (self.settings(image, choice)?, store.addrs().open()?);
         let progress = self.progress();
         if emulated {
             progress.note("running under emulation (QEMU TCG), which is no security boundary");
@@ -183,7 +176,7 @@ impl ExecuteArgs {
             return Err(CliError::wrong("the daemon's configuration decides on its CPU model and huge pages")
                 .try_this("leave --cpu-model, --hugepages and the variables of their names, or --daemon"));
         }
-        let (daemon, store) = (Daemon::at(addr)?, store.or_at(addr).open()?);
+        let (daemon, store) = (Daemon::at(addr)?, store.addrs().or(&StoreAddrs::of_daemon(addr)).open()?);
         Ok(Ready { args: self, place: Place::Daemon(daemon), store, progress: self.progress() })
     }
 

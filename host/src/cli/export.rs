@@ -12,12 +12,12 @@ use tokio_util::sync::CancellationToken;
 use super::{
     CliError, StoreArgs,
     archive::{self, ExportFormat},
-    error::blames_path,
     interrupt::blocking,
     node_text::{self, Reference},
     progress::Progress,
     store,
 };
+use crate::build::failure::blames_path;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -48,7 +48,7 @@ pub(super) struct ExportArgs {
 
 impl ExportArgs {
     pub(super) async fn execute(self, store: &StoreArgs, cancel: &CancellationToken) -> Result<(), CliError> {
-        let store = store.open()?;
+        let store = store.addrs().open()?;
         let node = store::resolve(&store, &self.reference)
             .await
             .map_err(|error| CliError::failed("can't read from the store", error))?

@@ -18,11 +18,11 @@ use tokio_util::sync::CancellationToken;
 use super::{
     CliError, StoreArgs,
     archive::{self, ImportFormat, LimitArgs},
-    error::blames_path,
     interrupt::blocking,
     node_text, print,
     progress::Progress,
 };
+use crate::build::failure::blames_path;
 use crate::request::entry_to_json;
 
 const EXAMPLES: &str = "\
@@ -60,7 +60,7 @@ impl ImportArgs {
     }
 
     pub(super) async fn execute(self, store: &StoreArgs, cancel: &CancellationToken) -> Result<(), CliError> {
-        let store = store.open()?;
+        let store = store.addrs().open()?;
         let progress = Progress::new();
         for path in self.paths {
             progress.step("importing");

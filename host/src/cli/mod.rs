@@ -22,10 +22,8 @@ mod execute;
 mod export;
 mod import;
 mod interrupt;
-pub(crate) mod node_text;
 pub(crate) mod plain_text;
 mod progress;
-mod quantity;
 mod remote;
 mod run;
 mod store;
@@ -35,6 +33,11 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::{
+    quantity,
+    request::node_text,
+    state::{StoreAddrs, state_dir},
+};
 pub use error::{CliError, Exit};
 use interrupt::until_interrupted;
 
@@ -62,7 +65,7 @@ Environment:
   COFFERDAM_DAEMON     the daemon that builds, for `run`, `build` and `builds`
   COFFERDAM_TLS_CERTIFICATE, COFFERDAM_TLS_KEY
                        this client's certificate and key (PEM), for grpc+https:// that asks for one
-  COFFERDAM_LOG        what to log on stderr, such as debug or cofferdam::vmm=trace [default: warn]
+  COFFERDAM_LOG        what to log on stderr, such as debug or cofferdam::machine=trace [default: warn]
   COFFERDAM_LOG_FORMAT json for one object a line";
 
 /// Which store.
@@ -80,6 +83,12 @@ pub struct StoreArgs {
     directory_service_addr: Option<String>,
 }
 
+impl StoreArgs {
+    fn addrs(&self) -> StoreAddrs {
+        StoreAddrs { blobs: self.blob_service_addr.clone(), directories: self.directory_service_addr.clone() }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(Box<run::RunArgs>),
@@ -91,7 +100,7 @@ enum Command {
     Store(store::StoreCommandArgs),
     Doctor(doctor::DoctorArgs),
     /// Serves one VM's inputs; started by a build, of no use to anyone else
-    #[command(name = crate::inputs::SUBCOMMAND, hide = true)]
+    #[command(name = crate::devices::inputs::SUBCOMMAND, hide = true)]
     FsDevice,
 }
 
@@ -143,9 +152,8 @@ impl Cli {
             Command::Builds(args) => until_interrupted(|cancel| async move { args.execute(&cancel).await }),
             Command::Doctor(args) => args.execute(&store),
             // Confines its own thread, so no runtime and no other thread may be there before it.
-            Command::FsDevice => {
-                crate::inputs::run_device().map_err(|error| CliError::failed("the inputs' device failed", error))
-            }
+            Command::FsDevice => crate::devices::inputs::run_device()
+                .map_err(|error| CliError::failed("the inputs' device failed", error)),
         }
     }
 }

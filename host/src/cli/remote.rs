@@ -21,11 +21,11 @@ use tonic::{Code, Status, transport::Channel};
 
 use super::{CliError, progress::Progress};
 use crate::{
+    build::failure::{Failure, FailureKind},
     build::{Built, Observer, Phase, Terminal, TerminalInput, Times},
-    failure::{Failure, FailureKind},
-    jail::one_line,
+    frontend::failure_of,
+    machine::jail::one_line,
     request::{BuildOutput, BuildRequest, BuildResult},
-    service::failure_of,
 };
 
 /// Bytes of the largest message that is taken: a result with as many outputs and needles as a request can have.

@@ -51,7 +51,7 @@ use self::{
     recording::Live,
 };
 
-use crate::failure::Failure;
+use crate::build::failure::Failure;
 
 pub use error::RecordsError;
 pub use id::{BuildId, BuildIdError};

@@ -10,7 +10,7 @@ use cofferdam_protocol::Usage;
 use serde::{Deserialize, Serialize, de};
 
 use super::BuildId;
-use crate::{build, failure::Failure, request::BuildOutput, vmm};
+use crate::{build, build::failure::Failure, machine::vmm, request::BuildOutput};
 
 /// Most characters of a command line that [`describe`] shows.
 const MAX_DESCRIPTION_CHARS: usize = 200;

@@ -13,8 +13,8 @@ use super::{
     log::{Form, LogWriter, Progress},
 };
 use crate::{
+    build::failure::{Failure, shorten},
     build::{BuildError, Built},
-    failure::{Failure, shorten},
 };
 
 /// Most phases that a record tells.

@@ -14,6 +14,7 @@ mod admission;
 mod counts;
 mod error;
 mod json;
+pub(crate) mod node_text;
 mod path;
 mod validate;
 

@@ -25,17 +25,17 @@ impl Client {
     /// # Errors
     ///
     /// The connection proves nothing.
-    pub(super) fn of<T>(request: &Request<T>) -> Result<Self, Status> {
+    pub(crate) fn of<T>(request: &Request<T>) -> Result<Self, Status> {
         Self::at(request.extensions()).ok_or_else(Self::unknown)
     }
 
     /// What a connection is told that proves nothing.
-    pub(super) fn unknown() -> Status {
+    pub(crate) fn unknown() -> Status {
         Status::unauthenticated("this connection does not tell who is at its other end")
     }
 
     /// The client at the other end of a connection, as far as what is known of it proves one.
-    pub(super) fn at(known: &Extensions) -> Option<Self> {
+    pub(crate) fn at(known: &Extensions) -> Option<Self> {
         let tls = known.get::<TlsConnectInfo<TcpConnectInfo>>();
         let user = known.get::<UdsConnectInfo>().and_then(|info| info.peer_cred).map(|cred| Self::User(cred.uid()));
         let certificate = || Some(Self::Certificate(blake3::hash(tls?.peer_certs()?.first()?).to_hex().to_string()));

@@ -13,8 +13,8 @@ use std::{
 use cofferdam_castore::grpc::{Gate, Gated, Shares, Short, Turn};
 use tonic::Status;
 
-use super::{Client, status::status};
-use crate::{failure::Failure, request::check_encoded_bytes};
+use super::Client;
+use crate::{build::failure::Failure, frontend::status::status, request::check_encoded_bytes};
 
 /// What all requests together may take.
 const BUDGET_BYTES: usize = 1 << 30;
@@ -37,7 +37,7 @@ pub struct Paid(Arc<Mutex<Option<Turn>>>);
 
 impl Paid {
     /// What the request has paid that this came with.
-    pub(super) fn of<T>(request: &tonic::Request<T>) -> Self {
+    pub(crate) fn of<T>(request: &tonic::Request<T>) -> Self {
         request.extensions().get::<Self>().cloned().unwrap_or_default()
     }
 
@@ -52,16 +52,16 @@ impl Paid {
 
 /// The budget of all services.
 #[derive(Debug, Clone)]
-pub(super) struct Intake(Shares<Client>);
+pub(crate) struct Intake(Shares<Client>);
 
 impl Intake {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Shares::new(BUDGET_BYTES, SHARE_BYTES))
     }
 
     /// A service whose requests pay out of this budget. The first message of each may have `around` bytes beside what a
     /// `BuildRequest` may have.
-    pub(super) fn guard<S>(&self, service: S, around: usize) -> Gated<S> {
+    pub(crate) fn guard<S>(&self, service: S, around: usize) -> Gated<S> {
         let budget = self.0.clone();
         let toll = move |request: &mut tonic::codegen::http::Request<_>| {
             let paid = Paid::default();

@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context, Error, Result, bail, ensure};
 use clap::Parser;
-use cofferdam::vmm::{self, Kind};
+use cofferdam::machine::vmm::{self, Kind};
 use cofferdam_tests::{guest, image, nested::Outer, patience, program, test_executables};
 use tokio::{
     process::Command,

@@ -23,8 +23,8 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use cofferdam::{
-    jail::{Program, Spawner},
-    vmm,
+    machine::jail::{Program, Spawner},
+    machine::vmm,
 };
 use cofferdam_images::{cache_dir, scripted_machine};
 use tokio::{

@@ -7,11 +7,12 @@ use cofferdam_images::{Image, default_dir};
 use super::{Check, StoreArgs};
 use crate::{
     build::Options,
-    cli::{quantity::show_size, store::state_dir},
-    failure::causes,
-    jail::landlock_version,
+    build::failure::causes,
+    machine::jail::landlock_version,
+    machine::vmm::{self, Accelerator, Candidate, Survey},
+    quantity::show_size,
     request::Host,
-    vmm::{self, Accelerator, Candidate, Survey},
+    state::state_dir,
 };
 
 /// Free space below which a build of some size will not end well, in bytes.
@@ -66,7 +67,7 @@ fn writable(path: &Path) -> std::io::Result<()> {
 
 fn stores(store: &StoreArgs) -> Check {
     let name = "store";
-    match store.addresses().and_then(|addresses| store.open().map(|_| addresses)) {
+    match store.addrs().resolve().and_then(|addresses| store.addrs().open().map(|_| addresses)) {
         Ok((blobs, directories)) => Check::fine(name, format!("{blobs} and {directories}")),
         Err(error) => Check::missing(name, chain(&error), "see --blob-service-addr and --directory-service-addr"),
     }

@@ -10,9 +10,10 @@ use cofferdam_castore::{
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::{missing, open, resolve};
+use super::{missing, resolve};
 use crate::cli::{
-    CliError, StoreArgs, interrupt::blocking, node_text::Reference, print, progress::Progress, quantity::show_size,
+    CliError, StoreAddrs, StoreArgs, interrupt::blocking, node_text::Reference, print, progress::Progress,
+    quantity::show_size,
 };
 
 /// What stands for the store of the flags and the environment.
@@ -55,17 +56,16 @@ impl CopyArgs {
     }
 
     pub(super) async fn execute(self, store: &StoreArgs, cancel: &CancellationToken) -> Result<(), CliError> {
-        let (from_blobs, from_directories) = addresses(&self.from, store)?;
-        let (to_blobs, to_directories) = addresses(&self.to, store)?;
-        let from = open(&from_blobs, &from_directories)?;
+        let (from_addrs, to_addrs) = (named(&self.from, store)?, named(&self.to, store)?);
+        let from = from_addrs.open()?;
         let mut nodes = Vec::new();
         for reference in &self.references {
             let node = resolve(&from, reference).await;
             let node = node.map_err(|error| CliError::failed("can't read from the store", error))?;
             nodes.push(node.ok_or_else(|| missing(reference))?);
         }
-        let all = self.references.is_empty().then(|| local(&from_blobs, &from_directories)).transpose()?;
-        let to = open(&to_blobs, &to_directories)?;
+        let all = self.references.is_empty().then(|| local(&from_addrs)).transpose()?;
+        let to = to_addrs.open()?;
         let watch = Watch { progress: Progress::new(), cancel: cancel.clone() };
         let work = move || {
             if let Some(local) = all {
@@ -88,30 +88,32 @@ impl CopyArgs {
     }
 }
 
-/// The addresses of blobs and directories.
-fn addresses(text: &str, store: &StoreArgs) -> Result<(String, String), CliError> {
+/// The store that an argument names.
+fn named(text: &str, default: &StoreArgs) -> Result<StoreAddrs, CliError> {
     if text == DEFAULT {
-        return store.addresses();
+        return Ok(default.addrs());
     }
+    let pair = |blobs: &str, directories: &str| {
+        Ok(StoreAddrs { blobs: Some(blobs.to_owned()), directories: Some(directories.to_owned()) })
+    };
     let both = text.rsplit_once(',').filter(|(one, other)| one.contains("://") && other.contains("://"));
     if let Some((blobs, directories)) = both {
-        return Ok((blobs.to_owned(), directories.to_owned()));
+        return pair(blobs, directories);
     }
     if text.contains("://") {
-        return Ok((text.to_owned(), text.to_owned()));
+        return pair(text, text);
     }
     let path = std::path::absolute(Path::new(text));
     let path = path.map_err(|error| CliError::wrong_because(format!("{text:?} is no path"), error))?;
     let path = path.to_str().ok_or_else(|| CliError::wrong(format!("the path {path:?} is not UTF-8")))?;
-    Ok((format!("file://{path}/blobs"), format!("redb://{path}/directories.redb")))
+    pair(&format!("file://{path}/blobs"), &format!("redb://{path}/directories.redb"))
 }
 
 /// A store whose contents can be listed.
-fn local(blobs: &str, directories: &str) -> Result<LocalStore, CliError> {
-    match LocalStore::from_addr(blobs, directories) {
-        Err(error) => Err(CliError::failed("can't open the store", error)),
-        Ok(Some(local)) => Ok(local),
-        Ok(None) => Err(CliError::wrong(format!("what is in the store at {blobs} can't be listed"))
+fn local(addrs: &StoreAddrs) -> Result<LocalStore, CliError> {
+    match addrs.open_local()? {
+        Some(local) => Ok(local),
+        None => Err(CliError::wrong(format!("the store at {} can't be listed", addrs.resolve()?.0))
             .try_this("name the nodes that are to be copied")),
     }
 }
@@ -148,13 +150,13 @@ mod tests {
     #[test]
     fn addresses_have_four_forms() {
         let store = StoreArgs { blob_service_addr: Some("b".to_owned()), directory_service_addr: Some("d".to_owned()) };
-        let addresses = |text: &str| addresses(text, &store).unwrap();
+        let named = |text: &str| named(text, &store).unwrap().resolve().unwrap();
         let pair = |blobs: &str, directories: &str| (blobs.to_owned(), directories.to_owned());
-        assert_eq!(addresses("default"), pair("b", "d"));
-        assert_eq!(addresses("memory://,redb:///d"), pair("memory://", "redb:///d"));
-        assert_eq!(addresses("grpc+http://h:1"), pair("grpc+http://h:1", "grpc+http://h:1"));
-        assert_eq!(addresses("/a,b"), pair("file:///a,b/blobs", "redb:///a,b/directories.redb"));
-        let (blobs, _) = addresses("a");
+        assert_eq!(named("default"), pair("b", "d"));
+        assert_eq!(named("memory://,redb:///d"), pair("memory://", "redb:///d"));
+        assert_eq!(named("grpc+http://h:1"), pair("grpc+http://h:1", "grpc+http://h:1"));
+        assert_eq!(named("/a,b"), pair("file:///a,b/blobs", "redb:///a,b/directories.redb"));
+        let (blobs, _) = named("a");
         assert!(blobs.starts_with("file:///") && blobs.ends_with("/a/blobs"), "{blobs}");
     }
 }

@@ -112,7 +112,7 @@ impl LsArgs {
     }
 
     pub(super) async fn execute(self, store: &StoreArgs) -> Result<(), CliError> {
-        let store = store.open()?;
+        let store = store.addrs().open()?;
         let node = self.place.find(&store).await?;
         let Node::Directory { digest, .. } = node else {
             return print(&self.line(self.place.name().as_bytes(), &node));
@@ -159,7 +159,7 @@ pub(super) struct CatArgs {
 
 impl CatArgs {
     pub(super) async fn execute(self, store: &StoreArgs, cancel: &CancellationToken) -> Result<(), CliError> {
-        let store = store.open()?;
+        let store = store.addrs().open()?;
         let node = self.place.find(&store).await?;
         let Node::File { digest, size, .. } = node else {
             return Err(CliError::wrong(format!("{} is no file", node_text::format(&node)))
@@ -203,7 +203,7 @@ impl StatArgs {
     }
 
     pub(super) async fn execute(self, store: &StoreArgs, cancel: &CancellationToken) -> Result<(), CliError> {
-        let store = store.open()?;
+        let store = store.addrs().open()?;
         let node = self.place.find(&store).await?;
         let progress = Progress::new();
         progress.step("hashing");

@@ -59,7 +59,7 @@ impl RootArgs {
         let local = local(store)?;
         match self.command {
             RootCommand::Add { name, reference } => {
-                let node = resolve(&store.open()?, &reference).await;
+                let node = resolve(&store.addrs().open()?, &reference).await;
                 let node = node.map_err(|error| CliError::failed("can't read from the store", error))?;
                 let node = node.ok_or_else(|| missing(&reference))?;
                 blocking(cancel, move || local.add_root(&name, &node)).await

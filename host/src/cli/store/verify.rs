@@ -76,7 +76,7 @@ impl VerifyArgs {
     }
 
     async fn nodes(self, store: &StoreArgs, progress: &Progress, cancel: &CancellationToken) -> Result<(), CliError> {
-        let store = store.open()?;
+        let store = store.addrs().open()?;
         for reference in &self.references {
             let node = resolve(&store, reference).await;
             let node = node.map_err(|error| CliError::failed("can't read from the store", error))?;

@@ -16,8 +16,8 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
+    build::failure::FailureKind,
     build::{BuildError, ExecutorError, Failed, Reason},
-    failure::FailureKind,
 };
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);

@@ -20,7 +20,7 @@
 use std::env;
 
 use anyhow::{Result, anyhow, bail};
-use cofferdam::inputs;
+use cofferdam::devices::inputs;
 use cofferdam_tests::vmm;
 use tempfile::TempDir;
 

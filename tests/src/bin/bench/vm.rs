@@ -12,9 +12,9 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use cofferdam::{
-    inputs::{self, Device},
-    jail::Spawner,
-    vmm::{FS_SOCKET, Kind},
+    devices::inputs::{self, Device},
+    machine::jail::Spawner,
+    machine::vmm::{FS_SOCKET, Kind},
 };
 use cofferdam_castore::{PathComponent, import::import_path};
 use cofferdam_tests::{guest, image, program, vmm};

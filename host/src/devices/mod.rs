@@ -1,0 +1,4 @@
+//! The processes that serve a guest.
+
+pub mod inputs;
+pub mod paths;

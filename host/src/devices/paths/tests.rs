@@ -1,0 +1,227 @@
+//! The file system as a guest's kernel asks it, and as a hostile one does.
+
+use std::ffi::CString;
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
+use std::path::Path;
+
+use tempfile::TempDir;
+use virtiofsd::filesystem::{Context, DirectoryIterator as _, Entry, FileSystem as _, ZeroCopyWriter};
+use virtiofsd::oslib::ReadvFlags;
+
+use super::{PathsFs, Shown};
+
+const ROOT: u64 = 1;
+
+struct Buffer(Vec<u8>);
+
+impl ZeroCopyWriter for &mut Buffer {
+    fn read_from_file_at(&mut self, f: &File, count: usize, off: u64, _: Option<ReadvFlags>) -> io::Result<usize> {
+        let mut bytes = vec![0; count];
+        let length = f.read_at(&mut bytes, off)?;
+        self.0.extend_from_slice(&bytes[..length]);
+        Ok(length)
+    }
+}
+
+fn context() -> Context {
+    Context { uid: 1000.into(), gid: 100.into(), pid: 1 }
+}
+
+fn lookup(fs: &PathsFs, path: &str) -> io::Result<Entry> {
+    let mut at = ROOT;
+    let mut entry = Err(io::ErrorKind::InvalidInput.into());
+    for name in path.split('/') {
+        let found = fs.lookup(context(), at, &CString::new(name).unwrap())?;
+        at = found.inode;
+        entry = Ok(found);
+    }
+    entry
+}
+
+fn read(fs: &PathsFs, path: &str) -> io::Result<String> {
+    let inode = lookup(fs, path)?.inode;
+    let (handle, _) = fs.open(context(), inode, false, 0)?;
+    let mut buffer = Buffer(Vec::new());
+    fs.read(context(), inode, handle.unwrap(), &mut buffer, 1 << 20, 0, None, 0)?;
+    fs.release(context(), inode, 0, handle.unwrap(), false, false, None)?;
+    Ok(String::from_utf8(buffer.0).unwrap())
+}
+
+fn list(fs: &PathsFs, path: &str) -> io::Result<Vec<String>> {
+    let inode = lookup(fs, path)?.inode;
+    let handle = fs.opendir(context(), inode, 0)?.0.unwrap();
+    let (mut names, mut offset) = (Vec::new(), 0);
+    loop {
+        let mut entries = fs.readdir(context(), inode, handle, 256, offset)?;
+        let before = names.len();
+        while let Some(entry) = entries.next() {
+            offset = entry.offset;
+            names.push(entry.name.to_str().unwrap().to_owned());
+        }
+        if names.len() == before {
+            break;
+        }
+    }
+    fs.releasedir(context(), inode, 0, handle)?;
+    names.retain(|name| name != "." && name != "..");
+    names.sort();
+    Ok(names)
+}
+
+fn errno<T>(result: io::Result<T>) -> i32 {
+    result.err().unwrap().raw_os_error().unwrap()
+}
+
+/// `shown` with files of all kinds, and `secret` beside it.
+fn some_fs() -> (TempDir, PathsFs) {
+    let dir = TempDir::new().unwrap();
+    let at = |path: &str| dir.path().join(path);
+    fs::create_dir_all(at("shown/sub/deep")).unwrap();
+    fs::create_dir(at("shown/closed")).unwrap();
+    fs::write(at("shown/sub/file"), "in a directory").unwrap();
+    fs::write(at("shown/private"), "for its owner").unwrap();
+    fs::write(at("shown/closed/file"), "in a closed directory").unwrap();
+    fs::write(at("single"), "a file alone").unwrap();
+    fs::write(at("secret"), "secret").unwrap();
+    fs::set_permissions(at("shown/private"), Permissions::from_mode(0o640)).unwrap();
+    fs::set_permissions(at("shown/closed"), Permissions::from_mode(0o750)).unwrap();
+    symlink("sub", at("shown/to-sub")).unwrap();
+    symlink("../secret", at("shown/out")).unwrap();
+    symlink(at("secret"), at("shown/absolute")).unwrap();
+    nix::unistd::mkfifo(&at("shown/pipe"), nix::sys::stat::Mode::from_bits_truncate(0o666)).unwrap();
+    let open = |path: &str| Shown::open(&at(path)).unwrap().file;
+    let fs = PathsFs::new(vec![open("shown"), open("single")]);
+    (dir, fs)
+}
+
+#[test]
+fn what_is_there_is_shown_read_only() {
+    let (_dir, fs) = some_fs();
+    assert_eq!(read(&fs, "0/sub/file").unwrap(), "in a directory");
+    assert_eq!(read(&fs, "1").unwrap(), "a file alone");
+    assert_eq!(list(&fs, "0/sub").unwrap(), ["deep", "file"]);
+    assert_eq!(list(&fs, "0").unwrap().len(), 7);
+    let file = lookup(&fs, "0/sub/file").unwrap();
+    assert_eq!((file.attr.mode, file.attr.size), (libc::S_IFREG | 0o444, 14));
+    assert_eq!(fs.getattr(context(), file.inode, None).unwrap().0.ino, file.inode);
+    let inode = lookup(&fs, "0/out").unwrap().inode;
+    assert_eq!(fs.readlink(context(), inode).unwrap(), b"../secret");
+    for flags in [libc::O_WRONLY, libc::O_RDWR, libc::O_TRUNC] {
+        assert_eq!(errno(fs.open(context(), file.inode, false, flags.cast_unsigned())), libc::EROFS);
+    }
+    for number in ["2", "x", "", "-1", "18446744073709551616"] {
+        assert_eq!(errno(lookup(&fs, number)), libc::ENOENT, "{number}");
+    }
+    assert_eq!(errno(lookup(&fs, "0/none")), libc::ENOENT);
+    assert_eq!(errno(lookup(&fs, "1/below-a-file")), libc::EACCES);
+    assert_eq!(errno(fs.opendir(context(), ROOT, 0)), libc::EACCES);
+}
+
+#[test]
+fn what_not_everybody_may_read_is_not_shown() {
+    let (_dir, fs) = some_fs();
+    assert_eq!(errno(read(&fs, "0/private")), libc::EACCES);
+    assert_eq!(errno(lookup(&fs, "0/closed/file")), libc::EACCES);
+    assert_eq!(errno(list(&fs, "0/closed")), libc::EACCES);
+    assert_eq!(errno(lookup(&fs, "0/pipe")), libc::EACCES);
+}
+
+#[test]
+fn a_hostile_kernel_gets_nowhere_else() {
+    let (dir, fs) = some_fs();
+    let shown = lookup(&fs, "0").unwrap().inode;
+    let sub = lookup(&fs, "0/sub").unwrap().inode;
+    let secret = dir.path().join("secret");
+    let names = ["..", ".", "", "../secret", "sub/../../secret", "sub/file", "/", secret.to_str().unwrap()];
+    for name in names.map(|name| CString::new(name).unwrap()) {
+        for parent in [shown, sub] {
+            assert_eq!(errno(fs.lookup(context(), parent, &name)), libc::EINVAL, "{name:?}");
+        }
+    }
+    // Symlinks are the guest's to follow.
+    for name in ["0/out", "0/absolute"] {
+        let link = lookup(&fs, name).unwrap();
+        assert_eq!(link.attr.mode & libc::S_IFMT, libc::S_IFLNK);
+        assert!(fs.open(context(), link.inode, false, 0).is_err());
+    }
+    let link = lookup(&fs, "0/to-sub").unwrap().inode;
+    assert_eq!(errno(fs.lookup(context(), link, c"file")), libc::ELOOP);
+    // Numbers that it was never told.
+    for inode in [0, 99, u64::MAX] {
+        assert_eq!(errno(fs.getattr(context(), inode, None)), libc::ESTALE);
+        assert_eq!(errno(fs.lookup(context(), inode, c"x")), libc::ESTALE);
+        assert_eq!(errno(fs.read(context(), shown, inode, &mut Buffer(Vec::new()), 1, 0, None, 0)), libc::EBADF);
+    }
+}
+
+#[test]
+fn what_the_host_puts_in_a_places_stead_leads_nowhere_else() {
+    let (dir, fs) = some_fs();
+    let (sub, file) = (lookup(&fs, "0/sub").unwrap().inode, lookup(&fs, "0/sub/file").unwrap().inode);
+    fs::create_dir(dir.path().join("elsewhere")).unwrap();
+    fs::write(dir.path().join("elsewhere/file"), "secret").unwrap();
+    fs::rename(dir.path().join("shown/sub"), dir.path().join("shown/was-sub")).unwrap();
+    symlink("../elsewhere", dir.path().join("shown/sub")).unwrap();
+    assert_eq!(errno(fs.open(context(), file, false, 0)), libc::ELOOP);
+    assert_eq!(errno(fs.lookup(context(), sub, c"file")), libc::ELOOP);
+    assert_eq!(errno(fs.opendir(context(), sub, 0)), libc::ENOTDIR);
+}
+
+#[test]
+fn what_is_mounted_below_is_not_shown() {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    let (dir, fs) = some_fs();
+    let deep = dir.path().join("shown/sub/deep");
+    mount(Some("other"), &deep, Some("tmpfs"), MsFlags::empty(), Some("size=64k")).expect("this needs root");
+    let found = lookup(&fs, "0/sub/deep").map(|_| ());
+    umount2(&deep, MntFlags::MNT_DETACH).unwrap();
+    assert_eq!(errno(found), libc::EXDEV);
+    lookup(&fs, "0/sub/deep").unwrap();
+}
+
+#[test]
+fn what_is_forgotten_takes_no_memory() {
+    let (_dir, fs) = some_fs();
+    for _ in 0..3 {
+        let first = lookup(&fs, "1").unwrap().inode;
+        assert_eq!(lookup(&fs, "1").unwrap().inode, first);
+        fs.forget(context(), first, 1);
+        fs.getattr(context(), first, None).unwrap();
+        fs.forget(context(), first, 1);
+        assert_eq!(errno(fs.getattr(context(), first, None)), libc::ESTALE);
+        fs.forget(context(), first, u64::MAX);
+    }
+}
+
+#[test]
+fn only_files_and_directories_can_be_shown() {
+    let (dir, _) = some_fs();
+    for path in [Path::new("/dev/null"), &dir.path().join("shown/pipe"), Path::new("/nonexistent")] {
+        assert!(Shown::open(path).is_err(), "{path:?}");
+    }
+    assert!(Shown::open(dir.path()).unwrap().is_directory());
+    assert!(!Shown::open(&dir.path().join("single")).unwrap().is_directory());
+}
+
+/// In a thread of its own, since what it gives up is the thread's.
+#[test]
+fn a_device_that_is_taken_over_reads_what_is_shown_and_nothing_else() {
+    let (dir, _) = some_fs();
+    let shown = File::open(dir.path().join("shown")).unwrap();
+    std::thread::spawn(move || {
+        crate::machine::jail::confine_to_reading(&[shown]).unwrap();
+        assert!(fs::read(dir.path().join("shown/sub/file")).is_ok());
+        assert!(fs::read_dir(dir.path().join("shown")).is_ok());
+        assert!(File::options().write(true).open(dir.path().join("shown/sub/file")).is_err());
+        assert!(fs::write(dir.path().join("shown/new"), "").is_err());
+        assert!(fs::remove_file(dir.path().join("shown/sub/file")).is_err());
+        assert!(fs::read(dir.path().join("secret")).is_err());
+        assert!(fs::read(dir.path().join("shown/out")).is_err());
+        assert!(fs::read("/etc/passwd").is_err() && fs::read_dir("/").is_err());
+        std::mem::forget(dir);
+    })
+    .join()
+    .unwrap();
+}

@@ -1,0 +1,157 @@
+//! Records as messages.
+
+use std::time::{Duration, SystemTime};
+
+use cofferdam_castore::proto::{Entry, EntryExt as _};
+use cofferdam_proto::{
+    cofferdam::v1::{self as wire, BuildInfo, Done, Queued, Success, Times, build_info, done, failure},
+    snix::build::v1::{BuildResponse, build_response},
+};
+use cofferdam_protocol::{Sample, Usage};
+
+use crate::{
+    build,
+    build::failure::{Failure, FailureKind},
+    records::{Machine, Outcome, Output, Phase, Record, Status},
+    scheduler::State,
+    scheduler::queue::Waiting,
+};
+
+pub(super) fn queued(position: u64, waiting_for: Waiting) -> Queued {
+    Queued { position, waiting_for: waiting_for.word().to_owned() }
+}
+
+pub(super) fn phase(phase: build::Phase) -> wire::Phase {
+    match phase {
+        build::Phase::Resolving => wire::Phase::Resolving,
+        build::Phase::Booting => wire::Phase::Booting,
+        build::Phase::Running => wire::Phase::Running,
+        build::Phase::Ingesting => wire::Phase::Ingesting,
+        build::Phase::Keeping => wire::Phase::Keeping,
+        build::Phase::Shell => wire::Phase::Shell,
+    }
+}
+
+pub(super) fn sample(sample: &Sample) -> wire::Sample {
+    let Sample { usage, memory_bytes, processes } = *sample;
+    wire::Sample {
+        wall_us: usage.wall_us,
+        user_us: usage.user_us,
+        system_us: usage.system_us,
+        memory_bytes,
+        scratch_bytes: usage.scratch_bytes,
+        processes: processes.into(),
+    }
+}
+
+/// The end of a build that has ended.
+pub(super) fn done(record: &Record) -> Done {
+    let outcome = match &record.outcome {
+        Some(Outcome::Built(outputs)) => done::Outcome::Success(Success {
+            response: Some(response(outputs)),
+            usage: record.usage.as_ref().map(usage),
+            times: Some(times(record)),
+        }),
+        Some(Outcome::Failed(told)) => done::Outcome::Failure(failed(told)),
+        None => done::Outcome::Failure(failed(&Failure::executor("host", "the build's end is not known"))),
+    };
+    Done { outcome: Some(outcome) }
+}
+
+pub(in crate::frontend) fn response(outputs: &[Output]) -> BuildResponse {
+    let output = |output: &Output| build_response::Output {
+        output: Some(Entry::unnamed(output.node.clone())),
+        needles: output.needles.iter().copied().collect(),
+    };
+    BuildResponse { outputs: outputs.iter().map(output).collect() }
+}
+
+fn failed(told: &Failure) -> wire::Failure {
+    let kind = match told.kind {
+        FailureKind::BuildFailed => failure::Kind::BuildFailed,
+        FailureKind::RequestWrong => failure::Kind::RequestWrong,
+        FailureKind::ExecutorFailed => failure::Kind::ExecutorFailed,
+    };
+    wire::Failure {
+        kind: kind.into(),
+        reason: told.reason.clone(),
+        message: told.message.clone(),
+        causes: told.causes.clone(),
+        advice: told.advice.as_deref().unwrap_or_default().to_owned(),
+        fields: told.fields.iter().map(|(key, value)| (key.clone(), value.to_string())).collect(),
+    }
+}
+
+fn usage(usage: &Usage) -> wire::Usage {
+    wire::Usage {
+        wall_us: usage.wall_us,
+        user_us: usage.user_us,
+        system_us: usage.system_us,
+        peak_memory_bytes: usage.peak_memory_bytes,
+        scratch_bytes: usage.scratch_bytes,
+    }
+}
+
+fn times(record: &Record) -> Times {
+    let mut times = Times::default();
+    for (phase, spent) in record.spans() {
+        let spent = u64::try_from((spent.end - spent.start).as_micros()).unwrap_or(u64::MAX);
+        match phase {
+            Phase::Queued | Phase::Keeping | Phase::Shell => continue,
+            Phase::Resolving => times.resolve_us += spent,
+            Phase::Booting => times.boot_us += spent,
+            Phase::Running => times.run_us += spent,
+            Phase::Ingesting => times.ingest_us += spent,
+        }
+    }
+    times
+}
+
+/// What is known of a build; `state` is that of one in build.
+pub(super) fn info(record: &Record, state: Option<&State>) -> BuildInfo {
+    let started = record.phases.iter().find(|(phase, _)| *phase != Phase::Queued).map(|(_, at)| *at);
+    let at = |since: Option<Duration>| since.map_or(0, |since| unix_ms(record.created + since));
+    let machine = record.machine.clone();
+    let Machine { vmm, version: vmm_version, accelerator } = machine.unwrap_or_default();
+    let mut info = BuildInfo {
+        id: record.id.to_string(),
+        state: match record.status() {
+            Status::Built => build_info::State::Succeeded,
+            Status::Failed => build_info::State::Failed,
+            Status::Unfinished if started.is_some() => build_info::State::Running,
+            Status::Unfinished => build_info::State::Queued,
+        }
+        .into(),
+        request_digest: record.request_digest.as_slice().to_vec().into(),
+        client: record.client.clone(),
+        command: record.description.clone(),
+        submitted_unix_ms: unix_ms(record.created),
+        started_unix_ms: at(started),
+        ended_unix_ms: at(record.ended),
+        vmm,
+        vmm_version,
+        accelerator,
+        usage: record.usage.as_ref().map(usage),
+        times: record.ended.map(|_| times(record)),
+        log_bytes: record.log.bytes,
+        log_truncated: record.log.truncated,
+        done: record.outcome.is_some().then(|| done(record)),
+        ..BuildInfo::default()
+    };
+    match state {
+        Some(State::Queued { position, waiting_for }) if record.outcome.is_none() => {
+            info.queued = Some(queued(*position, *waiting_for));
+        }
+        Some(State::Running { phase: now, sample: latest, .. }) if record.outcome.is_none() => {
+            info.phase = phase(*now).into();
+            info.sample = latest.as_ref().map(sample);
+        }
+        _ => {}
+    }
+    info
+}
+
+fn unix_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,174 @@
+//! QEMU: the VMM that runs anywhere, with KVM where it works and by emulation (TCG) elsewhere.
+//!
+//! ```text
+//!   start ── vhost-device-vsock listens on vsock.sock ── we connect ── QEMU inherits the connection as descriptor 3
+//! ```
+//!
+//! QEMU connects to a vhost-user socket once, as it starts, and ends if nobody listens. We connect in its place because
+//! we can try again until the device is up.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use cofferdam_protocol::{INPUTS_TAG, PATHS_TAG};
+
+use crate::machine::jail::{Child, Program, Spawner};
+
+use super::choice::Accelerator;
+use super::vm::{Cause, Death};
+use super::{FS_QUEUE_SIZE, FS_SOCKET, GUEST_CID, Machine, PATHS_SOCKET, SCRATCH_DISK, VSOCK, Vm, Vmm, VmmError, tsc};
+
+/// What the vsock device is called in messages.
+const VSOCK_DEVICE: &str = "vhost-device-vsock";
+
+/// The vhost-user socket of that device, in the run directory.
+const VSOCK_DEVICE_SOCKET: &str = "vsock.sock";
+
+/// How long that device may take to listen, in seconds. It takes a few milliseconds.
+const LISTEN_TIMEOUT_S: u64 = 10;
+
+/// Time between two attempts to connect to it.
+const CONNECT_INTERVAL: Duration = Duration::from_millis(2);
+
+/// The QEMU of this host and the vsock device that goes with it.
+#[derive(Clone, Debug)]
+pub(super) struct Qemu {
+    pub(super) program: PathBuf,
+    pub(super) vsock_device: PathBuf,
+    pub(super) accelerator: Accelerator,
+}
+
+#[async_trait]
+impl Vmm for Qemu {
+    async fn start(&self, spawner: &Spawner, run_dir: &Path, machine: &Machine) -> Result<Vm, VmmError> {
+        tsc::prepare();
+        let machine = machine.checked()?;
+        let device = Program::new(VSOCK_DEVICE, &self.vsock_device, run_dir)
+            .args(["--vm".to_owned(), format!("guest-cid={GUEST_CID},socket={VSOCK_DEVICE_SOCKET},uds-path={VSOCK}")]);
+        let mut device = spawner.spawn(device).await?;
+        match self.start_machine(spawner, run_dir, &machine, &mut device).await {
+            Ok(vmm) => Ok(Vm::new(vmm, Some(device), None)),
+            Err(error) => {
+                device.kill().await;
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Qemu {
+    async fn start_machine(
+        &self,
+        spawner: &Spawner,
+        run_dir: &Path,
+        machine: &Machine,
+        device: &mut Child,
+    ) -> Result<Child, VmmError> {
+        let vsock = connect(run_dir, device).await?;
+        let arguments = self.arguments(machine, tsc::khz().await);
+        let qemu = Program::new("qemu", &self.program, run_dir).args(arguments).descriptor(vsock);
+        Ok(spawner.spawn(qemu).await?)
+    }
+
+    /// The command line, whose order has no meaning. Descriptor 3 is the connection to the vsock device.
+    fn arguments(&self, machine: &Machine, tsc_khz: u64) -> Vec<String> {
+        let memory_mib = machine.memory_bytes / (1024 * 1024);
+        let (accel, any_cpu, hidden) = match self.accelerator {
+            Accelerator::Kvm if machine.nested => ("kvm", "host", ""),
+            Accelerator::Kvm => ("kvm", "host", ",-vmx,-svm"),
+            // Taking svm from its CPU breaks the guest's user space (seen with QEMU 7.2).
+            Accelerator::Tcg => ("tcg,thread=multi", "max", ""),
+        };
+        // A model that the host can't give in full is refused: it would be another CPU on each host.
+        let cpu = match &machine.cpu_model {
+            Some(model) => format!("{model},enforce{hidden}"),
+            None => format!("{any_cpu}{hidden}"),
+        };
+        let cpus = machine.cpus;
+        let huge = if machine.hugepages { ",hugetlb=on" } else { "" };
+        let options: [(&str, String); 24] = [
+            // The smallest machine with PCI. Its memory is shared with the vhost-user devices.
+            ("-M", "microvm,pcie=on,memory-backend=memory".into()),
+            ("-object", format!("memory-backend-memfd,id=memory,size={memory_mib}M,share=on{huge}")),
+            ("-m", format!("{memory_mib}M")),
+            ("-accel", accel.into()),
+            ("-cpu", cpu),
+            // Every host shows the same, whatever its own threads and sockets are.
+            ("-smp", format!("{cpus},sockets=1,cores={cpus},threads=1")),
+            // Nothing but what is listed here.
+            ("-nodefaults", String::new()),
+            ("-no-user-config", String::new()),
+            ("-display", "none".into()),
+            ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into()),
+            // A guest that resets itself, as it does on a panic, has ended.
+            ("-no-reboot", String::new()),
+            ("-kernel", machine.kernel.display().to_string()),
+            ("-initrd", machine.initramfs.display().to_string()),
+            ("-append", kernel_command_line(tsc_khz)),
+            ("-chardev", "stdio,id=console,signal=off".into()),
+            ("-serial", "chardev:console".into()),
+            ("-chardev", format!("socket,id=fs,path={FS_SOCKET}")),
+            ("-device", format!("vhost-user-fs-pci,chardev=fs,tag={INPUTS_TAG},queue-size={FS_QUEUE_SIZE}")),
+            ("-chardev", "socket,id=vsock,fd=3".into()),
+            ("-device", "vhost-user-vsock-pci,chardev=vsock".into()),
+            // Gone after the build: nothing in it is ever synced, and what the guest discards takes no room.
+            (
+                "-drive",
+                format!("if=none,id=scratch,file={SCRATCH_DISK},format=raw,cache=unsafe,discard=unmap,werror=report"),
+            ),
+            ("-device", "virtio-blk-pci,drive=scratch".into()),
+            ("-object", "rng-builtin,id=entropy".into()),
+            ("-device", "virtio-rng-pci,rng=entropy".into()),
+        ];
+        let paths = [
+            ("-chardev", format!("socket,id=paths,path={PATHS_SOCKET}")),
+            ("-device", format!("vhost-user-fs-pci,chardev=paths,tag={PATHS_TAG},queue-size={FS_QUEUE_SIZE}")),
+        ];
+        let options = options.into_iter().chain(paths.into_iter().filter(|_| machine.paths));
+        let parts = options.flat_map(|(option, value)| [option.to_owned(), value]);
+        parts.filter(|part| !part.is_empty()).collect()
+    }
+}
+
+/// A panic resets at once, by a triple fault, which every machine understands. The counter's rate is explained in
+/// [`tsc`]; without `tsc=reliable` an emulated machine with two CPUs doesn't trust it, although QEMU gives all of them
+/// the same counter, and goes by ticks, of which a busy host loses some. The check that the timer's interrupt arrives
+/// counts ticks as well, and panics when they come late.
+fn kernel_command_line(tsc_khz: u64) -> String {
+    format!("console=ttyS0 quiet panic=-1 reboot=t tsc_early_khz={tsc_khz} tsc=reliable no_timer_check")
+}
+
+/// Connects to the vsock device as soon as it listens.
+async fn connect(run_dir: &Path, device: &mut Child) -> Result<UnixStream, VmmError> {
+    let socket_error = |source| VmmError::Socket { name: VSOCK_DEVICE_SOCKET, source };
+    // Through the open directory, since its path may be too long for a socket's address.
+    let directory = File::options().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(run_dir);
+    let directory = directory.map_err(socket_error)?;
+    let path = PathBuf::from(format!("/proc/self/fd/{}/{VSOCK_DEVICE_SOCKET}", directory.as_raw_fd()));
+    let attempts = async {
+        loop {
+            match UnixStream::connect(&path) {
+                Ok(stream) => return Ok(stream),
+                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                    tokio::time::sleep(CONNECT_INTERVAL).await;
+                }
+                Err(error) => return Err(socket_error(error)),
+            }
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = tokio::time::timeout(Duration::from_secs(LISTEN_TIMEOUT_S), attempts) => Some(outcome),
+        _ = device.wait() => None,
+    };
+    match outcome {
+        Some(Ok(stream)) => stream,
+        Some(Err(_)) => Err(VmmError::Timeout { program: VSOCK_DEVICE, what: "listen", seconds: LISTEN_TIMEOUT_S }),
+        None => Err(VmmError::Died(Death::of(device, Cause::Process).await)),
+    }
+}

@@ -1,0 +1,88 @@
+//! Sizes and times as people write them, and as they like to read them.
+
+use std::time::Duration;
+
+const UNITS: [(char, u32); 4] = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
+
+/// Bytes: a number, with K, M, G or T for powers of 1024 (`2G`, `512MiB`).
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    let upper = text.to_ascii_uppercase();
+    let plain = upper.trim_end_matches('B').trim_end_matches('I');
+    let unit = UNITS.iter().find_map(|&(unit, shift)| plain.strip_suffix(unit).map(|number| (number, shift)));
+    let (number, shift) = unit.unwrap_or((plain, 0));
+    let number: u64 =
+        number.trim().parse().map_err(|_| "write a number of bytes, or one with K, M, G or T: 2G".to_owned())?;
+    match number.checked_mul(1 << shift) {
+        None => Err("more than 64 bits can hold".to_owned()),
+        Some(0) => Err("must not be 0".to_owned()),
+        Some(bytes) => Ok(bytes),
+    }
+}
+
+/// A [`size`] within bounds.
+pub(crate) fn size_within(text: &str, least: u64, most: u64) -> Result<u64, String> {
+    match size(text)? {
+        bytes if bytes < least => Err(format!("must be at least {}", show_size(least))),
+        bytes if bytes > most => Err(format!("must be at most {}", show_size(most))),
+        bytes => Ok(bytes),
+    }
+}
+
+/// A time with its unit: `90s`, `10m`, `1h 30m`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("must not be 0".to_owned()),
+        Ok(duration) => Ok(duration),
+        Err(error) => Err(format!("{error}; write it with its unit: 90s, 10m, 1h")),
+    }
+}
+
+/// Bytes with three digits at most: `1.50 GiB`.
+pub(crate) fn show_size(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}
+
+/// Seconds with two digits after the point.
+pub(crate) fn show_duration(duration: Duration) -> String {
+    format!("{:.2} s", duration.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_powers_of_1024() {
+        for (text, bytes) in [
+            ("1", 1),
+            ("4096B", 4096),
+            ("1k", 1 << 10),
+            ("512M", 512 << 20),
+            ("512MiB", 512 << 20),
+            ("2G", 2 << 30),
+            ("2 GB", 2 << 30),
+            ("1T", 1 << 40),
+        ] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "0", "0G", "G", "-1", "1.5G", "1X", "99999999T"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn bounds_are_named() {
+        assert_eq!(size_within("1G", 1 << 30, 1 << 30), Ok(1 << 30));
+        assert_eq!(size_within("1", 1 << 30, 1 << 31).unwrap_err(), "must be at least 1.00 GiB");
+        assert_eq!(size_within("3G", 1 << 30, 1 << 31).unwrap_err(), "must be at most 2.00 GiB");
+    }
+
+    #[test]
+    fn times_have_units() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("10m"), Ok(Duration::from_secs(600)));
+        for text in ["", "90", "0s", "x"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,236 @@
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
+    time::Instant,
+};
+
+use cofferdam_castore::B3Digest;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    ActiveBuild, Message, Scheduler, SchedulerSettings, State, Submission, Subscribers, Subscription, active_build,
+    draining, need, reuse,
+};
+use crate::{
+    build::Options,
+    build::failure::Failure,
+    records::{self, BuildId},
+    request::{RequestError, RequestErrorKind},
+    scheduler::queue::{Queue, Refusal, Ticket, Waiting},
+    service::Client,
+};
+
+/// The owner of the queue and of all builds in build.
+pub(super) struct EventLoop {
+    scheduler: Scheduler,
+    settings: SchedulerSettings,
+    queue: Queue<Client>,
+    entries: BTreeMap<Ticket, Entry>,
+    by_id: HashMap<BuildId, Ticket>,
+    /// Of equal ones the last that could not join another.
+    by_digest: HashMap<B3Digest, Ticket>,
+    draining: bool,
+}
+
+struct Entry {
+    build: Arc<ActiveBuild>,
+    options: Options,
+    state: watch::Sender<State>,
+    start: Option<oneshot::Sender<Result<(), Failure>>>,
+    subscribers: Weak<Subscribers>,
+    /// Keeps it alive when nobody waits.
+    detached: Option<Arc<Subscribers>>,
+}
+
+impl Entry {
+    fn subscription(&self, joined: bool) -> Option<Subscription> {
+        Some(Subscription { build: Arc::clone(&self.build), joined, subscribers: self.subscribers.upgrade()? })
+    }
+
+    fn is_open(&self) -> bool {
+        !self.build.cancel.is_cancelled() && !matches!(*self.state.borrow(), State::Done(_))
+    }
+}
+
+impl EventLoop {
+    pub(super) fn new(scheduler: Scheduler, settings: SchedulerSettings) -> Self {
+        let queue = Queue::new(settings.budget, settings.bounds);
+        let (entries, by_id, by_digest) = (BTreeMap::new(), HashMap::new(), HashMap::new());
+        Self { scheduler, settings, queue, entries, by_id, by_digest, draining: false }
+    }
+
+    pub(super) async fn keep(mut self, mut inbox: mpsc::Receiver<Message>, drain: CancellationToken) {
+        let drain_timeout = self.settings.drain_timeout;
+        let deadline = async {
+            drain.cancelled().await;
+            tokio::time::sleep(drain_timeout).await;
+        };
+        let mut deadline = std::pin::pin!(deadline);
+        let mut late = false;
+        while !(self.draining && self.entries.is_empty()) {
+            tokio::select! {
+                Some(message) = inbox.recv() => self.take(message),
+                () = drain.cancelled(), if !self.draining => self.drain(),
+                () = &mut deadline, if !late => {
+                    late = true;
+                    self.entries.values().for_each(|entry| entry.build.cancel());
+                }
+            }
+            self.start_next();
+            self.tell_positions();
+            let waiting = self.queue.order().filter_map(|ticket| self.queue.waiting_for(ticket));
+            self.scheduler.backend.metrics.queue(waiting, self.queue.used(), self.queue.budget());
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        // Whoever asked may have gone away since; what nobody takes is dropped, and a build's subscription with it.
+        match message {
+            Message::Submission(submission, reply) => drop(reply.send(self.submit(*submission))),
+            Message::Find(id, reply) => {
+                let entry = self.by_id.get(&id).and_then(|ticket| self.entries.get(ticket));
+                drop(reply.send(entry.and_then(|entry| entry.subscription(true))));
+            }
+            Message::List(reply) => {
+                drop(reply.send(self.entries.values().map(|entry| Arc::clone(&entry.build)).collect()));
+            }
+            Message::Ended(id) => self.forget(id),
+        }
+    }
+
+    fn submit(&mut self, submission: Submission) -> Result<Subscription, Failure> {
+        if self.draining {
+            return Err(draining());
+        }
+        if let Some(subscription) = self.join(&submission) {
+            return Ok(subscription);
+        }
+        let key = reuse::key(&submission);
+        let ticket = self
+            .queue
+            .push(submission.client.clone(), need(&submission.request, &submission.options))
+            .map_err(refused)?;
+        let (state, receiver) = watch::channel(State::Queued { position: 0, waiting_for: Waiting::Turn });
+        let (start, started) = oneshot::channel();
+        let cancel = CancellationToken::new();
+        let subscribers = Arc::new(Subscribers(cancel.clone()));
+        let Submission { client, request, digest, options, detached, rebuild: _, context, memory } = submission;
+        let recording = self.scheduler.backend.records.begin(records::Request {
+            digest,
+            key,
+            client: client.to_string(),
+            description: records::describe(&request.command_args),
+            log_bytes: options.log_bytes,
+        });
+        let id = recording.id();
+        let (joined, shell, log_failure) = (Mutex::default(), Mutex::default(), OnceLock::new());
+        let build = Arc::new(ActiveBuild {
+            request,
+            digest,
+            client,
+            recording,
+            joined,
+            shell,
+            log_failure,
+            state: receiver,
+            cancel,
+            context,
+            _memory: memory,
+        });
+        let entry = Entry {
+            build: Arc::clone(&build),
+            options: options.clone(),
+            state: state.clone(),
+            start: Some(start),
+            subscribers: Arc::downgrade(&subscribers),
+            detached: detached.then(|| Arc::clone(&subscribers)),
+        };
+        let backend = Arc::clone(&self.scheduler.backend);
+        tokio::spawn(active_build::run(backend, Arc::clone(&build), options, started, state, self.scheduler.clone()));
+        self.entries.insert(ticket, entry);
+        self.by_id.insert(id, ticket);
+        self.by_digest.insert(digest, ticket);
+        Ok(Subscription { build, joined: false, subscribers })
+    }
+
+    fn join(&mut self, submission: &Submission) -> Option<Subscription> {
+        let entry = self.entries.get_mut(self.by_digest.get(&submission.digest)?)?;
+        if !entry.is_open() || entry.options != submission.options {
+            return None;
+        }
+        let subscription = entry.subscription(true)?;
+        if submission.detached {
+            entry.detached = Some(Arc::clone(&subscription.subscribers));
+        }
+        entry.build.joined.lock().unwrap_or_else(PoisonError::into_inner).insert(submission.client.clone());
+        Some(subscription)
+    }
+
+    fn start_next(&mut self) {
+        while let Some(ticket) = self.queue.next(Instant::now()) {
+            if let Some(start) = self.entries.get_mut(&ticket).and_then(|entry| entry.start.take()) {
+                // One that was cancelled at this moment says that it has ended.
+                let _ = start.send(Ok(()));
+            }
+        }
+    }
+
+    fn tell_positions(&self) {
+        for (position, ticket) in self.queue.order().enumerate() {
+            let Some((entry, waiting_for)) = self.entries.get(&ticket).zip(self.queue.waiting_for(ticket)) else {
+                continue;
+            };
+            let position = position as u64;
+            entry.state.send_if_modified(|state| match state {
+                State::Queued { position: p, waiting_for: w } if (*p, *w) != (position, waiting_for) => {
+                    (*p, *w) = (position, waiting_for);
+                    true
+                }
+                _ => false,
+            });
+        }
+    }
+
+    fn forget(&mut self, id: BuildId) {
+        let Some(ticket) = self.by_id.remove(&id) else { return };
+        if !self.queue.remove(ticket) {
+            self.queue.finish(ticket, Instant::now());
+        }
+        let Some(entry) = self.entries.remove(&ticket) else { return };
+        if self.by_digest.get(&entry.build.digest) == Some(&ticket) {
+            self.by_digest.remove(&entry.build.digest);
+        }
+    }
+
+    /// Nothing is taken any more, and what waits won't start.
+    fn drain(&mut self) {
+        self.draining = true;
+        tracing::info!(builds = self.entries.len(), waiting = self.queue.order().count(), "draining");
+        for (ticket, entry) in &mut self.entries {
+            if self.queue.remove(*ticket)
+                && let Some(start) = entry.start.take()
+            {
+                let _ = start.send(Err(draining()));
+            }
+        }
+    }
+}
+
+fn refused(refusal: Refusal) -> Failure {
+    match refusal {
+        Refusal::Unsatisfiable { resource, .. } => {
+            let field = if resource == "CPUs" { "limits.cpus" } else { "constraints.min_memory" };
+            let rule = "must not exceed what this daemon may use for all builds together";
+            let error = RequestError::new(RequestErrorKind::Unsupported, field, rule);
+            Failure::from(error.got(refusal))
+        }
+        Refusal::Full { limit, bound, retry_after } => {
+            let mut failure = Failure::executor("queue_full", refusal.to_string());
+            failure.fields.insert("limit".to_owned(), limit.into());
+            failure.fields.insert("allowed".to_owned(), bound.into());
+            failure.fields.insert("retry_after_seconds".to_owned(), retry_after.as_secs().into());
+            failure
+        }
+    }
+}

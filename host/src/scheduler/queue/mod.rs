@@ -1,0 +1,401 @@
+//! Which of the waiting builds starts next. A pure decision: no lock, no clock and no I/O; times are handed in.
+//!
+//! ```text
+//!   push ──▶ waiting ──next──▶ running ──finish──▶ gone
+//!     │         └────remove───────────────────────▶ gone
+//!     └──▶ Refusal
+//! ```
+//!
+//! A caller owns one [`Queue`] behind its own lock. After each [`push`](Queue::push), [`finish`](Queue::finish) and
+//! [`remove`](Queue::remove) it calls [`next`](Queue::next) until that gives `None`, and starts what it gives.
+//!
+//! **Cost.** A build costs the largest of its shares of the budget's memory, CPUs and builds, in [`MACHINE`]ths.
+//!
+//! **Submission.** Start-time fair queueing: a build's tag is what its client's earlier builds cost together, and the lowest
+//! tag is first. A client that has had nothing waiting joins at the virtual time, which never is behind the first
+//! waiting build and moves on with every start by the cost's share of one client: it can't save up, and no stream
+//! of new clients keeps others waiting for ever.
+//!
+//! **Overtaking.** A build that doesn't fit is overtaken by those after it that do, so that the machine is used. Two rules
+//! bound that. Only a tag at most [`WINDOW`] after the first one's may start, so what two clients that always have
+//! builds waiting were given differs by at most `WINDOW + MACHINE`. And a build that was overtaken by a whole
+//! [`MACHINE`] reserves the machine: nothing else starts before it has.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+#[cfg(test)]
+mod tests;
+
+/// The cost of a build that needs all of the budget.
+pub const MACHINE: u64 = 1 << 20;
+
+/// How far after the first build's turn another's may be that starts before it, as a cost.
+pub const WINDOW: u64 = 2 * MACHINE;
+
+/// What a retry hint says at least.
+const MIN_RETRY: Duration = Duration::from_secs(1);
+
+/// What a retry hint says at most.
+const MAX_RETRY: Duration = Duration::from_secs(10 * 60);
+
+/// How long a build is taken to run before one has finished.
+const GUESSED_DURATION: Duration = Duration::from_secs(60);
+
+/// The weight of the newest duration in their mean is one in so many.
+const DURATIONS: u32 = 8;
+
+/// What builds may use together, or do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Budget {
+    /// Memory of all machines, in bytes.
+    pub memory_bytes: u64,
+    /// CPUs of all machines.
+    pub cpus: u32,
+    /// Builds at a time.
+    pub builds: u32,
+}
+
+/// What one build uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Need {
+    /// Memory of its machine, in bytes.
+    pub memory_bytes: u64,
+    /// CPUs of its machine.
+    pub cpus: u32,
+}
+
+/// How many builds may wait; each at least 1, since every build waits for a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Of all clients together.
+    pub queued: usize,
+    /// Of one client.
+    pub queued_per_client: usize,
+}
+
+/// A build in the queue or started from it. Never used again in the same queue; a later one is greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(u64);
+
+/// Why a build was not taken into the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It would never start.
+    #[error("the build needs {needed} {resource}, and all builds together may use {budget}")]
+    Unsatisfiable {
+        /// `bytes of memory`, `CPUs` or `builds`.
+        resource: &'static str,
+        /// What the build needs.
+        needed: u64,
+        /// What there is.
+        budget: u64,
+    },
+    /// Too many wait already.
+    #[error("the queue is full ({limit} is {bound}); try again in about {} s", retry_after.as_secs())]
+    Full {
+        /// The bound's name: `queued` or `queued_per_client`.
+        limit: &'static str,
+        /// How many builds may wait.
+        bound: usize,
+        /// When there is likely to be room, from the durations of finished builds.
+        retry_after: Duration,
+    },
+}
+
+/// What a waiting build waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Waiting {
+    /// The end of any running build: as many run as may.
+    Builds,
+    /// Memory.
+    Memory,
+    /// CPUs.
+    Cpus,
+    /// Its turn: there is room for it, and another build has reserved it or comes first.
+    Turn,
+}
+
+impl Waiting {
+    /// A word for machines, stable across versions.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Builds => "builds",
+            Self::Memory => "memory",
+            Self::Cpus => "cpus",
+            Self::Turn => "turn",
+        }
+    }
+}
+
+/// The waiting and the running builds of the clients `C`.
+#[derive(Debug)]
+pub struct Queue<C> {
+    budget: Budget,
+    bounds: Bounds,
+    used: Budget,
+    waiting: BTreeMap<Rank, Build<C>>,
+    /// Where in `waiting` each ticket is.
+    ranks: HashMap<Ticket, Rank>,
+    running: HashMap<Ticket, (Need, Instant)>,
+    clients: BTreeMap<C, Client>,
+    virtual_time: u64,
+    /// What has reserved the machine.
+    reserved: Option<Rank>,
+    next_ticket: u64,
+    mean_duration: Option<Duration>,
+}
+
+/// A place in the order. Unique by its ticket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    tag: u64,
+    ticket: Ticket,
+}
+
+#[derive(Debug)]
+struct Build<C> {
+    client: C,
+    need: Need,
+    cost: u64,
+    /// The cost of those that started before it and came after it in the order.
+    overtaken: u64,
+}
+
+#[derive(Debug, Default)]
+struct Client {
+    /// The tag of its next build.
+    tag: u64,
+    waiting: VecDeque<Ticket>,
+}
+
+impl<C: Ord + Clone> Queue<C> {
+    /// An empty queue.
+    pub fn new(budget: Budget, bounds: Bounds) -> Self {
+        Self {
+            budget,
+            bounds,
+            used: Budget::default(),
+            waiting: BTreeMap::new(),
+            ranks: HashMap::new(),
+            running: HashMap::new(),
+            clients: BTreeMap::new(),
+            virtual_time: 0,
+            reserved: None,
+            next_ticket: 0,
+            mean_duration: None,
+        }
+    }
+
+    /// Puts a build into the queue, even if it can start at once.
+    ///
+    /// # Errors
+    ///
+    /// It would never start, or too many wait.
+    pub fn push(&mut self, client: C, need: Need) -> Result<Ticket, Refusal> {
+        self.check_budget(need)?;
+        let of_client = self.clients.get(&client).map_or(0, |client| client.waiting.len());
+        let Bounds { queued, queued_per_client } = self.bounds;
+        if of_client >= queued_per_client {
+            let retry_after = self.retry_after(self.clients.len());
+            return Err(Refusal::Full { limit: "queued_per_client", bound: queued_per_client, retry_after });
+        }
+        if self.waiting.len() >= queued {
+            return Err(Refusal::Full { limit: "queued", bound: queued, retry_after: self.retry_after(1) });
+        }
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        let cost = self.cost(need);
+        let now = self.virtual_now();
+        let state = self.clients.entry(client.clone()).or_default();
+        if state.waiting.is_empty() {
+            state.tag = state.tag.max(now);
+        }
+        let rank = Rank { tag: state.tag, ticket };
+        state.tag += cost;
+        state.waiting.push_back(ticket);
+        self.ranks.insert(ticket, rank);
+        self.waiting.insert(rank, Build { client, need, cost, overtaken: 0 });
+        Ok(ticket)
+    }
+
+    /// Starts a build, if one can start at `now`.
+    pub fn next(&mut self, now: Instant) -> Option<Ticket> {
+        let rank = self.choose()?;
+        let build = self.leave(rank)?;
+        for (_, overtaken) in self.waiting.range_mut(..rank) {
+            overtaken.overtaken += build.cost;
+        }
+        self.virtual_time += (build.cost / self.clients.len().max(1) as u64).max(1);
+        let now_virtual = self.virtual_now();
+        self.clients.retain(|_, client| !client.waiting.is_empty() || client.tag > now_virtual);
+        self.used.memory_bytes += build.need.memory_bytes;
+        self.used.cpus += build.need.cpus;
+        self.used.builds += 1;
+        self.running.insert(rank.ticket, (build.need, now));
+        Some(rank.ticket)
+    }
+
+    /// Frees what a running build uses; `false` if it doesn't run.
+    pub fn finish(&mut self, ticket: Ticket, now: Instant) -> bool {
+        let Some((need, started)) = self.running.remove(&ticket) else { return false };
+        self.used.memory_bytes -= need.memory_bytes;
+        self.used.cpus -= need.cpus;
+        self.used.builds -= 1;
+        let duration = now.saturating_duration_since(started);
+        let mean = self.mean_duration.map_or(duration, |mean| (mean * (DURATIONS - 1) + duration) / DURATIONS);
+        self.mean_duration = Some(mean);
+        true
+    }
+
+    /// Takes a waiting build out of the queue; `false` if it doesn't wait. Its client doesn't pay for it.
+    pub fn remove(&mut self, ticket: Ticket) -> bool {
+        let now = self.virtual_now();
+        let Some(build) = self.ranks.get(&ticket).copied().and_then(|rank| self.leave(rank)) else { return false };
+        let Some(client) = self.clients.get_mut(&build.client) else { return true };
+        client.tag -= build.cost;
+        let later = client.waiting.partition_point(|waiting| *waiting < ticket);
+        for ticket in client.waiting.range(later..) {
+            let Some(rank) = self.ranks.get_mut(ticket) else { continue };
+            let Some(moved) = self.waiting.remove(rank) else { continue };
+            let was_reserved = self.reserved == Some(*rank);
+            rank.tag -= build.cost;
+            self.waiting.insert(*rank, moved);
+            if was_reserved {
+                self.reserved = Some(*rank);
+            }
+        }
+        if client.waiting.is_empty() && client.tag <= now {
+            self.clients.remove(&build.client);
+        }
+        true
+    }
+
+    /// The waiting builds in the order in which they start, as far as each fits when its turn comes.
+    pub fn order(&self) -> impl Iterator<Item = Ticket> {
+        let others = self.waiting.keys().filter(|rank| self.reserved != Some(**rank));
+        self.reserved.iter().chain(others).map(|rank| rank.ticket)
+    }
+
+    /// How many builds come before this one in [`order`](Self::order); `None` if it doesn't wait. Looks at each of them:
+    /// who wants many positions walks the order once.
+    pub fn position(&self, ticket: Ticket) -> Option<usize> {
+        self.ranks.get(&ticket)?;
+        self.order().position(|other| other == ticket)
+    }
+
+    /// What a build waits for; `None` if it doesn't wait.
+    pub fn waiting_for(&self, ticket: Ticket) -> Option<Waiting> {
+        let build = self.waiting.get(self.ranks.get(&ticket)?)?;
+        Some(self.lacks(build.need).unwrap_or(Waiting::Turn))
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether none waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// What the running builds use.
+    pub fn used(&self) -> Budget {
+        self.used
+    }
+
+    /// What they may use.
+    pub fn budget(&self) -> Budget {
+        self.budget
+    }
+
+    /// The place of the build to start.
+    fn choose(&mut self) -> Option<Rank> {
+        if let Some(rank) = self.reserved {
+            return self.lacks(self.waiting.get(&rank)?.need).is_none().then_some(rank);
+        }
+        let nothing_left = self.used.builds >= self.budget.builds
+            || self.used.memory_bytes >= self.budget.memory_bytes
+            || self.used.cpus >= self.budget.cpus;
+        if nothing_left {
+            return None;
+        }
+        let last_tag = self.waiting.keys().next()?.tag + WINDOW;
+        for (rank, build) in self.waiting.iter().take_while(|(rank, _)| rank.tag <= last_tag) {
+            if self.lacks(build.need).is_none() {
+                return Some(*rank);
+            }
+            if build.overtaken >= MACHINE {
+                self.reserved = Some(*rank);
+                return None;
+            }
+        }
+        None
+    }
+
+    /// Takes a build out of all that knows of waiting ones, its client's tag apart.
+    fn leave(&mut self, rank: Rank) -> Option<Build<C>> {
+        let build = self.waiting.remove(&rank)?;
+        self.ranks.remove(&rank.ticket);
+        self.reserved = self.reserved.filter(|reserved| *reserved != rank);
+        if let Some(client) = self.clients.get_mut(&build.client)
+            && let Ok(index) = client.waiting.binary_search(&rank.ticket)
+        {
+            client.waiting.remove(index);
+        }
+        Some(build)
+    }
+
+    /// Brings the virtual time up to the first waiting build.
+    fn virtual_now(&mut self) -> u64 {
+        let first = self.waiting.keys().next().map_or(0, |first| first.tag);
+        self.virtual_time = self.virtual_time.max(first);
+        self.virtual_time
+    }
+
+    /// What there is too little of now.
+    fn lacks(&self, need: Need) -> Option<Waiting> {
+        if self.used.builds >= self.budget.builds {
+            Some(Waiting::Builds)
+        } else if need.memory_bytes > self.budget.memory_bytes - self.used.memory_bytes {
+            Some(Waiting::Memory)
+        } else if need.cpus > self.budget.cpus - self.used.cpus {
+            Some(Waiting::Cpus)
+        } else {
+            None
+        }
+    }
+
+    fn check_budget(&self, need: Need) -> Result<(), Refusal> {
+        let resources = [
+            ("builds", 1, u64::from(self.budget.builds)),
+            ("bytes of memory", need.memory_bytes, self.budget.memory_bytes),
+            ("CPUs", u64::from(need.cpus), u64::from(self.budget.cpus)),
+        ];
+        match resources.into_iter().find(|(_, needed, budget)| needed > budget) {
+            Some((resource, needed, budget)) => Err(Refusal::Unsatisfiable { resource, needed, budget }),
+            None => Ok(()),
+        }
+    }
+
+    /// Of a need that the budget can meet: from 1 to [`MACHINE`].
+    fn cost(&self, need: Need) -> u64 {
+        let share = |needed: u64, budget: u64| {
+            let parts = u128::from(needed) * u128::from(MACHINE);
+            u64::try_from(parts.div_ceil(u128::from(budget.max(1)))).unwrap_or(MACHINE)
+        };
+        share(need.memory_bytes, self.budget.memory_bytes)
+            .max(share(need.cpus.into(), self.budget.cpus.into()))
+            .max(share(1, self.budget.builds.into()))
+    }
+
+    /// When so many builds will have left the queue, if those that run end after the usual time.
+    fn retry_after(&self, turns: usize) -> Duration {
+        let mean = self.mean_duration.unwrap_or(GUESSED_DURATION);
+        let turns = u32::try_from(turns).unwrap_or(u32::MAX);
+        (mean / self.used.builds.max(1)).saturating_mul(turns).clamp(MIN_RETRY, MAX_RETRY)
+    }
+}

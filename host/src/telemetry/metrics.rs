@@ -1,0 +1,203 @@
+//! What Prometheus is told. docs/daemon.md lists the names.
+
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Method, Request, Response, StatusCode, header, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::statvfs::statvfs;
+use prometheus_client::{
+    encoding::text::encode,
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
+};
+use tokio::{net::TcpListener, sync::Semaphore};
+
+use crate::{
+    build::failure::Failure,
+    records::{Outcome, Record},
+    scheduler::queue::{Budget, Waiting},
+};
+
+/// Scrapes at a time; more wait.
+const MAX_CONNECTIONS: usize = 16;
+
+/// How long a client may take for its request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// After an error that is not of one connection (no more descriptors, say).
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+type Label<const N: usize> = [(&'static str, String); N];
+
+/// All metrics.
+pub struct Metrics {
+    registry: Registry,
+    ended: Family<Label<2>, Counter>,
+    refused: Family<Label<1>, Counter>,
+    joined: Counter,
+    reused: Counter,
+    phases: Family<Label<1>, Histogram>,
+    waiting: Family<Label<1>, Gauge>,
+    running: Gauge,
+    log_bytes: Counter,
+    used: Family<Label<1>, Gauge>,
+    budget: Family<Label<1>, Gauge>,
+    free_bytes: Gauge,
+    state_dir: std::path::PathBuf,
+}
+
+impl Metrics {
+    /// Metrics of a daemon whose state is in this directory.
+    pub fn new(state_dir: std::path::PathBuf) -> Self {
+        // From 10 ms to some two hours.
+        let histogram: fn() -> Histogram = || Histogram::new(exponential_buckets(0.01, 2.5, 16));
+        let this = Self {
+            registry: Registry::with_prefix("cofferdam"),
+            ended: Family::default(),
+            refused: Family::default(),
+            joined: Counter::default(),
+            reused: Counter::default(),
+            phases: Family::new_with_constructor(histogram),
+            waiting: Family::default(),
+            running: Gauge::default(),
+            log_bytes: Counter::default(),
+            used: Family::default(),
+            budget: Family::default(),
+            free_bytes: Gauge::default(),
+            state_dir,
+        };
+        this.registered()
+    }
+
+    fn registered(mut self) -> Self {
+        let to = &mut self.registry;
+        to.register("builds", "Builds that ended, by outcome and reason", self.ended.clone());
+        to.register("builds_refused", "Requests that were not taken, by reason", self.refused.clone());
+        to.register("builds_joined", "Requests that joined an equal build in build", self.joined.clone());
+        to.register("builds_reused", "Requests that an earlier success answered", self.reused.clone());
+        let phases = "Time of each phase of builds that ended, by phase";
+        to.register_with_unit("build_phase", phases, Unit::Seconds, self.phases.clone());
+        to.register("builds_waiting", "Builds that wait, by what they wait for", self.waiting.clone());
+        to.register("builds_running", "Builds that run, each with one VM at most", self.running.clone());
+        let log = "What builds that ended wrote to stdout and stderr";
+        to.register_with_unit("build_log", log, Unit::Bytes, self.log_bytes.clone());
+        to.register("budget_used", "What running builds have been given, by resource", self.used.clone());
+        to.register("budget", "What running builds may be given, by resource", self.budget.clone());
+        let free = "Room on the file system of the state directory, where a local store is, too";
+        to.register_with_unit("state_free", free, Unit::Bytes, self.free_bytes.clone());
+        self
+    }
+
+    /// A build has ended.
+    pub(crate) fn ended(&self, record: &Record) {
+        let (outcome, reason) = match &record.outcome {
+            Some(Outcome::Built(_)) => ("succeeded", ""),
+            Some(Outcome::Failed(failure)) => (failure.kind.word(), failure.reason.as_str()),
+            None => ("unknown", ""),
+        };
+        self.ended.get_or_create(&[("outcome", outcome.to_owned()), ("reason", reason.to_owned())]).inc();
+        self.log_bytes.inc_by(record.log.bytes);
+        for (phase, spent) in record.spans() {
+            self.phases
+                .get_or_create(&[("phase", phase.word().to_owned())])
+                .observe((spent.end - spent.start).as_secs_f64());
+        }
+    }
+
+    /// An order was not taken.
+    pub(crate) fn refused(&self, failure: &Failure) {
+        self.refused.get_or_create(&[("reason", failure.reason.clone())]).inc();
+    }
+
+    pub(crate) fn joined(&self) {
+        self.joined.inc();
+    }
+
+    pub(crate) fn reused(&self) {
+        self.reused.inc();
+    }
+
+    /// What waits, and what runs.
+    pub(crate) fn queue(&self, waiting: impl Iterator<Item = Waiting>, used: Budget, budget: Budget) {
+        let mut counts = [0; 4];
+        waiting.for_each(|waiting| counts[waiting as usize] += 1);
+        for waiting in [Waiting::Builds, Waiting::Memory, Waiting::Cpus, Waiting::Turn] {
+            self.waiting.get_or_create(&[("for", waiting.word().to_owned())]).set(counts[waiting as usize]);
+        }
+        self.running.set(used.builds.into());
+        for (family, budget) in [(&self.used, used), (&self.budget, budget)] {
+            let resources =
+                [("memory_bytes", budget.memory_bytes), ("cpus", budget.cpus.into()), ("builds", budget.builds.into())];
+            for (resource, amount) in resources {
+                let amount = i64::try_from(amount).unwrap_or(i64::MAX);
+                family.get_or_create(&[("resource", resource.to_owned())]).set(amount);
+            }
+        }
+    }
+
+    /// All of them as text, in the OpenMetrics format.
+    pub fn text(&self) -> String {
+        if let Ok(found) = statvfs(&self.state_dir) {
+            let free = found.blocks_available().saturating_mul(found.fragment_size());
+            self.free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
+        }
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("a String takes all");
+        text
+    }
+
+    /// Answers `GET /metrics` on `addr` until what is returned is dropped; where it really listens comes with it.
+    ///
+    /// # Errors
+    ///
+    /// Nobody can listen there.
+    pub async fn serve(
+        self: Arc<Self>,
+        addr: SocketAddr,
+    ) -> io::Result<(SocketAddr, impl Future<Output = Infallible> + Send + 'static)> {
+        let listener = TcpListener::bind(addr).await?;
+        let addr = listener.local_addr()?;
+        let turns = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        Ok((addr, async move {
+            loop {
+                let turn = turns.clone().acquire_owned().await;
+                let Ok((connection, _)) = listener.accept().await else {
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                    continue;
+                };
+                let this = Arc::clone(&self);
+                let service = service_fn(move |request| {
+                    let answer = this.answer(&request);
+                    async move { Ok::<_, Infallible>(answer) }
+                });
+                tokio::spawn(async move {
+                    let _turn = turn;
+                    let mut server = http1::Builder::new();
+                    server.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT).keep_alive(false);
+                    let served = server.serve_connection(TokioIo::new(connection), service);
+                    // Who breaks off or is too slow gets no answer.
+                    let _ = tokio::time::timeout(REQUEST_TIMEOUT, served).await;
+                });
+            }
+        }))
+    }
+
+    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+        let found = request.method() == Method::GET && request.uri().path() == "/metrics";
+        let mut answer = Response::new(Full::from(if found { self.text() } else { "see /metrics\n".to_owned() }));
+        if found {
+            let format = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            answer.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(format));
+        } else {
+            *answer.status_mut() = StatusCode::NOT_FOUND;
+        }
+        answer
+    }
+}

@@ -1,0 +1,8 @@
+//! Metrics and traces: counted by the scheduler, served by the daemon.
+
+mod metrics;
+mod traces;
+
+pub use metrics::Metrics;
+pub use traces::Traces;
+pub(crate) use traces::context;

@@ -1,0 +1,111 @@
+//! What OpenTelemetry is told: one span a build, a child of the client's where it has one, and below it one a phase.
+
+use std::time::Duration;
+
+use opentelemetry::{
+    Context, KeyValue,
+    propagation::{Extractor, TextMapPropagator as _},
+    trace::{Span as _, SpanKind, Status, TraceContextExt as _, Tracer as _, TracerProvider as _},
+};
+use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithExportConfig as _};
+use opentelemetry_sdk::{
+    Resource,
+    propagation::TraceContextPropagator,
+    trace::{SdkTracer, SdkTracerProvider},
+};
+use tonic::metadata::MetadataMap;
+
+use crate::records::{Outcome, Record};
+
+/// How long what is not sent yet may take at the end.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where spans go. They are sent by a thread that nothing waits for, and dropped when there are too many.
+pub struct Traces {
+    provider: SdkTracerProvider,
+    tracer: SdkTracer,
+}
+
+impl Traces {
+    /// Sends to a collector by OTLP over gRPC, such as `http://localhost:4317`. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// The address is none.
+    pub fn to(endpoint: &str) -> Result<Self, ExporterBuildError> {
+        let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).build()?;
+        let resource = Resource::builder().with_service_name("cofferdam").build();
+        let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build();
+        Ok(Self { tracer: provider.tracer("cofferdam"), provider })
+    }
+
+    /// A build has ended, which a client asked for in this context.
+    pub(crate) fn ended(&self, record: &Record, context: &Context) {
+        let (created, ended) = (record.created, record.created + record.ended.unwrap_or_default());
+        let attributes = [
+            KeyValue::new("cofferdam.build.id", record.id.to_string()),
+            KeyValue::new("cofferdam.request.digest", record.request_digest.to_string()),
+            KeyValue::new("cofferdam.client", record.client.clone()),
+        ];
+        let span = self.tracer.span_builder("build").with_kind(SpanKind::Server).with_start_time(created);
+        let mut span = span.with_attributes(attributes).start_with_context(&self.tracer, context);
+        match &record.outcome {
+            Some(Outcome::Failed(failure)) => {
+                span.set_attribute(KeyValue::new("cofferdam.failure.kind", failure.kind.word()));
+                span.set_attribute(KeyValue::new("cofferdam.failure.reason", failure.reason.clone()));
+                span.set_status(Status::error(failure.chain()));
+            }
+            Some(Outcome::Built(_)) => span.set_status(Status::Ok),
+            None => {}
+        }
+        let within = context.with_remote_span_context(span.span_context().clone());
+        for (phase, spent) in record.spans() {
+            let child = self.tracer.span_builder(phase.word()).with_start_time(created + spent.start);
+            child.start_with_context(&self.tracer, &within).end_with_timestamp(created + spent.end);
+        }
+        span.end_with_timestamp(ended);
+    }
+}
+
+impl Drop for Traces {
+    fn drop(&mut self) {
+        if let Err(error) = self.provider.shutdown_with_timeout(FLUSH_TIMEOUT) {
+            tracing::warn!(%error, "the last traces can't be sent");
+        }
+    }
+}
+
+/// The trace that a request is part of, as its `traceparent` says.
+pub(crate) fn context(metadata: &MetadataMap) -> Context {
+    struct Metadata<'a>(&'a MetadataMap);
+    impl Extractor for Metadata<'_> {
+        fn get(&self, key: &str) -> Option<&str> {
+            self.0.get(key)?.to_str().ok()
+        }
+
+        fn keys(&self) -> Vec<&str> {
+            Vec::new()
+        }
+    }
+    TraceContextPropagator::new().extract_with_context(&Context::new(), &Metadata(metadata))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_traceparent_is_continued_and_nonsense_is_not() {
+        let context = |value: &str| {
+            let mut metadata = MetadataMap::new();
+            metadata.insert("traceparent", value.parse().unwrap());
+            super::context(&metadata).span().span_context().clone()
+        };
+        let found = context("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+        assert_eq!(found.trace_id().to_string(), "0af7651916cd43dd8448eb211c80319c");
+        assert!(found.is_remote() && found.is_sampled());
+        for nonsense in ["", "00-0-0-01", "ff"] {
+            assert!(!context(nonsense).is_valid(), "{nonsense}");
+        }
+    }
+}
