@@ -13,13 +13,10 @@ mod systemd;
 
 use std::{convert::Infallible, fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use cofferdam_castore::{
-    Store, blobservice, directoryservice,
-    grpc::{self, Certificate, Identity, Listener, RoutesBuilder, ServeOptions, Tls, serve_routes},
-    is_addr,
-};
+use cofferdam_castore::{Store, blobservice, directoryservice, grpc, is_addr};
 use cofferdam_images::{Image, default_dir};
 use cofferdam_proto::{BUILD_DESCRIPTOR_SET, CASTORE_DESCRIPTOR_SET};
+use cofferdam_rpc::{Certificate, Identity, Listener, RoutesBuilder, Tls, serve_routes};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::transport::{Server, ServerTlsConfig};
 
@@ -236,12 +233,13 @@ async fn serve(
     drain: Duration,
     shutdown: &CancellationToken,
 ) -> Result<(), Failure> {
-    let (options, stop) = (ServeOptions { drain, ..ServeOptions::default() }, CancellationToken::new());
+    let rpc = cofferdam_rpc::ServeOptions { drain, ..cofferdam_rpc::ServeOptions::default() };
+    let (options, stop) = (grpc::ServeOptions { rpc, ..grpc::ServeOptions::default() }, CancellationToken::new());
     let mut routes = RoutesBuilder::default();
     grpc::add_services(&mut routes, store, &options, stop.clone());
     service.add_to(&mut routes);
     let services = [&grpc::SERVICES[..], &frontend::SERVICES].concat();
     let described = [CASTORE_DESCRIPTOR_SET, BUILD_DESCRIPTOR_SET];
-    let served = serve_routes(routes, &services, &described, listeners, &options, shutdown.clone(), stop).await;
+    let served = serve_routes(routes, &services, &described, listeners, &options.rpc, shutdown.clone(), stop).await;
     served.map_err(|error| failed("can't serve", &error))
 }

@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cofferdam_castore::grpc::{Listener, Tls};
+use cofferdam_rpc::{Listener, Tls};
 use nix::sys::{
     socket::{
         AddressFamily, Backlog, SockFlag, SockType, SockaddrLike as _, SockaddrStorage, UnixAddr, bind, getsockname,

@@ -9,6 +9,7 @@ use cofferdam_proto::{
     snix::build::v1::{BuildResponse, build_service_server as snix},
     tvix::build::v1::{Build, build::OutputNeedles, build_service_server as tvix},
 };
+use cofferdam_rpc::{Client, MemoryPermit, Takes};
 use opentelemetry::Context;
 use tonic::{Request, Response, Status, async_trait};
 
@@ -16,10 +17,15 @@ use super::{Service, cofferdam_v1::response, status, status::MAX_LOG_TAIL_BYTES}
 use crate::{
     build::failure::Failure,
     records::{Outcome, Output, Record},
+    request::MAX_ENCODED_BYTES,
     scheduler::{Submission, Submitted},
-    service::{Client, MemoryPermit},
     telemetry,
 };
+
+/// A request alone.
+pub(super) fn takes(_method: &str) -> Takes {
+    Takes::Message(MAX_ENCODED_BYTES)
+}
 
 #[async_trait]
 impl snix::BuildService for Service {

@@ -9,12 +9,14 @@
 
 mod cofferdam_v1;
 mod do_build;
+mod guard;
 pub(crate) mod status;
 
 use std::time::Duration;
 
-use cofferdam_castore::{B3Digest, grpc::RoutesBuilder};
+use cofferdam_castore::B3Digest;
 use cofferdam_proto::{EncodedRequest, cofferdam::v1 as cofferdam, snix::build::v1 as snix, tvix::build::v1 as tvix};
+use cofferdam_rpc::{Client, Guarded, MemoryBudget, RoutesBuilder};
 use tonic::Status;
 
 pub(crate) use status::{failure as failure_of, status};
@@ -22,17 +24,13 @@ pub(crate) use status::{failure as failure_of, status};
 use crate::{
     build::Options,
     build::failure::Failure,
-    request::{BuildRequest, MAX_ENCODED_BYTES, RequestError},
+    request::{BuildRequest, RequestError},
     scheduler::Scheduler,
-    service::{Client, Intake},
 };
 
 /// What the services are called, as health checks ask for them.
 pub const SERVICES: [&str; 3] =
     ["cofferdam.v1.BuildService", "snix.build.v1.BuildService", "tvix.build.v1.BuildService"];
-
-/// Bytes of what may be around a request.
-const MAX_AROUND_BYTES: usize = 64 * 1024;
 
 /// All build services.
 #[derive(Clone)]
@@ -60,14 +58,17 @@ impl Service {
 
     /// Adds them to what is served.
     pub fn add_to(self, routes: &mut RoutesBuilder) {
-        let (most, intake) = (MAX_ENCODED_BYTES + MAX_AROUND_BYTES, Intake::new());
+        let (most, memory) = (cofferdam_v1::MAX_BUILD_BYTES, MemoryBudget::default());
         let snix = snix::build_service_server::BuildServiceServer::new(self.clone());
         let tvix = tvix::build_service_server::BuildServiceServer::new(self.clone());
         let ours = cofferdam::build_service_server::BuildServiceServer::new(self);
         routes
-            .add_service(intake.guard(snix.max_decoding_message_size(most), 0))
-            .add_service(intake.guard(tvix.max_decoding_message_size(most), 0))
-            .add_service(intake.guard(ours.max_decoding_message_size(most), MAX_AROUND_BYTES));
+            .add_service(Guarded::new(snix.max_decoding_message_size(most), guard::limits(&memory, do_build::takes)))
+            .add_service(Guarded::new(tvix.max_decoding_message_size(most), guard::limits(&memory, do_build::takes)))
+            .add_service(Guarded::new(
+                ours.max_decoding_message_size(most),
+                guard::limits(&memory, cofferdam_v1::takes),
+            ));
     }
 
     /// A request and its digest. Large ones take a while.

@@ -5,6 +5,7 @@ use std::{
 };
 
 use cofferdam_castore::B3Digest;
+use cofferdam_rpc::Client;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +19,6 @@ use crate::{
     records::{self, BuildId},
     request::{RequestError, RequestErrorKind},
     scheduler::queue::{Queue, Refusal, Ticket, Waiting},
-    service::Client,
 };
 
 /// The owner of the queue and of all builds in build.

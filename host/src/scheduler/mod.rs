@@ -28,6 +28,7 @@ use std::{
 
 use cofferdam_castore::{B3Digest, Store};
 use cofferdam_protocol::Sample;
+use cofferdam_rpc::{Client, MemoryPermit};
 use opentelemetry::Context;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
@@ -41,7 +42,6 @@ use crate::{
     records::{BuildId, Machine, Record, Recording, Records},
     request::BuildRequest,
     scheduler::queue::{Bounds, Budget, Need, Waiting},
-    service::{Client, MemoryPermit},
     telemetry::{Metrics, Traces},
 };
 

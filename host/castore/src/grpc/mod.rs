@@ -13,7 +13,6 @@ use std::error::Error;
 
 mod client;
 mod message;
-mod queue;
 mod server;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -23,14 +22,7 @@ mod tests;
 pub use client::{CERTIFICATE_VARIABLE, GrpcBlobService, GrpcDirectoryService, KEY_VARIABLE, Peer, PeerOptions};
 pub(crate) use cofferdam_proto::EncodedDirectory;
 pub(crate) use message::decode_checked;
-pub use server::{
-    Gate, Gated, Intake, Listener, SERVICES, ServeError, ServeOptions, Shares, Short, Tls, Turn, add_services, serve,
-    serve_routes,
-};
-pub use tonic::{
-    service::RoutesBuilder,
-    transport::{Certificate, Identity},
-};
+pub use server::{SERVICES, ServeOptions, add_services, serve};
 
 use crate::directoryservice::MAX_TREE_BYTES;
 
@@ -45,9 +37,6 @@ const MAX_BLOB_BYTES: u64 = 64 * 1024 * 1024 * 1024;
 
 /// Entries in the largest directory that is taken or sent.
 const MAX_DIRECTORY_ENTRIES: usize = 1024 * 1024;
-
-/// Bytes that may be on their way in one stream without having been asked for by a reader.
-const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
 
 /// Under which name the services are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

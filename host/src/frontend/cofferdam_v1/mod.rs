@@ -12,6 +12,7 @@ use cofferdam_proto::cofferdam::v1::{
     Accepted, BuildInfo, BuildRequest, CancelRequest, CancelResponse, Event, GetRequest, ListRequest, ListResponse,
     LogChunk, LogRequest, ShellInput, ShellOutput, WatchRequest, build_service_server,
 };
+use cofferdam_rpc::{Client, MAX_QUESTION_BYTES, MemoryPermit, Takes};
 use futures::{StreamExt as _, stream::BoxStream};
 use prost::Message as _;
 use tokio::task::spawn_blocking;
@@ -20,8 +21,8 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 use super::{Service, status};
 use crate::{
     records::{BuildId, Filter, LogReader, MAX_PAGE, Record, Records, RecordsError, Status as RecordStatus},
+    request::MAX_ENCODED_BYTES,
     scheduler::{Scheduler, Submission, Submitted},
-    service::{Client, MemoryPermit},
     telemetry,
 };
 pub(super) use convert::response;
@@ -36,6 +37,24 @@ const MAX_PAGES: usize = 16;
 
 /// Bytes of how listed builds ended; the rest of a list is small, and many clients take no message of more than 4 MiB.
 const MAX_LISTED_BYTES: usize = 2 * 1024 * 1024;
+
+/// Bytes of what may be around a request.
+const MAX_AROUND_BYTES: usize = 64 * 1024;
+
+/// Bytes of the largest message of `Build`.
+pub(super) const MAX_BUILD_BYTES: usize = MAX_ENCODED_BYTES + MAX_AROUND_BYTES;
+
+/// Bytes of the largest message of `Shell`: a terminal is typed at.
+const MAX_TYPED_BYTES: usize = 64 * 1024;
+
+/// What a method takes.
+pub(super) fn takes(method: &str) -> Takes {
+    match method {
+        "Build" => Takes::Message(MAX_BUILD_BYTES),
+        "Shell" => Takes::Stream(MAX_TYPED_BYTES),
+        _ => Takes::Message(MAX_QUESTION_BYTES),
+    }
+}
 
 type Answers<T> = BoxStream<'static, Result<T, Status>>;
 

@@ -3,9 +3,9 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use cofferdam_rpc::queue::{self, queue};
 use futures::{StreamExt as _, future::BoxFuture, stream::BoxStream};
 
-use super::super::queue::{self, queue};
 use crate::runtime::spawn;
 
 /// What a task gets from a peer. The end is said in so many words, so a task that was lost is not taken for one.

@@ -1,15 +1,13 @@
 use std::io;
 
 use async_trait::async_trait;
+use cofferdam_rpc::{Answers, Client, Outlet, Shares, Work};
 use futures::StreamExt as _;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     super::{EncodedDirectory, MAX_TREE_BYTES, chain, decode_checked, message},
-    digest,
-    share::{Client, Shares},
-    status,
-    work::{Answers, Outlet, Work},
+    digest, status,
 };
 use crate::{
     B3Digest, Store,
@@ -34,8 +32,8 @@ const CLIENT_WALKS: usize = MAX_WALKS / 2;
 pub(in super::super) struct Directories {
     store: Store,
     work: Work,
-    trees: Shares<Client>,
-    walks: Shares<Client>,
+    trees: Shares,
+    walks: Shares,
 }
 
 impl Directories {
@@ -54,7 +52,7 @@ impl directory_service_server::DirectoryService for Directories {
     type GetStream = Answers<EncodedDirectory>;
 
     async fn get(&self, request: Request<GetDirectoryRequest>) -> Result<Response<Self::GetStream>, Status> {
-        let client = Client::of(request.extensions());
+        let client = Client::of(&request)?;
         let request = request.into_inner();
         let Some(ByWhat::Digest(asked)) = request.by_what else {
             return Err(Status::invalid_argument("by_what: is not set; name the directory by its digest"));
@@ -91,7 +89,7 @@ impl directory_service_server::DirectoryService for Directories {
         &self,
         request: Request<Streaming<EncodedDirectory>>,
     ) -> Result<Response<PutDirectoryResponse>, Status> {
-        let client = Client::of(request.extensions());
+        let client = Client::of(&request)?;
         let mut messages = self.work.inlet(request.into_inner());
         let store = self.store.clone();
         let put = async move {
@@ -116,6 +114,6 @@ impl directory_service_server::DirectoryService for Directories {
             let root = putter.close().await.map_err(|error| status(&error))?;
             Ok(PutDirectoryResponse { root_digest: root.as_slice().to_vec().into() })
         };
-        self.work.run(client, Some(&self.trees), put).await.map(Response::new)
+        self.work.run(&client, Some(&self.trees), put).await.map(Response::new)
     }
 }

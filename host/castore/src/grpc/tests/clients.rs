@@ -55,8 +55,12 @@ fn connect(store: &Store, options: &ServeOptions) -> (Channel, TempDir) {
     (endpoint.connect_lazy(), dir)
 }
 
+fn serve_options(rpc: cofferdam_rpc::ServeOptions) -> ServeOptions {
+    ServeOptions { rpc, ..ServeOptions::default() }
+}
+
 fn impatient() -> ServeOptions {
-    ServeOptions { idle_timeout: IDLE_TIMEOUT, ..ServeOptions::default() }
+    serve_options(cofferdam_rpc::ServeOptions { idle_timeout: IDLE_TIMEOUT, ..Default::default() })
 }
 
 fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, part: &str) {
@@ -349,7 +353,7 @@ async fn a_client_that_hangs_is_given_up() {
 
 #[tokio::test]
 async fn a_client_that_is_slow_is_given_up() {
-    let options = ServeOptions { request_timeout: Duration::ZERO, ..ServeOptions::default() };
+    let options = serve_options(cofferdam_rpc::ServeOptions { request_timeout: Duration::ZERO, ..Default::default() });
     let (channel, _dir) = connect(&Store::memory(), &options);
     let hanging = stream::iter(encoded(&[&leaf("x")])).chain(stream::pending());
     let mut directories = DirectoryServiceClient::new(channel);

@@ -7,43 +7,46 @@ use tonic::{
     transport::server::{TcpConnectInfo, TlsConnectInfo, UdsConnectInfo},
 };
 
-/// Who asks: by what the connection proves and not by anything that is said over it.
+/// Who is at the other end of a connection, as the connection itself proves it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Client {
     /// A user of this host, over a Unix socket.
     User(u32),
-    /// Whoever has the key of a certificate, over TLS: the certificate's BLAKE3 in hexadecimal.
+    /// The holder of a certificate's key, over TLS: the certificate's BLAKE3 in hexadecimal.
     Certificate(String),
-    /// Whoever is at an address, over TCP.
+    /// Anyone at an address, over TCP.
     Address(IpAddr),
 }
 
 impl Client {
-    /// The client of a request.
+    /// The client that sent a request.
     ///
     /// # Errors
     ///
-    /// The connection proves nothing.
-    pub(crate) fn of<T>(request: &Request<T>) -> Result<Self, Status> {
-        Self::at(request.extensions()).ok_or_else(Self::unknown)
+    /// The connection doesn't show who it is.
+    pub fn of<T>(request: &Request<T>) -> Result<Self, Status> {
+        Self::from_connection(request.extensions())
     }
 
-    /// What a connection is told that proves nothing.
-    pub(crate) fn unknown() -> Status {
-        Status::unauthenticated("this connection does not tell who is at its other end")
-    }
-
-    /// The client at the other end of a connection, as far as what is known of it proves one.
-    pub(crate) fn at(known: &Extensions) -> Option<Self> {
-        let tls = known.get::<TlsConnectInfo<TcpConnectInfo>>();
-        let user = known.get::<UdsConnectInfo>().and_then(|info| info.peer_cred).map(|cred| Self::User(cred.uid()));
+    /// The client at the other end of the connection that these extensions of a request describe.
+    pub(crate) fn from_connection(connection: &Extensions) -> Result<Self, Status> {
+        let tls = connection.get::<TlsConnectInfo<TcpConnectInfo>>();
+        let user =
+            connection.get::<UdsConnectInfo>().and_then(|info| info.peer_cred).map(|cred| Self::User(cred.uid()));
         let certificate = || Some(Self::Certificate(blake3::hash(tls?.peer_certs()?.first()?).to_hex().to_string()));
         let address = || {
-            let addr = tls.map(TlsConnectInfo::get_ref).or_else(|| known.get::<TcpConnectInfo>())?.remote_addr()?;
-            Some(Self::Address(addr.ip().to_canonical()))
+            let addr =
+                tls.map(TlsConnectInfo::get_ref).or_else(|| connection.get::<TcpConnectInfo>())?.remote_addr()?;
+            Some(Self::at(addr.ip()))
         };
-        user.or_else(certificate).or_else(address)
+        let client = user.or_else(certificate).or_else(address);
+        client.ok_or_else(|| Status::unauthenticated("this connection does not tell who is at its other end"))
+    }
+
+    /// Anyone at this address.
+    pub(crate) fn at(address: IpAddr) -> Self {
+        Self::Address(address.to_canonical())
     }
 
     /// Whether it may know of what `owner` has built.
@@ -51,7 +54,7 @@ impl Client {
         self == owner || self.is_operator()
     }
 
-    /// Root, and whoever runs the daemon.
+    /// Root, and the user that runs the daemon.
     pub fn is_operator(&self) -> bool {
         matches!(self, Self::User(uid) if *uid == 0 || *uid == geteuid().as_raw())
     }
@@ -77,6 +80,15 @@ mod tests {
         assert!(one.sees(&one) && !one.sees(&other));
         assert!(Client::User(0).sees(&other) && Client::User(geteuid().as_raw()).sees(&one));
         assert!(!Client::User(u32::MAX - 1).sees(&Client::User(0)));
-        assert!(Client::of(&Request::new(())).is_err());
+    }
+
+    #[test]
+    fn a_connection_that_shows_nothing_is_no_client() {
+        assert_eq!(Client::of(&Request::new(())).unwrap_err().code(), tonic::Code::Unauthenticated);
+    }
+
+    #[test]
+    fn an_address_is_the_same_in_either_notation() {
+        assert_eq!(Client::at("::ffff:10.0.0.1".parse().unwrap()), Client::Address([10, 0, 0, 1].into()));
     }
 }
