@@ -49,9 +49,9 @@ fn all_are_refused(reason: &str, wrong: Vec<(&str, Value, &str, &str)>) {
 }
 
 #[test]
-fn unclean_unsorted_and_repeated_paths_are_refused_in_every_field() {
+fn unclean_and_repeated_paths_are_refused_in_every_field() {
     let (relative, dotted, slash) = ("must be relative", "must not hold \".\" or \"..\"", "superfluous slash");
-    let (sorted, duplicate) = ("must be sorted", "must not be a duplicate");
+    let duplicate = "must not be a duplicate";
     let mut wrong = Vec::new();
     for field in ["workingDir", "inputsDir"] {
         let name = if field == "workingDir" { "working_dir" } else { "inputs_dir" };
@@ -74,7 +74,6 @@ fn unclean_unsorted_and_repeated_paths_are_refused_in_every_field() {
         wrong.push((field, list(&["a/./b"]), first, dotted));
         wrong.push((field, list(&["a", "b/.."]), second, dotted));
         wrong.push((field, list(&["a//b"]), first, slash));
-        wrong.push((field, list(&["b", "a"]), second, sorted));
         wrong.push((field, list(&["a", "a"]), second, duplicate));
     }
     wrong.push(("outputs", json!([""]), "outputs[0]", "must not be empty"));
@@ -94,7 +93,6 @@ fn commands_and_environments_are_held_to_their_rules() {
             ("environmentVars", json!([variable("A=B")]), "environment_vars[0].key", "\"=\""),
             ("environmentVars", json!([variable("A\0B")]), "environment_vars[0].key", "NUL"),
             ("environmentVars", json!([{ "key": "A", "value": "AA==" }]), "environment_vars[0].value", "NUL"),
-            ("environmentVars", json!([variable("B"), variable("A")]), "environment_vars[1].key", "must be sorted"),
             ("environmentVars", json!([variable("A"), variable("A")]), "environment_vars[1].key", "duplicate"),
             ("refscanNeedles", json!(["a", ""]), "refscan_needles[1]", "must not be empty"),
         ],
@@ -111,7 +109,6 @@ fn inputs_are_held_to_their_rules() {
         "invalid",
         vec![
             ("inputs", json!([link("a"), link("a")]), "inputs[1].symlink.name", "duplicate"),
-            ("inputs", json!([link("b"), link("a")]), "inputs[1].symlink.name", "must be sorted"),
             ("inputs", json!([link("")]), "inputs[0].symlink.name", "empty"),
             ("inputs", json!([link("..")]), "inputs[0].symlink.name", ".."),
             ("inputs", json!([link("a/b")]), "inputs[0].symlink.name", "slash"),
@@ -151,14 +148,14 @@ fn what_this_host_does_not_offer_is_refused() {
             (
                 "constraints",
                 json!({ "system": "x86_64-linux", "availableRoPaths": ["/dev/kvm"] }),
-                "constraints.available_ro_paths[0]",
+                "constraints.available_ro_paths",
                 "builds of this host run no VMs of their own",
             ),
             (
                 "constraints",
                 json!({ "system": "x86_64-linux", "availableRoPaths": ["/etc/hosts"] }),
-                "constraints.available_ro_paths[0]",
-                "must be one that the host's configuration allows",
+                "constraints.available_ro_paths",
+                "must have only those that the host's configuration allows",
             ),
             (
                 "constraints",

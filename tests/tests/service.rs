@@ -107,7 +107,7 @@ async fn snix_and_tvix_get_outputs_with_their_references_and_errors_with_details
     assert!(matches!(&nodes[1], Node::Symlink(link) if link.name.is_empty() && link.target == "bbbb"), "{nodes:?}");
 
     let answer = tvix.do_build(encoded(request.clone())).await.unwrap().into_inner();
-    assert_eq!(answer.build_request.unwrap(), encoded(request));
+    assert_eq!(answer.build_request.unwrap(), encoded(request.clone()));
     let names = answer.outputs.iter().map(|output| match output.entry.as_ref().unwrap() {
         Node::Directory(entry) => &entry.name,
         Node::File(entry) => &entry.name,
@@ -116,6 +116,17 @@ async fn snix_and_tvix_get_outputs_with_their_references_and_errors_with_details
     assert_eq!(names.collect::<Vec<_>>(), ["a", "m", "one"]);
     let needles: Vec<_> = answer.outputs_needles.into_iter().map(|found| found.needles).collect();
     assert_eq!(needles, [vec![0], vec![1], vec![1]]);
+
+    // In another order it is an equal request, whose answer comes in its own order.
+    request.outputs = ["build/z/one", "build/a", "build/m"].map(ToOwned::to_owned).into();
+    let answer = snix.do_build(encoded(request.clone())).await.unwrap().into_inner();
+    let needles: Vec<_> = answer.outputs.iter().map(|output| output.needles.clone()).collect();
+    assert_eq!(needles, [vec![1], vec![0], vec![1]]);
+    let reordered: Vec<_> = answer.outputs.into_iter().map(|output| output.output.unwrap().entry.unwrap()).collect();
+    assert_eq!(reordered, [nodes[2].clone(), nodes[0].clone(), nodes[1].clone()]);
+    let mut ours = Client::new(daemon.peer().raw_channel());
+    let builds = ours.list(ours::ListRequest::default()).await.unwrap().into_inner().builds;
+    assert_eq!(builds.len(), 1, "the three requests are one build: {builds:?}");
 
     let failed = snix.do_build(encoded(shell("echo out; echo err >&2; exit 7", &[]))).await.unwrap_err();
     assert_eq!(failed.code(), Code::Aborted, "{failed}");

@@ -49,11 +49,6 @@ impl Client {
         Self::Address(address.to_canonical())
     }
 
-    /// Whether it may know of what `owner` has built.
-    pub fn sees(&self, owner: &Self) -> bool {
-        self == owner || self.is_operator()
-    }
-
     /// Root, and the user that runs the daemon.
     pub fn is_operator(&self) -> bool {
         matches!(self, Self::User(uid) if *uid == 0 || *uid == geteuid().as_raw())
@@ -75,11 +70,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clients_see_their_own_and_operators_everything() {
-        let [one, other] = [Client::Address([127, 0, 0, 1].into()), Client::Address([127, 0, 0, 2].into())];
-        assert!(one.sees(&one) && !one.sees(&other));
-        assert!(Client::User(0).sees(&other) && Client::User(geteuid().as_raw()).sees(&one));
-        assert!(!Client::User(u32::MAX - 1).sees(&Client::User(0)));
+    fn only_users_of_this_host_are_operators() {
+        assert!(Client::User(0).is_operator() && Client::User(geteuid().as_raw()).is_operator());
+        assert!(!Client::User(u32::MAX - 1).is_operator());
+        assert!(!Client::Address([127, 0, 0, 1].into()).is_operator());
     }
 
     #[test]

@@ -10,7 +10,6 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::{Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -19,6 +18,7 @@ use futures::{
     StreamExt as _,
     stream::{self, BoxStream},
 };
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
@@ -229,14 +229,14 @@ impl<C: Connected> Connected for Limited<C> {
                 Stage::Refused
             }
         };
-        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
+        *self.stage.lock() = stage;
         self.connection.connect_info()
     }
 }
 
 impl<C: AsyncRead + Unpin> AsyncRead for Limited<C> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if matches!(self.stage.get_mut().unwrap_or_else(PoisonError::into_inner), Stage::Refused) {
+        if matches!(self.stage.get_mut(), Stage::Refused) {
             return Poll::Ready(Err(io::ErrorKind::QuotaExceeded.into()));
         }
         Pin::new(&mut self.connection).poll_read(cx, buffer)
@@ -335,8 +335,8 @@ mod tests {
         let _fourth = connect(1, addr).await;
         let fourth = next().await;
         fourth.connect_info();
-        assert!(matches!(*fourth.stage.lock().unwrap(), Stage::Open { .. }));
-        assert!(matches!(two.stage.get_mut().unwrap(), Stage::Open { .. }));
+        assert!(matches!(*fourth.stage.lock(), Stage::Open { .. }));
+        assert!(matches!(two.stage.get_mut(), Stage::Open { .. }));
         assert!(has_left(&limits.handshakes, 1, 2));
     }
 

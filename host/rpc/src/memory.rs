@@ -1,5 +1,6 @@
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tonic::Request;
 
 use crate::{
@@ -65,7 +66,7 @@ impl MemoryPermit {
     /// Takes more memory.
     pub(crate) fn extend(&self, share: &MemoryShare, bytes: usize) -> Result<(), Refusal> {
         let more = share.try_take(bytes)?;
-        let mut permit = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut permit = self.0.lock();
         match &mut *permit {
             Some(permit) => permit.merge(more),
             none => *none = Some(more),

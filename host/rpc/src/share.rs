@@ -1,9 +1,10 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv6Addr},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Weak},
 };
 
+use parking_lot::Mutex;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 use crate::Client;
@@ -53,7 +54,7 @@ impl Shares {
             }
             client => client.clone(),
         };
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clients = self.clients.lock();
         let known = clients.get(&holder).and_then(Weak::upgrade);
         let own = known.unwrap_or_else(|| {
             clients.retain(|_, own| own.strong_count() > 0);
@@ -126,7 +127,7 @@ mod tests {
         let taken = shares.of(&Client::User(1)).try_take(1).unwrap();
         drop(shares.of(&Client::User(2)));
         drop(shares.of(&Client::User(3)));
-        assert_eq!(shares.clients.lock().unwrap().len(), 2);
+        assert_eq!(shares.clients.lock().len(), 2);
         assert!(shares.of(&Client::User(1)).try_take(3).is_err());
         drop(taken);
         shares.of(&Client::User(1)).try_take(3).unwrap();

@@ -16,6 +16,7 @@
 //! Nothing outlives [`Builder::build`]: dropping its future kills the processes and removes the run directory too.
 
 mod ending;
+mod environment;
 mod error;
 pub mod failure;
 mod guest;
@@ -26,7 +27,7 @@ mod shell;
 
 use std::{collections::BTreeMap, os::unix::net::UnixStream, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
-use cofferdam_castore::{Store, refscan::ReferencePattern};
+use cofferdam_castore::{B3Digest, Store, refscan::ReferencePattern};
 use cofferdam_images::Image;
 use cofferdam_protocol::{Sample, Specification, Stream, Usage, tree};
 use tokio::sync::oneshot;
@@ -238,6 +239,7 @@ pub struct Builder {
     settings: Settings,
     spawner: Spawner,
     host: Host,
+    image_digest: environment::ImageDigest,
 }
 
 impl Builder {
@@ -261,7 +263,17 @@ impl Builder {
             nested: settings.nested,
             ..Host::this()
         };
-        Ok(Self { store, settings, spawner, host })
+        Ok(Self { store, settings, spawner, host, image_digest: environment::ImageDigest::default() })
+    }
+
+    /// The digest of all that builds on this host can see beside their request and its limits: equal requests give equal
+    /// builds only where it is equal, too. It changes with the image, even while this builder is there.
+    ///
+    /// # Errors
+    ///
+    /// The image can't be read.
+    pub fn environment(&self) -> std::io::Result<B3Digest> {
+        environment::digest(&self.settings, &self.image_digest)
     }
 
     /// Runs one build, with what it gets.

@@ -23,7 +23,7 @@ use tonic::transport::{Server, ServerTlsConfig};
 use self::sockets::Sockets;
 use crate::{
     build::{Builder, Settings, failure::Failure},
-    frontend::{self, Allowed, Service},
+    frontend::{self, Allowed, Frontends},
     machine::{jail::allow_descriptors, vmm},
     records::{Machine, Records},
     scheduler::{Backend, Scheduler, SchedulerSettings},
@@ -83,14 +83,14 @@ pub async fn run(config: &Config, listening: Listening<'_>, cancel: &Cancellatio
     };
     let (scheduler, end) = Scheduler::start(backend, scheduler_settings, cancel.clone());
     let allowed = Allowed { options, max_memory_bytes: config.budget().memory_bytes, max_shell: config.max_shell() };
-    let service = Service::new(scheduler.clone(), allowed);
+    let frontends = Frontends::new(scheduler.clone(), allowed);
     let _scraped = match &config.metrics {
         Some(at) => Some(serve_metrics(metrics, at.listen, listening).await?),
         None => None,
     };
     let _watched = systemd::ready(scheduler);
     let serving = async {
-        let served = serve(&store, service, listeners, config.drain_timeout() + AFTER_DRAIN, cancel).await;
+        let served = serve(&store, frontends, listeners, config.drain_timeout() + AFTER_DRAIN, cancel).await;
         // Only the scheduler knows of builds that nobody waits for. It never ends unless it is told to.
         cancel.cancel();
         served
@@ -228,7 +228,7 @@ fn tls(files: &TlsConfig) -> Result<Tls, Failure> {
 
 async fn serve(
     store: &Store,
-    service: Service,
+    frontends: Frontends,
     listeners: Vec<Listener>,
     drain: Duration,
     shutdown: &CancellationToken,
@@ -237,7 +237,7 @@ async fn serve(
     let (options, stop) = (grpc::ServeOptions { rpc, ..grpc::ServeOptions::default() }, CancellationToken::new());
     let mut routes = RoutesBuilder::default();
     grpc::add_services(&mut routes, store, &options, stop.clone());
-    service.add_to(&mut routes);
+    frontends.add_to(&mut routes);
     let services = [&grpc::SERVICES[..], &frontend::SERVICES].concat();
     let described = [CASTORE_DESCRIPTOR_SET, BUILD_DESCRIPTOR_SET];
     let served = serve_routes(routes, &services, &described, listeners, &options.rpc, shutdown.clone(), stop).await;

@@ -24,7 +24,7 @@ async fn watchdog(scheduler: &Scheduler) {
     let mut ticks = tokio::time::interval(limit / 2);
     loop {
         ticks.tick().await;
-        scheduler.list().await;
+        scheduler.answers().await;
         say(&[NotifyState::Watchdog]);
     }
 }

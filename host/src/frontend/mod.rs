@@ -1,88 +1,178 @@
-//! The daemon's services: `DoBuild` for snix and tvix, and our own beside it.
+//! The protocols by which clients have something built, one folder each.
 //!
 //! ```text
-//!   snix.build.v1, tvix.build.v1 ─┐ bytes ─▶ EncodedRequest ─checked, decoded─▶ Submission ─▶ scheduler ─▶ Builder
-//!   cofferdam.v1 ────────────────┘                                                    │
-//!          ▲                                                                          │
-//!          └──── response, events · Failure ─▶ gRPC status with details ◀─────────────┘
+//!   wire ─▶ EncodedRequest ─checked, decoded─▶ Submission ─▶ scheduler ─▶ result, events, Failure ─▶ wire
 //! ```
+//!
+//! A front end turns its wire into a [`Submission`] and an outcome into its wire. It has no rule about who may see what, no
+//! queue and no limit. To add one is to add a folder and a line in [`Frontends::add_to`].
 
 mod cofferdam_v1;
-mod do_build;
 mod guard;
+mod log_tail;
+mod snix;
 pub(crate) mod status;
+mod tvix;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use cofferdam_castore::B3Digest;
-use cofferdam_proto::{EncodedRequest, cofferdam::v1 as cofferdam, snix::build::v1 as snix, tvix::build::v1 as tvix};
-use cofferdam_rpc::{Client, Guarded, MemoryBudget, RoutesBuilder};
-use tonic::Status;
+use cofferdam_castore::{
+    B3Digest,
+    proto::{Entry, EntryExt as _},
+};
+use cofferdam_proto::{
+    EncodedRequest,
+    cofferdam::v1 as cofferdam_wire,
+    snix::build::v1::{self as snix_wire, BuildResponse, build_response},
+    tvix::build::v1 as tvix_wire,
+};
+use cofferdam_rpc::{Client, Guarded, MemoryBudget, MemoryPermit, RoutesBuilder};
+use opentelemetry::Context;
+use tokio::task::spawn_blocking;
+use tonic::{Request, Status};
 
-pub(crate) use status::{failure as failure_of, status};
+pub(crate) use status::failure as failure_of;
+use status::status;
 
 use crate::{
-    build::Options,
-    build::failure::Failure,
-    request::{BuildRequest, RequestError},
-    scheduler::Scheduler,
+    build::{Options, failure::Failure},
+    records::{Outcome, Output, Record},
+    request::{BuildRequest, RelativePath},
+    scheduler::{Scheduler, Submission, Submitted},
+    telemetry,
 };
 
-/// What the services are called, as health checks ask for them.
+/// The services' names, as health checks ask for them.
 pub const SERVICES: [&str; 3] =
     ["cofferdam.v1.BuildService", "snix.build.v1.BuildService", "tvix.build.v1.BuildService"];
-
-/// All build services.
-#[derive(Clone)]
-pub struct Service {
-    scheduler: Scheduler,
-    allowed: Allowed,
-}
 
 /// What builds get.
 #[derive(Debug, Clone)]
 pub struct Allowed {
-    /// What a build gets at most, and without asking.
+    /// What a build gets without asking, and the most that it gets.
     pub options: Options,
-    /// But for memory, which may be as much as this when it is asked for.
+    /// The most memory that a build gets when it asks for it, in bytes.
     pub max_memory_bytes: u64,
-    /// And for shells, which there may be for so long when they are asked for.
+    /// The longest time for which a shell in a failed build is offered.
     pub max_shell: Duration,
 }
 
-impl Service {
-    /// Services that have the scheduler build what is allowed.
+/// All front ends of one scheduler.
+#[derive(Clone)]
+pub struct Frontends(Arc<Shared>);
+
+/// What the front ends share.
+struct Shared {
+    scheduler: Scheduler,
+    allowed: Allowed,
+}
+
+impl Frontends {
+    /// Front ends that submit to this scheduler.
     pub fn new(scheduler: Scheduler, allowed: Allowed) -> Self {
-        Self { scheduler, allowed }
+        Self(Arc::new(Shared { scheduler, allowed }))
     }
 
-    /// Adds them to what is served.
+    /// Adds their services to those that are served.
     pub fn add_to(self, routes: &mut RoutesBuilder) {
         let (most, memory) = (cofferdam_v1::MAX_BUILD_BYTES, MemoryBudget::default());
-        let snix = snix::build_service_server::BuildServiceServer::new(self.clone());
-        let tvix = tvix::build_service_server::BuildServiceServer::new(self.clone());
-        let ours = cofferdam::build_service_server::BuildServiceServer::new(self);
+        let Self(shared) = self;
+        let snix = snix::BuildService(Arc::clone(&shared));
+        let tvix = tvix::BuildService(Arc::clone(&shared));
+        let cofferdam = cofferdam_v1::BuildService(shared);
+        let snix = snix_wire::build_service_server::BuildServiceServer::new(snix);
+        let tvix = tvix_wire::build_service_server::BuildServiceServer::new(tvix);
+        let cofferdam = cofferdam_wire::build_service_server::BuildServiceServer::new(cofferdam);
         routes
-            .add_service(Guarded::new(snix.max_decoding_message_size(most), guard::limits(&memory, do_build::takes)))
-            .add_service(Guarded::new(tvix.max_decoding_message_size(most), guard::limits(&memory, do_build::takes)))
+            .add_service(Guarded::new(snix.max_decoding_message_size(most), guard::limits(&memory, snix::takes)))
+            .add_service(Guarded::new(tvix.max_decoding_message_size(most), guard::limits(&memory, tvix::takes)))
             .add_service(Guarded::new(
-                ours.max_decoding_message_size(most),
+                cofferdam.max_decoding_message_size(most),
                 guard::limits(&memory, cofferdam_v1::takes),
             ));
     }
+}
 
-    /// A request and its digest. Large ones take a while.
-    async fn decode(&self, client: &Client, encoded: EncodedRequest) -> Result<(BuildRequest, B3Digest), Status> {
-        let decode = move || BuildRequest::from_binary(encoded.as_bytes()).map(|request| (request.digest(), request));
-        let decoded = tokio::task::spawn_blocking(decode).await;
-        let decoded = decoded.map_err(|_| Status::internal("the server failed at this request"))?;
-        let (digest, request) = decoded.map_err(|error| self.refused(client, error))?;
-        Ok((request, digest))
+/// Whom a request comes from, in which trace, and the memory that it takes.
+struct Origin {
+    client: Client,
+    context: Context,
+    memory: MemoryPermit,
+}
+
+/// A request that keeps every rule.
+struct Decoded {
+    request: BuildRequest,
+    digest: B3Digest,
+}
+
+impl Origin {
+    fn of<T>(request: &Request<T>) -> Result<Self, Status> {
+        let (client, context) = (Client::of(request)?, telemetry::context(request.metadata()));
+        Ok(Self { client, context, memory: MemoryPermit::of(request) })
+    }
+}
+
+impl Shared {
+    /// Checks and decodes a request.
+    async fn decode(&self, client: &Client, encoded: EncodedRequest) -> Result<Decoded, Failure> {
+        // Large ones take a while.
+        let decode = move || {
+            BuildRequest::from_binary(encoded.as_bytes()).map(|request| Decoded { digest: request.digest(), request })
+        };
+        let decoded = spawn_blocking(decode).await;
+        let decoded = decoded.map_err(|_| Failure::executor("host", "the server failed at this request"))?;
+        decoded.map_err(|error| self.refused(client, error))
     }
 
-    fn refused(&self, client: &Client, error: RequestError) -> Status {
-        let failure = Failure::from(error);
+    fn refused(&self, client: &Client, error: impl Into<Failure>) -> Failure {
+        let failure = error.into();
         self.scheduler.refused(client, &failure);
-        status(&failure, None, b"")
+        failure
     }
+
+    /// Submits a request and waits for its outputs, which come with their paths, in the request's order. The build is
+    /// cancelled when this is dropped and nobody else waits for it.
+    async fn build_and_wait(
+        &self,
+        Origin { client, context, memory }: Origin,
+        encoded: EncodedRequest,
+    ) -> Result<(Vec<RelativePath>, Vec<Output>), Status> {
+        let refused = |failure| status(&failure, None, b"");
+        let Decoded { request, digest } = self.decode(&client, encoded).await.map_err(refused)?;
+        let paths = request.outputs.clone();
+        let (options, detached, rebuild) = (self.allowed.options.clone(), false, false);
+        let submission =
+            Submission { client: client.clone(), request, digest, options, detached, rebuild, context, memory };
+        let record = match self.scheduler.submit(submission).await.map_err(refused)? {
+            Submitted::Earlier { record, .. } => *record,
+            Submitted::Active(subscription) => {
+                let done = subscription.done().await;
+                let id = || subscription.build.id().to_string();
+                Record::clone(&*done.map_err(|failure| status(&failure, Some(&id()), b""))?)
+            }
+        };
+        Ok((paths, self.outputs(&client, record).await?))
+    }
+
+    async fn outputs(&self, client: &Client, record: Record) -> Result<Vec<Output>, Status> {
+        let id = record.id.to_string();
+        match record.outcome {
+            Some(Outcome::Built(outputs)) => Ok(outputs),
+            Some(Outcome::Failed(ref failure)) => {
+                let tail = log_tail::read(&self.scheduler, client, &record).await;
+                Err(status(failure, Some(&id), &tail))
+            }
+            None => Err(status(&Failure::executor("host", "the build's end is not known"), Some(&id), b"")),
+        }
+    }
+}
+
+/// Outputs as snix is answered.
+fn response(outputs: &[Output]) -> BuildResponse {
+    let output = |output: &Output| build_response::Output {
+        output: Some(Entry::unnamed(output.node.clone())),
+        needles: output.needles.iter().copied().collect(),
+    };
+    BuildResponse { outputs: outputs.iter().map(output).collect() }
 }

@@ -69,11 +69,14 @@ pub(crate) fn status(failure: &Failure, id: Option<&str>, log: &[u8]) -> Status 
 fn code(failure: &Failure) -> Code {
     match (failure.kind, failure.reason.as_str()) {
         (FailureKind::BuildFailed, _) => Code::Aborted,
-        (FailureKind::RequestWrong, "missing" | "unsupported") => Code::FailedPrecondition,
+        (FailureKind::RequestWrong, "missing" | "unsupported" | "no_shell") => Code::FailedPrecondition,
+        (FailureKind::RequestWrong, "unknown_build") => Code::NotFound,
+        (FailureKind::RequestWrong, "not_allowed") => Code::PermissionDenied,
+        (FailureKind::RequestWrong, "beyond_end") => Code::OutOfRange,
         (FailureKind::RequestWrong, _) => Code::InvalidArgument,
         (FailureKind::ExecutorFailed, "interrupted") => Code::Cancelled,
         (FailureKind::ExecutorFailed, "queue_full") => Code::ResourceExhausted,
-        (FailureKind::ExecutorFailed, "protocol") => Code::Internal,
+        (FailureKind::ExecutorFailed, "protocol" | "records") => Code::Internal,
         (FailureKind::ExecutorFailed, _) => Code::Unavailable,
     }
 }

@@ -4,6 +4,7 @@ use std::{
 };
 
 use super::BuildId;
+use crate::build::failure::Failure;
 
 /// Why records can't be kept or read.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +83,16 @@ pub enum RecordsError {
         /// What there should be.
         length: u64,
     },
+}
+
+impl From<&RecordsError> for Failure {
+    fn from(error: &RecordsError) -> Self {
+        let failure = match error {
+            RecordsError::BeyondEnd { .. } => Self::wrong("beyond_end", error.to_string()),
+            _ => Self::executor("records", error.to_string()),
+        };
+        failure.caused_by(error)
+    }
 }
 
 pub(super) type Result<T, E = RecordsError> = std::result::Result<T, E>;

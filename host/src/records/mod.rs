@@ -57,7 +57,7 @@ pub use error::RecordsError;
 pub use id::{BuildId, BuildIdError};
 pub use log::{LogReader, MAX_CHUNK_BYTES};
 pub use record::{Log, Machine, Outcome, Output, Phase, Record, Status, describe};
-pub use recording::{End, Recording, Request};
+pub use recording::{End, MAX_JOINED, Recording, Request};
 pub use retention::Retention;
 
 /// Most records in a [`Page`].
@@ -93,25 +93,6 @@ struct Shared {
 struct Todo {
     tidy: bool,
     stop: bool,
-}
-
-/// Which records are wanted; the default is all.
-#[derive(Debug, Clone, Default)]
-pub struct Filter {
-    /// Of this client.
-    pub client: Option<String>,
-    /// That have come so far.
-    pub status: Option<Status>,
-    /// Whose request came then or later, by the wall clock.
-    pub since: Option<SystemTime>,
-}
-
-impl Filter {
-    fn takes(&self, record: &Record) -> bool {
-        self.client.as_ref().is_none_or(|client| *client == record.client)
-            && self.status.is_none_or(|status| status == record.status())
-            && self.since.is_none_or(|since| record.created >= since)
-    }
 }
 
 /// Some of the wanted records.
@@ -173,13 +154,13 @@ impl Records {
         Ok(self.shared.database.get(id)?.map(|record| self.shared.settled(record)))
     }
 
-    /// Records that a filter takes, newest first: at most `most`, from 1 to [`MAX_PAGE`], of those before `before`, which is
+    /// The wanted records, newest first: at most `most`, from 1 to [`MAX_PAGE`], of those before `before`, which is
     /// the [`Page::next`] of the page before. Every record that is there all the time is on exactly one page.
     ///
     /// # Errors
     ///
     /// The database can't be read.
-    pub fn list(&self, filter: &Filter, before: Option<BuildId>, most: usize) -> Result<Page> {
+    pub fn list(&self, wanted: &dyn Fn(&Record) -> bool, before: Option<BuildId>, most: usize) -> Result<Page> {
         let most = most.clamp(1, MAX_PAGE);
         let mut page = Page { records: Vec::new(), next: before };
         let (mut examined, mut bytes) = (0, 0);
@@ -206,7 +187,7 @@ impl Records {
             found.extend(live.map(|record| (record.id, record)));
             for (id, record) in found.into_iter().rev() {
                 page.next = Some(id);
-                if filter.takes(&record) {
+                if wanted(&record) {
                     page.records.push(record);
                     if page.records.len() == most {
                         return Ok(page);

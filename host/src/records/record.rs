@@ -10,7 +10,12 @@ use cofferdam_protocol::Usage;
 use serde::{Deserialize, Serialize, de};
 
 use super::BuildId;
-use crate::{build, build::failure::Failure, machine::vmm, request::BuildOutput};
+use crate::{
+    build,
+    build::failure::Failure,
+    machine::vmm,
+    request::{BuildOutput, OutputOrder},
+};
 
 /// Most characters of a command line that [`describe`] shows.
 const MAX_DESCRIPTION_CHARS: usize = 200;
@@ -24,8 +29,14 @@ pub struct Record {
     /// [`crate::request::BuildRequest::digest`].
     #[serde(with = "text")]
     pub request_digest: B3Digest,
-    /// Who asked.
+    /// Digest of all that the build could see beside its request, see [`crate::build::Builder::environment`].
+    #[serde(with = "text", default = "unknown")]
+    pub environment: B3Digest,
+    /// Who submitted the request.
     pub client: String,
+    /// Who submitted an equal one while the build was active; the first [`super::MAX_JOINED`] of them.
+    #[serde(default)]
+    pub joined: Vec<String>,
     /// One harmless line for people, see [`describe`].
     pub description: String,
     /// When the request came, by the wall clock.
@@ -40,6 +51,9 @@ pub struct Record {
     pub usage: Option<Usage>,
     /// Its log, which [`super::Records::read_log`] reads.
     pub log: Log,
+    /// The order of the request's outputs, and of those in the outcome.
+    #[serde(default, skip_serializing_if = "OutputOrder::is_sorted")]
+    pub output_order: OutputOrder,
     /// How it ended; `None` while it waits or runs.
     pub outcome: Option<Outcome>,
     /// What a failed build left, if it was kept.
@@ -196,6 +210,11 @@ impl Record {
         }
         Ok(record)
     }
+}
+
+/// The environment in records that were made before it was noted.
+fn unknown() -> B3Digest {
+    [0; B3Digest::LENGTH].into()
 }
 
 /// A command line as one short line that can't do harm where it is shown.

@@ -15,7 +15,11 @@ use super::{
 use crate::{
     build::failure::{Failure, shorten},
     build::{BuildError, Built},
+    request::OutputOrder,
 };
+
+/// Most clients that a record names as having joined.
+pub const MAX_JOINED: usize = 256;
 
 /// Most phases that a record tells.
 const MAX_PHASES: usize = 64;
@@ -25,12 +29,16 @@ const MAX_PHASES: usize = 64;
 pub struct Request {
     /// [`crate::request::BuildRequest::digest`].
     pub digest: B3Digest,
+    /// See [`Record::environment`].
+    pub environment: B3Digest,
     /// By what [`super::Records::result_for`] finds its success.
     pub key: B3Digest,
     /// Who asks.
     pub client: String,
     /// See [`super::describe`].
     pub description: String,
+    /// See [`Record::output_order`].
+    pub output_order: OutputOrder,
     /// Most bytes of its log that are kept.
     pub log_bytes: u64,
 }
@@ -102,7 +110,9 @@ impl Recording {
         let record = Record {
             id,
             request_digest: request.digest,
+            environment: request.environment,
             client: shorten(request.client),
+            joined: Vec::new(),
             description: shorten(request.description),
             created,
             phases: Vec::new(),
@@ -110,6 +120,7 @@ impl Recording {
             machine: None,
             usage: None,
             log: super::Log::default(),
+            output_order: request.output_order,
             outcome: None,
             kept: None,
         };
@@ -146,6 +157,15 @@ impl Recording {
             record.clone()
         };
         self.shared.database.begin(&record)
+    }
+
+    /// Notes that a client has joined, if it isn't known yet.
+    pub fn join(&self, client: &str) {
+        let mut record = locked(&self.live.record);
+        let is_known = record.client == client || record.joined.iter().any(|joined| joined == client);
+        if !is_known && record.joined.len() < MAX_JOINED {
+            record.joined.push(client.to_owned());
+        }
     }
 
     /// Notes that a phase begins.

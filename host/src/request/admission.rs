@@ -55,14 +55,14 @@ pub fn admit(request: &BuildRequest, host: &Host) -> Result<(), RequestError> {
         let rule = format!("must not exceed the host's memory of {} bytes", host.memory_bytes);
         return refused("constraints.min_memory", rule).map_err(|error| error.got(constraints.min_memory));
     }
-    for (index, path) in constraints.available_ro_paths.iter().enumerate() {
+    for path in &constraints.available_ro_paths {
         let rule = match path.as_str() {
             KVM if host.nested => continue,
-            KVM => "must not be this: builds of this host run no VMs of their own".to_owned(),
+            KVM => "must not have this: builds of this host run no VMs of their own".to_owned(),
             _ if host.ro_paths.contains_key(path) => continue,
-            _ => "must be one that the host's configuration allows".to_owned(),
+            _ => "must have only those that the host's configuration allows".to_owned(),
         };
-        return refused(&format!("constraints.available_ro_paths[{index}]"), rule)
+        return refused("constraints.available_ro_paths", rule)
             .map_err(|error| error.got_quoted(path.as_str().as_bytes()));
     }
     if constraints.network_access && !host.withholds_network {
@@ -124,12 +124,12 @@ mod tests {
             ),
             (
                 BuildConstraints { available_ro_paths: vec!["/dev/kvm".into()], ..ours() },
-                "constraints.available_ro_paths[0] must not be this: builds of this host run no VMs of their own \
+                "constraints.available_ro_paths must not have this: builds of this host run no VMs of their own \
                  (got \"/dev/kvm\")",
             ),
             (
                 BuildConstraints { available_ro_paths: vec!["/etc/hosts".into()], ..ours() },
-                "constraints.available_ro_paths[0] must be one that the host's configuration allows (got \"/etc/hosts\")",
+                "constraints.available_ro_paths must have only those that the host's configuration allows (got \"/etc/hosts\")",
             ),
             (
                 BuildConstraints { network_access: true, ..ours() },

@@ -15,6 +15,7 @@ mod counts;
 mod error;
 mod json;
 pub(crate) mod node_text;
+mod output_order;
 mod path;
 mod validate;
 
@@ -34,6 +35,7 @@ pub(crate) use admission::KVM;
 pub use admission::{Host, SYSTEM, admit};
 pub use error::{RequestError, RequestErrorKind};
 pub(crate) use json::entry_to_json;
+pub use output_order::OutputOrder;
 pub use path::{AbsolutePath, MAX_COMPONENT_BYTES, MAX_PATH_BYTES, RelativePath};
 pub(crate) use validate::check_encoded_bytes;
 pub use validate::{
@@ -59,7 +61,7 @@ pub struct BuildRequest {
     pub scratch_paths: Vec<RelativePath>,
     /// Where the inputs appear.
     pub inputs_dir: RelativePath,
-    /// What the build has to make; sorted, none of them the root.
+    /// What the build has to make, in the order of the answer; each once, none of them the root.
     pub outputs: Vec<RelativePath>,
     /// Exactly the command's environment; sorted by key.
     pub environment_vars: Vec<EnvVar>,
@@ -144,7 +146,7 @@ impl BuildRequest {
         Counts::of_binary(bytes).map_err(|error| not_binary(&error))?.check()
     }
 
-    /// The message that this request is made from.
+    /// The message that says the same: its lists are sorted, but for the outputs, which are in the request's order.
     pub fn to_proto(&self) -> proto::BuildRequest {
         use proto::build_request as wire;
         let text = |paths: &[RelativePath]| paths.iter().map(|path| path.as_str().to_owned()).collect();
@@ -186,9 +188,16 @@ impl BuildRequest {
     /// The request's identity: equal for equal requests, whatever form they came in.
     ///
     /// BLAKE3 in its key derivation mode (so no file, directory or other message shares a digest with it) of the
-    /// deterministic encoding: fields in the order of their numbers, default values left out.
+    /// deterministic encoding: fields in the order of their numbers, default values left out, lists sorted.
     pub fn digest(&self) -> B3Digest {
-        blake3::Hasher::new_derive_key(DIGEST_CONTEXT).update(&self.to_proto().encode_to_vec()).finalize().into()
+        let mut message = self.to_proto();
+        message.outputs.sort_unstable();
+        blake3::Hasher::new_derive_key(DIGEST_CONTEXT).update(&message.encode_to_vec()).finalize().into()
+    }
+
+    /// The order of the outputs, in which requests of one digest may differ.
+    pub fn output_order(&self) -> OutputOrder {
+        OutputOrder::of(&self.outputs)
     }
 }
 

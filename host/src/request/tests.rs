@@ -122,11 +122,6 @@ fn inputs_are_checked() {
         (&|m| digest(m, 31), "inputs[0].directory.digest must be 32 bytes of BLAKE3 (got 31 bytes)"),
         (&|m| digest(m, 33), "inputs[0].directory.digest must be 32 bytes of BLAKE3 (got 33 bytes)"),
         (
-            &|m| m.inputs.swap(0, 1),
-            "inputs[1].directory.name must be sorted (bytewise) after inputs[0].symlink.name, which is \"latest\" \
-             (got \"gcc\")",
-        ),
-        (
             &|m| m.inputs[1] = file(b"gcc"),
             "inputs[1].file.name must not be a duplicate of inputs[0].directory.name (got \"gcc\")",
         ),
@@ -166,14 +161,6 @@ fn scratch_paths_are_checked() {
     check_unclean("scratch_paths[1]", |message, path| message.scratch_paths[1] = path);
     check(&[
         (
-            &|m| m.scratch_paths = strings(&["b", "a"]),
-            "scratch_paths[1] must be sorted (bytewise) after scratch_paths[0], which is \"b\" (got \"a\")",
-        ),
-        (
-            &|m| m.scratch_paths = strings(&["a/b", "a-b"]),
-            "scratch_paths[1] must be sorted (bytewise) after scratch_paths[0], which is \"a/b\" (got \"a-b\")",
-        ),
-        (
             &|m| m.scratch_paths = strings(&["a", "b", "b"]),
             "scratch_paths[2] must not be a duplicate of scratch_paths[1] (got \"b\")",
         ),
@@ -189,16 +176,35 @@ fn outputs_are_checked() {
     check_unclean("outputs[0]", |message, path| message.outputs[0] = path);
     check(&[
         (&|m| m.outputs = strings(&[""]), "outputs[0] must not be empty: name what the build makes below its root"),
-        (
-            &|m| m.outputs = strings(&["b", "a"]),
-            "outputs[1] must be sorted (bytewise) after outputs[0], which is \"b\" (got \"a\")",
-        ),
         (&|m| m.outputs = strings(&["a", "a"]), "outputs[1] must not be a duplicate of outputs[0] (got \"a\")"),
         (
             &|m| m.outputs = strings(&vec!["a"; MAX_OUTPUTS + 1]),
             "outputs must not have more than 4096 entries (got 4097)",
         ),
     ]);
+}
+
+#[test]
+fn any_order_of_a_list_is_one_request() {
+    let sorted = BuildRequest::try_from(full()).unwrap();
+    let mut message = full();
+    message.inputs.reverse();
+    message.scratch_paths.reverse();
+    message.environment_vars.reverse();
+    message.additional_files.reverse();
+    message.constraints.as_mut().unwrap().available_ro_paths.reverse();
+    assert_ne!(message, full());
+    assert_eq!(BuildRequest::try_from(message).unwrap(), sorted);
+}
+
+#[test]
+fn outputs_stay_in_the_order_of_the_request_and_no_order_changes_its_digest() {
+    let request = |outputs: &[&str]| BuildRequest::try_from(Message { outputs: strings(outputs), ..full() }).unwrap();
+    let [one, other] = [request(&["b", "a", "c"]), request(&["a", "b", "c"])];
+    assert_eq!(one.digest(), other.digest());
+    assert_eq!(one.to_proto().outputs, ["b", "a", "c"]);
+    let outputs = one.output_order().arrange(&other.outputs, &other.output_order()).unwrap();
+    assert_eq!(outputs, one.outputs);
 }
 
 #[test]
@@ -214,11 +220,6 @@ fn environment_vars_are_checked() {
         (
             &|m| m.environment_vars[2] = var("X", &[b'v'; MAX_ARG_BYTES - 1]),
             "environment_vars[2].value must not be longer than 131071 bytes with key and \"=\" (got 131072 bytes)",
-        ),
-        (
-            &|m| m.environment_vars.swap(1, 2),
-            "environment_vars[2].key must be sorted (bytewise) after environment_vars[1].key, which is \"X\" \
-             (got \"HOME\")",
         ),
         (
             &|m| m.environment_vars[2].key = "HOME".into(),
@@ -248,11 +249,6 @@ fn constraints_are_checked() {
         (
             &|m| constraints(m).available_ro_paths[0] = "dev".into(),
             "constraints.available_ro_paths[0] must be absolute (got \"dev\")",
-        ),
-        (
-            &|m| constraints(m).available_ro_paths.swap(0, 1),
-            "constraints.available_ro_paths[1] must be sorted (bytewise) after constraints.available_ro_paths[0], \
-             which is \"/etc\" (got \"/dev/kvm\")",
         ),
         (
             &|m| constraints(m).available_ro_paths[1] = "/dev/kvm".into(),
@@ -292,11 +288,6 @@ fn additional_files_are_checked() {
         ),
         (&place("nix/store/gcc"), &format!("{within} (got \"nix/store/gcc\")")),
         (&place("nix/store/gcc/a/b"), &format!("{within} (got \"nix/store/gcc/a/b\")")),
-        (
-            &|m| m.additional_files.swap(0, 1),
-            "additional_files[1].path must be sorted (bytewise) after additional_files[0].path, which is \
-             \"nix/store/beside\" (got \"build/.attrs.json\")",
-        ),
         (
             &|m| m.additional_files[1].path = "build/.attrs.json".into(),
             "additional_files[1].path must not be a duplicate of additional_files[0].path (got \"build/.attrs.json\")",

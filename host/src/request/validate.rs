@@ -3,8 +3,14 @@
 //! Beyond the format's own rules: nothing empty is an output, an additional file or a needle (the first two would
 //! be the build's root, the last is everywhere); strings that the kernel takes NUL-terminated hold none; counts and
 //! sizes are bounded. An output may lie within another one.
+//!
+//! The format asks for sorted lists. Its clients don't all sort (snix has the outputs in the order of their names), and no
+//! order changes what is built, so any order is taken.
 
-use std::{cmp::Ordering, collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, HashMap, hash_map},
+    fmt,
+};
 
 use cofferdam_castore::{
     DigestError, Node, PathComponent,
@@ -16,7 +22,7 @@ use cofferdam_protocol::frame;
 
 use super::{
     AbsolutePath, AdditionalFile, BuildConstraints, BuildRequest, EnvVar, RelativePath, RequestError, RequestErrorKind,
-    counts::Counts, error::quoted,
+    counts::Counts,
 };
 
 /// Most entries of `inputs`.
@@ -53,13 +59,13 @@ impl TryFrom<proto::BuildRequest> for BuildRequest {
 
     fn try_from(message: proto::BuildRequest) -> Result<Self> {
         Counts::of_message(&message).check()?;
-        let request = Self {
+        let mut request = Self {
             inputs: inputs(message.inputs)?,
             command_args: command_args(message.command_args)?,
             working_dir: relative("working_dir", &message.working_dir)?,
-            scratch_paths: sorted_paths("scratch_paths", &message.scratch_paths)?,
+            scratch_paths: unique_paths("scratch_paths", &message.scratch_paths)?,
             inputs_dir: relative("inputs_dir", &message.inputs_dir)?,
-            outputs: sorted_paths("outputs", &message.outputs)?,
+            outputs: unique_paths("outputs", &message.outputs)?,
             environment_vars: environment_vars(message.environment_vars)?,
             constraints: message.constraints.map(constraints).transpose()?,
             additional_files: additional_files(message.additional_files)?,
@@ -81,6 +87,10 @@ impl TryFrom<proto::BuildRequest> for BuildRequest {
                 .map_err(|rule| broken(format_args!("additional_files[{index}].path"), rule, file.path.as_str()))?;
         }
         check_specification_bytes(&request)?;
+        // Only now: errors name entries by their places in the message.
+        request.scratch_paths.sort_unstable();
+        request.environment_vars.sort_unstable_by(|one, other| one.key.cmp(&other.key));
+        request.additional_files.sort_unstable_by(|one, other| one.path.cmp(&other.path));
         Ok(request)
     }
 }
@@ -124,7 +134,7 @@ fn inputs(entries: Vec<Entry>) -> Result<BTreeMap<PathComponent, Node>> {
         let (name, node) = entry.try_into_named().map_err(|error| entry_error(&field, error))?;
         named.push((field, name, node));
     }
-    check_sorted(named.iter().map(|(field, name, _)| (format!("{field}.name"), name.as_bytes())))?;
+    check_unique(named.iter().map(|(field, name, _)| (format!("{field}.name"), name.as_bytes())))?;
     Ok(named.into_iter().map(|(_, name, node)| (name, node)).collect())
 }
 
@@ -192,7 +202,7 @@ fn environment_vars(vars: Vec<wire::EnvVar>) -> Result<Vec<EnvVar>> {
             return Err(RequestError::invalid(field, rule).got(format_args!("{length} bytes")));
         }
     }
-    check_sorted(
+    check_unique(
         vars.iter().enumerate().map(|(index, var)| (format!("environment_vars[{index}].key"), var.key.as_bytes())),
     )?;
     Ok(vars.into_iter().map(|wire::EnvVar { key, value }| EnvVar { key, value }).collect())
@@ -208,8 +218,9 @@ fn constraints(constraints: wire::BuildConstraints) -> Result<BuildConstraints> 
     let field = |index| format!("constraints.available_ro_paths[{index}]");
     let check =
         |(index, path): (usize, String)| AbsolutePath::new(&path).map_err(|rule| broken(field(index), rule, &path));
-    let paths: Vec<_> = constraints.available_ro_paths.into_iter().enumerate().map(check).collect::<Result<_>>()?;
-    check_sorted(paths.iter().enumerate().map(|(index, path)| (field(index), path.as_str().as_bytes())))?;
+    let mut paths: Vec<_> = constraints.available_ro_paths.into_iter().enumerate().map(check).collect::<Result<_>>()?;
+    check_unique(paths.iter().enumerate().map(|(index, path)| (field(index), path.as_str().as_bytes())))?;
+    paths.sort_unstable();
     Ok(BuildConstraints {
         system: constraints.system,
         min_memory: constraints.min_memory,
@@ -225,7 +236,7 @@ fn additional_files(files: Vec<wire::AdditionalFile>) -> Result<Vec<AdditionalFi
         Ok(AdditionalFile { path: relative(field(index), &file.path)?, contents: file.contents })
     };
     let files: Vec<_> = files.into_iter().enumerate().map(check).collect::<Result<_>>()?;
-    check_sorted(files.iter().enumerate().map(|(index, file)| (field(index), file.path.as_str().as_bytes())))?;
+    check_unique(files.iter().enumerate().map(|(index, file)| (field(index), file.path.as_str().as_bytes())))?;
     Ok(files)
 }
 
@@ -306,31 +317,25 @@ fn relative(field: impl fmt::Display, path: &str) -> Result<RelativePath> {
     RelativePath::new(path).map_err(|rule| broken(field, rule, path))
 }
 
-fn sorted_paths(list: &str, paths: &[String]) -> Result<Vec<RelativePath>> {
+fn unique_paths(list: &str, paths: &[String]) -> Result<Vec<RelativePath>> {
     let field = |index| format!("{list}[{index}]");
     let checked: Vec<_> =
         paths.iter().enumerate().map(|(index, path)| relative(field(index), path)).collect::<Result<_>>()?;
-    check_sorted(checked.iter().enumerate().map(|(index, path)| (field(index), path.as_str().as_bytes())))?;
+    check_unique(checked.iter().enumerate().map(|(index, path)| (field(index), path.as_str().as_bytes())))?;
     Ok(checked)
 }
 
-/// Each key must be greater, bytewise, than the one before it.
-fn check_sorted<'a, F: fmt::Display>(keys: impl Iterator<Item = (F, &'a [u8])>) -> Result<()> {
-    let mut previous: Option<(F, &[u8])> = None;
+/// No key may be there twice.
+fn check_unique<'a, F: fmt::Display>(keys: impl Iterator<Item = (F, &'a [u8])>) -> Result<()> {
+    let mut first = HashMap::new();
     for (field, key) in keys {
-        if let Some((previous_field, previous)) = &previous {
-            let rule = match key.cmp(previous) {
-                Ordering::Greater => None,
-                Ordering::Equal => Some(format!("must not be a duplicate of {previous_field}")),
-                Ordering::Less => {
-                    Some(format!("must be sorted (bytewise) after {previous_field}, which is {}", quoted(previous)))
-                }
-            };
-            if let Some(rule) = rule {
+        match first.entry(key) {
+            hash_map::Entry::Vacant(place) => drop(place.insert(field)),
+            hash_map::Entry::Occupied(earlier) => {
+                let rule = format!("must not be a duplicate of {}", earlier.get());
                 return Err(RequestError::invalid(field, rule).got_quoted(key));
             }
         }
-        previous = Some((field, key));
     }
     Ok(())
 }

@@ -1,153 +1,149 @@
+//! A build that waits or runs, and those who wait for it.
+
 use std::{
-    panic::AssertUnwindSafe,
-    sync::{Arc, PoisonError},
-    time::Duration,
+    fmt,
+    sync::{Arc, OnceLock},
 };
 
-use cofferdam_protocol::{Sample, Stream};
-use futures::FutureExt as _;
-use tokio::{
-    runtime::Handle,
-    sync::{oneshot, watch},
-    task::spawn_blocking,
-};
+use cofferdam_castore::B3Digest;
+use cofferdam_protocol::Sample;
+use cofferdam_rpc::{Client, MemoryPermit};
+use opentelemetry::Context;
+use parking_lot::Mutex;
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
-use super::{ActiveBuild, Backend, Message, Scheduler, State};
+use super::queue::Waiting;
 use crate::{
-    build::failure::Failure,
-    build::{BuildError, Built, ExecutorError, Observer, Options, Phase, Reason, Terminal},
-    records::{End, Outcome, Record},
+    build::{Phase, Terminal, failure::Failure},
+    records::{BuildId, Outcome, Record, Recording},
+    request::{BuildRequest, OutputOrder},
 };
 
-/// How long a failed build waits for the terminal of a client that has asked for a shell.
-const TERMINAL_TIMEOUT: Duration = Duration::from_secs(60);
+/// Where a build is.
+#[derive(Debug, Clone)]
+pub enum State {
+    /// It waits for room.
+    Queued {
+        /// Builds before it.
+        position: u64,
+        /// What it lacks.
+        waiting_for: Waiting,
+    },
+    /// It has what it needs.
+    Running {
+        /// What it does.
+        phase: Phase,
+        /// What its command used last.
+        sample: Option<Sample>,
+        /// Why it failed, while it waits for a terminal.
+        shell: Option<Arc<str>>,
+    },
+    /// It has ended.
+    Done(Arc<Record>),
+}
 
-/// One build, from its place in the queue to its end.
-pub(super) async fn run(
-    backend: Arc<Backend>,
-    build: Arc<ActiveBuild>,
-    options: Options,
-    started: oneshot::Receiver<Result<(), Failure>>,
-    state: watch::Sender<State>,
-    scheduler: Scheduler,
-) {
-    let ended = AssertUnwindSafe(run_to_end(&backend, &build, &options, started, &state)).catch_unwind().await;
-    let end = ended.unwrap_or_else(|_| Err(Failure::executor("host", "the task of the build broke down")));
-    let record = record(&build, end.unwrap_or_else(failed)).await;
-    backend.metrics.ended(&record);
-    let (outcome, reason) = match &record.outcome {
-        Some(Outcome::Failed(failure)) => (failure.kind.word(), failure.reason.as_str()),
-        _ => ("succeeded", ""),
-    };
-    let seconds = record.ended.unwrap_or_default().as_secs_f64();
-    tracing::info!(build = %record.id, outcome, reason, seconds, log_bytes = record.log.bytes, "ended");
-    if let Some(traces) = &backend.traces {
-        traces.ended(&record, &build.context);
+/// A build that waits, runs or has just ended.
+pub struct ActiveBuild {
+    pub(super) request: BuildRequest,
+    /// Equal for builds that can stand in for each other.
+    pub(super) key: B3Digest,
+    pub(super) recording: Recording,
+    /// Where the terminal goes that a failed build waits for.
+    pub(super) shell: Mutex<Option<oneshot::Sender<Terminal>>>,
+    /// Why the log ended before the build.
+    pub(super) log_failure: OnceLock<Failure>,
+    pub(super) state: watch::Receiver<State>,
+    pub(super) cancel: CancellationToken,
+    pub(super) context: Context,
+    pub(super) _memory: MemoryPermit,
+}
+
+impl fmt::Debug for ActiveBuild {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ActiveBuild").field("id", &self.id()).finish_non_exhaustive()
     }
-    state.send_replace(State::Done(Arc::new(record)));
-    // Without a event_loop there is nothing to free.
-    let _ = scheduler.messages.send(Message::Ended(build.id())).await;
 }
 
-fn failed(failure: Failure) -> End {
-    End { outcome: Outcome::Failed(failure), usage: None, kept: None }
+impl ActiveBuild {
+    /// The build's id.
+    pub fn id(&self) -> BuildId {
+        self.recording.id()
+    }
+
+    /// What is known of it now.
+    pub fn record(&self) -> Record {
+        self.recording.record()
+    }
+
+    /// Where it is, and each change of that.
+    pub fn state(&self) -> watch::Receiver<State> {
+        self.state.clone()
+    }
+
+    pub(super) fn join(&self, client: &Client) {
+        self.recording.join(&client.to_string());
+    }
+
+    /// Lends a terminal to a failed build that waits for one. Whether it did.
+    pub(super) fn lend(&self, terminal: Terminal) -> bool {
+        self.shell.lock().take().is_some_and(|shell| shell.send(terminal).is_ok())
+    }
 }
 
-/// The record of a build that has ended, as durable as it can be made.
-async fn record(build: &Arc<ActiveBuild>, end: End) -> Record {
-    let theirs = Arc::clone(build);
-    match spawn_blocking(move || theirs.recording.finish(end)).await {
-        Ok(Ok(record)) => return record,
-        Ok(Err(error)) => {
-            tracing::error!(id = %build.id(), error = &error as &dyn std::error::Error, "can't record a build's end");
+/// Keeps a build from being cancelled: the build ends when the last of its subscriptions is dropped.
+#[derive(Debug, Clone)]
+pub struct Subscription {
+    /// The build.
+    pub build: Arc<ActiveBuild>,
+    /// Whether the build was there before this subscription.
+    pub joined: bool,
+    /// In which order its client wants the outputs; without one, in that of the request that began the build.
+    pub(super) order: Option<OutputOrder>,
+    pub(super) subscribers: Arc<Subscribers>,
+}
+
+impl Subscription {
+    /// Waits for the build's end.
+    ///
+    /// # Errors
+    ///
+    /// The build's task has panicked.
+    pub async fn done(&self) -> Result<Arc<Record>, Failure> {
+        let mut state = self.build.state();
+        let done = state.wait_for(|state| matches!(state, State::Done(_))).await;
+        match done.as_deref() {
+            Ok(State::Done(record)) => Ok(self.arranged(record)),
+            _ => Err(Failure::executor("host", "the task of the build broke down")),
         }
-        Err(error) => tracing::error!(id = %build.id(), %error, "can't record a build's end"),
-    }
-    build.recording.record()
-}
-
-/// How the build ends, or why it could not begin.
-async fn run_to_end(
-    backend: &Backend,
-    build: &Arc<ActiveBuild>,
-    options: &Options,
-    started: oneshot::Receiver<Result<(), Failure>>,
-    state: &watch::Sender<State>,
-) -> Result<End, Failure> {
-    tokio::select! {
-        biased;
-        () = build.cancel.cancelled() => return Err(interrupted()),
-        started = started => started.unwrap_or_else(|_| Err(super::draining()))?,
-    }
-    let (theirs, machine) = (Arc::clone(build), backend.machine.clone());
-    let noted = spawn_blocking(move || theirs.recording.start(machine)).await;
-    let noted = noted.map_err(|error| Failure::executor("host", error.to_string()))?;
-    tracing::info!(build = %build.id(), "started");
-    noted.map_err(|error| Failure::executor_because("records", "the build can't be recorded", &error))?;
-    let watch = Arc::new(Watch { state: state.clone(), build: Arc::clone(build), runtime: Handle::current() });
-    let built = backend.builder.build(&build.request, options, watch, &build.cancel).await;
-    match build.log_failure.get() {
-        Some(failure) if !matches!(built, Ok(Built { .. })) => Err(failure.clone()),
-        _ => Ok(End::from(&built)),
-    }
-}
-
-fn interrupted() -> Failure {
-    (&BuildError::Executor(ExecutorError::Interrupted)).into()
-}
-
-/// Passes on what the build tells.
-struct Watch {
-    state: watch::Sender<State>,
-    build: Arc<ActiveBuild>,
-    runtime: Handle,
-}
-
-impl Observer for Watch {
-    fn phase(&self, phase: Phase) {
-        self.build.recording.phase(phase.into());
-        self.state.send_replace(State::Running { phase, sample: None, shell: None });
     }
 
-    fn sample(&self, latest: &Sample) {
-        self.state.send_if_modified(|state| match state {
-            State::Running { sample, .. } => {
-                *sample = Some(*latest);
-                true
+    /// The record with its outputs in the order that this client wants.
+    pub fn arranged(&self, record: &Arc<Record>) -> Arc<Record> {
+        match &self.order {
+            Some(order) if *order != record.output_order => {
+                arranged(Record::clone(record), order).map_or_else(|| Arc::clone(record), Arc::new)
             }
-            _ => false,
-        });
-    }
-
-    /// Called from the session's own thread, which has nothing else to do.
-    fn terminal(&self, reason: &Reason) -> Option<Terminal> {
-        let (lend, lent) = oneshot::channel();
-        *self.build.shell.lock().unwrap_or_else(PoisonError::into_inner) = Some(lend);
-        self.state.send_if_modified(|state| match state {
-            State::Running { shell, .. } => {
-                *shell = Some(reason.to_string().into());
-                true
-            }
-            _ => false,
-        });
-        self.runtime.block_on(async {
-            tokio::select! {
-                terminal = lent => terminal.ok(),
-                () = self.build.cancel.cancelled() => None,
-                () = tokio::time::sleep(TERMINAL_TIMEOUT) => None,
-            }
-        })
-    }
-
-    fn log(&self, _: Stream, bytes: &[u8]) {
-        if let Err(error) = self.build.recording.log(bytes) {
-            // A build whose log is cut would leave nobody the wiser.
-            let _ = self.build.log_failure.set(Failure::executor_because(
-                "log",
-                "the build's log can't be written",
-                &error,
-            ));
-            self.build.cancel();
+            _ => Arc::clone(record),
         }
+    }
+}
+
+/// A record with its outputs in this order. `None` if it has other outputs.
+pub(super) fn arranged(mut record: Record, order: &OutputOrder) -> Option<Record> {
+    if let Some(Outcome::Built(outputs)) = &mut record.outcome {
+        *outputs = order.arrange(outputs, &record.output_order)?;
+        record.output_order = order.clone();
+    }
+    Some(record)
+}
+
+/// Shared by all subscriptions of a build.
+#[derive(Debug)]
+pub(super) struct Subscribers(pub(super) CancellationToken);
+
+impl Drop for Subscribers {
+    fn drop(&mut self) {
+        self.0.cancel();
     }
 }

@@ -1,35 +1,39 @@
+//! The task that owns the queue and all active builds. Everything else sends it messages.
+
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
+    sync::{Arc, OnceLock, Weak},
     time::Instant,
 };
 
 use cofferdam_castore::B3Digest;
 use cofferdam_rpc::Client;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ActiveBuild, Message, Scheduler, SchedulerSettings, State, Submission, Subscribers, Subscription, active_build,
-    draining, need, reuse,
+    ActiveBuild, Environment, Message, Scheduler, SchedulerSettings, State, Submission, Subscription,
+    active_build::Subscribers,
+    draining,
+    queue::{Budget, Queue, Refusal, Ticket, Waiting},
+    run,
 };
 use crate::{
-    build::Options,
-    build::failure::Failure,
+    build::{Options, failure::Failure},
     records::{self, BuildId},
     request::{RequestError, RequestErrorKind},
-    scheduler::queue::{Queue, Refusal, Ticket, Waiting},
+    telemetry::Amounts,
 };
 
-/// The owner of the queue and of all builds in build.
 pub(super) struct EventLoop {
     scheduler: Scheduler,
     settings: SchedulerSettings,
     queue: Queue<Client>,
     entries: BTreeMap<Ticket, Entry>,
     by_id: HashMap<BuildId, Ticket>,
-    /// Of equal ones the last that could not join another.
-    by_digest: HashMap<B3Digest, Ticket>,
+    /// Of builds with equal keys the last one, which could not join another.
+    by_key: HashMap<B3Digest, Ticket>,
     draining: bool,
 }
 
@@ -44,8 +48,9 @@ struct Entry {
 }
 
 impl Entry {
-    fn subscription(&self, joined: bool) -> Option<Subscription> {
-        Some(Subscription { build: Arc::clone(&self.build), joined, subscribers: self.subscribers.upgrade()? })
+    fn subscribe(&self) -> Option<Subscription> {
+        let subscribers = self.subscribers.upgrade()?;
+        Some(Subscription { build: Arc::clone(&self.build), joined: true, order: None, subscribers })
     }
 
     fn is_open(&self) -> bool {
@@ -56,11 +61,11 @@ impl Entry {
 impl EventLoop {
     pub(super) fn new(scheduler: Scheduler, settings: SchedulerSettings) -> Self {
         let queue = Queue::new(settings.budget, settings.bounds);
-        let (entries, by_id, by_digest) = (BTreeMap::new(), HashMap::new(), HashMap::new());
-        Self { scheduler, settings, queue, entries, by_id, by_digest, draining: false }
+        let (entries, by_id, by_key) = (BTreeMap::new(), HashMap::new(), HashMap::new());
+        Self { scheduler, settings, queue, entries, by_id, by_key, draining: false }
     }
 
-    pub(super) async fn keep(mut self, mut inbox: mpsc::Receiver<Message>, drain: CancellationToken) {
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Message>, drain: CancellationToken) {
         let drain_timeout = self.settings.drain_timeout;
         let deadline = async {
             drain.cancelled().await;
@@ -70,47 +75,42 @@ impl EventLoop {
         let mut late = false;
         while !(self.draining && self.entries.is_empty()) {
             tokio::select! {
-                Some(message) = inbox.recv() => self.take(message),
+                Some(message) = inbox.recv() => self.handle(message),
                 () = drain.cancelled(), if !self.draining => self.drain(),
                 () = &mut deadline, if !late => {
                     late = true;
-                    self.entries.values().for_each(|entry| entry.build.cancel());
+                    self.entries.values().for_each(|entry| entry.build.cancel.cancel());
                 }
             }
             self.start_next();
-            self.tell_positions();
-            let waiting = self.queue.order().filter_map(|ticket| self.queue.waiting_for(ticket));
-            self.scheduler.backend.metrics.queue(waiting, self.queue.used(), self.queue.budget());
+            self.publish_positions();
+            self.count();
         }
     }
 
-    fn take(&mut self, message: Message) {
+    fn handle(&mut self, message: Message) {
         // Whoever asked may have gone away since; what nobody takes is dropped, and a build's subscription with it.
         match message {
-            Message::Submission(submission, reply) => drop(reply.send(self.submit(*submission))),
+            Message::Submit(submission, environment, reply) => drop(reply.send(self.submit(*submission, environment))),
             Message::Find(id, reply) => {
                 let entry = self.by_id.get(&id).and_then(|ticket| self.entries.get(ticket));
-                drop(reply.send(entry.and_then(|entry| entry.subscription(true))));
+                drop(reply.send(entry.and_then(Entry::subscribe)));
             }
             Message::List(reply) => {
                 drop(reply.send(self.entries.values().map(|entry| Arc::clone(&entry.build)).collect()));
             }
-            Message::Ended(id) => self.forget(id),
+            Message::Ended(id) => self.remove(id),
         }
     }
 
-    fn submit(&mut self, submission: Submission) -> Result<Subscription, Failure> {
+    fn submit(&mut self, submission: Submission, environment: Environment) -> Result<Subscription, Failure> {
         if self.draining {
             return Err(draining());
         }
-        if let Some(subscription) = self.join(&submission) {
+        if let Some(subscription) = self.join(&submission, environment.key) {
             return Ok(subscription);
         }
-        let key = reuse::key(&submission);
-        let ticket = self
-            .queue
-            .push(submission.client.clone(), need(&submission.request, &submission.options))
-            .map_err(refused)?;
+        let ticket = self.queue.push(submission.client.clone(), submission.need()).map_err(refused)?;
         let (state, receiver) = watch::channel(State::Queued { position: 0, waiting_for: Waiting::Turn });
         let (start, started) = oneshot::channel();
         let cancel = CancellationToken::new();
@@ -118,21 +118,20 @@ impl EventLoop {
         let Submission { client, request, digest, options, detached, rebuild: _, context, memory } = submission;
         let recording = self.scheduler.backend.records.begin(records::Request {
             digest,
-            key,
+            environment: environment.digest,
+            key: environment.key,
             client: client.to_string(),
             description: records::describe(&request.command_args),
+            output_order: request.output_order(),
             log_bytes: options.log_bytes,
         });
         let id = recording.id();
-        let (joined, shell, log_failure) = (Mutex::default(), Mutex::default(), OnceLock::new());
         let build = Arc::new(ActiveBuild {
             request,
-            digest,
-            client,
+            key: environment.key,
             recording,
-            joined,
-            shell,
-            log_failure,
+            shell: Mutex::default(),
+            log_failure: OnceLock::new(),
             state: receiver,
             cancel,
             context,
@@ -146,25 +145,24 @@ impl EventLoop {
             subscribers: Arc::downgrade(&subscribers),
             detached: detached.then(|| Arc::clone(&subscribers)),
         };
-        let backend = Arc::clone(&self.scheduler.backend);
-        tokio::spawn(active_build::run(backend, Arc::clone(&build), options, started, state, self.scheduler.clone()));
+        tokio::spawn(run::run(self.scheduler.clone(), Arc::clone(&build), options, started, state));
         self.entries.insert(ticket, entry);
         self.by_id.insert(id, ticket);
-        self.by_digest.insert(digest, ticket);
-        Ok(Subscription { build, joined: false, subscribers })
+        self.by_key.insert(environment.key, ticket);
+        Ok(Subscription { build, joined: false, order: None, subscribers })
     }
 
-    fn join(&mut self, submission: &Submission) -> Option<Subscription> {
-        let entry = self.entries.get_mut(self.by_digest.get(&submission.digest)?)?;
+    fn join(&mut self, submission: &Submission, key: B3Digest) -> Option<Subscription> {
+        let entry = self.entries.get_mut(self.by_key.get(&key)?)?;
         if !entry.is_open() || entry.options != submission.options {
             return None;
         }
-        let subscription = entry.subscription(true)?;
+        let subscription = entry.subscribe()?;
         if submission.detached {
             entry.detached = Some(Arc::clone(&subscription.subscribers));
         }
-        entry.build.joined.lock().unwrap_or_else(PoisonError::into_inner).insert(submission.client.clone());
-        Some(subscription)
+        entry.build.join(&submission.client);
+        Some(Subscription { order: Some(submission.request.output_order()), ..subscription })
     }
 
     fn start_next(&mut self) {
@@ -176,7 +174,7 @@ impl EventLoop {
         }
     }
 
-    fn tell_positions(&self) {
+    fn publish_positions(&self) {
         for (position, ticket) in self.queue.order().enumerate() {
             let Some((entry, waiting_for)) = self.entries.get(&ticket).zip(self.queue.waiting_for(ticket)) else {
                 continue;
@@ -192,18 +190,27 @@ impl EventLoop {
         }
     }
 
-    fn forget(&mut self, id: BuildId) {
+    fn remove(&mut self, id: BuildId) {
         let Some(ticket) = self.by_id.remove(&id) else { return };
         if !self.queue.remove(ticket) {
             self.queue.finish(ticket, Instant::now());
         }
         let Some(entry) = self.entries.remove(&ticket) else { return };
-        if self.by_digest.get(&entry.build.digest) == Some(&ticket) {
-            self.by_digest.remove(&entry.build.digest);
+        if self.by_key.get(&entry.build.key) == Some(&ticket) {
+            self.by_key.remove(&entry.build.key);
         }
     }
 
-    /// Nothing is taken any more, and what waits won't start.
+    fn count(&self) {
+        let mut counts = Waiting::ALL.map(|waiting| (waiting.word(), 0));
+        for waiting in self.queue.order().filter_map(|ticket| self.queue.waiting_for(ticket)) {
+            counts[waiting as usize].1 += 1;
+        }
+        let amounts = |Budget { memory_bytes, cpus, builds }: Budget| Amounts { memory_bytes, cpus, builds };
+        self.scheduler.backend.metrics.queue(counts, amounts(self.queue.used()), amounts(self.queue.budget()));
+    }
+
+    /// Refuses what waits and all that comes.
     fn drain(&mut self) {
         self.draining = true;
         tracing::info!(builds = self.entries.len(), waiting = self.queue.order().count(), "draining");

@@ -5,27 +5,34 @@ use std::sync::Arc;
 use cofferdam_castore::{B3Digest, PathComponent};
 use tokio::task::spawn_blocking;
 
-use super::{Backend, Submission};
+use super::{Backend, Submission, active_build::arranged};
 use crate::{
     devices::inputs,
     records::{Outcome, Record},
 };
 
-/// What the results of builds are found by: all that one can see of what was asked for.
-pub(super) fn key(submission: &Submission) -> B3Digest {
-    let mut seen = submission.digest.as_slice().to_vec();
-    seen.extend(submission.options.visible().into_iter().flat_map(u64::to_le_bytes));
-    B3Digest::of(&seen)
+/// Separates keys from all other digests.
+const KEY_CONTEXT: &str = "cofferdam v2: what a build can see of its request, its limits and its environment";
+
+/// What a result is found by: everything that a build can see. Builds with equal keys can stand in for each other.
+pub(super) fn key(submission: &Submission, environment: &B3Digest) -> B3Digest {
+    let mut hasher = blake3::Hasher::new_derive_key(KEY_CONTEXT);
+    hasher.update(submission.digest.as_slice()).update(environment.as_slice());
+    for limit in submission.options.visible() {
+        hasher.update(&limit.to_le_bytes());
+    }
+    hasher.finalize().into()
 }
 
-/// The record of an equal build that has succeeded, if the store has all of its outputs still. Whatever is in the way of
-/// finding out, the build can run again.
-pub(super) async fn find(backend: &Arc<Backend>, submission: &Submission) -> Option<Record> {
-    let (theirs, key) = (Arc::clone(backend), key(submission));
+/// The record of a build with this key that has succeeded, if the store still has all of its outputs. An error on the way
+/// is logged, since the build can run again.
+pub(super) async fn find(backend: &Arc<Backend>, submission: &Submission, key: B3Digest) -> Option<Record> {
+    let theirs = Arc::clone(backend);
     let found = spawn_blocking(move || theirs.records.result_for(&key)).await.ok()?;
     let record = found
         .inspect_err(|error| tracing::warn!(error = error as &dyn std::error::Error, "can't look for earlier builds"))
         .ok()??;
+    let record = arranged(record, &submission.request.output_order())?;
     let Some(Outcome::Built(outputs)) = &record.outcome else { return None };
     if outputs.len() != submission.request.outputs.len() {
         return None;

@@ -22,7 +22,6 @@ use tokio::{net::TcpListener, sync::Semaphore};
 use crate::{
     build::failure::Failure,
     records::{Outcome, Record},
-    scheduler::queue::{Budget, Waiting},
 };
 
 /// Scrapes at a time; more wait.
@@ -35,6 +34,14 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 type Label<const N: usize> = [(&'static str, String); N];
+
+/// Amounts of each resource that builds share.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Amounts {
+    pub(crate) memory_bytes: u64,
+    pub(crate) cpus: u32,
+    pub(crate) builds: u32,
+}
 
 /// All metrics.
 pub struct Metrics {
@@ -124,17 +131,14 @@ impl Metrics {
         self.reused.inc();
     }
 
-    /// What waits, and what runs.
-    pub(crate) fn queue(&self, waiting: impl Iterator<Item = Waiting>, used: Budget, budget: Budget) {
-        let mut counts = [0; 4];
-        waiting.for_each(|waiting| counts[waiting as usize] += 1);
-        for waiting in [Waiting::Builds, Waiting::Memory, Waiting::Cpus, Waiting::Turn] {
-            self.waiting.get_or_create(&[("for", waiting.word().to_owned())]).set(counts[waiting as usize]);
+    /// How many builds wait, by what they wait for, and what those that run use of which budget.
+    pub(crate) fn queue(&self, waiting: impl IntoIterator<Item = (&'static str, i64)>, used: Amounts, budget: Amounts) {
+        for (word, count) in waiting {
+            self.waiting.get_or_create(&[("for", word.to_owned())]).set(count);
         }
         self.running.set(used.builds.into());
-        for (family, budget) in [(&self.used, used), (&self.budget, budget)] {
-            let resources =
-                [("memory_bytes", budget.memory_bytes), ("cpus", budget.cpus.into()), ("builds", budget.builds.into())];
+        for (family, Amounts { memory_bytes, cpus, builds }) in [(&self.used, used), (&self.budget, budget)] {
+            let resources = [("memory_bytes", memory_bytes), ("cpus", cpus.into()), ("builds", builds.into())];
             for (resource, amount) in resources {
                 let amount = i64::try_from(amount).unwrap_or(i64::MAX);
                 family.get_or_create(&[("resource", resource.to_owned())]).set(amount);

@@ -3,6 +3,7 @@
 mod metrics;
 mod traces;
 
+pub(crate) use metrics::Amounts;
 pub use metrics::Metrics;
 pub use traces::Traces;
 pub(crate) use traces::context;

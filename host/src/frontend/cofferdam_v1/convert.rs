@@ -2,17 +2,16 @@
 
 use std::time::{Duration, SystemTime};
 
-use cofferdam_castore::proto::{Entry, EntryExt as _};
-use cofferdam_proto::{
-    cofferdam::v1::{self as wire, BuildInfo, Done, Queued, Success, Times, build_info, done, failure},
-    snix::build::v1::{BuildResponse, build_response},
+use cofferdam_proto::cofferdam::v1::{
+    self as wire, BuildInfo, Done, Queued, Success, Times, build_info, done, failure,
 };
 use cofferdam_protocol::{Sample, Usage};
 
+use super::super::response;
 use crate::{
     build,
     build::failure::{Failure, FailureKind},
-    records::{Machine, Outcome, Output, Phase, Record, Status},
+    records::{Machine, Outcome, Phase, Record, Status},
     scheduler::State,
     scheduler::queue::Waiting,
 };
@@ -56,14 +55,6 @@ pub(super) fn done(record: &Record) -> Done {
         None => done::Outcome::Failure(failed(&Failure::executor("host", "the build's end is not known"))),
     };
     Done { outcome: Some(outcome) }
-}
-
-pub(in crate::frontend) fn response(outputs: &[Output]) -> BuildResponse {
-    let output = |output: &Output| build_response::Output {
-        output: Some(Entry::unnamed(output.node.clone())),
-        needles: output.needles.iter().copied().collect(),
-    };
-    BuildResponse { outputs: outputs.iter().map(output).collect() }
 }
 
 fn failed(told: &Failure) -> wire::Failure {
@@ -123,6 +114,7 @@ pub(super) fn info(record: &Record, state: Option<&State>) -> BuildInfo {
         }
         .into(),
         request_digest: record.request_digest.as_slice().to_vec().into(),
+        environment_digest: record.environment.as_slice().to_vec().into(),
         client: record.client.clone(),
         command: record.description.clone(),
         submitted_unix_ms: unix_ms(record.created),

@@ -51,7 +51,7 @@ impl Teller {
                     }
                     let now = state.borrow_and_update().clone();
                     match now {
-                        State::Done(record) => return self.done(&record).await,
+                        State::Done(record) => return self.done(&subscription.arranged(&record)).await,
                         State::Queued { position, waiting_for } => {
                             self.say(event::Event::Queued(convert::queued(position, waiting_for))).await?;
                         }

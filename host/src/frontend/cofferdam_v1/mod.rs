@@ -6,39 +6,37 @@ mod limits;
 mod outlet;
 mod shell;
 
-use std::collections::HashMap;
+use std::sync::Arc;
 
 use cofferdam_proto::cofferdam::v1::{
     Accepted, BuildInfo, BuildRequest, CancelRequest, CancelResponse, Event, GetRequest, ListRequest, ListResponse,
     LogChunk, LogRequest, ShellInput, ShellOutput, WatchRequest, build_service_server,
 };
-use cofferdam_rpc::{Client, MAX_QUESTION_BYTES, MemoryPermit, Takes};
+use cofferdam_rpc::{Client, MAX_QUESTION_BYTES, Takes};
 use futures::{StreamExt as _, stream::BoxStream};
 use prost::Message as _;
-use tokio::task::spawn_blocking;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use super::{Service, status};
+use super::{Decoded, Origin, Shared, status::status};
 use crate::{
-    records::{BuildId, Filter, LogReader, MAX_PAGE, Record, Records, RecordsError, Status as RecordStatus},
+    build::failure::Failure,
+    records::{BuildId, LogReader, MAX_PAGE, RecordsError},
     request::MAX_ENCODED_BYTES,
-    scheduler::{Scheduler, Submission, Submitted},
-    telemetry,
+    scheduler::{Found, Listed, Operation, Submission, Submitted, unknown},
 };
-pub(super) use convert::response;
 use events::{tell_active, tell_record};
 use outlet::Outlet;
 
-/// Builds in a list when its client doesn't say.
+/// Builds in a list of which the client names no limit.
 const LISTED: u32 = 100;
 
-/// How many pages of records are looked at for a list: few hold what is large, or what others have built.
+/// Pages of records that are read for a list. Few records are on a page where they are large, or where others own them.
 const MAX_PAGES: usize = 16;
 
-/// Bytes of how listed builds ended; the rest of a list is small, and many clients take no message of more than 4 MiB.
+/// Bytes of all outcomes in a list. The rest of it is small, and many clients take no message of more than 4 MiB.
 const MAX_LISTED_BYTES: usize = 2 * 1024 * 1024;
 
-/// Bytes of what may be around a request.
+/// Bytes that a message of `Build` may have beside the request in it.
 const MAX_AROUND_BYTES: usize = 64 * 1024;
 
 /// Bytes of the largest message of `Build`.
@@ -58,90 +56,82 @@ pub(super) fn takes(method: &str) -> Takes {
 
 type Answers<T> = BoxStream<'static, Result<T, Status>>;
 
+pub(super) struct BuildService(pub(super) Arc<Shared>);
+
 #[async_trait]
-impl build_service_server::BuildService for Service {
+impl build_service_server::BuildService for BuildService {
     type BuildStream = Answers<Event>;
     type WatchStream = Answers<Event>;
     type LogStream = Answers<LogChunk>;
     type ShellStream = Answers<ShellOutput>;
 
     async fn build(&self, request: Request<BuildRequest>) -> Result<Response<Self::BuildStream>, Status> {
-        let (client, context, memory) =
-            (Client::of(&request)?, telemetry::context(request.metadata()), MemoryPermit::of(&request));
+        let Origin { client, context, memory } = Origin::of(&request)?;
         let message = request.into_inner();
-        let options = limits::within(&self.allowed, &message).map_err(|error| self.refused(&client, error))?;
-        let (request, digest) = self.decode(&client, message.request.unwrap_or_default()).await?;
-        let (detached, rebuild) = (message.detached, message.rebuild);
-        let submission = Submission { client, request, digest, options, detached, rebuild, context, memory };
-        let submitted = self.scheduler.submit(submission).await.map_err(|failure| status(&failure, None, b""))?;
-        let with_log = !message.without_log;
-        match submitted {
+        let options = limits::within(&self.0.allowed, &message);
+        let options = options.map_err(|error| failed(&self.0.refused(&client, error)))?;
+        let decoded = self.0.decode(&client, message.request.unwrap_or_default()).await;
+        let Decoded { request, digest } = decoded.map_err(|failure| failed(&failure))?;
+        let BuildRequest { detached, rebuild, without_log, .. } = message;
+        let submission =
+            Submission { client: client.clone(), request, digest, options, detached, rebuild, context, memory };
+        match self.0.scheduler.submit(submission).await.map_err(|failure| failed(&failure))? {
             Submitted::Active(subscription) => {
                 let id = subscription.build.id();
-                let log = if with_log { self.reader(id, 0).await? } else { None };
+                let log = self.log(&client, id, 0, without_log).await?;
                 let accepted = Accepted { id: id.to_string(), joined: subscription.joined, from_record: false };
                 Ok(stream(move |outlet| tell_active(subscription, accepted, log, outlet)))
             }
-            Submitted::Earlier(record) => {
-                let accepted = Accepted { id: record.id.to_string(), joined: false, from_record: true };
+            Submitted::Earlier { record, is_visible } => {
+                // An id that its client can do nothing with would only be refused later.
+                let id = if is_visible { record.id.to_string() } else { String::new() };
+                let accepted = Accepted { id, joined: false, from_record: true };
                 Ok(stream(move |outlet| tell_record(*record, accepted, None, outlet)))
             }
         }
     }
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let (client, message) = (Client::of(&request)?, request.into_inner());
-        let id = parse(&message.id)?;
-        let subscription = self.scheduler.find(id).await;
-        if let Some(subscription) = subscription.filter(|subscription| subscription.build.is_known_to(&client)) {
-            let log = if message.without_log { None } else { self.reader(id, message.log_offset).await? };
-            let accepted = Accepted { id: id.to_string(), joined: true, from_record: false };
-            return Ok(stream(move |outlet| tell_active(subscription, accepted, log, outlet)));
+        let (client, WatchRequest { id, log_offset, without_log }) = (Client::of(&request)?, request.into_inner());
+        let id = parse(&id)?;
+        let found = self.find(&client, id, Operation::Watch).await?;
+        let log = self.log(&client, id, log_offset, without_log).await?;
+        let accepted = |joined| Accepted { id: id.to_string(), joined, from_record: !joined };
+        match found {
+            Found::Active(subscription) => {
+                Ok(stream(move |outlet| tell_active(subscription, accepted(true), log, outlet)))
+            }
+            Found::Ended(record) => Ok(stream(move |outlet| tell_record(*record, accepted(false), log, outlet))),
         }
-        let record = self.record(id, &client).await?;
-        let log = if message.without_log { None } else { self.reader(id, message.log_offset).await? };
-        let accepted = Accepted { id: id.to_string(), joined: false, from_record: true };
-        Ok(stream(move |outlet| tell_record(record, accepted, log, outlet)))
     }
 
     async fn cancel(&self, request: Request<CancelRequest>) -> Result<Response<CancelResponse>, Status> {
         let (client, message) = (Client::of(&request)?, request.into_inner());
-        let id = parse(&message.id)?;
-        let builds = self.scheduler.list().await;
-        match builds.iter().find(|build| build.id() == id && client.sees(build.client())) {
-            Some(build) => build.cancel(),
-            None => drop(self.record(id, &client).await?),
-        }
+        let cancelled = self.0.scheduler.cancel(&client, parse(&message.id)?).await;
+        cancelled.map_err(|failure| failed(&failure))?;
         Ok(Response::new(CancelResponse {}))
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<BuildInfo>, Status> {
         let (client, message) = (Client::of(&request)?, request.into_inner());
-        let id = parse(&message.id)?;
-        let builds = self.scheduler.list().await;
-        if let Some(build) = builds.iter().find(|build| build.id() == id && build.is_known_to(&client)) {
-            let state = build.state().borrow().clone();
-            return Ok(Response::new(convert::info(&build.record(), Some(&state))));
-        }
-        Ok(Response::new(convert::info(&self.record(id, &client).await?, None)))
+        Ok(Response::new(match self.find(&client, parse(&message.id)?, Operation::Get).await? {
+            Found::Active(subscription) => {
+                let state = subscription.build.state().borrow().clone();
+                convert::info(&subscription.build.record(), Some(&state))
+            }
+            Found::Ended(record) => convert::info(&record, None),
+        }))
     }
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
         let (client, message) = (Client::of(&request)?, request.into_inner());
-        let filter = Filter {
-            client: (!client.is_operator()).then(|| client.to_string()),
-            status: message.active.then_some(RecordStatus::Unfinished),
-            since: None,
-        };
         let limit = (if message.limit == 0 { LISTED } else { message.limit } as usize).min(MAX_PAGE);
-        let active: HashMap<_, _> =
-            self.scheduler.list().await.into_iter().map(|build| (build.id(), build.state().borrow().clone())).collect();
         let (mut builds, mut room, mut before) = (Vec::new(), MAX_LISTED_BYTES, None);
         for _ in 0..MAX_PAGES {
-            let (filter, most) = (filter.clone(), limit - builds.len());
-            let page = self.ask(move |records| records.list(&filter, before, most)).await?;
-            let infos = page.records.iter().map(|record| convert::info(record, active.get(&record.id)));
-            builds.extend(infos.map(|info| shortened(info, &mut room)));
+            let page = self.0.scheduler.list(&client, message.active, before, limit - builds.len()).await;
+            let page = page.map_err(|failure| failed(&failure))?;
+            let info = |Listed { record, state }: Listed| shortened(convert::info(&record, state.as_ref()), &mut room);
+            builds.extend(page.builds.into_iter().map(info));
             before = page.next;
             if before.is_none() || builds.len() >= limit {
                 break;
@@ -152,12 +142,8 @@ impl build_service_server::BuildService for Service {
 
     async fn log(&self, request: Request<LogRequest>) -> Result<Response<Self::LogStream>, Status> {
         let (client, LogRequest { id, offset, follow }) = (Client::of(&request)?, request.into_inner());
-        let id = parse(&id)?;
-        let builds = self.scheduler.list().await;
-        if !builds.iter().any(|build| build.id() == id && build.is_known_to(&client)) {
-            self.record(id, &client).await?;
-        }
-        let mut reader = self.reader(id, offset).await?.ok_or_else(unknown)?;
+        let reader = self.0.scheduler.read_log(&client, parse(&id)?, offset).await;
+        let mut reader = reader.map_err(|failure| failed(&failure))?;
         Ok(stream(move |outlet: Outlet<LogChunk>| async move {
             loop {
                 let offset = reader.position();
@@ -180,14 +166,10 @@ impl build_service_server::BuildService for Service {
     async fn shell(&self, request: Request<Streaming<ShellInput>>) -> Result<Response<Self::ShellStream>, Status> {
         let (client, mut inputs) = (Client::of(&request)?, request.into_inner());
         let start = shell::start(&mut inputs).await?;
-        let subscription = self.scheduler.find(parse(&start.id)?).await;
-        let subscription =
-            subscription.filter(|subscription| subscription.build.is_known_to(&client)).ok_or_else(unknown)?;
+        let id = parse(&start.id)?;
         let (terminal, typed, mut shown) = shell::terminal(start);
-        let lent = subscription.build.lend(terminal);
-        lent.map_err(|_| {
-            Status::failed_precondition("the build offers no shell now; an event does when it has failed")
-        })?;
+        let subscription = self.0.scheduler.use_shell(&client, id, terminal).await;
+        let subscription = subscription.map_err(|failure| failed(&failure))?;
         tokio::spawn(async move {
             shell::pass(inputs, typed).await;
             drop(subscription);
@@ -202,25 +184,24 @@ impl build_service_server::BuildService for Service {
     }
 }
 
-impl Service {
-    /// The record of a build that a client may know of.
-    async fn record(&self, id: BuildId, client: &Client) -> Result<Record, Status> {
-        let record = self.ask(move |records| records.get(id)).await?;
-        record.filter(|record| client.is_operator() || record.client == client.to_string()).ok_or_else(unknown)
+impl BuildService {
+    async fn find(&self, client: &Client, id: BuildId, operation: Operation) -> Result<Found, Status> {
+        self.0.scheduler.find(client, id, operation).await.map_err(|failure| failed(&failure))
     }
 
-    pub(super) async fn reader(&self, id: BuildId, offset: u64) -> Result<Option<LogReader>, Status> {
-        self.ask(move |records| records.read_log(id, offset)).await
-    }
-
-    async fn ask<T: Send + 'static>(
+    /// A build's log, for its events.
+    async fn log(
         &self,
-        question: impl FnOnce(&Records) -> Result<T, RecordsError> + Send + 'static,
-    ) -> Result<T, Status> {
-        let scheduler: Scheduler = self.scheduler.clone();
-        let answered = spawn_blocking(move || question(scheduler.records())).await;
-        let answered = answered.map_err(|_| Status::internal("the server failed at this request"))?;
-        answered.map_err(|error| records_status(&error))
+        client: &Client,
+        id: BuildId,
+        offset: u64,
+        without_log: bool,
+    ) -> Result<Option<LogReader>, Status> {
+        if without_log {
+            return Ok(None);
+        }
+        let reader = self.0.scheduler.read_log(client, id, offset).await;
+        reader.map(Some).map_err(|failure| failed(&failure))
     }
 }
 
@@ -246,24 +227,17 @@ fn shortened(mut info: BuildInfo, room: &mut usize) -> BuildInfo {
     info
 }
 
-/// What is no id names no build either.
+/// Text that is no id names no build either.
 fn parse(id: &str) -> Result<BuildId, Status> {
-    id.parse().map_err(|_| unknown())
+    id.parse().map_err(|_| failed(&unknown()))
 }
 
-fn unknown() -> Status {
-    Status::not_found("you have no build of this id; `cofferdam builds list` shows those that you have")
+fn failed(failure: &Failure) -> Status {
+    status(failure, None, b"")
 }
 
 fn records_status(error: &RecordsError) -> Status {
-    let mut message = error.to_string();
-    for cause in crate::build::failure::causes(error) {
-        message = format!("{message}: {cause}");
-    }
-    match error {
-        RecordsError::BeyondEnd { .. } => Status::out_of_range(message),
-        _ => Status::internal(message),
-    }
+    failed(&error.into())
 }
 
 #[cfg(test)]

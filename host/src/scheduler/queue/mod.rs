@@ -11,7 +11,7 @@
 //!
 //! **Cost.** A build costs the largest of its shares of the budget's memory, CPUs and builds, in [`MACHINE`]ths.
 //!
-//! **Submission.** Start-time fair queueing: a build's tag is what its client's earlier builds cost together, and the lowest
+//! **Order.** Start-time fair queueing: a build's tag is what its client's earlier builds cost together, and the lowest
 //! tag is first. A client that has had nothing waiting joins at the virtual time, which never is behind the first
 //! waiting build and moves on with every start by the cost's share of one client: it can't save up, and no stream
 //! of new clients keeps others waiting for ever.
@@ -119,6 +119,9 @@ pub enum Waiting {
 }
 
 impl Waiting {
+    /// All of them, in the order of their declaration.
+    pub const ALL: [Self; 4] = [Self::Builds, Self::Memory, Self::Cpus, Self::Turn];
+
     /// A word for machines, stable across versions.
     pub fn word(self) -> &'static str {
         match self {

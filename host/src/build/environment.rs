@@ -1,0 +1,169 @@
+//! What a build can see of its host, as one digest.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+    path::Path,
+};
+
+use blake3::Hasher;
+use cofferdam_castore::B3Digest;
+use cofferdam_images::Image;
+use cofferdam_protocol::VERSION;
+use parking_lot::Mutex;
+
+use super::Settings;
+
+/// Separates these digests from all others. Its number is raised when what a build sees changes in a way that nothing below
+/// tells.
+const CONTEXT: &str = "cofferdam v1: the environment of builds";
+
+/// The digest of an image's files, made again when one of them has changed.
+#[derive(Debug, Default)]
+pub(super) struct ImageDigest(Mutex<Option<([Stamp; 3], B3Digest)>>);
+
+/// What changes whenever a file does: device, inode, size, and the times of its last changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp([i128; 5]);
+
+impl Stamp {
+    fn of(path: &Path) -> io::Result<Self> {
+        let found = fs::metadata(path)?;
+        let nanoseconds = |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
+        Ok(Self([
+            found.dev().into(),
+            found.ino().into(),
+            found.size().into(),
+            nanoseconds(found.mtime(), found.mtime_nsec()),
+            nanoseconds(found.ctime(), found.ctime_nsec()),
+        ]))
+    }
+}
+
+impl ImageDigest {
+    fn get(&self, image: &Image) -> io::Result<B3Digest> {
+        let files = [&image.kernel, &image.initramfs, &image.scratch];
+        let mut known = self.0.lock();
+        let mut stamps = [Stamp([0; 5]); 3];
+        for (stamp, path) in stamps.iter_mut().zip(files) {
+            *stamp = Stamp::of(path)?;
+        }
+        if let Some((of, digest)) = *known
+            && of == stamps
+        {
+            return Ok(digest);
+        }
+        let mut digests = [0; 3 * B3Digest::LENGTH];
+        for (digest, path) in digests.chunks_exact_mut(B3Digest::LENGTH).zip(files) {
+            let mut hasher = Hasher::new();
+            hasher.update_reader(File::open(path)?)?;
+            digest.copy_from_slice(hasher.finalize().as_bytes());
+        }
+        let digest = B3Digest::of(&digests);
+        *known = Some((stamps, digest));
+        Ok(digest)
+    }
+}
+
+/// The digest of what builds with these settings see.
+pub(super) fn digest(settings: &Settings, image: &ImageDigest) -> io::Result<B3Digest> {
+    let Settings { vmm, cpu_model, ro_paths, withhold_network, nested, .. } = settings;
+    let mut fields = Fields(Hasher::new_derive_key(CONTEXT));
+    fields.add("protocol", &VERSION.to_le_bytes());
+    fields.add("image", image.get(&settings.image)?.as_slice());
+    // Without a model of its own, the CPU is what the VMM and the accelerator make of the host's.
+    fields.add("vmm", vmm.kind.to_string().as_bytes());
+    fields.add("vmm version", vmm.version.as_bytes());
+    fields.add("accelerator", vmm.accelerator.to_string().as_bytes());
+    fields.add("CPU model", cpu_model.as_deref().unwrap_or_default().as_bytes());
+    fields.add("nested", &[u8::from(*nested)]);
+    fields.add("network withheld", &[u8::from(*withhold_network)]);
+    for (seen, host) in ro_paths {
+        fields.add("path", seen.as_str().as_bytes());
+        fields.add("host path", host.as_os_str().as_bytes());
+    }
+    Ok(fields.0.finalize().into())
+}
+
+/// Names and values, each with its length, so that no two lists of them are the same bytes.
+struct Fields(Hasher);
+
+impl Fields {
+    fn add(&mut self, name: &str, value: &[u8]) {
+        for part in [name.as_bytes(), value] {
+            self.0.update(&(part.len() as u64).to_le_bytes()).update(part);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write as _, path::PathBuf};
+
+    use super::*;
+    use crate::{
+        machine::vmm::{self, Accelerator},
+        request::AbsolutePath,
+    };
+
+    fn settings(dir: &Path) -> Settings {
+        for name in ["kernel", "initramfs", "scratch.ext4"] {
+            fs::write(dir.join(name), name).unwrap();
+        }
+        let image = Image::open(dir).unwrap();
+        let choice = vmm::choose(None).expect("images/setup.sh installs QEMU");
+        Settings::new(image, choice, dir.join("run"))
+    }
+
+    #[test]
+    fn each_part_of_the_environment_changes_its_digest() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = settings(dir.path());
+        let digest = |settings: &Settings| digest(settings, &ImageDigest::default()).unwrap();
+        let path = |path: &str| AbsolutePath::new(path).unwrap();
+        let mut all = vec![digest(&settings)];
+        let changes: [fn(&mut Settings); 5] = [
+            |settings| settings.cpu_model = Some("Nehalem-v1".to_owned()),
+            |settings| settings.nested = true,
+            |settings| settings.withhold_network = true,
+            |settings| settings.vmm.version = "another".to_owned(),
+            |settings| {
+                settings.vmm.accelerator = match settings.vmm.accelerator {
+                    Accelerator::Kvm => Accelerator::Tcg,
+                    Accelerator::Tcg => Accelerator::Kvm,
+                };
+            },
+        ];
+        for change in changes {
+            let mut changed = settings.clone();
+            change(&mut changed);
+            all.push(digest(&changed));
+        }
+        for (seen, host) in [("/opt/a", "/srv/a"), ("/opt/a", "/srv/b"), ("/opt/as", "/rv/a")] {
+            let ro_paths = [(path(seen), PathBuf::from(host))].into();
+            all.push(digest(&Settings { ro_paths, ..settings.clone() }));
+        }
+        let count = all.len();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), count, "two environments have one digest");
+        assert_eq!(digest(&settings), digest(&settings.clone()));
+    }
+
+    #[test]
+    fn a_change_of_the_image_shows_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (settings, image) = (settings(dir.path()), ImageDigest::default());
+        let first = digest(&settings, &image).unwrap();
+        assert_eq!(digest(&settings, &image).unwrap(), first);
+        for name in ["kernel", "initramfs", "scratch.ext4"] {
+            let before = digest(&settings, &image).unwrap();
+            let mut file = File::options().append(true).open(dir.path().join(name)).unwrap();
+            file.write_all(&[0; 512]).unwrap();
+            assert_ne!(digest(&settings, &image).unwrap(), before, "{name}");
+        }
+        fs::remove_file(dir.path().join("kernel")).unwrap();
+        assert!(digest(&settings, &image).is_err());
+    }
+}

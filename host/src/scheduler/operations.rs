@@ -1,0 +1,146 @@
+//! What clients do with builds that are there. Each operation is decided by [`Relation`].
+
+use std::{collections::HashMap, sync::Arc};
+
+use cofferdam_rpc::Client;
+use tokio::task::spawn_blocking;
+
+use super::{Message, Operation, Relation, Scheduler, State, Subscription, access::unknown};
+use crate::{
+    build::{Terminal, failure::Failure},
+    records::{BuildId, LogReader, Record, Records, RecordsError, Status},
+};
+
+/// A build that a client has found.
+#[derive(Debug)]
+pub enum Found {
+    /// It waits or runs. It isn't cancelled as long as this is kept.
+    Active(Subscription),
+    /// It has ended.
+    Ended(Box<Record>),
+}
+
+/// A build in a list.
+#[derive(Debug)]
+pub struct Listed {
+    /// What is known of it.
+    pub record: Record,
+    /// Where it is, if it is active.
+    pub state: Option<State>,
+}
+
+/// Part of a list.
+#[derive(Debug)]
+pub struct Page {
+    /// The latest first. May be fewer than asked for, even none, although there are more.
+    pub builds: Vec<Listed>,
+    /// Where the next page begins, if there may be one.
+    pub next: Option<BuildId>,
+}
+
+impl Scheduler {
+    /// Finds a build to do something with.
+    ///
+    /// # Errors
+    ///
+    /// There is none, or the client may not do that.
+    pub async fn find(&self, client: &Client, id: BuildId, operation: Operation) -> Result<Found, Failure> {
+        let active = self.ask(|reply| Message::Find(id, reply)).await.flatten();
+        let found = match active {
+            Some(subscription) => Found::Active(subscription),
+            None => {
+                let record = self.ask_records(move |records| records.get(id)).await?;
+                Found::Ended(Box::new(record.ok_or_else(unknown)?))
+            }
+        };
+        let relation = match &found {
+            Found::Active(subscription) => Relation::of(client, &subscription.build.record()),
+            Found::Ended(record) => Relation::of(client, record),
+        };
+        relation.check(operation).map(|()| found)
+    }
+
+    /// Ends a build for everybody. One that has ended stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// There is none, or the client may not do that.
+    pub async fn cancel(&self, client: &Client, id: BuildId) -> Result<(), Failure> {
+        if let Found::Active(subscription) = self.find(client, id, Operation::Cancel).await? {
+            subscription.build.cancel.cancel();
+        }
+        Ok(())
+    }
+
+    /// Builds that a client may see, the latest first: at most `most` of those before `before`, which is [`Page::next`] of
+    /// the page before.
+    ///
+    /// # Errors
+    ///
+    /// The records can't be read.
+    pub async fn list(
+        &self,
+        client: &Client,
+        only_active: bool,
+        before: Option<BuildId>,
+        most: usize,
+    ) -> Result<Page, Failure> {
+        let active = self.active().await;
+        let mut states: HashMap<_, _> =
+            active.iter().map(|build| (build.id(), build.state().borrow().clone())).collect();
+        let client = client.clone();
+        let page = self.ask_records(move |records| {
+            let wanted = |record: &Record| {
+                (!only_active || record.status() == Status::Unfinished)
+                    && Relation::of(&client, record).allows(Operation::List)
+            };
+            records.list(&wanted, before, most)
+        });
+        let page = page.await?;
+        let listed = |record: Record| Listed { state: states.remove(&record.id), record };
+        Ok(Page { builds: page.records.into_iter().map(listed).collect(), next: page.next })
+    }
+
+    /// A reader of a build's log, from an offset on.
+    ///
+    /// # Errors
+    ///
+    /// There is no such build, the client may not do that, or the log is shorter.
+    pub async fn read_log(&self, client: &Client, id: BuildId, offset: u64) -> Result<LogReader, Failure> {
+        self.find(client, id, Operation::ReadLog).await?;
+        self.ask_records(move |records| records.read_log(id, offset)).await?.ok_or_else(unknown)
+    }
+
+    /// Lends a terminal to a failed build that offers a shell. The build stays as long as what is returned is kept.
+    ///
+    /// # Errors
+    ///
+    /// There is no such build, the client may not do that, or the build offers no shell.
+    pub async fn use_shell(&self, client: &Client, id: BuildId, terminal: Terminal) -> Result<Subscription, Failure> {
+        if let Found::Active(subscription) = self.find(client, id, Operation::UseShell).await?
+            && subscription.build.lend(terminal)
+        {
+            return Ok(subscription);
+        }
+        Err(Failure::wrong("no_shell", "the build offers no shell now; an event does when it has failed"))
+    }
+
+    /// Waits until the scheduler's task answers, or has ended.
+    pub async fn answers(&self) {
+        drop(self.ask(Message::List).await);
+    }
+
+    async fn active(&self) -> Vec<Arc<super::ActiveBuild>> {
+        self.ask(Message::List).await.unwrap_or_default()
+    }
+
+    async fn ask_records<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Records) -> Result<T, RecordsError> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let backend = Arc::clone(&self.backend);
+        let answer = spawn_blocking(move || question(&backend.records)).await;
+        let answer = answer.map_err(|_| Failure::executor("host", "the server failed at this request"))?;
+        answer.map_err(|error| Failure::from(&error))
+    }
+}

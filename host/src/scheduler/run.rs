@@ -1,0 +1,151 @@
+//! The task of one build.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use cofferdam_protocol::{Sample, Stream};
+use futures::FutureExt as _;
+use tokio::{
+    runtime::Handle,
+    sync::{oneshot, watch},
+    task::spawn_blocking,
+};
+
+use super::{ActiveBuild, Backend, Message, Scheduler, State};
+use crate::{
+    build::failure::Failure,
+    build::{BuildError, Built, ExecutorError, Observer, Options, Phase, Reason, Terminal},
+    records::{End, Outcome, Record},
+};
+
+/// How long a failed build waits for the terminal of a client that has asked for a shell.
+const TERMINAL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// One build, from its place in the queue to its end.
+pub(super) async fn run(
+    scheduler: Scheduler,
+    build: Arc<ActiveBuild>,
+    options: Options,
+    started: oneshot::Receiver<Result<(), Failure>>,
+    state: watch::Sender<State>,
+) {
+    let backend = &scheduler.backend;
+    let ended = AssertUnwindSafe(run_to_end(backend, &build, &options, started, &state)).catch_unwind().await;
+    let end = ended.unwrap_or_else(|_| Err(Failure::executor("host", "the task of the build broke down")));
+    let record = record(&build, end.unwrap_or_else(failed)).await;
+    backend.metrics.ended(&record);
+    let (outcome, reason) = match &record.outcome {
+        Some(Outcome::Failed(failure)) => (failure.kind.word(), failure.reason.as_str()),
+        _ => ("succeeded", ""),
+    };
+    let seconds = record.ended.unwrap_or_default().as_secs_f64();
+    tracing::info!(build = %record.id, outcome, reason, seconds, log_bytes = record.log.bytes, "ended");
+    if let Some(traces) = &backend.traces {
+        traces.ended(&record, &build.context);
+    }
+    state.send_replace(State::Done(Arc::new(record)));
+    // Nothing is left to free when the event loop has ended.
+    let _ = scheduler.messages.send(Message::Ended(build.id())).await;
+}
+
+fn failed(failure: Failure) -> End {
+    End { outcome: Outcome::Failed(failure), usage: None, kept: None }
+}
+
+/// The record of a build that has ended, as durable as it can be made.
+async fn record(build: &Arc<ActiveBuild>, end: End) -> Record {
+    let theirs = Arc::clone(build);
+    match spawn_blocking(move || theirs.recording.finish(end)).await {
+        Ok(Ok(record)) => return record,
+        Ok(Err(error)) => {
+            tracing::error!(id = %build.id(), error = &error as &dyn std::error::Error, "can't record a build's end");
+        }
+        Err(error) => tracing::error!(id = %build.id(), %error, "can't record a build's end"),
+    }
+    build.recording.record()
+}
+
+/// How the build ends, or why it could not begin.
+async fn run_to_end(
+    backend: &Backend,
+    build: &Arc<ActiveBuild>,
+    options: &Options,
+    started: oneshot::Receiver<Result<(), Failure>>,
+    state: &watch::Sender<State>,
+) -> Result<End, Failure> {
+    tokio::select! {
+        biased;
+        () = build.cancel.cancelled() => return Err(interrupted()),
+        started = started => started.unwrap_or_else(|_| Err(super::draining()))?,
+    }
+    let (theirs, machine) = (Arc::clone(build), backend.machine.clone());
+    let noted = spawn_blocking(move || theirs.recording.start(machine)).await;
+    let noted = noted.map_err(|error| Failure::executor("host", error.to_string()))?;
+    tracing::info!(build = %build.id(), "started");
+    noted.map_err(|error| Failure::executor_because("records", "the build can't be recorded", &error))?;
+    let watch = Arc::new(Watch { state: state.clone(), build: Arc::clone(build), runtime: Handle::current() });
+    let built = backend.builder.build(&build.request, options, watch, &build.cancel).await;
+    match build.log_failure.get() {
+        Some(failure) if !matches!(built, Ok(Built { .. })) => Err(failure.clone()),
+        _ => Ok(End::from(&built)),
+    }
+}
+
+fn interrupted() -> Failure {
+    (&BuildError::Executor(ExecutorError::Interrupted)).into()
+}
+
+/// Passes on what the build tells.
+struct Watch {
+    state: watch::Sender<State>,
+    build: Arc<ActiveBuild>,
+    runtime: Handle,
+}
+
+impl Observer for Watch {
+    fn phase(&self, phase: Phase) {
+        self.build.recording.phase(phase.into());
+        self.state.send_replace(State::Running { phase, sample: None, shell: None });
+    }
+
+    fn sample(&self, latest: &Sample) {
+        self.state.send_if_modified(|state| match state {
+            State::Running { sample, .. } => {
+                *sample = Some(*latest);
+                true
+            }
+            _ => false,
+        });
+    }
+
+    /// Called from the session's own thread, which has nothing else to do.
+    fn terminal(&self, reason: &Reason) -> Option<Terminal> {
+        let (lend, lent) = oneshot::channel();
+        *self.build.shell.lock() = Some(lend);
+        self.state.send_if_modified(|state| match state {
+            State::Running { shell, .. } => {
+                *shell = Some(reason.to_string().into());
+                true
+            }
+            _ => false,
+        });
+        self.runtime.block_on(async {
+            tokio::select! {
+                terminal = lent => terminal.ok(),
+                () = self.build.cancel.cancelled() => None,
+                () = tokio::time::sleep(TERMINAL_TIMEOUT) => None,
+            }
+        })
+    }
+
+    fn log(&self, _: Stream, bytes: &[u8]) {
+        if let Err(error) = self.build.recording.log(bytes) {
+            // A build whose log is cut would leave nobody the wiser.
+            let _ = self.build.log_failure.set(Failure::executor_because(
+                "log",
+                "the build's log can't be written",
+                &error,
+            ));
+            self.build.cancel.cancel();
+        }
+    }
+}

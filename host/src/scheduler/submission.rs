@@ -1,0 +1,49 @@
+use cofferdam_castore::B3Digest;
+use cofferdam_rpc::{Client, MemoryPermit};
+use opentelemetry::Context;
+
+use super::{Subscription, queue::Need};
+use crate::{build::Options, records::Record, request::BuildRequest};
+
+/// A build that a client wants.
+#[derive(Debug)]
+pub struct Submission {
+    /// Who submits it.
+    pub client: Client,
+    /// What to build.
+    pub request: BuildRequest,
+    /// The request's digest.
+    pub digest: B3Digest,
+    /// What the build gets.
+    pub options: Options,
+    /// Whether it goes on when nobody waits for it.
+    pub detached: bool,
+    /// Whether it runs even if an equal one has succeeded.
+    pub rebuild: bool,
+    /// The trace that it is part of.
+    pub context: Context,
+    /// For the memory that the request takes.
+    pub memory: MemoryPermit,
+}
+
+impl Submission {
+    /// What the build takes of the budget.
+    pub(super) fn need(&self) -> Need {
+        let asked = self.request.constraints.as_ref().map_or(0, |constraints| constraints.min_memory);
+        Need { memory_bytes: self.options.memory_bytes.max(asked), cpus: self.options.cpus }
+    }
+}
+
+/// What becomes of a submission.
+#[derive(Debug)]
+pub enum Submitted {
+    /// A build to wait for.
+    Active(Subscription),
+    /// An equal build has succeeded before, and its outputs are in the store.
+    Earlier {
+        /// Its record; the outputs are in the order of the submission's.
+        record: Box<Record>,
+        /// Whether the client may ask for this build by its id.
+        is_visible: bool,
+    },
+}

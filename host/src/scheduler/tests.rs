@@ -1,0 +1,233 @@
+//! The scheduler with real records, whose builds run for ever: the store that has their input never answers.
+
+use std::{fs, io, path::Path};
+
+use cofferdam_castore::{
+    Directory, Node,
+    directoryservice::{DirectoryPutter, DirectoryService},
+    proto::{Entry, EntryExt as _},
+};
+use cofferdam_images::Image;
+use cofferdam_proto::snix::build::v1 as proto;
+use cofferdam_protocol::WindowSize;
+use cofferdam_rpc::MemoryPermit;
+use futures::{
+    StreamExt as _,
+    future::pending,
+    stream::{self, BoxStream},
+};
+use nix::unistd::geteuid;
+use opentelemetry::Context;
+use tokio::sync::mpsc;
+use tonic::async_trait;
+
+use super::*;
+use crate::{
+    build::{Options, Settings, Terminal},
+    machine::vmm,
+    records::{End, Outcome, Output, Recording, Retention},
+    request::BuildRequest,
+};
+
+const OWNER: Client = Client::User(u32::MAX - 1);
+const JOINED: Client = Client::User(u32::MAX - 2);
+const STRANGER: Client = Client::User(u32::MAX - 3);
+
+/// A store of directories that is there and never answers.
+struct Silent;
+
+#[async_trait]
+impl DirectoryService for Silent {
+    async fn get(&self, _: &B3Digest) -> io::Result<Option<Directory>> {
+        pending().await
+    }
+
+    async fn put(&self, _: Directory) -> io::Result<B3Digest> {
+        pending().await
+    }
+
+    fn get_recursive(&self, _: &B3Digest) -> BoxStream<'_, io::Result<Directory>> {
+        stream::pending().boxed()
+    }
+
+    fn put_multiple_start(&self) -> Box<dyn DirectoryPutter + '_> {
+        unreachable!("nobody puts anything")
+    }
+}
+
+fn operators() -> [Client; 2] {
+    [Client::User(0), Client::User(geteuid().as_raw())]
+}
+
+fn backend(dir: &Path) -> Backend {
+    for name in ["kernel", "initramfs", "scratch.ext4"] {
+        fs::write(dir.join(name), name).unwrap();
+    }
+    let choice = vmm::choose(None).expect("images/setup.sh installs QEMU");
+    let machine = Machine::from(&choice);
+    let settings = Settings::new(Image::open(dir).unwrap(), choice, dir.join("run"));
+    let store = Store { directories: Arc::new(Silent), ..Store::memory() };
+    Backend {
+        builder: Builder::new(store.clone(), settings).unwrap(),
+        store,
+        records: Records::open(&dir.join("records"), Retention::default()).unwrap(),
+        machine,
+        metrics: Arc::new(Metrics::new(dir.to_owned())),
+        traces: None,
+    }
+}
+
+fn start(dir: &Path) -> Scheduler {
+    let settings = SchedulerSettings {
+        budget: Budget { memory_bytes: 1 << 40, cpus: 64, builds: 64 },
+        bounds: Bounds { queued: 100, queued_per_client: 100 },
+        drain_timeout: Duration::ZERO,
+        reuse: true,
+    };
+    Scheduler::start(backend(dir), settings, CancellationToken::new()).0
+}
+
+fn submission(client: &Client, outputs: &[&str]) -> Submission {
+    let outputs = outputs.iter().map(ToString::to_string).collect();
+    let input = Node::Directory { digest: B3Digest::of(b"input"), size: 1 };
+    let message = proto::BuildRequest {
+        inputs: vec![Entry::named("input".try_into().unwrap(), input)],
+        command_args: vec!["x".into()],
+        outputs,
+        ..proto::BuildRequest::default()
+    };
+    let request = BuildRequest::try_from(message).unwrap();
+    Submission {
+        client: client.clone(),
+        digest: request.digest(),
+        request,
+        options: Options::default(),
+        detached: false,
+        rebuild: false,
+        context: Context::new(),
+        memory: MemoryPermit::default(),
+    }
+}
+
+async fn active(scheduler: &Scheduler, submission: Submission) -> Subscription {
+    match scheduler.submit(submission).await.unwrap() {
+        Submitted::Active(subscription) => subscription,
+        Submitted::Earlier { record, .. } => panic!("answered from {record:?}"),
+    }
+}
+
+fn terminal() -> Terminal {
+    let ((_, input), (output, _)) = (mpsc::channel(1), mpsc::channel(1));
+    Terminal { kind: String::new(), size: WindowSize { rows: 1, columns: 1 }, input, output }
+}
+
+/// What each operation comes to: `ok`, or the reason of its failure. The last one is to cancel.
+async fn tried(scheduler: &Scheduler, client: &Client, id: BuildId) -> [String; 6] {
+    let word = |outcome: Result<(), Failure>| outcome.map_or_else(|failure| failure.reason, |()| "ok".to_owned());
+    let list = scheduler.list(client, false, None, 100).await.unwrap();
+    let is_listed = list.builds.iter().any(|build| build.record.id == id);
+    [
+        if is_listed { "ok" } else { "unknown_build" }.to_owned(),
+        word(scheduler.find(client, id, Operation::Get).await.map(drop)),
+        word(scheduler.find(client, id, Operation::Watch).await.map(drop)),
+        word(scheduler.read_log(client, id, 0).await.map(drop)),
+        word(scheduler.use_shell(client, id, terminal()).await.map(drop)),
+        word(scheduler.cancel(client, id).await),
+    ]
+}
+
+/// An operator may do everything with every build, its owner with his, who joined all but cancel it, and to a stranger it is
+/// as unknown as one that isn't there. That no shell is offered is told those alone who might use it.
+#[tokio::test]
+async fn each_operation_is_decided_by_the_relation_of_its_client_to_the_build() {
+    let all = ["ok", "ok", "ok", "ok", "no_shell", "ok"];
+    let joined = ["ok", "ok", "ok", "ok", "no_shell", "not_allowed"];
+    let none = ["unknown_build"; 6];
+    let table = [(STRANGER, none), (JOINED, joined), (OWNER, all)];
+    let table = || table.clone().into_iter().chain(operators().map(|operator| (operator, all)));
+
+    let dir = tempfile::tempdir().unwrap();
+    let scheduler = start(dir.path());
+    for (client, expected) in table() {
+        let build = active(&scheduler, submission(&OWNER, &[])).await;
+        let other = active(&scheduler, submission(&JOINED, &[])).await;
+        assert!(!build.joined && other.joined);
+        let id = build.build.id();
+        assert_eq!(tried(&scheduler, &client, id).await, expected, "an active build, {client}");
+        drop(other);
+        if expected[5] == "ok" {
+            build.done().await.unwrap();
+            assert_eq!(tried(&scheduler, &client, id).await, expected, "a build that was cancelled, {client}");
+        }
+    }
+    let ended = active(&scheduler, submission(&OWNER, &[])).await;
+    drop(active(&scheduler, submission(&JOINED, &[])).await);
+    let id = ended.build.id();
+    scheduler.cancel(&OWNER, id).await.unwrap();
+    ended.done().await.unwrap();
+    for (client, expected) in table() {
+        assert_eq!(tried(&scheduler, &client, id).await, expected, "an ended build, {client}");
+    }
+    let nothing: BuildId = "00000000-0000-7000-8000-000000000000".parse().unwrap();
+    for (client, _) in table() {
+        assert_eq!(tried(&scheduler, &client, nothing).await, none, "no build, {client}");
+    }
+}
+
+/// Records a success under the key of a submission.
+async fn record_success(scheduler: &Scheduler, submission: &Submission, outputs: &[&str]) -> BuildId {
+    let environment = scheduler.environment(submission).await.unwrap();
+    let recording: Recording = scheduler.backend.records.begin(crate::records::Request {
+        digest: submission.digest,
+        environment: environment.digest,
+        key: environment.key,
+        client: submission.client.to_string(),
+        description: String::new(),
+        output_order: submission.request.output_order(),
+        log_bytes: 1,
+    });
+    let link = |target: &&str| Node::Symlink { target: (*target).try_into().unwrap() };
+    let outputs = outputs.iter().map(|target| Output { node: link(target), needles: [].into() }).collect();
+    recording.finish(End { outcome: Outcome::Built(outputs), usage: None, kept: None }).unwrap();
+    recording.id()
+}
+
+fn targets(record: &crate::records::Record) -> Vec<String> {
+    let Some(Outcome::Built(outputs)) = &record.outcome else { panic!("{record:?}") };
+    let target = |output: &Output| match &output.node {
+        Node::Symlink { target } => String::from_utf8(target.as_bytes().to_vec()).unwrap(),
+        node => panic!("{node:?}"),
+    };
+    outputs.iter().map(target).collect()
+}
+
+#[tokio::test]
+async fn an_earlier_success_answers_in_the_order_of_the_request_and_names_itself_to_those_who_may_see_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let scheduler = start(dir.path());
+    record_success(&scheduler, &submission(&OWNER, &["b", "a"]), &["B", "A"]).await;
+    for (client, visible) in [(OWNER, true), (STRANGER, false), (operators()[0].clone(), true)] {
+        for (order, expected) in [(["a", "b"], ["A", "B"]), (["b", "a"], ["B", "A"])] {
+            match scheduler.submit(submission(&client, &order)).await.unwrap() {
+                Submitted::Earlier { record, is_visible } => {
+                    assert_eq!(targets(&record), expected);
+                    assert_eq!(is_visible, visible, "{client}");
+                }
+                Submitted::Active(_) => panic!("it runs again"),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_success_answers_only_in_the_environment_that_it_was_made_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let scheduler = start(dir.path());
+    let id = record_success(&scheduler, &submission(&OWNER, &[]), &[]).await;
+    let answered = scheduler.submit(submission(&OWNER, &[])).await.unwrap();
+    assert!(matches!(answered, Submitted::Earlier { record, .. } if record.id == id));
+    let initramfs = dir.path().join("initramfs");
+    let padded = [fs::read(&initramfs).unwrap(), vec![0; 512]].concat();
+    fs::write(&initramfs, padded).unwrap();
+    drop(active(&scheduler, submission(&OWNER, &[])).await);
+}
