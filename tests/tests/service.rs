@@ -398,7 +398,7 @@ async fn a_failed_build_is_kept_and_can_be_looked_into_from_afar() {
 
     let other = ours::ShellStart { id: build.id.clone(), ..Default::default() };
     let again = client.shell(futures::stream::iter([say(ours::shell_input::Input::Start(other))])).await.unwrap_err();
-    assert_eq!(again.code(), Code::NotFound, "{again}");
+    assert_eq!(again.code(), Code::FailedPrecondition, "{again}");
     let nonsense = client.shell(futures::stream::iter([ours::ShellInput::default()])).await.unwrap_err();
     assert_eq!(nonsense.code(), Code::InvalidArgument, "{nonsense}");
     daemon.end().succeeds();
