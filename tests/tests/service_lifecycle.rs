@@ -50,6 +50,7 @@ fn a_configuration_is_checked_and_what_is_wrong_named_with_file_line_and_value()
         ("[tls]\ncertificate = 'daemon.toml'\nkey = 'daemon.toml'", "the certificate \"daemon.toml\""),
         ("listen = [", "line 1"),
         ("listen = ['here']", "\"here\" is neither HOST:PORT"),
+        ("listen = ['0.0.0.0:8000']", "allow_anonymous_tcp = true"),
         ("[traces]\nendpoint = 'here'", "write http://HOST:PORT"),
         ("vmm = 'cloud-hypervisor'\ncpu_model = 'Nehalem-v1'", "whatever cpu_model says"),
         ("[store]\nblob_service_addr = '/var/store'", "no scheme"),
@@ -64,6 +65,11 @@ fn a_configuration_is_checked_and_what_is_wrong_named_with_file_line_and_value()
     let [certificate, key] = authority.sign(&cofferdam, "host").unwrap();
     let tls = format!("[tls]\ncertificate = {certificate:?}\nkey = {key:?}");
     check(&tls).succeeds();
+    // A server's certificate proves no client.
+    check(&format!("listen = ['[::]:8000']\n{tls}")).exits_with(2).says("allow_anonymous_tcp = true");
+    let ca = cofferdam.file("ca.pem", authority.0.pem());
+    check(&format!("listen = ['[::]:8000']\n{tls}\nclient_ca = {ca:?}")).succeeds();
+    check(&format!("listen = ['[::]:8000']\nallow_anonymous_tcp = true\n{tls}")).succeeds();
     check(&format!("{tls}\nclient_ca = {key:?}")).exits_with(2).says("host.key");
     let [_, other] = authority.sign(&cofferdam, "other").unwrap();
     check(&format!("[tls]\ncertificate = {certificate:?}\nkey = {other:?}")).exits_with(2).says("other.key");

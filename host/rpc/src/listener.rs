@@ -71,6 +71,23 @@ pub struct Tls {
 }
 
 impl Listener {
+    /// Refuses a listener over TCP as [`forbid_anonymous_tcp`] does its address.
+    ///
+    /// # Errors
+    ///
+    /// See [`AnonymousTcp`].
+    pub fn forbid_anonymous_tcp(&self) -> Result<(), AnonymousTcp> {
+        let (listener, tls) = match self {
+            Self::Tcp(listener) => (listener, None),
+            Self::Tls(listener, tls) => (listener, Some(tls)),
+            Self::Unix(_) => return Ok(()),
+        };
+        match listener.local_addr() {
+            Ok(addr) => forbid_anonymous_tcp(addr, tls),
+            Err(_) => Err(AnonymousTcp(self.to_string())),
+        }
+    }
+
     /// Serves until `shutdown`, and then until all connections are closed.
     pub(crate) async fn serve(self, routes: Routes, shutdown: CancellationToken) -> Result<(), ServeError> {
         let (name, limits) = (self.to_string(), Limits::default());
@@ -94,9 +111,9 @@ impl Listener {
 }
 
 /// A TCP listener that anyone who reaches it may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("anyone who can reach {0} could use it: nothing proves who a client is")]
-pub struct AnonymousTcp(SocketAddr);
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("anyone who reaches {0} could use it: no client has to prove who it is")]
+pub struct AnonymousTcp(String);
 
 /// Refuses an address that other hosts can reach if its clients don't have to prove who they are: without TLS, or with TLS
 /// that doesn't ask for a client's certificate. Loopback addresses are always accepted.
@@ -106,7 +123,10 @@ pub struct AnonymousTcp(SocketAddr);
 /// See [`AnonymousTcp`].
 pub fn forbid_anonymous_tcp(addr: SocketAddr, tls: Option<&Tls>) -> Result<(), AnonymousTcp> {
     let is_authenticated = tls.is_some_and(|tls| tls.client_ca.is_some());
-    if is_authenticated || addr.ip().to_canonical().is_loopback() { Ok(()) } else { Err(AnonymousTcp(addr)) }
+    if is_authenticated || addr.ip().to_canonical().is_loopback() {
+        return Ok(());
+    }
+    Err(AnonymousTcp(addr.to_string()))
 }
 
 impl std::fmt::Display for Listener {
@@ -393,5 +413,15 @@ mod tests {
             }
             forbid_anonymous_tcp(addr, Some(&with_clients)).unwrap();
         }
+    }
+
+    #[tokio::test]
+    async fn a_listener_is_checked_by_its_address_and_a_unix_socket_proves_its_clients() {
+        let bind = async |addr| Listener::Tcp(TcpListener::bind(addr).await.unwrap());
+        bind("127.0.0.1:0").await.forbid_anonymous_tcp().unwrap();
+        bind("0.0.0.0:0").await.forbid_anonymous_tcp().unwrap_err();
+        let dir = tempfile::tempdir().unwrap();
+        let socket = UnixListener::bind(dir.path().join("socket")).unwrap();
+        Listener::Unix(socket).forbid_anonymous_tcp().unwrap();
     }
 }

@@ -44,6 +44,8 @@ pub struct Config {
     file: Option<PathBuf>,
     /// Where to listen, as with `--listen`.
     pub(crate) listen: Vec<ListenAddr>,
+    /// Listen on TCP addresses other than loopback without client certificates.
+    pub(super) allow_anonymous_tcp: bool,
     /// The permissions of Unix sockets.
     pub(super) socket_mode: SocketMode,
     /// Run builds without hardware virtualisation.

@@ -16,7 +16,9 @@ use std::{convert::Infallible, fs, net::SocketAddr, path::Path, sync::Arc, time:
 use cofferdam_castore::{Store, blobservice, directoryservice, grpc, is_addr};
 use cofferdam_images::{Image, default_dir};
 use cofferdam_proto::{BUILD_DESCRIPTOR_SET, CASTORE_DESCRIPTOR_SET};
-use cofferdam_rpc::{Certificate, Identity, Listener, RoutesBuilder, Tls, serve_routes};
+use cofferdam_rpc::{
+    AnonymousTcp, Certificate, Identity, Listener, RoutesBuilder, Tls, forbid_anonymous_tcp, serve_routes,
+};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::transport::{Server, ServerTlsConfig};
 
@@ -50,7 +52,9 @@ pub fn check(config: &Config) -> Result<(), Failure> {
     config.options()?;
     vmm_asked(config)?;
     check_addresses(&config.store)?;
-    config.tls.as_ref().map_or(Ok(()), |files| tls(files).map(drop))
+    let tls = config.tls.as_ref().map(tls).transpose()?;
+    let mut addrs = config.listen.iter().filter_map(|ListenAddr(addr)| addr.parse().ok());
+    addrs.try_for_each(|addr| authenticated(config, forbid_anonymous_tcp(addr, tls.as_ref())))
 }
 
 /// Runs a daemon until `cancel`, and then until its builds have ended. It tells `listening` each of its addresses.
@@ -195,8 +199,22 @@ async fn listen(
         let bound = sockets.bind(addr, tls.as_ref(), config.socket_mode.0).await;
         listeners.push(bound.map_err(|error| failed(format!("can't listen on {addr:?}"), &error))?);
     }
+    for (listener, _) in &listeners {
+        authenticated(config, listener.forbid_anonymous_tcp())?;
+    }
     listeners.iter().for_each(|(_, reached_at)| listening(reached_at));
     Ok(listeners.into_iter().map(|(listener, _)| listener).collect())
+}
+
+/// Refuses a listener that anyone may use, unless the configuration asks for it.
+fn authenticated(config: &Config, checked: Result<(), AnonymousTcp>) -> Result<(), Failure> {
+    match checked {
+        Err(error) if !config.allow_anonymous_tcp => Err(Failure::wrong("configuration", error.to_string()).advised(
+            "require client certificates (client_ca in [tls]), listen on a Unix socket or a loopback address, or set \
+             allow_anonymous_tcp = true",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Until what is returned is dropped.
