@@ -55,7 +55,10 @@ fn a_configuration_is_checked_and_what_is_wrong_named_with_file_line_and_value()
         ("vmm = 'cloud-hypervisor'\ncpu_model = 'Nehalem-v1'", "whatever cpu_model says"),
         ("[store]\nblob_service_addr = '/var/store'", "no scheme"),
         ("[store]\nblob_service_addr = 'redb:///store'", "the scheme \"redb\""),
-        ("[store]\nblob_service_addr = 'near:///cache?far=objectstore+file:///p?region=x'", "the option \"region\""),
+        (
+            "[store]\nblob_service_addr = 'cache:///cache?remote=objectstore+file:///p?region=x'",
+            "the option \"region\"",
+        ),
         ("[store]\ndirectory_service_addr = 'file:///store'", "the scheme \"file\""),
         ("[store]\ndirectory_service_addr = 'grpc+http://host:port'", "the host and port"),
     ] {

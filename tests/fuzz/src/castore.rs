@@ -175,7 +175,7 @@ pub(crate) fn address_seeds() -> Vec<Vec<u8>> {
         "objectstore+https://host:1/path",
         "grpc+http://[::1]:8000?wait-connect=0",
         "grpc+unix:///run/store.sock",
-        "near:///var/near?size=20G&write=back&far=grpc+https://host",
+        "cache:///var/cache?size=20G&write=back&remote=grpc+https://host",
     ];
     addresses.map(|address| address.as_bytes().to_vec()).into()
 }

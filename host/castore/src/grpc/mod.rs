@@ -3,11 +3,11 @@
 //! ```text
 //!   BlobService, DirectoryService ─▶ client ─ Peer ═ TCP, TLS, Unix socket ═ Listener ─ server ─▶ Store
 //!                                       │                                              │
-//!       checks all that it gets against digests              one blocking thread a request, so many at a time
+//!       checks everything against digests                    one blocking thread a request, a limited number
 //! ```
 //!
-//! Both sides take the other one for hostile. Every message has a limit, every stream a total, every wait an end; what
-//! is on its way fills a few buffers at most, and then the sender waits.
+//! Neither side trusts the other one. Messages, streams and waits have limits. Data in flight fills a few buffers at most;
+//! then the sender waits.
 
 use std::error::Error;
 
@@ -26,19 +26,19 @@ pub use server::{SERVICES, ServeOptions, add_services, serve};
 
 use crate::directoryservice::MAX_TREE_BYTES;
 
-/// Bytes of a blob in each message that is sent.
+/// Bytes of a blob in each message.
 const CHUNK_BYTES: usize = 256 * 1024;
 
-/// Bytes of the largest message other than a directory that is taken.
+/// Largest message that is accepted, except for directories, in bytes.
 const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 
-/// Bytes of the largest blob that is taken.
+/// Largest blob that is accepted, in bytes.
 const MAX_BLOB_BYTES: u64 = 64 * 1024 * 1024 * 1024;
 
-/// Entries in the largest directory that is taken or sent.
+/// Maximum number of entries in a directory that is accepted or sent.
 const MAX_DIRECTORY_ENTRIES: usize = 1024 * 1024;
 
-/// Under which name the services are asked for.
+/// The protobuf package of the services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Package {
     Snix,

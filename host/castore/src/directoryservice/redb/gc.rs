@@ -1,29 +1,30 @@
-//! What the collector and the verifier do with the directories in a redb file; the rules are in [`crate::gc`].
+//! Garbage collection of the directories in a redb file; [`crate::gc`] has the rules.
 
-use std::{collections::HashSet, io, sync::PoisonError, time::SystemTime};
+use std::{collections::HashSet, io, time::SystemTime};
 
 use redb::{ReadableDatabase as _, ReadableTable, ReadableTableMetadata as _, TableError};
 
 use super::{
-    RedbDirectoryService, decode_batch,
-    redb::{RECENT, TABLE, unix_nanos},
+    super::decode_batch,
+    database::{RECENT, TABLE, unix_nanos},
+    service::RedbDirectoryService,
 };
 use crate::{B3Digest, Directory, Node};
 
-/// Most directories that are read before others get their turn.
+/// Directories that are read in one transaction.
 const BATCH: usize = 1024;
 
-/// What can be reached from some roots.
+/// The nodes that can be reached from some roots.
 #[derive(Debug, Default)]
 pub(crate) struct Reachable {
     pub(crate) directories: HashSet<B3Digest>,
     pub(crate) blobs: HashSet<B3Digest>,
-    /// Directories that are referred to and not there.
+    /// Directories that are referred to but missing.
     pub(crate) missing: HashSet<B3Digest>,
 }
 
 impl Reachable {
-    /// Adds a node; `true` if it is a directory that has not been seen before.
+    /// Adds a node. Returns the digest of a directory that was not reached before.
     fn reach(&mut self, node: &Node) -> Option<B3Digest> {
         match node {
             Node::Directory { digest, .. } => self.directories.insert(*digest).then_some(*digest),
@@ -35,8 +36,8 @@ impl Reachable {
         }
     }
 
-    /// Adds what is below these directories, which have been reached. `get` answers in the order asked, for the first at
-    /// least.
+    /// Adds everything below these directories. `get` returns at least the first of the directories that it is asked for,
+    /// in order.
     fn walk(
         &mut self,
         mut waiting: Vec<B3Digest>,
@@ -62,16 +63,16 @@ impl Reachable {
 }
 
 impl RedbDirectoryService {
-    /// Adds all that is below these nodes.
+    /// Adds these nodes and everything below them.
     pub(crate) fn reach(&self, nodes: &[Node], reachable: &mut Reachable) -> io::Result<()> {
         let begin = nodes.iter().filter_map(|node| reachable.reach(node)).collect();
-        reachable.walk(begin, |digests| self.shared.get_many(digests))
+        reachable.walk(begin, |digests| self.database.get_many(digests))
     }
 
-    /// The roots of trees that have been put since.
+    /// The roots of trees that were put since `cutoff`.
     pub(crate) fn put_since(&self, cutoff: SystemTime) -> io::Result<Vec<Node>> {
-        let shared = &self.shared;
-        let _turn = shared.turn.read().unwrap_or_else(PoisonError::into_inner);
+        let shared = &self.database;
+        let _turn = shared.turn.read();
         let Some(database) = shared.open_to_read()? else { return Ok(Vec::new()) };
         let read = database.begin_read().map_err(|error| shared.failed(error))?;
         match read.open_table(RECENT) {
@@ -81,11 +82,12 @@ impl RedbDirectoryService {
         }
     }
 
-    /// Removes all directories that are neither reachable nor below a tree that has been put since, in one transaction;
-    /// unless `dry`. Adds what is below such trees to `reachable`. Gives how many were removed and how many are left.
+    /// Removes all directories that are neither reachable nor in a tree that was put since `cutoff`, in one transaction.
+    /// Adds such trees to `reachable`. Returns the numbers of removed and of remaining directories. A `dry` run removes
+    /// nothing.
     pub(crate) fn sweep(&self, reachable: &mut Reachable, cutoff: SystemTime, dry: bool) -> io::Result<(u64, u64)> {
-        let shared = &self.shared;
-        let _turn = shared.turn.write().unwrap_or_else(PoisonError::into_inner);
+        let shared = &self.database;
+        let _turn = shared.turn.write();
         let database = shared.retry(|| shared.open_to_write())?;
         let failed = |error: redb::Error| shared.failed(error);
         let write = database.begin_write().map_err(|error| failed(error.into()))?;
@@ -117,11 +119,11 @@ impl RedbDirectoryService {
         Ok((removed, left))
     }
 
-    /// Up to some directories after this one, in the order of their digests, as they are stored.
+    /// The next batch of stored directories after `last`, encoded, in the order of their digests.
     pub(crate) fn stored_after(&self, last: Option<&B3Digest>) -> io::Result<Vec<(B3Digest, Vec<u8>)>> {
         use std::ops::Bound::{Excluded, Unbounded};
-        let shared = &self.shared;
-        let _turn = shared.turn.read().unwrap_or_else(PoisonError::into_inner);
+        let shared = &self.database;
+        let _turn = shared.turn.read();
         let Some(database) = shared.open_to_read()? else { return Ok(Vec::new()) };
         let read = database.begin_read().map_err(|error| shared.failed(error))?;
         let table = match read.open_table(TABLE) {
@@ -150,7 +152,7 @@ fn roots_since(
         if put.value() >= cutoff {
             let digest = B3Digest::try_from(digest.value());
             let digest = digest.map_err(|error| redb::StorageError::Corrupted(format!("a root: {error}")))?;
-            // The size of a root is nobody's business here.
+            // The size is not used.
             roots.push(Node::Directory { digest, size: 0 });
         }
     }
@@ -159,10 +161,10 @@ fn roots_since(
 
 #[cfg(test)]
 impl RedbDirectoryService {
-    /// Makes all trees look as if they had been put then.
+    /// Sets the time of all trees.
     pub(crate) fn age_all(&self, then: SystemTime) -> io::Result<()> {
-        let _turn = self.shared.turn.write().unwrap_or_else(PoisonError::into_inner);
-        let database = self.shared.retry(|| self.shared.open_to_write())?;
+        let _turn = self.database.turn.write();
+        let database = self.database.retry(|| self.database.open_to_write())?;
         let write = database.begin_write().map_err(io::Error::other)?;
         {
             let mut recent = write.open_table(RECENT).map_err(io::Error::other)?;

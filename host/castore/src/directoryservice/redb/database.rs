@@ -1,91 +1,57 @@
-//! Directories in one redb file that several processes share.
-//!
-//! redb lets one process write or several read. So the file is opened for each group of operations and closed at once,
-//! and who finds it locked tries again for [`PATIENCE`].
-//!
-//! A file whose making was cut short is no database to redb for ever, so a new one gets its name when it is whole.
+//! The database file, which is opened for each operation.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
-    io, mem,
+    io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
     thread,
     time::{Duration, Instant, SystemTime},
 };
 
-use async_trait::async_trait;
-use futures::stream::BoxStream;
+use parking_lot::RwLock;
 use redb::{Builder, Database, DatabaseError, ReadOnlyDatabase, ReadableDatabase as _, TableDefinition, TableError};
-use tokio::runtime::Handle;
 
-use super::{DirectoryPutter, DirectoryService, decode_batch, order::LeavesFirst, walk};
+use super::super::decode_batch;
 use crate::{B3Digest, Directory};
 
 pub(super) const TABLE: TableDefinition<'_, [u8; B3Digest::LENGTH], Vec<u8>> = TableDefinition::new("directory");
 
-/// The same for snix's redb.
-const SNIX_TABLE: redb_of_snix::TableDefinition<'_, [u8; B3Digest::LENGTH], Vec<u8>> =
+/// The same table for the redb version that snix uses.
+pub(super) const SNIX_TABLE: redb_of_snix::TableDefinition<'_, [u8; B3Digest::LENGTH], Vec<u8>> =
     redb_of_snix::TableDefinition::new("directory");
 
-/// When each tree was put last, by its root, in nanoseconds since 1970; see [`crate::gc`]. snix knows nothing of it, but
-/// its redb must know the types.
+/// When each tree was last put, by its root, in nanoseconds since 1970; see [`crate::gc`]. snix does not use this table,
+/// but its redb version must know the types.
 pub(super) const RECENT: TableDefinition<'_, &[u8], u64> = TableDefinition::new("cofferdam_recent_roots");
 
-/// How long to try when another process has the file.
+/// How long to wait for another process that has the file open.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 const RETRY: Duration = Duration::from_millis(5);
 
-/// The file is open for moments only, so a small page cache does.
+/// The file is open only for moments, so a small page cache is enough.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
 
-/// Directories in a redb file, in the layout of snix: table `directory`, from digest to canonical encoding.
 #[derive(Debug)]
-pub struct RedbDirectoryService {
-    pub(super) shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct SharedDatabase {
     path: PathBuf,
-    /// Threads of this process queue here, fairly, instead of meeting at the file's lock.
+    /// Threads of this process queue here, which is fairer than polling the file's lock.
     pub(super) turn: RwLock<()>,
-    patience: Duration,
+    pub(super) patience: Duration,
 }
 
-impl RedbDirectoryService {
-    /// The service of this file, which need not be there yet; the directory that it is in is made.
-    ///
-    /// # Errors
-    ///
-    /// When the file is no redb database, or its directory can't be made.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        let shared = Shared { path: path.to_owned(), turn: RwLock::new(()), patience: PATIENCE };
-        shared.get_many(&[])?;
-        Ok(Self { shared: Arc::new(shared) })
+impl SharedDatabase {
+    /// Opens the database in this file, which may be missing, to see whether it is one.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let database = Self { path: path.to_owned(), turn: RwLock::new(()), patience: PATIENCE };
+        database.get_many(&[])?;
+        Ok(database)
     }
 
-    /// Does what may block: on a thread for that, if this one belongs to an async runtime. A future that is dropped leaves
-    /// no more than this one operation behind, which ends by itself.
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Shared) -> io::Result<T> + Send + 'static,
-    ) -> io::Result<T> {
-        let Ok(runtime) = Handle::try_current() else { return work(&self.shared) };
-        let shared = self.shared.clone();
-        runtime.spawn_blocking(move || work(&shared)).await.map_err(io::Error::other)?
-    }
-}
-
-impl Shared {
-    /// Directories in the order asked; fewer than asked when they are large, but at least one.
+    /// Gets directories, in order. When they are large, only the first ones, but at least one.
     pub(super) fn get_many(&self, digests: &[B3Digest]) -> io::Result<Vec<Option<Directory>>> {
-        let _turn = self.turn.read().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.turn.read();
         let Some(database) = self.open_to_read()? else { return Ok(vec![None; digests.len()]) };
         let read = database.begin_read().map_err(|error| self.failed(error))?;
         let table = match read.open_table(TABLE) {
@@ -99,9 +65,9 @@ impl Shared {
         })
     }
 
-    /// Adds these, and that their root is new, in one durable transaction.
-    fn put_many(&self, root: &B3Digest, directories: &[(B3Digest, Vec<u8>)]) -> io::Result<()> {
-        let _turn = self.turn.write().unwrap_or_else(PoisonError::into_inner);
+    /// Adds these directories, and the time of their root, in one durable transaction.
+    pub(super) fn put_many(&self, root: &B3Digest, directories: &[(B3Digest, Vec<u8>)]) -> io::Result<()> {
+        let _turn = self.turn.write();
         let database = self.retry(|| self.open_to_write())?;
         let write = database.begin_write().map_err(|error| self.failed(error))?;
         {
@@ -115,7 +81,7 @@ impl Shared {
         write.commit().map_err(|error| self.failed(error))
     }
 
-    /// Opens the database; makes it when there is no file.
+    /// Opens the database, and creates it if there is no file.
     pub(super) fn open_to_write(&self) -> Result<Database, DatabaseError> {
         match OpenOptions::new().read(true).write(true).open(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.create(),
@@ -129,9 +95,9 @@ impl Shared {
         }
     }
 
-    /// Makes the database under another name and links it when it is whole and durable. Only one at a time does, under
-    /// a lock on the directory, which ends with its holder: whatever has the other name here is a dead maker's.
-    fn create(&self) -> Result<Database, DatabaseError> {
+    /// Creates the database under a temporary name, and links it when it is complete and durable. A lock on the directory
+    /// lets only one process do so at a time, so a file with the temporary name is the leftover of a dead process.
+    pub(super) fn create(&self) -> Result<Database, DatabaseError> {
         let parent = self.path.parent().filter(|parent| *parent != Path::new(""));
         let dir = File::open(parent.unwrap_or(Path::new(".")))?;
         match dir.try_lock() {
@@ -151,7 +117,7 @@ impl Shared {
         let linked = fs::hard_link(&unfinished, &self.path);
         fs::remove_file(&unfinished)?;
         match linked {
-            // Somebody was faster, and that one's is the database.
+            // Another process was faster, and its file is the database.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(DatabaseError::DatabaseAlreadyOpen),
             linked => {
                 linked?;
@@ -161,16 +127,16 @@ impl Shared {
         }
     }
 
-    /// `None` while there is no file.
+    /// `None` when there is no file yet.
     pub(super) fn open_to_read(&self) -> io::Result<Option<ReadOnlyDatabase>> {
-        // A file that is there but empty is one that another program is about to make into a database.
+        // Another program is about to create a database in an empty file.
         match fs::metadata(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Ok(metadata) if metadata.is_file() && metadata.len() == 0 => return Ok(None),
             _ => {}
         }
         let opened = self.retry(|| match builder().open_read_only(&self.path) {
-            // Its last writer was killed: opening it to write repairs it.
+            // Its last writer was killed. Opening it for writing repairs it.
             Err(DatabaseError::RepairAborted) => {
                 builder().open(&self.path).map(drop)?;
                 builder().open_read_only(&self.path)
@@ -213,8 +179,8 @@ pub(super) fn unix_nanos(time: SystemTime) -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Makes a database in an empty file, with the table as snix makes it: a later redb adds to it, but names its types
-/// otherwise.
+/// Creates a database in an empty file, with the table as snix creates it: a later redb can write to it, but would give its
+/// types other names.
 fn create_table(file: &File) -> Result<(), DatabaseError> {
     let create = || {
         let database = redb_of_snix::Builder::new().create_file(file.try_clone()?)?;
@@ -235,7 +201,7 @@ fn builder() -> Builder {
     builder
 }
 
-/// The process that has locked the file, as far as the kernel tells.
+/// The process that has locked the file, if the kernel says so.
 fn lock_holder(path: &Path) -> Option<u32> {
     let metadata = fs::metadata(path).ok()?;
     let (major, minor) = (nix::libc::major(metadata.dev()), nix::libc::minor(metadata.dev()));
@@ -248,57 +214,3 @@ fn lock_holder(path: &Path) -> Option<u32> {
         fields.get(at.checked_sub(1)?)?.parse().ok()
     })
 }
-
-#[async_trait]
-impl DirectoryService for RedbDirectoryService {
-    async fn get(&self, digest: &B3Digest) -> io::Result<Option<Directory>> {
-        let digest = *digest;
-        Ok(self.blocking(move |shared| shared.get_many(&[digest])).await?.pop().flatten())
-    }
-
-    async fn put(&self, directory: Directory) -> io::Result<B3Digest> {
-        let encoded = directory.encode();
-        let digest = B3Digest::of(&encoded);
-        self.blocking(move |shared| shared.put_many(&digest, &[(digest, encoded)])).await?;
-        Ok(digest)
-    }
-
-    fn get_recursive(&self, root: &B3Digest) -> BoxStream<'_, io::Result<Directory>> {
-        walk::breadth_first(root, |digests| self.blocking(move |shared| shared.get_many(&digests)))
-    }
-
-    fn put_multiple_start(&self) -> Box<dyn DirectoryPutter + '_> {
-        Box::new(RedbDirectoryPutter { service: self, order: LeavesFirst::default(), encoded: Vec::new() })
-    }
-}
-
-/// Collects a tree, for one transaction at its end.
-struct RedbDirectoryPutter<'a> {
-    service: &'a RedbDirectoryService,
-    order: LeavesFirst,
-    encoded: Vec<(B3Digest, Vec<u8>)>,
-}
-
-#[async_trait]
-impl DirectoryPutter for RedbDirectoryPutter<'_> {
-    async fn put(&mut self, directory: Directory) -> io::Result<()> {
-        let encoded = directory.encode();
-        let digest = B3Digest::of(&encoded);
-        if self.order.admit(digest, &directory)? {
-            self.encoded.push((digest, encoded));
-        }
-        Ok(())
-    }
-
-    async fn close(&mut self) -> io::Result<B3Digest> {
-        let root = self.order.close()?;
-        let mut directories = mem::take(&mut self.encoded);
-        // In the order of the keys a B-tree fills best.
-        directories.sort_unstable_by_key(|(digest, _)| *digest);
-        self.service.blocking(move |shared| shared.put_many(&root, &directories)).await?;
-        Ok(root)
-    }
-}
-
-#[cfg(test)]
-mod tests;

@@ -1,32 +1,33 @@
-//! Collects garbage from a local store, while others use it.
+//! Garbage collection in a local store, while others use it.
 //!
-//! Kept is what can be reached from
+//! A collection keeps
 //!
-//! - named roots ([`LocalStore::roots`]),
+//! - everything below a named root ([`LocalStore::roots`]),
 //! - the inputs of running builds, each of which holds a [`Lease`](crate::Lease),
-//! - trees that were put, and blobs that were written or found, within a time before now,
+//! - trees that were put, and blobs that were written or found, within a given time before now,
+//! - blobs that a living batch has written or found.
 //!
-//! and whatever a living batch has written or found. Nothing of it is ever missing, not for a moment, whoever imports,
-//! builds, collects or is killed meanwhile, in however many processes. This is why:
+//! None of these is missing at any moment, however many processes import, build, collect or are killed meanwhile. The
+//! reasons:
 //!
-//! 1. A batch ([`Store::batch`](crate::Store::batch)) notes in its staging directory when it begins, before it finds or
-//!    writes a blob. What it finds it renews the time of, under a shared lock on the blob's directory; what it writes is
-//!    new. So nothing that it counts on is older than its note, which goes with the batch: after the directories that refer
-//!    to the blobs have been put, and not before. A blob that is in the store is never replaced by its like, which may be
-//!    older.
-//! 2. A collection first notes the time, and then the begin of each batch that lives. It removes a blob only while it has
-//!    the blob's directory locked for itself, and only if the blob is older than all of these. So a batch that began before
-//!    the first note, and still lives, is in the second; what one counts on that began later is newer than the first; and
-//!    one that had ended before had put its directories. What is written without a batch has a name in a staging
-//!    directory until it is committed, and what had one then stays.
-//! 3. Directories are put, and the time of their root noted, in one transaction; and the collection looks for such
-//!    roots again in the transaction that removes directories.
-//! 4. A build takes its lease before it looks for its inputs, and looking renews the times of blobs.
-//! 5. Directories go before the blobs that they refer to, and all at once.
-//! 6. A root is added under a lock that a collection has to itself, and only when all that it refers to is there.
+//! 1. A batch ([`Store::batch`](crate::Store::batch)) records in its staging directory when it began, before it finds or
+//!    writes a blob. When it finds a blob, it renews the blob's time, under a shared lock on the blob's directory. A blob that
+//!    it writes is new. So no blob that it relies on is older than its record. The record lives as long as the batch, which
+//!    ends after the directories that refer to the blobs have been put. A blob in the store is never replaced by an equal one,
+//!    which might be older.
+//! 2. A collection first takes the time, and then reads the records of all living batches. It removes a blob only under an
+//!    exclusive lock on the blob's directory, and only if the blob is older than all of these. A batch may have begun before
+//!    the collection took the time: then either it still lives, and its record is read; or it has ended, and its directories
+//!    have been put. Or it began later: then its blobs are newer. A blob that is written without a batch has a name in a
+//!    staging directory until it is committed, and the collection keeps blobs that had such a name.
+//! 3. Directories are put in one transaction with the time of their root. The collection looks for new roots again in the
+//!    transaction in which it removes directories.
+//! 4. A build takes its lease before it looks for its inputs, which renews the times of blobs.
+//! 5. Directories are removed before the blobs that they refer to, and in one transaction.
+//! 6. A root is added under a lock that excludes a collection, and only if everything that it refers to is in the store.
 //!
-//! Beyond this stands an upload that comes over the network without a batch: the time alone protects it. And all of it
-//! trusts the clock of the file system not to be set back while a collection runs.
+//! Two cases are not covered. An upload over the network without a batch is protected by the time limit alone. And the clock
+//! of the file system must not be set back during a collection.
 
 use std::{
     collections::HashSet,
@@ -43,25 +44,25 @@ use crate::{
     directoryservice::Reachable,
 };
 
-/// What a collection has removed, or would remove, and what it has left.
+/// The result of a collection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Collected {
-    /// Blobs that are gone.
+    /// Removed blobs.
     pub blobs: u64,
-    /// Bytes in them.
+    /// Bytes in the removed blobs.
     pub bytes: u64,
-    /// Directories that are gone.
+    /// Removed directories.
     pub directories: u64,
-    /// Blobs that are left.
+    /// Remaining blobs.
     pub blobs_left: u64,
-    /// Directories that are left.
+    /// Remaining directories.
     pub directories_left: u64,
 }
 
-/// Why nothing could be collected, or not all.
+/// Why a collection failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CollectError {
-    /// What a root refers to is not there: this is the wrong store, or it is damaged. Nothing was removed.
+    /// A root refers to a missing directory, so this is the wrong store or a damaged one. Nothing was removed.
     #[error("the root \"{name}\" refers to the directory {digest}, which is not in the store; nothing was removed")]
     Incomplete {
         /// The root's name.
@@ -82,16 +83,16 @@ pub enum CollectError {
     },
 }
 
-/// Removes what nothing needs, see the [module](self), and what is older than `keep`; unless `dry`.
+/// Removes everything that is older than `keep` and that nothing needs, see the [module](self). A `dry` run only counts it.
 ///
 /// Waits for another collection to end. Blocks: call it from a thread that may.
 ///
 /// # Errors
 ///
-/// What was removed until then was garbage.
+/// The store failed, or is incomplete. Only garbage has been removed.
 pub fn collect(store: &LocalStore, keep: Duration, dry: bool) -> Result<Collected, CollectError> {
     let failed = |action| move |source| CollectError::Store { path: store.dir().to_owned(), action, source };
-    let roots_dir = store.roots_dir().map_err(failed("make the directory of roots"))?;
+    let roots_dir = store.roots_dir().map_err(failed("create the directory of roots"))?;
     let _alone = lock(&roots_dir, FlockArg::LockExclusive).map_err(failed("lock the roots"))?;
 
     LocalStore::sweep_roots(&roots_dir).map_err(failed("clean the directory of roots"))?;

@@ -1,8 +1,8 @@
-//! What running builds count on.
+//! Leases: what running builds rely on.
 //!
 //! ```text
-//!   DIR/leases/            locked while a lease is taken, and while all are read
-//!   DIR/leases/PID-COUNT   locked as long as its owner lives; nodes as `Entry` messages, each after its length
+//!   DIR/leases/            locked while a lease is taken, and while all leases are read
+//!   DIR/leases/PID-COUNT   locked as long as its owner lives; holds length-delimited `Entry` messages
 //! ```
 
 use std::{
@@ -29,14 +29,14 @@ use crate::{
 /// Distinguishes the leases of one process.
 static COUNT: AtomicU64 = AtomicU64::new(0);
 
-/// Keeps nodes from being collected as garbage, until it is dropped or its process ends.
+/// Protects nodes from garbage collection until it is dropped or its process ends.
 #[derive(Debug, Default)]
 pub struct Lease {
     files: Vec<(PathBuf, Flock<File>)>,
 }
 
 impl Lease {
-    /// Takes a lease in `dir`, which is made when it is not there. In a store that may only be read there is none.
+    /// Takes a lease in `dir`, which is created if it is missing. A read-only store gives an empty lease.
     pub(super) fn take(dir: &Path, nodes: &[Node]) -> io::Result<Self> {
         match Self::try_take(dir, nodes) {
             Err(error)
@@ -58,7 +58,7 @@ impl Lease {
         loop {
             let path = dir.join(format!("{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
             let file = match OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path) {
-                // The leftover of a process that had this id, or one in another PID namespace.
+                // A process had this id before, or has it in another PID namespace.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
                 file => file?,
             };
@@ -74,7 +74,7 @@ impl Lease {
         self
     }
 
-    /// All nodes that are leased in `dir`; removes the leases of the dead.
+    /// All nodes that are leased in `dir`. Removes the leases of dead processes.
     pub(super) fn read_all(dir: &Path) -> io::Result<Vec<Node>> {
         let mut nodes = Vec::new();
         let _reading = match lock(dir, FlockArg::LockExclusive) {
@@ -109,7 +109,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         for (path, _) in &self.files {
-            // What can't be removed is unlocked in a moment, and goes with the next collection.
+            // A file that can't be removed is unlocked in a moment, so the next collection removes it.
             let _ = fs::remove_file(path);
         }
     }
@@ -122,15 +122,18 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// A node as a file of the store has it.
+/// The encoding of a node in a file of the store.
 pub(crate) fn encode_node(node: &Node) -> Vec<u8> {
     Entry::unnamed(node.clone()).encode_to_vec()
 }
 
-/// The node that a file of the store has; `path` is for errors.
+/// The node in a file of the store. Errors name `path`.
 pub(crate) fn decode_node(decoded: Result<Entry, prost::DecodeError>, path: &Path) -> io::Result<Node> {
     let damaged = |error: &dyn std::error::Error| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("{} holds no node ({error}); remove it", path.display()))
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("{} does not hold a node ({error}): remove it", path.display()),
+        )
     };
     decoded.map_err(|error| damaged(&error))?.try_into_unnamed().map_err(|error| damaged(&error))
 }

@@ -1,25 +1,21 @@
-//! Holds the files of blobs to their digests.
+//! Checks the files of blobs against their digests.
 
-use std::{
-    collections::HashMap,
-    fs::File,
-    io,
-    os::unix::fs::FileExt as _,
-    path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, fs::File, io, os::unix::fs::FileExt as _, path::PathBuf};
 
 use nix::sys::stat::{FileStat, fstat};
+use parking_lot::Mutex;
 
+use super::layout::blob_path;
 use crate::B3Digest;
 
-/// Most files that are remembered.
+/// Most files that are remembered as checked.
 const MAX_FILES: usize = 256 * 1024;
 
 /// Bytes that are read at a time.
 const READ_BYTES: usize = 256 * 1024;
 
-/// What changes when a file is replaced or written to. Not its `ctime`: that changes with each name it gets or loses.
+/// Changes when a file is replaced or written to. `ctime` is left out: it changes with each name that the file gets or
+/// loses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Version {
     dev: u64,
@@ -44,7 +40,7 @@ impl Version {
     }
 }
 
-/// Knows which files have been checked in this process, so that each is read for that once, however often it is opened.
+/// The files that this process has checked, so that each file is hashed once however often it is opened.
 #[derive(Debug)]
 pub(super) struct Verified {
     /// `DIR/b3`, for errors.
@@ -58,10 +54,14 @@ impl Verified {
     }
 
     pub(super) fn knows(&self, digest: &B3Digest, version: &Version) -> bool {
-        self.files().get(digest) == Some(version)
+        self.files.lock().get(digest) == Some(version)
     }
 
-    /// Reads the whole file, unless it is known, and refuses it when it is something else.
+    /// Hashes the whole file unless it has been checked already.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidData` when it has another digest.
     pub(super) fn check_file(&self, digest: &B3Digest, file: &File) -> io::Result<()> {
         let version = Version::of(file)?;
         if self.knows(digest, &version) {
@@ -83,12 +83,16 @@ impl Verified {
         self.check(digest, version, hasher.finalize().into())
     }
 
-    /// Remembers this version of a file, which has that digest; refuses it when that is another one.
+    /// Remembers this version of a file if `actual`, its digest, is the right one.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidData` when it is not.
     pub(super) fn check(&self, digest: &B3Digest, version: Version, actual: B3Digest) -> io::Result<()> {
         if actual != *digest {
-            let path = self.dir.join(super::local::blob_path(digest));
+            let path = self.dir.join(blob_path(digest));
             let message = format!(
-                "{} has the digest {actual}: the store is damaged; remove this file, and import the contents anew",
+                "{} has the digest {actual}: the store is damaged: remove this file, and import the contents again",
                 path.display()
             );
             return Err(io::Error::new(io::ErrorKind::InvalidData, message));
@@ -97,33 +101,30 @@ impl Verified {
         Ok(())
     }
 
-    /// Remembers a file.
+    /// Remembers a file as checked.
     pub(super) fn add(&self, digest: B3Digest, version: Version) {
-        let mut files = self.files();
+        let mut files = self.files.lock();
         if files.len() >= MAX_FILES {
             files.clear();
         }
         files.insert(digest, version);
     }
 
-    /// Does what changes a file's times and nothing else; `look` gives its version.
+    /// Runs `touch`, which changes the times of a file and nothing else. A file that was remembered still is afterwards.
+    /// `look` returns its version.
     pub(super) fn touch<T>(
         &self,
         digest: &B3Digest,
         look: impl Fn() -> io::Result<Version>,
         touch: impl FnOnce() -> T,
     ) -> T {
-        let known = self.files().get(digest).copied();
+        let known = self.files.lock().get(digest).copied();
         let known = known.is_some_and(|known| look().is_ok_and(|version| version == known));
         let touched = touch();
         if known && let Ok(version) = look() {
-            self.files().insert(*digest, version);
+            self.files.lock().insert(*digest, version);
         }
         touched
-    }
-
-    fn files(&self) -> MutexGuard<'_, HashMap<B3Digest, Version>> {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -133,7 +134,7 @@ mod tests {
         fs::{self, FileTimes, Permissions},
         os::unix::fs::PermissionsExt as _,
         path::Path,
-        time::SystemTime,
+        time::{Duration, SystemTime},
     };
 
     use futures::executor::block_on;
@@ -158,7 +159,7 @@ mod tests {
     }
 
     impl Place {
-        /// A store of one blob, which this process knows if it has been read in it.
+        /// A store of one blob, which this process has written.
         fn new(contents: &[u8]) -> Self {
             let dir = tempfile::tempdir().unwrap();
             let service = LocalBlobService::open(dir.path()).unwrap();
@@ -166,23 +167,23 @@ mod tests {
             block_on(writer.write_all(contents)).unwrap();
             let digest = block_on(writer.close()).unwrap();
             block_on(service.commit()).unwrap();
-            let path = dir.path().join("b3").join(crate::blobservice::local::blob_path(&digest));
+            let path = dir.path().join("b3").join(blob_path(&digest));
             Self { service, node: file(contents, false), digest, path, _dir: dir }
         }
 
-        /// As another process has it, which knows nothing.
+        /// The same store, as another process opens it.
         fn another(&self) -> LocalBlobService {
             LocalBlobService::open(self._dir.path()).unwrap()
         }
 
-        /// Changes one byte where it is.
+        /// Flips a bit of one byte in place.
         fn flip(&self, at: usize) {
             let mut contents = fs::read(&self.path).unwrap();
             contents[at] ^= 1;
             fs::set_permissions(&self.path, Permissions::from_mode(0o644)).unwrap();
             let modified = || fs::metadata(&self.path).unwrap().modified().unwrap();
             let before = modified();
-            // The clock of the file system may be slow.
+            // The file system's clock may be coarse.
             while modified() == before {
                 fs::write(&self.path, &contents).unwrap();
             }
@@ -191,7 +192,7 @@ mod tests {
 
         fn knows(&self) -> bool {
             let version = Version::of(&File::open(&self.path).unwrap()).unwrap();
-            self.service.shared().verified.knows(&self.digest, &version)
+            self.service.blobs().verified.knows(&self.digest, &version)
         }
     }
 
@@ -257,7 +258,7 @@ mod tests {
             fs::set_permissions(&place.path, Permissions::from_mode(0o644)).unwrap();
             File::options().write(true).open(&place.path).unwrap().set_len(bytes).unwrap();
             let ended = block_on(reader.read_to_end(&mut read));
-            // What has been added is not given out.
+            // Bytes that were added are not returned.
             assert_eq!(ended.is_ok(), bytes > 100_000);
             assert!(ended.is_err() || read == contents);
             assert!(block_on(place.service.open_file(&place.digest)).is_err());
@@ -270,9 +271,11 @@ mod tests {
         assert!(place.knows(), "what was written here is known");
         block_on(place.service.batch().has(&place.digest)).unwrap();
         assert!(place.knows(), "a batch has linked and renewed it");
+        let old = SystemTime::now() - Duration::from_secs(600);
+        File::open(&place.path).unwrap().set_modified(old).unwrap();
         let file = block_on(place.service.open_file(&place.digest)).unwrap().unwrap();
-        place.service.use_file(&place.digest, &file);
-        assert!(place.knows());
+        place.service.mark_used(&place.digest, &file);
+        assert!(place.knows() && file.metadata().unwrap().modified().unwrap() > old, "its use has renewed it");
         File::open(&place.path).unwrap().set_times(FileTimes::new().set_modified(SystemTime::now())).unwrap();
         assert!(!place.knows(), "somebody else did that");
         block_on(place.service.open_file(&place.digest)).unwrap().unwrap();
@@ -283,8 +286,8 @@ mod tests {
     fn what_may_not_be_needed_is_not_read_in_whole_when_it_is_large() {
         let place = Place::new(&splitmix(2_000_000));
         let other = place.another();
-        assert!(block_on(other.open_file_at_hand(&place.digest)).unwrap().is_none());
+        assert!(block_on(other.open_file_if_ready(&place.digest)).unwrap().is_none());
         block_on(other.open_file(&place.digest)).unwrap().unwrap();
-        assert!(block_on(other.open_file_at_hand(&place.digest)).unwrap().is_some());
+        assert!(block_on(other.open_file_if_ready(&place.digest)).unwrap().is_some());
     }
 }

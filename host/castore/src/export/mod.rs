@@ -1,8 +1,8 @@
-//! Export: a node of the store becomes files of the host.
+//! Export: writes a node of the store to the file system.
 //!
-//! Everything is written under a name beside the destination and renamed at the end, so a failed export leaves nothing
-//! and the destination, once there, is whole. Every step goes through the descriptor of the directory above, which is
-//! new and only this export's, so nothing lands elsewhere.
+//! Everything is written to a temporary directory beside the destination, and renamed at the end. So a failed export leaves
+//! nothing, and the destination is complete as soon as it exists. Each file is created through the descriptor of its
+//! directory, which only this export uses, so nothing is written elsewhere.
 
 use std::{
     collections::{HashMap, HashSet, btree_map},
@@ -28,18 +28,18 @@ use aside::Aside;
 /// Why a node could not be exported.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
-    /// Nothing is overwritten.
-    #[error("{} exists already: name a path that does not", .0.display())]
+    /// The destination exists, and nothing is overwritten.
+    #[error("{} exists already: name another path", .0.display())]
     Exists(PathBuf),
-    /// The destination has no last part, as `/` and `a/..`.
-    #[error("{} does not end with a name for what is exported", .0.display())]
+    /// The destination does not end with a file name, as in `/` and `a/..`.
+    #[error("{} does not end with a file name for the export", .0.display())]
     Unnamed(PathBuf),
     /// The file system refused something.
     #[error("{}: can't {action}", path.display())]
     Write {
         /// Where, below the destination.
         path: PathBuf,
-        /// What was tried, as in "make the directory".
+        /// What was tried, as in "create the directory".
         action: &'static str,
         /// Why it failed.
         #[source]
@@ -48,34 +48,34 @@ pub enum ExportError {
     /// The store lacks something.
     #[error("{}: the {what} {digest} is not in the store", path.display())]
     Missing {
-        /// Where it was wanted, below the destination.
+        /// Where it was needed, below the destination.
         path: PathBuf,
         /// "blob" or "directory".
         what: &'static str,
         /// Which one.
         digest: B3Digest,
     },
-    /// The store has something else than the node says.
-    #[error("{}: the {what} {digest} has size {actual}, but its node says {expected}", path.display())]
+    /// A blob or directory of the store has another size than the node records.
+    #[error("{}: the {what} {digest} has size {actual}, but its node records {expected}", path.display())]
     Size {
-        /// Where it was wanted, below the destination.
+        /// Where it was needed, below the destination.
         path: PathBuf,
         /// "blob" or "directory".
         what: &'static str,
         /// Which one.
         digest: B3Digest,
-        /// As the node says.
+        /// The recorded size.
         expected: u64,
-        /// As it is.
+        /// The actual size.
         actual: u64,
     },
-    /// Somebody asked for the end.
+    /// The caller interrupted the export.
     #[error("the export was interrupted")]
     Interrupted,
-    /// The store could not give it.
-    #[error("{}: the store can't give it", path.display())]
+    /// The store failed.
+    #[error("{}: can't be read from the store", path.display())]
     Store {
-        /// Where it was wanted, below the destination.
+        /// Where it was needed, below the destination.
         path: PathBuf,
         /// Why.
         #[source]
@@ -89,20 +89,20 @@ const FILE_MODE: Mode = Mode::from_bits_retain(0o644);
 /// Bytes of a file that are written before the export can be interrupted again.
 const PIECE_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Writes a node to `dest`, which must not exist, while the directory that it is in must. Files get mode 0644, or 0755
-/// when executable, and directories 0755, less the umask.
+/// Writes a node to `dest`. `dest` must not exist, but its parent directory must. Files get mode 0644, or 0755 when
+/// executable, and directories 0755, less the umask.
 ///
 /// Blocks: call it from a thread that may.
 ///
 /// # Errors
 ///
-/// Names the path below `dest` where it failed. Nothing is left there.
+/// Names the path below `dest` where the export failed. It leaves nothing behind.
 pub fn export(store: &Store, node: &Node, dest: &Path) -> Result<(), ExportError> {
     export_unless(store, node, dest, &|| false)
 }
 
-/// Like [`export`], but gives up, and leaves nothing, soon after `interrupted` says so; it is asked before each entry and
-/// each piece of a file.
+/// Like [`export`], but `interrupted` is called before each entry and each piece of a file, and ends the export when it
+/// returns `true`.
 ///
 /// # Errors
 ///
@@ -136,18 +136,19 @@ pub fn export_unless(
     }
     let name = Path::new(name);
     let renamed = match renameat2(&aside.dir, content, &parent_dir, name, RenameFlags::RENAME_NOREPLACE) {
-        // NFS, and others that know no flags.
+        // NFS and other file systems know no flags.
         Err(Errno::EINVAL) => rename_without_flags(&aside.dir, content, &parent_dir, name, node),
         renamed => renamed,
     };
     match renamed {
         Ok(()) => Ok(()),
         Err(Errno::EEXIST | Errno::ENOTEMPTY) => Err(ExportError::Exists(dest.to_owned())),
-        Err(errno) => Err(write_error(dest, "give the export its name", errno)),
+        Err(errno) => Err(write_error(dest, "rename the export", errno)),
     }
 }
 
-/// Replaces nothing either: a link never does, and a directory only an empty one, which is made here.
+/// Replaces nothing either. A link never replaces a file, and a rename only replaces an empty directory, which is created
+/// here.
 fn rename_without_flags(
     aside: &OwnedFd,
     content: &Path,
@@ -156,12 +157,12 @@ fn rename_without_flags(
     node: &Node,
 ) -> nix::Result<()> {
     if !matches!(node, Node::Directory { .. }) {
-        // The other name goes away with its directory.
+        // The first name is removed with the temporary directory.
         return linkat(aside, content, parent_dir, name, AtFlags::empty());
     }
     mkdirat(parent_dir, name, Mode::S_IRWXU)?;
     renameat(aside, content, parent_dir, name).inspect_err(|_| {
-        // Fails if somebody has put something there.
+        // Fails if somebody has added a file there.
         let _ = unlinkat(parent_dir, name, UnlinkatFlags::RemoveDir);
     })
 }
@@ -169,9 +170,9 @@ fn rename_without_flags(
 struct Exporter<'a> {
     store: &'a Store,
     interrupted: &'a dyn Fn() -> bool,
-    /// All that the export needs.
+    /// All directories of the export.
     directories: HashMap<B3Digest, Directory>,
-    /// What is being exported, as the user will know it.
+    /// The destination of the current entry.
     path: PathBuf,
 }
 
@@ -182,7 +183,7 @@ struct Level {
 }
 
 impl Exporter<'_> {
-    /// Writes a directory and all below it. Depth costs descriptors, not stack.
+    /// Writes a directory and everything below it. Depth costs descriptors, but no stack.
     fn tree(&mut self, into: &OwnedFd, name: &Path, digest: &B3Digest, size: u64) -> Result<(), ExportError> {
         let mut levels = vec![self.level(into, name, digest, size)?];
         while let Some(Level { dir, nodes }) = levels.last_mut() {
@@ -212,7 +213,7 @@ impl Exporter<'_> {
     fn level(&self, into: &OwnedFd, name: &Path, digest: &B3Digest, size: u64) -> Result<Level, ExportError> {
         let directory = self.directories.get(digest).ok_or_else(|| self.missing("directory", digest))?;
         self.check_size("directory", digest, size, directory.sizes().expect(size))?;
-        mkdirat(into, name, DIRECTORY_MODE).map_err(|errno| self.failed("make the directory", errno))?;
+        mkdirat(into, name, DIRECTORY_MODE).map_err(|errno| self.failed("create the directory", errno))?;
         let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let dir = openat(into, name, flags, Mode::empty()).map_err(|errno| self.failed("open the directory", errno))?;
         Ok(Level { dir, nodes: directory.clone().into_nodes() })
@@ -221,7 +222,7 @@ impl Exporter<'_> {
     fn leaf(&self, into: &OwnedFd, name: &Path, node: &Node) -> Result<(), ExportError> {
         match node {
             Node::Symlink { target } => {
-                symlinkat(target.as_bytes(), into, name).map_err(|errno| self.failed("make the symbolic link", errno))
+                symlinkat(target.as_bytes(), into, name).map_err(|errno| self.failed("create the symbolic link", errno))
             }
             Node::File { digest, size, executable } => self.file(into, name, digest, *size, *executable),
             Node::Directory { .. } => unreachable!("directories are levels"),
@@ -241,7 +242,7 @@ impl Exporter<'_> {
         let mut blob = found.ok_or_else(|| self.missing("blob", digest))?;
         let mode = if executable { DIRECTORY_MODE } else { FILE_MODE };
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let file = openat(into, name, flags, mode).map_err(|errno| self.failed("make the file", errno))?;
+        let file = openat(into, name, flags, mode).map_err(|errno| self.failed("create the file", errno))?;
         let mut file = File::from(file);
         let mut copied = 0;
         loop {
@@ -274,8 +275,8 @@ impl Exporter<'_> {
     }
 }
 
-/// Every directory below the root and the root itself; `path`, where the root will be, is for errors. Gets them before
-/// anything is written: a store is asked for many at a time.
+/// The root directory and all directories below it. Errors name `path`, the place of the root. A remote store can send all
+/// of them in one answer.
 pub(crate) fn closure(
     store: &Store,
     root: &B3Digest,
@@ -289,7 +290,7 @@ pub(crate) fn closure(
     Ok(found.into_iter().map(|directory| (directory.digest(), directory)).collect())
 }
 
-/// Which directory below the root is missing, and where; `otherwise` is the error if none is.
+/// Finds out which directory below the root is missing, and where. If none is, the error is `otherwise`.
 fn find_missing(store: &Store, root: &B3Digest, path: &Path, otherwise: io::Error) -> ExportError {
     let mut seen = HashSet::from([*root]);
     let mut waiting = vec![(path.to_owned(), *root)];

@@ -1,4 +1,4 @@
-//! What the collector and the verifier do with local blobs; the rules are in [`crate::gc`].
+//! Garbage collection of local blobs; [`crate::gc`] has the rules.
 
 use std::{
     collections::HashSet,
@@ -8,7 +8,6 @@ use std::{
     time::SystemTime,
 };
 
-use data_encoding::HEXLOWER;
 use nix::{
     errno::Errno,
     fcntl::{AtFlags, Flock, FlockArg},
@@ -16,25 +15,30 @@ use nix::{
     unistd::{UnlinkatFlags, unlinkat},
 };
 
-use super::{LocalBlobService, lease::Lease, local::BLOBS, staging::Staging};
+use super::{
+    LocalBlobService,
+    layout::{BLOBS, digest_of},
+    lease::Lease,
+    staging::Staging,
+};
 use crate::{B3Digest, Node};
 
-/// Where a near store has empty files for blobs, named by their digests, that the far store lacks.
+/// Where a cache records the blobs that its remote store lacks yet: an empty file each, named by the digest.
 pub(crate) const PENDING_BLOBS: &str = "pending-blobs";
 
-/// The same for roots of trees of directories.
+/// The same for trees of directories, by their roots.
 pub(crate) const PENDING_TREES: &str = "pending-trees";
 
-/// What divides the old from the new.
+/// Divides old blobs from new ones.
 #[derive(Debug, Clone)]
 pub(crate) struct Age {
-    /// Blobs that have been written or found since are new.
+    /// Blobs that were written or found at this time or later are new.
     pub(crate) cutoff: SystemTime,
-    /// So are those with these inodes.
-    pub(crate) held: HashSet<u64>,
+    /// Blobs with these inodes are new, too: somebody has them staged.
+    pub(crate) staged: HashSet<u64>,
 }
 
-/// What a sweep has done, or would do.
+/// The result of a sweep.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Swept {
     pub(crate) removed: u64,
@@ -43,25 +47,25 @@ pub(crate) struct Swept {
 }
 
 impl LocalBlobService {
-    /// The time, as the file system tells it.
+    /// The time by the clock of the file system.
     pub(crate) fn now(&self) -> io::Result<SystemTime> {
-        let (_, file) = self.shared().staging()?.create_file()?;
+        let (_, file) = self.blobs().staging()?.create_file()?;
         file.metadata()?.modified()
     }
 
-    /// What is old where this time divides the old from the new, as far as living batches and writers are concerned.
+    /// The age limit for a collection: `cutoff`, or the beginning of the oldest living batch if that is earlier.
     pub(crate) fn age(&self, cutoff: SystemTime) -> io::Result<Age> {
-        let parent = self.shared().staging_parent();
+        let parent = self.blobs().staging_parent();
         Staging::sweep(parent)?;
         let cutoff = Staging::first_begun(parent)?.map_or(cutoff, |begun| begun.min(cutoff));
-        Ok(Age { cutoff, held: Staging::inodes(parent)? })
+        Ok(Age { cutoff, staged: Staging::inodes(parent)? })
     }
 
-    /// What running builds count on, and what a far store is still to get from here.
+    /// The nodes that must stay: running builds have leased them, or the remote store lacks them yet.
     pub(crate) fn leased(&self) -> io::Result<Vec<Node>> {
-        let leases = self.shared().leases();
+        let leases = self.blobs().leases();
         let mut nodes = Lease::read_all(&leases)?;
-        // The sizes are nobody's business here.
+        // The sizes are not used.
         let blob = |digest| Node::File { digest, size: 0, executable: false };
         let tree = |digest| Node::Directory { digest, size: 0 };
         nodes.extend(digests_in(&leases.with_file_name(PENDING_BLOBS))?.into_iter().map(blob));
@@ -69,7 +73,7 @@ impl LocalBlobService {
         Ok(nodes)
     }
 
-    /// The directories of committed blobs, in the store in `dir`.
+    /// The fan-out directories of the store in `dir`, `b3/XX`, sorted.
     pub(crate) fn fan_outs(dir: &Path) -> io::Result<Vec<PathBuf>> {
         let mut paths =
             fs::read_dir(dir.join(BLOBS))?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
@@ -77,7 +81,7 @@ impl LocalBlobService {
         Ok(paths)
     }
 
-    /// Removes the blobs of a fan-out directory that are neither `wanted` nor new; unless `dry`.
+    /// Removes the blobs of a fan-out directory that are neither `wanted` nor new. A `dry` run only counts them.
     pub(crate) fn sweep(fan_out: &Path, wanted: &HashSet<B3Digest>, age: &Age, dry: bool) -> io::Result<Swept> {
         let mut swept = Swept::default();
         let mut candidates = Vec::new();
@@ -90,14 +94,14 @@ impl LocalBlobService {
         if candidates.is_empty() {
             return Ok(swept);
         }
-        // Whoever finds one of them meanwhile waits, and then finds it gone or has made it new before.
+        // A process that looks for one of them has either renewed its time before, or waits and finds it gone.
         let dir = Flock::lock(File::open(fan_out)?, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
         for name in candidates {
             let stat = match fstatat(&*dir, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
                 Err(Errno::ENOENT) => continue,
                 stat => stat?,
             };
-            if modified(&stat) >= age.cutoff || age.held.contains(&stat.st_ino) {
+            if modified(&stat) >= age.cutoff || age.staged.contains(&stat.st_ino) {
                 swept.kept += 1;
                 continue;
             }
@@ -111,7 +115,7 @@ impl LocalBlobService {
     }
 }
 
-/// The digests that are the names of files in a directory.
+/// The digests that name files in a directory.
 pub(crate) fn digests_in(dir: &Path) -> io::Result<Vec<B3Digest>> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -127,12 +131,4 @@ fn modified(stat: &nix::sys::stat::FileStat) -> SystemTime {
     let seconds =
         std::time::Duration::new(stat.st_mtime.unsigned_abs(), u32::try_from(stat.st_mtime_nsec).unwrap_or(0));
     if stat.st_mtime < 0 { SystemTime::UNIX_EPOCH } else { SystemTime::UNIX_EPOCH + seconds }
-}
-
-/// The digest of the blob whose file this is; `None` when it is not where a blob's file would be.
-pub(crate) fn digest_of(path: &Path) -> Option<B3Digest> {
-    let name = path.file_name()?.to_str()?;
-    let fan_out = path.parent()?.file_name()?.to_str()?;
-    let digest = B3Digest::try_from(&*HEXLOWER.decode(name.as_bytes()).ok()?).ok()?;
-    name.starts_with(fan_out).then_some(digest).filter(|_| fan_out.len() == 2)
 }

@@ -1,4 +1,4 @@
-//! Keeps the near blobs within their bound.
+//! Evicts cached blobs that take more bytes than allowed.
 
 use std::{
     collections::HashMap,
@@ -6,43 +6,43 @@ use std::{
     io,
     os::fd::AsRawFd as _,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::SystemTime,
 };
 
+use parking_lot::Mutex;
 use tokio::sync::RwLock;
 
-use super::notes::Notes;
+use super::pending::Pending;
 use crate::{B3Digest, LocalBlobService};
 
-/// Most bytes that come between two sweeps.
+/// Most bytes that are added between two sweeps.
 const MAX_SLACK_BYTES: u64 = 256 * 1024 * 1024;
 
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct Evictor {
     pub(super) local: Arc<LocalBlobService>,
-    pending: Arc<Notes>,
+    pending: Arc<Pending>,
     max_bytes: u64,
-    /// How many batches have used a blob.
+    /// How many batches have used each blob.
     pins: Mutex<HashMap<B3Digest, usize>>,
-    /// Bytes that have come since the last sweep.
+    /// Bytes that were added since the last sweep.
     new_bytes: AtomicU64,
-    /// Held while a blob is removed. Held shared by those who count on a blob that they have just found, until they have
-    /// pinned it.
+    /// Locked while a blob is removed. Locked shared from finding a blob until it is pinned.
     pub(super) removing: RwLock<()>,
     sweeping: Mutex<()>,
 }
 
-impl Room {
-    pub(super) fn new(local: Arc<LocalBlobService>, pending: Arc<Notes>, max_bytes: u64) -> Self {
+impl Evictor {
+    pub(super) fn new(local: Arc<LocalBlobService>, pending: Arc<Pending>, max_bytes: u64) -> Self {
         Self {
             local,
             pending,
             max_bytes,
             pins: Mutex::default(),
-            // Somebody else may have left too much.
+            // An earlier process may have left too many.
             new_bytes: AtomicU64::new(max_bytes),
             removing: RwLock::default(),
             sweeping: Mutex::default(),
@@ -51,11 +51,11 @@ impl Room {
 
     /// Keeps a blob until it is unpinned as often as it was pinned.
     pub(super) fn pin(&self, digest: &B3Digest) {
-        *self.pins().entry(*digest).or_default() += 1;
+        *self.pins.lock().entry(*digest).or_default() += 1;
     }
 
     pub(super) fn unpin(&self, digest: &B3Digest) {
-        let mut pins = self.pins();
+        let mut pins = self.pins.lock();
         if let Some(count) = pins.get_mut(digest) {
             *count -= 1;
             if *count == 0 {
@@ -64,23 +64,20 @@ impl Room {
         }
     }
 
-    fn pins(&self) -> MutexGuard<'_, HashMap<B3Digest, usize>> {
-        self.pins.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether it is time for a sweep, now that so many bytes have come.
-    pub(super) fn grow(&self, bytes: u64) -> bool {
+    /// Counts bytes that were added. `true` when it is time for a sweep.
+    pub(super) fn add_bytes(&self, bytes: u64) -> bool {
         let new_bytes = self.new_bytes.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
         new_bytes >= self.slack() && self.new_bytes.swap(0, Ordering::Relaxed) > 0
     }
 
+    /// Bytes that are added between two sweeps.
     fn slack(&self) -> u64 {
         (self.max_bytes / 8).clamp(1, MAX_SLACK_BYTES)
     }
 
-    /// Removes what was used longest ago until there is room for what comes before the next sweep.
+    /// If the blobs take too many bytes, removes the least recently used until the additions before the next sweep fit.
     pub(super) fn sweep(&self) -> io::Result<()> {
-        let _sweeping = self.sweeping.lock().unwrap_or_else(PoisonError::into_inner);
+        let _sweeping = self.sweeping.lock();
         let mut blobs = self.scan()?;
         let mut bytes: u64 = blobs.iter().map(|blob| blob.bytes).sum();
         if bytes <= self.max_bytes {
@@ -98,18 +95,18 @@ impl Room {
         Ok(())
     }
 
-    /// What was opened near, in use from now on. A damaged blob goes, as if it had never been here, unless the far store
-    /// lacks it.
+    /// Takes the outcome of opening a cached blob, and marks the blob as used. A damaged blob is removed, and counts as not
+    /// cached, unless the remote store lacks it.
     pub(super) fn opened(&self, digest: &B3Digest, opened: io::Result<Option<File>>) -> io::Result<Option<File>> {
         match opened {
-            Err(error) if error.kind() == io::ErrorKind::InvalidData && !self.pending.has(digest)? => {
-                tracing::warn!("to be fetched anew: {error}");
+            Err(error) if error.kind() == io::ErrorKind::InvalidData && !self.pending.contains(digest)? => {
+                tracing::warn!("will be downloaded again: {error}");
                 match self.local.remove(digest) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
                     _ => Ok(None),
                 }
             }
-            opened => Ok(opened?.inspect(|file| self.local.use_file(digest, file))),
+            opened => Ok(opened?.inspect(|file| self.local.mark_used(digest, file))),
         }
     }
 
@@ -121,7 +118,7 @@ impl Room {
                 let Some(digest) = B3Digest::from_hex(entry.file_name().as_encoded_bytes()) else { continue };
                 match entry.metadata() {
                     Ok(metadata) => blobs.push(Blob { used: metadata.modified()?, bytes: metadata.len(), digest }),
-                    // Another process sweeps too.
+                    // Another process sweeps, too.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     Err(error) => return Err(error),
                 }
@@ -130,17 +127,18 @@ impl Room {
         Ok(blobs)
     }
 
+    /// Removes a blob that is not used. `true` when it is gone.
     fn remove_unused(&self, digest: &B3Digest) -> io::Result<bool> {
         let _removing = self.removing.blocking_write();
-        // Held, so that who pins it now finds it gone.
-        let pins = self.pins();
-        if pins.contains_key(digest) || self.pending.has(digest)? {
+        // Locked until the blob is gone, so that nobody pins it meanwhile.
+        let pins = self.pins.lock();
+        if pins.contains_key(digest) || self.pending.contains(digest)? {
             return Ok(false);
         }
         let hex = digest.to_hex();
         let path = format!("/proc/self/fd/{}/{}/{hex}", self.local.committed().as_raw_fd(), &hex[..2]);
         match File::open(path) {
-            // Who has it open has locked it, see `LocalBlobService::use_file`.
+            // `LocalBlobService::mark_used` has locked it, so somebody has it open.
             Ok(file) if file.try_lock().is_err() => Ok(false),
             Ok(_) => self.local.remove(digest).map(|()| true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),

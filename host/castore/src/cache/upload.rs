@@ -1,4 +1,4 @@
-//! Brings near blobs to the far store.
+//! Uploads cached blobs to the remote store.
 
 use std::{
     io::{self, Read as _},
@@ -8,14 +8,14 @@ use std::{
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::{io::AsyncWriteExt as _, sync::Mutex};
 
-use super::notes::{Notes, uploaded, uploads};
+use super::pending::{Pending, signal_upload, watch_uploads};
 use crate::{B3Digest, BlobService, runtime::spawn};
 
 const CONCURRENT_UPLOADS: usize = 8;
 
 const COPY_BYTES: usize = 256 * 1024;
 
-/// Uploads what the far store lacks of these blobs, which the other one has.
+/// Copies those of the blobs that `to` lacks. `from` has all of them.
 pub(super) async fn upload_all(
     from: &Arc<dyn BlobService>,
     to: &Arc<dyn BlobService>,
@@ -31,7 +31,7 @@ async fn upload(from: Arc<dyn BlobService>, to: Arc<dyn BlobService>, digest: B3
         return Ok(());
     }
     let Some(mut file) = from.open_file(&digest).await? else {
-        return Err(io::Error::new(io::ErrorKind::NotFound, format!("the near store has lost the blob {digest}")));
+        return Err(io::Error::new(io::ErrorKind::NotFound, format!("the cache has lost the blob {digest}")));
     };
     let mut writer = to.open_write().await;
     let mut buffer = vec![0; COPY_BYTES];
@@ -46,54 +46,54 @@ async fn upload(from: Arc<dyn BlobService>, to: Arc<dyn BlobService>, digest: B3
     if actual == digest {
         return Ok(());
     }
-    let message = format!("the near store's blob {digest} has the digest {actual}: the store is damaged");
+    let message = format!("the cache is damaged: its blob {digest} has the digest {actual}");
     Err(io::Error::new(io::ErrorKind::InvalidData, message))
 }
 
-/// Blobs that are to be uploaded some time.
-pub(super) struct Pending {
-    pub(super) notes: Arc<Notes>,
-    near: Arc<dyn BlobService>,
-    far: Arc<dyn BlobService>,
+/// Writes pending blobs back to the remote store.
+pub(super) struct WriteBack {
+    pub(super) pending: Arc<Pending>,
+    cache: Arc<dyn BlobService>,
+    remote: Arc<dyn BlobService>,
     uploading: Mutex<()>,
 }
 
-impl Pending {
-    pub(super) fn new(notes: Arc<Notes>, near: Arc<dyn BlobService>, far: Arc<dyn BlobService>) -> Self {
-        Self { notes, near, far, uploading: Mutex::default() }
+impl WriteBack {
+    pub(super) fn new(pending: Arc<Pending>, cache: Arc<dyn BlobService>, remote: Arc<dyn BlobService>) -> Self {
+        Self { pending, cache, remote, uploading: Mutex::default() }
     }
 
-    /// Uploads for ever what is noted.
+    /// Uploads pending blobs for ever.
     pub(super) async fn run(self: Arc<Self>) -> io::Result<()> {
-        let mut others = uploads();
+        let mut uploads = watch_uploads();
         loop {
             let uploaded = self.flush().await;
-            self.notes.wait_after(uploaded, &mut others).await;
+            self.pending.wait_after(uploaded, &mut uploads).await;
         }
     }
 
-    /// Uploads all that is noted, whatever the caller waits with.
+    /// As [`flush`](Self::flush), for a caller on any executor.
     pub(super) async fn flush_on_threads(self: Arc<Self>) -> io::Result<()> {
         spawn(async move { self.flush().await }).await
     }
 
-    /// Uploads all that is noted.
+    /// Uploads all pending blobs.
     async fn flush(&self) -> io::Result<()> {
         let _uploading = self.uploading.lock().await;
-        let mut there = Vec::new();
-        for digest in self.notes.list()? {
-            // It may be noted by a commit that is under way, or by one that was cut short.
-            if self.near.has(&digest).await? {
-                there.push(digest);
+        let mut committed = Vec::new();
+        for digest in self.pending.list()? {
+            // A commit adds its blobs before they are in the cache, and may never get further.
+            if self.cache.has(&digest).await? {
+                committed.push(digest);
             }
         }
-        if there.is_empty() {
+        if committed.is_empty() {
             return Ok(());
         }
-        upload_all(&self.near, &self.far, there.iter().copied()).await?;
-        self.far.commit().await?;
-        there.iter().try_for_each(|digest| self.notes.remove(digest))?;
-        uploaded();
+        upload_all(&self.cache, &self.remote, committed.iter().copied()).await?;
+        self.remote.commit().await?;
+        committed.iter().try_for_each(|digest| self.pending.remove(digest))?;
+        signal_upload();
         Ok(())
     }
 }

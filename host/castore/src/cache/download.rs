@@ -1,11 +1,11 @@
-//! Brings far blobs here: each once, and of its chunks those that other near blobs don't have.
+//! Downloads remote blobs: each once, and only the chunks that no cached blob has.
 
 use std::{
     collections::HashMap,
     fs::File,
     io,
     os::{fd::AsRawFd as _, unix::fs::FileExt as _},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -14,112 +14,113 @@ use futures::{
     future::{BoxFuture, Shared, WeakShared},
     stream,
 };
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     sync::Semaphore,
 };
 
-use super::room::Room;
+use super::evict::Evictor;
 use crate::{
     B3Digest, BlobService, BlobWriter,
     proto::stat_blob_response::ChunkMeta,
     runtime::{spawn, spawn_blocking},
 };
 
-/// Most blobs that are downloaded at a time.
+/// Blobs that are downloaded at a time.
 const CONCURRENT_DOWNLOADS: usize = 32;
 
-/// Most chunks of one blob that are downloaded at a time.
+/// Chunks of one blob that are downloaded at a time.
 const CONCURRENT_CHUNKS: usize = 8;
 
-/// The largest chunk that is held in memory; a blob with a larger one is read as a whole.
+/// Largest chunk that is held in memory. A blob with a larger one is downloaded as a whole.
 const MAX_CHUNK_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Bytes of the largest blob that is taken: a far store that never ends must not fill the disk.
+/// Largest blob that is downloaded, so that an endless one does not fill the disk.
 const MAX_BLOB_BYTES: u64 = 64 * 1024 * 1024 * 1024;
 
-/// Most chunks whose place is known: 64 GiB at snix's usual average.
+/// Chunks whose place is remembered: enough for 64 GiB at snix's usual average size.
 const MAX_KNOWN_CHUNKS: usize = 256 * 1024;
 
 const COPY_BYTES: usize = 256 * 1024;
 
-/// What all who wait for one download get.
+/// What everyone who waits for a download gets.
 type Outcome = Result<Option<Arc<File>>, (io::ErrorKind, String)>;
 
 pub(super) struct Downloads {
-    pub(super) room: Arc<Room>,
-    /// Holds what was downloaded until it is committed.
-    pub(super) fills: Arc<dyn BlobService>,
-    far: Arc<dyn BlobService>,
+    pub(super) evictor: Arc<Evictor>,
+    /// Has the downloaded blobs staged until the next sweep commits them.
+    pub(super) downloaded: Arc<dyn BlobService>,
+    remote: Arc<dyn BlobService>,
     running: Mutex<HashMap<B3Digest, WeakShared<BoxFuture<'static, Outcome>>>>,
     permits: Semaphore,
-    /// Where near blobs have which chunks: the blob, and the position in it.
-    known: Mutex<HashMap<B3Digest, (B3Digest, u64)>>,
+    /// Where to find each chunk: a cached blob, and the position in it.
+    known_chunks: Mutex<HashMap<B3Digest, (B3Digest, u64)>>,
 }
 
 impl Downloads {
-    pub(super) fn new(room: Arc<Room>, far: Arc<dyn BlobService>) -> Self {
+    pub(super) fn new(evictor: Arc<Evictor>, remote: Arc<dyn BlobService>) -> Self {
         Self {
-            fills: room.local.apart(),
-            room,
-            far,
+            downloaded: evictor.local.evictable_batch(),
+            evictor,
+            remote,
             running: Mutex::default(),
             permits: Semaphore::new(CONCURRENT_DOWNLOADS),
-            known: Mutex::default(),
+            known_chunks: Mutex::default(),
         }
     }
 
-    /// The near blob, whatever put it there.
-    pub(super) async fn open_near(&self, digest: &B3Digest) -> io::Result<Option<File>> {
-        match self.room.opened(digest, self.fills.open_file(digest).await)? {
-            None => self.room.opened(digest, self.room.local.open_file(digest).await),
+    /// The cached blob, committed or just downloaded.
+    pub(super) async fn open_cached(&self, digest: &B3Digest) -> io::Result<Option<File>> {
+        match self.evictor.opened(digest, self.downloaded.open_file(digest).await)? {
+            None => self.evictor.opened(digest, self.evictor.local.open_file(digest).await),
             found => Ok(found),
         }
     }
 
-    /// The same, unless it is still to be checked and large.
-    pub(super) async fn open_at_hand(&self, digest: &B3Digest) -> io::Result<Option<File>> {
-        self.room.opened(digest, self.fills.open_file_at_hand(digest).await)
+    /// The same, but `None` for a large blob that has not been checked yet.
+    pub(super) async fn open_if_ready(&self, digest: &B3Digest) -> io::Result<Option<File>> {
+        self.evictor.opened(digest, self.downloaded.open_file_if_ready(digest).await)
     }
 
-    /// The blob, after the one download that is under way for all who want it.
+    /// Waits for the blob's download, which everyone who asks for it shares.
     pub(super) async fn open(self: &Arc<Self>, digest: &B3Digest) -> io::Result<Option<File>> {
         match self.join(digest).await {
             Ok(None) => Ok(None),
-            // Each gets an offset of its own.
+            // Opened anew, so that each caller gets an offset of its own.
             Ok(Some(file)) => {
                 let file = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
-                self.room.local.use_file(digest, &file);
+                self.evictor.local.mark_used(digest, &file);
                 Ok(Some(file))
             }
             Err((kind, message)) => Err(io::Error::new(kind, message)),
         }
     }
 
-    /// Begins to download a blob, unless there is enough to do for those who wait.
+    /// Begins to download a blob that nobody waits for yet, unless many downloads run.
     pub(super) fn begin(self: &Arc<Self>, digest: &B3Digest) {
         if self.permits.available_permits() > CONCURRENT_DOWNLOADS / 2 {
             let download = self.join(digest);
-            // Without threads it is not begun.
+            // A failure means that there are no threads; then it is not begun.
             let _ = crate::runtime::detach(async move {
                 let _ = download.await;
             });
         }
     }
 
-    /// The download of this blob; it ends when nobody waits for it any longer.
+    /// The download of this blob. It is given up when nobody waits for it any more.
     fn join(self: &Arc<Self>, digest: &B3Digest) -> Shared<BoxFuture<'static, Outcome>> {
-        let mut running = self.running();
+        let mut running = self.running.lock();
         if let Some(download) = running.get(digest).and_then(WeakShared::upgrade) {
             return download;
         }
-        // What was given up by all who waited.
+        // Forgets downloads that were given up.
         running.retain(|_, download| download.upgrade().is_some());
         let (downloads, digest) = (self.clone(), *digest);
         let task = spawn(self.clone().download(digest));
         let download = async move {
             let outcome = task.await;
-            downloads.running().remove(&digest);
+            downloads.running.lock().remove(&digest);
             outcome.map(|file| file.map(Arc::new)).map_err(|error| (error.kind(), error.to_string()))
         };
         let download = download.boxed().shared();
@@ -129,20 +130,20 @@ impl Downloads {
 
     async fn download(self: Arc<Self>, digest: B3Digest) -> io::Result<Option<File>> {
         let _permit = self.permits.acquire().await.map_err(io::Error::other)?;
-        // It may have come since the caller looked.
-        if let Some(file) = self.open_near(&digest).await? {
+        // Another download may have ended since the caller looked.
+        if let Some(file) = self.open_cached(&digest).await? {
             return Ok(Some(file));
         }
-        let Some(chunks) = self.far.chunks(&digest).await? else { return Ok(None) };
-        let writer = self.fills.open_write().await;
-        let mut fill = Fill { digest, hasher: blake3::Hasher::new(), writer, bytes: 0 };
+        let Some(chunks) = self.remote.chunks(&digest).await? else { return Ok(None) };
+        let writer = self.downloaded.open_write().await;
+        let mut incoming = IncomingBlob { digest, hasher: blake3::Hasher::new(), writer, bytes: 0 };
         if chunks.is_empty() || chunks.iter().any(|chunk| chunk.size > MAX_CHUNK_BYTES) {
-            let Some(mut reader) = self.far.open_read(&digest).await? else { return Ok(None) };
+            let Some(mut reader) = self.remote.open_read(&digest).await? else { return Ok(None) };
             let mut buffer = vec![0; COPY_BYTES];
             loop {
                 match reader.read(&mut buffer).await? {
                     0 => break,
-                    count => fill.add(&buffer[..count]).await?,
+                    count => incoming.add(&buffer[..count]).await?,
                 }
             }
         } else {
@@ -150,63 +151,63 @@ impl Downloads {
                 .map(|chunk| spawn(self.clone().chunk(digest, chunk)))
                 .buffered(CONCURRENT_CHUNKS);
             while let Some(chunk) = contents.next().await.transpose()? {
-                fill.add(&chunk).await?;
+                incoming.add(&chunk).await?;
             }
         }
-        let bytes = fill.bytes;
-        fill.close().await?;
-        self.know(&digest, &chunks);
-        if self.room.grow(bytes) {
+        let bytes = incoming.bytes;
+        incoming.close().await?;
+        self.remember_chunks(&digest, &chunks);
+        if self.evictor.add_bytes(bytes) {
             self.sweep();
         }
-        self.open_near(&digest).await
+        self.open_cached(&digest).await
     }
 
-    /// Begins to publish what was downloaded, and to make room.
+    /// Begins to commit downloaded blobs and to evict others.
     pub(super) fn sweep(self: &Arc<Self>) {
         let downloads = self.clone();
         let sweep = move || {
-            if let Err(error) = downloads.sweep_in_place() {
-                tracing::warn!("can't keep the near store within its bound: {error}");
+            if let Err(error) = downloads.sweep_blocking() {
+                tracing::warn!("can't keep the cache within its size: {error}");
             }
         };
-        // Without threads there are no downloads either.
+        // A failure means that there are no threads, and so no downloads.
         let _ = spawn_blocking(sweep);
     }
 
-    /// Blocks.
-    pub(super) fn sweep_in_place(&self) -> io::Result<()> {
-        futures::executor::block_on(self.fills.commit())?;
-        self.room.sweep()
+    /// As [`sweep`](Self::sweep), but waits for it, blocking.
+    pub(super) fn sweep_blocking(&self) -> io::Result<()> {
+        futures::executor::block_on(self.downloaded.commit())?;
+        self.evictor.sweep()
     }
 
-    /// One chunk, from a near blob that has it or from the far store.
+    /// One chunk, from a cached blob or from the remote store.
     async fn chunk(self: Arc<Self>, blob: B3Digest, ChunkMeta { digest, size }: ChunkMeta) -> io::Result<Bytes> {
         let digest = B3Digest::try_from(digest.as_ref()).map_err(|error| damaged(&blob, &error.to_string()))?;
-        if let Some(contents) = self.near_chunk(&digest, size).await {
+        if let Some(contents) = self.cached_chunk(&digest, size).await {
             return Ok(contents);
         }
-        let Some(reader) = self.far.open_read(&digest).await? else {
+        let Some(reader) = self.remote.open_read(&digest).await? else {
             return Err(damaged(&blob, &format!("its chunk {digest} is missing")));
         };
         let mut contents = Vec::new();
         reader.take(size + 1).read_to_end(&mut contents).await?;
         if contents.len() as u64 != size || B3Digest::of(&contents) != digest {
-            return Err(damaged(&blob, &format!("its chunk {digest} of {size} bytes is something else")));
+            return Err(damaged(&blob, &format!("its chunk {digest} has other contents or is not {size} bytes long")));
         }
         Ok(contents.into())
     }
 
-    async fn near_chunk(&self, digest: &B3Digest, size: u64) -> Option<Bytes> {
-        let (blob, position) = *self.known().get(digest)?;
-        let file = self.open_near(&blob).await.ok()??;
+    async fn cached_chunk(&self, digest: &B3Digest, size: u64) -> Option<Bytes> {
+        let (blob, position) = *self.known_chunks.lock().get(digest)?;
+        let file = self.open_cached(&blob).await.ok()??;
         let mut contents = vec![0; usize::try_from(size).ok()?];
         file.read_exact_at(&mut contents, position).ok()?;
         (B3Digest::of(&contents) == *digest).then(|| contents.into())
     }
 
-    fn know(&self, blob: &B3Digest, chunks: &[ChunkMeta]) {
-        let mut known = self.known();
+    fn remember_chunks(&self, blob: &B3Digest, chunks: &[ChunkMeta]) {
+        let mut known = self.known_chunks.lock();
         if known.len() + chunks.len() > MAX_KNOWN_CHUNKS {
             known.clear();
         }
@@ -218,25 +219,17 @@ impl Downloads {
             position += chunk.size;
         }
     }
-
-    fn running(&self) -> MutexGuard<'_, HashMap<B3Digest, WeakShared<BoxFuture<'static, Outcome>>>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn known(&self) -> MutexGuard<'_, HashMap<B3Digest, (B3Digest, u64)>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-/// A blob that is coming in. Dropped before it is closed, it leaves nothing.
-struct Fill {
+/// A blob that is being downloaded. Dropped before it is closed, it leaves nothing.
+struct IncomingBlob {
     digest: B3Digest,
     hasher: blake3::Hasher,
     writer: Box<dyn BlobWriter>,
     bytes: u64,
 }
 
-impl Fill {
+impl IncomingBlob {
     async fn add(&mut self, contents: &[u8]) -> io::Result<()> {
         self.hasher.update(contents);
         self.bytes += contents.len() as u64;
@@ -249,13 +242,13 @@ impl Fill {
     async fn close(mut self) -> io::Result<()> {
         let actual = B3Digest::from(self.hasher.finalize());
         if actual != self.digest {
-            return Err(damaged(&self.digest, &format!("it came with the digest {actual}")));
+            return Err(damaged(&self.digest, &format!("its contents have the digest {actual}")));
         }
         self.writer.close().await.map(drop)
     }
 }
 
 fn damaged(blob: &B3Digest, what: &str) -> io::Error {
-    let message = format!("the far store's blob {blob} is damaged: {what}");
+    let message = format!("the remote store's blob {blob} is damaged: {what}");
     io::Error::new(io::ErrorKind::InvalidData, message)
 }

@@ -1,4 +1,4 @@
-//! What the far store lacks, noted as empty files, so that it outlives the process.
+//! Records what the remote store lacks yet, as empty files that outlive the process.
 
 use std::{
     fs::{self, File},
@@ -16,36 +16,37 @@ use crate::{
     blobservice::{digests_in, lock},
 };
 
-/// How long to wait before what failed is tried again.
+/// Delay before a failed upload is tried again.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// Told, by whatever near store in this process, when the far one has got blobs.
+/// Signals that some cache of this process has uploaded blobs.
 static UPLOADED: LazyLock<watch::Sender<()>> = LazyLock::new(watch::Sender::default);
 
-/// Says that a far store has got blobs.
-pub(super) fn uploaded() {
+/// Tells all caches of this process that blobs have been uploaded.
+pub(super) fn signal_upload() {
     UPLOADED.send_replace(());
 }
 
-/// Hears it.
-pub(super) fn uploads() -> watch::Receiver<()> {
+/// Changes with each [`signal_upload`].
+pub(super) fn watch_uploads() -> watch::Receiver<()> {
     UPLOADED.subscribe()
 }
 
+/// Digests that are to be uploaded.
 #[derive(Debug)]
-pub(super) struct Notes {
+pub(super) struct Pending {
     dir: PathBuf,
-    more: Notify,
+    added: Notify,
 }
 
-impl Notes {
-    /// The notes in this directory, which is made when it is not there.
+impl Pending {
+    /// The records in this directory, which is created if it is missing.
     pub(super) fn open(dir: PathBuf) -> io::Result<Self> {
         fs::create_dir_all(&dir)?;
-        Ok(Self { dir, more: Notify::new() })
+        Ok(Self { dir, added: Notify::new() })
     }
 
-    /// Notes these, durably.
+    /// Adds these, durably.
     pub(super) fn add<'a>(&self, digests: impl IntoIterator<Item = &'a B3Digest>) -> io::Result<()> {
         for digest in digests {
             File::create(self.dir.join(digest.to_hex()))?;
@@ -53,11 +54,10 @@ impl Notes {
         File::open(&self.dir)?.sync_all()
     }
 
-    pub(super) fn has(&self, digest: &B3Digest) -> io::Result<bool> {
+    pub(super) fn contains(&self, digest: &B3Digest) -> io::Result<bool> {
         self.dir.join(digest.to_hex()).try_exists()
     }
 
-    /// All that is noted.
     pub(super) fn list(&self) -> io::Result<Vec<B3Digest>> {
         digests_in(&self.dir)
     }
@@ -70,27 +70,28 @@ impl Notes {
         }
     }
 
-    /// Keeps other processes and threads from locking these in another way.
+    /// Locks the records, against other processes and threads that do the same.
     pub(super) fn lock(&self, how: FlockArg) -> io::Result<Flock<File>> {
         lock(&self.dir, how)
     }
 
-    /// Says that what was noted can be uploaded.
+    /// Has the uploads begin.
     pub(super) fn wake(&self) {
-        self.more.notify_one();
+        self.added.notify_one();
     }
 
-    /// Waits after an upload that has gone like this until it is time for the next.
-    pub(super) async fn wait_after(&self, uploaded: io::Result<()>, others: &mut watch::Receiver<()>) {
-        let Err(error) = uploaded else { return self.more.notified().await };
-        // What has to wait its turn is no failure.
+    /// Waits until it is time for the next upload; `uploaded` is the outcome of the last one, and `uploads` comes from
+    /// [`watch_uploads`].
+    pub(super) async fn wait_after(&self, uploaded: io::Result<()>, uploads: &mut watch::Receiver<()>) {
+        let Err(error) = uploaded else { return self.added.notified().await };
+        // `WouldBlock` only means that other uploads have to come first.
         if error.kind() != io::ErrorKind::WouldBlock {
-            tracing::warn!("can't write back to the far store, to be tried again: {error}");
+            tracing::warn!("can't write back to the remote store, will try again: {error}");
         }
         tokio::select! {
             () = tokio::time::sleep(RETRY) => {}
-            () = self.more.notified() => {}
-            _ = others.changed() => {}
+            () = self.added.notified() => {}
+            _ = uploads.changed() => {}
         }
     }
 }

@@ -1,14 +1,14 @@
-//! Where one service puts blobs that are not durable yet.
+//! Staging directories: each service keeps the blobs there that are not durable yet.
 //!
 //! ```text
-//!   DIR/staging/            locked while one is made or leftovers are swept
+//!   DIR/staging/            locked while one is created or leftovers are removed
 //!   DIR/staging/PID-COUNT/  locked as long as its owner lives
 //!   DIR/staging/PID-COUNT/N the Nth blob
 //!   DIR/staging/PID-COUNT/begun
-//!                           its time is when the owner, which is a batch, began to count on blobs
+//!                           in a batch's directory; its time is when the batch began to rely on blobs
 //! ```
 //!
-//! The kernel lets go of a dead owner's lock, so a directory here that can be locked is a leftover.
+//! The kernel releases the locks of a dead owner, so a directory that can be locked is a leftover.
 
 use std::{
     collections::HashSet,
@@ -28,12 +28,12 @@ use nix::{
     unistd::{UnlinkatFlags, unlinkat},
 };
 
-pub(crate) const BEGUN: &str = "begun";
+const BEGUN: &str = "begun";
 
 /// Distinguishes the staging directories of one process.
 static COUNT: AtomicU64 = AtomicU64::new(0);
 
-/// A staging directory; gone when dropped, with all that is in it.
+/// A staging directory. Dropping it removes it with everything in it.
 #[derive(Debug)]
 pub(super) struct Staging {
     path: PathBuf,
@@ -42,7 +42,7 @@ pub(super) struct Staging {
 }
 
 impl Staging {
-    /// Makes a directory in `parent` for this owner alone, and notes the time if that is a batch.
+    /// Creates a directory in `parent` for this owner alone, and records the time if the owner is a batch.
     pub(super) fn create(parent: &Path, is_batch: bool) -> io::Result<Self> {
         Self::try_create(parent, is_batch).map_err(|error| at_path(parent, &error))
     }
@@ -59,14 +59,14 @@ impl Staging {
                     }
                     return Ok(Self { path, dir, next: AtomicU64::new(0) });
                 }
-                // The leftover of a process that had this id, or the directory of one in another PID namespace.
+                // A process had this id before, or has it in another PID namespace.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// The inodes of all blobs that living owners have in `parent`.
+    /// The inodes of all blobs that living owners have staged in `parent`.
     pub(super) fn inodes(parent: &Path) -> io::Result<HashSet<u64>> {
         let mut inodes = HashSet::new();
         for owner in fs::read_dir(parent)? {
@@ -76,7 +76,7 @@ impl Staging {
                 blobs => blobs?,
             };
             for blob in blobs {
-                // Not the directory's own word for it: where file systems lie on top of each other that is another number.
+                // Not the inode of the directory entry: on an overlay file system that is another number.
                 match blob?.metadata() {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     metadata => drop(inodes.insert(metadata?.ino())),
@@ -86,12 +86,12 @@ impl Staging {
         Ok(inodes)
     }
 
-    /// When the first of all living batches in `parent` began.
+    /// When the oldest living batch in `parent` began.
     pub(super) fn first_begun(parent: &Path) -> io::Result<Option<SystemTime>> {
         let mut first = None;
         for owner in fs::read_dir(parent)? {
             let begun = match fs::metadata(owner?.path().join(BEGUN)) {
-                // No batch, or gone, or about to begin.
+                // The owner is no batch, is gone, or is about to begin.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 begun => begun?.modified()?,
             };
@@ -100,7 +100,7 @@ impl Staging {
         Ok(first)
     }
 
-    /// Removes what dead owners have left in `parent`.
+    /// Removes the leftovers of dead owners in `parent`.
     pub(super) fn sweep(parent: &Path) -> io::Result<()> {
         let _sweeping = lock(parent, FlockArg::LockExclusive)?;
         for entry in fs::read_dir(parent)? {
@@ -116,12 +116,12 @@ impl Staging {
         Ok(())
     }
 
-    /// The directory that staged blobs are in.
+    /// The directory itself.
     pub(super) fn dir(&self) -> &File {
         &self.dir
     }
 
-    /// A new file for a blob, and its number.
+    /// Creates a file for a blob, and returns its number.
     pub(super) fn create_file(&self) -> io::Result<(u64, File)> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
@@ -130,18 +130,18 @@ impl Staging {
         Ok((number, file.into()))
     }
 
-    /// Where a blob is.
+    /// The path of a blob's file.
     pub(super) fn path(&self, number: u64) -> PathBuf {
         self.path.join(number.to_string())
     }
 
-    /// Opens a blob to read.
+    /// Opens a blob for reading.
     pub(super) fn open_file(&self, number: u64) -> io::Result<File> {
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         Ok(openat(&*self.dir, number.to_string().as_str(), flags, Mode::empty())?.into())
     }
 
-    /// Drops a blob.
+    /// Removes a blob.
     pub(super) fn remove(&self, number: u64) -> io::Result<()> {
         Ok(unlinkat(&*self.dir, number.to_string().as_str(), UnlinkatFlags::NoRemoveDir)?)
     }
@@ -149,17 +149,17 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // What can't be removed here is swept by the next who opens the store.
+        // The next process to open the store removes what is left.
         let _ = fs::remove_dir_all(&self.path);
     }
 }
 
-/// The same error, which names the place.
+/// The same error with the path in its message.
 pub(super) fn at_path(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
-/// Removes a directory that nobody holds. Its owner may have removed it, and let go of it, after it was opened here.
+/// Removes a directory that nobody has locked. Its owner may have removed it after it was opened here.
 fn remove_leftover(path: &Path) -> io::Result<()> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -167,11 +167,11 @@ fn remove_leftover(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Locks a directory until the value is dropped.
+/// Locks a directory until the result is dropped.
 pub(crate) fn lock(path: &Path, how: FlockArg) -> io::Result<Flock<File>> {
     let dir = File::open(path)?;
     if !dir.metadata()?.is_dir() {
-        let message = format!("{}: only directories belong here; remove it", path.display());
+        let message = format!("{}: only directories belong here: remove it", path.display());
         return Err(io::Error::new(io::ErrorKind::NotADirectory, message));
     }
     match Flock::lock(dir, how) {
@@ -192,10 +192,10 @@ mod tests {
         staging.create_file().unwrap();
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
         let begun = fs::metadata(staging.path.join(BEGUN)).unwrap().modified().unwrap();
-        let (_later, _no_batch) =
+        let (_later_batch, _no_batch) =
             (Staging::create(parent.path(), true).unwrap(), Staging::create(parent.path(), false).unwrap());
         assert_eq!(Staging::first_begun(parent.path()).unwrap(), Some(begun));
-        drop((_later, _no_batch, staging));
+        drop((_later_batch, _no_batch, staging));
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
     }
 
