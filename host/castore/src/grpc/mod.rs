@@ -20,7 +20,9 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use client::{CERTIFICATE_VARIABLE, GrpcBlobService, GrpcDirectoryService, KEY_VARIABLE, Peer, PeerOptions};
+pub use client::{
+    CERTIFICATE_VARIABLE, GrpcBlobService, GrpcDirectoryService, KEY_VARIABLE, Peer, PeerError, PeerOptions,
+};
 pub(crate) use message::EncodedDirectory;
 pub use server::{
     DESCRIPTOR_SETS, Gate, Gated, Intake, Listener, SERVICES, ServeError, ServeOptions, Shares, Short, Tls, Turn,

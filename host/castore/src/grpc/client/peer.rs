@@ -158,7 +158,8 @@ impl Peer {
         // The peer's words may be anything.
         let words = format!("{}{cause}", status.message());
         let words: String = words.chars().take(MAX_QUOTED_CHARS).flat_map(escape_control).collect();
-        io::Error::new(kind, format!("{}: {}: {words}", self.addr, status.code().description()))
+        let text = format!("{}: {}: {words}", self.addr, status.code().description());
+        io::Error::new(kind, PeerError { addr: Arc::clone(&self.addr), text, status: status.clone() })
     }
 
     /// What the peer sent is not what it should be.
@@ -169,6 +170,27 @@ impl Peer {
     pub(super) fn silent(&self) -> io::Error {
         let message = format!("{}: the peer has been silent for {:?}", self.addr, self.idle_timeout);
         io::Error::new(io::ErrorKind::TimedOut, message)
+    }
+}
+
+/// A refusal by a peer, or the reason why it can't be reached: what an [`io::Error`] of a store over gRPC wraps.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct PeerError {
+    addr: Arc<str>,
+    text: String,
+    status: Status,
+}
+
+impl PeerError {
+    /// The peer's address.
+    pub fn addr(&self) -> &str {
+        &self.addr
+    }
+
+    /// The status of the request.
+    pub fn status(&self) -> &Status {
+        &self.status
     }
 }
 
