@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs what this project needs on Debian 12 beside a Rust toolchain. Safe to run again: with everything in place
-# it changes nothing and takes milliseconds.
+# Installs everything that this project needs on Debian 12, except a Rust toolchain. Running it again is safe: if
+# everything is installed, it changes nothing and takes milliseconds.
 #
 #   images/setup.sh            to build, run and test
 #   images/setup.sh kernel     also to compile the minimal kernel
@@ -14,9 +14,9 @@ tools=${XDG_CACHE_HOME:-$HOME/.cache}/cofferdam/tools
 # pkg-config, libcap-ng-dev   needed by the crate virtiofsd
 # qemu-system-x86     the VMM that runs anywhere
 # e2fsprogs           mke2fs for the scratch template
-# xz-utils            compressed kernel modules, kernel source
-# ca-certificates     so that cargo can fetch crates
-# python3-grpcio, python3-grpc-tools   a test's client in another language
+# xz-utils            to decompress kernel modules and the kernel's source
+# ca-certificates     for cargo to download crates
+# python3-grpcio, python3-grpc-tools   for a test with a client in Python
 packages='build-essential pkg-config libcap-ng-dev qemu-system-x86 e2fsprogs xz-utils ca-certificates
     python3-grpcio python3-grpc-tools'
 
@@ -34,9 +34,9 @@ fail() {
     exit 1
 }
 
-# Prints those of its arguments that are not installed.
+# Prints the packages among its arguments that are not installed.
 missing_of() {
-    # dpkg-query fails when one package is unknown, and still lists the others.
+    # dpkg-query fails if a package is unknown, but still lists the others.
     installed=$(dpkg-query --show --showformat='${db:Status-Status} ${Package}\n' "$@" 2>/dev/null |
         sed -n 's/^installed //p') || true
     for package in "$@"; do
@@ -44,8 +44,8 @@ missing_of() {
     done
 }
 
-command -v dpkg-query >/dev/null || fail "this needs Debian's package manager; install the equivalents of: $packages"
-# shellcheck disable=SC2086 # the list is meant to split
+command -v dpkg-query >/dev/null || fail "dpkg is missing: on other distributions, install the equivalents of: $packages"
+# shellcheck disable=SC2086 # the list must split
 missing=$(missing_of $packages)
 if [ -n "$missing" ]; then
     if [ "$(id -u)" -ne 0 ]; then
@@ -53,22 +53,22 @@ if [ -n "$missing" ]; then
     fi
     echo "setup: installing$missing"
     export DEBIAN_FRONTEND=noninteractive
-    apt-get -o DPkg::Lock::Timeout=300 update -qq || echo "setup: some package lists could not be refreshed; going on with those that could" >&2
+    apt-get -o DPkg::Lock::Timeout=300 update -qq || echo "setup: some package lists could not be updated; continuing with the others" >&2
     # shellcheck disable=SC2086
     apt-get -o DPkg::Lock::Timeout=300 install -qq --no-install-recommends $missing >/dev/null || fail "apt-get could not install$missing"
 fi
 
-# Compiles one program into $tools unless it is there: its name, its version, further arguments of cargo.
+# Compiles a program into $tools unless it is installed. Arguments: name, version, further arguments for cargo.
 install_tool() {
     name=$1 version=$2
     shift 2
     [ ! -x "$tools/bin/$name" ] || ! grep -qs "\"$name $version " "$tools/.crates.toml" || return 0
-    command -v cargo >/dev/null || fail "cargo is not in PATH; install a Rust toolchain first"
+    command -v cargo >/dev/null || fail "cargo is not in PATH: install a Rust toolchain first"
     echo "setup: compiling $name $version into $tools/bin"
     cargo install --quiet --locked --version "$version" --root "$tools" "$@" "$name" ||
         fail "$name $version could not be compiled"
 }
 
 install_tool vhost-device-vsock "$vsock_version"
-# The S3 server of the tests, where compiling it fast counts for more than its speed.
+# An S3 server for tests. A debug build is fast enough, and compiles faster.
 install_tool s3s-fs "$s3s_version" --debug --features binary

@@ -1,4 +1,4 @@
-//! From the kernel's hand-over to a machine that can dial the host.
+//! From the first instruction of guest-init to a machine that can connect to the host.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -17,39 +17,42 @@ use nix::{
     unistd::{chdir, chroot, pause},
 };
 
-use crate::{INPUTS, PATHS, ROOT, SCRATCH, SKELETON};
+use crate::layout::{INPUTS, PATHS, ROOT, SCRATCH, SKELETON};
 
-/// Modules to load, one file name of [`MODULES`] a line, in this order; absent when the kernel has all built in.
+/// Lists the files in [`MODULES`] to load, one a line, in order. Empty or missing if the kernel has everything built
+/// in.
 const MODULES_ORDER: &str = "/modules.order";
 const MODULES: &str = "/lib";
 
-/// The same for KVM, of which each processor has its own module; absent when the kernel has it built in, or not at all.
+/// The same for KVM, which has one module for each vendor's processors. Empty or missing if the kernel has KVM built
+/// in, or has no KVM.
 const KVM_MODULES_ORDER: &str = "/kvm.order";
 
-/// What they make.
+/// The device node of KVM.
 const KVM: &str = "/dev/kvm";
 
-/// Where the initramfs is mounted a second time, see [`leave_rootfs`].
+/// Second mount point of the initramfs, see [`leave_rootfs`].
 const BASE: &str = "/base";
 
-/// Mount point and type.
+/// Mount points and types.
 const FILE_SYSTEMS: [(&str, &str); 4] =
     [("/dev", "devtmpfs"), ("/proc", "proc"), ("/sys", "sysfs"), ("/sys/fs/cgroup", "cgroup2")];
 
-/// Files to write, where the kernel has them.
+/// Kernel settings: a file and its value. Files that the kernel lacks are skipped.
 const SETTINGS: [(&str, &str); 3] = [
-    // guest-init is not killed for want of memory.
+    // Exempts guest-init from the OOM killer.
     ("/proc/self/oom_score_adj", "-1000"),
-    // A kernel's namespaces and cgroups wait for RCU many times while a build is set up; each wait takes some ticks.
+    // Making namespaces and cgroups waits for RCU many times, some clock ticks each time.
     ("/sys/kernel/rcu_expedited", "1"),
-    // Builds behave alike on kernels with and without user namespaces, which open privileged interfaces to them.
+    // User namespaces open privileged kernel interfaces to the build. Without them, builds also behave the same on
+    // kernels with and without user namespaces.
     ("/proc/sys/user/max_user_namespaces", "0"),
 ];
 
 /// Why the machine can't be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BootError {
-    /// A file system is missing.
+    /// A file system could not be mounted.
     #[error("can't mount {kind} at {at}")]
     Mount {
         /// The file system's type.
@@ -59,20 +62,20 @@ pub(crate) enum BootError {
         #[source]
         source: io::Error,
     },
-    /// A setting is refused.
+    /// The kernel refused a setting.
     #[error("can't write {value:?} to {path}")]
     Setting {
         /// The file.
         path: &'static str,
-        /// What was written.
+        /// The setting's value.
         value: &'static str,
         #[source]
         source: io::Error,
     },
-    /// A module is missing or doesn't fit the kernel.
+    /// A module is missing, or is for another kernel.
     #[error("can't load the kernel module {name:?}")]
     Module {
-        /// Its file's name.
+        /// The module's file name.
         name: String,
         #[source]
         source: io::Error,
@@ -80,17 +83,17 @@ pub(crate) enum BootError {
     /// Anything else.
     #[error("can't {action}")]
     Other {
-        /// What was tried.
+        /// A verb phrase.
         action: &'static str,
         #[source]
         source: io::Error,
     },
 }
 
-/// Mounts what guest-init itself needs, and loads the modules.
+/// Mounts the file systems that guest-init needs, and loads the modules.
 pub(crate) fn prepare() -> Result<(), BootError> {
     umask(Mode::empty());
-    leave_rootfs().map_err(|source| BootError::Other { action: "leave the initramfs's root", source })?;
+    leave_rootfs().map_err(|source| BootError::Other { action: "leave the kernel's rootfs", source })?;
     for (at, kind) in FILE_SYSTEMS {
         mount_at(at, kind).map_err(|source| BootError::Mount { kind, at, source })?;
         if kind == "devtmpfs" {
@@ -110,7 +113,7 @@ pub(crate) fn prepare() -> Result<(), BootError> {
     load_modules()
 }
 
-/// Sees to it that there is [`KVM`].
+/// Loads KVM's modules, so that [`KVM`] exists.
 pub(crate) fn load_kvm() -> io::Result<()> {
     let order = match fs::read_to_string(KVM_MODULES_ORDER) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
@@ -118,7 +121,7 @@ pub(crate) fn load_kvm() -> io::Result<()> {
     };
     for name in order.lines() {
         match load_module(name) {
-            // The other processor's.
+            // For another vendor's processors.
             Err(error)
                 if error.raw_os_error().is_some_and(|errno| [libc::EOPNOTSUPP, libc::ENODEV].contains(&errno)) => {}
             other => other?,
@@ -127,10 +130,10 @@ pub(crate) fn load_kvm() -> io::Result<()> {
     if fs::exists(KVM)? {
         return Ok(());
     }
-    Err(io::Error::other("this kernel has none, or this processor no virtualisation"))
+    Err(io::Error::other("the guest's kernel has no KVM, or its processor has no virtualisation"))
 }
 
-/// Ends the machine. Never a reset, which some VMMs answer by starting the guest anew.
+/// Powers the machine off. It never resets it, because some VMMs boot the guest again after a reset.
 pub(crate) fn power_off() -> ! {
     let _ = reboot(RebootMode::RB_POWER_OFF);
     loop {
@@ -138,7 +141,7 @@ pub(crate) fn power_off() -> ! {
     }
 }
 
-/// The kernel's rootfs can't be the old root of `pivot_root`, so everything happens in a bind of it.
+/// Changes to a bind mount of the initramfs, because `pivot_root` can't move the kernel's rootfs itself.
 fn leave_rootfs() -> io::Result<()> {
     make(BASE)?;
     mount(Some("/"), BASE, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
@@ -161,7 +164,7 @@ fn make(directory: &str) -> io::Result<()> {
     }
 }
 
-/// Descriptors 0 to 2 may be closed, and must never come to mean a pipe or the host.
+/// The kernel may start guest-init with descriptors 0 to 2 closed. They must not become a pipe or the connection.
 fn open_standard_descriptors() -> io::Result<()> {
     loop {
         let open = |path| OpenOptions::new().read(true).write(true).open(path);
@@ -169,7 +172,7 @@ fn open_standard_descriptors() -> io::Result<()> {
         if file.as_raw_fd() > 2 {
             return Ok(());
         }
-        // Stays open for ever.
+        // Stays open until the machine powers off.
         let _ = file.into_raw_fd();
     }
 }
@@ -188,7 +191,7 @@ fn load_modules() -> Result<(), BootError> {
 fn load_module(name: &str) -> io::Result<()> {
     let module = File::open(Path::new(MODULES).join(name))?;
     match finit_module(&module, c"", ModuleInitFlags::empty()) {
-        // Built in, or loaded before.
+        // Built in, or already loaded.
         Err(nix::Error::EEXIST) => Ok(()),
         other => Ok(other?),
     }

@@ -1,4 +1,4 @@
-//! The build's cgroup: bounds its memory and processes, counts what they use, kills them all.
+//! The build's cgroup: limits and counts its memory and processes, and kills them.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -12,22 +12,23 @@ use crate::error::{Context as _, SetupError};
 
 const HIERARCHY: &str = "/sys/fs/cgroup";
 
-/// Kept from the build, for guest-init and the kernel, so that want of memory kills the build and nothing else.
+/// Memory reserved for guest-init and the kernel, so that the OOM killer finds only the build.
 const RESERVE_BYTES: u64 = 24 * 1024 * 1024;
 
-/// The build may have this many of each four threads that the kernel can have.
-const THREADS_OF_FOUR: u64 = 3;
+/// The build's share of the kernel's maximum number of threads, in quarters.
+const THREAD_QUARTERS: u64 = 3;
 
-/// The cgroup that the command and all its descendants are in.
+/// The cgroup of the command and its descendants.
 #[derive(Debug)]
 pub(crate) struct Cgroup {
     directory: PathBuf,
-    /// Most processes and threads in it at a time.
+    /// Limit on processes and threads at a time.
     processes: u32,
 }
 
 impl Cgroup {
-    /// Makes the cgroup and sets its bounds by what is free now, and by how many `processes` the build may have.
+    /// Makes the cgroup. Its memory limit follows from the memory that is free now. `processes` is reduced in a machine
+    /// that can't have that many.
     pub(crate) fn create(processes: u32) -> Result<Self, SetupError> {
         let directory = Path::new(HIERARCHY).join("build");
         let write = |path: PathBuf, text: &str| {
@@ -39,29 +40,29 @@ impl Cgroup {
         let threads = number("/proc/sys/kernel/threads-max", "").context(Step::Start, || "read threads-max")?;
         write(directory.join("memory.max"), &memory_limit(available).to_string())?;
         write(directory.join("memory.oom.group"), "1")?;
-        let processes = processes.min(u32::try_from(threads / 4 * THREADS_OF_FOUR).unwrap_or(u32::MAX));
+        let processes = processes.min(u32::try_from(threads / 4 * THREAD_QUARTERS).unwrap_or(u32::MAX));
         write(directory.join("pids.max"), &processes.to_string())?;
         Ok(Self { directory, processes })
     }
 
-    /// Takes a process in that writes `0` to it.
-    pub(crate) fn door(&self) -> Result<File, SetupError> {
+    /// A process that writes `0` to this file moves to the cgroup.
+    pub(crate) fn open_procs(&self) -> Result<File, SetupError> {
         let path = self.directory.join("cgroup.procs");
         OpenOptions::new().write(true).open(&path).context(Step::Start, || format!("open {path:?}"))
     }
 
-    /// Kills whatever is left in it.
+    /// Kills every process in the cgroup.
     pub(crate) fn kill(&self) {
-        // Nothing is left where the build's init has ended; a kernel before 5.14 has no such file.
+        // Kernels before 5.14 lack this file. It is only a precaution: no process survives the build's init.
         let _ = fs::write(self.directory.join("cgroup.kill"), "1");
     }
 
-    /// The kernel has killed a process for want of memory.
+    /// Whether the OOM killer killed a process.
     pub(crate) fn out_of_memory(&self) -> bool {
         number(self.directory.join("memory.events"), "oom_kill").is_ok_and(|count| count > 0)
     }
 
-    /// How many processes and threads it could have at a time, if one more was refused.
+    /// The limit on processes and threads, if the build reached it.
     pub(crate) fn too_many_processes(&self) -> Option<u32> {
         let refused = number(self.directory.join("pids.events"), "max").is_ok_and(|count| count > 0);
         refused.then_some(self.processes)
@@ -72,13 +73,13 @@ impl Cgroup {
         number(self.directory.join("memory.current"), "").unwrap_or(0)
     }
 
-    /// Processes and threads in it now.
+    /// Number of processes and threads now.
     pub(crate) fn processes(&self) -> u32 {
         let processes = number(self.directory.join("pids.current"), "").unwrap_or(0);
         u32::try_from(processes).unwrap_or(u32::MAX)
     }
 
-    /// What its processes have used, as far as cgroups count it; the rest is 0.
+    /// Usage as far as cgroups count it; the other fields are 0.
     pub(crate) fn usage(&self) -> Usage {
         let cpu = |key| number(self.directory.join("cpu.stat"), key).unwrap_or(0);
         Usage {
@@ -98,7 +99,7 @@ fn number(path: impl AsRef<Path>, key: &str) -> io::Result<u64> {
     field(&fs::read_to_string(path)?, key).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// The number after a key at the start of a line; an empty key means the first word.
+/// The number after `key` at the start of a line, or the first word if `key` is empty.
 fn field(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| {
         let mut words = line.split_whitespace();
@@ -114,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_are_found_by_their_whole_key() {
+    fn only_a_whole_key_matches() {
         assert_eq!(field("oom 3\noom_kill 1\n", "oom_kill"), Some(1));
         assert_eq!(field("oom_kill 1\n", "oom"), None);
         assert_eq!(field("MemAvailable:   4711 kB\n", "MemAvailable:"), Some(4711));
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_machine_leaves_the_build_at_least_half() {
+    fn the_build_gets_at_least_half_of_a_small_machine() {
         assert_eq!(memory_limit(512 << 20), (512 << 20) - RESERVE_BYTES);
         assert_eq!(memory_limit(16 << 20), 8 << 20);
     }

@@ -1,11 +1,11 @@
-//! What the build's processes lose for good: capabilities, new privileges, the way to the host.
+//! The seccomp filter of the build's processes: it keeps them from connecting to the host.
 
 use libc::{
     AF_VSOCK, BPF_ABS, BPF_ALU, BPF_AND, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, EAFNOSUPPORT, ENOSYS,
     SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO, SYS_io_uring_setup, SYS_socket, sock_filter,
 };
 
-// Offsets of struct seccomp_data.
+// Offsets in struct seccomp_data.
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 const FIRST_ARGUMENT: u32 = 16;
@@ -18,13 +18,13 @@ const I386: u32 = 0x4000_0003;
 const I386_SOCKETCALL: u32 = 102;
 const I386_SOCKET: u32 = 359;
 
-/// Set in the numbers of the x32 calls.
+/// Set in the system call numbers of x32.
 const X32_BIT: u32 = 0x4000_0000;
 
-/// Refuses vsock sockets, which no network namespace keeps from the host.
+/// Refuses vsock sockets, because network namespaces don't confine them.
 ///
-/// io_uring could open sockets past the filter, and i386's `socketcall` hides its arguments in memory, so neither
-/// exists for builds.
+/// It also refuses io_uring, which can open sockets without a system call, and `socketcall` of i386, whose arguments
+/// are in memory where a filter can't read them.
 pub(crate) fn filter() -> Vec<sock_filter> {
     let io_uring_setup = SYS_io_uring_setup as u32;
     let socket = SYS_socket as u32;
@@ -53,7 +53,7 @@ fn load(offset: u32) -> sock_filter {
     instruction(BPF_LD | BPF_W | BPF_ABS, 0, 0, offset)
 }
 
-/// Skips `then` instructions if the accumulator equals `value`, else `otherwise`.
+/// Skips `then` instructions if the accumulator equals `value`, or `otherwise` instructions if not.
 fn equal(value: u32, then: u8, otherwise: u8) -> sock_filter {
     instruction(BPF_JMP | BPF_JEQ | BPF_K, then, otherwise, value)
 }
@@ -70,7 +70,7 @@ fn instruction(code: u32, jt: u8, jf: u8, k: u32) -> sock_filter {
 mod tests {
     use super::*;
 
-    /// Runs the filter as the kernel would.
+    /// Interprets the filter as the kernel does.
     fn verdict(architecture: u32, number: u32, first_argument: u32) -> u32 {
         let program = filter();
         let (mut accumulator, mut at) = (0, 0);
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn ways_around_the_socket_call_do_not_exist() {
+    fn other_ways_to_open_a_socket_are_refused() {
         for (architecture, number) in
             [(X86_64, 425), (X86_64, 425 | X32_BIT), (I386, 425), (I386, I386_SOCKETCALL), (0xc000_00b7, 198)]
         {

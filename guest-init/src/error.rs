@@ -1,4 +1,4 @@
-//! Why a build's machine could not be made, or its results not be told.
+//! Errors of the setup and of the session.
 
 use std::io;
 
@@ -8,36 +8,36 @@ use cofferdam_protocol::{MAX_DETAIL_BYTES, Step, frame::FrameError};
 #[derive(Debug, thiserror::Error)]
 #[error("can't {action}")]
 pub(crate) struct SetupError {
-    /// The step that it belongs to.
+    /// The step that failed.
     pub(crate) step: Step,
-    /// What was tried and on what, as a verb phrase.
+    /// A verb phrase with its object.
     pub(crate) action: String,
-    /// What the kernel said.
+    /// The kernel's error.
     #[source]
     pub(crate) source: io::Error,
 }
 
-/// Whether this is the answer to a path that can't be there: an error of the request, the same on every host.
-pub(crate) fn is_wrong_place(error: &io::Error) -> bool {
-    const WRONG: [i32; 4] = [libc::ENOTDIR, libc::EISDIR, libc::ELOOP, libc::ENAMETOOLONG];
-    error.raw_os_error().is_some_and(|errno| WRONG.contains(&errno))
+/// Whether the request's path caused the error, which would then be the same on every host.
+pub(crate) fn is_path_error(error: &io::Error) -> bool {
+    const PATH_ERRORS: [i32; 4] = [libc::ENOTDIR, libc::EISDIR, libc::ELOOP, libc::ENAMETOOLONG];
+    error.raw_os_error().is_some_and(|errno| PATH_ERRORS.contains(&errno))
 }
 
 impl SetupError {
-    /// The text for the host: what was tried, then what the kernel said, cut at the protocol's limit.
+    /// The text for the host: the action and the kernel's error, at most [`MAX_DETAIL_BYTES`].
     pub(crate) fn detail(&self) -> String {
-        bounded(format!("{self}: {}", self.source))
+        truncate_detail(format!("{self}: {}", self.source))
     }
 }
 
-/// Cuts a text at the protocol's limit.
-pub(crate) fn bounded(mut text: String) -> String {
+/// Cuts a text to [`MAX_DETAIL_BYTES`].
+pub(crate) fn truncate_detail(mut text: String) -> String {
     let end = (0..=MAX_DETAIL_BYTES).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
     text.truncate(end);
     text
 }
 
-/// Says what was tried when a system call fails during the setup.
+/// Turns a failed system call into a [`SetupError`].
 pub(crate) trait Context<T> {
     /// `action` is a verb phrase that follows "can't".
     fn context<A: Into<String>>(self, step: Step, action: impl FnOnce() -> A) -> Result<T, SetupError>;
@@ -52,16 +52,16 @@ impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
 /// Why a session ended early.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SessionError {
-    /// The host is told.
+    /// The setup failed; the host can still be told.
     #[error(transparent)]
     Setup(#[from] SetupError),
-    /// Nobody is left to be told.
+    /// The connection failed; the host can't be told.
     #[error("the connection to the host failed")]
     Host(#[from] FrameError),
-    /// The host said something that the protocol has no place for.
-    #[error("the host sent another message where {expected} was due")]
+    /// The host sent a message that the protocol does not allow at this point.
+    #[error("the host sent an unexpected message instead of {expected}")]
     Unexpected {
-        /// The message that was due.
+        /// The expected message.
         expected: &'static str,
     },
 }
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_detail_names_the_action_and_the_cause_and_is_bounded() {
+    fn a_detail_has_the_action_and_the_cause_and_a_limited_length() {
         let error = Err::<(), _>(nix::Error::ENOENT).context(Step::Scratch, || "open /dev/vda").unwrap_err();
         assert_eq!(error.detail(), "can't open /dev/vda: No such file or directory (os error 2)");
         let error = Err::<(), _>(nix::Error::ENOENT).context(Step::Root, || "é".repeat(4096)).unwrap_err();

@@ -1,28 +1,38 @@
-//! PID 1 of the guest.
+//! PID 1 of the guest. It runs one build, then powers the machine off, whatever happened.
+//!
+//! The modules, top first; each uses only modules below it:
 //!
 //! ```text
-//!   boot      file systems, modules, protection from the OOM killer
-//!   session   dials the host, says Hello, gets the specification, reports, waits for Acknowledge
-//!     scratch   mounts and grows the scratch disk
-//!     plan      what the build's root is made of, a pure function
-//!     root      makes it
-//!     cgroup    bounds the build's memory and processes, counts what it uses
-//!     command   namespaces, a small init inside of them, and the command, confined
-//!     watch     streams its output until it ends
-//!     outputs   sends the outputs, or what a failed build has left
-//!     shell     lets somebody look around in a failed build
-//!   power off, whatever happened
+//!   session    the conversation with the host
+//!   shell      an interactive shell in a failed build
+//!   build      one build: root, command, outputs
+//!   outputs    sends the outputs, or the files that a failed build left
+//!   watch      sends the command's output to the host until the command has ended
+//!   command    the command's processes: namespaces, a small init, the command itself
+//!   confine    the seccomp filter of the command
+//!   cgroup     limits and counts the build's memory and processes
+//!   root       mounts the build's root
+//!   plan       decides what the build's root consists of, without any I/O
+//!   scratch    mounts and grows the scratch disk
+//!   host       the vsock connection
+//!   boot       file systems and kernel modules; power off
+//!   console    errors on the console
+//!   error, sys, layout
 //! ```
 //!
-//! One thread, no async, no state that outlives the one build. Nothing here trusts the build; the host trusts nothing
-//! that comes from here.
+//! There is one thread and no async code. Nothing here trusts the build, and the host trusts nothing that guest-init
+//! sends.
 #![cfg_attr(not(test), no_main)]
 
 mod boot;
+mod build;
 mod cgroup;
 mod command;
 mod confine;
+mod console;
 mod error;
+mod host;
+mod layout;
 mod outputs;
 mod plan;
 mod root;
@@ -32,30 +42,20 @@ mod shell;
 mod sys;
 mod watch;
 
-/// The build's user.
-const BUILD_UID: u32 = 1000;
-/// The build's group.
-const BUILD_GID: u32 = 100;
-
-/// Where the inputs are mounted.
-const INPUTS: &str = "/inputs";
-/// Where the paths of the host are mounted, if there are any.
-const PATHS: &str = "/paths";
-/// Where the scratch disk is mounted.
-const SCRATCH: &str = "/scratch";
-/// Where a tmpfs holds what every build's root has beside inputs and scratch.
-const SKELETON: &str = "/skeleton";
-/// Where the build's root is assembled.
-const ROOT: &str = "/build-root";
-/// The static shell that becomes `/bin/sh` when a request asks for it.
-const SHELL: &str = "/sh";
-
-/// Takes the place of Rust's own entry, which would abort where the image has neither `/dev/console` nor `/dev/null`.
+/// Replaces Rust's own entry point, which aborts if the image has neither `/dev/console` nor `/dev/null`.
 #[cfg_attr(not(test), unsafe(no_mangle))]
 extern "C" fn main() -> std::ffi::c_int {
     if std::process::id() != 1 {
-        eprintln!("guest-init is the first process of a Cofferdam microVM and does nothing elsewhere");
+        eprintln!("guest-init only runs as the first process of a Cofferdam microVM");
         return 2;
     }
-    session::run()
+    std::panic::set_hook(Box::new(|panic| {
+        console::log(&panic.to_string());
+        boot::power_off()
+    }));
+    match boot::prepare() {
+        Ok(()) => session::run().unwrap_or_else(|error| console::log_error(&error)),
+        Err(error) => console::log_error(&error),
+    }
+    boot::power_off()
 }

@@ -1,5 +1,6 @@
-//! Sends the outputs, or what a failed build has left: each a depth-first walk that follows no symlink, its memory
-//! bounded by the names in the directories that are open.
+//! Sends the outputs, or the files that a failed build left behind.
+//!
+//! Each is a depth-first walk that follows no symlinks. It keeps in memory only the names in the open directories.
 
 use std::{
     collections::BTreeMap,
@@ -25,15 +26,12 @@ use nix::{
     sys::stat::{FileStat, Mode, SFlag, fstatat},
 };
 
-use crate::ROOT;
+use crate::layout::{ROOT, SKELETON};
 
-/// The directory, on a tmpfs, that is sent as the root of what is kept.
-const KEPT: &str = "/skeleton/kept";
+/// Limit on the memory for names in the open directories.
+const MAX_NAMES_BYTES: usize = MAX_METADATA_BYTES as usize + 1_000_000 * NAME_OVERHEAD_BYTES;
 
-/// Most memory for the names in the directories that are open at one time.
-const MAX_HELD_BYTES: usize = MAX_METADATA_BYTES as usize + 1_000_000 * NAME_OVERHEAD_BYTES;
-
-/// What a name costs beside its bytes: its place in a list, which grows by doubling, and its allocation's own.
+/// Memory for a name beside its bytes: its entry in a list, which grows by doubling, and the allocator's overhead.
 const NAME_OVERHEAD_BYTES: usize = 64;
 
 /// Why a walk ended early.
@@ -42,8 +40,8 @@ enum Stop {
     Host(FrameError),
     Missing,
     Unsupported(UnsupportedKind),
-    /// Of what is kept, this exceeds the limits.
-    NoRoom,
+    /// The entry exceeds the limits on kept files.
+    OverLimit,
 }
 
 impl From<FrameError> for Stop {
@@ -58,7 +56,7 @@ impl From<Errno> for Stop {
     }
 }
 
-/// Sends every output in order, then `Finished`; ends with the first that can't be stored.
+/// Sends every output in order, then `Finished`. Stops at the first output that can't be stored.
 pub(crate) fn send<W: Write>(host: &mut FrameWriter<W>, outputs: &[String]) -> Result<(), FrameError> {
     match open(ROOT, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) {
         Ok(root) => send_from(root.as_fd(), host, outputs),
@@ -72,11 +70,11 @@ pub(crate) fn send<W: Write>(host: &mut FrameWriter<W>, outputs: &[String]) -> R
 fn send_from<W: Write>(root: BorrowedFd<'_>, host: &mut FrameWriter<W>, outputs: &[String]) -> Result<(), FrameError> {
     let mut buffer = vec![0; MAX_DATA_BYTES];
     for output in outputs {
-        let mut walk = Walk { host, buffer: &mut buffer, path: Vec::new(), held: 0, kept: None };
+        let mut walk = Walk { host, buffer: &mut buffer, path: Vec::new(), names_bytes: 0, kept: None };
         match walk.output(root, output) {
             Ok(()) => {}
             Err(Stop::Host(error)) => return Err(error),
-            Err(Stop::Missing | Stop::NoRoom) => host.write(&FromGuest::Missing)?,
+            Err(Stop::Missing | Stop::OverLimit) => host.write(&FromGuest::Missing)?,
             Err(Stop::Unsupported(kind)) => {
                 let mut path = walk.path;
                 path.truncate(MAX_DETAIL_BYTES);
@@ -87,22 +85,24 @@ fn send_from<W: Write>(root: BorrowedFd<'_>, host: &mut FrameWriter<W>, outputs:
     host.write(&FromGuest::Finished)
 }
 
-/// Sends one tree of all that the build has written, then `Kept`. `writable` is where, below the build's root, it could
-/// write, and the directories that hold what it wrote there.
-pub(crate) fn keep<W: Write>(
+/// Sends everything that the build wrote as one tree, then `Kept`. `writable` has the writable mount points, relative to
+/// the build's root, and the upper layer of each.
+pub(crate) fn send_kept<W: Write>(
     host: &mut FrameWriter<W>,
     writable: &BTreeMap<PathBuf, PathBuf>,
     limits: Limits,
 ) -> Result<(), FrameError> {
-    let made = writable.keys().try_for_each(|at| fs::create_dir_all(Path::new(KEPT).join(at)));
-    let skipped = match made.and_then(|()| File::open(KEPT)) {
-        Ok(root) => keep_from(root.as_fd(), host, writable, limits)?,
+    // A tree of empty directories; the walk replaces those at mount points by the upper layers.
+    let skeleton = Path::new(SKELETON).join("kept");
+    let made = writable.keys().try_for_each(|at| fs::create_dir_all(skeleton.join(at)));
+    let skipped = match made.and_then(|()| File::open(&skeleton)) {
+        Ok(root) => send_kept_from(root.as_fd(), host, writable, limits)?,
         Err(_) => 0,
     };
     host.write(&FromGuest::Kept { skipped })
 }
 
-fn keep_from<W: Write>(
+fn send_kept_from<W: Write>(
     root: BorrowedFd<'_>,
     host: &mut FrameWriter<W>,
     writable: &BTreeMap<PathBuf, PathBuf>,
@@ -111,39 +111,39 @@ fn keep_from<W: Write>(
     let Limits { entries, bytes } = limits;
     let kept = Kept { writable, skipped: 0, entries, bytes, metadata_bytes: MAX_METADATA_BYTES };
     let mut buffer = vec![0; MAX_DATA_BYTES];
-    let mut walk = Walk { host, buffer: &mut buffer, path: Vec::new(), held: 0, kept: Some(kept) };
+    let mut walk = Walk { host, buffer: &mut buffer, path: Vec::new(), names_bytes: 0, kept: Some(kept) };
     match walk.tree(root, c".") {
         Err(Stop::Host(error)) => Err(error),
         _ => Ok(walk.kept.map_or(0, |kept| kept.skipped)),
     }
 }
 
-/// What is different where not everything has to be sent.
+/// A walk over kept files, which may skip entries.
 struct Kept<'a> {
-    /// Directories to send in place of those at these paths.
+    /// Paths in the walk, and the directories to send instead.
     writable: &'a BTreeMap<PathBuf, PathBuf>,
     skipped: u64,
-    // What there is still room for.
+    // What is left of each limit.
     entries: u64,
     bytes: u64,
     metadata_bytes: u64,
 }
 
-/// One tree on its way.
+/// The walk over one tree.
 struct Walk<'a, W> {
     host: &'a mut FrameWriter<W>,
     buffer: &'a mut [u8],
-    /// Where the walk is, relative to the output.
+    /// The current path, relative to the output.
     path: Vec<u8>,
     /// Memory for the names that are still to be sent.
-    held: usize,
+    names_bytes: usize,
     kept: Option<Kept<'a>>,
 }
 
 /// A directory whose entries are being sent.
 struct Open {
     directory: OwnedFd,
-    /// What is still to be sent, in descending order.
+    /// The names still to be sent, in descending order.
     names: Vec<CString>,
     path_length: usize,
 }
@@ -176,7 +176,7 @@ impl<W: Write> Walk<'_, W> {
                 self.send(Event::End)?;
                 continue;
             };
-            self.held -= cost(&name);
+            self.names_bytes -= memory_of(&name);
             if !self.path.is_empty() {
                 self.path.push(b'/');
             }
@@ -184,13 +184,13 @@ impl<W: Write> Walk<'_, W> {
             let status = fstatat(&top.directory, name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW).map_err(Stop::from);
             let below = status.and_then(|s| self.entry(top.directory.as_fd(), &name, name.to_bytes(), &s, depth));
             match (below, &mut self.kept) {
-                (Err(Stop::Unsupported(_) | Stop::NoRoom), Some(kept)) => kept.skipped += 1,
+                (Err(Stop::Unsupported(_) | Stop::OverLimit), Some(kept)) => kept.skipped += 1,
                 (below, _) => open.extend(below?),
             }
         }
     }
 
-    /// Sends an entry; a directory only begins.
+    /// Sends one entry. Of a directory, it sends the beginning, and returns it open.
     fn entry(
         &mut self,
         parent: BorrowedFd<'_>,
@@ -203,13 +203,13 @@ impl<W: Write> Walk<'_, W> {
             SFlag::S_IFREG => return self.file(parent, name, sent_name, status).map(|()| None),
             SFlag::S_IFLNK => {
                 let target = readlinkat(parent, name)?;
-                self.make_room(sent_name.len() + target.len(), 0)?;
+                self.count_kept(sent_name.len() + target.len(), 0)?;
                 self.send(Event::Symlink { name: sent_name, target: target.as_bytes() })?;
                 return Ok(None);
             }
             SFlag::S_IFDIR if depth < MAX_DEPTH => return self.directory(parent, name, sent_name).map(Some),
             SFlag::S_IFDIR => UnsupportedKind::TooDeep,
-            // Overlayfs's mark of what was removed.
+            // A whiteout: overlayfs's mark of a removed file.
             SFlag::S_IFCHR if self.kept.is_some() && status.st_rdev == 0 => return Ok(None),
             SFlag::S_IFIFO => UnsupportedKind::Fifo,
             SFlag::S_IFSOCK => UnsupportedKind::Socket,
@@ -223,14 +223,14 @@ impl<W: Write> Walk<'_, W> {
         let executable = status.st_mode & Mode::S_IXUSR.bits() != 0;
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let mut file = File::from(openat(parent, name, flags, Mode::empty())?);
-        self.make_room(sent_name.len(), status.st_size.cast_unsigned())?;
+        self.count_kept(sent_name.len(), status.st_size.cast_unsigned())?;
         self.send(Event::File { name: sent_name, executable })?;
         loop {
             match (file.read(self.buffer), &mut self.kept) {
                 (Ok(0), _) => return self.send(Event::End),
                 (Ok(length), _) => self.host.write(&FromGuest::Tree(Event::Data(&self.buffer[..length])))?,
                 (Err(_), Some(kept)) => {
-                    // Half of it is better than nothing.
+                    // The beginning of the file is kept.
                     kept.skipped += 1;
                     return self.send(Event::End);
                 }
@@ -246,33 +246,33 @@ impl<W: Write> Walk<'_, W> {
             Some(path) => open(path, flags, Mode::empty()),
             None => openat(parent, name, flags, Mode::empty()),
         }?;
-        // Its buffer is large, so it lives no longer than the listing.
+        // Only open while the directory is listed, because of its large buffer.
         let mut entries = Dir::openat(&directory, ".", flags, Mode::empty())?;
         let mut names = Vec::new();
-        let mut held = self.held;
+        let mut names_bytes = self.names_bytes;
         for entry in entries.iter() {
             let entry = entry?;
             let name = entry.file_name();
             if [c".", c".."].contains(&name) {
                 continue;
             }
-            held += cost(name);
-            if held > MAX_HELD_BYTES {
+            names_bytes += memory_of(name);
+            if names_bytes > MAX_NAMES_BYTES {
                 return Err(Stop::Unsupported(UnsupportedKind::TooManyNames));
             }
             names.push(name.to_owned());
         }
         names.sort_unstable_by(|a, b| b.cmp(a));
-        self.make_room(sent_name.len(), 0)?;
-        self.held = held;
+        self.count_kept(sent_name.len(), 0)?;
+        self.names_bytes = names_bytes;
         self.send(Event::Directory { name: sent_name })?;
         Ok(Open { directory, names, path_length: self.path.len() })
     }
 
-    /// Takes room for an entry of what is kept; outputs are the host's to bound.
-    fn make_room(&mut self, metadata_bytes: usize, bytes: u64) -> Result<(), Stop> {
+    /// Counts an entry against the limits on kept files. The host enforces the limits on outputs.
+    fn count_kept(&mut self, metadata_bytes: usize, bytes: u64) -> Result<(), Stop> {
         let Some(kept) = &mut self.kept else { return Ok(()) };
-        let left = |room: u64, taken: u64| room.checked_sub(taken).ok_or(Stop::NoRoom);
+        let left = |limit: u64, used: u64| limit.checked_sub(used).ok_or(Stop::OverLimit);
         let (entries, bytes) = (left(kept.entries, 1)?, left(kept.bytes, bytes)?);
         kept.metadata_bytes = left(kept.metadata_bytes, metadata_bytes as u64)?;
         (kept.entries, kept.bytes) = (entries, bytes);
@@ -284,7 +284,7 @@ impl<W: Write> Walk<'_, W> {
     }
 }
 
-fn cost(name: &CStr) -> usize {
+fn memory_of(name: &CStr) -> usize {
     name.count_bytes() + NAME_OVERHEAD_BYTES
 }
 

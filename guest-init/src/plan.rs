@@ -1,17 +1,17 @@
-//! What the build's root is made of, as a pure function of the specification and of the inputs' shape.
+//! Decides what the build's root consists of: a pure function of the specification and of the inputs' directories.
 //!
-//! The root is a stack of areas. An area is a mount at a path; its front is a directory of our own that it shows,
-//! and its lower, where the inputs have a directory at that path, is what shines through from below:
+//! The root is a set of mounts. Most of them have an *upper* layer, a new directory. Those at a directory of the inputs
+//! have that directory as their *lower* layer:
 //!
 //! ```text
-//!               no lower                   lower
-//!   read-only   bind of a tmpfs directory  overlay [tmpfs directory : inputs], read-only
-//!   writable    bind of a disk directory   overlay, upper = disk directory, lower = inputs
+//!               without lower layer                with lower layer
+//!   read-only   bind mount of a tmpfs directory    overlay [tmpfs directory : inputs], read-only
+//!   writable    bind mount of a scratch directory  overlay, upper = scratch directory, lower = inputs
 //! ```
 //!
-//! Everything that must exist at a path (mount points of further areas, scratch paths below a writable area, files)
-//! is put into the front of the innermost area around that path. Symlinks of the inputs are followed, within the
-//! root, before anything is placed, so that a scratch path `tmp` over inputs with `tmp -> var/tmp` is `var/tmp`.
+//! Mount points, files and scratch paths inside a writable mount are made in the upper layer of the innermost mount
+//! around them. All paths follow the inputs' symlinks first, but never out of the root: a scratch path `tmp` over inputs
+//! with `tmp -> var/tmp` is `var/tmp`.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -22,9 +22,9 @@ use std::{
 
 use cofferdam_protocol::{HostPath, Specification, Step};
 
-use crate::error::{SetupError, is_wrong_place};
+use crate::error::{SetupError, is_path_error};
 
-/// Most symlinks on the way to one path, as in Linux.
+/// Limit on the symlinks followed in one path, the same as Linux's.
 const MAX_SYMLINKS: usize = 40;
 
 /// What the inputs have at a path.
@@ -37,96 +37,95 @@ pub(crate) enum Kind {
     Missing,
 }
 
-/// Who owns what is placed.
+/// The owner of a directory or file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Owner {
     /// User and group 0.
-    Machine,
+    Root,
     /// The build's user and group.
     Build,
 }
 
-/// A mount that shows a front, over a lower where there is one.
+/// A mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Area {
-    /// Where it is mounted, relative to the build's root, free of symlinks.
+pub(crate) struct Mount {
+    /// The mount point, relative to the build's root, with all symlinks followed.
     pub(crate) at: PathBuf,
-    /// What is mounted.
     pub(crate) content: Content,
 }
 
-/// What an area shows.
+/// What is mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Content {
-    /// A front of our own.
-    Front {
-        /// On the scratch disk, else on a tmpfs and read-only.
+    /// An upper layer, and perhaps a lower one.
+    Layers {
+        /// Whether the upper layer is on the scratch disk. If not, it is on a tmpfs, and read-only.
         writable: bool,
-        /// Open to everyone, as `/tmp` is.
+        /// Whether every user can write there, as in `/tmp`.
         shared: bool,
-        /// The directory of the inputs, relative to their root, that shines through.
+        /// The lower layer: a directory of the inputs, relative to their root.
         lower: Option<PathBuf>,
     },
-    /// The device nodes.
+    /// A tmpfs with device nodes.
     Devices,
-    /// The processes.
-    Processes,
-    /// A path of the host.
-    Host {
-        /// Its name in the share.
+    /// The procfs of the build's PID namespace.
+    Proc,
+    /// A host path.
+    HostPath {
+        /// Its name in the virtiofs device of the host paths.
         number: usize,
-        /// Else it is a file.
+        /// Whether it is a directory or a file.
         is_directory: bool,
     },
 }
 
-/// A directory to make in the front of an area, with its parents.
+/// A directory to make in the upper layer of a mount, with its parents.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Directory {
-    /// Index into [`Plan::areas`].
-    pub(crate) area: usize,
-    /// Relative to the area.
+    /// Index into [`Plan::mounts`].
+    pub(crate) mount: usize,
+    /// Relative to the mount point.
     pub(crate) path: PathBuf,
     pub(crate) owner: Owner,
-    /// Open to everyone, as `/tmp` is.
+    /// Whether every user can write there, as in `/tmp`.
     pub(crate) shared: bool,
 }
 
-/// A file to make in the front of an area, with its parents.
+/// A file to make in the upper layer of a mount, with its parents.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Placement<'a> {
-    /// Index into [`Plan::areas`].
-    pub(crate) area: usize,
-    /// Relative to the area.
+pub(crate) struct NewFile<'a> {
+    /// Index into [`Plan::mounts`].
+    pub(crate) mount: usize,
+    /// Relative to the mount point.
     pub(crate) path: PathBuf,
     pub(crate) owner: Owner,
     pub(crate) source: Source<'a>,
 }
 
-/// Where a placed file comes from.
+/// The contents of a new file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source<'a> {
-    /// One of the request's `additional_files`, as the request names it.
+    /// One of the request's `additional_files`.
     Request { name: &'a str, contents: &'a [u8] },
-    /// What every build finds unless its inputs or its request bring their own.
-    Machine(&'static str),
-    /// The shell.
+    /// A file that every build has. Files of the inputs and of the request take precedence.
+    Default(&'static str),
+    /// The static shell.
     Shell,
 }
 
 /// How to assemble the build's root.
 #[derive(Debug, Default)]
 pub(crate) struct Plan<'a> {
-    /// In the order in which they are mounted; the first is the root.
-    pub(crate) areas: Vec<Area>,
-    /// In the order in which they are made.
+    /// In the order of mounting; the first is the root.
+    pub(crate) mounts: Vec<Mount>,
+    /// In the order of making.
     pub(crate) directories: Vec<Directory>,
-    /// In the order in which they are made; the first of two at one place counts.
-    pub(crate) files: Vec<Placement<'a>>,
+    /// In the order of making. Of two files with one path, the first wins.
+    pub(crate) files: Vec<NewFile<'a>>,
 }
 
-/// Files of the machine's own.
-const MACHINE_FILES: [(&str, &str); 3] = [
+/// Paths and contents of the files that every build has.
+const DEFAULT_FILES: [(&str, &str); 3] = [
     (
         "etc/passwd",
         "root:x:0:0:root:/build:/noshell\n\
@@ -137,38 +136,40 @@ const MACHINE_FILES: [(&str, &str); 3] = [
     ("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
 ];
 
-/// What is wanted at one path.
+/// What must be at one path.
 #[derive(Debug, Default)]
-struct Wish {
+struct Claim {
+    /// The path is `inputs_dir`.
     inputs: bool,
     writable: bool,
     shared: bool,
-    machine: Option<Content>,
-    /// The request asks for it.
+    /// Anything but layers.
+    special: Option<Content>,
+    /// The path is in the request.
     requested: bool,
-    /// For messages.
+    /// The path's name in error messages.
     name: String,
 }
 
 impl<'a> Plan<'a> {
-    /// Plans the root; `inputs` tells what the inputs have at a path relative to their own root, symlinks unfollowed.
+    /// Plans the root. `inputs` returns what the inputs have at a path, relative to their root, and follows no symlinks.
     pub(crate) fn new(
         specification: &'a Specification,
         inputs: &dyn Fn(&Path) -> io::Result<Kind>,
     ) -> Result<Self, SetupError> {
         let resolver = Resolver { inputs_dir: Path::new(&specification.inputs_dir), inputs };
         let mut plan = Plan::default();
-        for (path, wish) in wishes(specification, &resolver)? {
-            plan.fulfil(path, wish, &resolver)?;
+        for (path, claim) in claims(specification, &resolver)? {
+            plan.add_mount(path, claim, &resolver)?;
         }
-        plan.add_working_dir(&specification.working_dir, &resolver)?;
+        plan.add_working_dir(&specification.working_dir, &resolver);
         for (name, contents) in &specification.additional_files {
             plan.add_requested_file(name, contents, &resolver)?;
         }
-        for (path, contents) in MACHINE_FILES {
-            // Whatever the inputs have there, or on the way there, stays.
+        for (path, contents) in DEFAULT_FILES {
+            // The inputs take precedence, even if their path can't be resolved.
             if let Ok((path, Kind::Missing)) = resolver.resolve(path) {
-                plan.add_machine_file(&path, Source::Machine(contents));
+                plan.add_own_file(&path, Source::Default(contents));
             }
         }
         if specification.provide_bin_sh {
@@ -177,59 +178,57 @@ impl<'a> Plan<'a> {
         Ok(plan)
     }
 
-    /// Where the processes are shown, relative to the build's root.
-    pub(crate) fn processes(&self) -> Option<&Path> {
-        self.areas.iter().find(|area| area.content == Content::Processes).map(|area| area.at.as_path())
+    /// Mount point of procfs, relative to the build's root.
+    pub(crate) fn proc(&self) -> Option<&Path> {
+        self.mounts.iter().find(|mount| mount.content == Content::Proc).map(|mount| mount.at.as_path())
     }
 
-    /// Nothing is put into the area's front.
-    pub(crate) fn is_bare(&self, area: usize) -> bool {
-        self.directories.iter().all(|directory| directory.area != area)
-            && self.files.iter().all(|file| file.area != area)
+    /// Whether nothing is made in the mount's upper layer.
+    pub(crate) fn has_empty_upper(&self, mount: usize) -> bool {
+        self.directories.iter().all(|directory| directory.mount != mount)
+            && self.files.iter().all(|file| file.mount != mount)
     }
 
-    /// Wishes come in the order of their paths, so the areas around this one are already known.
-    fn fulfil(&mut self, at: PathBuf, wish: Wish, resolver: &Resolver<'_>) -> Result<(), SetupError> {
-        let around = self.innermost(&at);
-        if let Some((around, path)) = &around {
-            let Content::Front { writable, .. } = self.areas[*around].content else {
-                let at = self.areas[*around].at.display();
-                return Err(refusal(Step::Places, format!("use {}: /{at} is the machine's own", wish.name)));
+    /// Adds a mount, or a directory in a writable mount where that is enough. Claims come in the order of their paths,
+    /// so the mounts around this one are known.
+    fn add_mount(&mut self, at: PathBuf, claim: Claim, resolver: &Resolver<'_>) -> Result<(), SetupError> {
+        if let Some((mount, path)) = self.innermost(&at) {
+            let Content::Layers { writable, .. } = self.mounts[mount].content else {
+                let reserved = self.mounts[mount].at.display();
+                return Err(conflict(Step::Places, format!("use {}: /{reserved} is reserved", claim.name)));
             };
-            let owner = if writable { Owner::Build } else { Owner::Machine };
-            let shared = wish.shared && writable;
-            let (area, path) = (*around, path.clone());
-            if matches!(wish.machine, Some(Content::Host { is_directory: false, .. })) {
-                self.files.push(Placement { area, path, owner, source: Source::Machine("") });
+            let owner = if writable { Owner::Build } else { Owner::Root };
+            let shared = claim.shared && writable;
+            if matches!(claim.special, Some(Content::HostPath { is_directory: false, .. })) {
+                self.files.push(NewFile { mount, path, owner, source: Source::Default("") });
             } else {
-                self.directories.push(Directory { area, path, owner, shared });
+                self.directories.push(Directory { mount, path, owner, shared });
             }
-            if writable && wish.writable && !wish.inputs && wish.machine.is_none() {
+            if writable && claim.writable && !claim.inputs && claim.special.is_none() {
                 return Ok(());
             }
         }
-        let content = match wish.machine {
+        let content = match claim.special {
             Some(content) => content,
-            None => Content::Front {
-                writable: wish.writable,
-                shared: wish.shared,
-                lower: resolver.lower(&at).map_err(|source| failure(Step::Places, &wish.name, source))?,
+            None => Content::Layers {
+                writable: claim.writable,
+                shared: claim.shared,
+                lower: resolver.lower(&at).map_err(|source| path_error(Step::Places, &claim.name, source))?,
             },
         };
-        self.areas.push(Area { at, content });
+        self.mounts.push(Mount { at, content });
         Ok(())
     }
 
-    /// A working directory below a scratch path need not be a scratch path itself.
-    fn add_working_dir(&mut self, name: &str, resolver: &Resolver<'_>) -> Result<(), SetupError> {
-        // One that can't be resolved can't be entered either; the command's own chdir finds out and is reported.
-        let Ok((path, Kind::Missing)) = resolver.resolve(name) else { return Ok(()) };
-        if let Some((area, path)) = self.innermost(&path)
-            && let Content::Front { writable: true, .. } = self.areas[area].content
+    /// Makes the working directory if it is in a writable mount.
+    fn add_working_dir(&mut self, name: &str, resolver: &Resolver<'_>) {
+        // A path that can't be resolved can't be entered either: the command's chdir fails and is reported.
+        if let Ok((path, Kind::Missing)) = resolver.resolve(name)
+            && let Some((mount, path)) = self.innermost(&path)
+            && let Content::Layers { writable: true, .. } = self.mounts[mount].content
         {
-            self.directories.push(Directory { area, path, owner: Owner::Build, shared: false });
+            self.directories.push(Directory { mount, path, owner: Owner::Build, shared: false });
         }
-        Ok(())
     }
 
     fn add_requested_file(
@@ -239,103 +238,104 @@ impl<'a> Plan<'a> {
         resolver: &Resolver<'_>,
     ) -> Result<(), SetupError> {
         let step = Step::AdditionalFiles;
-        let (path, kind) =
-            resolver.resolve(name).map_err(|source| failure(step, &format!("additional file {name:?}"), source))?;
+        let failed = |source| path_error(step, &format!("additional file {name:?}"), source);
+        let (path, kind) = resolver.resolve(name).map_err(failed)?;
         if kind == Kind::Directory {
-            let source = io::Error::from_raw_os_error(libc::EISDIR);
-            return Err(failure(step, &format!("additional file {name:?}"), source));
+            return Err(failed(io::Error::from_raw_os_error(libc::EISDIR)));
         }
-        let place = self.innermost(&path).map(|(area, path)| (area, path, &self.areas[area]));
-        let Some((area, path, Area { content: Content::Front { writable, .. }, .. })) = place else {
-            return Err(refusal(step, format!("place additional file {name:?} among the machine's own")));
+        let place = self.innermost(&path).map(|(mount, path)| (mount, path, &self.mounts[mount].content));
+        let Some((mount, path, Content::Layers { writable, .. })) = place else {
+            return Err(conflict(step, format!("make additional file {name:?} in a reserved directory")));
         };
-        let owner = if *writable { Owner::Build } else { Owner::Machine };
-        self.files.push(Placement { area, path, owner, source: Source::Request { name, contents } });
+        let owner = if *writable { Owner::Build } else { Owner::Root };
+        self.files.push(NewFile { mount, path, owner, source: Source::Request { name, contents } });
         Ok(())
     }
 
-    /// A shell, unless the inputs have their own.
+    /// Adds `/bin/sh`, unless the inputs have one.
     fn add_shell(&mut self, resolver: &Resolver<'_>) -> Result<(), SetupError> {
         match resolver.resolve("bin/sh") {
-            Ok((path, Kind::Missing)) => self.add_machine_file(&path, Source::Shell),
+            Ok((path, Kind::Missing)) => self.add_own_file(&path, Source::Shell),
             Ok((_, Kind::Directory)) => {
-                return Err(failure(Step::Places, "/bin/sh", io::Error::from_raw_os_error(libc::EISDIR)));
+                return Err(path_error(Step::Places, "/bin/sh", io::Error::from_raw_os_error(libc::EISDIR)));
             }
             Ok(_) => {}
-            Err(source) => return Err(failure(Step::Places, "/bin/sh", source)),
+            Err(source) => return Err(path_error(Step::Places, "/bin/sh", source)),
         }
         Ok(())
     }
 
-    fn add_machine_file(&mut self, path: &Path, source: Source<'static>) {
-        if let Some((area, path)) = self.innermost(path)
-            && let Content::Front { .. } = self.areas[area].content
+    fn add_own_file(&mut self, path: &Path, source: Source<'static>) {
+        if let Some((mount, path)) = self.innermost(path)
+            && let Content::Layers { .. } = self.mounts[mount].content
         {
-            self.files.push(Placement { area, path, owner: Owner::Machine, source });
+            self.files.push(NewFile { mount, path, owner: Owner::Root, source });
         }
     }
 
-    /// The innermost area around a path, and the path relative to it.
+    /// The innermost mount around a path, and the path relative to it.
     fn innermost(&self, path: &Path) -> Option<(usize, PathBuf)> {
-        let within = |(index, area): (usize, &Area)| Some((index, path.strip_prefix(&area.at).ok()?.to_path_buf()));
-        self.areas.iter().enumerate().filter_map(within).min_by_key(|(_, rest)| rest.components().count())
+        let within = |(index, mount): (usize, &Mount)| Some((index, path.strip_prefix(&mount.at).ok()?.to_path_buf()));
+        self.mounts.iter().enumerate().filter_map(within).min_by_key(|(_, rest)| rest.components().count())
     }
 }
 
-type Wishes = BTreeMap<PathBuf, Wish>;
+/// Claims by resolved path. A directory sorts before everything in it.
+type Claims = BTreeMap<PathBuf, Claim>;
 
-/// Everything that must be a mount or a directory, by resolved path; parents sort before what is in them.
-fn wishes(specification: &Specification, resolver: &Resolver<'_>) -> Result<Wishes, SetupError> {
-    let mut wishes = Wishes::new();
-    wish(&mut wishes, resolver, "", "the root".to_owned())?;
-    wish(&mut wishes, resolver, "proc", "/proc".to_owned())?.machine = Some(Content::Processes);
-    wish(&mut wishes, resolver, "dev", "/dev".to_owned())?.machine = Some(Content::Devices);
-    let tmp = wish(&mut wishes, resolver, "tmp", "/tmp".to_owned())?;
+/// The paths that must be mounts or directories.
+fn claims(specification: &Specification, resolver: &Resolver<'_>) -> Result<Claims, SetupError> {
+    let mut claims = Claims::new();
+    claim(&mut claims, resolver, "", "the root".to_owned())?;
+    claim(&mut claims, resolver, "proc", "/proc".to_owned())?.special = Some(Content::Proc);
+    claim(&mut claims, resolver, "dev", "/dev".to_owned())?.special = Some(Content::Devices);
+    let tmp = claim(&mut claims, resolver, "tmp", "/tmp".to_owned())?;
     tmp.writable = true;
     tmp.shared = true;
     let inputs_dir = &specification.inputs_dir;
-    let inputs = wish(&mut wishes, resolver, inputs_dir, format!("inputs_dir {inputs_dir:?}"))?;
+    let inputs = claim(&mut claims, resolver, inputs_dir, format!("inputs_dir {inputs_dir:?}"))?;
     inputs.inputs = true;
     inputs.requested = true;
     for path in &specification.scratch_paths {
-        let scratch = wish(&mut wishes, resolver, path, format!("scratch path {path:?}"))?;
+        let scratch = claim(&mut claims, resolver, path, format!("scratch path {path:?}"))?;
         scratch.writable = true;
         scratch.requested = true;
     }
-    if let Some(wish) = wishes.values().find(|wish| wish.machine.is_some() && wish.requested) {
-        return Err(refusal(Step::Places, format!("use {}: the machine has its own there", wish.name)));
+    if let Some(claim) = claims.values().find(|claim| claim.special.is_some() && claim.requested) {
+        return Err(conflict(Step::Places, format!("use {}: it is reserved", claim.name)));
     }
     for (number, HostPath { path, is_directory }) in specification.host_paths.iter().enumerate() {
-        let name = format!("the host's path \"/{path}\"");
-        if let Some(other) = wishes.get(&resolver.directory(path, &name)?) {
-            return Err(refusal(Step::Places, format!("show {name}: {} is there", other.name)));
+        let name = format!("host path \"/{path}\"");
+        if let Some(other) = claims.get(&resolver.directory(path, &name)?) {
+            return Err(conflict(Step::Places, format!("mount {name}: {} is already there", other.name)));
         }
-        wish(&mut wishes, resolver, path, name)?.machine = Some(Content::Host { number, is_directory: *is_directory });
+        let is_directory = *is_directory;
+        claim(&mut claims, resolver, path, name)?.special = Some(Content::HostPath { number, is_directory });
     }
-    Ok(wishes)
+    Ok(claims)
 }
 
-fn wish<'w>(
-    wishes: &'w mut Wishes,
+fn claim<'c>(
+    claims: &'c mut Claims,
     resolver: &Resolver<'_>,
     path: &str,
     name: String,
-) -> Result<&'w mut Wish, SetupError> {
-    let wish = wishes.entry(resolver.directory(path, &name)?).or_default();
-    wish.name = name;
-    Ok(wish)
+) -> Result<&'c mut Claim, SetupError> {
+    let claim = claims.entry(resolver.directory(path, &name)?).or_default();
+    claim.name = name;
+    Ok(claim)
 }
 
-/// Walks paths through the inputs' symlinks, never out of the build's root.
+/// Follows the inputs' symlinks, but never out of the build's root.
 struct Resolver<'a> {
     inputs_dir: &'a Path,
     inputs: &'a dyn Fn(&Path) -> io::Result<Kind>,
 }
 
 impl Resolver<'_> {
-    /// The place that a path leads to, and what the inputs have there.
+    /// The path with all symlinks followed, and what the inputs have there.
     fn resolve(&self, path: impl AsRef<Path>) -> io::Result<(PathBuf, Kind)> {
-        let mut place = PathBuf::new();
+        let mut resolved = PathBuf::new();
         let mut kind = Kind::Directory;
         let mut rest: VecDeque<OsString> = components(path.as_ref()).collect();
         let mut followed = 0;
@@ -344,57 +344,56 @@ impl Resolver<'_> {
                 return Err(io::Error::from_raw_os_error(libc::ENOTDIR));
             }
             if name == ".." {
-                place.pop();
-                kind = self.kind(&place)?;
+                resolved.pop();
+                kind = self.kind(&resolved)?;
                 continue;
             }
-            place.push(name);
-            kind = self.kind(&place)?;
+            resolved.push(name);
+            kind = self.kind(&resolved)?;
             if let Kind::Symlink(target) = &kind {
                 followed += 1;
                 if followed > MAX_SYMLINKS {
                     return Err(io::Error::from_raw_os_error(libc::ELOOP));
                 }
-                place = if target.is_absolute() { PathBuf::new() } else { parent(place) };
+                if target.is_absolute() {
+                    resolved.clear();
+                } else {
+                    resolved.pop();
+                }
                 for name in components(target).collect::<Vec<_>>().into_iter().rev() {
                     rest.push_front(name);
                 }
                 kind = Kind::Directory;
             }
         }
-        Ok((place, kind))
+        Ok((resolved, kind))
     }
 
-    /// A place where a directory can be.
+    /// Resolves a path where the inputs have a directory or nothing.
     fn directory(&self, path: &str, name: &str) -> Result<PathBuf, SetupError> {
         match self.resolve(path) {
-            Ok((place, Kind::Directory | Kind::Missing)) => Ok(place),
-            Ok(_) => Err(failure(Step::Places, name, io::Error::from_raw_os_error(libc::ENOTDIR))),
-            Err(source) => Err(failure(Step::Places, name, source)),
+            Ok((resolved, Kind::Directory | Kind::Missing)) => Ok(resolved),
+            Ok(_) => Err(path_error(Step::Places, name, io::Error::from_raw_os_error(libc::ENOTDIR))),
+            Err(source) => Err(path_error(Step::Places, name, source)),
         }
     }
 
-    /// The directory of the inputs that belongs to a place.
-    fn lower(&self, place: &Path) -> io::Result<Option<PathBuf>> {
-        match place.strip_prefix(self.inputs_dir) {
-            Ok(path) if self.kind(place)? == Kind::Directory => Ok(Some(path.to_path_buf())),
+    /// The inputs' directory at a resolved path, relative to the inputs' root.
+    fn lower(&self, resolved: &Path) -> io::Result<Option<PathBuf>> {
+        match resolved.strip_prefix(self.inputs_dir) {
+            Ok(path) if self.kind(resolved)? == Kind::Directory => Ok(Some(path.to_path_buf())),
             _ => Ok(None),
         }
     }
 
-    fn kind(&self, place: &Path) -> io::Result<Kind> {
-        match place.strip_prefix(self.inputs_dir) {
+    fn kind(&self, resolved: &Path) -> io::Result<Kind> {
+        match resolved.strip_prefix(self.inputs_dir) {
             Ok(path) if path.as_os_str().is_empty() => Ok(Kind::Directory),
             Ok(path) => (self.inputs)(path),
-            Err(_) if self.inputs_dir.starts_with(place) => Ok(Kind::Directory),
+            Err(_) if self.inputs_dir.starts_with(resolved) => Ok(Kind::Directory),
             Err(_) => Ok(Kind::Missing),
         }
     }
-}
-
-fn parent(mut path: PathBuf) -> PathBuf {
-    path.pop();
-    path
 }
 
 fn components(path: &Path) -> impl Iterator<Item = OsString> {
@@ -405,18 +404,18 @@ fn components(path: &Path) -> impl Iterator<Item = OsString> {
     })
 }
 
-/// What is no fault of the request's is one of whoever serves the inputs.
-fn failure(step: Step, name: &str, source: io::Error) -> SetupError {
-    let step = if is_wrong_place(&source) { step } else { Step::Inputs };
-    SetupError { step, action: format!("make room for {name} over the inputs"), source }
+/// An error at a path of the inputs. Unless the request's path caused it, the device that serves the inputs did.
+fn path_error(step: Step, name: &str, source: io::Error) -> SetupError {
+    let step = if is_path_error(&source) { step } else { Step::Inputs };
+    SetupError { step, action: format!("make {name} over the inputs"), source }
 }
 
-fn refusal(step: Step, action: String) -> SetupError {
+fn conflict(step: Step, action: String) -> SetupError {
     SetupError { step, action, source: io::Error::from_raw_os_error(libc::EBUSY) }
 }
 
 impl Kind {
-    /// From what `lstat` and `readlink` say.
+    /// Looks at a path, and follows no symlink at its end.
     pub(crate) fn of(path: &Path) -> io::Result<Self> {
         match std::fs::symlink_metadata(path) {
             Ok(metadata) if metadata.is_dir() => Ok(Self::Directory),

@@ -1,11 +1,11 @@
-//! Assembles the build's root as [`crate::plan`] says.
+//! Mounts the build's root by its [`Plan`].
 //!
 //! ```text
-//!   /skeleton    tmpfs: N the front of a read-only area, N.lower a bind of a directory of the inputs
-//!   /scratch     disk: N the front of a writable area, N.work what overlayfs needs beside its upper
+//!   /skeleton    tmpfs: N is the upper layer of a read-only mount, N.lower a bind mount of a directory of the inputs
+//!   /scratch     disk: N is the upper layer of a writable mount, N.work the work directory of its overlay
 //!   /inputs      virtiofs
-//!   /paths       virtiofs: N the Nth path of the host
-//!   /build-root  what the build gets to see as /
+//!   /paths       virtiofs: N is the Nth host path
+//!   /build-root  the build's /
 //! ```
 
 use std::{
@@ -23,22 +23,23 @@ use nix::{
 };
 
 use crate::{
-    BUILD_GID, BUILD_UID, INPUTS, PATHS, ROOT, SCRATCH, SHELL, SKELETON, boot,
-    error::{Context as _, SetupError, is_wrong_place},
-    plan::{Area, Content, Kind, Owner, Placement, Plan, Source},
+    boot,
+    error::{Context as _, SetupError, is_path_error},
+    layout::{BUILD_GID, BUILD_UID, INPUTS, PATHS, ROOT, SCRATCH, SHELL, SKELETON},
+    plan::{Content, Kind, Mount, NewFile, Owner, Plan, Source},
 };
 
-/// No set-user-id program and no device of the build's making works.
-const TAME: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
+/// Disables set-user-id programs, and device nodes.
+const RESTRICTED: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
 
-/// Name, major, minor of the device nodes that a build gets.
+/// Name, major and minor of the device nodes in `/dev`.
 const DEVICES: [(&str, u64, u64); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
-/// The same of the one for builds that ask for it.
+/// The same, in builds that ask for `/dev/kvm`.
 const KVM_DEVICE: (&str, u64, u64) = ("kvm", 10, 232);
 
-/// Name and target of the symlinks in `/dev`.
+/// Names and targets of the symlinks in `/dev`.
 const DEVICE_LINKS: [(&str, &str); 5] = [
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
@@ -50,11 +51,11 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
 /// An assembled root.
 #[derive(Debug)]
 pub(crate) struct Root {
-    /// Where, below the root, `/proc` has to be mounted.
-    pub(crate) processes: PathBuf,
-    /// Opened, gives a new pseudo-terminal of those that the build sees.
-    pub(crate) terminals: PathBuf,
-    /// Where, below the root, the build can write, and the directories that hold what it has written there.
+    /// Mount point of procfs, relative to the root. Only the build's init can mount it.
+    pub(crate) proc: PathBuf,
+    /// `ptmx` of the build's own devpts.
+    pub(crate) ptmx: PathBuf,
+    /// The writable mount points, relative to the root, and the upper layer of each.
     pub(crate) writable: BTreeMap<PathBuf, PathBuf>,
 }
 
@@ -65,68 +66,72 @@ pub(crate) fn assemble(specification: &Specification) -> Result<Root, SetupError
         mount_share(PATHS_TAG, PATHS)?;
     }
     if specification.kvm {
-        boot::load_kvm().context(Step::Root, || "load the kernel's KVM")?;
+        boot::load_kvm().context(Step::Root, || "provide /dev/kvm")?;
     }
     let plan = Plan::new(specification, &|path| Kind::of(&Path::new(INPUTS).join(path)))?;
-    attach(Some("skeleton"), Path::new(SKELETON), "tmpfs", TAME, Some("mode=0755"))
+    mount_at(Some("skeleton"), Path::new(SKELETON), "tmpfs", RESTRICTED, Some("mode=0755"))
         .context(Step::Root, || "mount a tmpfs")?;
-    let fronts = plan.areas.iter().enumerate().map(|(n, area)| make_front(n, area)).collect::<Result<Vec<_>, _>>()?;
+    let uppers =
+        plan.mounts.iter().enumerate().map(|(n, mount)| make_upper(n, mount)).collect::<Result<Vec<_>, _>>()?;
     for directory in &plan.directories {
-        let front = &fronts[directory.area];
-        if let Err(error) = front.make_directory(&directory.path, directory.owner, directory.shared) {
-            let step = if is_wrong_place(&error) { Step::Places } else { Step::Root };
-            let at = front.at.join(&directory.path);
+        let upper = &uppers[directory.mount];
+        if let Err(error) = upper.make_directory(&directory.path, directory.owner, directory.shared) {
+            let step = if is_path_error(&error) { Step::Places } else { Step::Root };
+            let at = upper.at.join(&directory.path);
             return Err(error).context(step, || format!("make {at:?} in the build's root"));
         }
     }
     for file in &plan.files {
-        fronts[file.area].place(file)?;
+        uppers[file.mount].make_file(file)?;
     }
-    for (number, (area, front)) in plan.areas.iter().zip(&fronts).enumerate() {
-        mount_area(area, front, plan.is_bare(number), specification.kvm)
-            .context(Step::Root, || format!("mount {:?} in the build's root", area.at))?;
+    for (number, (mount, upper)) in plan.mounts.iter().zip(&uppers).enumerate() {
+        mount_planned(mount, upper, plan.has_empty_upper(number), specification.kvm)
+            .context(Step::Root, || format!("mount {:?} in the build's root", mount.at))?;
     }
-    let devices = plan.areas.iter().find(|area| area.content == Content::Devices).map(|area| area.at.as_path());
-    let is_writable = |area: &Area| matches!(area.content, Content::Front { writable: true, .. });
-    let writable = plan.areas.iter().zip(fronts).filter(|(area, _)| is_writable(area));
+    let devices = plan.mounts.iter().find(|mount| mount.content == Content::Devices).map(|mount| mount.at.as_path());
+    let is_writable = |mount: &Mount| matches!(mount.content, Content::Layers { writable: true, .. });
+    let writable = plan.mounts.iter().zip(uppers).filter(|(mount, _)| is_writable(mount));
     Ok(Root {
-        processes: plan.processes().unwrap_or(Path::new("proc")).to_path_buf(),
-        terminals: Path::new(ROOT).join(devices.unwrap_or(Path::new("dev"))).join("pts/ptmx"),
-        writable: writable.map(|(area, front)| (area.at.clone(), front.path)).collect(),
+        proc: plan.proc().unwrap_or(Path::new("proc")).to_path_buf(),
+        ptmx: Path::new(ROOT).join(devices.unwrap_or(Path::new("dev"))).join("pts/ptmx"),
+        writable: writable.map(|(mount, upper)| (mount.at.clone(), upper.path)).collect(),
     })
 }
 
 fn mount_share(tag: &str, at: &str) -> Result<(), SetupError> {
-    attach(Some(tag), Path::new(at), "virtiofs", TAME | MsFlags::MS_RDONLY, None)
+    mount_at(Some(tag), Path::new(at), "virtiofs", RESTRICTED | MsFlags::MS_RDONLY, None)
         .context(Step::Inputs, || format!("mount the virtiofs device {tag:?}"))
 }
 
-/// The directory that an area shows.
-struct Front<'a> {
+/// The upper layer of a mount.
+struct Upper<'a> {
+    /// The mount point, relative to the build's root.
     at: &'a Path,
+    /// The layer's directory.
     path: PathBuf,
-    /// The inputs that shine through.
+    /// The lower layer's directory.
     lower: Option<PathBuf>,
-    /// Owner of what is made on the way to something placed, unless the inputs have a directory there.
+    /// Owner of the parents that are made here. Parents over a directory of the inputs belong to root, as inputs do.
     owner: Owner,
+    /// The mount's index.
     number: usize,
 }
 
-fn make_front(number: usize, area: &Area) -> Result<Front<'_>, SetupError> {
-    let (base, owner, shared) = match area.content {
-        Content::Front { writable: true, shared, .. } => (SCRATCH, Owner::Build, shared),
-        _ => (SKELETON, Owner::Machine, false),
+fn make_upper(number: usize, mount: &Mount) -> Result<Upper<'_>, SetupError> {
+    let (base, owner, shared) = match mount.content {
+        Content::Layers { writable: true, shared, .. } => (SCRATCH, Owner::Build, shared),
+        _ => (SKELETON, Owner::Root, false),
     };
-    let lower = match &area.content {
-        Content::Front { lower: Some(lower), .. } => Some(Path::new(INPUTS).join(lower)),
+    let lower = match &mount.content {
+        Content::Layers { lower: Some(lower), .. } => Some(Path::new(INPUTS).join(lower)),
         _ => None,
     };
-    let front = Front { at: &area.at, path: Path::new(base).join(number.to_string()), lower, owner, number };
-    make_directory(&front.path, owner, shared).context(Step::Root, || format!("make {:?}", front.path))?;
-    Ok(front)
+    let upper = Upper { at: &mount.at, path: Path::new(base).join(number.to_string()), lower, owner, number };
+    make_directory(&upper.path, owner, shared).context(Step::Root, || format!("make {:?}", upper.path))?;
+    Ok(upper)
 }
 
-impl Front<'_> {
+impl Upper<'_> {
     fn make_directory(&self, path: &Path, owner: Owner, shared: bool) -> io::Result<()> {
         self.make_parents(path)?;
         make_directory(&self.path.join(path), owner, shared)
@@ -135,102 +140,102 @@ impl Front<'_> {
     fn make_parents(&self, path: &Path) -> io::Result<()> {
         for parent in path.ancestors().skip(1).collect::<Vec<_>>().into_iter().rev().skip(1) {
             let over_inputs = self.lower.as_ref().is_some_and(|lower| lower.join(parent).is_dir());
-            let owner = if over_inputs { Owner::Machine } else { self.owner };
+            let owner = if over_inputs { Owner::Root } else { self.owner };
             make_directory(&self.path.join(parent), owner, false)?;
         }
         Ok(())
     }
 
-    fn place(&self, file: &Placement<'_>) -> Result<(), SetupError> {
+    fn make_file(&self, file: &NewFile<'_>) -> Result<(), SetupError> {
         let written = match file.source {
             Source::Request { contents, .. } => self.write(file, 0o644, contents),
-            Source::Machine(contents) => self.write(file, 0o644, contents.as_bytes()),
+            Source::Default(contents) => self.write(file, 0o644, contents.as_bytes()),
             Source::Shell => File::open(SHELL).and_then(|shell| self.write(file, 0o755, shell)),
         };
         match (file.source, written) {
             (Source::Request { name, .. }, Err(error)) => {
-                Err(error).context(Step::AdditionalFiles, || format!("place additional file {name:?}"))
+                Err(error).context(Step::AdditionalFiles, || format!("make additional file {name:?}"))
             }
-            // The request has put something else there or on the way to it.
+            // A file of the request has this path, or the path of a parent.
             (_, Err(error)) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            (Source::Machine(_), Err(error)) if error.kind() == io::ErrorKind::NotADirectory => Ok(()),
+            (Source::Default(_), Err(error)) if error.kind() == io::ErrorKind::NotADirectory => Ok(()),
             (Source::Shell, Err(error)) if error.kind() == io::ErrorKind::NotADirectory => {
-                Err(error).context(Step::Places, || "place /bin/sh")
+                Err(error).context(Step::Places, || "make /bin/sh")
             }
-            (_, other) => other.context(Step::Root, || format!("place {:?}", self.at.join(&file.path))),
+            (_, other) => other.context(Step::Root, || format!("make {:?}", self.at.join(&file.path))),
         }
     }
 
-    fn write(&self, file: &Placement<'_>, mode: u32, mut contents: impl io::Read) -> io::Result<()> {
+    fn write(&self, file: &NewFile<'_>, mode: u32, mut contents: impl io::Read) -> io::Result<()> {
         self.make_parents(&file.path)?;
         let path = self.path.join(&file.path);
         let mut out = OpenOptions::new().write(true).create_new(true).open(&path)?;
         io::copy(&mut contents, &mut out)?;
-        dress(&path, file.owner, mode)
+        set_owner_and_mode(&path, file.owner, mode)
     }
 }
 
-/// Makes a directory, unless there is one.
+/// Makes a directory unless it exists.
 fn make_directory(path: &Path, owner: Owner, shared: bool) -> io::Result<()> {
     match fs::create_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => return Ok(()),
         other => other?,
     }
-    dress(path, owner, if shared { 0o1777 } else { 0o755 })
+    set_owner_and_mode(path, owner, if shared { 0o1777 } else { 0o755 })
 }
 
-fn dress(path: &Path, owner: Owner, mode: u32) -> io::Result<()> {
-    match owner {
-        Owner::Machine => {}
-        Owner::Build => chown(path, Some(BUILD_UID), Some(BUILD_GID))?,
+fn set_owner_and_mode(path: &Path, owner: Owner, mode: u32) -> io::Result<()> {
+    if owner == Owner::Build {
+        chown(path, Some(BUILD_UID), Some(BUILD_GID))?;
     }
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
-fn mount_area(area: &Area, front: &Front<'_>, bare: bool, kvm: bool) -> io::Result<()> {
-    let at = Path::new(ROOT).join(&area.at);
-    match &area.content {
-        // Nothing to put over the inputs: they are mounted read-only already.
-        Content::Front { writable: false, lower: Some(_), .. } if bare => bind_lower(front, &at),
-        Content::Processes => Ok(()),
+fn mount_planned(mount: &Mount, upper: &Upper<'_>, has_empty_upper: bool, kvm: bool) -> io::Result<()> {
+    let at = Path::new(ROOT).join(&mount.at);
+    match &mount.content {
+        // The inputs are read-only already.
+        Content::Layers { writable: false, lower: Some(_), .. } if has_empty_upper => bind_lower(upper, &at),
+        Content::Proc => Ok(()),
         Content::Devices => mount_devices(&at, kvm),
-        Content::Host { number, .. } => bind(&Path::new(PATHS).join(number.to_string()), &at),
-        Content::Front { writable, lower: None, .. } => {
-            bind(&front.path, &at)?;
+        Content::HostPath { number, .. } => bind(&Path::new(PATHS).join(number.to_string()), &at),
+        Content::Layers { writable, lower: None, .. } => {
+            bind(&upper.path, &at)?;
             if *writable {
                 return Ok(());
             }
-            let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | TAME;
-            attach(None, &at, "none", flags, None)
+            let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | RESTRICTED;
+            mount_at(None, &at, "none", flags, None)
         }
-        Content::Front { writable, lower: Some(_), .. } => {
-            // Overlay gets a name of our own, since the inputs' may hold what its options give a meaning to.
-            let below = PathBuf::from(format!("{SKELETON}/{}.lower", front.number));
-            fs::create_dir(&below)?;
-            bind_lower(front, &below)?;
-            mount_overlay(&at, front, &below, *writable)
+        Content::Layers { writable, lower: Some(_), .. } => {
+            // The inputs' own path may contain characters that are special in the options of overlayfs.
+            let lower = PathBuf::from(format!("{SKELETON}/{}.lower", upper.number));
+            fs::create_dir(&lower)?;
+            bind_lower(upper, &lower)?;
+            mount_overlay(&at, upper, &lower, *writable)
         }
     }
 }
 
-fn mount_overlay(at: &Path, front: &Front<'_>, below: &Path, writable: bool) -> io::Result<()> {
-    let (front, below, number) = (front.path.display(), below.display(), front.number);
+fn mount_overlay(at: &Path, upper: &Upper<'_>, lower: &Path, writable: bool) -> io::Result<()> {
+    let (upper, lower, number) = (upper.path.display(), lower.display(), upper.number);
     if !writable {
-        let options = format!("lowerdir={front}:{below}");
-        return attach(Some("overlay"), at, "overlay", TAME | MsFlags::MS_RDONLY, Some(&options));
+        let options = format!("lowerdir={upper}:{lower}");
+        return mount_at(Some("overlay"), at, "overlay", RESTRICTED | MsFlags::MS_RDONLY, Some(&options));
     }
     let work = format!("{SCRATCH}/{number}.work");
     fs::create_dir(&work)?;
-    // redirect_dir: directories of the inputs can be renamed. volatile: nothing here outlives the machine.
+    // redirect_dir lets builds rename directories of the inputs. volatile skips flushes: the disk's contents are lost
+    // with the machine.
     let options = format!(
-        "lowerdir={below},upperdir={front},workdir={work},redirect_dir=on,metacopy=off,index=off,xino=off,volatile"
+        "lowerdir={lower},upperdir={upper},workdir={work},redirect_dir=on,metacopy=off,index=off,xino=off,volatile"
     );
-    attach(Some("overlay"), at, "overlay", TAME, Some(&options))
+    mount_at(Some("overlay"), at, "overlay", RESTRICTED, Some(&options))
 }
 
 fn mount_devices(at: &Path, kvm: bool) -> io::Result<()> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-    attach(Some("dev"), at, "tmpfs", flags, Some("mode=0755,size=64k,nr_inodes=64"))?;
+    mount_at(Some("dev"), at, "tmpfs", flags, Some("mode=0755,size=64k,nr_inodes=64"))?;
     for (name, major, minor) in DEVICES.into_iter().chain(kvm.then_some(KVM_DEVICE)) {
         let path = at.join(name);
         mknod(&path, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(major, minor))?;
@@ -245,20 +250,20 @@ fn mount_devices(at: &Path, kvm: bool) -> io::Result<()> {
         let path = at.join(name);
         fs::create_dir(&path)?;
         let nodev = if name == "shm" { MsFlags::MS_NODEV } else { MsFlags::empty() };
-        attach(Some(name), &path, file_system, flags.difference(MsFlags::MS_NOEXEC) | nodev, Some(options))?;
+        mount_at(Some(name), &path, file_system, flags.difference(MsFlags::MS_NOEXEC) | nodev, Some(options))?;
     }
-    attach(None, at, "none", flags | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None)
+    mount_at(None, at, "none", flags | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None)
 }
 
-fn bind_lower(front: &Front<'_>, at: &Path) -> io::Result<()> {
-    front.lower.as_ref().map_or(Ok(()), |lower| bind(lower, at))
+fn bind_lower(upper: &Upper<'_>, at: &Path) -> io::Result<()> {
+    upper.lower.as_ref().map_or(Ok(()), |lower| bind(lower, at))
 }
 
 fn bind(source: &Path, target: &Path) -> io::Result<()> {
     Ok(mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
 }
 
-fn attach(
+fn mount_at(
     source: Option<&str>,
     target: &Path,
     file_system: &str,

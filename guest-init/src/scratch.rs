@@ -1,4 +1,4 @@
-//! The scratch disk: a sparse ext4 without a journal, grown to the device's size at every start.
+//! The scratch disk: an ext4 file system without a journal, grown to the disk's size at every boot.
 
 use std::{
     fs::File,
@@ -15,20 +15,20 @@ use nix::{
 };
 
 use crate::{
-    SCRATCH,
     error::{Context as _, SetupError},
+    layout::SCRATCH,
     sys,
 };
 
 const DEVICE: &str = "/dev/vda";
 
-/// How long the device may take to appear.
+/// How long to wait for the device to appear.
 const DEVICE_WAIT: Duration = Duration::from_secs(10);
 
-/// Nothing on the disk outlives the machine, so nothing has to reach it in any order or at any time.
+/// The disk's contents are lost with the machine, so writes need no order and no flushes.
 const OPTIONS: &str = "nobarrier,noauto_da_alloc,nodiscard";
 
-/// With less room than this the disk counts as full; ext4 keeps some blocks back for itself.
+/// With less free space than this, the disk counts as full. ext4 reserves some blocks for itself.
 const FULL_BELOW_BYTES: u64 = 1024 * 1024;
 
 /// The mounted disk.
@@ -39,47 +39,49 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// Mounts the disk and grows its file system to the device's size.
+    /// Mounts the disk, and grows its file system to the disk's size.
     pub(crate) fn prepare() -> Result<Self, SetupError> {
         let size = wait_for_device().context(Step::Scratch, || format!("open the disk {DEVICE}"))?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
         mount(Some(DEVICE), SCRATCH, Some("ext4"), flags, Some(OPTIONS))
             .context(Step::Scratch, || format!("mount {DEVICE} as ext4"))?;
         grow(size).context(Step::Scratch, || format!("grow the file system on {DEVICE} to {size} bytes"))?;
-        // Growing zeroes the new inode tables at once if the background must not, and the background would from here on.
+        // Only now: with this option, growing would zero the new inode tables at once. Without it from now on, the
+        // kernel would zero them in the background.
         mount(None::<&str>, SCRATCH, None::<&str>, flags | MsFlags::MS_REMOUNT, Some("noinit_itable"))
             .context(Step::Scratch, || format!("remount {DEVICE}"))?;
-        let used_at_start = statvfs(SCRATCH).map(|room| used(&room)).context(Step::Scratch, || "stat the disk")?;
+        let used_at_start = statvfs(SCRATCH).map(|stats| used(&stats)).context(Step::Scratch, || "stat the disk")?;
         Ok(Self { used_at_start, was_full: false })
     }
 
-    /// Looks whether there is room now, and remembers if there is not.
-    pub(crate) fn look(&mut self) {
-        if let Ok(room) = statvfs(SCRATCH) {
-            self.was_full |= is_full(room.blocks_available() * room.fragment_size(), room.files(), room.files_free());
+    /// Checks whether the disk is full now, and remembers it if so.
+    pub(crate) fn check_full(&mut self) {
+        if let Ok(stats) = statvfs(SCRATCH) {
+            let free_bytes = stats.blocks_available() * stats.fragment_size();
+            self.was_full |= is_full(free_bytes, stats.files(), stats.files_free());
         }
     }
 
-    /// The disk was seen without room.
+    /// Whether any check found the disk full.
     pub(crate) fn was_full(&self) -> bool {
         self.was_full
     }
 
-    /// Bytes that the build has in use.
+    /// Bytes that the build uses.
     pub(crate) fn used_bytes(&self) -> u64 {
-        statvfs(SCRATCH).map_or(0, |room| used(&room).saturating_sub(self.used_at_start))
+        statvfs(SCRATCH).map_or(0, |stats| used(&stats).saturating_sub(self.used_at_start))
     }
 }
 
-fn used(room: &Statvfs) -> u64 {
-    (room.blocks() - room.blocks_free()) * room.fragment_size()
+fn used(stats: &Statvfs) -> u64 {
+    (stats.blocks() - stats.blocks_free()) * stats.fragment_size()
 }
 
 fn is_full(free_bytes: u64, files: u64, free_files: u64) -> bool {
     free_bytes < FULL_BELOW_BYTES || (files > 0 && free_files == 0)
 }
 
-/// Waits until the disk is there; returns its size in bytes.
+/// Waits for the disk, and returns its size in bytes.
 fn wait_for_device() -> io::Result<u64> {
     let start = Instant::now();
     loop {
@@ -92,9 +94,9 @@ fn wait_for_device() -> io::Result<u64> {
 }
 
 fn grow(device_bytes: u64) -> io::Result<()> {
-    let room = statvfs(SCRATCH)?;
+    let block_bytes = statvfs(SCRATCH)?.block_size();
     let root = File::open(Path::new(SCRATCH))?;
-    sys::resize_ext4(&root, device_bytes / room.block_size())
+    sys::resize_ext4(&root, device_bytes / block_bytes)
 }
 
 #[cfg(test)]
@@ -102,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_disk_is_full_without_bytes_or_without_inodes() {
+    fn a_disk_without_free_bytes_or_free_inodes_is_full() {
         assert!(is_full(0, 100, 50));
         assert!(is_full(FULL_BELOW_BYTES - 1, 100, 50));
         assert!(is_full(1 << 30, 100, 0));
@@ -110,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_that_counts_no_inodes_is_not_full() {
+    fn a_file_system_without_a_count_of_inodes_is_not_full() {
         assert!(!is_full(1 << 30, 0, 0));
     }
 }

@@ -1,4 +1,4 @@
-//! System calls that `nix` has no safe form for, each behind a safe function.
+//! Safe functions for the system calls that `nix` has no safe function for.
 
 use std::{
     ffi::{c_int, c_ulong},
@@ -19,7 +19,7 @@ use nix::{
     sys::stat::Mode,
 };
 
-/// Grows a mounted ext4 to a number of its blocks.
+/// Grows a mounted ext4 file system to `blocks` of its own blocks.
 pub(crate) fn resize_ext4(mounted: &File, blocks: u64) -> io::Result<()> {
     const EXT4_IOC_RESIZE_FS: c_ulong = nix::request_code_write!(b'f', 16, size_of::<u64>());
     // SAFETY: the kernel reads one u64 through the pointer, which outlives the call.
@@ -42,37 +42,37 @@ pub(crate) fn raise_loopback() -> io::Result<()> {
     Ok(Errno::result(result).map(drop)?)
 }
 
-/// Makes a pseudo-terminal: the side of who drives it, which never blocks, and the side of who runs on it.
+/// Opens a pseudo-terminal. Returns the master side, which is non-blocking, and the slave side.
 pub(crate) fn open_terminal(ptmx: &Path) -> io::Result<(File, File)> {
     const FLAGS: OFlag = OFlag::O_RDWR.union(OFlag::O_NOCTTY).union(OFlag::O_CLOEXEC);
-    let driver = File::from(open(ptmx, FLAGS | OFlag::O_NONBLOCK, Mode::empty())?);
+    let master = File::from(open(ptmx, FLAGS | OFlag::O_NONBLOCK, Mode::empty())?);
     let locked: c_int = 0;
     // SAFETY: the kernel reads one int through the pointer, which outlives the call.
-    let result = unsafe { libc::ioctl(driver.as_raw_fd(), libc::TIOCSPTLCK, &raw const locked) };
+    let result = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw const locked) };
     Errno::result(result)?;
     // SAFETY: the call takes a number.
-    let result = unsafe { libc::ioctl(driver.as_raw_fd(), libc::TIOCGPTPEER, FLAGS.bits()) };
+    let result = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, FLAGS.bits()) };
     let descriptor = Errno::result(result)?;
-    // SAFETY: the descriptor is new, and nobody else's.
-    Ok((driver, unsafe { File::from_raw_fd(descriptor) }))
+    // SAFETY: the descriptor is new and has no other owner.
+    Ok((master, unsafe { File::from_raw_fd(descriptor) }))
 }
 
-/// Tells a pseudo-terminal its size, and who runs on it that it has changed.
-pub(crate) fn resize_terminal(driver: &File, size: WindowSize) -> io::Result<()> {
+/// Sets a pseudo-terminal's size. The kernel sends SIGWINCH to the processes on it.
+pub(crate) fn resize_terminal(master: &File, size: WindowSize) -> io::Result<()> {
     let size = libc::winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: the kernel reads one winsize through the pointer, which outlives the call.
-    let result = unsafe { libc::ioctl(driver.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
+    let result = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
     Ok(Errno::result(result).map(drop)?)
 }
 
-/// Makes a terminal the one that controls the calling process's session.
-pub(crate) fn be_controlled_by(terminal: &File) -> io::Result<()> {
+/// Sets the controlling terminal of the calling process's session.
+pub(crate) fn set_controlling_terminal(terminal: &File) -> io::Result<()> {
     // SAFETY: the call takes a number.
     let result = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0) };
     Ok(Errno::result(result).map(drop)?)
 }
 
-/// Waits for a child, or for any child, and takes its status, which may be a real-time signal.
+/// Waits for one child, or for any. Unlike `nix`'s, the status may be a real-time signal.
 pub(crate) fn wait(pid: Option<nix::unistd::Pid>) -> io::Result<(nix::unistd::Pid, ExitStatus)> {
     let mut status: c_int = 0;
     let asked = pid.map_or(-1, nix::unistd::Pid::as_raw);
@@ -87,25 +87,25 @@ pub(crate) fn wait(pid: Option<nix::unistd::Pid>) -> io::Result<(nix::unistd::Pi
     }
 }
 
-/// Marks every descriptor from `first` on as closed by the next `execve`.
+/// Sets close-on-exec on every descriptor from `first` on.
 pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
-    // SAFETY: touches no memory; descriptors stay open, so nobody's ownership is broken.
+    // SAFETY: the call takes numbers, and closes no descriptor that has an owner.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     Ok(Errno::result(result).map(drop)?)
 }
 
-/// Sets every signal to its default disposition and unblocks all.
+/// Sets every signal to its default action, and unblocks all signals.
 pub(crate) fn reset_signals() -> io::Result<()> {
     for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: SIG_DFL installs no handler. SIGKILL, SIGSTOP and libc's own refuse, as they may.
+        // SAFETY: SIG_DFL installs no handler. For SIGKILL, SIGSTOP and libc's own signals the call fails without effect.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
     Ok(nix::sys::signal::SigSet::empty().thread_set_mask()?)
 }
 
-/// Empties all capability sets of the calling process, the bounding set first, and keeps it from gaining any.
+/// Empties the bounding and the ambient capability set of the calling process.
 ///
-/// The user must be changed between the two halves of it, since both changes need capabilities.
+/// This needs capabilities, and so does changing the user. [`drop_capabilities`] comes last.
 pub(crate) fn drop_bounding_set() -> io::Result<()> {
     for capability in 0..64 {
         match prctl(libc::PR_CAPBSET_DROP, capability) {
@@ -116,7 +116,7 @@ pub(crate) fn drop_bounding_set() -> io::Result<()> {
     Ok(prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as c_ulong)?)
 }
 
-/// Empties the effective, permitted and inheritable sets.
+/// Empties the effective, permitted and inheritable capability sets of the calling process.
 pub(crate) fn drop_capabilities() -> io::Result<()> {
     #[repr(C)]
     struct Header {
@@ -130,7 +130,7 @@ pub(crate) fn drop_capabilities() -> io::Result<()> {
     Ok(Errno::result(result).map(drop)?)
 }
 
-/// Installs a seccomp filter for good; needs `no_new_privs`.
+/// Installs a seccomp filter, which can't be removed. The process must have set `no_new_privs`.
 pub(crate) fn install_filter(program: &[libc::sock_filter]) -> io::Result<()> {
     let length = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut() };
@@ -139,7 +139,7 @@ pub(crate) fn install_filter(program: &[libc::sock_filter]) -> io::Result<()> {
     Ok(Errno::result(result).map(drop)?)
 }
 
-/// Divides the process; only one thread must be running.
+/// Forks the process.
 pub(crate) fn fork() -> io::Result<nix::unistd::ForkResult> {
     // SAFETY: guest-init never starts a thread, so the child's copy of memory is consistent.
     Ok(unsafe { nix::unistd::fork() }?)

@@ -1,4 +1,4 @@
-//! Streams the build's output to the host until the build has ended.
+//! Sends the command's output to the host until the command has ended.
 
 use std::{
     fs::File,
@@ -16,52 +16,53 @@ use nix::{
     sys::{
         resource::{UsageWho, getrusage},
         signal::{Signal, kill},
-        time::TimeValLike as _,
+        time::{TimeVal, TimeValLike as _},
     },
     unistd::Pid,
 };
 
 use crate::{
     cgroup::Cgroup,
-    command::{MAX_WORD_BYTES, Running, Word},
+    command::{MAX_OUTCOME_BYTES, Outcome, Running},
     error::{Context as _, SessionError, SetupError},
+    host::Host,
     scratch::Scratch,
-    session::Host,
     sys,
 };
 
-/// How often the scratch disk is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How often to check whether the scratch disk is full.
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How often the host is told what the build uses.
-const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+/// How often to send a [`Sample`].
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// One of the command's outputs, until its end.
+/// The command's stdout or stderr.
 struct Log {
     stream: Stream,
+    /// `None` after the end of the stream.
     pipe: Option<File>,
     ready: bool,
 }
 
-/// Sends what the build writes as it writes it; returns when nothing of it is left.
-pub(crate) fn watch(
+/// Sends the command's output as it is written. Returns when no process of the build is left.
+pub(crate) fn run(
     host: &mut Host,
     running: Running,
     scratch: &mut Scratch,
     cgroup: &Cgroup,
 ) -> Result<Report, SessionError> {
-    let Running { init, stdout, stderr, words, started } = running;
+    let Running { init, stdout, stderr, outcome, started } = running;
     let mut logs = [(Stream::Stdout, stdout), (Stream::Stderr, stderr)].map(|(stream, pipe)| Log {
         stream,
         pipe: Some(pipe),
         ready: false,
     });
     let mut buffer = vec![0; MAX_DATA_BYTES];
-    let (mut looked, mut sampled) = (started, started);
+    let (mut checked, mut sampled) = (started, started);
     let mut stopped = false;
     loop {
-        let ready = wait(host, &words, &mut logs)?;
-        if ready.word {
+        let ready = wait(host, &outcome, &mut logs)?;
+        if ready.outcome {
             break;
         }
         if ready.host {
@@ -71,26 +72,26 @@ pub(crate) fn watch(
         for log in logs.iter_mut().filter(|log| log.ready) {
             log.forward(host, &mut buffer)?;
         }
-        if looked.elapsed() >= LOOK_EVERY {
-            scratch.look();
-            looked = Instant::now();
+        if checked.elapsed() >= CHECK_INTERVAL {
+            scratch.check_full();
+            checked = Instant::now();
         }
-        if sampled.elapsed() >= SAMPLE_EVERY {
+        if sampled.elapsed() >= SAMPLE_INTERVAL {
             sampled = Instant::now();
-            host.say(&FromGuest::Sample(sample(started, scratch, cgroup)))?;
+            host.send(&FromGuest::Sample(sample(started, scratch, cgroup)))?;
         }
     }
-    let word = FrameReader::new(&words, MAX_WORD_BYTES).read::<Word>();
-    // When it returns, the kernel has killed and reaped everything in the namespace.
+    let outcome = FrameReader::new(&outcome, MAX_OUTCOME_BYTES).read::<Outcome>();
+    // When this returns, the kernel has killed and reaped every process in the namespace.
     sys::wait(Some(init)).context(Step::Start, || "wait for the build's init")?;
     cgroup.kill();
     let wall = started.elapsed();
-    scratch.look();
+    scratch.check_full();
     for log in &mut logs {
         log.drain(host, &mut buffer)?;
     }
     Ok(Report {
-        end: if stopped { End::Signaled(libc::SIGKILL as u8) } else { ended_how(word)? },
+        end: if stopped { End::Signaled(libc::SIGKILL as u8) } else { command_end(outcome)? },
         out_of_memory: cgroup.out_of_memory(),
         scratch_full: scratch.was_full(),
         too_many_processes: cgroup.too_many_processes(),
@@ -98,18 +99,19 @@ pub(crate) fn watch(
     })
 }
 
-/// Who has something to say.
+/// The descriptors that are ready.
 struct Ready {
-    word: bool,
+    outcome: bool,
     host: bool,
 }
 
-/// Waits for a moment, for output, for the host, or for the init's word.
-fn wait(host: &Host, words: &File, logs: &mut [Log; 2]) -> Result<Ready, SessionError> {
-    let mut polled = vec![PollFd::new(host.as_fd(), PollFlags::POLLIN), PollFd::new(words.as_fd(), PollFlags::POLLIN)];
+/// Waits for output, for the host, or for the end of the command, at most [`CHECK_INTERVAL`].
+fn wait(host: &Host, outcome: &File, logs: &mut [Log; 2]) -> Result<Ready, SessionError> {
+    let mut polled =
+        vec![PollFd::new(host.as_fd(), PollFlags::POLLIN), PollFd::new(outcome.as_fd(), PollFlags::POLLIN)];
     let pipes = logs.iter().filter_map(|log| log.pipe.as_ref());
     polled.extend(pipes.map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
-    let timeout = PollTimeout::try_from(LOOK_EVERY).unwrap_or(PollTimeout::ZERO);
+    let timeout = PollTimeout::try_from(CHECK_INTERVAL).unwrap_or(PollTimeout::ZERO);
     match poll(&mut polled, timeout) {
         Ok(_) | Err(nix::Error::EINTR) => {}
         Err(error) => return Err(error).context(Step::Start, || "wait for output").map_err(SessionError::from),
@@ -119,29 +121,30 @@ fn wait(host: &Host, words: &File, logs: &mut [Log; 2]) -> Result<Ready, Session
     for log in logs {
         log.ready = log.pipe.is_some() && pipes_ready.next() == Some(true);
     }
-    Ok(Ready { host: ready[0], word: ready[1] })
+    Ok(Ready { host: ready[0], outcome: ready[1] })
 }
 
-/// Kills the build's init, and with it all that is in its namespace, if the host says so.
+/// Receives the order to stop, and kills the build's init, which ends every process in its namespace.
 fn stop(host: &Host, init: Pid) -> Result<(), SessionError> {
-    match host.hear()? {
+    match host.receive()? {
         FromHost::Stop => Ok(kill(init, Signal::SIGKILL).context(Step::Start, || "kill the build's init")?),
         _ => Err(SessionError::Unexpected { expected: "the order to stop" }),
     }
 }
 
 impl Log {
-    /// Sends what one read gives, at most one frame's worth.
+    /// Reads once, and sends what was read: at most one frame.
     fn forward(&mut self, host: &mut Host, buffer: &mut [u8]) -> Result<(), SessionError> {
         let Some(pipe) = &mut self.pipe else { return Ok(()) };
         match pipe.read(buffer).context(Step::Start, || "read the command's output")? {
             0 => self.pipe = None,
-            length => host.say(&FromGuest::Log { stream: self.stream, bytes: &buffer[..length] })?,
+            length => host.send(&FromGuest::Log { stream: self.stream, bytes: &buffer[..length] })?,
         }
         Ok(())
     }
 
-    /// Sends what is left. A descriptor in flight over a Unix socket may keep the pipe open, so its end isn't awaited.
+    /// Sends what is still in the pipe, without waiting for its end: a descriptor that was sent over a Unix socket and
+    /// never received may keep the pipe open.
     fn drain(&mut self, host: &mut Host, buffer: &mut [u8]) -> Result<(), SessionError> {
         while let Some(pipe) = &self.pipe {
             let mut polled = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
@@ -154,15 +157,15 @@ impl Log {
     }
 }
 
-fn ended_how(word: Result<Word, FrameError>) -> Result<End, SetupError> {
-    match word {
-        Ok(Word::Ended(end)) => Ok(end),
-        Ok(Word::Failed { action, errno }) => {
+fn command_end(outcome: Result<Outcome, FrameError>) -> Result<End, SetupError> {
+    match outcome {
+        Ok(Outcome::Ended(end)) => Ok(end),
+        Ok(Outcome::Failed { action, errno }) => {
             Err(SetupError { step: Step::Start, action, source: io::Error::from_raw_os_error(errno) })
         }
         Err(_) => Err(SetupError {
             step: Step::Start,
-            action: "learn how the command ended".to_owned(),
+            action: "find out how the command ended".to_owned(),
             source: io::Error::other("the build's init died"),
         }),
     }
@@ -178,7 +181,7 @@ fn usage(wall: Duration, scratch: &Scratch, cgroup: &Cgroup) -> Usage {
     if let Ok(children) = getrusage(UsageWho::RUSAGE_CHILDREN)
         && usage.user_us + usage.system_us == 0
     {
-        let micros = |time: nix::sys::time::TimeVal| u64::try_from(time.num_microseconds()).unwrap_or(0);
+        let micros = |time: TimeVal| u64::try_from(time.num_microseconds()).unwrap_or(0);
         usage.user_us = micros(children.user_time());
         usage.system_us = micros(children.system_time());
     }

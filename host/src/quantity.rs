@@ -1,10 +1,10 @@
-//! Sizes and times as people write them, and as they like to read them.
+//! Sizes and durations as people write and read them.
 
 use std::time::Duration;
 
 const UNITS: [(char, u32); 4] = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
 
-/// Bytes: a number, with K, M, G or T for powers of 1024 (`2G`, `512MiB`).
+/// A size in bytes: a number, with K, M, G or T for powers of 1024 (`2G`, `512MiB`).
 pub(crate) fn size(text: &str) -> Result<u64, String> {
     let upper = text.to_ascii_uppercase();
     let plain = upper.trim_end_matches('B').trim_end_matches('I');
@@ -28,7 +28,7 @@ pub(crate) fn size_within(text: &str, least: u64, most: u64) -> Result<u64, Stri
     }
 }
 
-/// A time with its unit: `90s`, `10m`, `1h 30m`.
+/// A duration with its unit: `90s`, `10m`, `1h 30m`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Err("must not be 0".to_owned()),
@@ -37,12 +37,12 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Bytes with three digits at most: `1.50 GiB`.
+/// Formats a size: `1.50 GiB`.
 pub(crate) fn show_size(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
 }
 
-/// Seconds with two digits after the point.
+/// Formats a duration in seconds with two decimals.
 pub(crate) fn show_duration(duration: Duration) -> String {
     format!("{:.2} s", duration.as_secs_f64())
 }

@@ -1,36 +1,36 @@
-//! Other programs, run to their end: what they print is returned, what they complain about goes into the error.
+//! Runs other programs. Their standard output is returned; their standard error goes into the error.
 
 use std::io;
 use std::process::{Command, ExitStatus};
 
-/// Most of a program's complaint that an error repeats, in bytes from its end.
-const SAID_BYTES: usize = 4096;
+/// How much of the end of a program's standard error an error shows, in bytes.
+const MAX_STDERR_BYTES: usize = 4096;
 
-/// A program that did not do its work.
+/// A program could not be started, or failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
-    /// It could not be started.
-    #[error("could not start {program}; images/setup.sh installs what is needed")]
+    /// The program could not be started.
+    #[error("could not start {program}; images/setup.sh installs all programs that are needed")]
     NotStarted {
         /// The program's name.
         program: String,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// It ran and failed.
-    #[error("{program} failed ({status}):\n{said}")]
+    /// The program failed.
+    #[error("{program} failed ({status}):\n{stderr}")]
     Failed {
         /// The program and its arguments.
         program: String,
-        /// How it ended.
+        /// Its exit status.
         status: ExitStatus,
         /// The end of its standard error.
-        said: String,
+        stderr: String,
     },
 }
 
-/// Runs to the end and returns standard output.
+/// Runs a program, and returns its standard output.
 pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>, CommandError> {
     let output = match command.output() {
         Ok(output) => output,
@@ -39,12 +39,12 @@ pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>, CommandError> {
     if output.status.success() {
         return Ok(output.stdout);
     }
-    let said = &output.stderr[output.stderr.len().saturating_sub(SAID_BYTES)..];
-    let said = String::from_utf8_lossy(said).trim().to_owned();
-    Err(CommandError::Failed { program: command_line(command), status: output.status, said })
+    let stderr = &output.stderr[output.stderr.len().saturating_sub(MAX_STDERR_BYTES)..];
+    let stderr = String::from_utf8_lossy(stderr).trim().to_owned();
+    Err(CommandError::Failed { program: command_line(command), status: output.status, stderr })
 }
 
-/// Runs to the end and returns standard output as text.
+/// Runs a program, and returns its standard output as text.
 pub(crate) fn text(command: &mut Command) -> Result<String, CommandError> {
     Ok(String::from_utf8_lossy(&output(command)?).into_owned())
 }
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_names_the_command_and_repeats_its_complaint() {
+    fn a_failure_names_the_command_and_shows_its_standard_error() {
         let error = output(Command::new("sh").args(["-c", "echo no good >&2; exit 3"])).unwrap_err();
         assert_eq!(error.to_string(), "sh -c echo no good >&2; exit 3 failed (exit status: 3):\nno good");
     }

@@ -1,4 +1,5 @@
-//! guest-init, compiled for the image: static, small, and the same bytes wherever the workspace and cargo's home lie.
+//! Compiles guest-init for the image: static and small. The result does not depend on the paths of the workspace and of
+//! cargo's home.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -6,14 +7,14 @@ use std::process::Command;
 
 use crate::command::{self, CommandError};
 
-/// The host's own triple: no further target needs to be installed, and `crt-static` makes the program static.
+/// The host's own target, so that no other one needs to be installed. `crt-static` makes the program static.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Has cargo compile the program if its sources changed, and says where it is.
+/// Has cargo compile the program if its sources have changed. Returns its path.
 pub(crate) fn compile() -> Result<PathBuf, CommandError> {
     let workspace = workspace();
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), |dir| workspace.join(dir));
-    // Apart from the host's artifacts, so that the two never wait for each other's lock.
+    // A directory of its own, so that this never waits for another cargo that compiles programs of the host.
     compile_in(workspace, cargo_home().as_deref(), &target.join("guest"))
 }
 
@@ -32,7 +33,7 @@ fn compile_in(workspace: &Path, cargo_home: Option<&Path>, target: &Path) -> Res
 }
 
 /// The workspace that this program was compiled from.
-pub(crate) fn workspace() -> &'static Path {
+fn workspace() -> &'static Path {
     let images = Path::new(env!("CARGO_MANIFEST_DIR"));
     images.parent().unwrap_or(images)
 }
@@ -49,7 +50,7 @@ mod tests {
 
     use super::*;
 
-    /// What cargo reads; its target directory, wherever it is, carries a mark, and names with a dot are not ours.
+    /// Copies the workspace without cargo's target directory, which has a `CACHEDIR.TAG`, and without hidden files.
     fn copy_sources(from: &Path, to: &Path) {
         fs::create_dir_all(to).unwrap();
         for entry in fs::read_dir(from).unwrap() {
@@ -66,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn all_places_give_the_same_bytes() {
+    fn the_program_does_not_depend_on_paths() {
         let directory = tempfile::tempdir().unwrap();
         let place = |name| directory.path().join(name);
         let (copy, home) = (place("another-place/of-another-length"), place("cargo-home"));
@@ -74,6 +75,9 @@ mod tests {
         symlink(cargo_home().unwrap(), &home).unwrap();
         let here = compile().unwrap();
         let there = compile_in(&copy, Some(&home), &place("artifacts")).unwrap();
-        assert!(fs::read(&here).unwrap() == fs::read(&there).unwrap(), "{here:?} differs from what {copy:?} gives");
+        assert!(
+            fs::read(&here).unwrap() == fs::read(&there).unwrap(),
+            "{here:?} differs from the program compiled in {copy:?}"
+        );
     }
 }

@@ -1,13 +1,13 @@
-//! The image's directory: opened by whoever boots a guest, made or brought up to date by [`ensure`].
+//! The image's directory. [`Image::open`] opens it to boot a guest; [`ensure`] makes or updates it.
 //!
 //! ```text
-//!   OUT ─▶ OUT.versions/XXXXXXXX/kernel, initramfs, scratch.ext4     replaced by one rename
-//!                                made-from                           locked (shared) by every open Image
-//!   OUT.lock                                                         held while an image is made
+//!   OUT ─▶ OUT.versions/XXXXXXXX/kernel, initramfs, scratch.ext4     OUT is a link, replaced by one rename
+//!                                made-from                           has a shared lock for every open Image
+//!   OUT.lock                                                         locked while an image is made
 //! ```
 //!
-//! The paths of an [`Image`] lead to one version, so its files belong together however often the image is replaced
-//! meanwhile. A version that is not the current one, and that nobody has open, is deleted when the next one is made.
+//! An [`Image`] has the paths of one version, so its files belong together even if the image is replaced meanwhile. Old
+//! versions are deleted when the next one is made, unless they are open.
 
 use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
@@ -22,7 +22,7 @@ use crate::prebuilt::{self, PrebuiltError};
 use crate::scratch::{self, ScratchError};
 use crate::{cache_dir, default_dir, guest_init, initramfs, minimal};
 
-/// Raised when the same inputs shall give another image.
+/// Must be increased when the same inputs shall produce a different image.
 const LAYOUT: u32 = 2;
 
 const KERNEL: &str = "kernel";
@@ -30,36 +30,37 @@ const INITRAMFS: &str = "initramfs";
 const SCRATCH: &str = "scratch.ext4";
 const MADE_FROM: &str = "made-from";
 
-/// All of an image, in the order in which it is deleted: what still has the last one is known to be an image.
+/// The files of an image, in the order of deletion. `made-from` is last, because it marks a directory as an image.
 const FILES: [&str; 4] = [KERNEL, INITRAMFS, SCRATCH, MADE_FROM];
 
-/// Most links from one to the next, as in Linux.
+/// Limit on symlinks followed in a row, the same as Linux's.
 const MAX_LINKS: usize = 40;
 
-/// The static shell's package, and the program in it.
+/// The package with the static shell, and the shell's possible paths in it.
 const SHELL_PACKAGE: &str = "busybox-static";
 const SHELL_PATHS: [&str; 2] = ["bin/busybox", "usr/bin/busybox"];
 
-/// The files that a guest boots from. They stay as they are at least as long as this, or a clone of it, lives.
+/// The files that a guest boots from. They stay unchanged until this and all its clones are dropped.
 #[derive(Debug, Clone)]
 pub struct Image {
     /// An ELF kernel with PVH entry, or a bzImage.
     pub kernel: PathBuf,
     /// A newc archive.
     pub initramfs: PathBuf,
-    /// A small ext4 without journal; a copy of it, extended to the wanted size, is the scratch disk.
+    /// A small ext4 file system without a journal. A scratch disk is a copy of it, extended to the disk's size.
     pub scratch: PathBuf,
-    /// Keeps [`ensure`] from deleting the files. An image that was made otherwise has none.
-    _in_use: Option<Arc<InUse>>,
+    /// Keeps [`ensure`] from deleting the files. `None` if they have no `made-from`, as in an image made by hand.
+    _lock: Option<Arc<VersionLock>>,
 }
 
-/// A shared lock. A child that is just being started has copies of its file, and must not keep it.
+/// A shared lock on a version. It is unlocked explicitly, because a child process that is just being started may have a
+/// copy of the descriptor.
 #[derive(Debug)]
-struct InUse(File);
+struct VersionLock(File);
 
-impl Drop for InUse {
+impl Drop for VersionLock {
     fn drop(&mut self) {
-        // What could fail about it ends with the file.
+        // If this fails, closing the file unlocks it.
         let _ = self.0.unlock();
     }
 }
@@ -73,25 +74,25 @@ pub enum ImageError {
         /// The file.
         path: PathBuf,
     },
-    /// A file of the image can't be looked at.
+    /// A file of the image can't be read.
     #[error("the guest image's {} can't be used", path.display())]
     Unusable {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
 }
 
 impl Image {
-    /// The image in `dir`, if it is whole.
+    /// Opens the image in `dir`.
     ///
     /// # Errors
     ///
-    /// Names the file that is missing, and what makes it.
+    /// A file is missing or can't be used.
     pub fn open(dir: &Path) -> Result<Self, ImageError> {
-        let (dir, in_use) = hold(dir)?;
+        let (dir, lock) = lock_version(dir)?;
         let file = |name| {
             let path = dir.join(name);
             match fs::metadata(&path) {
@@ -102,31 +103,30 @@ impl Image {
             }
         };
         let (kernel, initramfs, scratch) = (file(KERNEL)?, file(INITRAMFS)?, file(SCRATCH)?);
-        Ok(Self { kernel, initramfs, scratch, _in_use: in_use.map(Arc::new) })
+        Ok(Self { kernel, initramfs, scratch, _lock: lock.map(Arc::new) })
     }
 }
 
-/// The version that `dir` leads to, and the lock that keeps it there.
-fn hold(dir: &Path) -> Result<(PathBuf, Option<InUse>), ImageError> {
+/// The version that `dir` links to, and a lock on it.
+fn lock_version(dir: &Path) -> Result<(PathBuf, Option<VersionLock>), ImageError> {
     loop {
-        let version = follow(dir);
+        let version = follow_links(dir);
         let path = version.join(MADE_FROM);
-        let in_use = match File::open(&path).and_then(|file| file.lock_shared().map(|()| file)) {
-            Ok(file) => Some(InUse(file)),
+        let lock = match File::open(&path).and_then(|file| file.lock_shared().map(|()| file)) {
+            Ok(file) => Some(VersionLock(file)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(source) => return Err(ImageError::Unusable { path, source }),
         };
-        // From the lock on nobody deletes it; it may have been replaced and deleted before.
-        if follow(dir) == version {
-            return Ok((version, in_use));
+        // Once locked, the version can't be deleted, but it may have been deleted just before.
+        if follow_links(dir) == version {
+            return Ok((version, lock));
         }
     }
 }
 
-/// Where the links end that `path` leads to, whether or not something is there. (`canonicalize` would also fail when a
-/// version is deleted while it looks.)
-fn follow(path: &Path) -> PathBuf {
-    let mut path = without_slash(path);
+/// Follows symlinks, even to a path that does not exist: `canonicalize` would fail if the version were deleted meanwhile.
+fn follow_links(path: &Path) -> PathBuf {
+    let mut path = without_trailing_slash(path);
     for _ in 0..MAX_LINKS {
         let Ok(target) = fs::read_link(&path) else { break };
         path = path.parent().unwrap_or(Path::new("")).join(target);
@@ -134,40 +134,40 @@ fn follow(path: &Path) -> PathBuf {
     path
 }
 
-/// With a slash at the end, the system follows a link instead of reading or replacing it.
-fn without_slash(path: &Path) -> PathBuf {
+/// With a trailing slash, system calls would follow a link instead of reading or replacing it.
+fn without_trailing_slash(path: &Path) -> PathBuf {
     path.components().collect()
 }
 
-/// Which kernel an image gets.
+/// The kernel of an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum KernelChoice {
-    /// The minimal kernel if [`minimal::compile`] was called before, else Debian's.
+    /// The minimal kernel if [`minimal::compile`] has compiled it, or else Debian's.
     #[default]
     Best,
-    /// Debian's cloud kernel and the modules that a guest needs.
+    /// Debian's cloud kernel, with the modules that a guest needs.
     Debian,
-    /// This one, which must have everything built in.
+    /// This file. It must have everything built in that a guest needs.
     File(PathBuf),
 }
 
-/// What image to make, and where.
+/// The image to make, and its path.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The image's directory.
     pub out: PathBuf,
-    /// Where packages are kept.
+    /// The directory for packages and kernels.
     pub cache: PathBuf,
-    /// Which kernel.
+    /// The image's kernel.
     pub kernel: KernelChoice,
-    /// Ask for newer packages even if the known ones would do.
+    /// Whether to look for newer packages.
     pub refresh: bool,
-    /// Hears one line before each slow step.
+    /// Called with one line before each slow step.
     pub progress: fn(&str),
 }
 
 impl Default for Options {
-    /// The user's own image with the best kernel at hand, progress on standard error.
+    /// The user's image in [`default_dir`], with progress on standard error.
     fn default() -> Self {
         let progress = |line: &str| eprintln!("image: {line}");
         Self { out: default_dir(), cache: cache_dir(), kernel: KernelChoice::Best, refresh: false, progress }
@@ -177,33 +177,33 @@ impl Default for Options {
 /// Why an image could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum EnsureError {
-    /// guest-init does not compile.
+    /// guest-init could not be compiled.
     #[error("could not compile guest-init")]
     GuestInit(#[source] CommandError),
-    /// No kernel.
+    /// The kernel could not be prepared.
     #[error("could not prepare the kernel")]
     Kernel(#[from] PrebuiltError),
-    /// No shell.
+    /// The static shell is not available.
     #[error("could not get the static shell")]
     Shell(#[source] DebianError),
     /// The package cache could not be used.
     #[error("could not use the package cache")]
     Cache(#[source] DebianError),
-    /// The scratch template.
+    /// The scratch template could not be made.
     #[error("could not make the scratch template")]
     Scratch(#[from] ScratchError),
     /// A file could not be read or written.
     #[error("could not {action} {}", path.display())]
     File {
-        /// What was attempted, for example: read, write, lock.
+        /// A verb, for example: read, write, lock.
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// Something else is where the image shall be.
+    /// The image's path is taken by something else.
     #[error(
         "{} must be an image made by cofferdam-image, an empty directory, or nothing: move it away, or name another \
          directory with --out or COFFERDAM_IMAGE",
@@ -213,8 +213,8 @@ pub enum EnsureError {
         /// The image's directory.
         path: PathBuf,
     },
-    /// Written, and yet not whole.
-    #[error("the new image is not whole")]
+    /// The new image can't be opened.
+    #[error("the new image is incomplete")]
     Open(#[from] ImageError),
 }
 
@@ -222,7 +222,7 @@ fn file_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> En
     move |source| EnsureError::File { action, path: path.to_owned(), source }
 }
 
-/// Everything that an image is made from.
+/// The inputs of an image.
 struct Inputs {
     guest_init: Vec<u8>,
     debian: Debian,
@@ -235,15 +235,17 @@ enum KernelInput {
     Debian(Package),
 }
 
-/// Makes the image unless it is there and made from the same inputs. Processes that ask for one directory at the same
-/// time make it once, and whoever opens it meanwhile finds the old one or the new one, whole, and keeps it.
+/// Makes the image, unless it exists and was made from the same inputs.
+///
+/// Several processes may call this for one directory at the same time: one of them makes the image. [`Image::open`]
+/// finds either the old image or the new one.
 ///
 /// # Errors
 ///
-/// Says which part could not be made; an image that was there stays, and so does whatever is no image.
+/// A part of the image could not be made. An existing image stays as it was, and so does a directory that is no image.
 pub fn ensure(options: &Options) -> Result<Image, EnsureError> {
     let out = std::path::absolute(&options.out).map_err(file_error("find", &options.out))?;
-    let out = without_slash(&out);
+    let out = without_trailing_slash(&out);
     check_replaceable(&out)?;
     let parent = out.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(parent).map_err(file_error("create", parent))?;
@@ -259,7 +261,7 @@ pub fn ensure(options: &Options) -> Result<Image, EnsureError> {
         return Ok(image);
     }
     install(&out, |version| {
-        // First, since it marks what a killed run leaves there.
+        // Written first, so that an image that a killed process left incomplete can be recognised and deleted.
         let path = version.join(MADE_FROM);
         fs::write(&path, &made_from).map_err(file_error("write", &path))?;
         write(&inputs, version)?;
@@ -268,7 +270,7 @@ pub fn ensure(options: &Options) -> Result<Image, EnsureError> {
     Ok(Image::open(&out)?)
 }
 
-/// Nothing is replaced, let alone deleted, that is not known to be an image.
+/// Only an image or an empty directory may be replaced.
 fn check_replaceable(out: &Path) -> Result<(), EnsureError> {
     match is_image_or_empty(out) {
         Ok(true) => Ok(()),
@@ -302,7 +304,7 @@ fn gather(options: &Options) -> Result<Inputs, EnsureError> {
     Ok(Inputs { guest_init, debian, shell, kernel })
 }
 
-/// Changes exactly when the image would.
+/// A text that changes exactly when the image does: the contents of `made-from`.
 fn describe(inputs: &Inputs) -> Result<String, EnsureError> {
     let kernel = match &inputs.kernel {
         KernelInput::Debian(package) => format!("{} {}", package.name, package.version),
@@ -346,7 +348,7 @@ fn shell(debian: &Debian, package: &Package) -> Result<Vec<u8>, EnsureError> {
     fs::read(shell).map_err(file_error("read", shell))
 }
 
-/// What a machine boots from that is no guest of a build.
+/// The files to boot a machine whose first program is a script.
 #[derive(Debug)]
 pub struct ScriptedMachine {
     /// Debian's newest cloud kernel.
@@ -355,11 +357,11 @@ pub struct ScriptedMachine {
     pub initramfs: Vec<u8>,
 }
 
-/// Debian's newest cloud kernel with these of its modules and a script for busybox as the first program.
+/// Debian's newest cloud kernel, these of its modules, and a busybox script as the first program.
 ///
 /// # Errors
 ///
-/// A package can't be had, or has no such module.
+/// A package could not be downloaded, or lacks a module.
 pub fn scripted_machine(
     cache: &Path,
     progress: fn(&str),
@@ -373,7 +375,7 @@ pub fn scripted_machine(
     Ok(ScriptedMachine { kernel: kernel.image, initramfs })
 }
 
-/// An image that is found after a power cut must be whole, too.
+/// Writes the image to the disk, so that it is complete even after a power cut.
 fn sync(image: &Image) -> Result<(), EnsureError> {
     for path in [&image.kernel, &image.initramfs, &image.scratch] {
         File::open(path).and_then(|file| file.sync_all()).map_err(file_error("sync", path))?;
@@ -381,7 +383,7 @@ fn sync(image: &Image) -> Result<(), EnsureError> {
     Ok(())
 }
 
-/// Has `fill` make a new version, lets `out` lead to it, and deletes the versions that nobody uses.
+/// Makes a new version with `fill`, links `out` to it, and deletes the unused versions.
 fn install(out: &Path, fill: impl FnOnce(&Path) -> Result<(), EnsureError>) -> Result<(), EnsureError> {
     let versions = out.with_added_extension("versions");
     fs::create_dir_all(&versions).map_err(file_error("create", &versions))?;
@@ -392,39 +394,39 @@ fn install(out: &Path, fill: impl FnOnce(&Path) -> Result<(), EnsureError>) -> R
         .tempdir_in(&versions)
         .map_err(file_error("write", &versions))?;
     fill(version.path())?;
-    switch(out, &versions, version.path()).map_err(file_error("replace", out))?;
+    link_version(out, &versions, version.path()).map_err(file_error("replace", out))?;
     let current = version.keep();
     for entry in fs::read_dir(&versions).into_iter().flatten().flatten() {
         if entry.path() != current {
-            // What can't be deleted now is in nobody's way.
+            // In use, or not a version. If deleting fails for another reason, the next `install` tries again.
             let _ = delete(&entry.path());
         }
     }
     Ok(())
 }
 
-fn switch(out: &Path, versions: &Path, version: &Path) -> io::Result<()> {
+fn link_version(out: &Path, versions: &Path, version: &Path) -> io::Result<()> {
     let link = versions.join("next");
     match fs::remove_file(&link) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    // Relative, so that all of it can be moved together.
+    // A relative link, so that the image and its versions can be moved together.
     let names = [versions, version].map(|path| path.file_name().unwrap_or_default());
     symlink(names.iter().collect::<PathBuf>(), &link)?;
-    // Empty, or an image from before there were versions; no link is renamed over a directory.
+    // An empty directory or an image without versions. A link can't be renamed over a directory.
     if fs::symlink_metadata(out).is_ok_and(|data| data.is_dir()) {
         delete(out)?;
     }
     fs::rename(&link, out)
 }
 
-/// Deletes an image that nobody uses, or an empty directory, and nothing else.
+/// Deletes an unused image or an empty directory, and nothing else.
 fn delete(directory: &Path) -> io::Result<()> {
     if !is_image_or_empty(directory)? {
         return Err(io::ErrorKind::DirectoryNotEmpty.into());
     }
-    let _unused = match File::options().write(true).open(directory.join(MADE_FROM)) {
+    let _lock = match File::options().write(true).open(directory.join(MADE_FROM)) {
         Ok(file) => {
             file.try_lock()?;
             Some(file)

@@ -3,23 +3,23 @@
 //! ```text
 //!   /init             guest-init
 //!   /sh               the shell for builds that ask for /bin/sh
-//!   /modules.order    file names in /lib, one a line, in the order to load them; empty when all is built in
-//!   /kvm.order        the same for builds that ask for /dev/kvm
+//!   /modules.order    the files in /lib to load, one a line, in order; empty if the kernel has everything built in
+//!   /kvm.order        the same, for builds that ask for /dev/kvm
 //!   /lib/*.ko         the modules
-//!   /dev/console      what the kernel opens for /init before anything is mounted
-//!   /build-root …     empty directories to mount on
+//!   /dev/console      the kernel opens it for /init before anything is mounted
+//!   /build-root …     empty mount points
 //! ```
 //!
-//! Not compressed: under emulation, eight megabytes more make no measurable difference to a boot with the minimal kernel,
-//! which so needs no decompressor.
+//! It is not compressed, so the minimal kernel needs no decompressor. The eight megabytes more make no measurable
+//! difference to a boot, even under emulation.
 
 use crate::modules::Module;
 use crate::newc::Archive;
 
-/// Where guest-init mounts things.
+/// Mount points.
 const DIRECTORIES: &[&str] = &["build-root", "inputs", "mnt", "proc", "run", "scratch", "sys"];
 
-/// The archive; it depends on nothing but the arguments.
+/// Makes the archive. It depends on the arguments only.
 pub(crate) fn archive(init: &[u8], shell: &[u8], modules: &[Module], kvm: &[Module]) -> Vec<u8> {
     let mut archive = Archive::default();
     archive.directory("dev", 0o755);
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_inputs_give_equal_bytes() {
+    fn equal_inputs_produce_equal_bytes() {
         assert_eq!(archive(b"init", b"sh", &[], &[]), archive(b"init", b"sh", &[], &[]));
     }
 }

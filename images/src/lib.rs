@@ -3,15 +3,14 @@
 //! ```text
 //!   guest-init/ ──────── cargo, static ─────────────┐
 //!   busybox-static ───── apt, unpacked ─────────────┼─▶ initramfs ────┐
-//!   cloud kernel ─────── apt, unpacked ──┬─ modules ┘                 ├─▶ one directory, which a link leads to
+//!   cloud kernel ─────── apt, unpacked ──┬─ modules ┘                 ├─▶ one directory, and a link to it
 //!     or minimal kernel, compiled ───────┴─ kernel ───────────────────┤
 //!   mke2fs ──────────────────────────────── scratch.ext4 ─────────────┘
 //! ```
 //!
-//! Nothing is mounted, nothing is installed, no privilege is asked for; equal inputs give equal bytes. `made-from` in
-//! the directory names the inputs: while they stay the same, [`ensure`] only looks.
+//! Nothing is mounted or installed, and no privileges are needed. Equal inputs produce byte-identical images. The file
+//! `made-from` in the directory lists the inputs; [`ensure`] makes a new image only if they have changed.
 
-mod aside;
 mod command;
 pub mod debian;
 mod guest_init;
@@ -22,6 +21,7 @@ mod modules;
 mod newc;
 mod prebuilt;
 mod scratch;
+mod staging;
 
 use std::env;
 use std::path::PathBuf;
@@ -32,14 +32,14 @@ pub use modules::ModulesError;
 pub use prebuilt::PrebuiltError;
 pub use scratch::{SCRATCH_TEMPLATE_BYTES, ScratchError};
 
-/// Where images, packages, kernels and tools are kept: `$XDG_CACHE_HOME/cofferdam`, by default `~/.cache/cofferdam`.
+/// The directory for images, packages, kernels and tools: `$XDG_CACHE_HOME/cofferdam`, by default `~/.cache/cofferdam`.
 pub fn cache_dir() -> PathBuf {
     let home = || env::home_dir().unwrap_or_default().join(".cache");
     let base = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     base.unwrap_or_else(home).join("cofferdam")
 }
 
-/// Where the image is: `$COFFERDAM_IMAGE`, by default `image` in [`cache_dir`].
+/// The image's directory: `$COFFERDAM_IMAGE`, by default `image` in [`cache_dir`].
 pub fn default_dir() -> PathBuf {
     env::var_os("COFFERDAM_IMAGE").map_or_else(|| cache_dir().join("image"), PathBuf::from)
 }

@@ -1,4 +1,4 @@
-//! `cofferdam-image`: makes the guest image, or the minimal kernel for it, and prints where it is.
+//! `cofferdam-image`: makes the guest image, or compiles the minimal kernel, and prints its path.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -9,15 +9,15 @@ use cofferdam_images::debian::Debian;
 use cofferdam_images::{KernelChoice, Options, ensure, minimal};
 
 const EXAMPLES: &str = "Examples:
-  cofferdam-image                   the user's own image, with the best kernel at hand
-  cofferdam-image kernel            compile the minimal kernel; images have it from then on
-  cofferdam-image --kernel debian   with Debian's cloud kernel, even if the minimal one is compiled
-  cofferdam-image --out ./image     in another directory
-  cofferdam-image --refresh         with the newest packages";
+  cofferdam-image                   make the image in the default directory
+  cofferdam-image kernel            compile the minimal kernel, which later images use
+  cofferdam-image --kernel debian   use Debian's cloud kernel even if the minimal one is compiled
+  cofferdam-image --out ./image     use another directory
+  cofferdam-image --refresh         use the newest packages";
 
 /// Make the guest image (kernel, initramfs, scratch template) and print its directory.
 ///
-/// Nothing is installed and no privilege is needed. An image that is up to date is left alone.
+/// Nothing is installed, and no privileges are needed. An image that is up to date stays as it is.
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 struct Arguments {
@@ -26,19 +26,19 @@ struct Arguments {
     /// The image's directory [default: $COFFERDAM_IMAGE, or image in the cache directory]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// "debian", or a kernel file with everything built in [default: the minimal kernel if compiled, else Debian's]
+    /// "debian", or a kernel file with everything built in [default: the minimal kernel if compiled, or else Debian's]
     #[arg(long, value_name = "KERNEL", value_parser = kernel_choice)]
     kernel: Option<KernelChoice>,
-    /// Ask for the newest packages
+    /// Look for newer packages
     #[arg(long)]
     refresh: bool,
 }
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Compile the minimal kernel (some minutes) and print its path; does nothing when that was done before
+    /// Compile the minimal kernel, which takes some minutes, and print its path. A compiled kernel is used again
     Kernel {
-        /// Ask for the newest source
+        /// Look for a newer source
         #[arg(long)]
         refresh: bool,
     },

@@ -1,7 +1,7 @@
-//! Kernel modules: which files a set of modules needs, in the order in which they can be loaded.
+//! Kernel modules with their dependencies, in an order in which they can be loaded.
 //!
-//! A distribution's package holds no `modules.dep` (that is made where it is installed), so the dependencies are read
-//! from where they come from: each module's own `.modinfo`, a run of NUL-terminated `key=value` strings.
+//! A Debian package has no `modules.dep`, which is made at installation. The dependencies are read from each module's
+//! section `.modinfo`, a list of NUL-terminated `key=value` strings.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -11,20 +11,20 @@ use std::{fs, io};
 
 use crate::command::{self, CommandError};
 
-/// Why the modules could not be gathered.
+/// Why the modules could not be collected.
 #[derive(Debug, thiserror::Error)]
 pub enum ModulesError {
-    /// Neither a file nor built in.
+    /// A module does not exist.
     #[error("kernel module {name}{} is not in {} and not built in", needed_by(.by), .tree.display())]
     Missing {
         /// The module's name, with underscores.
         name: String,
         /// The module that depends on it.
         by: Option<String>,
-        /// Where modules were looked for.
+        /// The directory that was searched.
         tree: PathBuf,
     },
-    /// Modules that depend on each other, which the kernel could not load either.
+    /// Modules depend on each other in a cycle.
     #[error("kernel module {name} depends on itself")]
     Cycle {
         /// The module's name.
@@ -35,7 +35,7 @@ pub enum ModulesError {
     Read {
         /// The file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -48,10 +48,10 @@ fn needed_by(by: &Option<String>) -> String {
     by.as_ref().map_or_else(String::new, |by| format!(", which {by} needs,"))
 }
 
-/// A module, ready to be loaded.
+/// A module that can be loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Module {
-    /// The name that the kernel knows it by.
+    /// The kernel's name for it.
     pub(crate) name: String,
     /// The ELF file, decompressed.
     pub(crate) contents: Vec<u8>,
@@ -66,7 +66,7 @@ pub(crate) struct Tree {
 }
 
 impl Tree {
-    /// Finds what there is; reads no module yet.
+    /// Finds the modules, and reads none of them yet.
     pub(crate) fn open(path: &Path) -> Result<Self, ModulesError> {
         let list = path.join("modules.builtin");
         let text = fs::read_to_string(&list).map_err(|source| ModulesError::Read { path: list, source })?;
@@ -76,7 +76,7 @@ impl Tree {
         Ok(Self { path: path.to_owned(), files, built_in })
     }
 
-    /// The wanted modules and all that they depend on, each after what it needs; built-in ones are left out.
+    /// The wanted modules and their dependencies, each after its own dependencies. Built-in modules are left out.
     pub(crate) fn load_order(&self, wanted: &[&str]) -> Result<Vec<Module>, ModulesError> {
         let mut contents = BTreeMap::new();
         let order = order(wanted, |name, by| {
@@ -100,12 +100,13 @@ impl Tree {
     }
 }
 
-/// Depth first, so that a module follows all that it needs; `needs` says `None` for what is built in.
+/// Sorts modules after their dependencies, with a depth-first search. `needs` returns a module's dependencies, or `None`
+/// if it is built in.
 fn order(
     wanted: &[&str],
     mut needs: impl FnMut(&str, Option<&str>) -> Result<Option<Vec<String>>, ModulesError>,
 ) -> Result<Vec<String>, ModulesError> {
-    /// A module on the way: its name, and what it needs that was not looked at yet, last first.
+    /// A module on the current path, and its dependencies that have not been visited yet, in reverse order.
     struct Open {
         name: String,
         waiting: Vec<String>,
@@ -151,7 +152,7 @@ fn find_modules(directory: &Path, files: &mut BTreeMap<String, PathBuf>) -> Resu
     Ok(())
 }
 
-/// `virtio-rng.ko.xz` is the module `virtio_rng`.
+/// The module in a file: `virtio_rng` is in `virtio-rng.ko.xz`.
 fn module_name(file: &OsStr) -> Option<String> {
     let (stem, compression) = file.to_str()?.split_once(".ko")?;
     matches!(compression, "" | ".xz" | ".zst" | ".gz").then(|| stem.replace('-', "_"))
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_module_comes_after_all_that_it_needs_and_only_once() {
+    fn a_module_comes_once_and_after_its_dependencies() {
         let graph: &[(&str, &[&str])] = &[
             ("virtio", &[]),
             ("virtio_ring", &["virtio"]),
@@ -207,13 +208,13 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_module_is_named_with_the_one_that_needs_it() {
+    fn a_missing_module_is_reported_with_the_one_that_needs_it() {
         let error = ordered(&["virtiofs"], &[("virtiofs", &["fuse"])]).unwrap_err();
         assert_eq!(error.to_string(), "kernel module fuse, which virtiofs needs, is not in tree and not built in");
     }
 
     #[test]
-    fn a_cycle_ends_with_an_error() {
+    fn a_cycle_is_an_error() {
         let error = ordered(&["a"], &[("a", &["b"]), ("b", &["a"])]).unwrap_err();
         assert_eq!(error.to_string(), "kernel module a depends on itself");
     }
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_finds_modules_under_any_spelling() {
+    fn modules_are_found_with_dashes_or_underscores() {
         let directory = tempfile::tempdir().unwrap();
         let deep = directory.path().join("kernel/drivers/virtio");
         fs::create_dir_all(&deep).unwrap();

@@ -1,17 +1,18 @@
-//! The "newc" cpio format, as Linux's `Documentation/driver-api/early-userspace/buffer-format.rst` describes it:
-//! the archive that the kernel unpacks as its first file system.
+//! Archives in the cpio format "newc", which the kernel unpacks as its first file system. Linux's
+//! `Documentation/driver-api/early-userspace/buffer-format.rst` describes the format.
 //!
-//! Bytes depend on names, modes and contents alone: no time, no owner, no inode number of the building machine.
+//! An archive depends only on names, modes and contents. It has no times, owners or inode numbers of the machine that
+//! makes it.
 
 /// `S_IFREG`, `S_IFDIR` and `S_IFCHR` of the mode field.
 const REGULAR: u32 = 0o100_000;
 const DIRECTORY: u32 = 0o040_000;
 const CHARACTER_DEVICE: u32 = 0o020_000;
 
-/// Written at the end of every archive.
+/// The name of the last entry of every archive.
 const TRAILER: &str = "TRAILER!!!";
 
-/// An archive in the making. Directories come before what is in them; the kernel makes no parents.
+/// An unfinished archive. Directories must be added before their contents, because the kernel makes no parents.
 #[derive(Debug, Default)]
 pub(crate) struct Archive {
     bytes: Vec<u8>,
@@ -36,18 +37,18 @@ impl Archive {
     ///
     /// # Panics
     ///
-    /// When `contents` has 4 GiB or more, which the format can't express.
+    /// `contents` has 4 GiB or more, which the format does not support.
     pub(crate) fn file(&mut self, name: &str, permissions: u32, contents: &[u8]) {
         self.add(&Entry { name, mode: REGULAR | permissions, links: 1, device: (0, 0), contents });
     }
 
-    /// Adds a character device; no privilege is needed to write one down.
+    /// Adds a character device. This needs no privileges.
     pub(crate) fn character_device(&mut self, name: &str, permissions: u32, major: u32, minor: u32) {
         let mode = CHARACTER_DEVICE | permissions;
         self.add(&Entry { name, mode, links: 1, device: (major, minor), contents: &[] });
     }
 
-    /// The whole archive.
+    /// Returns the finished archive.
     pub(crate) fn finish(mut self) -> Vec<u8> {
         self.entries = 0;
         self.add(&Entry { name: TRAILER, mode: 0, links: 1, device: (0, 0), contents: &[] });
@@ -66,12 +67,12 @@ impl Archive {
             entry.links,
             0, // mtime
             length,
-            0, // device that holds the inode: major
-            0, // … and minor
+            0, // major number of the inode's device
+            0, // minor number of the inode's device
             major,
             minor,
             name_length,
-            0, // checksum, not used by newc
+            0, // checksum, unused in newc
         ];
         self.entries += 1;
         self.bytes.extend_from_slice(b"070701");
@@ -105,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn the_header_is_the_documented_one() {
+    fn the_header_has_the_documented_layout() {
         let bytes = sample();
         assert_eq!(&bytes[..6], b"070701");
         let field = |number: usize| std::str::from_utf8(&bytes[6 + 8 * number..14 + 8 * number]).unwrap();

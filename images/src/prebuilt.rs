@@ -1,4 +1,4 @@
-//! Debian's cloud kernel: the quick start, with the few modules that whoever boots it needs.
+//! Debian's cloud kernel with the few modules that a guest needs. It needs no compiling, unlike the minimal kernel.
 
 use std::fs;
 use std::io;
@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use crate::debian::{Debian, DebianError, Package};
 use crate::modules::{Module, ModulesError, Tree};
 
-/// Depends on the current kernel of the Debian release.
+/// The package that depends on the current kernel of the Debian release.
 const METAPACKAGE: &str = "linux-image-cloud-amd64";
 
-/// What packages of Debian 12's first kernel are called, and what depends on its newer one.
+/// The prefix of packages of Debian 12's first kernel, and the package that depends on its newer one.
 const FIRST_OF_DEBIAN_12: &str = "linux-image-6.1.0-";
 const NEWER_OF_DEBIAN_12: &str = "linux-image-6.12-cloud-amd64";
 
-/// What a guest needs; all else is a dependency or built into the kernel.
+/// The modules that a guest needs. Everything else is a dependency of them, or built in.
 pub(crate) const GUEST_MODULES: &[&str] = &[
     "virtio_pci",
     "virtio_console",
@@ -27,13 +27,13 @@ pub(crate) const GUEST_MODULES: &[&str] = &[
     "virtio_rng",
 ];
 
-/// What a guest needs whose build asks for `/dev/kvm`; of the two, the one of its processor.
+/// The modules for builds that ask for `/dev/kvm`. The guest loads the one for its processor.
 pub(crate) const KVM_MODULES: &[&str] = &["kvm_amd", "kvm_intel"];
 
-/// Why there is no kernel.
+/// Why the kernel could not be prepared.
 #[derive(Debug, thiserror::Error)]
 pub enum PrebuiltError {
-    /// The package could not be had.
+    /// The package is not available.
     #[error("could not get Debian's cloud kernel")]
     Package(#[source] DebianError),
     /// The package isn't laid out as expected.
@@ -49,44 +49,44 @@ pub enum PrebuiltError {
     Read {
         /// The directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// The modules could not be gathered.
-    #[error("could not gather the kernel's modules")]
+    /// The modules could not be collected.
+    #[error("could not collect the kernel's modules")]
     Modules(#[source] ModulesError),
 }
 
-/// A kernel and its modules in the order to load them.
+/// A kernel and some of its modules.
 #[derive(Debug)]
 pub(crate) struct Kernel {
-    /// What the VMM boots.
+    /// The file that the VMM boots.
     pub(crate) image: PathBuf,
-    /// What its first program loads.
+    /// The modules to load, in order.
     pub(crate) modules: Vec<Module>,
 }
 
-/// The package, downloaded.
+/// Downloads the package of the release's current kernel.
 pub(crate) fn package(debian: &Debian) -> Result<Package, PrebuiltError> {
-    debian.package_behind(METAPACKAGE, "linux-image-").map_err(PrebuiltError::Package)
+    debian.dependency(METAPACKAGE, "linux-image-").map_err(PrebuiltError::Package)
 }
 
-/// The package whose kernel can do most, downloaded. Guests have no use for that: what they need is old.
+/// Downloads the package of the release's newest kernel. Guests need none of its newer features.
 pub(crate) fn newest_package(debian: &Debian) -> Result<Package, PrebuiltError> {
     let package = package(debian)?;
     if !package.name.starts_with(FIRST_OF_DEBIAN_12) {
         return Ok(package);
     }
-    debian.package_behind(NEWER_OF_DEBIAN_12, "linux-image-").map_err(PrebuiltError::Package)
+    debian.dependency(NEWER_OF_DEBIAN_12, "linux-image-").map_err(PrebuiltError::Package)
 }
 
-/// The kernel of the package, and of its modules those that are wanted.
+/// Unpacks the package's kernel and the wanted modules.
 pub(crate) fn kernel(debian: &Debian, package: &Package, modules: &[&str]) -> Result<Kernel, PrebuiltError> {
     let unpacked = debian.unpacked(package).map_err(PrebuiltError::Package)?;
     let missing = |what| PrebuiltError::Layout { package: package.name.clone(), what };
     let image = find(&unpacked.join("boot"), "vmlinuz-")?.ok_or_else(|| missing("boot/vmlinuz-*"))?;
-    // Releases after Debian 12 have it below usr.
+    // Releases after Debian 12 have them below usr.
     let tree = ["lib/modules", "usr/lib/modules"].map(|path| unpacked.join(path));
     let tree = tree.iter().find(|path| path.exists()).ok_or_else(|| missing("lib/modules"))?;
     let tree = find(tree, "")?.ok_or_else(|| missing("lib/modules/*"))?;
@@ -94,7 +94,7 @@ pub(crate) fn kernel(debian: &Debian, package: &Package, modules: &[&str]) -> Re
     Ok(Kernel { image, modules })
 }
 
-/// The entry of `directory` whose name starts so.
+/// An entry of `directory` whose name starts with `prefix`.
 fn find(directory: &Path, prefix: &str) -> Result<Option<PathBuf>, PrebuiltError> {
     let failed = |source| PrebuiltError::Read { path: directory.to_owned(), source };
     for entry in fs::read_dir(directory).map_err(failed)? {

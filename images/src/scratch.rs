@@ -1,7 +1,7 @@
-//! The template of the scratch disk: a small, empty ext4 that the guest grows to the size of its disk.
+//! The template of the scratch disk: a small, empty ext4 file system that the guest grows to the size of its disk.
 //!
-//! Growing (`EXT4_IOC_RESIZE_FS`) writes only the bookkeeping of the new space, so one template of some kilobytes serves
-//! every size, and no mkfs runs in the guest.
+//! Growing (`EXT4_IOC_RESIZE_FS`) writes only metadata. So one template with some kilobytes of data is enough for every
+//! size, and the guest needs no mkfs.
 
 use std::fs::File;
 use std::io;
@@ -10,37 +10,38 @@ use std::process::Command;
 
 use crate::command::{self, CommandError};
 
-/// Size of the template, and the smallest scratch disk, in bytes.
+/// Size of the template, in bytes. It is also the minimum size of a scratch disk.
 pub const SCRATCH_TEMPLATE_BYTES: u64 = 16 << 20;
 
 const BLOCK_BYTES: u64 = 4096;
 
-/// Inodes in each 128 MiB: one for each 8 KiB, so that small disks have room for many small files.
+/// Inodes per block group of 128 MiB: one per 8 KiB, so that small disks can have many small files.
 const INODES_PER_GROUP: u64 = 16384;
 
-/// Up to which size the template reserves room for group descriptors, in bytes.
+/// Maximum size to grow to, in bytes. The template reserves space for the group descriptors of this size.
 const GROWS_TO_BYTES: u64 = 1 << 40;
 
-/// No journal and no checksums: the disk lives as long as one build and nothing reads it afterwards. What a journal would
-/// have to survive ends the build. `uninit_bg` leaves inode tables unwritten; `resize_inode` is what growing needs.
+/// Features of the file system. It has no journal and no checksums, because a crash that they would guard against ends
+/// the build, and nothing reads the disk afterwards. `uninit_bg` leaves inode tables unwritten. Growing needs
+/// `resize_inode`.
 const FEATURES: &str = "none,sparse_super,large_file,filetype,resize_inode,dir_index,ext_attr,extent,flex_bg,huge_file,\
                         uninit_bg,dir_nlink,extra_isize";
 
-/// Any constant: mke2fs would take random ones, and the image could not be made the same again.
+/// An arbitrary constant. mke2fs would choose a random UUID, and no two images would be the same.
 const UUID: &str = "c0ffe4da-0000-4000-8000-000000000001";
 
 /// Why the template could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ScratchError {
-    /// The file could not be made.
+    /// The file could not be created.
     #[error("could not create the scratch template")]
     Create(#[source] io::Error),
-    /// mke2fs did not do it.
+    /// mke2fs failed.
     #[error("could not format the scratch template")]
     Format(#[source] CommandError),
 }
 
-/// Writes the template; equal bytes for equal versions of mke2fs.
+/// Writes the template. It depends on the version of mke2fs only.
 pub(crate) fn write_template(path: &Path) -> Result<(), ScratchError> {
     let file = File::create_new(path).map_err(ScratchError::Create)?;
     file.set_len(SCRATCH_TEMPLATE_BYTES).map_err(ScratchError::Create)?;
@@ -49,16 +50,16 @@ pub(crate) fn write_template(path: &Path) -> Result<(), ScratchError> {
         GROWS_TO_BYTES / BLOCK_BYTES
     );
     let mut mke2fs = Command::new("mke2fs");
-    // The host's own defaults must not show; /sbin is where Debian has mke2fs and not in every user's PATH.
+    // The host's configuration of mke2fs is ignored. Debian has mke2fs in /sbin, which not every user has in PATH.
     mke2fs.env("MKE2FS_CONFIG", "/dev/null").env("E2FSPROGS_FAKE_TIME", "1").env("PATH", search_path());
     mke2fs.args(["-q", "-F", "-t", "ext4", "-m", "0", "-I", "256", "-L", "scratch", "-U", UUID, "-O", FEATURES]);
     mke2fs.args(["-b", &BLOCK_BYTES.to_string(), "-N", &INODES_PER_GROUP.to_string(), "-E", &extended]);
     command::output(mke2fs.arg(path)).map(drop).map_err(ScratchError::Format)
 }
 
-/// mke2fs's name and version, which decide about the template's bytes.
+/// Name and version of mke2fs, on which the template depends.
 pub(crate) fn formatter_version() -> Result<String, ScratchError> {
-    // Prints to standard error.
+    // mke2fs prints its version to standard error.
     let output = Command::new("sh").args(["-c", "exec mke2fs -V 2>&1"]).env("PATH", search_path()).output();
     let output = output
         .map_err(|source| ScratchError::Format(CommandError::NotStarted { program: "mke2fs".to_owned(), source }))?;

@@ -1,4 +1,4 @@
-//! The image as its users get it. Packages come from the user's own cache; the first run ever fetches them.
+//! Tests of the whole image. Packages come from the user's cache; the first run downloads them.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -8,7 +8,7 @@ use std::process::Command;
 use cofferdam_images::{Image, KernelChoice, Options, SCRATCH_TEMPLATE_BYTES, ensure};
 
 fn image_in(directory: &Path) -> Image {
-    // With a slash at its end, as shells complete it.
+    // With a trailing slash, as shells complete it.
     let out = directory.join("image/");
     ensure(&Options { out, kernel: KernelChoice::Debian, ..Options::default() }).expect("the image can be made")
 }
@@ -24,16 +24,16 @@ fn two_images_from_the_same_inputs_are_byte_identical() {
 }
 
 #[test]
-fn an_image_that_is_up_to_date_is_left_alone_and_a_broken_one_is_mended() {
+fn an_image_that_is_up_to_date_stays_and_a_broken_one_is_replaced() {
     let directory = tempfile::tempdir().unwrap();
     let image = image_in(directory.path());
     let inode = fs::metadata(&image.initramfs).unwrap().ino();
     assert_eq!(fs::metadata(image_in(directory.path()).initramfs).unwrap().ino(), inode);
 
     fs::remove_file(&image.scratch).unwrap();
-    let mended = image_in(directory.path());
-    assert!(mended.scratch.exists() && mended.initramfs.exists());
-    assert!(image.initramfs.exists(), "somebody may still boot from it");
+    let replaced = image_in(directory.path());
+    assert!(replaced.scratch.exists() && replaced.initramfs.exists());
+    assert!(image.initramfs.exists(), "an open image stays");
 }
 
 #[test]

@@ -144,7 +144,7 @@ fn builds_run_machines_of_their_own_where_they_are_let() {
     if kernel.contains("linux-image") {
         build(&daemon).succeeds().says("crw-rw-rw-");
     } else {
-        build(&daemon).executor_fails("guest").says("load the kernel's KVM: this kernel has none");
+        build(&daemon).executor_fails("guest").says("provide /dev/kvm: the guest's kernel has no KVM");
     }
     daemon.end().succeeds();
 }

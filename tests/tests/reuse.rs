@@ -47,7 +47,7 @@ fn copy(from: &Path, to: &Path) {
 #[tokio::test]
 async fn an_equal_request_runs_anew_after_a_change_of_what_builds_see() {
     let directory = tempfile::tempdir().expect("a temporary directory can be made");
-    copy(image().0.as_ref(), directory.path());
+    copy(image().0, directory.path());
     let cofferdam = Cofferdam::with_image(directory.path());
     let shown = format!("[host_paths]\n\"/opt/data\" = {:?}", directory.path());
     let mut environments = Vec::new();

@@ -1,4 +1,23 @@
-//! Frames: a little-endian `u32` that counts the bytes that follow, and one postcard message of that size.
+//! Frames: the length of a message as a little-endian `u32`, and the message, encoded with postcard.
+//!
+//! ```
+//! use cofferdam_protocol::{FromHost, frame::{FrameError, FrameReader, FrameWriter, MAX_FROM_HOST_BYTES}};
+//!
+//! # fn main() -> Result<(), FrameError> {
+//! let mut wire = Vec::new();
+//! let mut writer = FrameWriter::new(&mut wire, MAX_FROM_HOST_BYTES);
+//! writer.write(&FromHost::Input(b"ls\n".to_vec().into()))?;
+//! writer.write(&FromHost::Acknowledge)?;
+//!
+//! let mut reader = FrameReader::new(wire.as_slice(), MAX_FROM_HOST_BYTES);
+//! assert!(matches!(reader.read()?, FromHost::Input(bytes) if *bytes == b"ls\n"));
+//! assert_eq!(reader.read::<FromHost>()?, FromHost::Acknowledge);
+//!
+//! // The peer has closed the connection.
+//! assert!(matches!(reader.read::<FromHost>(), Err(FrameError::Io(_))));
+//! # Ok(())
+//! # }
+//! ```
 
 use std::io::{self, Read, Write};
 
@@ -6,14 +25,14 @@ use serde::{Deserialize, Serialize};
 
 /// Largest frame that a guest may send, header included, in bytes.
 ///
-/// vhost-device-vsock 0.3 stalls for ever when a guest writes 64 KiB or more at a time; 28 KiB is the largest size
-/// that always works. No write is larger than this either; it may hold several small frames.
+/// It is also the guest's largest write, which may have several small frames. vhost-device-vsock 0.3 stalls for ever when
+/// a guest writes 64 KiB or more at a time; 28 KiB is the largest size that always works.
 pub const MAX_FROM_GUEST_BYTES: usize = 28 * 1024;
 
-/// Most file or log bytes in one frame from the guest: what is left beside header, tag and length.
+/// Limit on the file or log bytes in one frame from the guest. The rest of the frame is for header, tag and length.
 pub const MAX_DATA_BYTES: usize = MAX_FROM_GUEST_BYTES - 64;
 
-/// Largest frame that the host may send, header included, in bytes; it bounds a request's `additional_files`.
+/// Largest frame that the host may send, header included, in bytes. It limits a request's `additional_files`.
 pub const MAX_FROM_HOST_BYTES: usize = 64 * 1024 * 1024;
 
 const HEADER_BYTES: usize = size_of::<u32>();
@@ -21,29 +40,29 @@ const HEADER_BYTES: usize = size_of::<u32>();
 /// Why a frame could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
-    /// The connection broke or ended.
+    /// The connection failed or was closed.
     #[error("the vsock connection failed")]
     Io(#[source] io::Error),
-    /// The header announces more than this direction allows.
+    /// The frame exceeds the limit.
     #[error("a frame of {announced} bytes exceeds the limit of {limit} bytes")]
     TooLong {
-        /// Bytes in the frame, header included.
+        /// Length of the frame, header included, in bytes.
         announced: usize,
-        /// The limit of this direction.
+        /// The reader's or writer's limit.
         limit: usize,
     },
-    /// The bytes are not one whole message.
+    /// The frame's contents are not exactly one message.
     #[error("a frame of {length} bytes does not hold exactly one message")]
     Malformed {
-        /// Bytes after the header.
+        /// Length without the header, in bytes.
         length: usize,
-        /// What postcard found; absent when bytes are left over after the message.
+        /// postcard's error; `None` if there are bytes after the message.
         #[source]
         source: Option<postcard::Error>,
     },
 }
 
-/// Reads frames into one buffer that is used again, so that messages can borrow from it.
+/// Reads frames into one buffer, from which messages borrow.
 #[derive(Debug)]
 pub struct FrameReader<R> {
     inner: R,
@@ -52,7 +71,16 @@ pub struct FrameReader<R> {
 }
 
 impl<R: Read> FrameReader<R> {
-    /// A reader that refuses frames of more than `limit` bytes, header included.
+    /// A reader that refuses frames of more than `limit` bytes, header included, before it reads them.
+    ///
+    /// ```
+    /// use cofferdam_protocol::{FromGuest, frame::{FrameError, FrameReader, MAX_FROM_GUEST_BYTES}};
+    ///
+    /// let header = 1_000_000_u32.to_le_bytes();
+    /// let mut reader = FrameReader::new(header.as_slice(), MAX_FROM_GUEST_BYTES);
+    /// let error = reader.read::<FromGuest<'_>>().unwrap_err();
+    /// assert!(matches!(error, FrameError::TooLong { announced: 1_000_004, limit: MAX_FROM_GUEST_BYTES }));
+    /// ```
     pub fn new(inner: R, limit: usize) -> Self {
         Self { inner, buffer: Vec::new(), limit }
     }
@@ -61,7 +89,8 @@ impl<R: Read> FrameReader<R> {
     ///
     /// # Errors
     ///
-    /// [`FrameError::Io`] with `UnexpectedEof` when the peer has gone; the end of a conversation is a message.
+    /// [`FrameError::Io`] with `UnexpectedEof` when the peer has closed the connection. A conversation always ends with a
+    /// message, so this is an error even between frames.
     pub fn read<'a, M: Deserialize<'a>>(&'a mut self) -> Result<M, FrameError> {
         let mut header = [0; HEADER_BYTES];
         self.inner.read_exact(&mut header).map_err(FrameError::Io)?;
@@ -83,7 +112,7 @@ impl<R: Read> FrameReader<R> {
     }
 }
 
-/// Writes each message as one frame.
+/// Writes messages, each as one frame with one write.
 #[derive(Debug)]
 pub struct FrameWriter<W> {
     inner: W,
@@ -92,16 +121,16 @@ pub struct FrameWriter<W> {
 }
 
 impl<W: Write> FrameWriter<W> {
-    /// A writer that refuses to make frames of more than `limit` bytes, header included.
+    /// A writer that refuses messages whose frame has more than `limit` bytes, header included.
     pub fn new(inner: W, limit: usize) -> Self {
         Self { inner, buffer: Vec::new(), limit }
     }
 
-    /// Sends one message; a successful return says nothing about its arrival.
+    /// Writes one message. Success does not mean that it has arrived.
     ///
     /// # Errors
     ///
-    /// [`FrameError::TooLong`] before anything is written, else what the connection said.
+    /// [`FrameError::TooLong`] before anything is written; [`FrameError::Io`] if the connection failed.
     pub fn write<M: Serialize>(&mut self, message: &M) -> Result<(), FrameError> {
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.clear();
@@ -147,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn an_oversized_frame_is_refused_by_its_header_alone() {
+    fn an_oversized_frame_is_refused_before_it_is_read() {
         let wire = u32::MAX.to_le_bytes();
         let mut reader = FrameReader::new(wire.as_slice(), MAX_FROM_GUEST_BYTES);
         assert!(matches!(reader.read::<FromGuest<'_>>(), Err(FrameError::TooLong { .. })));
@@ -182,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_ends_within_a_frame_is_an_error() {
+    fn a_connection_that_closes_within_a_frame_is_an_error() {
         let wire = sent(&FromGuest::Log { stream: Stream::Stdout, bytes: b"half" });
         for end in 0..wire.len() {
             let mut reader = FrameReader::new(&wire[..end], MAX_FROM_GUEST_BYTES);
@@ -190,7 +219,7 @@ mod tests {
         }
     }
 
-    /// A message that owns its bytes.
+    /// A message with owned bytes.
     #[derive(Debug, Clone)]
     enum Owned {
         Log(Vec<u8>),
@@ -238,13 +267,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_decode_or_fail_without_panic(wire in proptest::collection::vec(any::<u8>(), 0..256)) {
+        fn no_bytes_cause_a_panic(wire in proptest::collection::vec(any::<u8>(), 0..256)) {
             let mut reader = FrameReader::new(wire.as_slice(), MAX_FROM_GUEST_BYTES);
             while reader.read::<FromGuest<'_>>().is_ok() {}
         }
 
         #[test]
-        fn messages_come_out_as_they_went_in(message in messages(), rest in messages()) {
+        fn messages_from_the_guest_survive_a_round_trip(message in messages(), rest in messages()) {
             let wire = [sent(&message.borrowed()), sent(&rest.borrowed())].concat();
             let mut reader = FrameReader::new(wire.as_slice(), MAX_FROM_GUEST_BYTES);
             prop_assert_eq!(reader.read::<FromGuest<'_>>().unwrap(), message.borrowed());
@@ -252,7 +281,7 @@ mod tests {
         }
 
         #[test]
-        fn what_the_host_says_comes_out_as_it_went_in(message in from_host()) {
+        fn messages_from_the_host_survive_a_round_trip(message in from_host()) {
             let mut wire = Vec::new();
             FrameWriter::new(&mut wire, MAX_FROM_HOST_BYTES).write(&message).unwrap();
             let mut reader = FrameReader::new(wire.as_slice(), MAX_FROM_HOST_BYTES);

@@ -1,14 +1,14 @@
-//! What host and guest say to each other over vsock, and the limits of it.
+//! The protocol between host and guest, over vsock, with its limits.
 //!
-//! The guest dials [`HOST_CID`]:[`PORT`] once. Both directions carry frames (see [`frame`]): a length and one
-//! [postcard](https://postcard.jamesmunns.com)-encoded message.
+//! The guest connects once to [`HOST_CID`]:[`PORT`]. Both directions carry frames (see [`frame`]): a length, and one
+//! message encoded with [postcard](https://postcard.jamesmunns.com).
 //!
 //! ```text
 //!   guest                                         host
 //!     │ Hello ────────────────────────────────────▶ │
 //!     │ ◀──────────────────────────── Specification │
-//!     │ Log, Sample* ─────────────────────────────▶ │   as the command writes, and about once a second
-//!     │ Exited (or SetupFailed, and nothing more) ▶ │
+//!     │ Log*, Sample* ────────────────────────────▶ │   while the command runs; a sample about once a second
+//!     │ Exited, or SetupFailed ───────────────────▶ │
 //!     │ for each output, in the request's order:    │   only after exit status 0
 //!     │   Missing, Unsupported or a tree ─────────▶ │   see [`tree`]
 //!     │ Finished ─────────────────────────────────▶ │
@@ -17,15 +17,60 @@
 //!     │ ◀───────────────────────────────────  Shell │   at most once, only for a failed build
 //!     │ Output* ──────────────────────────────────▶ │   both ways at any time
 //!     │ ◀────────────────────────── Input*, Resize* │
-//!     │ ShellEnded ───────────────────────────────▶ │   and nothing more
-//!     │ ◀────────────────────────────── Acknowledge │   only now is anything known to have arrived
+//!     │ ShellEnded ───────────────────────────────▶ │   the guest's last message, if there was a shell
+//!     │ ◀────────────────────────────── Acknowledge │   from now on the guest knows that everything arrived
 //!     │ (powers off)                                │
 //! ```
 //!
-//! While the command runs the host may say Stop, and the command ends at once as if a signal had killed it.
+//! While the command runs, the host may send Stop. The command then ends at once, as if a signal had killed it.
 //!
-//! The host trusts nothing in here: every frame is bounded before it is read, every message is decoded without
-//! allocating more than the frame holds, and trees pass [`tree::Check`].
+//! The host trusts nothing that a guest sends. It checks each frame's length before it reads the frame, decoding
+//! allocates no more than the frame's length, and every tree passes [`tree::Check`].
+//!
+//! # Example
+//!
+//! The beginning of a conversation:
+//!
+//! ```
+//! use std::os::unix::net::UnixStream;
+//!
+//! use cofferdam_protocol::{
+//!     FromGuest, FromHost, Specification, VERSION,
+//!     frame::{FrameReader, FrameWriter, MAX_FROM_GUEST_BYTES, MAX_FROM_HOST_BYTES},
+//! };
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // The host's end of vsock is a Unix socket, too.
+//! let (host, guest) = UnixStream::pair()?;
+//!
+//! let hello = FromGuest::Hello { version: VERSION, uptime_us: 250_000 };
+//! FrameWriter::new(&guest, MAX_FROM_GUEST_BYTES).write(&hello)?;
+//!
+//! let mut from_guest = FrameReader::new(&host, MAX_FROM_GUEST_BYTES);
+//! let FromGuest::Hello { version, .. } = from_guest.read()? else { panic!("expected Hello") };
+//! assert_eq!(version, VERSION);
+//!
+//! let specification = Specification {
+//!     command_args: vec!["/bin/sh".to_owned(), "-c".to_owned(), "echo hello >out/greeting".to_owned()],
+//!     environment: vec![("PATH".to_owned(), b"/bin".to_vec().into())],
+//!     working_dir: String::new(),
+//!     inputs_dir: "inputs".to_owned(),
+//!     scratch_paths: vec!["out".to_owned()],
+//!     additional_files: Vec::new(),
+//!     outputs: vec!["out/greeting".to_owned()],
+//!     provide_bin_sh: true,
+//!     kvm: false,
+//!     host_paths: Vec::new(),
+//!     processes: 1000,
+//! };
+//! let message = FromHost::Specification(specification);
+//! FrameWriter::new(&host, MAX_FROM_HOST_BYTES).write(&message)?;
+//!
+//! let received: FromHost = FrameReader::new(&guest, MAX_FROM_HOST_BYTES).read()?;
+//! assert_eq!(received, message);
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod frame;
 mod message;
@@ -36,23 +81,24 @@ pub use message::{
     Usage, WindowSize,
 };
 
-/// Spoken by both sides; the host refuses a guest image that says another.
+/// Version of the protocol. The host refuses a guest with another one.
 pub const VERSION: u32 = 2;
 
-/// The host, as every guest sees it (`VMADDR_CID_HOST`).
+/// The host's address on vsock (`VMADDR_CID_HOST`).
 pub const HOST_CID: u32 = 2;
 
-/// The one vsock port of the host that a guest may dial.
+/// The host's only vsock port.
 pub const PORT: u32 = 17_222;
 
-/// The tag of the virtiofs device that holds the inputs.
+/// Tag of the virtiofs device with the inputs.
 pub const INPUTS_TAG: &str = "inputs";
 
-/// The tag of the virtiofs device that holds the paths of the host, by their numbers.
+/// Tag of the virtiofs device with the host paths. Their names there are numbers: the index in
+/// [`Specification::host_paths`].
 pub const PATHS_TAG: &str = "paths";
 
-/// Most bytes in one [`FromHost::Input`].
+/// Limit on the bytes of one [`FromHost::Input`].
 pub const MAX_INPUT_BYTES: usize = 4096;
 
-/// Longest error text that the guest may send, in bytes.
+/// Limit on an error text or path from the guest, in bytes.
 pub const MAX_DETAIL_BYTES: usize = 4096;

@@ -2,83 +2,105 @@ use serde::{Deserialize, Serialize};
 
 use crate::tree;
 
-/// Everything that the host sends.
+/// A message from the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromHost {
-    /// The one build of this VM, whole.
+    /// The build to run.
     Specification(Specification),
-    /// The command is to be killed. Without effect when it has ended already.
+    /// Kill the command. Has no effect once it has ended.
     Stop,
-    /// What the failed build has left in its writable directories is to be sent as one tree, laid out as in the build's
-    /// root. What has no room within the limits, or can't be stored, is left out.
+    /// Send everything in the failed build's writable directories as one tree, with the layout of the build's root. Files
+    /// that exceed the limits or can't be stored are skipped.
     Keep(tree::Limits),
-    /// A shell is to be started in the failed build's place, on a terminal of its own.
+    /// Start an interactive shell in the failed build, on a terminal of its own.
     Shell {
-        /// The value of `TERM`, if the build has none; empty for none.
+        /// `TERM`, unless the build sets it; empty for none.
         term: String,
-        /// The terminal's size at first.
+        /// The terminal's initial size.
         size: WindowSize,
     },
-    /// Bytes for the shell's terminal, at most [`crate::MAX_INPUT_BYTES`].
+    /// Input for the shell's terminal, at most [`crate::MAX_INPUT_BYTES`].
     Input(serde_bytes::ByteBuf),
-    /// The shell's terminal has another size now.
+    /// Resize the shell's terminal.
     Resize(WindowSize),
-    /// The host has [`FromGuest::Finished`] (or the last message of a failed build) and needs the guest no more.
+    /// The host has received the guest's last message. The guest can power off.
     Acknowledge,
 }
 
-/// Everything that a guest sends. Borrows from the frame that it came in.
+/// A message from the guest. It borrows from the frame that it was read from.
+///
+/// ```
+/// use cofferdam_protocol::{
+///     FromGuest, Stream,
+///     frame::{FrameReader, FrameWriter, MAX_FROM_GUEST_BYTES},
+/// };
+///
+/// # fn main() -> Result<(), cofferdam_protocol::frame::FrameError> {
+/// let mut wire = Vec::new();
+/// let mut writer = FrameWriter::new(&mut wire, MAX_FROM_GUEST_BYTES);
+/// writer.write(&FromGuest::Log { stream: Stream::Stdout, bytes: b"checking for gcc" })?;
+/// writer.write(&FromGuest::Log { stream: Stream::Stdout, bytes: b"... yes\n" })?;
+///
+/// let mut log = Vec::new();
+/// let mut reader = FrameReader::new(wire.as_slice(), MAX_FROM_GUEST_BYTES);
+/// while let Ok(FromGuest::Log { bytes, .. }) = reader.read() {
+///     log.extend_from_slice(bytes);
+/// }
+/// assert_eq!(log, b"checking for gcc... yes\n");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromGuest<'a> {
     /// The first message.
     Hello {
-        /// [`crate::VERSION`] of the guest's side.
+        /// The guest's [`crate::VERSION`].
         version: u32,
-        /// Microseconds since the guest's kernel started.
+        /// Microseconds since the start of the guest's kernel.
         uptime_us: u64,
     },
-    /// The build's machine could not be made; the last message.
+    /// The setup failed before the command ran, or guest-init failed later. The last message.
     #[serde(borrow)]
     SetupFailed(SetupFailure<'a>),
-    /// Bytes as the command wrote them, at most [`crate::frame::MAX_DATA_BYTES`].
+    /// Output of the command, at most [`crate::frame::MAX_DATA_BYTES`].
     Log {
-        /// Where the command wrote them.
+        /// Where the command wrote it.
         stream: Stream,
-        /// Not empty; need not be UTF-8 or end with a line.
+        /// Not empty. May be anything: it need not be UTF-8, or end at the end of a line.
         #[serde(borrow, with = "serde_bytes")]
         bytes: &'a [u8],
     },
-    /// The command and everything that it left behind have ended. The last message unless [`Report::succeeded`].
+    /// Every process of the build has ended. The outputs follow if [`Report::succeeded`].
     Exited(Report),
     /// The next output in order does not exist.
     Missing,
-    /// The next output, or what is in it, can't be stored; the last message.
+    /// The next output, or a file in it, can't be stored. The last message.
     Unsupported {
-        /// Where, relative to the output; empty for the output itself. At most [`crate::MAX_DETAIL_BYTES`].
+        /// The file's path relative to the output; empty for the output itself. At most [`crate::MAX_DETAIL_BYTES`].
         #[serde(borrow, with = "serde_bytes")]
         path: &'a [u8],
-        /// What is there.
+        /// The reason.
         kind: UnsupportedKind,
     },
-    /// A step of the next output's tree.
+    /// A part of the next output's tree, or of the kept files' tree.
     #[serde(borrow)]
     Tree(tree::Event<'a>),
     /// All outputs have been sent.
     Finished,
-    /// What the build uses, about once a second while its command runs.
+    /// The build's usage, about once a second while its command runs.
     Sample(Sample),
-    /// The tree of what is kept is complete; without a tree there is nothing to keep.
+    /// The tree of kept files is complete. If no tree came before this, there are none.
     Kept {
-        /// How many entries were left out.
+        /// Number of entries that were skipped.
         skipped: u64,
     },
-    /// What the shell's terminal shows, at most [`crate::frame::MAX_DATA_BYTES`].
+    /// Output of the shell's terminal, at most [`crate::frame::MAX_DATA_BYTES`].
     Output(#[serde(borrow, with = "serde_bytes")] &'a [u8]),
-    /// The shell has ended, or could not be started, which the last output tells. The last message.
+    /// The shell has ended. If it could not be started, the output has the reason. The last message.
     ShellEnded,
 }
 
-/// Where a command wrote.
+/// A standard stream of the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stream {
     /// File descriptor 1.
@@ -87,7 +109,7 @@ pub enum Stream {
     Stderr,
 }
 
-/// What can't be stored as a castore node.
+/// Why a file can't be stored as a castore node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UnsupportedKind {
     /// A named pipe.
@@ -100,68 +122,85 @@ pub enum UnsupportedKind {
     CharacterDevice,
     /// Directories nested deeper than [`tree::MAX_DEPTH`].
     TooDeep,
-    /// More names in directories than a guest holds in memory; an output within [`tree::MAX_METADATA_BYTES`] and a
-    /// million entries has fewer.
+    /// The names in open directories exceed the guest's memory for them. An output of up to a million entries and
+    /// [`tree::MAX_METADATA_BYTES`] never does.
     TooManyNames,
-    /// The guest could not read it; the number is Linux's `errno`.
+    /// The guest could not read it. The number is an `errno` of Linux.
     Unreadable(i32),
 }
 
-/// What a guest needs to know to run one build. Paths follow the rules of `snix.build.v1.BuildRequest`; the inputs
-/// themselves are what the virtiofs device [`crate::INPUTS_TAG`] shows.
+/// Everything that a guest needs to run one build, except the inputs, which are on the virtiofs device
+/// [`crate::INPUTS_TAG`].
+///
+/// Paths follow the rules of `snix.build.v1.BuildRequest`, and are relative to the build's root.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Specification {
-    /// The command and its arguments, not empty.
+    /// The command and its arguments; not empty.
     pub command_args: Vec<String>,
-    /// Exactly the command's environment.
+    /// The command's whole environment: names and values.
     pub environment: Vec<(String, serde_bytes::ByteBuf)>,
-    /// Where the command starts, relative to the build's root.
+    /// The command's working directory.
     pub working_dir: String,
-    /// Where the inputs appear, relative to the build's root.
+    /// The directory where the inputs are mounted.
     pub inputs_dir: String,
-    /// Writable directories, relative to the build's root, sorted.
+    /// Writable directories, sorted.
     pub scratch_paths: Vec<String>,
-    /// Files to place, with their contents, relative to the build's root.
+    /// Paths and contents of further files.
     pub additional_files: Vec<(String, serde_bytes::ByteBuf)>,
-    /// What to send back, relative to the build's root, in this order.
+    /// The outputs, in the order in which they are sent.
     pub outputs: Vec<String>,
     /// Whether `/bin/sh` must exist.
     pub provide_bin_sh: bool,
     /// Whether `/dev/kvm` must exist.
     pub kvm: bool,
-    /// What the virtiofs device [`crate::PATHS_TAG`] shows, by its numbers there.
+    /// Host paths to mount. The virtiofs device [`crate::PATHS_TAG`] has them, named by their index here.
     pub host_paths: Vec<HostPath>,
-    /// Most processes and threads that the build may have at a time.
+    /// Limit on the build's processes and threads at a time.
     pub processes: u32,
 }
 
-/// Something of the host that is shown, read-only.
+/// A file or directory of the host, mounted read-only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostPath {
-    /// Where, relative to the build's root.
+    /// The mount point.
     pub path: String,
-    /// Whether it is a directory; else it is a file.
+    /// Whether it is a directory or a file.
     pub is_directory: bool,
 }
 
-/// How a build's command ended, and what it used.
+/// How the build's command ended, and what it used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// How the command itself ended.
     pub end: End,
-    /// The guest's kernel killed a process of the build for want of memory.
+    /// Whether the OOM killer of the guest's kernel killed a process of the build.
     pub out_of_memory: bool,
-    /// The scratch disk was seen without room.
+    /// Whether the scratch disk was found full at any time.
     pub scratch_full: bool,
-    /// How many processes and threads the build could have at a time, if it wanted more: at most
-    /// [`Specification::processes`], fewer in a small machine.
+    /// The limit on processes and threads, if the build reached it: [`Specification::processes`], or less in a small
+    /// machine.
     pub too_many_processes: Option<u32>,
-    /// What the build used.
+    /// The build's usage.
     pub usage: Usage,
 }
 
 impl Report {
-    /// The command ran and exited with status 0.
+    /// Whether the command exited with status 0.
+    ///
+    /// ```
+    /// use cofferdam_protocol::{End, Report, Usage};
+    ///
+    /// let report = |end| Report {
+    ///     end,
+    ///     out_of_memory: false,
+    ///     scratch_full: false,
+    ///     too_many_processes: None,
+    ///     usage: Usage { wall_us: 1_500_000, user_us: 900_000, ..Usage::default() },
+    /// };
+    /// assert!(report(End::Exited(0)).succeeded());
+    /// assert!(!report(End::Exited(1)).succeeded());
+    /// assert!(!report(End::Signaled(9)).succeeded());
+    /// ```
     pub fn succeeded(&self) -> bool {
         self.end == End::Exited(0)
     }
@@ -170,39 +209,39 @@ impl Report {
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum End {
-    /// With this status.
+    /// It exited with this status.
     Exited(u8),
-    /// Killed by this signal.
+    /// This signal killed it.
     Signaled(u8),
-    /// The working directory could not be entered; the number is Linux's `errno`.
+    /// The working directory could not be entered. The number is an `errno` of Linux.
     NoWorkingDir(i32),
-    /// `execve` failed; the number is Linux's `errno`.
+    /// `execve` failed. The number is an `errno` of Linux.
     NotExecuted(i32),
 }
 
-/// What a build used inside its guest.
+/// What a build used, as counted inside the guest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// From the command's start to the end of all its processes, in microseconds.
+    /// Time from the command's start to the end of all its processes, in microseconds.
     pub wall_us: u64,
     /// Time in user mode, in microseconds.
     pub user_us: u64,
     /// Time in the kernel, in microseconds.
     pub system_us: u64,
-    /// Most memory at any time, in bytes.
+    /// Highest memory use at any time, in bytes.
     pub peak_memory_bytes: u64,
     /// Scratch space in use at the end, in bytes.
     pub scratch_bytes: u64,
 }
 
-/// What a build uses at one moment inside its guest.
+/// What a build uses at one moment, as counted inside the guest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
-    /// What it has used up to now.
+    /// Usage up to now.
     pub usage: Usage,
     /// Memory in use, in bytes.
     pub memory_bytes: u64,
-    /// Processes and threads.
+    /// Number of processes and threads.
     pub processes: u32,
 }
 
@@ -215,16 +254,16 @@ pub struct WindowSize {
     pub columns: u16,
 }
 
-/// What guest-init could not do before the command ran.
+/// Why guest-init failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetupFailure<'a> {
     /// The step that failed.
     pub step: Step,
-    /// What it was done to, and what the kernel said; at most [`crate::MAX_DETAIL_BYTES`].
+    /// What failed and the kernel's error, at most [`crate::MAX_DETAIL_BYTES`].
     pub detail: &'a str,
 }
 
-/// The steps of a guest's setup.
+/// A step of the guest's setup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Step {
     /// Preparing the scratch disk.
@@ -233,9 +272,9 @@ pub enum Step {
     Inputs,
     /// Assembling the build's root.
     Root,
-    /// Making room for what the request names: its inputs have something else there, or the machine has.
+    /// Making the request's paths: the inputs have something else at one of them, or it is reserved.
     Places,
-    /// Placing `additional_files`: the request asks for a place that can't hold a file.
+    /// Making `additional_files`: one of the request's paths can't be a file.
     AdditionalFiles,
     /// Starting the command's processes.
     Start,

@@ -1,30 +1,54 @@
-//! The tree stream: one output as a depth-first walk.
+//! A tree: one output as a stream of [events](Event), in the order of a depth-first walk.
 //!
 //! ```text
 //!   node      = Directory  entry*  End
 //!             | File       Data*   End
 //!             | Symlink
-//!   entry     = node, its name not empty, strictly greater (bytewise) than the one before it
+//!   entry     = a node whose name is not empty, and bytewise greater than the name of the entry before it
 //! ```
 //!
-//! The root's name is empty. [`Check`] holds a sender to this grammar and to [`Limits`]; it does no I/O.
+//! The root's name is empty. [`Check`] enforces the grammar and the limits.
+//!
+//! ```
+//! use cofferdam_protocol::tree::{Check, Event, Limits};
+//!
+//! # fn main() -> Result<(), cofferdam_protocol::tree::TreeError> {
+//! let mut check = Check::new(Limits { entries: 1000, bytes: 1 << 20 });
+//! for event in [
+//!     Event::Directory { name: b"" },
+//!     Event::File { name: b"hello", executable: true },
+//!     Event::Data(b"#!/bin/sh\n"),
+//!     Event::Data(b"echo hello\n"),
+//!     Event::End,
+//!     Event::Symlink { name: b"hi", target: b"hello" },
+//! ] {
+//!     check.admit(&event)?;
+//! }
+//! assert!(!check.is_complete());
+//! check.admit(&Event::End)?;
+//! assert!(check.is_complete());
+//! # Ok(())
+//! # }
+//! ```
 
 use serde::{Deserialize, Serialize};
 
 /// Longest name of an entry, in bytes (`NAME_MAX` of Linux).
-pub const MAX_NAME_BYTES: usize = 255;
+const MAX_NAME_BYTES: usize = 255;
 
 /// Longest target of a symlink, in bytes (`PATH_MAX` of Linux, without its NUL).
 pub const MAX_TARGET_BYTES: usize = 4095;
 
-/// Most directories on the way from the root to an entry.
+/// Limit on the depth of directories, the root included.
 pub const MAX_DEPTH: usize = 512;
 
-/// Most bytes of names and symlink targets in all outputs: unlike contents, a receiver holds them in memory, several
-/// times over. A million entries with names of 60 bytes stay below it.
+/// Limit on the bytes of all names and symlink targets in all outputs together.
+///
+/// A receiver has these in memory, unlike contents, and several times. A million entries with names of 60 bytes stay
+/// below the limit.
 pub const MAX_METADATA_BYTES: u64 = 64 << 20;
 
-/// One step of the walk.
+/// One event of the stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event<'a> {
     /// A directory begins.
@@ -41,66 +65,83 @@ pub enum Event<'a> {
         /// The owner's execute bit.
         executable: bool,
     },
-    /// The next bytes of the file; not empty.
+    /// The next bytes of the file's contents; not empty.
     Data(#[serde(borrow, with = "serde_bytes")] &'a [u8]),
-    /// The innermost directory or file is complete.
+    /// The end of the open file, or of the innermost open directory.
     End,
-    /// A symbolic link, whole.
+    /// A symbolic link. It has no `End`.
     Symlink {
         /// Empty for the root.
         #[serde(borrow, with = "serde_bytes")]
         name: &'a [u8],
-        /// Neither empty nor with a NUL.
+        /// Not empty, and without a NUL byte.
         #[serde(borrow, with = "serde_bytes")]
         target: &'a [u8],
     },
 }
 
-/// What all outputs of one build may amount to.
+/// Limits on all outputs of one build together.
+///
+/// ```
+/// use cofferdam_protocol::tree::{Check, Event, Limits, TreeError};
+///
+/// # fn main() -> Result<(), TreeError> {
+/// let mut check = Check::new(Limits { entries: 2, bytes: 10 });
+/// check.admit(&Event::File { name: b"", executable: false })?;
+/// check.admit(&Event::Data(b"12345678"))?;
+/// check.admit(&Event::End)?;
+///
+/// // The second output counts against the same limits.
+/// check.next_tree()?;
+/// check.admit(&Event::File { name: b"", executable: false })?;
+/// assert_eq!(check.admit(&Event::Data(b"90ab")), Err(TreeError::TooManyBytes { limit: 10 }));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
-    /// Most entries, roots included.
+    /// Limit on the number of entries, roots included.
     pub entries: u64,
-    /// Most bytes of file contents.
+    /// Limit on the bytes of file contents.
     pub bytes: u64,
 }
 
 /// A rule that the sender broke.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TreeError {
-    /// An event that the grammar has no place for.
+    /// An event that the grammar does not allow here.
     #[error("{event} came {place}")]
     OutOfPlace {
         /// The event's name.
         event: &'static str,
-        /// Where the sender was.
+        /// The state of the stream.
         place: &'static str,
     },
-    /// A name that castore doesn't allow.
+    /// A name that castore does not allow.
     #[error("entry name {name:?} {rule}")]
     Name {
-        /// The name, bytes escaped.
+        /// The name, escaped.
         name: String,
-        /// The rule that it breaks.
+        /// The broken rule.
         rule: &'static str,
     },
-    /// Names that don't ascend.
+    /// Names that are not in ascending order.
     #[error("entry name {name:?} is not greater than {previous:?}, which came before it")]
     Order {
-        /// The name, bytes escaped.
+        /// The name, escaped.
         name: String,
-        /// The name before it, bytes escaped.
+        /// The name before it, escaped.
         previous: String,
     },
-    /// A symlink target that castore doesn't allow.
+    /// A symlink target that castore does not allow.
     #[error("symlink target {target:?} {rule}")]
     Target {
-        /// The target, bytes escaped.
+        /// The target, escaped.
         target: String,
-        /// The rule that it breaks.
+        /// The broken rule.
         rule: &'static str,
     },
-    /// Directories nested beyond [`MAX_DEPTH`].
+    /// [`MAX_DEPTH`] is exceeded.
     #[error("directories are nested deeper than {MAX_DEPTH}")]
     TooDeep,
     /// [`Limits::entries`] is exceeded.
@@ -120,30 +161,44 @@ pub enum TreeError {
     },
 }
 
-/// Holds one sender to the grammar and the limits, over all the trees that it sends.
+/// Enforces the grammar and the limits on all trees of one sender. Does no I/O.
+///
+/// ```
+/// use cofferdam_protocol::tree::{Check, Event, Limits};
+///
+/// # fn main() -> Result<(), cofferdam_protocol::tree::TreeError> {
+/// let mut check = Check::new(Limits { entries: 1000, bytes: 1 << 20 });
+/// check.admit(&Event::Directory { name: b"" })?;
+/// check.admit(&Event::Symlink { name: b"b", target: b"/" })?;
+///
+/// let error = check.admit(&Event::Symlink { name: b"a", target: b"/" }).unwrap_err();
+/// assert_eq!(error.to_string(), r#"entry name "a" is not greater than "b", which came before it"#);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Check {
     limits: Limits,
     entries: u64,
     bytes: u64,
     metadata_bytes: u64,
-    /// For each open directory, outermost first, the last name seen in it.
+    /// The last name in each open directory, outermost first.
     open: Vec<Vec<u8>>,
     in_file: bool,
     root_seen: bool,
 }
 
 impl Check {
-    /// Starts before the first tree.
+    /// A check for the first tree.
     pub fn new(limits: Limits) -> Self {
         Self { limits, entries: 0, bytes: 0, metadata_bytes: 0, open: Vec::new(), in_file: false, root_seen: false }
     }
 
-    /// Starts the next tree; the totals go on.
+    /// Starts the next tree. Totals carry over.
     ///
     /// # Errors
     ///
-    /// The last tree is not complete.
+    /// The last tree is incomplete.
     pub fn next_tree(&mut self) -> Result<(), TreeError> {
         if self.root_seen && !self.is_complete() {
             return Err(TreeError::OutOfPlace { event: "another output", place: "inside an unfinished tree" });
@@ -152,26 +207,16 @@ impl Check {
         Ok(())
     }
 
-    /// The tree has its root and nothing in it is open.
+    /// Whether the tree has a root, and no file or directory is open.
     pub fn is_complete(&self) -> bool {
         self.root_seen && !self.in_file && self.open.is_empty()
     }
 
-    /// File bytes seen in all trees.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Entries seen in all trees.
-    pub fn entries(&self) -> u64 {
-        self.entries
-    }
-
-    /// Admits the next event, or names the rule that it breaks.
+    /// Checks the next event.
     ///
     /// # Errors
     ///
-    /// The sender broke a rule; the check must not be used further.
+    /// The event breaks a rule. The check must not be used any more.
     pub fn admit(&mut self, event: &Event<'_>) -> Result<(), TreeError> {
         match *event {
             Event::Data(bytes) => self.admit_data(bytes),
@@ -202,7 +247,7 @@ impl Check {
             return Err(TreeError::OutOfPlace { event: "file contents", place: "outside of a file" });
         }
         if bytes.is_empty() {
-            return Err(TreeError::OutOfPlace { event: "an empty piece of contents", place: "inside a file" });
+            return Err(TreeError::OutOfPlace { event: "an empty piece of file contents", place: "inside a file" });
         }
         self.bytes = self.bytes.saturating_add(bytes.len() as u64);
         if self.bytes > self.limits.bytes {
@@ -231,7 +276,7 @@ impl Check {
                 return Err(TreeError::OutOfPlace { event, place: "after the tree's end" });
             }
             None if name.is_empty() => self.root_seen = true,
-            None => return Err(TreeError::Name { name: escape(name), rule: "is a root's and must be empty" }),
+            None => return Err(TreeError::Name { name: escape(name), rule: "belongs to a root and must be empty" }),
             Some(previous) => {
                 check_name(name)?;
                 if name <= previous.as_slice() {
@@ -279,7 +324,7 @@ fn check_target(target: &[u8]) -> Result<(), TreeError> {
     Err(TreeError::Target { target: escape(target), rule })
 }
 
-/// At most the first 64 bytes, so that an error stays one line whatever the guest sent.
+/// Escapes at most the first 64 bytes, so that every error is one short line.
 fn escape(bytes: &[u8]) -> String {
     bytes[..bytes.len().min(64)].escape_ascii().to_string()
 }
@@ -315,11 +360,11 @@ mod tests {
         }
         check.admit(&Event::End).unwrap();
         assert!(check.is_complete());
-        assert_eq!((check.entries(), check.bytes()), (3, 8));
+        assert_eq!((check.entries, check.bytes), (3, 8));
     }
 
     #[test]
-    fn names_are_held_to_the_rules_of_castore() {
+    fn names_follow_the_rules_of_castore() {
         let long = [b'a'; MAX_NAME_BYTES + 1];
         for (name, rule) in [
             (b"".as_slice(), "is empty"),
@@ -343,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn a_root_has_no_name_and_stands_alone() {
+    fn a_root_has_no_name_and_no_siblings() {
         assert!(matches!(refused(&[file(b"out")]), TreeError::Name { .. }));
         assert!(matches!(refused(&[ROOT, Event::End, ROOT]), TreeError::OutOfPlace { .. }));
     }
@@ -358,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn targets_are_held_to_the_rules_of_castore() {
+    fn targets_follow_the_rules_of_castore() {
         let long = [b'a'; MAX_TARGET_BYTES + 1];
         for target in [b"".as_slice(), b"a\0b", &long] {
             assert!(matches!(refused(&[Event::Symlink { name: b"", target }]), TreeError::Target { .. }));
@@ -380,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_entries_and_bytes_are_bounded() {
+    fn depth_entries_and_bytes_are_limited() {
         let many = Limits { entries: u64::MAX, bytes: u64::MAX };
         let mut check = Check::new(many);
         check.admit(&ROOT).unwrap();
@@ -398,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_targets_are_bounded_together() {
+    fn names_and_targets_have_one_limit_together() {
         let target = [b't'; MAX_TARGET_BYTES];
         let mut check = Check::new(Limits { entries: u64::MAX, bytes: u64::MAX });
         check.admit(&ROOT).unwrap();
@@ -413,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn totals_go_on_from_tree_to_tree() {
+    fn totals_carry_over_from_tree_to_tree() {
         let mut check = Check::new(LIMITS);
         check.admit(&file(b"")).unwrap();
         check.next_tree().unwrap_err();

@@ -18,22 +18,22 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// What the host gets: one line a message, trees checked as the host checks them.
+/// Sends outputs, and returns one line for each message. Checks trees as the host does.
 fn sent(root: &Path, outputs: &[&str]) -> Vec<String> {
     let mut wire = Vec::new();
     let directory = File::open(root).unwrap();
     let outputs: Vec<_> = outputs.iter().map(|output| (*output).to_owned()).collect();
     send_from(directory.as_fd(), &mut FrameWriter::new(&mut wire, MAX_FROM_GUEST_BYTES), &outputs).unwrap();
-    lines(&wire, BOUNDLESS)
+    lines(&wire, UNLIMITED)
 }
 
-/// What is kept of `root` within these limits, the last line how many entries are not.
+/// The same for kept files. The last line has the number of skipped entries.
 fn kept(root: &Path, writable: &[(&str, &Path)], limits: Limits) -> Vec<String> {
     let mut wire = Vec::new();
     let directory = File::open(root).unwrap();
     let writable: BTreeMap<_, _> = writable.iter().map(|(at, path)| (at.into(), path.to_path_buf())).collect();
     let mut writer = FrameWriter::new(&mut wire, MAX_FROM_GUEST_BYTES);
-    let skipped = keep_from(directory.as_fd(), &mut writer, &writable, limits).unwrap();
+    let skipped = send_kept_from(directory.as_fd(), &mut writer, &writable, limits).unwrap();
     let mut lines = lines(&wire, limits);
     lines.push(format!("{skipped} skipped"));
     lines
@@ -55,7 +55,7 @@ fn lines(wire: &[u8], limits: Limits) -> Vec<String> {
     lines
 }
 
-const BOUNDLESS: Limits = Limits { entries: u64::MAX, bytes: u64::MAX };
+const UNLIMITED: Limits = Limits { entries: u64::MAX, bytes: u64::MAX };
 
 fn line(message: &FromGuest<'_>) -> String {
     match message {
@@ -113,7 +113,7 @@ fn a_tree_is_sent_depth_first_in_the_order_of_its_bytes() {
 }
 
 #[test]
-fn outputs_keep_their_order_and_missing_ones_their_place() {
+fn outputs_are_sent_in_order_and_missing_ones_are_reported() {
     let (_root, path) = root();
     fs::write(path.join("b"), "b").unwrap();
     symlink("b", path.join("a")).unwrap();
@@ -150,7 +150,7 @@ fn parents_that_are_symlinks_stay_within_the_root() {
 }
 
 #[test]
-fn large_files_come_in_pieces_that_fit_into_a_frame() {
+fn large_files_are_sent_in_several_frames() {
     let (_root, path) = root();
     fs::write(path.join("large"), vec![7; MAX_DATA_BYTES + 100]).unwrap();
     let expected = ["file ", &format!("data of {MAX_DATA_BYTES}"), "data of 100", "end", "finished"];
@@ -158,7 +158,7 @@ fn large_files_come_in_pieces_that_fit_into_a_frame() {
 }
 
 #[test]
-fn what_cannot_be_stored_ends_everything_and_is_named() {
+fn an_unsupported_file_is_reported_and_nothing_is_sent_after_it() {
     let (_root, path) = root();
     create_dir_all(path.join("out/d")).unwrap();
     fs::write(path.join("out/a"), "").unwrap();
@@ -171,7 +171,7 @@ fn what_cannot_be_stored_ends_everything_and_is_named() {
 }
 
 #[test]
-fn depth_is_bounded_where_the_host_bounds_it() {
+fn depth_is_limited_as_on_the_host() {
     for (depth, last) in [(MAX_DEPTH, "finished".to_owned()), (MAX_DEPTH + 1, too_deep())] {
         let (_root, path) = root();
         let out: PathBuf = std::iter::repeat_n("d", depth).collect();
@@ -191,13 +191,13 @@ fn many_names_in_one_directory_are_sorted() {
     for n in 0..2000 {
         fs::write(path.join(format!("out/{n}")), "").unwrap();
     }
-    // Check refuses any other order.
+    // `Check` refuses any other order.
     assert_eq!(sent(&path, &["out"]).len(), 2 * 2000 + 3);
 }
 
 #[test]
-fn what_is_kept_is_laid_out_as_the_build_saw_it_and_what_cannot_be_stored_is_left_out() {
-    // On an overlay, as containers have it in /tmp, nobody can make what removes a file.
+fn kept_files_have_the_builds_layout_and_unsupported_ones_are_skipped() {
+    // Whiteouts can't be made on an overlay, which /tmp is in a container.
     let root = TempDir::new_in("/dev/shm").unwrap();
     let path = root.path();
     create_dir_all(path.join("root/a/store")).unwrap();
@@ -234,11 +234,11 @@ fn what_is_kept_is_laid_out_as_the_build_saw_it_and_what_cannot_be_stored_is_lef
         "end",
         "1 skipped",
     ];
-    assert_eq!(kept(&path.join("root"), &writable, BOUNDLESS), expected);
+    assert_eq!(kept(&path.join("root"), &writable, UNLIMITED), expected);
 }
 
 #[test]
-fn what_is_kept_stays_within_the_limits() {
+fn kept_files_stay_within_the_limits() {
     let (_root, path) = root();
     create_dir(path.join("d")).unwrap();
     for (name, contents) in [("a", "1234"), ("b", "123456"), ("c", "12")] {
@@ -252,10 +252,10 @@ fn what_is_kept_stays_within_the_limits() {
 }
 
 #[test]
-fn a_writable_root_is_kept_as_it_is() {
+fn a_writable_root_is_kept_whole() {
     let (_root, path) = root();
     create_dir(path.join("front")).unwrap();
     symlink("t", path.join("front/link")).unwrap();
     let expected = ["directory ", "symlink link t", "end", "0 skipped"];
-    assert_eq!(kept(&path, &[("", &path.join("front"))], BOUNDLESS), expected);
+    assert_eq!(kept(&path, &[("", &path.join("front"))], UNLIMITED), expected);
 }

@@ -2,8 +2,8 @@ use serde_bytes::ByteBuf;
 
 use super::*;
 
-/// Directories, files and symlinks of the inputs by path.
-fn shape(entries: &[(&str, Kind)]) -> impl Fn(&Path) -> io::Result<Kind> + use<> {
+/// Inputs with these entries.
+fn inputs_with(entries: &[(&str, Kind)]) -> impl Fn(&Path) -> io::Result<Kind> + use<> {
     let entries: BTreeMap<PathBuf, Kind> = entries.iter().map(|(path, kind)| (path.into(), kind.clone())).collect();
     move |path| Ok(entries.get(path).cloned().unwrap_or(Kind::Missing))
 }
@@ -28,63 +28,63 @@ fn specification(inputs_dir: &str, scratch_paths: &[&str]) -> Specification {
     }
 }
 
-/// Whether an area is writable and what it shows of the inputs; nothing where it is the machine's own.
-type Shown = Option<(bool, Option<String>)>;
+/// Whether a mount is writable, and its lower layer; `None` unless it has layers.
+type Layers = Option<(bool, Option<String>)>;
 
-/// Each area's path, and what it shows.
-fn areas(plan: &Plan<'_>) -> Vec<(String, Shown)> {
+/// Each mount's path and layers.
+fn mounts(plan: &Plan<'_>) -> Vec<(String, Layers)> {
     let text = |path: &Path| path.to_str().unwrap().to_owned();
     let content = |content: &Content| match content {
-        Content::Front { writable, lower, .. } => Some((*writable, lower.as_deref().map(text))),
-        Content::Devices | Content::Processes | Content::Host { .. } => None,
+        Content::Layers { writable, lower, .. } => Some((*writable, lower.as_deref().map(text))),
+        Content::Devices | Content::Proc | Content::HostPath { .. } => None,
     };
-    plan.areas.iter().map(|area| (text(&area.at), content(&area.content))).collect()
+    plan.mounts.iter().map(|mount| (text(&mount.at), content(&mount.content))).collect()
 }
 
-/// The area at or around a path, as in [`areas`].
-fn area_of(plan: &Plan<'_>, path: &str) -> (String, bool) {
+/// The innermost mount around a path, and whether it is writable.
+fn mount_of(plan: &Plan<'_>, path: &str) -> (String, bool) {
     let (index, _) = plan.innermost(Path::new(path)).unwrap();
-    let Content::Front { writable, .. } = plan.areas[index].content else { panic!("{path} is the machine's") };
-    (plan.areas[index].at.to_str().unwrap().to_owned(), writable)
+    let Content::Layers { writable, .. } = plan.mounts[index].content else { panic!("{path} is reserved") };
+    (plan.mounts[index].at.to_str().unwrap().to_owned(), writable)
 }
 
 fn owners(plan: &Plan<'_>, path: &str) -> Vec<Owner> {
-    let at = |directory: &Directory| plan.areas[directory.area].at.join(&directory.path);
+    let at = |directory: &Directory| plan.mounts[directory.mount].at.join(&directory.path);
     plan.directories.iter().filter(|directory| at(directory) == Path::new(path)).map(|d| d.owner).collect()
 }
 
 #[test]
 fn a_nix_build_has_an_overlay_at_its_store_and_a_scratch_directory() {
     let specification = specification("nix/store", &["build", "nix/store"]);
-    let plan = Plan::new(&specification, &shape(&[])).unwrap();
-    let front = |writable, lower: Option<&str>| Some((writable, lower.map(str::to_owned)));
+    let plan = Plan::new(&specification, &inputs_with(&[])).unwrap();
+    let layers = |writable, lower: Option<&str>| Some((writable, lower.map(str::to_owned)));
     let expected = [
-        ("", front(false, None)),
-        ("build", front(true, None)),
+        ("", layers(false, None)),
+        ("build", layers(true, None)),
         ("dev", None),
-        ("nix/store", front(true, Some(""))),
+        ("nix/store", layers(true, Some(""))),
         ("proc", None),
-        ("tmp", front(true, None)),
+        ("tmp", layers(true, None)),
     ];
-    assert_eq!(areas(&plan), expected.map(|(at, content)| (at.to_owned(), content)));
-    assert_eq!(owners(&plan, "nix/store"), [Owner::Machine]);
+    assert_eq!(mounts(&plan), expected.map(|(at, content)| (at.to_owned(), content)));
+    assert_eq!(owners(&plan, "nix/store"), [Owner::Root]);
 }
 
 #[test]
-fn inputs_at_the_root_shine_through_and_only_scratch_is_writable() {
+fn inputs_at_the_root_are_read_only_except_for_scratch_paths() {
     let specification = specification("", &["build"]);
-    let inputs = shape(&[("usr", Kind::Directory), ("build", Kind::Directory)]);
+    let inputs = inputs_with(&[("usr", Kind::Directory), ("build", Kind::Directory)]);
     let plan = Plan::new(&specification, &inputs).unwrap();
-    assert_eq!(areas(&plan)[0], (String::new(), Some((false, Some(String::new())))));
-    assert_eq!(areas(&plan)[1], ("build".to_owned(), Some((true, Some("build".to_owned())))));
-    assert_eq!(area_of(&plan, "usr"), (String::new(), false));
+    assert_eq!(mounts(&plan)[0], (String::new(), Some((false, Some(String::new())))));
+    assert_eq!(mounts(&plan)[1], ("build".to_owned(), Some((true, Some("build".to_owned())))));
+    assert_eq!(mount_of(&plan, "usr"), (String::new(), false));
 }
 
 #[test]
 fn a_writable_root_needs_no_further_scratch_mounts() {
     let specification = specification("", &["", "build/deep"]);
-    let plan = Plan::new(&specification, &shape(&[("build", Kind::Directory)])).unwrap();
-    let paths: Vec<_> = areas(&plan).into_iter().map(|(at, _)| at).collect();
+    let plan = Plan::new(&specification, &inputs_with(&[("build", Kind::Directory)])).unwrap();
+    let paths: Vec<_> = mounts(&plan).into_iter().map(|(at, _)| at).collect();
     assert_eq!(paths, ["", "dev", "proc"]);
     assert_eq!(owners(&plan, "build/deep"), [Owner::Build]);
     let tmp = plan.directories.iter().find(|directory| directory.path == Path::new("tmp")).unwrap();
@@ -92,9 +92,9 @@ fn a_writable_root_needs_no_further_scratch_mounts() {
 }
 
 #[test]
-fn every_nesting_of_scratch_paths_and_inputs_keeps_its_promises() {
+fn every_nesting_of_scratch_paths_and_inputs_is_mounted_right() {
     const PATHS: [&str; 6] = ["", "a", "a/b", "a/b/c", "a/x", "y"];
-    let inputs = shape(&[
+    let inputs = inputs_with(&[
         ("a", Kind::Directory),
         ("a/b", Kind::Directory),
         ("b", Kind::Directory),
@@ -106,33 +106,33 @@ fn every_nesting_of_scratch_paths_and_inputs_keeps_its_promises() {
             let scratch: Vec<_> = (0..PATHS.len()).filter(|n| choice >> n & 1 == 1).map(|n| PATHS[n]).collect();
             let specification = specification(inputs_dir, &scratch);
             let plan = Plan::new(&specification, &inputs).unwrap();
-            let case = format!("inputs_dir {inputs_dir:?}, scratch {scratch:?}: {:?}", areas(&plan));
-            check_promises(&plan, inputs_dir, &scratch, &PATHS, &case);
+            let case = format!("inputs_dir {inputs_dir:?}, scratch {scratch:?}: {:?}", mounts(&plan));
+            check_mounts(&plan, inputs_dir, &scratch, &PATHS, &case);
         }
     }
 }
 
-fn check_promises(plan: &Plan<'_>, inputs_dir: &str, scratch: &[&str], paths: &[&str], case: &str) {
-    // Every mount point is made, in an area that is mounted before.
-    for (index, area) in plan.areas.iter().enumerate().skip(1) {
-        let made = |directory: &Directory| plan.areas[directory.area].at.join(&directory.path) == area.at;
+fn check_mounts(plan: &Plan<'_>, inputs_dir: &str, scratch: &[&str], paths: &[&str], case: &str) {
+    // Every mount point is made in an earlier mount.
+    for (index, mount) in plan.mounts.iter().enumerate().skip(1) {
+        let made = |directory: &Directory| plan.mounts[directory.mount].at.join(&directory.path) == mount.at;
         let mount_point = plan.directories.iter().find(|directory| made(directory)).expect(case);
-        assert!(mount_point.area < index, "{case}");
+        assert!(mount_point.mount < index, "{case}");
     }
-    // The inputs are an area of their own, and shine through in every area below, where they have a directory.
-    let at_inputs = plan.areas.iter().find(|area| area.at == Path::new(inputs_dir)).expect(case);
+    // The inputs are the lower layer at their mount point.
+    let at_inputs = plan.mounts.iter().find(|mount| mount.at == Path::new(inputs_dir)).expect(case);
     assert!(
-        matches!(&at_inputs.content, Content::Front { lower: Some(lower), .. } if lower.as_os_str().is_empty()),
+        matches!(&at_inputs.content, Content::Layers { lower: Some(lower), .. } if lower.as_os_str().is_empty()),
         "{case}"
     );
     for path in paths {
-        let (at, writable) = area_of(plan, path);
-        // Writable is what is at or below a scratch path, up to inputs that aren't scratch.
+        let (at, writable) = mount_of(plan, path);
+        // A path is writable if a scratch path is at or above it, unless inputs_dir is in between.
         let innermost_scratch = scratch.iter().filter(|scratch| Path::new(path).starts_with(scratch)).max();
         let inputs_begin = Path::new(path).starts_with(inputs_dir);
         let expected = innermost_scratch.is_some_and(|scratch| !inputs_begin || *scratch >= inputs_dir);
         assert_eq!(writable, expected, "{path:?} in {case}");
-        // A scratch path exists and is the build's own.
+        // A scratch path that is no mount point is a directory of the build's.
         if scratch.contains(path) && at != *path {
             assert_eq!(owners(plan, path), [Owner::Build], "{path:?} in {case}");
         }
@@ -141,7 +141,7 @@ fn check_promises(plan: &Plan<'_>, inputs_dir: &str, scratch: &[&str], paths: &[
 
 #[test]
 fn symlinks_of_the_inputs_are_followed_within_the_root() {
-    let inputs = shape(&[
+    let inputs = inputs_with(&[
         ("bin", link("usr/bin")),
         ("usr", Kind::Directory),
         ("usr/bin", Kind::Directory),
@@ -152,17 +152,17 @@ fn symlinks_of_the_inputs_are_followed_within_the_root() {
     specification.provide_bin_sh = true;
     specification.additional_files = vec![("work/file".to_owned(), ByteBuf::new())];
     let plan = Plan::new(&specification, &inputs).unwrap();
-    let paths: Vec<_> = areas(&plan).into_iter().map(|(at, _)| at).collect();
+    let paths: Vec<_> = mounts(&plan).into_iter().map(|(at, _)| at).collect();
     assert_eq!(paths, ["", "dev", "proc", "srv/work", "var/tmp"]);
     let shell = plan.files.iter().find(|file| file.source == Source::Shell).unwrap();
-    assert_eq!((shell.area, shell.path.as_path()), (0, Path::new("usr/bin/sh")));
-    assert_eq!((plan.files[0].area, plan.files[0].path.as_path()), (3, Path::new("file")));
+    assert_eq!((shell.mount, shell.path.as_path()), (0, Path::new("usr/bin/sh")));
+    assert_eq!((plan.files[0].mount, plan.files[0].path.as_path()), (3, Path::new("file")));
     assert_eq!(plan.files[0].owner, Owner::Build);
 }
 
 #[test]
-fn what_the_inputs_bring_is_not_replaced_by_the_machines_own() {
-    let inputs = shape(&[
+fn files_of_the_inputs_take_precedence_over_default_files() {
+    let inputs = inputs_with(&[
         ("etc", Kind::Directory),
         ("etc/passwd", Kind::File),
         ("bin", Kind::Directory),
@@ -177,11 +177,11 @@ fn what_the_inputs_bring_is_not_replaced_by_the_machines_own() {
 }
 
 #[test]
-fn a_shell_that_can_not_be_there_is_refused() {
+fn a_shell_that_can_not_be_made_is_refused() {
     for (inputs, errno) in [
-        (shape(&[("bin", Kind::File)]), libc::ENOTDIR),
-        (shape(&[("bin", Kind::Directory), ("bin/sh", Kind::Directory)]), libc::EISDIR),
-        (shape(&[("bin", link("bin"))]), libc::ELOOP),
+        (inputs_with(&[("bin", Kind::File)]), libc::ENOTDIR),
+        (inputs_with(&[("bin", Kind::Directory), ("bin/sh", Kind::Directory)]), libc::EISDIR),
+        (inputs_with(&[("bin", link("bin"))]), libc::ELOOP),
     ] {
         let mut specification = specification("", &[]);
         assert!(Plan::new(&specification, &inputs).is_ok());
@@ -193,7 +193,7 @@ fn a_shell_that_can_not_be_there_is_refused() {
 }
 
 #[test]
-fn inputs_that_can_not_be_read_are_no_fault_of_the_request() {
+fn unreadable_inputs_are_not_the_requests_fault() {
     let specification = specification("in", &["in/scratch"]);
     let unreadable = |_: &Path| Err(io::Error::from_raw_os_error(libc::EIO));
     assert_eq!(Plan::new(&specification, &unreadable).unwrap_err().step, Step::Inputs);
@@ -201,7 +201,7 @@ fn inputs_that_can_not_be_read_are_no_fault_of_the_request() {
 
 #[test]
 fn a_symlink_loop_ends() {
-    let inputs = shape(&[("loop", link("loop"))]);
+    let inputs = inputs_with(&[("loop", link("loop"))]);
     let specification = specification("", &["loop/x"]);
     let error = Plan::new(&specification, &inputs).unwrap_err();
     assert_eq!((error.step, error.source.raw_os_error()), (Step::Places, Some(libc::ELOOP)));
@@ -209,7 +209,7 @@ fn a_symlink_loop_ends() {
 
 #[test]
 fn files_in_the_way_are_named() {
-    let inputs = shape(&[("file", Kind::File), ("d", Kind::Directory)]);
+    let inputs = inputs_with(&[("file", Kind::File), ("d", Kind::Directory)]);
     for scratch in ["in/file", "in/file/below"] {
         let specification = specification("in", &[scratch]);
         let error = Plan::new(&specification, &inputs).unwrap_err();
@@ -226,10 +226,10 @@ fn files_in_the_way_are_named() {
 }
 
 #[test]
-fn the_machines_own_places_are_refused() {
+fn reserved_directories_are_refused() {
     for (inputs_dir, scratch) in [("dev", "build"), ("proc/x", "build"), ("in", "proc"), ("in", "dev/shm")] {
         let specification = specification(inputs_dir, &[scratch]);
-        let error = Plan::new(&specification, &shape(&[])).unwrap_err();
+        let error = Plan::new(&specification, &inputs_with(&[])).unwrap_err();
         assert_eq!((error.step, error.source.raw_os_error()), (Step::Places, Some(libc::EBUSY)));
     }
 }
@@ -240,17 +240,17 @@ fn a_working_directory_is_made_below_scratch_only() {
     {
         let mut specification = specification("in", &["build"]);
         specification.working_dir = working_dir.to_owned();
-        let plan = Plan::new(&specification, &shape(&[("d", Kind::Directory)])).unwrap();
+        let plan = Plan::new(&specification, &inputs_with(&[("d", Kind::Directory)])).unwrap();
         assert_eq!(owners(&plan, working_dir), expected, "{working_dir}");
     }
 }
 
 #[test]
-fn inputs_with_nothing_over_them_need_no_overlay() {
+fn inputs_with_an_empty_upper_layer_need_no_overlay() {
     let mut specification = specification("in", &["build"]);
     let bare = |specification: &Specification| {
-        let plan = Plan::new(specification, &shape(&[])).unwrap();
-        plan.is_bare(plan.innermost(Path::new("in")).unwrap().0)
+        let plan = Plan::new(specification, &inputs_with(&[])).unwrap();
+        plan.has_empty_upper(plan.innermost(Path::new("in")).unwrap().0)
     };
     assert!(bare(&specification));
     specification.additional_files = vec![("in/new".to_owned(), ByteBuf::new())];
@@ -264,23 +264,23 @@ fn with_host_paths(paths: &[(&str, bool)]) -> Specification {
 }
 
 #[test]
-fn paths_of_the_host_are_mounted_where_the_request_has_nothing() {
+fn host_paths_are_mounted_where_the_request_has_nothing() {
     let specification = with_host_paths(&[("opt/data", true), ("in/lib/key", false), ("build/data", true)]);
-    let plan = Plan::new(&specification, &shape(&[("lib", Kind::Directory)])).unwrap();
-    let area = |path: &str| plan.areas.iter().find(|area| area.at == Path::new(path)).map(|area| &area.content);
-    assert_eq!(area("opt/data"), Some(&Content::Host { number: 0, is_directory: true }));
-    assert_eq!(area("in/lib/key"), Some(&Content::Host { number: 1, is_directory: false }));
-    assert_eq!(area("build/data"), Some(&Content::Host { number: 2, is_directory: true }));
+    let plan = Plan::new(&specification, &inputs_with(&[("lib", Kind::Directory)])).unwrap();
+    let mount = |path: &str| plan.mounts.iter().find(|mount| mount.at == Path::new(path)).map(|mount| &mount.content);
+    assert_eq!(mount("opt/data"), Some(&Content::HostPath { number: 0, is_directory: true }));
+    assert_eq!(mount("in/lib/key"), Some(&Content::HostPath { number: 1, is_directory: false }));
+    assert_eq!(mount("build/data"), Some(&Content::HostPath { number: 2, is_directory: true }));
     assert_eq!((owners(&plan, "opt/data").len(), owners(&plan, "in/lib/key").len()), (1, 0));
     let file = plan.files.iter().find(|file| file.path == Path::new("lib/key")).unwrap();
-    assert_eq!((file.source, plan.areas[file.area].at.as_path()), (Source::Machine(""), Path::new("in")));
+    assert_eq!((file.source, plan.mounts[file.mount].at.as_path()), (Source::Default(""), Path::new("in")));
 }
 
 #[test]
-fn paths_of_the_host_hide_nothing() {
+fn host_paths_never_hide_anything() {
     for path in ["", "in", "build", "proc", "dev", "dev/kvm", "proc/self", "tmp", "in/file", "opt/a/b"] {
         let specification = with_host_paths(&[("opt/a", true), (path, true)]);
-        let error = Plan::new(&specification, &shape(&[("file", Kind::File)])).unwrap_err();
+        let error = Plan::new(&specification, &inputs_with(&[("file", Kind::File)])).unwrap_err();
         assert_eq!(error.step, Step::Places, "{path}");
     }
 }

@@ -31,14 +31,20 @@ enum Cause {
     CertificateRequired,
     /// The daemon doesn't take this client's certificate.
     CertificateRefused,
+    /// The daemon has closed the connection before TLS was agreed on.
+    TurnedAway,
     /// The daemon has closed the connection.
     Closed,
 }
 
 /// The failure of a request to the daemon at an address, if the connection is the reason.
 pub(super) fn failure(addr: &str, error: &(dyn Error + 'static)) -> Option<Failure> {
-    let cause = Cause::of(addr, has_certificate(), error)?;
-    let (message, advice) = cause.explain(addr);
+    let told = Cause::of(addr, error)?;
+    let cause = told.assumed(addr, has_certificate());
+    let (mut message, advice) = cause.explain(addr);
+    if cause != told {
+        message.push_str(", it seems: it closed the connection after the TLS handshake");
+    }
     let mut failure = Failure::executor("daemon", message).advised(advice);
     failure.fields.insert("cause".to_owned(), cause.word().into());
     Some(failure)
@@ -56,13 +62,16 @@ fn has_certificate() -> bool {
 
 impl Cause {
     /// The first that one of the links tells. A status of the daemon's own has none.
-    fn of(addr: &str, has_certificate: bool, error: &(dyn Error + 'static)) -> Option<Self> {
+    fn of(addr: &str, error: &(dyn Error + 'static)) -> Option<Self> {
         let uses_tls = addr.starts_with("grpc+https:");
-        let told = links(error).skip(1).find_map(|link| Self::of_link(uses_tls, link));
-        // The daemon's own word on a client's certificate is lost where it resets the connection.
-        match told {
-            Some(Self::Closed) if uses_tls && has_certificate => Some(Self::CertificateRefused),
-            Some(Self::Closed) if uses_tls => Some(Self::CertificateRequired),
+        links(error).skip(1).find_map(|link| Self::of_link(uses_tls, link))
+    }
+
+    /// The likely cause. What a daemon says about a client's certificate is often lost, since it closes the connection then.
+    fn assumed(self, addr: &str, has_certificate: bool) -> Self {
+        match self {
+            Self::Closed if addr.starts_with("grpc+https:") && has_certificate => Self::CertificateRefused,
+            Self::Closed if addr.starts_with("grpc+https:") => Self::CertificateRequired,
             told => told,
         }
     }
@@ -94,7 +103,12 @@ impl Cause {
             Some(Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::ETIMEDOUT) => return Some(Self::Unreachable),
             _ => {}
         }
+        // h2 passes on the text of what TLS said, and nothing else.
+        let text = error.to_string();
         match error.kind() {
+            _ if text.ends_with("received fatal alert: CertificateRequired") => Some(Self::CertificateRequired),
+            _ if text.contains("received fatal alert: ") => Some(Self::CertificateRefused),
+            io::ErrorKind::UnexpectedEof if text == "tls handshake eof" => Some(Self::TurnedAway),
             io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof => {
                 Some(Self::Closed)
             }
@@ -136,6 +150,7 @@ impl Cause {
             Self::InvalidCertificate => "invalid_certificate",
             Self::CertificateRequired => "certificate_required",
             Self::CertificateRefused => "certificate_refused",
+            Self::TurnedAway => "turned_away",
             Self::Closed => "closed",
         }
     }
@@ -186,9 +201,16 @@ impl Cause {
                      client_ca"
                 ),
             ),
+            Self::TurnedAway => (
+                format!("the daemon at {addr} closed the connection at once"),
+                "try again later: it has as many connections as it takes, or is about to end".to_owned(),
+            ),
             Self::Closed => (
-                format!("the daemon at {addr} closed the connection"),
-                "try again; the daemon's log tells if it refused the connection".to_owned(),
+                format!("the daemon at {addr} closed the connection before it answered"),
+                match addr.starts_with("grpc+http:") {
+                    true => format!("name it as {} if it expects TLS, else try again", with_scheme("grpc+https")),
+                    false => "try again".to_owned(),
+                },
             ),
         }
     }
@@ -225,6 +247,8 @@ mod tests {
         let certificate = |error| tls(rustls::Error::InvalidCertificate(error));
         let alert = |alert| tls(rustls::Error::AlertReceived(alert));
         let reset = || io::Error::from(io::ErrorKind::ConnectionReset);
+        let eof = || io::Error::new(io::ErrorKind::UnexpectedEof, "tls handshake eof");
+        let text = |alert: &str| io::Error::new(io::ErrorKind::InvalidData, format!("received fatal alert: {alert}"));
         let no_http2 = || around(h2::Error::from(h2::Reason::FRAME_SIZE_ERROR));
         let not_found = Around { text: "dns error", source: "Name or service not known".into() };
         for (addr, has_certificate, error, cause) in [
@@ -240,6 +264,9 @@ mod tests {
             ("grpc+http://h:1", false, around(reset()), Some(Cause::Closed)),
             ("grpc+https://h:1", false, around(reset()), Some(Cause::CertificateRequired)),
             ("grpc+https://h:1", true, around(reset()), Some(Cause::CertificateRefused)),
+            ("grpc+https://h:1", true, around(eof()), Some(Cause::TurnedAway)),
+            ("grpc+https://h:1", true, around(text("CertificateRequired")), Some(Cause::CertificateRequired)),
+            ("grpc+https://h:1", false, around(text("CertificateUnknown")), Some(Cause::CertificateRefused)),
             (
                 "grpc+https://h:1",
                 false,
@@ -267,7 +294,8 @@ mod tests {
             ("grpc+https://h:1", true, around(alert(AlertDescription::UnknownCA)), Some(Cause::CertificateRefused)),
             ("grpc+unix:///s", false, around("something else"), None),
         ] {
-            assert_eq!(Cause::of(addr, has_certificate, &around(error)), cause, "{addr} {cause:?}");
+            let told = Cause::of(addr, &around(error)).map(|cause| cause.assumed(addr, has_certificate));
+            assert_eq!(told, cause, "{addr} {cause:?}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! Failures as gRPC statuses, small enough for every client: many take no more than 8 KiB of trailers.
+//! Failures as gRPC statuses. They fit into 8 KiB, the limit for trailers in many clients.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -14,20 +14,19 @@ pub(super) const ERROR_DOMAIN: &str = "cofferdam";
 /// Bytes of the log's end in a status's details.
 pub(super) const MAX_LOG_TAIL_BYTES: usize = 3 * 1024;
 
-/// Bytes of the log's end in a status's message, for clients that show nothing else.
+/// Bytes of the log's end in a status's message, for clients that show only that.
 const MAX_SHOWN_TAIL_BYTES: usize = 512;
 
-/// Bytes of a status's message before the log's end.
+/// Bytes of a status's message without the log's end.
 const MAX_MESSAGE_BYTES: usize = 1024;
 
 /// Bytes of one value in the metadata of an `ErrorInfo`.
 const MAX_VALUE_BYTES: usize = 256;
 
-/// When a client that was refused may try again.
+/// When a refused client may try again.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// The status that a failure is answered with. `id` names the build, if there is one, and `log` is the end of what it
-/// wrote.
+/// The status of a failure. `id` is the build's, if there is one, and `log` the end of its log.
 pub(crate) fn status(failure: &Failure, id: Option<&str>, log: &[u8]) -> Status {
     let mut metadata: HashMap<String, String> = failure
         .fields
@@ -81,7 +80,7 @@ fn code(failure: &Failure) -> Code {
     }
 }
 
-/// The failure that a status tells of, as far as it does.
+/// The failure in a status, as far as it has details.
 pub(crate) fn failure(status: &Status) -> Failure {
     let mut failure = Failure::executor("daemon", format!("the daemon refused: {}", status.code().description()));
     failure.causes = vec![status.message().to_owned()];
@@ -105,7 +104,7 @@ fn cut(text: &str, most: usize) -> &str {
     &text[..text.floor_char_boundary(most)]
 }
 
-/// The last lines that fit, the first of them whole if it does.
+/// The last lines of a log that fit. The first is complete unless it alone is too long.
 fn tail(log: &[u8], most: usize) -> String {
     let cut = log.len().saturating_sub(most);
     let mut rest = &log[cut..];

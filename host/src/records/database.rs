@@ -1,11 +1,11 @@
-//! The tables, and what is one transaction on them.
+//! The tables, and the transactions on them.
 //!
 //! ```text
-//!   meta      name → number            format, and the clock that records age by
+//!   meta      name → number            format, and the clock by which records age
 //!   records   id → JSON                see `Record`
-//!   finished  id → end, bytes, key     what the retention needs to know; the unfinished are not here
-//!   plain     id                       whose log is not packed
-//!   latest    key → id                 the latest success of a request under options that a build sees
+//!   finished  id → end, bytes, key     what retention needs of finished builds
+//!   plain     id                       builds whose log is not compressed yet
+//!   latest    key → id                 the latest success with this key
 //! ```
 
 use std::{
@@ -37,24 +37,24 @@ const LATEST: TableDefinition<'_, [u8; B3Digest::LENGTH], u128> = TableDefinitio
 
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
 
-/// The database. After an error of its file it opens that anew, since redb does nothing more then.
+/// The database. After an I/O error it is opened again, since redb refuses to go on.
 pub(super) struct Database {
     path: PathBuf,
     open: RwLock<Option<redb::Database>>,
 }
 
-/// Records that were read at once.
+/// Records that were read in one transaction.
 pub(super) struct Batch {
-    /// `None` for those that are damaged.
+    /// `None` for a damaged record.
     pub(super) records: Vec<(BuildId, Option<Record>)>,
-    /// Of them all, as they are stored.
+    /// The size of all of them as stored.
     pub(super) bytes: usize,
 }
 
 impl Batch {
     const MOST: usize = 256;
 
-    /// With the last record there may be more.
+    /// Reading stops at the record with which this is reached.
     pub(super) const MOST_BYTES: usize = 16 * 1024 * 1024;
 
     pub(super) fn is_last(&self) -> bool {
@@ -65,7 +65,7 @@ impl Batch {
 type Work<T> = Result<T, redb::Error>;
 
 impl Database {
-    /// Opens it, and makes it if it is not there. Nobody else may do so at the same time.
+    /// Opens the database, or creates it. The caller holds the directory's lock.
     pub(super) fn open(dir: &Path) -> Result<Self> {
         let path = dir.join("records.redb");
         if !path.try_exists().map_err(failed("look for", &path))? {
@@ -80,7 +80,7 @@ impl Database {
         }
     }
 
-    /// Adds the record of a build that has begun, or what is new in it.
+    /// Stores the record of a build that has begun.
     pub(super) fn begin(&self, record: &Record) -> Result<()> {
         let (id, encoded) = (record.id.as_u128(), self.encode(record)?);
         self.write(|write| {
@@ -90,7 +90,7 @@ impl Database {
         })
     }
 
-    /// Adds what is final.
+    /// Stores the record of a build that has ended.
     pub(super) fn finish(&self, record: &Record, key: &B3Digest, now: SystemTime) -> Result<()> {
         let (id, encoded, key) = (record.id.as_u128(), self.encode(record)?, key.as_bytes());
         let bytes = encoded.len() as u64 + record.log.bytes;
@@ -106,7 +106,7 @@ impl Database {
         })
     }
 
-    /// Notes that a log of so many bytes is packed into so many; `false` if there is no such record any more.
+    /// Stores that a log of so many bytes was compressed to so many. `false` if the record has been deleted.
     pub(super) fn packed(&self, mut record: Record, log_bytes: u64, packed_bytes: u64) -> Result<bool> {
         record.log.truncated |= log_bytes < record.log.bytes;
         record.log.bytes = log_bytes;
@@ -124,7 +124,7 @@ impl Database {
         })
     }
 
-    /// Removes what is kept no longer, and tells what that is.
+    /// Deletes old records, and returns their ids.
     pub(super) fn expire(&self, retention: &Retention, now: SystemTime) -> Result<Vec<BuildId>> {
         self.write(|write| {
             let clock = advance(write, now)?;
@@ -172,7 +172,7 @@ impl Database {
         }
     }
 
-    /// As [`get`](Self::get), for work on many records, which one that is damaged doesn't end.
+    /// Like [`get`](Self::get), but a damaged record is `None`, so that work on many records goes on.
     pub(super) fn get_sound(&self, id: BuildId) -> Result<Option<Record>> {
         sound(self.get(id))
     }
@@ -206,7 +206,7 @@ impl Database {
         })
     }
 
-    /// Builds whose log is not packed.
+    /// Builds whose log is not compressed yet.
     pub(super) fn plain(&self) -> Result<Vec<BuildId>> {
         self.read(|read| {
             let table = read.open_table(PLAIN)?;
@@ -231,7 +231,7 @@ impl Database {
     fn with<T>(&self, action: &'static str, work: impl Fn(&redb::Database) -> Work<T>) -> Result<T> {
         let mut result = self.once(&work);
         if matches!(result, Err(redb::Error::PreviousIo)) {
-            // It had failed for somebody else, and has done nothing for us.
+            // An earlier transaction failed, and ours did nothing.
             result = self.once(&work);
         }
         result.map_err(|error| self.failed(action, error))
@@ -289,7 +289,7 @@ fn builder() -> Builder {
     builder
 }
 
-/// Makes the database under another name, which it keeps until it is whole.
+/// Creates the database under another name, and renames it when it is complete.
 fn create(dir: &Path, path: &Path) -> Result<()> {
     let unfinished = path.with_added_extension("new");
     match fs::remove_file(&unfinished) {
@@ -318,7 +318,7 @@ fn create(dir: &Path, path: &Path) -> Result<()> {
     renamed.map_err(failed("create", path))
 }
 
-/// Brings the clock that records age by up to date.
+/// Brings the age clock up to date.
 fn advance(write: &WriteTransaction, now: SystemTime) -> Work<AgeClock> {
     let mut meta = write.open_table(META)?;
     let stored = |name| -> Work<Option<u64>> { Ok(meta.get(name)?.map(|number| number.value())) };

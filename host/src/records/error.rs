@@ -9,37 +9,37 @@ use crate::build::failure::Failure;
 /// Why records can't be kept or read.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordsError {
-    /// A file or directory of the records.
+    /// A file or directory can't be used.
     #[error("can't {action} {}", path.display())]
     File {
-        /// Verb.
+        /// What was tried, as a verb.
         action: &'static str,
-        /// On what.
+        /// On which path.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's answer.
         #[source]
         source: io::Error,
     },
-    /// Another process has the directory.
+    /// Another process has the directory open.
     #[error("{} is in use by {}; stop that first, or name another state directory", path.display(), holder(*.pid))]
     InUse {
         /// The directory.
         path: PathBuf,
-        /// The process, as far as it is known.
+        /// The process's id, if it is known.
         pid: Option<i32>,
     },
-    /// The database.
+    /// The database can't be used.
     #[error("can't {action} the records in {}", path.display())]
     Database {
-        /// Verb.
+        /// What was tried, as a verb.
         action: &'static str,
         /// Its file.
         path: PathBuf,
-        /// What redb said.
+        /// redb's answer.
         #[source]
         source: Box<redb::Error>,
     },
-    /// A newer program made them.
+    /// A newer version of this program made the records.
     #[error(
         "the records in {} have format {found}, this program knows those up to {known}; run the newer program, or name \
          another state directory", path.display()
@@ -49,38 +49,38 @@ pub enum RecordsError {
         path: PathBuf,
         /// Its format.
         found: u64,
-        /// The greatest known one.
+        /// The newest format that this version knows.
         known: u64,
     },
-    /// What is stored is no record.
+    /// A stored record can't be decoded.
     #[error("the record of build {id} in {} is damaged", path.display())]
     Damaged {
         /// The build.
         id: BuildId,
         /// The database's file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Why.
         #[source]
         source: serde_json::Error,
     },
-    /// A place in a log that it doesn't have.
+    /// An offset beyond the end of a log.
     #[error("offset {offset} is beyond the end of the log of build {id}, which has {length} bytes")]
     BeyondEnd {
         /// The build.
         id: BuildId,
-        /// What was asked for.
+        /// The offset.
         offset: u64,
         /// The log's length.
         length: u64,
     },
-    /// A log file has less in it than was written.
+    /// A log file is shorter than what was written.
     #[error("the log of build {id} ends after {found} of {length} bytes")]
     LogCut {
         /// The build.
         id: BuildId,
-        /// What is there.
+        /// The length of the file.
         found: u64,
-        /// What there should be.
+        /// The length that was written.
         length: u64,
     },
 }
@@ -97,7 +97,7 @@ impl From<&RecordsError> for Failure {
 
 pub(super) type Result<T, E = RecordsError> = std::result::Result<T, E>;
 
-/// For `map_err`.
+/// Makes a [`RecordsError::File`] of an I/O error.
 pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RecordsError {
     move |source| RecordsError::File { action, path: path.to_owned(), source }
 }

@@ -7,29 +7,29 @@ use std::{
 
 use uuid::{Uuid, Variant};
 
-/// Bits of a UUIDv7 that follow its time and are random.
+/// Random bits of a UUIDv7, after its time.
 const RANDOM_BITS: u32 = 74;
 
-/// Bits of it behind the variant.
+/// Random bits after the variant.
 const LOW_BITS: u32 = 62;
 
-/// By how many bits at most an id is greater than the one before when the clock doesn't tell them apart.
+/// Random bits by which an id exceeds its predecessor when the clock has not moved.
 const STEP_BITS: u32 = 56;
 
-/// A build's name: a UUIDv7, so ids sort by the time when builds came, and can't be guessed.
+/// A build's id: a UUIDv7, so ids sort by time and can't be guessed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BuildId(Uuid);
 
-/// Text that is no build id.
+/// Text that is not a build id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no build id: write a UUIDv7 in lower case with its hyphens, as `cofferdam builds list` does")]
+#[error("{text:?} is not a build id: write a UUIDv7 in lower case with its hyphens, as `cofferdam builds list` does")]
 pub struct BuildIdError {
-    /// Its beginning.
+    /// The beginning of the text.
     pub text: String,
 }
 
 impl BuildId {
-    /// `None` for other numbers than UUIDv7s.
+    /// `None` unless the number is a UUIDv7.
     pub(super) fn from_u128(number: u128) -> Option<Self> {
         let uuid = Uuid::from_u128(number);
         (uuid.get_version_num() == 7 && uuid.get_variant() == Variant::RFC4122).then_some(Self(uuid))
@@ -56,16 +56,17 @@ impl FromStr for BuildId {
     type Err = BuildIdError;
 
     fn from_str(text: &str) -> Result<Self, BuildIdError> {
-        // Uuid reads other forms, too.
+        // Uuid accepts other forms, too.
         let id = Uuid::try_parse(text).ok().and_then(|uuid| Self::from_u128(uuid.as_u128()));
         id.filter(|id| id.to_string() == text).ok_or_else(|| BuildIdError { text: text.chars().take(64).collect() })
     }
 }
 
-/// Makes ids, each greater than all before it, whatever the clock does.
+/// Makes ids, each greater than all before it, even across restarts and when the clock is set back. (A context of the crate
+/// `uuid` keeps the order within one process only.)
 #[derive(Debug)]
 pub(super) struct Ids {
-    /// Time and random bits of the latest.
+    /// Time and random bits of the latest id.
     latest: Mutex<u128>,
 }
 
@@ -86,7 +87,7 @@ impl Ids {
     }
 }
 
-/// The bits that are neither version nor variant.
+/// The bits of an id without version and variant.
 fn payload(id: BuildId) -> u128 {
     let number = id.as_u128();
     ((number >> 80) << RANDOM_BITS) | (((number >> 64) & mask(12)) << LOW_BITS) | (number & mask(LOW_BITS))
@@ -151,7 +152,7 @@ mod tests {
         ];
         for text in wrong {
             let error = text.parse::<BuildId>().unwrap_err().to_string();
-            assert!(error.len() < 200 && error.contains("is no build id"), "{error}");
+            assert!(error.len() < 200 && error.contains("is not a build id"), "{error}");
         }
     }
 }

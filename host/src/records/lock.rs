@@ -18,7 +18,7 @@ const LOCK: &str = "lock";
 /// Most bytes of the file that are read.
 const MAX_PID_BYTES: u64 = 16;
 
-/// The right to a directory, for as long as it lives; the kernel ends that of a killed process.
+/// Exclusive use of a directory while this lives. The kernel releases the lock of a killed process.
 #[derive(Debug)]
 pub(super) struct Lock {
     _file: Flock<File>,
@@ -32,14 +32,14 @@ impl Lock {
         let file = options.open(&path).map_err(failed("open", &path))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(mut file) => {
-                // For people only, and a full disk must not keep the owner out.
+                // The number is for people. A full disk must not keep the owner out.
                 let _ =
                     file.set_len(0).and_then(|()| file.rewind()).and_then(|()| write!(file, "{}", std::process::id()));
                 Ok(Self { _file: file })
             }
             Err((file, Errno::EWOULDBLOCK)) => {
                 let mut text = String::new();
-                // Whoever holds it may be writing its number just now.
+                // The owner may be writing its number at this moment.
                 let pid = file.take(MAX_PID_BYTES).read_to_string(&mut text).ok().and_then(|_| text.parse().ok());
                 Err(RecordsError::InUse { path: dir.to_owned(), pid })
             }

@@ -1,4 +1,4 @@
-//! The files of logs, from the first byte to the packed whole.
+//! Log files: written plain, compressed when complete.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -16,27 +16,27 @@ use super::{
     error::{Result, failed},
 };
 
-/// Most bytes that a reader gets at once.
+/// Most bytes that a reader returns at a time.
 pub const MAX_CHUNK_BYTES: usize = 64 * 1024;
 
 /// zstd's own default.
 const LEVEL: i32 = 3;
 
-/// Greatest window of a packed log that is read, as a power of two; at our level it is 21.
+/// Largest zstd window that is accepted, as a power of two. Our compression level needs 21.
 const MAX_WINDOW_LOG: u32 = 23;
 
-/// Where logs are.
+/// The directory of log files.
 #[derive(Debug, Clone)]
 pub(super) struct Logs {
     dir: PathBuf,
 }
 
-/// What the name of a log's file says.
+/// The form of a log file, by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
     Plain,
     Packed,
-    /// To be a packed one.
+    /// Compressed, and not complete yet.
     Unfinished,
 }
 
@@ -53,7 +53,7 @@ impl Logs {
         })
     }
 
-    /// All files; those with other names are no logs.
+    /// All log files. Files with other names are ignored.
     pub(super) fn list(&self) -> Result<Vec<(BuildId, Form)>> {
         let parse = |name: &str| {
             let (id, suffix) = name.split_once('.')?;
@@ -81,7 +81,7 @@ impl Logs {
         }
     }
 
-    /// Bytes in a file; 0 when there is none.
+    /// The size of a file in bytes; 0 if there is none.
     pub(super) fn size(&self, id: BuildId, form: Form) -> Result<u64> {
         let path = self.path(id, form);
         match fs::metadata(&path) {
@@ -91,7 +91,8 @@ impl Logs {
         }
     }
 
-    /// Makes the packed file of a plain one, which stays; tells the bytes of both. `None` when there is no plain one.
+    /// Compresses a plain file into a new one, and keeps the plain one. Returns the sizes of both; `None` if there is no plain
+    /// file.
     pub(super) fn pack(&self, id: BuildId) -> Result<Option<(u64, u64)>> {
         let (from, to) = (self.path(id, Form::Plain), self.path(id, Form::Unfinished));
         let mut plain = match File::open(&from) {
@@ -112,14 +113,14 @@ impl Logs {
         };
         let done = pack();
         if done.is_err() {
-            // The space may be what was missing.
+            // Its space may be needed.
             let _ = fs::remove_file(&to);
         }
         done.map(Some).map_err(failed("pack a log as", &packed))
     }
 }
 
-/// How far a log is written.
+/// How much of a log has been written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Progress {
     pub(super) bytes: u64,
@@ -133,7 +134,7 @@ pub(super) struct LogWriter {
     file: Option<File>,
     pub(super) log: Log,
     limit: u64,
-    /// Why there can't be more.
+    /// Why no more can be written.
     closed: Option<io::ErrorKind>,
 }
 
@@ -142,7 +143,7 @@ impl LogWriter {
         Self { path, file: None, log: Log::default(), limit, closed: None }
     }
 
-    /// Writes what the limit allows. After an error nothing is written any more, so that the log has no gap.
+    /// Writes as much as the limit allows. After an error it writes nothing more, so the log has no gap.
     pub(super) fn append(&mut self, bytes: &[u8]) -> Result<()> {
         let room = usize::try_from(self.limit - self.log.bytes).unwrap_or(usize::MAX);
         self.log.truncated |= bytes.len() > room;
@@ -164,7 +165,7 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Ends it; whoever writes more is told.
+    /// Closes the log. Later writes are errors.
     pub(super) fn close(&mut self) {
         self.file = None;
         self.closed.get_or_insert(io::ErrorKind::BrokenPipe);
@@ -188,9 +189,9 @@ impl LogWriter {
     }
 }
 
-/// Reads one log from an offset, at its own pace, while it is written, packed or both.
+/// Reads one log from an offset while it is written or compressed.
 ///
-/// Futures of its methods may be dropped: nothing is lost then.
+/// Its methods are cancel safe.
 #[derive(Debug)]
 pub struct LogReader {
     id: BuildId,
@@ -223,16 +224,16 @@ impl LogReader {
         Ok(Self { id, logs, position: offset, progress, source: None })
     }
 
-    /// Where the next bytes are from.
+    /// The offset of the next bytes.
     pub fn position(&self) -> u64 {
         self.position
     }
 
-    /// The next bytes, at most [`MAX_CHUNK_BYTES`]; waits for them while the build runs. `None` at the end.
+    /// The next bytes, at most [`MAX_CHUNK_BYTES`]. Waits for them while the build runs. `None` at the end.
     ///
     /// # Errors
     ///
-    /// The log can't be read, or is gone: removed by the retention.
+    /// The log can't be read, or has been deleted.
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
         loop {
             let ended = self.progress.borrow_and_update().ended;
@@ -246,7 +247,7 @@ impl LogReader {
         }
     }
 
-    /// The next bytes that are there, at most [`MAX_CHUNK_BYTES`]; `None` when there are no more yet.
+    /// The next bytes without waiting, at most [`MAX_CHUNK_BYTES`]. `None` if there are none yet.
     ///
     /// # Errors
     ///
@@ -271,7 +272,7 @@ impl LogReader {
         if bytes.is_empty() {
             return Err(RecordsError::LogCut { id, found: position, length });
         }
-        // Many may wait to be read on; one that is plain is opened again for what comes next.
+        // Many readers may wait, so a plain file isn't kept open; it is opened again for the next bytes.
         self.source = Some(source).filter(|source| matches!(source, Source::Packed(_)));
         self.position += bytes.len() as u64;
         Ok(Some(bytes.into()))
@@ -279,7 +280,7 @@ impl LogReader {
 }
 
 impl Source {
-    /// The file that there is. Where a packed one is, nothing is missing in it; so the plain one goes only after it has come.
+    /// Opens the log's file. A compressed file is complete: the plain one is deleted only after it exists.
     fn open(logs: &Logs, id: BuildId, position: u64) -> Result<Self> {
         match File::open(logs.path(id, Form::Plain)) {
             Ok(file) => return Ok(Self::Plain(file)),
@@ -298,7 +299,7 @@ impl Source {
         open().map_err(failed("open the log", &path))
     }
 
-    /// Bytes from a position, which is where the last ones ended.
+    /// Reads from a position, which is where the last read ended.
     fn read_at(&mut self, position: u64, bytes: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Plain(file) => file.read_at(bytes, position),

@@ -1,22 +1,20 @@
-//! What is known of every build, and its log, in one directory.
+//! The record and the log of every build, in one directory.
 //!
 //! ```text
 //!   begin ──▶ Recording ── start ─ phase ─ log … ─▶ finish
 //!                 │                         │          │
 //!               memory          logs/ID.log, records.redb
 //!                                           ▼
-//!             packer: logs/ID.log.zst, then the plain file goes; what is too old or too much goes
+//!             packer: compresses to logs/ID.log.zst, deletes the plain file; deletes old records
 //! ```
 //!
 //! The daemon [opens](Records::open) them once and shares them. For each request it [begins](Records::begin) a
-//! [`Recording`], whose id it tells the client; calls [`start`](Recording::start) when the build's turn has come, passes the
-//! [`crate::build::Observer`]'s phases and log bytes on, and [finishes](Recording::finish) it with an [`End`] that is made
-//! from the build's result. Builds that only wait cost no I/O.
+//! [`Recording`], which has the build's id. It calls [`start`](Recording::start) when the build starts, passes phases and log
+//! bytes on, and [finishes](Recording::finish) it with an [`End`]. Builds that only wait cost no I/O.
 //!
-//! Functions that aren't `async` do short I/O in place; [`Recording::finish`] and [`Records::open`] wait for the disk.
+//! Functions that aren't `async` block for short I/O. [`Recording::finish`] and [`Records::open`] wait for the disk.
 //!
-//! A record in the database without an outcome whose build isn't in memory is of a killed process: [lost](Records::get).
-//! The packer notes that, too.
+//! A stored record without an outcome whose build is not in memory belongs to a killed process. The build counts as lost.
 
 mod database;
 mod error;
@@ -63,13 +61,13 @@ pub use retention::Retention;
 /// Most records in a [`Page`].
 pub const MAX_PAGE: usize = 1000;
 
-/// Most records that are looked at for a [`Page`].
+/// Most records that are read for a [`Page`].
 const MAX_EXAMINED: usize = 10_000;
 
-/// How often the retention is looked at when no build ends.
+/// How often old records are deleted when no build ends.
 const RETENTION_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
-/// The records and logs of one directory, which this process has for itself.
+/// The records and logs of one directory. One process at a time has it open.
 pub struct Records {
     shared: Arc<Shared>,
     packer: Option<JoinHandle<()>>,
@@ -81,10 +79,10 @@ struct Shared {
     retention: Retention,
     ids: Ids,
     live: Mutex<BTreeMap<BuildId, Arc<Live>>>,
-    /// What the packer is to do.
+    /// Work for the packer.
     todo: Mutex<Todo>,
     woken: Condvar,
-    /// Held by whoever packs and removes.
+    /// Held while logs are compressed and deleted.
     tidying: Mutex<()>,
     _lock: Lock,
 }
@@ -95,7 +93,7 @@ struct Todo {
     stop: bool,
 }
 
-/// Some of the wanted records.
+/// A page of the wanted records.
 #[derive(Debug, Clone)]
 pub struct Page {
     /// Newest first. May be fewer than asked for, even none, although there are more.
@@ -105,12 +103,12 @@ pub struct Page {
 }
 
 impl Records {
-    /// Opens the records in a directory, which is made if it is not there, and cleans up after a killed process: its builds
-    /// are recorded as lost, and files that no record knows go.
+    /// Opens the records in a directory, which is created if need be. Cleans up after a killed process: records its builds as
+    /// lost, and deletes log files without a record.
     ///
     /// # Errors
     ///
-    /// Another process has them, a newer program made them, or they can't be read and written.
+    /// Another process has them open, a newer version made them, or they can't be read and written.
     pub fn open(dir: &Path, retention: Retention) -> Result<Self> {
         let logs = dir.join("logs");
         DirBuilder::new().recursive(true).mode(0o700).create(&logs).map_err(failed("make the directory", &logs))?;
@@ -146,7 +144,7 @@ impl Records {
     ///
     /// The database can't be read.
     pub fn get(&self, id: BuildId) -> Result<Option<Record>> {
-        // The map is free before the record is asked for.
+        // The map's lock is released before the record's is taken.
         let live = self.shared.live().get(&id).cloned();
         if let Some(live) = live {
             return Ok(Some(live.record()));
@@ -201,8 +199,7 @@ impl Records {
         }
     }
 
-    /// The latest successful build of this [key](Request::key). Whether the store still has its outputs is the caller's
-    /// question.
+    /// The latest successful build with this [key](Request::key). The store may have lost its outputs.
     ///
     /// # Errors
     ///
@@ -211,7 +208,7 @@ impl Records {
         self.shared.database.latest(key)
     }
 
-    /// A reader of a build's log, from an offset on; `None` if there is no such build.
+    /// A reader of a build's log from an offset; `None` if there is no such build.
     ///
     /// # Errors
     ///
@@ -230,7 +227,7 @@ impl Records {
 }
 
 impl Drop for Records {
-    /// Waits for the packer, which ends after the log that it packs.
+    /// Waits for the packer, which finishes its current log.
     fn drop(&mut self) {
         self.shared.todo().stop = true;
         self.shared.woken.notify_all();
@@ -277,7 +274,7 @@ impl Shared {
         }
     }
 
-    /// Packs the logs of finished builds, and removes what is kept no longer.
+    /// Compresses the logs of finished builds, and deletes old records.
     fn tidy(&self, now: SystemTime) -> Result<()> {
         let _tidying = self.tidying.lock().unwrap_or_else(PoisonError::into_inner);
         let packed = self.settle().and_then(|()| self.pack());
@@ -288,7 +285,7 @@ impl Shared {
         packed
     }
 
-    /// Records unfinished builds that nobody runs any more as lost.
+    /// Records unfinished builds that are not in memory as lost.
     fn settle(&self) -> Result<()> {
         for id in self.database.plain()? {
             if self.live().contains_key(&id) {
@@ -305,7 +302,7 @@ impl Shared {
         Ok(())
     }
 
-    /// A stored record of a build that doesn't run: if it has no outcome, that is the one of a killed process.
+    /// A stored record of a build that isn't active. Without an outcome, its process was killed.
     fn settled(&self, mut record: Record) -> Record {
         if record.outcome.is_none() {
             record.log.bytes = self.logs.size(record.id, Form::Plain).unwrap_or_default();
@@ -334,7 +331,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Removes files that a killed process has left.
+    /// Deletes log files that a killed process left.
     fn remove_orphans(&self) -> Result<()> {
         let plain: BTreeSet<_> = self.database.plain()?.into_iter().collect();
         for (id, form) in self.logs.list()? {

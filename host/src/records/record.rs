@@ -20,46 +20,46 @@ use crate::{
 /// Most characters of a command line that [`describe`] shows.
 const MAX_DESCRIPTION_CHARS: usize = 200;
 
-/// Why a build has failed whose end was not recorded.
+/// The reason of a failed build whose end was not recorded.
 pub(super) const LOST: &str = "lost";
 
-/// What is known of one build. Times are the monotonic clock's, from `created` on: no jump of the wall clock shows in them.
+/// What is known of one build. Durations are the monotonic clock's, from `created` on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// Its name.
+    /// The build's id.
     #[serde(with = "text")]
     pub id: BuildId,
     /// [`crate::request::BuildRequest::digest`].
     #[serde(with = "text")]
     pub request_digest: B3Digest,
-    /// Digest of all that the build could see beside its request, see [`crate::build::Builder::environment`].
+    /// Digest of everything the build could see beside its request, see [`crate::build::Builder::environment`].
     #[serde(with = "text", default = "unknown")]
     pub environment: B3Digest,
-    /// Who submitted the request.
+    /// The client that submitted the request.
     pub client: String,
-    /// Who submitted an equal one while the build was active; the first [`super::MAX_JOINED`] of them.
+    /// Clients that submitted an equal request while the build was active, at most [`super::MAX_JOINED`].
     #[serde(default)]
     pub joined: Vec<String>,
-    /// One harmless line for people, see [`describe`].
+    /// The command line, see [`describe`].
     pub description: String,
-    /// When the request came, by the wall clock.
+    /// When the request arrived, by the wall clock.
     pub created: SystemTime,
-    /// Which phases began, and when.
+    /// The phases, and when each began.
     pub phases: Vec<(Phase, Duration)>,
     /// When it ended.
     pub ended: Option<Duration>,
-    /// What ran it.
+    /// The VMM that ran it.
     pub machine: Option<Machine>,
-    /// What it used in its guest.
+    /// Resources that it used in its guest.
     pub usage: Option<Usage>,
-    /// Its log, which [`super::Records::read_log`] reads.
+    /// The size of its log, see [`super::Records::read_log`].
     pub log: Log,
-    /// The order of the request's outputs, and of those in the outcome.
+    /// The order of the outputs in the request and in the outcome.
     #[serde(default, skip_serializing_if = "OutputOrder::is_sorted")]
     pub output_order: OutputOrder,
     /// How it ended; `None` while it waits or runs.
     pub outcome: Option<Outcome>,
-    /// What a failed build left, if it was kept.
+    /// What a failed build left, if that was kept.
     #[serde(with = "optional_node")]
     pub kept: Option<Node>,
 }
@@ -68,7 +68,7 @@ pub struct Record {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// Waiting for its turn.
+    /// Waiting in the queue.
     Queued,
     /// Reading the closure of the inputs.
     Resolving,
@@ -112,14 +112,14 @@ impl From<build::Phase> for Phase {
     }
 }
 
-/// What ran a build.
+/// The VMM that ran a build.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
     /// The kind of VMM, as in `cloud-hypervisor`.
     pub vmm: String,
     /// Its version.
     pub version: String,
-    /// What ran the guest's instructions.
+    /// `kvm` or `tcg`.
     pub accelerator: String,
 }
 
@@ -133,12 +133,12 @@ impl From<&vmm::Choice> for Machine {
     }
 }
 
-/// How much of a log is kept.
+/// The size of a log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Log {
-    /// Its length, unpacked.
+    /// Its length in bytes, uncompressed.
     pub bytes: u64,
-    /// Whether the build wrote more.
+    /// Whether the build wrote more than was kept.
     pub truncated: bool,
 }
 
@@ -146,9 +146,9 @@ pub struct Log {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// With its outputs, in the request's order.
+    /// It succeeded, with these outputs in the request's order.
     Built(Vec<Output>),
-    /// Without.
+    /// It has no result.
     Failed(Failure),
 }
 
@@ -174,7 +174,7 @@ impl From<Output> for BuildOutput {
     }
 }
 
-/// How far a build has come, for filters.
+/// A build's state, for lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
     /// It waits or runs.
@@ -186,7 +186,7 @@ pub enum Status {
 }
 
 impl Record {
-    /// How far the build has come.
+    /// The build's state.
     pub fn status(&self) -> Status {
         match self.outcome {
             None => Status::Unfinished,
@@ -200,7 +200,7 @@ impl Record {
         matches!(&self.outcome, Some(Outcome::Failed(failure)) if failure.reason == LOST)
     }
 
-    /// Each phase, from its begin to that of the next one, or to the build's end.
+    /// Each phase, from its beginning to the next phase or the build's end.
     pub fn spans(&self) -> impl Iterator<Item = (Phase, Range<Duration>)> {
         let ends = self.phases.iter().skip(1).map(|(_, begun)| *begun).chain(self.ended);
         self.phases.iter().zip(ends).map(|((phase, begun), end)| (*phase, *begun..end.max(*begun)))
@@ -210,7 +210,7 @@ impl Record {
         serde_json::to_vec(self)
     }
 
-    /// The record that was stored under this id.
+    /// Decodes the record stored under this id.
     pub(super) fn decode(id: BuildId, bytes: &[u8]) -> serde_json::Result<Self> {
         let record: Self = serde_json::from_slice(bytes)?;
         if record.id != id {
@@ -220,12 +220,12 @@ impl Record {
     }
 }
 
-/// The environment in records that were made before it was noted.
+/// The environment in records that don't have one.
 fn unknown() -> B3Digest {
     [0; B3Digest::LENGTH].into()
 }
 
-/// A command line as one short line that can't do harm where it is shown.
+/// A command line as one short line without control characters.
 pub fn describe(command_args: &[String]) -> String {
     let mut line = String::new();
     for arg in command_args {
@@ -248,7 +248,7 @@ pub fn describe(command_args: &[String]) -> String {
     }
 }
 
-/// What prints and parses, as its text.
+/// Serialises a value as its text.
 mod text {
     use std::{fmt::Display, str::FromStr};
 
@@ -267,7 +267,7 @@ mod text {
     }
 }
 
-/// A node as its nameless `snix.castore.v1.Entry`, in base64.
+/// Serialises a node as a `snix.castore.v1.Entry` without a name, in base64.
 mod node {
     use data_encoding::BASE64;
     use prost::Message as _;

@@ -19,32 +19,32 @@ use crate::{
     request::OutputOrder,
 };
 
-/// Most clients that a record names as having joined.
+/// Most clients in [`Record::joined`].
 pub const MAX_JOINED: usize = 256;
 
-/// Most phases that a record tells.
+/// Most phases in a record.
 const MAX_PHASES: usize = 64;
 
-/// What is known of a build when its request has come.
+/// What is known of a build when it is submitted.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// [`crate::request::BuildRequest::digest`].
     pub digest: B3Digest,
     /// See [`Record::environment`].
     pub environment: B3Digest,
-    /// By what [`super::Records::result_for`] finds its success.
+    /// The key by which [`super::Records::result_for`] finds its success.
     pub key: B3Digest,
-    /// Who asks.
+    /// The client that submits it.
     pub client: String,
     /// See [`super::describe`].
     pub description: String,
     /// See [`Record::output_order`].
     pub output_order: OutputOrder,
-    /// Most bytes of its log that are kept.
+    /// Most bytes of its log to keep.
     pub log_bytes: u64,
 }
 
-/// What is known of a build when it has ended.
+/// What is known of a build at its end.
 #[derive(Debug, Clone)]
 pub struct End {
     /// How it ended.
@@ -74,15 +74,15 @@ impl From<&Result<Built, BuildError>> for End {
     }
 }
 
-/// A build that waits or runs. One that is dropped before its [`finish`](Self::finish) is recorded as lost.
+/// The record of an active build. If it is dropped before [`finish`](Self::finish), the build is recorded as lost.
 ///
-/// What blocks is short: a transaction, or a write to a file.
+/// Its methods block for a transaction or a write to a file at most.
 pub struct Recording {
     shared: Arc<Shared>,
     live: Arc<Live>,
 }
 
-/// What memory holds of an unfinished build.
+/// What is in memory of an active build.
 pub(super) struct Live {
     begun: Instant,
     key: B3Digest,
@@ -135,7 +135,7 @@ impl Recording {
         recording
     }
 
-    /// The build's name.
+    /// The build's id.
     pub fn id(&self) -> BuildId {
         locked(&self.live.record).id
     }
@@ -145,8 +145,7 @@ impl Recording {
         self.live.record()
     }
 
-    /// Makes the record durable, before the build does anything: whatever becomes of this process, the build is known from
-    /// now on.
+    /// Makes the record durable before the build starts, so that it is known even if this process is killed.
     ///
     /// # Errors
     ///
@@ -160,7 +159,7 @@ impl Recording {
         self.shared.database.begin(&record)
     }
 
-    /// Notes that a client has joined, if it isn't known yet.
+    /// Adds a client to those that have joined.
     pub fn join(&self, client: &str) {
         let mut record = locked(&self.live.record);
         let is_known = record.client == client || record.joined.iter().any(|joined| joined == client);
@@ -169,7 +168,7 @@ impl Recording {
         }
     }
 
-    /// Notes that a phase begins.
+    /// Records the beginning of a phase.
     pub fn phase(&self, phase: Phase) {
         let mut record = locked(&self.live.record);
         if record.phases.len() < MAX_PHASES && record.phases.last().is_none_or(|(latest, _)| *latest != phase) {
@@ -177,11 +176,11 @@ impl Recording {
         }
     }
 
-    /// Appends to the log, and wakes its readers, none of whom it waits for.
+    /// Appends to the log, and wakes its readers without waiting for them.
     ///
     /// # Errors
     ///
-    /// The file can't be written: the build should end then, since its log has ended.
+    /// The file can't be written. The build should be ended, since its log is incomplete.
     pub fn log(&self, bytes: &[u8]) -> Result<()> {
         let mut log = locked(&self.live.log);
         let appended = log.append(bytes);
@@ -189,11 +188,11 @@ impl Recording {
         appended
     }
 
-    /// Notes durably how the build ended, and ends its log. Only the first end counts.
+    /// Records durably how the build ended, and closes its log. Only the first call counts.
     ///
     /// # Errors
     ///
-    /// The database can't be written; the build counts as lost then.
+    /// The database can't be written. The build counts as lost then.
     pub fn finish(&self, end: End) -> Result<Record> {
         let log = {
             let mut log = locked(&self.live.log);
@@ -209,7 +208,7 @@ impl Recording {
         record.outcome = Some(end.outcome);
         record.usage = end.usage;
         record.kept = end.kept;
-        // Those who ask for the record don't wait for the disk.
+        // Readers of the record must not wait for the disk.
         let finished = self.shared.database.finish(&record, &self.live.key, SystemTime::now());
         locked(&self.live.record).clone_from(&record);
         self.shared.live().remove(&record.id);

@@ -1,16 +1,16 @@
-//! What is kept how long. A pure decision: times and sizes are handed in.
+//! Which records are kept. A pure decision: times and sizes are passed in.
 
 use std::time::{Duration, SystemTime};
 
-/// Most that the age of records grows between two looks at the wall clock.
+/// Most by which the age clock moves between two readings of the wall clock.
 const MAX_STEP: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How long and how much is kept of finished builds.
+/// How long finished builds are kept, and how many bytes of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
-    /// Age at which a record goes, from its build's end. Time in which no daemon runs counts as a day at most.
+    /// Age at which a record is deleted, from its build's end. Time without a daemon counts as a day at most.
     pub max_age: Duration,
-    /// Most bytes of packed logs and records; the oldest go first.
+    /// Most bytes of compressed logs and records. The oldest are deleted first.
     pub max_bytes: u64,
 }
 
@@ -20,13 +20,13 @@ impl Default for Retention {
     }
 }
 
-/// The clock that records age by. It never goes back, and a wall clock that jumps forwards moves it by at most
-/// [`MAX_STEP`] a jump: so no jump removes everything at once, and none keeps it for ever.
+/// The clock by which records age. It never goes back, and a jump of the wall clock moves it by at most [`MAX_STEP`]. So no
+/// jump deletes everything at once, and none keeps everything for ever.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct AgeClock {
     /// Its time, in microseconds.
     pub(super) age_us: u64,
-    /// The wall clock when it was read last, in microseconds since 1970.
+    /// The last reading of the wall clock, in microseconds since 1970.
     pub(super) wall_us: u64,
 }
 
@@ -39,7 +39,7 @@ impl AgeClock {
     }
 }
 
-/// A finished build's share.
+/// What a finished build takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Kept<K> {
     pub(super) key: K,
@@ -48,7 +48,7 @@ pub(super) struct Kept<K> {
     pub(super) bytes: u64,
 }
 
-/// Those that go.
+/// The records to delete.
 pub(super) fn expired<K: Copy + Ord>(mut kept: Vec<Kept<K>>, clock: AgeClock, retention: &Retention) -> Vec<K> {
     kept.sort_unstable_by_key(|kept| (kept.ended_us, kept.key));
     let mut bytes = kept.iter().fold(0_u64, |sum, kept| sum.saturating_add(kept.bytes));

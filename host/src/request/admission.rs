@@ -1,33 +1,33 @@
-//! Whether a host can build a request. A pure decision: what the host has is handed in.
+//! Whether a host can build a request. A pure decision: the host's abilities are passed in.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
 use super::{AbsolutePath, BuildRequest, RequestError, RequestErrorKind};
 
-/// The one system that guests run.
+/// The only system that guests run.
 pub const SYSTEM: &str = "x86_64-linux";
 
-/// The device of Linux's own virtualisation, which is no file to be shown: builds get one of their guest's kernel.
+/// Linux's device for virtualisation. It is not shown from the host; a build gets the one of its guest's kernel.
 pub(crate) const KVM: &str = "/dev/kvm";
 
-/// What constraints are measured against.
+/// What a request's constraints are checked against.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host {
     /// The system of its guests.
     pub system: &'static str,
     /// All memory of the host, in bytes.
     pub memory_bytes: u64,
-    /// What builds may be shown of it: where they see it, and what it is on the host.
+    /// Paths that builds may be shown: the path in the build, and the path on the host.
     pub ro_paths: BTreeMap<AbsolutePath, PathBuf>,
-    /// Whether builds that ask for the network run without it, instead of not at all. Those of snix ask for it whenever
-    /// the digest of their output is fixed.
+    /// Whether builds that ask for the network run without it instead of being refused. snix asks for it whenever the output's
+    /// digest is fixed.
     pub withholds_network: bool,
     /// Whether builds may run VMs of their own.
     pub nested: bool,
 }
 
 impl Host {
-    /// The host that this runs on. A host that doesn't tell its memory is taken to have enough.
+    /// This host. If its memory is unknown, it counts as unlimited.
     pub fn this() -> Self {
         let memory_bytes = match nix::sys::sysinfo::sysinfo() {
             Ok(info) => info.ram_total(),
@@ -41,7 +41,7 @@ impl Host {
 ///
 /// # Errors
 ///
-/// The first constraint that it can't meet.
+/// The first constraint that the host can't meet.
 pub fn admit(request: &BuildRequest, host: &Host) -> Result<(), RequestError> {
     let Some(constraints) = &request.constraints else {
         return Ok(());

@@ -1,7 +1,7 @@
 //! How many entries a request's lists have.
 //!
-//! In an encoded request they are counted before anything of it is decoded: an empty entry takes two bytes there, and
-//! some fifty times as many afterwards.
+//! They are counted in the encoded request before it is decoded: an empty entry takes two bytes there, and some fifty times
+//! as many afterwards.
 
 use std::{borrow::Cow, fmt};
 
@@ -17,14 +17,14 @@ use super::{
     MAX_SCRATCH_PATHS, RequestError, proto,
 };
 
-/// A field's number, after that of the field whose message it is in, or [`REQUEST`].
+/// The number of the field that holds the message, or [`REQUEST`], and the field's number in it.
 type Number = (u32, u32);
 
 /// No field has this number.
 const REQUEST: u32 = 0;
 const CONSTRAINTS: u32 = 8;
 
-/// Each list, and the most entries that it may have.
+/// Each list, with its name and the most entries it may have.
 const LISTS: [(Number, &str, usize); 8] = [
     ((REQUEST, 1), "inputs", MAX_INPUTS),
     ((REQUEST, 2), "command_args", MAX_ARGS),
@@ -66,7 +66,7 @@ impl Counts {
         Ok(counts)
     }
 
-    /// A message that comes in parts is the sum of them.
+    /// Protobuf merges the parts of a message, so their counts add up.
     fn read(&mut self, message: u32, mut bytes: &[u8]) -> Result<(), DecodeError> {
         while !bytes.is_empty() {
             let (field, wire_type) = decode_key(&mut bytes)?;
@@ -81,7 +81,7 @@ impl Counts {
         Ok(())
     }
 
-    /// `request` describes the message that the text shall be.
+    /// `request` describes the message.
     pub(super) fn of_json(text: &str, request: MessageDescriptor) -> serde_json::Result<Self> {
         let mut counts = Self::default();
         let fields = Fields { number: REQUEST, message: request, counts: &mut counts };
@@ -106,7 +106,7 @@ impl Counts {
     }
 }
 
-/// A message in ProtoJSON, of which only the lists' entries are counted.
+/// Counts the entries of lists in a message in ProtoJSON.
 struct Fields<'a> {
     number: u32,
     message: MessageDescriptor,
@@ -144,7 +144,7 @@ impl<'de> Visitor<'de> for Fields<'_> {
         Ok(())
     }
 
-    /// `null` stands for a field that is left out.
+    /// In ProtoJSON `null` means that a field is absent.
     fn visit_unit<E>(self) -> Result<(), E> {
         Ok(())
     }

@@ -3,7 +3,7 @@ use std::fmt;
 /// Most characters of a value that an error shows.
 const MAX_SHOWN_CHARS: usize = 80;
 
-/// Why a request can't be built: which field breaks which rule with which value.
+/// Why a request can't be built: the field, the rule that it breaks, and the value.
 ///
 /// Prints as one line, such as `scratch_paths[2] must not hold "." or ".." (got "a/../b")`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -12,22 +12,22 @@ pub struct RequestError {
     pub kind: RequestErrorKind,
     /// The field with its index, as in `environment_vars[3].key`.
     pub field: String,
-    /// The rule, as a sentence that the field is the subject of: "must …".
+    /// The rule, as the rest of a sentence with the field as its subject: "must …".
     pub rule: String,
-    /// What the field holds, escaped and shortened; absent where the rule says it all.
+    /// The field's value, escaped and shortened; absent if the rule says enough.
     pub value: Option<String>,
 }
 
 /// The kinds of rules that a request can break.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RequestErrorKind {
-    /// The bytes are no `BuildRequest` at all.
+    /// The bytes are not a `BuildRequest`.
     Malformed,
-    /// A field breaks a rule of the format; nobody could build this.
+    /// A field breaks a rule of the format.
     Invalid,
-    /// The request names something that the store lacks.
+    /// The store lacks an input.
     Missing,
-    /// The request asks for what this host, or this version, does not offer.
+    /// The request asks for something that this host or this version doesn't offer.
     Unsupported,
 }
 
@@ -44,7 +44,7 @@ impl RequestErrorKind {
 }
 
 impl RequestError {
-    /// `rule` is a sentence that `field` is the subject of: "must …".
+    /// `rule` is the rest of a sentence with `field` as its subject: "must …".
     pub fn new(kind: RequestErrorKind, field: impl fmt::Display, rule: impl Into<String>) -> Self {
         Self { kind, field: field.to_string(), rule: rule.into(), value: None }
     }
@@ -54,14 +54,14 @@ impl RequestError {
         Self::new(RequestErrorKind::Invalid, field, rule)
     }
 
-    /// Shows a value as it is, for numbers, digests and lengths.
+    /// Adds a value as it is: a number, a digest, a length.
     #[must_use]
     pub fn got(mut self, value: impl fmt::Display) -> Self {
         self.value = Some(value.to_string());
         self
     }
 
-    /// Shows a value that a client made up: quoted, escaped and shortened, so that the error stays one line.
+    /// Adds a value from a client: quoted, escaped and shortened to one line.
     #[must_use]
     pub fn got_quoted(self, value: &[u8]) -> Self {
         self.got(quoted(value))
@@ -78,7 +78,7 @@ impl fmt::Display for RequestError {
     }
 }
 
-/// One short line, whatever the bytes.
+/// Any bytes as one short line.
 pub(super) fn quoted(value: &[u8]) -> String {
     let Ok(text) = str::from_utf8(value) else {
         let shown = &value[..value.len().min(MAX_SHOWN_CHARS)];

@@ -35,7 +35,7 @@ pub(crate) fn entry_to_json(entry: &Entry) -> Value {
     serde_json::from_str(&to_json("snix.castore.v1.Entry", entry)).expect("it was just written")
 }
 
-/// What the parser says repeats what the client made up.
+/// The parser's message quotes the client's text.
 fn malformed(error: &serde_json::Error) -> RequestError {
     let place = format!(" at line {} column {}", error.line(), error.column());
     let said = error.to_string();
@@ -45,11 +45,11 @@ fn malformed(error: &serde_json::Error) -> RequestError {
 }
 
 impl BuildRequest {
-    /// Reads and checks a request in ProtoJSON. Fields that the format doesn't have are refused.
+    /// Reads and checks a request in ProtoJSON. Unknown fields are refused.
     ///
     /// # Errors
     ///
-    /// The text is no `BuildRequest`, or it breaks a rule.
+    /// The text is not a `BuildRequest`, or it breaks a rule.
     pub fn from_json(text: &str) -> Result<Self, RequestError> {
         validate::check_encoded_bytes(text.len())?;
         let descriptor = descriptor("snix.build.v1.BuildRequest");

@@ -1,4 +1,4 @@
-//! What a client asks for: the validated `BuildRequest`, its canonical digest, and what comes back.
+//! The validated `BuildRequest`, its canonical digest, and the result of a build.
 //!
 //! ```text
 //!   ProtoJSON ──┐                                               ┌─▶ digest
@@ -7,8 +7,8 @@
 //!                                                          BuildResult ◀─────────────┘
 //! ```
 //!
-//! `TryFrom` is the only door: a [`BuildRequest`] that exists keeps every rule of the format. Whether this host can
-//! build it is another question, which [`admit`] answers.
+//! `TryFrom` is the only way to a [`BuildRequest`], so each one keeps every rule of the format. [`admit`] decides whether this
+//! host can build it.
 
 mod admission;
 mod counts;
@@ -45,14 +45,14 @@ pub mod proto {
     include!(concat!(env!("OUT_DIR"), "/snix.build.v1.rs"));
 }
 
-/// Separates the digests of requests from those of any other bytes.
+/// Separates digests of requests from all other digests.
 const DIGEST_CONTEXT: &str = "cofferdam v1: digest of the deterministic encoding of a snix.build.v1.BuildRequest";
 
-/// One command to run, and everything that it may see. All paths are relative to the build's root.
+/// A command to run, and everything that it may see. Paths are relative to the build's root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(clippy::manual_non_exhaustive, reason = "non_exhaustive doesn't keep the rest of this crate out")]
 pub struct BuildRequest {
-    /// What appears in `inputs_dir`.
+    /// What appears in `inputs_dir`, by name.
     pub inputs: BTreeMap<PathComponent, Node>,
     /// The command and its arguments; not empty.
     pub command_args: Vec<String>,
@@ -62,17 +62,17 @@ pub struct BuildRequest {
     pub scratch_paths: Vec<RelativePath>,
     /// Where the inputs appear.
     pub inputs_dir: RelativePath,
-    /// What the build has to make, in the order of the answer; each once, none of them the root.
+    /// What the build must make, in the order of the answer. None is the root, and none is there twice.
     pub outputs: Vec<RelativePath>,
-    /// Exactly the command's environment; sorted by key.
+    /// The command's whole environment; sorted by key.
     pub environment_vars: Vec<EnvVar>,
     /// What the host must offer.
     pub constraints: Option<BuildConstraints>,
-    /// Small files to place outside of the inputs; sorted by path.
+    /// Small files to place outside the inputs; sorted by path.
     pub additional_files: Vec<AdditionalFile>,
-    /// What the outputs are scanned for; none is empty.
+    /// Texts that the outputs are scanned for; none is empty.
     pub refscan_needles: Vec<String>,
-    /// Keeps every other module from making one by hand.
+    /// Keeps other modules from constructing one.
     _checked: (),
 }
 
@@ -99,7 +99,7 @@ pub struct AdditionalFile {
 pub struct BuildConstraints {
     /// Such as [`SYSTEM`]; not empty.
     pub system: String,
-    /// Memory that the build needs, in bytes; 0 for no demand.
+    /// Memory that the build needs, in bytes; 0 if it doesn't say.
     pub min_memory: u64,
     /// Paths of the host to show read-only; sorted.
     pub available_ro_paths: Vec<AbsolutePath>,
@@ -130,24 +130,24 @@ impl BuildRequest {
     ///
     /// # Errors
     ///
-    /// The bytes are no `BuildRequest`, or it breaks a rule.
+    /// The bytes are not a `BuildRequest`, or it breaks a rule.
     pub fn from_binary(bytes: &[u8]) -> Result<Self, RequestError> {
         Self::check_binary(bytes)?;
         proto::BuildRequest::decode(bytes).map_err(|error| not_binary(&error))?.try_into()
     }
 
-    /// Checks of a binary message what must be known before anybody decodes it, since it takes many times its size
-    /// then: how long it is, and how many entries its lists have.
+    /// Checks the length of a binary message and the number of entries in its lists. To be called before the message is decoded,
+    /// when it takes many times its size.
     ///
     /// # Errors
     ///
-    /// The bytes are no message, or too much.
+    /// The bytes are not a message, or a bound is exceeded.
     pub fn check_binary(bytes: &[u8]) -> Result<(), RequestError> {
         validate::check_encoded_bytes(bytes.len())?;
         Counts::of_binary(bytes).map_err(|error| not_binary(&error))?.check()
     }
 
-    /// The message that says the same: its lists are sorted, but for the outputs, which are in the request's order.
+    /// The message of this request. Its lists are sorted, except for the outputs, which keep the request's order.
     pub fn to_proto(&self) -> proto::BuildRequest {
         use proto::build_request as wire;
         let text = |paths: &[RelativePath]| paths.iter().map(|path| path.as_str().to_owned()).collect();
@@ -186,7 +186,7 @@ impl BuildRequest {
         }
     }
 
-    /// The request's identity: equal for equal requests, whatever form they came in.
+    /// The request's identity. Equal requests have equal digests, in whichever form they arrive.
     ///
     /// BLAKE3 in its key derivation mode (so no file, directory or other message shares a digest with it) of the
     /// deterministic encoding: fields in the order of their numbers, default values left out, lists sorted.
@@ -196,7 +196,7 @@ impl BuildRequest {
         blake3::Hasher::new_derive_key(DIGEST_CONTEXT).update(&message.encode_to_vec()).finalize().into()
     }
 
-    /// The order of the outputs, in which requests of one digest may differ.
+    /// The order of the outputs. Requests with one digest may differ in it.
     pub fn output_order(&self) -> OutputOrder {
         OutputOrder::of(&self.outputs)
     }
@@ -208,7 +208,7 @@ fn not_binary(error: &DecodeError) -> RequestError {
 }
 
 impl BuildResult {
-    /// The message that says the same.
+    /// The message of this result.
     pub fn to_proto(&self) -> proto::BuildResponse {
         let output = |output: &BuildOutput| proto::build_response::Output {
             output: Some(Entry::unnamed(output.node.clone())),

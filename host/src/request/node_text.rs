@@ -7,7 +7,7 @@
 //!   link:TARGET               a symbolic link; bytes beyond [A-Za-z0-9] and -._/+:@,= as %XX
 //! ```
 //!
-//! No shell wants any of it quoted.
+//! None of it needs quoting in a shell.
 
 use std::{fmt::Write as _, str::FromStr};
 
@@ -22,7 +22,7 @@ Nodes:
   DIGEST is blake3- and base64. Alone it stands for the directory that has it, else for a file
   that is not executable. A path that begins like a node or a digest needs a ./ before it.";
 
-/// Text that is no node.
+/// Text that is not a node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a node: {rule}")]
 pub(crate) struct NodeTextError {
@@ -59,7 +59,7 @@ pub(crate) enum Reference {
     Digest(B3Digest),
 }
 
-/// Whether the text means to be a [`Reference`].
+/// Whether the text looks like a [`Reference`].
 pub(crate) fn is_reference(text: &str) -> bool {
     ["dir:", "file:", "link:", "blake3-"].iter().any(|prefix| text.starts_with(prefix))
 }

@@ -32,7 +32,7 @@ pub(super) struct EventLoop {
     queue: Queue<Client>,
     entries: BTreeMap<Ticket, Entry>,
     by_id: HashMap<BuildId, Ticket>,
-    /// Of builds with equal keys the last one, which could not join another.
+    /// The latest of the builds with equal keys.
     by_key: HashMap<B3Digest, Ticket>,
     draining: bool,
 }
@@ -43,7 +43,7 @@ struct Entry {
     state: watch::Sender<State>,
     start: Option<oneshot::Sender<Result<(), Failure>>>,
     subscribers: Weak<Subscribers>,
-    /// Keeps it alive when nobody waits.
+    /// Keeps a detached build from being cancelled.
     detached: Option<Arc<Subscribers>>,
 }
 
@@ -89,7 +89,7 @@ impl EventLoop {
     }
 
     fn handle(&mut self, message: Message) {
-        // Whoever asked may have gone away since; what nobody takes is dropped, and a build's subscription with it.
+        // The sender may have gone away. Then its answer is dropped, and the subscription in it.
         match message {
             Message::Submit(submission, environment, reply) => drop(reply.send(self.submit(*submission, environment))),
             Message::Find(id, reply) => {
@@ -168,7 +168,7 @@ impl EventLoop {
     fn start_next(&mut self) {
         while let Some(ticket) = self.queue.next(Instant::now()) {
             if let Some(start) = self.entries.get_mut(&ticket).and_then(|entry| entry.start.take()) {
-                // One that was cancelled at this moment says that it has ended.
+                // A build that has just been cancelled sends `Ended`.
                 let _ = start.send(Ok(()));
             }
         }
@@ -210,7 +210,7 @@ impl EventLoop {
         self.scheduler.backend.metrics.queue(counts, amounts(self.queue.used()), amounts(self.queue.budget()));
     }
 
-    /// Refuses what waits and all that comes.
+    /// Refuses waiting builds and all that are submitted from now on.
     fn drain(&mut self) {
         self.draining = true;
         tracing::info!(builds = self.entries.len(), waiting = self.queue.order().count(), "draining");

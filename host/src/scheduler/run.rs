@@ -17,7 +17,7 @@ use crate::{
     records::{End, Outcome, Record},
 };
 
-/// How long a failed build waits for the terminal of a client that has asked for a shell.
+/// How long a failed build waits for a client's terminal.
 const TERMINAL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One build, from its place in the queue to its end.
@@ -51,7 +51,7 @@ fn failed(failure: Failure) -> End {
     End { outcome: Outcome::Failed(failure), usage: None, kept: None }
 }
 
-/// The record of a build that has ended, as durable as it can be made.
+/// Records a build's end. If that can't be made durable, the record is in memory only.
 async fn record(build: &Arc<ActiveBuild>, end: End) -> Record {
     let theirs = Arc::clone(build);
     match spawn_blocking(move || theirs.recording.finish(end)).await {
@@ -64,7 +64,7 @@ async fn record(build: &Arc<ActiveBuild>, end: End) -> Record {
     build.recording.record()
 }
 
-/// How the build ends, or why it could not begin.
+/// Waits for the build's turn and runs it.
 async fn run_to_end(
     backend: &Backend,
     build: &Arc<ActiveBuild>,
@@ -94,7 +94,7 @@ fn interrupted() -> Failure {
     (&BuildError::Executor(ExecutorError::Interrupted)).into()
 }
 
-/// Passes on what the build tells.
+/// Observes the build for its record and its subscribers.
 struct Watch {
     state: watch::Sender<State>,
     build: Arc<ActiveBuild>,
@@ -139,7 +139,7 @@ impl Observer for Watch {
 
     fn log(&self, _: Stream, bytes: &[u8]) {
         if let Err(error) = self.build.recording.log(bytes) {
-            // A build whose log is cut would leave nobody the wiser.
+            // Better no build than one with an incomplete log.
             let _ = self.build.log_failure.set(Failure::executor_because(
                 "log",
                 "the build's log can't be written",

@@ -1,4 +1,4 @@
-//! What Prometheus is told. docs/daemon.md lists the names.
+//! Metrics for Prometheus. docs/daemon.md lists their names.
 
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -27,10 +27,10 @@ use crate::{
 /// Scrapes at a time; more wait.
 const MAX_CONNECTIONS: usize = 16;
 
-/// How long a client may take for its request.
+/// How long a scrape may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// After an error that is not of one connection (no more descriptors, say).
+/// Pause after `accept` failed, for want of descriptors for example.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 type Label<const N: usize> = [(&'static str, String); N];
@@ -61,7 +61,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Metrics of a daemon whose state is in this directory.
+    /// The metrics of a daemon with this state directory.
     pub fn new(state_dir: std::path::PathBuf) -> Self {
         // From 10 ms to some two hours.
         let histogram: fn() -> Histogram = || Histogram::new(exponential_buckets(0.01, 2.5, 16));
@@ -102,7 +102,7 @@ impl Metrics {
         self
     }
 
-    /// A build has ended.
+    /// Counts a build that has ended.
     pub(crate) fn ended(&self, record: &Record) {
         let (outcome, reason) = match &record.outcome {
             Some(Outcome::Built(_)) => ("succeeded", ""),
@@ -118,7 +118,7 @@ impl Metrics {
         }
     }
 
-    /// An order was not taken.
+    /// Counts a request that was refused.
     pub(crate) fn refused(&self, failure: &Failure) {
         self.refused.get_or_create(&[("reason", failure.reason.clone())]).inc();
     }
@@ -131,7 +131,7 @@ impl Metrics {
         self.reused.inc();
     }
 
-    /// How many builds wait, by what they wait for, and what those that run use of which budget.
+    /// Sets how many builds wait for what, and how much of the budget running builds use.
     pub(crate) fn queue(&self, waiting: impl IntoIterator<Item = (&'static str, i64)>, used: Amounts, budget: Amounts) {
         for (word, count) in waiting {
             self.waiting.get_or_create(&[("for", word.to_owned())]).set(count);
@@ -146,7 +146,7 @@ impl Metrics {
         }
     }
 
-    /// All of them as text, in the OpenMetrics format.
+    /// All metrics in the OpenMetrics text format.
     pub fn text(&self) -> String {
         if let Ok(found) = statvfs(&self.state_dir) {
             let free = found.blocks_available().saturating_mul(found.fragment_size());
@@ -157,11 +157,11 @@ impl Metrics {
         text
     }
 
-    /// Answers `GET /metrics` on `addr` until what is returned is dropped; where it really listens comes with it.
+    /// Answers `GET /metrics` on `addr` until the returned future is dropped. Also returns the address that it listens on.
     ///
     /// # Errors
     ///
-    /// Nobody can listen there.
+    /// The address can't be bound.
     pub async fn serve(
         self: Arc<Self>,
         addr: SocketAddr,
@@ -186,7 +186,7 @@ impl Metrics {
                     let mut server = http1::Builder::new();
                     server.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT).keep_alive(false);
                     let served = server.serve_connection(TokioIo::new(connection), service);
-                    // Who breaks off or is too slow gets no answer.
+                    // A client that disconnects or is too slow gets no answer.
                     let _ = tokio::time::timeout(REQUEST_TIMEOUT, served).await;
                 });
             }

@@ -1,4 +1,4 @@
-//! What OpenTelemetry is told: one span a build, a child of the client's where it has one, and below it one a phase.
+//! Spans for OpenTelemetry: one for each build, as a child of the client's span if there is one, and one for each phase.
 
 use std::time::Duration;
 
@@ -17,10 +17,10 @@ use tonic::metadata::MetadataMap;
 
 use crate::records::{Outcome, Record};
 
-/// How long what is not sent yet may take at the end.
+/// How long sending the last spans may take at the end.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where spans go. They are sent by a thread that nothing waits for, and dropped when there are too many.
+/// Sends spans to a collector, from a thread of its own. Nothing waits for it; excess spans are dropped.
 pub struct Traces {
     provider: SdkTracerProvider,
     tracer: SdkTracer,
@@ -31,7 +31,7 @@ impl Traces {
     ///
     /// # Errors
     ///
-    /// The address is none.
+    /// The address is invalid.
     pub fn to(endpoint: &str) -> Result<Self, ExporterBuildError> {
         let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).build()?;
         let resource = Resource::builder().with_service_name("cofferdam").build();
@@ -39,7 +39,7 @@ impl Traces {
         Ok(Self { tracer: provider.tracer("cofferdam"), provider })
     }
 
-    /// A build has ended, which a client asked for in this context.
+    /// Sends the spans of a build that has ended. `context` is the client's.
     pub(crate) fn ended(&self, record: &Record, context: &Context) {
         let (created, ended) = (record.created, record.created + record.ended.unwrap_or_default());
         let attributes = [
@@ -75,7 +75,7 @@ impl Drop for Traces {
     }
 }
 
-/// The trace that a request is part of, as its `traceparent` says.
+/// The trace in a request's `traceparent`.
 pub(crate) fn context(metadata: &MetadataMap) -> Context {
     struct Metadata<'a>(&'a MetadataMap);
     impl Extractor for Metadata<'_> {

@@ -1,4 +1,4 @@
-//! How apt is run: with the host's mirrors, proxies and keys, and with everything that it writes in one directory.
+//! Runs apt with the host's mirrors, proxies and keys, but with all its own files in one directory.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,13 +9,14 @@ use std::time::{Duration, SystemTime};
 use super::DebianError;
 use crate::command;
 
-/// Package lists younger than this are not fetched again, unless a refresh is asked for.
-const LISTS_FRESH: Duration = Duration::from_secs(60 * 60);
+/// Package lists younger than this are not downloaded again, except to refresh.
+const MAX_LISTS_AGE: Duration = Duration::from_secs(60 * 60);
 
-/// Where Debian keeps the keys of its archive; where this file is missing, apt's general keyring has them.
+/// The keys of Debian's archive. If this file is missing, apt's general keyring has them.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// What apt writes, and what of the host's settings must not act here: hooks belong to the host's own updates.
+/// apt's settings; `@` stands for the directory. The host's hooks are cleared, because they are for the host's own
+/// updates.
 const SETTINGS: &str = r#"Dir::State "@";
 Dir::State::lists "@/lists";
 Dir::State::status "@/status";
@@ -43,7 +44,7 @@ Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
 #clear DPkg::Pre-Install-Pkgs;
 "#;
 
-/// Read after [`SETTINGS`] for source packages, which hosts seldom list: their own sources and lists.
+/// Further settings for source packages. Most hosts don't list these, so they have a list of sources of their own.
 const SOURCE_SETTINGS: &str = r#"Dir::State::lists "@/source-lists";
 Dir::Cache::pkgcache "";
 Dir::Cache::srcpkgcache "";
@@ -51,36 +52,36 @@ Dir::Etc::sourcelist "@/sources.list";
 Dir::Etc::sourceparts "/dev/null";
 "#;
 
-/// Other vendors' sources on the host never replace Debian's packages.
+/// Prefers Debian's packages to those of other vendors in the host's sources.
 const PREFERENCES: &str = "Package: *\nPin: release o=Debian\nPin-Priority: 990\n";
 
-/// Which packages are looked at.
+/// The lists to search.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lists {
-    /// Those that the host's sources list.
+    /// The packages in the host's sources.
     Binary,
-    /// The source packages behind them.
+    /// The source packages of the host's Debian sources.
     Source,
 }
 
-/// apt with a directory of its own.
+/// apt, with a directory of its own.
 #[derive(Debug)]
 pub(super) struct Apt {
     pub(super) directory: PathBuf,
     pub(super) progress: fn(&str),
-    /// Package lists fetched before are fetched again.
+    /// Package lists older than this are downloaded again.
     fresh_since: SystemTime,
 }
 
 impl Apt {
-    /// With `refresh`, package lists from before now are too old.
+    /// Writes apt's settings to `directory`. With `refresh`, all package lists are too old.
     pub(super) fn open(directory: PathBuf, refresh: bool, progress: fn(&str)) -> Result<Self, DebianError> {
         for name in ["archives/partial", "empty/partial", "lists/partial", "source-lists/partial"] {
             let path = directory.join(name);
             fs::create_dir_all(&path).map_err(|source| DebianError::Cache { path, source })?;
         }
         let now = SystemTime::now();
-        let fresh_since = if refresh { now } else { now - LISTS_FRESH };
+        let fresh_since = if refresh { now } else { now - MAX_LISTS_AGE };
         let this = Self { directory, progress, fresh_since };
         let own = this.directory.to_string_lossy().into_owned();
         let settings = SETTINGS.replace('@', &own);
@@ -91,21 +92,22 @@ impl Apt {
         Ok(this)
     }
 
-    /// Waits until no other process uses the directory; the lock ends with the file.
+    /// Waits until no other process uses the directory. Dropping the file unlocks it.
     pub(super) fn lock(&self) -> Result<File, DebianError> {
         let path = self.directory.join("lock");
         let file = File::create(&path).and_then(|file| file.lock().map(|()| file));
         file.map_err(|source| DebianError::Cache { path, source })
     }
 
-    /// Has `apt-get arguments` download what it would, and says where it is.
-    pub(super) fn download(&self, lists: Lists, what: &str, arguments: &[&str]) -> Result<Vec<PathBuf>, DebianError> {
+    /// Downloads the files that `apt-get` with these arguments needs, and returns their paths.
+    pub(super) fn download(&self, lists: Lists, query: &str, arguments: &[&str]) -> Result<Vec<PathBuf>, DebianError> {
         self.update(lists)?;
-        // Lines that matter read: 'URI' file-name size hash. What is there already would be left out.
+        // The relevant lines are: 'URI' file-name size hash. apt leaves out files that it finds in its archives, so it
+        // gets an empty directory.
         let empty = self.directory.join("empty");
         let mut plan = self.command("apt-get", lists);
         plan.arg(format!("-oDir::Cache::archives={}", empty.display())).arg("--print-uris").args(arguments);
-        let plan = command::text(plan.current_dir(&empty)).map_err(|source| fetch_error(what, source))?;
+        let plan = command::text(plan.current_dir(&empty)).map_err(|source| fetch_error(query, source))?;
         let archives = self.directory.join("archives");
         let files: Vec<_> = plan
             .lines()
@@ -114,23 +116,23 @@ impl Apt {
             .map(|file| archives.join(file))
             .collect();
         if files.is_empty() {
-            return Err(DebianError::Unknown { what: what.to_owned() });
+            return Err(DebianError::NotFound { query: query.to_owned() });
         }
         if files.iter().any(|file| !file.exists()) {
-            (self.progress)(&format!("downloading {what}"));
+            (self.progress)(&format!("downloading {query}"));
         }
-        // Even if all files are there: only apt can say that they are whole.
+        // Even if all files exist, since apt checks that they are complete.
         let mut fetch = self.command("apt-get", lists);
         fetch.arg("--download-only").args(arguments).current_dir(&archives);
-        command::output(&mut fetch).map_err(|source| fetch_error(what, source))?;
+        command::output(&mut fetch).map_err(|source| fetch_error(query, source))?;
         Ok(files)
     }
 
-    /// What the package's control file says, newest version.
+    /// The control file of the package's newest version.
     pub(super) fn show(&self, package: &str) -> Result<String, DebianError> {
         self.update(Lists::Binary)?;
         command::text(self.command("apt-cache", Lists::Binary).args(["show", "--no-all-versions", package]))
-            .map_err(|source| fetch_error(package, source))
+            .map_err(|source| fetch_error(&format!("package {package}"), source))
     }
 
     fn update(&self, lists: Lists) -> Result<(), DebianError> {
@@ -147,24 +149,26 @@ impl Apt {
             self.list_sources()?;
         }
         (self.progress)(match lists {
-            Lists::Binary => "fetching Debian's package lists",
-            Lists::Source => "fetching Debian's lists of source packages",
+            Lists::Binary => "downloading Debian's package lists",
+            Lists::Source => "downloading Debian's lists of source packages",
         });
-        // Some other vendor's source may be out of order; whether what is needed is there will show.
+        // Another vendor's source may be unavailable. If a needed list is missing, the query fails later.
         match command::output(self.command("apt-get", lists).arg("update")) {
             Ok(_) => fs::write(&stamp, "").map_err(|source| DebianError::Cache { path: stamp, source }),
             Err(error) => {
-                (self.progress)(&format!("going on with the package lists that could be had: {error}"));
+                (self.progress)(&format!(
+                    "some package lists could not be downloaded; continuing without them: {error}"
+                ));
                 Ok(())
             }
         }
     }
 
-    /// Writes down where the source packages of the host's Debian packages are.
+    /// Writes the sources of the source packages: those of the host's Debian packages.
     fn list_sources(&self) -> Result<(), DebianError> {
         let format = "$(CREATED_BY)|$(ORIGIN)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)";
         let targets = command::text(self.command("apt-get", Lists::Binary).args(["indextargets", "--format", format]))
-            .map_err(|source| fetch_error("list of sources", source))?;
+            .map_err(|source| fetch_error("the list of sources", source))?;
         let signed_by = if Path::new(KEYRING).exists() { format!("[signed-by={KEYRING}] ") } else { String::new() };
         let mut lines: Vec<_> = targets
             .lines()
@@ -187,24 +191,24 @@ impl Apt {
         command
     }
 
-    /// Writes a file whole or not at all, and only if it changes.
+    /// Replaces a file atomically, and only if its contents change.
     pub(super) fn write(&self, name: &str, text: &str) -> Result<(), DebianError> {
         let path = self.directory.join(name);
         if fs::read_to_string(&path).is_ok_and(|found| found == text) {
             return Ok(());
         }
         let written = || -> io::Result<()> {
-            let aside = tempfile::NamedTempFile::new_in(&self.directory)?;
-            fs::write(aside.path(), text)?;
-            aside.persist(&path)?;
+            let file = tempfile::NamedTempFile::new_in(&self.directory)?;
+            fs::write(file.path(), text)?;
+            file.persist(&path)?;
             Ok(())
         };
         written().map_err(|source| DebianError::Cache { path, source })
     }
 }
 
-fn fetch_error(what: &str, source: command::CommandError) -> DebianError {
-    DebianError::Fetch { what: what.to_owned(), source }
+fn fetch_error(query: &str, source: command::CommandError) -> DebianError {
+    DebianError::Fetch { query: query.to_owned(), source }
 }
 
 #[cfg(test)]
@@ -213,13 +217,13 @@ mod tests {
 
     use super::*;
 
-    /// With the host's own apt, which has nothing to fetch.
+    /// Uses the host's apt, with no sources.
     #[test]
-    fn a_refresh_fetches_lists_of_any_age_once() {
+    fn a_refresh_downloads_lists_of_any_age_once() {
         let cache = tempfile::tempdir().unwrap();
         let stamp = cache.path().join("lists/fetched");
         let fetched = || stamp.metadata().unwrap().modified().unwrap();
-        let earlier = SystemTime::now() - LISTS_FRESH / 2;
+        let earlier = SystemTime::now() - MAX_LISTS_AGE / 2;
         for (refresh, fetches) in [(false, false), (true, true)] {
             let apt = Apt::open(cache.path().to_owned(), refresh, |_| {}).unwrap();
             let mut settings = File::options().append(true).open(cache.path().join("settings")).unwrap();

@@ -1,13 +1,13 @@
-//! Debian packages: downloaded and verified by the host's own apt, unpacked, never installed.
+//! Debian packages. The host's own apt downloads and verifies them; they are unpacked, but never installed.
 //!
 //! ```text
-//!   the host's sources and keys ─▶ apt, with lists, cache and status of our own ─▶ archives/*.deb ─▶ unpacked/…
-//!                                                                              └─▶ answers/<question>
+//!   the host's sources and keys ─▶ apt, with lists, cache and status of its own ─▶ archives/*.deb ─▶ unpacked/…
+//!                                                                              └─▶ answers/<query>
 //! ```
 //!
-//! No package counts as installed, so a closure is complete; no privileges are needed, nothing on the host changes, and
-//! every hash and signature is checked as ever. What a question was answered with is remembered: the same question
-//! needs no network again, until a refresh is asked for.
+//! For this apt no package is installed, so a closure is complete. It checks all hashes and signatures as usual, needs no
+//! privileges, and changes nothing on the host. Answers to queries are cached: the same query needs no network again,
+//! except after a request to refresh.
 
 mod apt;
 
@@ -17,33 +17,33 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use self::apt::{Apt, Lists};
-use crate::aside::Aside;
 use crate::command::{self, CommandError};
+use crate::staging::StagingDir;
 
-/// Why a package could not be had.
+/// Why a package is not available.
 #[derive(Debug, thiserror::Error)]
 pub enum DebianError {
     /// apt has no such package, or could not fetch it.
-    #[error("could not get {what} through apt; it needs a Debian mirror in /etc/apt and the network")]
+    #[error("apt could not get {query}; this needs the network, and a Debian mirror in /etc/apt")]
     Fetch {
-        /// What was asked for.
-        what: String,
-        /// What apt said.
+        /// The query.
+        query: String,
+        /// apt's error.
         #[source]
         source: CommandError,
     },
-    /// apt knows nothing that fits.
-    #[error("apt knows no {what}; it needs a mirror of Debian 12 or newer in /etc/apt")]
-    Unknown {
-        /// What was asked for.
-        what: String,
+    /// apt found no package.
+    #[error("apt found no {query}; this needs a mirror of Debian 12 or newer in /etc/apt")]
+    NotFound {
+        /// The query.
+        query: String,
     },
     /// A package could not be unpacked.
     #[error("could not unpack {}", package.display())]
     Unpack {
         /// The package.
         package: PathBuf,
-        /// What dpkg-deb said.
+        /// dpkg-deb's error.
         #[source]
         source: CommandError,
     },
@@ -52,7 +52,7 @@ pub enum DebianError {
     Cache {
         /// The file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -61,16 +61,14 @@ pub enum DebianError {
 /// A downloaded package.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Package {
-    /// Its name.
-    pub name: String,
-    /// Its version.
-    pub version: String,
+    pub(crate) name: String,
+    pub(crate) version: String,
     /// The `.deb` file.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
 }
 
 impl Package {
-    /// From a file named as apt names them: `name_version_architecture.deb`, a colon written `%3a`.
+    /// Parses a file name of apt: `name_version_architecture.deb`, where `%3a` stands for a colon.
     fn from_path(path: PathBuf) -> Option<Self> {
         let stem = path.file_name()?.to_str()?.strip_suffix(".deb")?;
         let mut parts = stem.split('_');
@@ -87,13 +85,12 @@ pub struct Debian {
 }
 
 impl Debian {
-    /// Keeps lists, packages and answers below `cache` ([`crate::cache_dir`] is the user's own). `progress` hears one
-    /// line before each slow step. With `refresh`, lists are fetched and questions asked anew, however new what is
-    /// known.
+    /// Uses the directory `apt` in `cache`; the user's own is [`crate::cache_dir`]. Calls `progress` with one line before
+    /// each slow step. With `refresh`, cached lists and answers are not used.
     ///
     /// # Errors
     ///
-    /// [`DebianError::Cache`] when the directory can't be made or written.
+    /// [`DebianError::Cache`] if the directory can't be created or written.
     pub fn open(cache: &Path, refresh: bool, progress: fn(&str)) -> Result<Self, DebianError> {
         let directory = cache.join("apt");
         for name in ["answers", "unpacked"] {
@@ -103,141 +100,141 @@ impl Debian {
         Ok(Self { apt: Apt::open(directory, refresh, progress)?, refresh })
     }
 
-    /// The newest version of one package, without what it depends on.
+    /// Downloads the newest version of one package, without dependencies.
     ///
     /// # Errors
     ///
-    /// apt doesn't know it or can't fetch it.
-    pub fn package(&self, name: &str) -> Result<Package, DebianError> {
-        let what = package_question(name);
-        self.packages(&what, || self.apt.download(Lists::Binary, &what, &["download", name]))?
+    /// apt can't find or download it.
+    pub(crate) fn package(&self, name: &str) -> Result<Package, DebianError> {
+        let query = package_query(name);
+        self.packages(&query, || self.apt.download(Lists::Binary, &query, &["download", name]))?
             .pop()
-            .ok_or(DebianError::Unknown { what })
+            .ok_or(DebianError::NotFound { query })
     }
 
-    /// What [`Debian::package`] answered last, if that is still there.
-    pub(crate) fn known_package(&self, name: &str) -> Option<Package> {
-        self.known(&package_question(name))?.into_iter().find_map(Package::from_path)
+    /// The last answer of [`Debian::package`], if the package is still in the cache.
+    pub(crate) fn cached_package(&self, name: &str) -> Option<Package> {
+        self.cached(&package_query(name))?.into_iter().find_map(Package::from_path)
     }
 
-    /// The newest version of the package that `name` depends on and whose own name starts with `prefix`; for packages
-    /// that only name the current one.
+    /// Downloads the dependency of `name` whose own name starts with `prefix`. Some packages have no contents, and only
+    /// depend on the current version of another package.
     ///
     /// # Errors
     ///
-    /// apt doesn't know either of them or can't fetch it.
-    pub fn package_behind(&self, name: &str, prefix: &str) -> Result<Package, DebianError> {
-        let what = format!("package {prefix}… behind {name}");
+    /// apt can't find one of the two, or can't download the dependency.
+    pub(crate) fn dependency(&self, name: &str, prefix: &str) -> Result<Package, DebianError> {
+        let query = format!("dependency {prefix}… of {name}");
         let ask = || {
             let control = self.apt.show(name)?;
             let found = control
                 .lines()
                 .filter_map(|line| line.strip_prefix("Depends: "))
                 .find_map(|depends| depends.split([',', ' ', '|']).find(|word| word.starts_with(prefix)))
-                .ok_or_else(|| DebianError::Unknown { what: what.clone() })?;
+                .ok_or_else(|| DebianError::NotFound { query: query.clone() })?;
             self.apt.download(Lists::Binary, &format!("package {found}"), &["download", found])
         };
-        self.packages(&what, ask)?.pop().ok_or_else(|| DebianError::Unknown { what: what.clone() })
+        self.packages(&query, ask)?.pop().ok_or_else(|| DebianError::NotFound { query: query.clone() })
     }
 
-    /// The named packages and all that they depend on, as if nothing were installed; what is only recommended is left
-    /// out.
+    /// Downloads the named packages and all their dependencies, but no recommended packages.
     ///
     /// # Errors
     ///
-    /// apt can't resolve or fetch them.
+    /// apt can't find or download one of them.
     pub fn closure(&self, names: &[&str]) -> Result<Vec<Package>, DebianError> {
-        let what = format!("{} and what they need", names.join(" "));
+        let query = format!("{} and dependencies", names.join(" "));
         let arguments = [&["install", "--yes"], names].concat();
-        self.packages(&what, || self.apt.download(Lists::Binary, &what, &arguments))
+        self.packages(&query, || self.apt.download(Lists::Binary, &query, &arguments))
     }
 
-    /// The upstream tarball that a source package is made from.
+    /// Downloads the upstream tarball of a source package.
     ///
     /// # Errors
     ///
-    /// apt doesn't know the source package or can't fetch it.
+    /// apt can't find or download the source package.
     pub fn source(&self, name: &str) -> Result<PathBuf, DebianError> {
-        let what = format!("source of {name}");
-        let files = self.answer(&what, || self.apt.download(Lists::Source, &what, &["source", "--tar-only", name]))?;
+        let query = format!("source of {name}");
+        let files =
+            self.answer(&query, || self.apt.download(Lists::Source, &query, &["source", "--tar-only", name]))?;
         let is_tarball = |path: &PathBuf| {
             let file = path.to_string_lossy();
             file.contains(".orig.tar.") && !file.ends_with(".asc")
         };
-        files.into_iter().find(is_tarball).ok_or(DebianError::Unknown { what })
+        files.into_iter().find(is_tarball).ok_or(DebianError::NotFound { query })
     }
 
-    /// Unpacks a package into a directory, which may exist and hold others.
+    /// Unpacks a package into a directory, which may contain other packages.
     ///
     /// # Errors
     ///
-    /// [`DebianError::Unpack`]; the directory may hold a part then.
+    /// [`DebianError::Unpack`]. The package may be partly unpacked then.
     pub fn unpack(package: &Package, directory: &Path) -> Result<(), DebianError> {
         command::output(Command::new("dpkg-deb").arg("--extract").arg(&package.path).arg(directory))
             .map(drop)
             .map_err(|source| DebianError::Unpack { package: package.path.clone(), source })
     }
 
-    /// A directory that holds just this package, unpacked once and kept.
+    /// A directory in the cache that contains the unpacked package.
     pub(crate) fn unpacked(&self, package: &Package) -> Result<PathBuf, DebianError> {
         let parent = self.apt.directory.join("unpacked");
-        let kept = parent.join(package.path.file_stem().unwrap_or_default());
-        if kept.exists() {
-            return Ok(kept);
+        let unpacked = parent.join(package.path.file_stem().unwrap_or_default());
+        if unpacked.exists() {
+            return Ok(unpacked);
         }
         let _lock = self.apt.lock()?;
-        if !kept.exists() {
+        if !unpacked.exists() {
             let failed = |source| DebianError::Cache { path: parent.clone(), source };
-            let aside = Aside::create(parent.join("new")).map_err(failed)?;
-            Self::unpack(package, aside.path())?;
-            fs::rename(aside.path(), &kept).map_err(failed)?;
+            let staging = StagingDir::create(parent.join("new")).map_err(failed)?;
+            Self::unpack(package, staging.path())?;
+            fs::rename(staging.path(), &unpacked).map_err(failed)?;
         }
-        Ok(kept)
+        Ok(unpacked)
     }
 
     fn packages(
         &self,
-        question: &str,
+        query: &str,
         ask: impl FnOnce() -> Result<Vec<PathBuf>, DebianError>,
     ) -> Result<Vec<Package>, DebianError> {
-        Ok(self.answer(question, ask)?.into_iter().filter_map(Package::from_path).collect())
+        Ok(self.answer(query, ask)?.into_iter().filter_map(Package::from_path).collect())
     }
 
-    /// What `question` was answered with before, if all of it is still there; else what `ask` finds.
+    /// The cached answer to `query` if its files still exist, or else the result of `ask`.
     fn answer(
         &self,
-        question: &str,
+        query: &str,
         ask: impl FnOnce() -> Result<Vec<PathBuf>, DebianError>,
     ) -> Result<Vec<PathBuf>, DebianError> {
-        let known = || if self.refresh { None } else { self.known(question) };
-        if let Some(paths) = known() {
+        let cached = || if self.refresh { None } else { self.cached(query) };
+        if let Some(paths) = cached() {
             return Ok(paths);
         }
         let _lock = self.apt.lock()?;
-        // Another process may have asked the same while this one waited.
-        if let Some(paths) = known() {
+        // Another process may have cached the answer while this one waited.
+        if let Some(paths) = cached() {
             return Ok(paths);
         }
         let paths = ask()?;
         let file_names = paths.iter().filter_map(|path| path.file_name());
         let text: String = file_names.map(|name| format!("{}\n", name.to_string_lossy())).collect();
-        self.apt.write(&answer_file(question), &text)?;
+        self.apt.write(&answer_file(query), &text)?;
         Ok(paths)
     }
 
-    fn known(&self, question: &str) -> Option<Vec<PathBuf>> {
-        let text = fs::read_to_string(self.apt.directory.join(answer_file(question))).ok()?;
+    fn cached(&self, query: &str) -> Option<Vec<PathBuf>> {
+        let text = fs::read_to_string(self.apt.directory.join(answer_file(query))).ok()?;
         let paths: Vec<_> = text.lines().map(|line| self.apt.directory.join("archives").join(line)).collect();
         (!paths.is_empty() && paths.iter().all(|path| path.exists())).then_some(paths)
     }
 }
 
-fn package_question(name: &str) -> String {
+fn package_query(name: &str) -> String {
     format!("package {name}")
 }
 
-fn answer_file(question: &str) -> String {
-    format!("answers/{}", question.replace([' ', '/'], "_"))
+fn answer_file(query: &str) -> String {
+    format!("answers/{}", query.replace([' ', '/'], "_"))
 }
 
 #[cfg(test)]
@@ -245,7 +242,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_versions_are_read_from_file_names() {
+    fn names_and_versions_are_parsed_from_file_names() {
         let path = PathBuf::from("/cache/busybox-static_1%3a1.35.0-4+b1_amd64.deb");
         let package = Package::from_path(path.clone()).unwrap();
         assert_eq!(package, Package { name: "busybox-static".into(), version: "1:1.35.0-4+b1".into(), path });
@@ -253,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_remembered_until_a_file_of_it_is_gone_or_a_refresh_is_asked_for() {
+    fn an_answer_is_cached_until_a_file_is_missing_or_a_refresh() {
         let cache = tempfile::tempdir().unwrap();
         let asked = std::cell::Cell::new(0);
         let file = cache.path().join("apt/archives/a_1_all.deb");

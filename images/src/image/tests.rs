@@ -1,14 +1,14 @@
 use super::*;
 
 #[test]
-fn a_missing_file_is_named_with_the_command_that_makes_it() {
+fn a_missing_file_is_reported_with_the_command_that_makes_it() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join(KERNEL), "").unwrap();
     let error = Image::open(directory.path()).unwrap_err().to_string();
     assert!(error.contains("initramfs") && error.contains("just image"), "{error}");
 }
 
-/// An image all of whose files say `contents`.
+/// Fills an image's files with `contents`.
 fn fill(contents: &str) -> impl FnOnce(&Path) -> Result<(), EnsureError> {
     move |directory| {
         for name in FILES {
@@ -27,7 +27,7 @@ fn versions(out: &Path) -> usize {
 }
 
 #[test]
-fn an_open_image_stays_as_it_is_and_is_deleted_once_nobody_uses_it() {
+fn an_open_image_stays_unchanged_and_is_deleted_after_use() {
     let directory = tempfile::tempdir().unwrap();
     let out = directory.path().join("image");
     install(&out, fill("first")).unwrap();
@@ -45,7 +45,7 @@ fn an_open_image_stays_as_it_is_and_is_deleted_once_nobody_uses_it() {
 }
 
 #[test]
-fn whoever_opens_an_image_while_it_is_replaced_gets_one_version() {
+fn an_image_opened_during_a_replacement_has_files_of_one_version() {
     let directory = tempfile::tempdir().unwrap();
     let out = directory.path().join("image");
     let link = directory.path().join("link");
@@ -78,7 +78,7 @@ fn an_image_without_versions_and_an_empty_directory_are_replaced() {
 }
 
 #[test]
-fn what_is_no_image_is_neither_replaced_nor_deleted() {
+fn other_files_and_directories_are_neither_replaced_nor_deleted() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("file");
     let with_others = directory.path().join("an image and more");
@@ -101,7 +101,7 @@ fn what_is_no_image_is_neither_replaced_nor_deleted() {
 }
 
 #[test]
-fn a_new_version_leaves_what_is_no_version() {
+fn a_new_version_leaves_other_directories_alone() {
     let directory = tempfile::tempdir().unwrap();
     let out = directory.path().join("image");
     let foreign = directory.path().join("image.versions/foreign");

@@ -1,4 +1,4 @@
-//! Records as messages.
+//! Records as `cofferdam.v1` messages.
 
 use std::time::{Duration, SystemTime};
 
@@ -96,7 +96,7 @@ fn times(record: &Record) -> Times {
     times
 }
 
-/// What is known of a build; `state` is that of one in build.
+/// A build's record as a message, with its state if it is active.
 pub(super) fn info(record: &Record, state: Option<&State>) -> BuildInfo {
     let started = record.phases.iter().find(|(phase, _)| *phase != Phase::Queued).map(|(_, at)| *at);
     let at = |since: Option<Duration>| since.map_or(0, |since| unix_ms(record.created + since));

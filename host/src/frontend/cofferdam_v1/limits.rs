@@ -9,7 +9,7 @@ use crate::{
     service::proto::cofferdam::{BuildRequest, Limits},
 };
 
-/// What a build gets whose client asks for this, of what the daemon allows.
+/// What a build gets: what its client asks for, within what the daemon allows.
 pub(super) fn within(allowed: &Allowed, message: &BuildRequest) -> Result<Options, RequestError> {
     let Allowed { options, max_memory_bytes, max_shell } = allowed;
     let options = lowered(options, *max_memory_bytes, &message.limits.unwrap_or_default())?;
@@ -20,7 +20,7 @@ pub(super) fn within(allowed: &Allowed, message: &BuildRequest) -> Result<Option
     Ok(Options { keep_failed: options.keep_failed || message.keep_failed, shell, ..options })
 }
 
-/// Memory may be more than a build gets without asking, since a request may ask for more, too.
+/// A client may ask for more memory than the default, as a request may.
 fn lowered(most: &Options, max_memory: u64, asked: &Limits) -> Result<Options, RequestError> {
     Ok(Options {
         memory_bytes: match lower(

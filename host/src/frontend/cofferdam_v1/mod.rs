@@ -28,7 +28,7 @@ use crate::{
 use events::{tell_active, tell_record};
 use outlet::Outlet;
 
-/// Builds in a list of which the client names no limit.
+/// Builds in a list if the client names no limit.
 const LISTED: u32 = 100;
 
 /// Pages of records that are read for a list. Few records are on a page where they are large, or where others own them.
@@ -66,7 +66,7 @@ impl build_service_server::BuildService for BuildService {
                 Ok(stream(move |outlet| tell_active(subscription, accepted, log, outlet)))
             }
             Submitted::Earlier { record, is_visible } => {
-                // An id that its client can do nothing with would only be refused later.
+                // An id that the client may not use would only be refused later.
                 let id = if is_visible { record.id.to_string() } else { String::new() };
                 let accepted = Accepted { id, joined: false, from_record: true };
                 Ok(stream(move |outlet| tell_record(*record, accepted, None, outlet)))
@@ -188,7 +188,7 @@ impl BuildService {
     }
 }
 
-/// Has a task tell what a stream is to say.
+/// Starts a task that sends a stream's messages.
 fn stream<T, F>(tell: impl FnOnce(Outlet<T>) -> F) -> Response<Answers<T>>
 where
     T: Send + 'static,
@@ -199,7 +199,7 @@ where
     Response::new(stream.boxed())
 }
 
-/// Leaves out how a build ended where there is no room for it.
+/// Leaves out a build's outcome if there is no room for it.
 fn shortened(mut info: BuildInfo, room: &mut usize) -> BuildInfo {
     info.done = info.done.filter(|done| {
         let bytes = done.encoded_len();
@@ -210,7 +210,7 @@ fn shortened(mut info: BuildInfo, room: &mut usize) -> BuildInfo {
     info
 }
 
-/// Text that is no id names no build either.
+/// Malformed ids are answered like unknown ones.
 fn parse(id: &str) -> Result<BuildId, Status> {
     id.parse().map_err(|_| failed(&unknown()))
 }

@@ -10,20 +10,20 @@ use crate::{
     service::proto::cofferdam::{ShellInput, ShellStart, TerminalSize, shell_input::Input},
 };
 
-/// How long a client may take to say which build it means.
+/// How long a client may take to name the build.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The first message.
 pub(super) async fn start(inputs: &mut Streaming<ShellInput>) -> Result<ShellStart, Status> {
     let first = timeout(START_TIMEOUT, inputs.message()).await;
-    let first = first.map_err(|_| Status::deadline_exceeded("the client doesn't say which build it means"))??;
+    let first = first.map_err(|_| Status::deadline_exceeded("the client did not name a build in time"))??;
     match first.and_then(|first| first.input) {
         Some(Input::Start(start)) => Ok(start),
         _ => Err(Status::invalid_argument("the first message must be `start`")),
     }
 }
 
-/// A terminal to lend, with the client's ends of it.
+/// A terminal for the shell, and the client's ends of it.
 pub(super) fn terminal(start: ShellStart) -> (Terminal, mpsc::Sender<TerminalInput>, mpsc::Receiver<bytes::Bytes>) {
     let (typed, input) = mpsc::channel(BUFFERED_MESSAGES);
     let (output, shown) = mpsc::channel(BUFFERED_MESSAGES);
@@ -31,7 +31,7 @@ pub(super) fn terminal(start: ShellStart) -> (Terminal, mpsc::Sender<TerminalInp
     (Terminal { kind: start.kind, size, input, output }, typed, shown)
 }
 
-/// Passes on what is typed, until either side ends.
+/// Passes typed bytes on until either side ends.
 pub(super) async fn pass(mut inputs: Streaming<ShellInput>, typed: mpsc::Sender<TerminalInput>) {
     loop {
         let message = tokio::select! {

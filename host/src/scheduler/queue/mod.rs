@@ -1,4 +1,4 @@
-//! Which of the waiting builds starts next. A pure decision: no lock, no clock and no I/O; times are handed in.
+//! Which waiting build starts next. A pure decision without lock, clock or I/O: times are passed in.
 //!
 //! ```text
 //!   push ──▶ waiting ──next──▶ running ──finish──▶ gone
@@ -6,12 +6,12 @@
 //!     └──▶ Refusal
 //! ```
 //!
-//! A caller owns one [`Queue`] behind its own lock. After each [`push`](Queue::push), [`finish`](Queue::finish) and
-//! [`remove`](Queue::remove) it calls [`next`](Queue::next) until that gives `None`, and starts what it gives.
+//! After each [`push`](Queue::push), [`finish`](Queue::finish) and [`remove`](Queue::remove) the owner of a [`Queue`] calls
+//! [`next`](Queue::next) until that returns `None`, and starts the builds that it returns.
 //!
 //! **Cost.** A build costs the largest of its shares of the budget's memory, CPUs and builds, in [`MACHINE`]ths.
 //!
-//! **Submission.** Start-time fair queueing: a build's tag is what its client's earlier builds cost together, and the lowest
+//! **Order.** Start-time fair queueing: a build's tag is what its client's earlier builds cost together, and the lowest
 //! tag is first. A client that has had nothing waiting joins at the virtual time, which never is behind the first
 //! waiting build and moves on with every start by the cost's share of one client: it can't save up, and no stream
 //! of new clients keeps others waiting for ever.
@@ -32,22 +32,22 @@ mod tests;
 /// The cost of a build that needs all of the budget.
 pub const MACHINE: u64 = 1 << 20;
 
-/// How far after the first build's turn another's may be that starts before it, as a cost.
+/// How far a build's tag may be beyond the first one's if it starts before it.
 pub const WINDOW: u64 = 2 * MACHINE;
 
-/// What a retry hint says at least.
+/// The shortest retry hint.
 const MIN_RETRY: Duration = Duration::from_secs(1);
 
-/// What a retry hint says at most.
+/// The longest retry hint.
 const MAX_RETRY: Duration = Duration::from_secs(10 * 60);
 
-/// How long a build is taken to run before one has finished.
+/// The assumed duration of builds until one has finished.
 const GUESSED_DURATION: Duration = Duration::from_secs(60);
 
-/// The weight of the newest duration in their mean is one in so many.
+/// The newest duration has a weight of one in so many in the mean.
 const DURATIONS: u32 = 8;
 
-/// What builds may use together, or do.
+/// Resources that all builds may use, or do use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Budget {
     /// Memory of all machines, in bytes.
@@ -67,7 +67,7 @@ pub struct Need {
     pub cpus: u32,
 }
 
-/// How many builds may wait; each at least 1, since every build waits for a moment.
+/// How many builds may wait. Each is at least 1, since every build waits for a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
     /// Of all clients together.
@@ -76,11 +76,11 @@ pub struct Bounds {
     pub queued_per_client: usize,
 }
 
-/// A build in the queue or started from it. Never used again in the same queue; a later one is greater.
+/// Identifies a build in the queue. Tickets ascend and are never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(u64);
 
-/// Why a build was not taken into the queue.
+/// Why a build was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// It would never start.
@@ -90,17 +90,17 @@ pub enum Refusal {
         resource: &'static str,
         /// What the build needs.
         needed: u64,
-        /// What there is.
+        /// The budget.
         budget: u64,
     },
-    /// Too many wait already.
+    /// Too many builds wait already.
     #[error("the queue is full ({limit} is {bound}); try again in about {} s", retry_after.as_secs())]
     Full {
         /// The bound's name: `queued` or `queued_per_client`.
         limit: &'static str,
         /// How many builds may wait.
         bound: usize,
-        /// When there is likely to be room, from the durations of finished builds.
+        /// When there is likely to be room, estimated from the durations of finished builds.
         retry_after: Duration,
     },
 }
@@ -108,7 +108,7 @@ pub enum Refusal {
 /// What a waiting build waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Waiting {
-    /// The end of any running build: as many run as may.
+    /// The end of any running build: the budget allows no more.
     Builds,
     /// Memory.
     Memory,
@@ -145,7 +145,7 @@ pub struct Queue<C> {
     running: HashMap<Ticket, (Need, Instant)>,
     clients: BTreeMap<C, Client>,
     virtual_time: u64,
-    /// What has reserved the machine.
+    /// The build that has reserved the machine.
     reserved: Option<Rank>,
     next_ticket: u64,
     mean_duration: Option<Duration>,
@@ -163,7 +163,7 @@ struct Build<C> {
     client: C,
     need: Need,
     cost: u64,
-    /// The cost of those that started before it and came after it in the order.
+    /// The cost of the builds that have overtaken it.
     overtaken: u64,
 }
 
@@ -253,7 +253,7 @@ impl<C: Ord + Clone> Queue<C> {
         true
     }
 
-    /// Takes a waiting build out of the queue; `false` if it doesn't wait. Its client doesn't pay for it.
+    /// Takes a waiting build out of the queue, without a cost for its client. `false` if it doesn't wait.
     pub fn remove(&mut self, ticket: Ticket) -> bool {
         let now = self.virtual_now();
         let Some(build) = self.ranks.get(&ticket).copied().and_then(|rank| self.leave(rank)) else { return false };
@@ -282,8 +282,8 @@ impl<C: Ord + Clone> Queue<C> {
         self.reserved.iter().chain(others).map(|rank| rank.ticket)
     }
 
-    /// How many builds come before this one in [`order`](Self::order); `None` if it doesn't wait. Looks at each of them:
-    /// who wants many positions walks the order once.
+    /// How many builds come before this one in [`order`](Self::order); `None` if it doesn't wait. Takes time proportional to
+    /// the position.
     pub fn position(&self, ticket: Ticket) -> Option<usize> {
         self.ranks.get(&ticket)?;
         self.order().position(|other| other == ticket)
@@ -359,7 +359,7 @@ impl<C: Ord + Clone> Queue<C> {
         self.virtual_time
     }
 
-    /// What there is too little of now.
+    /// The resource that is short now, if any.
     fn lacks(&self, need: Need) -> Option<Waiting> {
         if self.used.builds >= self.budget.builds {
             Some(Waiting::Builds)

@@ -1,0 +1,42 @@
+//! One build: its root, its command, its outputs.
+
+use cofferdam_protocol::{FromGuest, Specification};
+
+use crate::{
+    cgroup::Cgroup,
+    command::{self, Command},
+    error::SessionError,
+    host::Host,
+    outputs,
+    root::{self, Root},
+    scratch::Scratch,
+    watch,
+};
+
+/// A build whose command has ended.
+pub(crate) struct EndedBuild {
+    pub(crate) specification: Specification,
+    pub(crate) root: Root,
+    pub(crate) cgroup: Cgroup,
+}
+
+/// Runs the build, and reports its end. Sends its outputs if it succeeded.
+pub(crate) fn run(
+    host: &mut Host,
+    mut scratch: Scratch,
+    mut specification: Specification,
+) -> Result<EndedBuild, SessionError> {
+    let root = root::assemble(&specification)?;
+    // They have been written to the root by now, and the build needs the memory.
+    specification.additional_files = Vec::new();
+    let command = Command::new(&specification, &root.proc)?;
+    let cgroup = Cgroup::create(specification.processes)?;
+    let running = command::start(&command, &cgroup)?;
+    let report = watch::run(host, running, &mut scratch, &cgroup)?;
+    let succeeded = report.succeeded();
+    host.send(&FromGuest::Exited(report))?;
+    if succeeded {
+        host.send_batch(|writer| outputs::send(writer, &specification.outputs))?;
+    }
+    Ok(EndedBuild { specification, root, cgroup })
+}

@@ -1,0 +1,19 @@
+//! The build's user, and the paths of the guest's own root file system.
+
+/// The build's user.
+pub(crate) const BUILD_UID: u32 = 1000;
+/// The build's group.
+pub(crate) const BUILD_GID: u32 = 100;
+
+/// Mount point of the inputs.
+pub(crate) const INPUTS: &str = "/inputs";
+/// Mount point of the host paths, if the build has any.
+pub(crate) const PATHS: &str = "/paths";
+/// Mount point of the scratch disk.
+pub(crate) const SCRATCH: &str = "/scratch";
+/// Mount point of a tmpfs with everything in the build's root that is neither an input nor writable.
+pub(crate) const SKELETON: &str = "/skeleton";
+/// Mount point of the build's root.
+pub(crate) const ROOT: &str = "/build-root";
+/// The static shell: `/bin/sh` of a build that asks for one.
+pub(crate) const SHELL: &str = "/sh";
