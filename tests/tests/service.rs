@@ -440,9 +440,9 @@ async fn run_and_builds_do_with_a_daemon_what_they_do_without() {
     let sheet = builds(&["show", built]).succeeds().stdout;
     assert!(sheet.contains("\nphases\tresolving ") && sheet.contains("\nused\tprocessor "), "{sheet}");
     let again = || build().input("in", &input).output("build/out");
-    again().shell("cat /inputs/in | tee out").succeeds().says(&format!("built before, as {built}"));
+    again().shell("cat /inputs/in | tee out").succeeds().says(&format!("built before, as build {built}"));
     again().switch("--rebuild").shell("cat /inputs/in | tee out").succeeds().says("from here");
     builds(&["cancel", "nothing"]).exits_with(2).says("builds list");
     daemon.end().succeeds();
-    builds(&["list"]).exits_with(3).says("can't do it").says("try: start it with `cofferdam daemon`");
+    builds(&["list"]).exits_with(3).says("nobody listens at").says("try: start it with `cofferdam daemon`");
 }

@@ -249,7 +249,8 @@ fn with_mutual_tls_strangers_stay_out_and_clients_see_only_their_own_builds() {
     refused.exits_with(3).says("refused this client's certificate").says("client_ca");
     let plain = addr.replace("https", "http");
     as_client(Some(&one), &["builds", "--daemon", &plain, "list"]).exits_with(3).says(&format!("name it as {addr}"));
-    let unknown = cofferdam.command_with(&[("SSL_CERT_FILE", &one[0])], ["builds", "--daemon", &addr, "list"]);
+    let elsewhere = cofferdam.file("elsewhere.pem", Authority::new().unwrap().0.pem());
+    let unknown = cofferdam.command_with(&[("SSL_CERT_FILE", &elsewhere)], ["builds", "--daemon", &addr, "list"]);
     unknown.exits_with(3).says("not signed by an authority that is trusted here").says("SSL_CERT_FILE");
     daemon.signal(Signal::SIGTERM);
     daemon.end().succeeds();

@@ -120,7 +120,10 @@ impl Cause {
     fn of_tls(error: &rustls::Error) -> Option<Self> {
         match error {
             rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => Some(Self::SpeaksNoTls),
-            rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => Some(Self::UnknownAuthority),
+            // The other is what an authority of the same name has not signed.
+            rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
+                Some(Self::UnknownAuthority)
+            }
             rustls::Error::InvalidCertificate(_) => Some(Self::InvalidCertificate),
             rustls::Error::AlertReceived(AlertDescription::CertificateRequired) => Some(Self::CertificateRequired),
             rustls::Error::AlertReceived(
