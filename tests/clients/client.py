@@ -1,7 +1,8 @@
 """A client of cofferdam.v1 and snix.build.v1 that knows nothing but the published .proto files.
 
-Arguments: the socket's path, and the directory of the modules that grpc_tools.protoc has made. Exits with 0 if all is as
-the protocol says.
+Arguments: the path of a socket for a channel without options, that of one for a channel that names the server localhost, and
+the directory of the modules that grpc_tools.protoc has made. Prints the version of gRPC, and exits with 0 if the daemon keeps to
+the protocol.
 """
 
 import json
@@ -9,7 +10,8 @@ import sys
 
 import grpc
 
-socket, generated = sys.argv[1:]
+socket, socket_of_localhost, generated = sys.argv[1:]
+print(grpc.__version__)
 sys.path.insert(0, generated)
 
 import cofferdam_v1_pb2 as ours  # noqa: E402
@@ -37,6 +39,9 @@ def refusal(call):
         return error
     raise AssertionError("it was not refused")
 
+
+localhost = grpc.insecure_channel(f"unix:{socket_of_localhost}", [("grpc.default_authority", "localhost")])
+assert not services.BuildServiceStub(localhost).List(ours.ListRequest()).builds
 
 channel = grpc.insecure_channel(f"unix:{socket}")
 builds = services.BuildServiceStub(channel)

@@ -4,21 +4,20 @@ use std::{
     ffi::OsStr,
     fs,
     io::{self, Read as _, Write as _},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     os::{
-        fd::AsRawFd as _,
+        fd::{AsFd, AsRawFd},
         unix::{
             fs::PermissionsExt as _,
             net::{UnixDatagram, UnixListener},
         },
     },
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
 use cofferdam::service::proto::cofferdam::{self as ours, build_service_client::BuildServiceClient};
-use cofferdam_tests::{Cofferdam, Daemon, Running, program, request::encoded, stretched};
+use cofferdam_tests::{Cofferdam, Daemon, Outcome, Running, program, request::encoded, stretched};
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
     sys::signal::Signal,
@@ -33,32 +32,52 @@ use opentelemetry_proto::tonic::{
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 
+/// The arguments that check a configuration on any host that can run the tests.
+fn check_config(file: &Path) -> [&OsStr; 5] {
+    let [daemon, emulation, check, config] =
+        ["daemon", "--allow-emulation", "--check-config", "--config"].map(OsStr::new);
+    [daemon, emulation, check, config, file.as_os_str()]
+}
+
 #[test]
 fn a_configuration_is_checked_and_what_is_wrong_named_with_file_line_and_value() {
     let cofferdam = Cofferdam::new();
     let check = |text: &str| {
         let file = cofferdam.file("daemon.toml", text);
-        cofferdam.command([OsStr::new("daemon"), "--check-config".as_ref(), "--config".as_ref(), file.as_os_str()])
+        cofferdam.command(check_config(&file))
     };
     check("drain_timeout = '1m'\n[build]\nmemory = '1G'").succeeds();
     for (text, words) in [
-        ("colour = 'red'", "unknown field `colour`"),
-        ("[build]\ntimeout = 'soon'", "timeout = 'soon'"),
-        ("[build]\nmemory = '1000T'", "build.memory must be from"),
-        ("[build]\nmemory = '1000T'", "daemon.toml"),
-        ("[tls]\ncertificate = '/nowhere'\nkey = '/nowhere'", "can't read /nowhere"),
-        ("[tls]\ncertificate = 'daemon.toml'\nkey = 'daemon.toml'", "the certificate \"daemon.toml\""),
-        ("listen = [", "line 1"),
-        ("listen = ['here']", "\"here\" is neither HOST:PORT"),
+        ("colour = 'red'", "daemon.toml:1: colour = 'red': unknown field `colour`"),
+        ("[build]\ntimeout = 'soon'", "daemon.toml:2: build.timeout = 'soon'"),
+        ("[build]\nmemory = '1000T'", "daemon.toml:2: build.memory = '1000T': must be from"),
+        ("[budget]\nmemory = '1000T'", "daemon.toml:2: budget.memory = '1000T': must be from"),
+        ("image = '/nowhere'", "daemon.toml:1: image = '/nowhere': the guest image lacks /nowhere/"),
+        ("[tls]\ncertificate = '/nowhere'\nkey = '/none'", "daemon.toml:2: tls.certificate = '/nowhere': can't read"),
+        ("[tls]\ncertificate = '/nowhere'\nkey = '/none'", "daemon.toml:3: tls.key = '/none': can't read"),
+        ("[tls]\ncertificate = '/dev/null'\nkey = '/dev/null'", "tls.certificate = '/dev/null': can't be used for TLS"),
+        ("listen = [", "daemon.toml:1: unclosed array"),
+        ("listen = ['here']", "daemon.toml:1: listen = 'here': \"here\" is not an address"),
         ("[traces]\nendpoint = 'here'", "write http://HOST:PORT"),
-        ("vmm = 'cloud-hypervisor'\ncpu_model = 'Nehalem-v1'", "whatever cpu_model says"),
+        ("vmm = 'cloud-hypervisor'\ncpu_model = 'Nehalem-v1'", "daemon.toml:2: cpu_model = 'Nehalem-v1'"),
+        ("[build]\nmemory = '1T'\n[budget]\nmemory = '1T'", "daemon.toml:4: budget.memory = '1T'"),
+        ("hugepages = true\n[build]\nmemory = '1T'", "daemon.toml:1: hugepages = true: a build's 1.00 TiB take"),
+        ("[host_paths]\n'/data' = '/nowhere'", "daemon.toml:2: host_paths.\"/data\" = '/nowhere': can't be read"),
+        ("[store]\nblob_service_addr = '/var/store'", "daemon.toml:2: store.blob_service_addr = '/var/store': "),
         ("[store]\nblob_service_addr = '/var/store'", "no scheme"),
         ("[store]\nblob_service_addr = 'redb:///store'", "the scheme \"redb\""),
-        ("[store]\nblob_service_addr = 'near:///cache?far=objectstore+file:///p?region=x'", "the option \"region\""),
+        (
+            "[store]\nblob_service_addr = 'cache:///cache?remote=objectstore+file:///p?region=x'",
+            "the option \"region\"",
+        ),
         ("[store]\ndirectory_service_addr = 'file:///store'", "the scheme \"file\""),
         ("[store]\ndirectory_service_addr = 'grpc+http://host:port'", "the host and port"),
     ] {
         check(text).exits_with(2).says(words);
+    }
+    if cofferdam::machine::vmm::survey().qemu.accelerator.is_some() {
+        check("cpu_model = 'Nothing-v1'").exits_with(2).says("cpu_model = 'Nothing-v1': this QEMU has no CPU model");
+        check("cpu_model = 'Nehalem-v1'").succeeds();
     }
     let authority = Authority::new().unwrap();
     let [certificate, key] = authority.sign(&cofferdam, "host").unwrap();
@@ -69,12 +88,57 @@ fn a_configuration_is_checked_and_what_is_wrong_named_with_file_line_and_value()
     check(&format!("[tls]\ncertificate = {certificate:?}\nkey = {other:?}")).exits_with(2).says("other.key");
     // An empty variable is none, so it doesn't hide what the file says.
     let file = cofferdam.file("daemon.toml", "[store]\nblob_service_addr = '/var/store'");
-    let arguments = [OsStr::new("daemon"), "--check-config".as_ref(), "--config".as_ref(), file.as_os_str()];
-    cofferdam.command_with(&[("BLOB_SERVICE_ADDR", Path::new(""))], arguments).exits_with(2).says("no scheme");
-    let nowhere = cofferdam.command(["daemon", "--check-config", "--config", "nowhere.toml"]);
+    let variables = |value| [("BLOB_SERVICE_ADDR", Path::new(value))];
+    cofferdam.command_with(&variables(""), check_config(&file)).exits_with(2).says("daemon.toml:2").says("no scheme");
+    cofferdam.command_with(&variables("memory://"), check_config(&file)).succeeds();
+    let nowhere = cofferdam.command(check_config(Path::new("nowhere.toml")));
     nowhere.exits_with(2).says("nowhere.toml");
     // Nothing but the checks was done.
     assert!(!cofferdam.run_directory().exists());
+}
+
+#[test]
+fn all_that_is_wrong_with_a_configuration_is_reported_at_once() {
+    let cofferdam = Cofferdam::new();
+    let text = "colour = 'red'\nvmm = 'cloud-hypervisor'\nimage = '/nowhere'\n[budget]\ncpus = 0\nmemory = '1M'\n";
+    let file = cofferdam.file("daemon.toml", text);
+    let variable = [("COFFERDAM_CLOUD_HYPERVISOR", Path::new("/nowhere"))];
+    let told = cofferdam.command_with(&variable, check_config(&file)).exits_with(2);
+    let lines = ["1: colour", "2: vmm = 'cloud-hypervisor'", "3: image", "5: budget.cpus", "6: budget.memory"];
+    let says_all =
+        |outcome| lines.iter().fold(outcome, |told: Outcome, line| told.says(&format!("daemon.toml:{line}")));
+    says_all(told);
+    // The daemon itself starts with nothing less.
+    let arguments = [OsStr::new("daemon"), "--config".as_ref(), file.as_os_str()];
+    says_all(cofferdam.command_with(&variable, arguments).exits_with(2));
+    // What the host lacks is no fault of the configuration's.
+    let cofferdam = Cofferdam::with_image("/nowhere/image");
+    let told = cofferdam.command(check_config(&cofferdam.file("daemon.toml", ""))).exits_with(3);
+    told.says("image: the guest image lacks /nowhere/image/");
+}
+
+#[test]
+fn the_documented_configuration_is_right() {
+    let cofferdam = Cofferdam::new();
+    let authority = Authority::new().unwrap();
+    authority.sign(&cofferdam, "host").unwrap();
+    authority.sign(&cofferdam, "clients").unwrap();
+    let document = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/daemon.md")).unwrap();
+    let (_, example) = document.split_once("```toml\n").unwrap();
+    let (example, _) = example.split_once("```").unwrap();
+    // The files that it names are elsewhere here.
+    let (files, image) = (cofferdam.files(), cofferdam_tests::image().0);
+    let example = [
+        ("/etc/cofferdam/", format!("{}/", files.display())),
+        ("\"/usr/share/cofferdam/image\"", format!("{image:?}")),
+        ("= \"/usr/share/zoneinfo\"", format!("= {files:?}")),
+    ]
+    .into_iter()
+    .fold(example.to_owned(), |example, (named, here)| {
+        assert!(example.contains(named), "{named}");
+        example.replace(named, &here)
+    });
+    cofferdam.command(check_config(&cofferdam.file("daemon.toml", example))).succeeds();
 }
 
 #[test]
@@ -89,10 +153,25 @@ fn emulation_must_be_allowed_and_the_socket_is_private() {
     }
 }
 
+#[test]
+fn strangers_on_the_network_are_let_in_only_if_that_is_said() {
+    let cofferdam = Cofferdam::new();
+    let open = ["daemon", "--allow-emulation", "--listen", "0.0.0.0:0"];
+    cofferdam.command(open).exits_with(2).says("listen: anybody").says("--allow-anonymous-tcp");
+    // systemd's socket, which no configuration names.
+    let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    activated(&cofferdam, &listener, &[], &[]).end().exits_with(2).says(&format!("{addr}: anybody"));
+    let allowed = cofferdam.start_command(open.into_iter().chain(["--allow-anonymous-tcp"]));
+    assert!(allowed.stdout_lines(1)[0].starts_with("grpc+http://0.0.0.0:"));
+    allowed.signal(Signal::SIGTERM);
+    allowed.end().succeeds();
+}
+
 /// A daemon with a socket of systemd's, who names the process that it starts, and hands over descriptors from 3 on.
 fn activated(
     cofferdam: &Cofferdam,
-    listener: &UnixListener,
+    listener: &(impl AsFd + AsRawFd),
     arguments: &[&OsStr],
     variables: &[(&str, &OsStr)],
 ) -> Running {
@@ -352,8 +431,7 @@ async fn metrics_count_builds_and_traces_have_a_span_a_phase() {
     let ended = tokio::task::block_in_place(|| daemon.end().succeeds());
     let lines =
         ended.stderr.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("a line is JSON"));
-    let about_builds: Vec<_> =
-        lines.filter(|line| line["target"].as_str().unwrap().contains("service::farm")).collect();
+    let about_builds: Vec<_> = lines.filter(|line| line["target"].as_str().unwrap().contains("::scheduler")).collect();
     let said: Vec<_> = about_builds.iter().map(|line| line["message"].as_str().unwrap()).collect();
     assert_eq!(said, ["accepted", "started", "ended", "draining"]);
     let end = &about_builds[2];
@@ -370,29 +448,4 @@ async fn metrics_count_builds_and_traces_have_a_span_a_phase() {
         assert!(build.start_time_unix_nano <= span.start_time_unix_nano);
         assert!(span.end_time_unix_nano <= build.end_time_unix_nano);
     }
-}
-
-#[test]
-fn a_client_made_from_the_published_protocol_in_another_language_builds() {
-    let cofferdam = Cofferdam::new();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let generated = cofferdam.files().join("generated");
-    fs::create_dir(&generated).unwrap();
-    // Debian's own Python, which has Debian's packages.
-    let made = Command::new("/usr/bin/python3")
-        .args(["-m", "grpc_tools.protoc"])
-        .args(["host/proto", "host/castore/proto"].map(|include| format!("-I{}", root.join(include).display())))
-        .args(["--python_out", "--grpc_python_out"].map(|kind| format!("{kind}={}", generated.display())))
-        .args(["cofferdam_v1.proto", "snix_build_v1.proto", "castore.proto"])
-        .output()
-        .expect("python3 can be started; if it is missing, run: images/setup.sh");
-    assert!(made.status.success(), "{}\nimages/setup.sh installs it", String::from_utf8_lossy(&made.stderr));
-    let daemon = Daemon::start(&cofferdam, "");
-    let client = Command::new("/usr/bin/python3")
-        .arg(root.join("tests/clients/client.py"))
-        .args([cofferdam.files().join("daemon.sock"), generated])
-        .output()
-        .expect("python3 was there a moment ago");
-    assert!(client.status.success(), "{}", String::from_utf8_lossy(&client.stderr));
-    daemon.end().succeeds();
 }

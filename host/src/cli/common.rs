@@ -11,12 +11,13 @@ use super::{CliError, StoreAddrs, print};
 #[command(next_help_heading = "Store and daemon")]
 pub(super) struct StoreArgs {
     /// Where blobs are: memory://, file:///DIRECTORY, objectstore+URL (file, s3, gs, az, https, …),
-    /// near:///DIRECTORY?size=SIZE&far=ADDR, a cache in front of another one, or grpc+http://HOST:PORT, grpc+https://HOST:PORT
-    /// or grpc+unix:///SOCKET [default: the daemon's store, or without a daemon one in the state directory]
+    /// cache:///DIRECTORY?size=SIZE&remote=ADDR, a cache in front of the store ADDR, or grpc+http://HOST:PORT,
+    /// grpc+https://HOST:PORT or grpc+unix:///SOCKET [default: the daemon's store, or without a daemon one in the state
+    /// directory]
     #[arg(long, global = true, env = "BLOB_SERVICE_ADDR", value_name = "ADDR")]
     pub(super) blob_service_addr: Option<String>,
-    /// Where directories are: memory://, redb:///FILE, objectstore+URL, near:///DIRECTORY?size=SIZE&far=ADDR or over gRPC
-    /// as blobs [default: as for blobs]
+    /// Where directories are: memory://, redb:///FILE, objectstore+URL, cache:///DIRECTORY?size=SIZE&remote=ADDR or over
+    /// gRPC as blobs [default: as for blobs]
     #[arg(long, global = true, env = "DIRECTORY_SERVICE_ADDR", value_name = "ADDR")]
     pub(super) directory_service_addr: Option<String>,
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use super::{CliError, StoreArgs, print};
-use crate::daemon::{self, Config, ListenAddr, TlsConfig};
+use crate::daemon::{self, Config, ListenAddr, Overrides, TlsConfig};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -44,6 +44,9 @@ pub(super) struct DaemonArgs {
     /// Require client certificates signed by these CAs (PEM)
     #[arg(long, requires = "tls_certificate", value_name = "FILE")]
     tls_client_ca: Option<PathBuf>,
+    /// Accept clients from other machines without client certificates
+    #[arg(long)]
+    allow_anonymous_tcp: bool,
     /// Run builds by emulation where KVM doesn't work, though that is no security boundary
     #[arg(long)]
     allow_emulation: bool,
@@ -52,14 +55,14 @@ pub(super) struct DaemonArgs {
 impl DaemonArgs {
     pub(super) async fn execute(self, store: &StoreArgs, cancel: &CancellationToken) -> Result<(), CliError> {
         let mut config = self.config.as_deref().map_or_else(|| Ok(Config::default()), Config::read)?;
-        if !self.listen.is_empty() {
-            config.listen = self.listen;
-        }
-        if let (Some(certificate), Some(key)) = (self.tls_certificate, self.tls_key) {
-            config.tls = Some(TlsConfig { certificate, key, client_ca: self.tls_client_ca });
-        }
-        config.allow_emulation |= self.allow_emulation;
-        config.store = store.addrs().or(&config.store);
+        let tls = self.tls_certificate.zip(self.tls_key);
+        config.override_with(Overrides {
+            listen: self.listen,
+            tls: tls.map(|(certificate, key)| TlsConfig { certificate, key, client_ca: self.tls_client_ca }),
+            allow_anonymous_tcp: self.allow_anonymous_tcp,
+            allow_emulation: self.allow_emulation,
+            store: store.addrs(),
+        });
         if self.check_config {
             return Ok(daemon::check(&config)?);
         }

@@ -7,32 +7,34 @@
 //!              `drain_timeout` is over ─▶ connections close
 //! ```
 
+mod check;
 mod config;
+mod problem;
 mod sockets;
 mod systemd;
 
-use std::{convert::Infallible, fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use cofferdam_castore::{
-    Store, blobservice, directoryservice,
-    grpc::{self, Certificate, Identity, Listener, RoutesBuilder, ServeOptions, Tls, serve_routes},
-    is_addr,
+    Store,
+    grpc::{self, Listener, RoutesBuilder, ServeOptions, Tls, serve_routes},
 };
-use cofferdam_images::{Image, default_dir};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use tonic::transport::{Server, ServerTlsConfig};
 
-use self::sockets::Sockets;
+use self::{
+    check::Checked,
+    sockets::{ANONYMOUS, ANONYMOUS_ADVICE, Sockets},
+};
 use crate::{
     build::{Builder, Settings, failure::Failure},
     frontend::{self, Allowed, Frontends},
-    machine::{jail::allow_descriptors, vmm},
+    machine::jail::allow_descriptors,
     records::{Machine, Records},
     scheduler::{Backend, Scheduler, SchedulerSettings},
-    state::{StateError, StoreAddrs, state_dir},
+    state::{StateError, state_dir},
     telemetry::{Metrics, Traces},
 };
-pub use config::{Config, ListenAddr, TlsConfig};
+pub use config::{Config, ListenAddr, Overrides, TlsConfig};
 
 /// Descriptors that a daemon may need: for its connections, and for what builds and readers have open.
 const MAX_DESCRIPTORS: u64 = 65_536;
@@ -43,16 +45,13 @@ const AFTER_DRAIN: Duration = Duration::from_secs(10);
 /// Whom a daemon tells where it listens, as clients write it.
 pub type Listening<'a> = &'a (dyn Fn(&str) + Send + Sync);
 
-/// Checks a configuration as far as that needs no work.
+/// Checks a configuration without opening the store or a machine.
 ///
 /// # Errors
 ///
-/// What is wrong with it.
+/// All that is wrong with it, and all that this host lacks for it.
 pub fn check(config: &Config) -> Result<(), Failure> {
-    config.options()?;
-    vmm_asked(config)?;
-    check_addresses(&config.store)?;
-    config.tls.as_ref().map_or(Ok(()), |files| tls(files).map(drop))
+    check::check(config).map(drop)
 }
 
 /// Runs a daemon until `cancel`, and then until its builds have ended. It tells `listening` each of its addresses.
@@ -61,18 +60,19 @@ pub fn check(config: &Config) -> Result<(), Failure> {
 ///
 /// It can't start, or can't go on.
 pub async fn run(config: &Config, listening: Listening<'_>, cancel: &CancellationToken) -> Result<(), Failure> {
-    let options = config.options()?;
-    let asked = vmm_asked(config)?;
+    let Checked { options, image, vmm, tls } = check::check(config)?;
+    tracing::info!(kind = %vmm.kind, accelerator = %vmm.accelerator, reason = vmm.reason, "VMM chosen");
     allow_descriptors(MAX_DESCRIPTORS);
     let state = state_dir()?;
     let records = Records::open(&state.join("records"), config.retention())
         .map_err(|error| failed("can't keep records of builds", &error))?;
     let store = config.store.open()?;
-    let settings = settings(config, asked, &state)?;
+    let mut settings = Settings::new(image, vmm, state.join("run"));
+    config.apply(&mut settings);
     let machine = Machine::from(&settings.vmm);
     let builder = Builder::new(store.clone(), settings).map_err(|error| failed("can't run builds here", &error))?;
     let mut sockets = Sockets::default();
-    let listeners = listen(config, &state, &mut sockets, listening).await?;
+    let listeners = listen(config, &state, tls.as_ref(), &mut sockets, listening).await?;
     let metrics = Arc::new(Metrics::new(state.clone()));
     let traces = config.traces.as_ref().map(|traces| Traces::to(&traces.endpoint.0)).transpose();
     let traces = traces.map_err(|error| wrong("traces.endpoint can't be used", &error))?;
@@ -128,64 +128,15 @@ impl From<StateError> for Failure {
     }
 }
 
-/// What can be told of the store's addresses without opening it.
-fn check_addresses(store: &StoreAddrs) -> Result<(), Failure> {
-    let (blobs, directories) = store.resolve()?;
-    let wrong = |error| Failure::from(StateError::Addr(error));
-    // Nothing is opened at an address that is refused.
-    if !is_addr(&blobs) || blobs.starts_with("redb:") {
-        blobservice::from_addr(&blobs).map_err(wrong)?;
-    }
-    if !is_addr(&directories) || directories.starts_with("file:") {
-        directoryservice::from_addr(&directories).map_err(wrong)?;
-    }
-    Ok(())
-}
-
-fn vmm_asked(config: &Config) -> Result<Option<vmm::Kind>, Failure> {
-    match (config.vmm, &config.cpu_model) {
-        (Some(config::VmmName::CloudHypervisor), Some(_)) => Err(Failure::wrong(
-            "configuration",
-            "cloud-hypervisor shows builds the host's CPU, whatever cpu_model says",
-        )),
-        (Some(config::VmmName::CloudHypervisor), None) => Ok(Some(vmm::Kind::CloudHypervisor)),
-        (Some(config::VmmName::Qemu), _) | (None, Some(_)) => Ok(Some(vmm::Kind::Qemu)),
-        (None, None) => Ok(None),
-    }
-}
-
-fn settings(config: &Config, asked: Option<vmm::Kind>, state: &Path) -> Result<Settings, Failure> {
-    let image = Image::open(&config.image.clone().unwrap_or_else(default_dir))
-        .map_err(|error| failed("there is no guest image to boot", &error))?;
-    let choice = vmm::choose(asked)
-        .map_err(|error| failed("no virtual machine can run here", &error).advised("cofferdam doctor"))?;
-    tracing::info!(kind = %choice.kind, accelerator = %choice.accelerator, reason = choice.reason, "VMM chosen");
-    if choice.accelerator == vmm::Accelerator::Tcg && !config.allow_emulation {
-        let why = "builds could only be emulated here (QEMU TCG), which is no security boundary";
-        let advice =
-            "`cofferdam doctor` tells what KVM lacks; or --allow-emulation, in the configuration allow_emulation";
-        return Err(Failure::executor("emulation", why).advised(advice));
-    }
-    if config.nested && choice.accelerator == vmm::Accelerator::Kvm && !vmm::kvm_nests() {
-        let why = "builds can run no VMs of their own here: this host's KVM has `nested` off";
-        let advice =
-            "`modprobe -r kvm_intel; modprobe kvm_intel nested=1`, or the same with kvm_amd; or nested = false";
-        return Err(Failure::wrong("configuration", why).advised(advice));
-    }
-    let mut settings = Settings::new(image, choice, state.join("run"));
-    config.apply(&mut settings);
-    Ok(settings)
-}
-
 /// Listeners wherever it is said, or at the default.
 async fn listen(
     config: &Config,
     state: &Path,
+    tls: Option<&Tls>,
     sockets: &mut Sockets,
     listening: Listening<'_>,
 ) -> Result<Vec<Listener>, Failure> {
-    let tls = config.tls.as_ref().map(tls).transpose()?;
-    let mut listeners = sockets::inherited(tls.as_ref())
+    let mut listeners = sockets::inherited(tls)
         .map_err(|error| failed("can't listen on the sockets that systemd passes on", &error))?;
     let mut addrs: Vec<_> = config.listen.iter().map(|ListenAddr(addr)| addr.clone()).collect();
     if addrs.is_empty() && listeners.is_empty() {
@@ -194,8 +145,13 @@ async fn listen(
     // systemd's sockets may be named in the configuration, too.
     addrs.retain(|addr| !listeners.iter().any(|(_, reached_at)| reached_at.ends_with(&format!("://{addr}"))));
     for addr in &addrs {
-        let bound = sockets.bind(addr, tls.as_ref(), config.socket_mode.0).await;
+        let bound = sockets.bind(addr, tls, config.socket_mode.0).await;
         listeners.push(bound.map_err(|error| failed(format!("can't listen on {addr:?}"), &error))?);
+    }
+    // The check doesn't know systemd's sockets, and names may resolve to other addresses now.
+    let anonymous = listeners.iter().find_map(|(listener, _)| sockets::anonymous_addr(listener));
+    if let Some(addr) = anonymous.filter(|_| !config.allow_anonymous_tcp) {
+        return Err(Failure::wrong("configuration", format!("{addr}: {ANONYMOUS}")).advised(ANONYMOUS_ADVICE));
     }
     listeners.iter().for_each(|(_, reached_at)| listening(reached_at));
     Ok(listeners.into_iter().map(|(listener, _)| listener).collect())
@@ -211,21 +167,6 @@ async fn serve_metrics(
     let (addr, serving) = served.map_err(|error| failed(format!("can't serve metrics on {addr}"), &error))?;
     listening(&format!("http://{addr}/metrics"));
     Ok(AbortOnDropHandle::new(tokio::spawn(serving)))
-}
-
-fn tls(files: &TlsConfig) -> Result<Tls, Failure> {
-    let read = |path: &Path| fs::read(path).map_err(|error| wrong(format!("can't read {}", path.display()), &error));
-    let usable = |tls: ServerTlsConfig, what: String| match Server::builder().tls_config(tls) {
-        Err(error) => Err(wrong(format!("{what} can't be used for TLS"), &error)),
-        Ok(_) => Ok(()),
-    };
-    let identity = Identity::from_pem(read(&files.certificate)?, read(&files.key)?);
-    let tls = ServerTlsConfig::new().identity(identity.clone());
-    usable(tls.clone(), format!("the certificate {:?} with the key {:?}", files.certificate, files.key))?;
-    let Some(path) = &files.client_ca else { return Ok(Tls { identity, client_ca: None }) };
-    let client_ca = Certificate::from_pem(read(path)?);
-    usable(tls.client_ca_root(client_ca.clone()), format!("the authorities' certificates {path:?}"))?;
-    Ok(Tls { identity, client_ca: Some(client_ca) })
 }
 
 async fn serve(

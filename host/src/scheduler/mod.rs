@@ -18,7 +18,7 @@
 //! Equal submissions share one build. It is cancelled when its last [`Subscription`] is dropped, unless one of its
 //! submissions was detached.
 //!
-//! Every operation on a build names its client, and [`access`] decides whether that client may do it.
+//! Every operation on a build names its client, and `access` decides whether that client may do it.
 
 mod access;
 mod active_build;

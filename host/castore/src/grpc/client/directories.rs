@@ -12,7 +12,6 @@ use tonic::Code;
 
 use super::{
     super::{EncodedDirectory, Package, chain, services::directory_service_client::DirectoryServiceClient},
-    blobs::to_bytes,
     download::{Download, Outlet},
     peer::{Peer, Readdressed},
     upload::{Outgoing, Upload},
@@ -25,9 +24,9 @@ use crate::{
     runtime::spawn,
 };
 
-/// Directories elsewhere, over gRPC.
+/// The directories of a peer, over gRPC.
 ///
-/// Every directory is checked against its digest. A peer wants whole trees: for a directory that is put alone, what is
+/// Every directory is checked against its digest. A peer takes whole trees only: to put a single directory, everything
 /// below it is got from the peer and put again.
 #[derive(Debug, Clone)]
 pub struct GrpcDirectoryService {
@@ -41,7 +40,7 @@ impl GrpcDirectoryService {
         Self { peer, package: Arc::default() }
     }
 
-    /// The client for the name under which the peer has the service, which is found out once.
+    /// A client for the package under which the peer has the service. The first call asks the peer.
     async fn client(&self) -> io::Result<DirectoryServiceClient<Readdressed>> {
         let package = match self.package.get() {
             Some(package) => *package,
@@ -105,7 +104,7 @@ impl GrpcDirectoryService {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
-        // Directories that came before are no sign of life.
+        // Repeated directories do not extend the deadline.
         let mut deadline = Instant::now() + self.peer.idle_timeout;
         let (mut directories, mut bytes) = (0, 0);
         loop {
@@ -134,7 +133,7 @@ impl GrpcDirectoryService {
     }
 }
 
-/// A whole tree, each directory after all that it refers to.
+/// The directories of a tree, each after those that it refers to.
 fn leaves_first(root: B3Digest, mut tree: HashMap<B3Digest, Directory>) -> Vec<Directory> {
     enum Step {
         Visit(B3Digest),
@@ -158,7 +157,7 @@ fn leaves_first(root: B3Digest, mut tree: HashMap<B3Digest, Directory>) -> Vec<D
 }
 
 fn request(digest: &B3Digest, recursive: bool) -> GetDirectoryRequest {
-    GetDirectoryRequest { by_what: Some(ByWhat::Digest(to_bytes(digest))), recursive }
+    GetDirectoryRequest { by_what: Some(ByWhat::Digest((*digest).into())), recursive }
 }
 
 #[async_trait]
@@ -217,7 +216,7 @@ impl DirectoryService for GrpcDirectoryService {
 struct GrpcDirectoryPutter<'a> {
     service: &'a GrpcDirectoryService,
     order: LeavesFirst,
-    /// From the first directory on; gone when it has failed.
+    /// Started with the first directory. `None` again after a failure.
     upload: Option<Upload<EncodedDirectory>>,
 }
 
@@ -259,10 +258,10 @@ impl DirectoryPutter for GrpcDirectoryPutter<'_> {
 }
 
 fn broken() -> io::Error {
-    io::Error::other("sending this tree has failed; put it anew")
+    io::Error::other("sending this tree failed: put it again")
 }
 
-/// Sends a tree; returns the digest that the peer answers.
+/// Sends a tree, and returns the digest that the peer answers.
 async fn put(service: GrpcDirectoryService, messages: Outgoing<EncodedDirectory>) -> io::Result<Vec<u8>> {
     let answered = service.client().await?.put(messages).await;
     Ok(answered.map_err(|status| service.peer.refused(&status))?.into_inner().root_digest.into())

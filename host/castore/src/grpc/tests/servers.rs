@@ -169,7 +169,7 @@ async fn a_server_that_takes_nothing_is_given_up_and_fills_no_memory() {
         assert!(taken < 8 * 1024 * 1024);
     };
     assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-    assert!(writer.close().await.unwrap_err().to_string().contains("write it anew"));
+    assert!(writer.close().await.unwrap_err().to_string().contains("write it again"));
     // And one that takes it all but has no answer.
     assert_eq!(put(&blobs, CONTENTS).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
 }
@@ -403,5 +403,5 @@ async fn a_server_that_takes_no_directories_is_given_up() {
         assert!(put < 500);
     };
     assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-    assert!(putter.put(leaf("x")).await.unwrap_err().to_string().contains("put it anew"));
+    assert!(putter.put(leaf("x")).await.unwrap_err().to_string().contains("put it again"));
 }

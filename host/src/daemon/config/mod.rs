@@ -1,0 +1,304 @@
+//! The daemon's configuration file.
+
+mod source;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use cofferdam_protocol::tree;
+use serde::{Deserialize, Deserializer};
+
+pub(super) use self::source::Key;
+use self::source::Source;
+pub use self::values::ListenAddr;
+pub(super) use self::values::{Count, Endpoint, GuestPath, Size, SocketMode, Time, VmmName};
+use super::problem::{Place, Problem};
+use crate::{
+    build::{Options, SHELL_TIMEOUT, Settings, failure::Failure},
+    records::Retention,
+    request::Host,
+    scheduler::queue::{Bounds, Budget},
+    state::StoreAddrs,
+};
+
+/// Share of the host's memory that builds may use by default, in percent.
+const DEFAULT_MEMORY_PERCENT: u64 = 75;
+
+/// How a daemon is set up. What is left out has a default.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The file that it was read from.
+    #[serde(skip)]
+    source: Option<Source>,
+    /// Settings of the file whose values don't fit, and so have the default here.
+    #[serde(skip)]
+    unread: Vec<(Key, Problem)>,
+    /// Settings that come from flags or the environment instead of the file.
+    #[serde(skip)]
+    overridden: Vec<Key>,
+    /// Where to listen, as with `--listen`.
+    pub(crate) listen: Vec<ListenAddr>,
+    /// The permissions of Unix sockets.
+    pub(super) socket_mode: SocketMode,
+    /// Accept clients from other machines that prove nothing about who they are.
+    pub(super) allow_anonymous_tcp: bool,
+    /// Run builds without hardware virtualisation.
+    pub(crate) allow_emulation: bool,
+    /// Whether an earlier success answers an equal request.
+    pub(super) reuse: Option<bool>,
+    pub(super) image: Option<PathBuf>,
+    pub(super) vmm: Option<VmmName>,
+    pub(super) cpu_model: Option<String>,
+    pub(super) hugepages: bool,
+    /// Run builds that ask for the network without it, instead of refusing them.
+    pub(super) withhold_network: bool,
+    /// Let builds that ask for `/dev/kvm` run VMs of their own.
+    pub(super) nested: bool,
+    /// What builds may be shown, read-only: where they see it, and what it is on the host.
+    pub(super) host_paths: BTreeMap<GuestPath, PathBuf>,
+    pub(super) connect_timeout: Option<Time>,
+    /// How long running builds may go on after SIGTERM.
+    pub(super) drain_timeout: Option<Time>,
+    pub(crate) tls: Option<TlsConfig>,
+    #[serde(deserialize_with = "store_addrs")]
+    pub(crate) store: StoreAddrs,
+    pub(super) budget: BudgetConfig,
+    pub(super) queue: QueueConfig,
+    pub(super) build: BuildConfig,
+    pub(super) records: RecordsConfig,
+    pub(super) metrics: Option<MetricsConfig>,
+    pub(super) traces: Option<TracesConfig>,
+}
+
+/// The daemon's certificate and key, and the CAs of its clients.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) client_ca: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct StoreConfig {
+    blob_service_addr: Option<String>,
+    directory_service_addr: Option<String>,
+}
+
+fn store_addrs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<StoreAddrs, D::Error> {
+    let StoreConfig { blob_service_addr, directory_service_addr } = StoreConfig::deserialize(deserializer)?;
+    Ok(StoreAddrs { blobs: blob_service_addr, directories: directory_service_addr })
+}
+
+/// What all builds may use together.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct BudgetConfig {
+    memory: Option<Size>,
+    cpus: Option<Count>,
+    builds: Option<Count>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct QueueConfig {
+    max: Option<Count>,
+    max_per_client: Option<Count>,
+}
+
+/// Where Prometheus asks.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MetricsConfig {
+    pub(super) listen: SocketAddr,
+}
+
+/// Where OpenTelemetry's spans go, by OTLP over gRPC.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TracesConfig {
+    pub(super) endpoint: Endpoint,
+}
+
+/// What is kept of finished builds.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RecordsConfig {
+    max_age: Option<Time>,
+    max_size: Option<Size>,
+}
+
+/// What one build may use.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct BuildConfig {
+    memory: Option<Size>,
+    cpus: Option<Count>,
+    scratch_size: Option<Size>,
+    timeout: Option<Time>,
+    silence: Option<Time>,
+    processes: Option<Count>,
+    log_limit: Option<Size>,
+    output_limit: Option<Size>,
+    output_files: Option<Count>,
+    keep_failed: bool,
+    shell_timeout: Option<Time>,
+}
+
+/// Flags and variables of the environment. They take precedence over the file.
+#[derive(Debug, Default)]
+pub struct Overrides {
+    /// Where to listen, if anywhere is named.
+    pub listen: Vec<ListenAddr>,
+    /// The certificate, its key and the CAs of clients.
+    pub tls: Option<TlsConfig>,
+    /// Accept clients from other machines that prove nothing about who they are.
+    pub allow_anonymous_tcp: bool,
+    /// Run builds without hardware virtualisation.
+    pub allow_emulation: bool,
+    /// The store.
+    pub store: StoreAddrs,
+}
+
+impl Config {
+    /// Reads a file. Settings that can't be read are reported by [`check`](super::check), with everything else that is
+    /// wrong.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read, or is no TOML.
+    pub fn read(path: &Path) -> Result<Self, Failure> {
+        Self::from_source(Source::read(path)?)
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(text: &str) -> Self {
+        Self::from_source(Source::of(text)).expect("tests write TOML")
+    }
+
+    fn from_source(source: Source) -> Result<Self, Failure> {
+        let (mut config, unread) = source.parse::<Self>()?;
+        (config.source, config.unread) = (Some(source), unread);
+        Ok(config)
+    }
+
+    /// Takes in flags and variables.
+    pub fn override_with(&mut self, overrides: Overrides) {
+        let Overrides { listen, tls, allow_anonymous_tcp, allow_emulation, store } = overrides;
+        if !listen.is_empty() {
+            self.listen = listen;
+            self.overridden.push("listen".into());
+        }
+        if tls.is_some() {
+            self.tls = tls;
+            self.overridden.push("tls".into());
+        }
+        self.allow_anonymous_tcp |= allow_anonymous_tcp;
+        self.allow_emulation |= allow_emulation;
+        for (addr, key) in
+            [(&store.blobs, "store.blob_service_addr"), (&store.directories, "store.directory_service_addr")]
+        {
+            if addr.as_ref().is_some_and(|addr| !addr.is_empty()) {
+                self.overridden.push(key.into());
+            }
+        }
+        self.store = store.or(&self.store);
+        let overridden = &self.overridden;
+        self.unread.retain(|(key, _)| !overridden.iter().any(|by| key.is_in(by)));
+    }
+
+    /// The settings of the file that can't be read.
+    pub(super) fn unread(&self) -> impl Iterator<Item = &Problem> {
+        self.unread.iter().map(|(_, problem)| problem)
+    }
+
+    /// Whether this setting, and every setting in it, has the value that its author wanted.
+    pub(super) fn is_read(&self, key: &str) -> bool {
+        let key = key.into();
+        !self.unread.iter().any(|(unread, _)| unread.is_in(&key))
+    }
+
+    /// Where a setting comes from: the file, or else no place but its key.
+    pub(super) fn place(&self, key: &Key) -> Place {
+        let in_file = self.source.as_ref().filter(|_| !self.overridden.iter().any(|by| key.is_in(by)));
+        let place = in_file.and_then(|source| source.find(key));
+        place.unwrap_or_else(|| Place { line: None, text: key.to_string() })
+    }
+
+    /// What one build may use.
+    pub(super) fn options(&self) -> Options {
+        let (default, build) = (Options::default(), &self.build);
+        let bytes = |set: Option<Size>, default| set.map_or(default, |Size(bytes)| bytes);
+        let budget = self.budget();
+        Options {
+            memory_bytes: bytes(build.memory, default.memory_bytes.min(budget.memory_bytes)),
+            cpus: build.cpus.map_or(default.cpus.min(budget.cpus), |Count(cpus)| cpus),
+            scratch_bytes: bytes(build.scratch_size, default.scratch_bytes),
+            timeout: build.timeout.map_or(default.timeout, |Time(time)| time),
+            silence: build.silence.map(|Time(time)| time).or(default.silence),
+            processes: build.processes.map_or(default.processes, |Count(processes)| processes),
+            log_bytes: bytes(build.log_limit, default.log_bytes),
+            outputs: tree::Limits {
+                bytes: bytes(build.output_limit, default.outputs.bytes),
+                entries: build.output_files.map_or(default.outputs.entries, |Count(files)| files.into()),
+            },
+            keep_failed: build.keep_failed,
+            shell: None,
+        }
+    }
+
+    /// What all builds may use.
+    pub(super) fn budget(&self) -> Budget {
+        let cpus = std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX));
+        let memory = Host::this().memory_bytes / 100 * DEFAULT_MEMORY_PERCENT;
+        Budget {
+            memory_bytes: self.budget.memory.map_or(memory, |Size(bytes)| bytes),
+            cpus: self.budget.cpus.map_or(cpus, |Count(cpus)| cpus),
+            builds: self.budget.builds.map_or(u32::MAX, |Count(builds)| builds),
+        }
+    }
+
+    /// How many builds may wait.
+    pub(super) fn bounds(&self) -> Bounds {
+        let count = |set: Option<Count>, default| set.map_or(default, |Count(count)| count as usize);
+        Bounds { queued: count(self.queue.max, 1000), queued_per_client: count(self.queue.max_per_client, 250) }
+    }
+
+    /// What is kept of finished builds.
+    pub(super) fn retention(&self) -> Retention {
+        let default = Retention::default();
+        Retention {
+            max_age: self.records.max_age.map_or(default.max_age, |Time(time)| time),
+            max_bytes: self.records.max_size.map_or(default.max_bytes, |Size(bytes)| bytes),
+        }
+    }
+
+    /// The settings of every build, once the rest is known.
+    pub(super) fn apply(&self, settings: &mut Settings) {
+        settings.cpu_model.clone_from(&self.cpu_model);
+        settings.hugepages = self.hugepages;
+        settings.withhold_network = self.withhold_network;
+        settings.nested = self.nested;
+        settings.ro_paths =
+            self.host_paths.iter().map(|(GuestPath(seen), host)| (seen.clone(), host.clone())).collect();
+        settings.connect_timeout = self.connect_timeout.map_or(settings.connect_timeout, |Time(time)| time);
+    }
+
+    /// How long somebody may look around in a failed build.
+    pub(super) fn max_shell(&self) -> Duration {
+        self.build.shell_timeout.map_or(SHELL_TIMEOUT, |Time(time)| time)
+    }
+
+    pub(super) fn drain_timeout(&self) -> Duration {
+        self.drain_timeout.map_or(Duration::from_secs(10 * 60), |Time(time)| time)
+    }
+}

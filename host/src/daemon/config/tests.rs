@@ -1,0 +1,133 @@
+use super::*;
+use crate::daemon::problem::failure;
+
+fn config(text: &str) -> Config {
+    Config::from_source(Source::of(text)).unwrap()
+}
+
+/// What is said of the settings that can't be read.
+fn unread(text: &str) -> String {
+    match Config::from_source(Source::of(text)) {
+        Ok(config) => failure(config.unread().cloned().collect()).message,
+        Err(failure) => failure.message,
+    }
+}
+
+#[test]
+fn a_whole_configuration_is_read() {
+    let text = r#"
+        listen = ["/run/x", "[::1]:8000", "localhost:8000"]
+        socket_mode = 0o660
+        allow_emulation = true
+        drain_timeout = "1m"
+        vmm = "cloud-hypervisor"
+        [tls]
+        certificate = "c"
+        key = "k"
+        client_ca = "a"
+        [budget]
+        memory = "8G"
+        cpus = 16
+        builds = 4
+        [queue]
+        max = 10
+        [build]
+        memory = 1073741824
+        cpus = 4
+        timeout = "2h"
+    "#;
+    let config = config(text);
+    assert_eq!(config.unread().count(), 0);
+    let options = config.options();
+    assert_eq!((options.memory_bytes, options.cpus), (1 << 30, 4));
+    assert_eq!(options.timeout, Duration::from_secs(7200));
+    assert_eq!(config.budget(), Budget { memory_bytes: 8 << 30, cpus: 16, builds: 4 });
+    assert_eq!((config.bounds().queued, config.socket_mode.0), (10, 0o660));
+}
+
+#[test]
+fn a_value_that_does_not_fit_is_reported_with_its_line_and_its_key() {
+    for (text, words) in [
+        ("colour = 'red'", "test.toml:1: colour = 'red': unknown field `colour`"),
+        ("\n[build]\nmemory = 'lots'", "test.toml:3: build.memory = 'lots': \"lots\" is not a size"),
+        ("[build]\ntimeout = 90", "test.toml:2: build.timeout = 90: \"90\" is not a time with its unit"),
+        ("[budget]\ncpus = 0", "test.toml:2: budget.cpus = 0: \"0\" is not a number greater than 0: must not be 0"),
+        ("[budget]\ncpus = -1", "budget.cpus = -1: \"-1\" is not a number greater than 0: invalid digit"),
+        ("socket_mode = 0o777", "test.toml:1: socket_mode = 0o777: 0o777 is no mode of a socket: write 0o600"),
+        ("listen = ['run/x']", "test.toml:1: listen = 'run/x': \"run/x\" is not an address to listen on"),
+        ("listen = ['host']", "listen = 'host': \"host\" is not an address to listen on"),
+        ("listen = ['::1:99999']", "listen = '::1:99999': \"::1:99999\" is not an address to listen on"),
+        ("listen = [':80']", "listen = ':80': \":80\" is not an address to listen on"),
+        ("[traces]\nendpoint = 'localhost:4317'", "test.toml:2: traces.endpoint = 'localhost:4317': "),
+        ("[traces]\nendpoint = 'https://localhost:4317'", "write http://HOST:PORT"),
+        ("vmm = 'firecracker'", "vmm = 'firecracker': unknown variant `firecracker`, expected `cloud-hypervisor`"),
+        ("[metrics]\nlisten = 'here'", "test.toml:2: metrics.listen = 'here': invalid socket address"),
+        ("\n[tls]\nkey = 'k'", "test.toml:2: tls: missing field `certificate`"),
+        ("tls = { key = 'k' }", "test.toml:1: tls = { key = 'k' }: missing field `certificate`"),
+        ("tls.key = 'k'", "test.toml:1: tls: missing field `certificate`"),
+        (
+            "[host_paths]\n'/dev/kvm' = '/x'",
+            "test.toml:2: host_paths.\"/dev/kvm\" = '/x': the path \"/dev/kvm\" lies in",
+        ),
+        ("listen = [", "test.toml:1: unclosed array"),
+        ("image = 1\nimage = 2", "test.toml:2: duplicate key"),
+    ] {
+        let message = unread(text);
+        assert!(message.contains(words), "{text}: {message}");
+    }
+}
+
+#[test]
+fn every_value_that_does_not_fit_is_reported() {
+    let text = "\
+        colour = 'red'\n\
+        listen = [\n\
+        '/run/x',\n\
+        'here',\n\
+        'there',\n\
+        ]\n\
+        [build]\n\
+        memory = 'lots'\n\
+        cpus = 2\n\
+        timeout = 90\n\
+        [tls]\n\
+        key = 'k'\n";
+    let places = ["1: colour", "4: listen = 'here'", "5: listen = 'there'", "8: build.memory", "10: build.timeout"];
+    let message = unread(text);
+    for place in places.into_iter().chain(["11: tls: missing"]) {
+        assert_eq!(message.matches(&format!("test.toml:{place}")).count(), 1, "{place}: {message}");
+    }
+    assert_eq!(message.matches("test.toml").count(), 6, "{message}");
+    // The others are read all the same.
+    let config = config(text);
+    assert_eq!((config.listen.len(), config.options().cpus), (1, 2));
+    assert!(config.is_read("budget") && !config.is_read("tls") && !config.is_read("build"));
+    let flood: String = (0..200).map(|number| format!("key_{number} = 1\n")).collect();
+    assert_eq!(unread(&flood).matches("test.toml").count(), 51, "the rest can wait");
+    assert_eq!(unread("a = \nb = \n").matches("test.toml").count(), 2, "of what is no TOML, too");
+}
+
+#[test]
+fn flags_hide_what_the_file_says() {
+    let mut config =
+        config("listen = ['here']\n[store]\nblob_service_addr = '/file'\ndirectory_service_addr = '/file'");
+    assert_eq!(config.unread().count(), 1);
+    let store = StoreAddrs { blobs: Some("flag".to_owned()), directories: Some(String::new()) };
+    config.override_with(Overrides { listen: vec!["/run/x".parse().unwrap()], store, ..Overrides::default() });
+    assert_eq!(config.unread().count(), 0);
+    assert_eq!(config.place(&"store.blob_service_addr".into()).text, "store.blob_service_addr");
+    let quoted = config.place(&"store.directory_service_addr".into()).text;
+    assert_eq!(quoted, "test.toml:4: store.directory_service_addr = '/file'");
+    assert_eq!(config.store, StoreAddrs { blobs: Some("flag".to_owned()), directories: Some("/file".to_owned()) });
+}
+
+#[test]
+fn every_setting_of_the_documented_example_exists() {
+    let document = include_str!("../../../../docs/daemon.md");
+    let (_, example) = document.split_once("```toml\n").unwrap();
+    let (example, _) = example.split_once("```").unwrap();
+    // Those that stand behind a `#` as well.
+    let example: String =
+        example.lines().map(|line| line.strip_prefix("# ").unwrap_or(line).to_owned() + "\n").collect();
+    assert_eq!(config(&example).unread().count(), 0, "{}", unread(&example));
+}

@@ -1,0 +1,154 @@
+//! The values that a configuration may hold, each checked as it is read.
+
+use std::{fmt, net::SocketAddr, path::Path, str::FromStr, time::Duration};
+
+use nix::sys::socket::UnixAddr;
+use serde::{Deserialize, Deserializer, de};
+use tonic::transport::Uri;
+
+use crate::{quantity, request::AbsolutePath};
+
+/// A path in builds.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+pub(in crate::daemon) struct GuestPath(pub(in crate::daemon) AbsolutePath);
+
+impl TryFrom<String> for GuestPath {
+    type Error = String;
+
+    fn try_from(path: String) -> Result<Self, String> {
+        let wrong = |rule| format!("the path {path:?} {rule}");
+        if ["/dev", "/proc"].iter().any(|taken| Path::new(&path).starts_with(taken)) {
+            return Err(wrong("lies in /dev or /proc, which are the guest's own; /dev/kvm comes with `nested = true`"));
+        }
+        AbsolutePath::new(&path).map(Self).map_err(wrong)
+    }
+}
+
+/// HOST:PORT, or the path of a Unix socket.
+#[derive(Debug, Clone)]
+pub struct ListenAddr(pub(in crate::daemon) String);
+
+impl FromStr for ListenAddr {
+    type Err = String;
+
+    fn from_str(addr: &str) -> Result<Self, String> {
+        let is_host_port =
+            |(host, port): (&str, &str)| !host.is_empty() && !host.contains([':', '/']) && port.parse::<u16>().is_ok();
+        let is_tcp = || addr.parse::<SocketAddr>().is_ok() || addr.rsplit_once(':').is_some_and(is_host_port);
+        if if addr.starts_with('/') { UnixAddr::new(Path::new(&addr)).is_ok() } else { is_tcp() } {
+            return Ok(Self(addr.to_owned()));
+        }
+        Err("write HOST:PORT, or the path of a Unix socket, which begins with a slash and has at most 107 bytes"
+            .to_owned())
+    }
+}
+
+impl<'de> Deserialize<'de> for ListenAddr {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text_or_number(deserializer, "an address to listen on", str::parse)
+    }
+}
+
+/// Of a collector.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "String")]
+pub(in crate::daemon) struct Endpoint(pub(in crate::daemon) String);
+
+impl TryFrom<String> for Endpoint {
+    type Error = String;
+
+    fn try_from(endpoint: String) -> Result<Self, String> {
+        match endpoint.parse::<Uri>() {
+            Ok(uri) if uri.scheme_str() == Some("http") => Ok(Self(endpoint)),
+            _ => Err(format!("{endpoint:?} is no address to send spans to, in clear: write http://HOST:PORT")),
+        }
+    }
+}
+
+/// A file's permissions.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "u32")]
+pub(in crate::daemon) struct SocketMode(pub(in crate::daemon) u32);
+
+impl Default for SocketMode {
+    fn default() -> Self {
+        Self(0o600)
+    }
+}
+
+impl TryFrom<u32> for SocketMode {
+    type Error = String;
+
+    fn try_from(mode: u32) -> Result<Self, String> {
+        let wrong = || format!("0o{mode:o} is no mode of a socket: write 0o600, 0o660 or 0o666");
+        if mode & !0o666 == 0 && mode & 0o600 == 0o600 { Ok(Self(mode)) } else { Err(wrong()) }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(in crate::daemon) enum VmmName {
+    CloudHypervisor,
+    Qemu,
+}
+
+/// Bytes: a number, or text such as "2G".
+#[derive(Debug, Clone, Copy)]
+pub(in crate::daemon) struct Size(pub(in crate::daemon) u64);
+
+/// A time with its unit, such as "10m".
+#[derive(Debug, Clone, Copy)]
+pub(in crate::daemon) struct Time(pub(in crate::daemon) Duration);
+
+/// A number that is not 0.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::daemon) struct Count(pub(in crate::daemon) u32);
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text_or_number(deserializer, "a size, such as \"2G\"", quantity::size).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text_or_number(deserializer, "a time with its unit, such as \"10m\"", quantity::duration).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Count {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let count = |text: &str| match text.parse() {
+            Ok(0) => Err("must not be 0".to_owned()),
+            Ok(count) => Ok(count),
+            Err(error) => Err(format!("{error}")),
+        };
+        text_or_number(deserializer, "a number greater than 0", count).map(Self)
+    }
+}
+
+/// What `parse` makes of a text, or of a number as text.
+fn text_or_number<'de, D: Deserializer<'de>, T>(
+    deserializer: D,
+    expected: &'static str,
+    parse: fn(&str) -> Result<T, String>,
+) -> Result<T, D::Error> {
+    struct Visitor<T>(&'static str, fn(&str) -> Result<T, String>);
+    impl<T> de::Visitor<'_> for Visitor<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.0)
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+            (self.1)(text).map_err(|rule| E::custom(format!("{text:?} is not {}: {rule}", self.0)))
+        }
+
+        fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
+            self.visit_str(&number.to_string())
+        }
+    }
+    deserializer.deserialize_any(Visitor(expected, parse))
+}
