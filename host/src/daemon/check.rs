@@ -12,14 +12,11 @@ use tonic::transport::{Server, ServerTlsConfig};
 
 use super::{
     config::{Config, GuestPath, Key, ListenAddr, TlsConfig, VmmName},
-    problem::{Problem, failure},
+    problem::Problem,
     sockets::{ANONYMOUS, ANONYMOUS_ADVICE, is_anonymous},
 };
 use crate::{
-    build::{
-        MAX_SCRATCH_BYTES, Options,
-        failure::{Failure, causes},
-    },
+    build::{MAX_SCRATCH_BYTES, Options, failure::causes},
     devices::paths::Shown,
     machine::vmm,
     quantity::show_size,
@@ -27,8 +24,8 @@ use crate::{
 };
 
 const EMULATION: &str = "builds could only be emulated here (QEMU TCG), which is no security boundary";
-const EMULATION_ADVICE: &str =
-    "`cofferdam doctor` tells what KVM lacks; or --allow-emulation, in the configuration allow_emulation = true";
+const EMULATION_ADVICE: &str = "make KVM work (`cofferdam doctor` shows what it lacks), or accept emulation with --allow-emulation or \
+     allow_emulation = true";
 
 /// What a daemon needs beside its configuration.
 pub(super) struct Checked {
@@ -39,7 +36,7 @@ pub(super) struct Checked {
 }
 
 /// Looks for all problems at once.
-pub(super) fn check(config: &Config) -> Result<Checked, Failure> {
+pub(super) fn check(config: &Config) -> Result<Checked, Vec<Problem>> {
     let mut checks = Checks { config, problems: config.unread().cloned().collect() };
     let options = config.options();
     checks.limits(&options);
@@ -49,7 +46,7 @@ pub(super) fn check(config: &Config) -> Result<Checked, Failure> {
     let (image, vmm, tls) = (checks.image(), checks.vmm(), checks.tls());
     match (image, vmm, tls) {
         (Some(image), Some(vmm), Some(tls)) if checks.problems.is_empty() => Ok(Checked { options, image, vmm, tls }),
-        _ => Err(failure(checks.problems)),
+        _ => Err(checks.problems),
     }
 }
 
@@ -286,6 +283,7 @@ fn chain(error: &(dyn Error + 'static)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::daemon::problem::failure;
 
     fn limits(text: &str) -> String {
         let config = Config::of(text);

@@ -35,6 +35,7 @@ use crate::{
     telemetry::{Metrics, Traces},
 };
 pub use config::{Config, ListenAddr, Overrides, TlsConfig};
+pub(crate) use problem::Problem;
 
 /// Descriptors that a daemon may need: for its connections, and for what builds and readers have open.
 const MAX_DESCRIPTORS: u64 = 65_536;
@@ -51,7 +52,12 @@ pub type Listening<'a> = &'a (dyn Fn(&str) + Send + Sync);
 ///
 /// All that is wrong with it, and all that this host lacks for it.
 pub fn check(config: &Config) -> Result<(), Failure> {
-    check::check(config).map(drop)
+    check::check(config).map(drop).map_err(problem::failure)
+}
+
+/// Everything that [`check`] finds.
+pub(crate) fn problems(config: &Config) -> Vec<Problem> {
+    check::check(config).err().unwrap_or_default()
 }
 
 /// Runs a daemon until `cancel`, and then until its builds have ended. It tells `listening` each of its addresses.
@@ -60,7 +66,7 @@ pub fn check(config: &Config) -> Result<(), Failure> {
 ///
 /// It can't start, or can't go on.
 pub async fn run(config: &Config, listening: Listening<'_>, cancel: &CancellationToken) -> Result<(), Failure> {
-    let Checked { options, image, vmm, tls } = check::check(config)?;
+    let Checked { options, image, vmm, tls } = check::check(config).map_err(problem::failure)?;
     tracing::info!(kind = %vmm.kind, accelerator = %vmm.accelerator, reason = vmm.reason, "VMM chosen");
     allow_descriptors(MAX_DESCRIPTORS);
     let state = state_dir()?;

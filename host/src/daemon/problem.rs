@@ -33,6 +33,14 @@ impl Problem {
         Self { kind: FailureKind::ExecutorFailed, ..Self::wrong(at, what) }
     }
 
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    pub(crate) fn advice(&self) -> Option<&str> {
+        self.advice.as_deref()
+    }
+
     pub(super) fn advise(&mut self, advice: impl Into<String>) {
         self.advice = Some(advice.into());
     }
