@@ -1,4 +1,4 @@
-//! Everything that can be wrong with a configuration, as far as it shows without opening the store or a machine.
+//! Finds all problems of a configuration on this host without opening the store or starting a machine.
 
 use std::{error::Error, fs, net::ToSocketAddrs as _, path::Path, process::Command};
 
@@ -27,7 +27,7 @@ const EMULATION: &str = "builds could only be emulated here (QEMU TCG), which is
 const EMULATION_ADVICE: &str = "make KVM work (`cofferdam doctor` shows what it lacks), or accept emulation with --allow-emulation or \
      allow_emulation = true";
 
-/// What a daemon needs beside its configuration.
+/// What the checks have found for the daemon to use.
 pub(super) struct Checked {
     pub(super) options: Options,
     pub(super) image: Image,
@@ -61,7 +61,7 @@ impl Checks<'_> {
         self.add(Problem::wrong(&self.config.place(&key.into()), rule.as_ref()))
     }
 
-    /// This host lacks something that can be set with `key`.
+    /// This host lacks something. `key` is the setting that could change that.
     fn lacking(&mut self, key: impl Into<Key>, what: impl AsRef<str>) -> &mut Problem {
         self.add(Problem::lacking(&self.config.place(&key.into()), what.as_ref()))
     }
@@ -95,7 +95,7 @@ impl Checks<'_> {
     }
 
     fn huge_pages(&mut self, build_bytes: u64) {
-        // An unreadable file says that there are none.
+        // If the file can't be read, there are none.
         let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let (page_bytes, pages) = huge_pages(&meminfo);
         let needed = build_bytes.div_ceil(page_bytes);
@@ -145,7 +145,7 @@ impl Checks<'_> {
                 return;
             }
         };
-        // Nothing is opened at an address that is refused.
+        // An address that is refused opens nothing.
         if (!is_addr(&blobs) || blobs.starts_with("redb:"))
             && let Err(error) = blobservice::from_addr(&blobs)
         {
@@ -217,7 +217,7 @@ impl Checks<'_> {
         Some(choice)
     }
 
-    /// The outer `None` is a problem, the inner one no TLS.
+    /// `None` is a problem, `Some(None)` a daemon without TLS.
     fn tls(&mut self) -> Option<Option<Tls>> {
         let Some(TlsConfig { certificate, key, client_ca }) = &self.config.tls else { return Some(None) };
         let certificate_pem = self.read("tls.certificate", certificate);
@@ -259,7 +259,7 @@ fn huge_pages(meminfo: &str) -> (u64, u64) {
     ((value("Hugepagesize") * 1024).max(1), value("HugePages_Total"))
 }
 
-/// Whether a QEMU lists this model of CPU. One that lists none is taken to know all.
+/// Whether this QEMU has a CPU model. A QEMU that can't list its models is given the benefit of the doubt.
 fn knows_cpu(qemu: &Path, model: &str) -> bool {
     let Ok(listed) = Command::new(qemu).args(["-cpu", "help"]).output() else { return true };
     // A line is `x86 MODEL  DESCRIPTION`, or from QEMU 8.2 on `MODEL  DESCRIPTION`.

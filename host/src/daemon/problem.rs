@@ -1,4 +1,4 @@
-//! What keeps a daemon from starting as it is configured. All problems are reported at once.
+//! The problems that keep a daemon from starting. All are reported at once.
 
 use crate::build::failure::{Failure, FailureKind};
 
