@@ -38,7 +38,7 @@ use crate::{
     telemetry::{Metrics, Traces},
 };
 pub use config::{Config, ListenAddr, Overrides, TlsConfig};
-pub(crate) use problem::Problem;
+pub(crate) use problem::{Problem, chain};
 
 /// File descriptors for connections, builds and readers.
 const MAX_DESCRIPTORS: u64 = 65_536;

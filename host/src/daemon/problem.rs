@@ -1,6 +1,8 @@
 //! The problems that keep a daemon from starting. All are reported at once.
 
-use crate::build::failure::{Failure, FailureKind};
+use std::error::Error;
+
+use crate::build::failure::{Failure, FailureKind, causes};
 
 /// Where a setting comes from.
 #[derive(Debug)]
@@ -65,4 +67,17 @@ pub(super) fn failure(mut problems: Vec<Problem>) -> Failure {
     } else {
         Failure::executor("host", text)
     }
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    for cause in causes(error).map(ToString::to_string) {
+        // Libraries wrap errors in others that say the same.
+        if !text.ends_with(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text.replace('\n', " ")
 }

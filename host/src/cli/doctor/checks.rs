@@ -1,14 +1,13 @@
 //! The checks, in the order in which a build needs what they check.
 
-use std::{error::Error, fmt::Write as _, fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path};
+use std::{fmt::Write as _, fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path};
 
 use cofferdam_images::{Image, default_dir};
 
 use super::{Check, StoreArgs};
 use crate::{
     build::Options,
-    build::failure::causes,
-    daemon::{self, Overrides, Problem},
+    daemon::{self, Overrides, Problem, chain},
     machine::jail::landlock_version,
     machine::vmm::{self, Accelerator, Candidate, Survey},
     quantity::show_size,
@@ -170,13 +169,4 @@ fn memory(host: &Host) -> Check {
     } else {
         Check::absent(name, format!("{all}, and a build gets {default}"), "give builds less memory with --memory")
     }
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    for cause in causes(error) {
-        let _ = write!(text, ": {cause}");
-    }
-    text.replace('\n', " ")
 }
