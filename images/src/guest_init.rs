@@ -27,6 +27,8 @@ fn compile_in(workspace: &Path, cargo_home: Option<&Path>, target: &Path) -> Res
         cargo.env("CARGO_HOME", cargo_home);
     }
     cargo.current_dir(workspace).env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    // Some crates compile to other code when it is set.
+    cargo.env_remove("RUSTC_BOOTSTRAP");
     cargo.args(["build", "--quiet", "--package", "guest-init", "--profile", "guest", "--target", TARGET]);
     command::output(cargo.arg("--target-dir").arg(target))?;
     Ok(target.join(TARGET).join("guest/guest-init"))

@@ -153,32 +153,32 @@ fn large_files_and_odd_names_are_read_correctly() {
 #[test]
 fn a_machine_starts_before_its_inputs_have_come() {
     let cofferdam = Cofferdam::new();
-    let far = cofferdam.files().join("far");
-    let far_addr = format!("objectstore+file://{}", far.display());
+    let remote = cofferdam.files().join("remote");
+    let remote_addr = format!("objectstore+file://{}", remote.display());
     let [used, unused] = [vec![7; 3_000_000], vec![9; 3_000_000]];
     cofferdam.file("tree/used", &used);
     cofferdam.file("tree/unused", &unused);
     let tree = cofferdam.files().join("tree").into_os_string().into_string().unwrap();
-    let import = ["import", &tree, "--blob-service-addr", &far_addr, "--directory-service-addr", &far_addr];
+    let import = ["import", &tree, "--blob-service-addr", &remote_addr, "--directory-service-addr", &remote_addr];
     let printed = cofferdam.command(import).succeeds();
     let node = NodeText::printed(printed.stdout.split_whitespace().next().unwrap());
 
     // What is not there can't come, so a build that runs did not wait for it.
     let lost = blake3::hash(&unused[..512 * 1024]).to_hex();
-    fs::remove_file(far.join("chunks/b3").join(&lost[..4]).join(lost.as_str())).unwrap();
-    let near = cofferdam.files().join("near");
-    let near_addr = format!("near://{}?far={far_addr}", near.display());
+    fs::remove_file(remote.join("chunks/b3").join(&lost[..4]).join(lost.as_str())).unwrap();
+    let cache = cofferdam.files().join("cache");
+    let cache_addr = format!("cache://{}?remote={remote_addr}", cache.display());
     let build = |script: &str| {
-        let build = cofferdam.build().flag("--blob-service-addr", &near_addr);
-        let build = build.flag("--directory-service-addr", &near_addr).input_node("tree", &node);
+        let build = cofferdam.build().flag("--blob-service-addr", &cache_addr);
+        let build = build.flag("--directory-service-addr", &cache_addr).input_node("tree", &node);
         build.output("build/copy").exported().shell(script)
     };
     let built = build("cp /inputs/tree/used /build/copy").succeeds();
     assert!(built.read_bytes("build/copy") == used, "{built}");
-    let is_near = |contents: &[u8]| {
+    let is_cached = |contents: &[u8]| {
         let hex = blake3::hash(contents).to_hex();
-        near.join("blobs/b3").join(&hex[..2]).join(hex.as_str()).exists()
+        cache.join("blobs/b3").join(&hex[..2]).join(hex.as_str()).exists()
     };
-    assert!(is_near(&used) && !is_near(&unused));
+    assert!(is_cached(&used) && !is_cached(&unused));
     build("cp /inputs/tree/unused /build/copy").exits_with(3).says("is damaged: its chunk");
 }

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use cofferdam::service::proto::cofferdam::{self as ours, build_service_client::BuildServiceClient};
+use cofferdam_proto::cofferdam::v1::{self as ours, build_service_client::BuildServiceClient};
 use cofferdam_tests::{Cofferdam, Daemon, Outcome, Running, program, request::encoded, stretched};
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
@@ -66,7 +66,10 @@ fn a_configuration_is_checked_and_what_is_wrong_named_with_file_line_and_value()
         ("[store]\nblob_service_addr = '/var/store'", "daemon.toml:2: store.blob_service_addr = '/var/store': "),
         ("[store]\nblob_service_addr = '/var/store'", "no scheme"),
         ("[store]\nblob_service_addr = 'redb:///store'", "the scheme \"redb\""),
-        ("[store]\nblob_service_addr = 'near:///cache?far=objectstore+file:///p?region=x'", "the option \"region\""),
+        (
+            "[store]\nblob_service_addr = 'cache:///cache?remote=objectstore+file:///p?region=x'",
+            "the option \"region\"",
+        ),
         ("[store]\ndirectory_service_addr = 'file:///store'", "the scheme \"file\""),
         ("[store]\ndirectory_service_addr = 'grpc+http://host:port'", "the host and port"),
     ] {
@@ -80,6 +83,11 @@ fn a_configuration_is_checked_and_what_is_wrong_named_with_file_line_and_value()
     let [certificate, key] = authority.sign(&cofferdam, "host").unwrap();
     let tls = format!("[tls]\ncertificate = {certificate:?}\nkey = {key:?}");
     check(&tls).succeeds();
+    // A server's certificate proves no client.
+    check(&format!("listen = ['[::]:8000']\n{tls}")).exits_with(2).says("allow_anonymous_tcp = true");
+    let ca = cofferdam.file("ca.pem", authority.0.pem());
+    check(&format!("listen = ['[::]:8000']\n{tls}\nclient_ca = {ca:?}")).succeeds();
+    check(&format!("listen = ['[::]:8000']\nallow_anonymous_tcp = true\n{tls}")).succeeds();
     check(&format!("{tls}\nclient_ca = {key:?}")).exits_with(2).says("host.key");
     let [_, other] = authority.sign(&cofferdam, "other").unwrap();
     check(&format!("[tls]\ncertificate = {certificate:?}\nkey = {other:?}")).exits_with(2).says("other.key");
@@ -154,11 +162,11 @@ fn emulation_must_be_allowed_and_the_socket_is_private() {
 fn strangers_on_the_network_are_let_in_only_if_that_is_said() {
     let cofferdam = Cofferdam::new();
     let open = ["daemon", "--allow-emulation", "--listen", "0.0.0.0:0"];
-    cofferdam.command(open).exits_with(2).says("listen: anybody").says("--allow-anonymous-tcp");
+    cofferdam.command(open).exits_with(2).says("listen: anyone who reaches").says("--allow-anonymous-tcp");
     // systemd's socket, which no configuration names.
     let listener = TcpListener::bind("0.0.0.0:0").unwrap();
     let addr = listener.local_addr().unwrap();
-    activated(&cofferdam, &listener, &[], &[]).end().exits_with(2).says(&format!("{addr}: anybody"));
+    activated(&cofferdam, &listener, &[], &[]).end().exits_with(2).says(&format!("anyone who reaches {addr}"));
     let allowed = cofferdam.start_command(open.into_iter().chain(["--allow-anonymous-tcp"]));
     assert!(allowed.stdout_lines(1)[0].starts_with("grpc+http://0.0.0.0:"));
     allowed.signal(Signal::SIGTERM);

@@ -1,4 +1,4 @@
-//! Copies nodes from one store to another, with all that is below them.
+//! Copies nodes and everything below them from one store to another.
 
 use std::{
     collections::HashMap,
@@ -15,75 +15,75 @@ use crate::{
     export::{ExportError, closure},
 };
 
-/// How many blobs are copied at a time; it matters for a store that is not on this machine.
+/// Blobs that are copied at a time, which matters for remote stores.
 const CONCURRENT_BLOBS: usize = 16;
 
-/// Bytes of each that are in memory at a time.
+/// Bytes of each blob that are in memory at a time.
 const BUFFER_BYTES: usize = 128 * 1024;
 
-/// Why a node could not be copied. What has been copied until then may stay, and is found by the next try.
+/// Why a node could not be copied. Blobs that were copied before may stay, and need not be copied again.
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
-    /// The source lacks something, or can't give it.
-    #[error("the source can't give all of it")]
+    /// The source lacks something, or failed.
+    #[error("can't read from the source")]
     From(#[source] ExportError),
-    /// A blob of the source is not what its digest says.
+    /// A blob of the source is damaged.
     #[error("the blob {digest} of the source is damaged: its contents have the digest {actual}")]
     Damaged {
-        /// What it should be.
+        /// Its digest.
         digest: B3Digest,
-        /// What it is.
+        /// The digest of its contents.
         actual: B3Digest,
     },
-    /// The destination could not take something.
-    #[error("the destination can't take the {what} {digest}")]
+    /// The destination failed.
+    #[error("can't write the {what} {digest} to the destination")]
     To {
         /// "blob" or "directory".
         what: &'static str,
-        /// Which one; of a directory, the root.
+        /// Which one; for directories, the root of the tree.
         digest: B3Digest,
         /// Why.
         #[source]
         source: io::Error,
     },
-    /// The destination could not make durable what it has taken.
-    #[error("the destination can't make the copy durable")]
+    /// The destination could not make the copy durable.
+    #[error("can't make the copy durable in the destination")]
     Commit(#[source] io::Error),
-    /// Somebody asked for the end.
+    /// The observer interrupted the copy.
     #[error("the copy was interrupted")]
     Interrupted,
 }
 
-/// How far a copy has come.
+/// The progress of a copy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Copied {
-    /// Different blobs in all.
+    /// Number of distinct blobs.
     pub blobs: u64,
-    /// Those that the destination had, or has now.
+    /// Blobs that the destination has, from before or by now.
     pub blobs_done: u64,
-    /// Those that it had not.
+    /// Blobs that were copied.
     pub blobs_copied: u64,
-    /// Bytes in these.
+    /// Bytes in the copied blobs.
     pub bytes_copied: u64,
-    /// Different directories in all.
+    /// Number of distinct directories.
     pub directories: u64,
 }
 
-/// Watches a copy.
+/// Observes a copy.
 pub trait CopyObserver {
-    /// It has come so far.
+    /// Called after each blob.
     fn progress(&self, copied: &Copied);
-    /// Whether to give up.
+    /// Whether to give up the copy.
     fn interrupted(&self) -> bool;
 }
 
-/// Copies nodes, durably: first all blobs that the destination lacks, then the directories.
+/// Copies nodes, durably: first the blobs that the destination lacks, then the directories.
 ///
 /// Blocks: call it from a thread that may.
 ///
 /// # Errors
 ///
-/// Says which of the two stores failed, and where.
+/// Tells which of the two stores failed, and where.
 pub fn copy(from: &Store, to: &Store, nodes: &[Node], observer: &dyn CopyObserver) -> Result<Copied, CopyError> {
     let to = &to.batch();
     let mut directories = HashMap::new();
@@ -134,7 +134,7 @@ pub fn copy(from: &Store, to: &Store, nodes: &[Node], observer: &dyn CopyObserve
     })
 }
 
-/// Copies a blob unless it is there; how many bytes it had.
+/// Copies a blob if it is missing, and returns its size.
 async fn copy_blob(
     from: &Store,
     to: &Store,
@@ -168,7 +168,8 @@ async fn copy_blob(
     if actual == *digest { Ok(Some(bytes)) } else { Err(CopyError::Damaged { digest: *digest, actual }) }
 }
 
-/// All that is in a local store: the directories that are in no other one, and the blobs that no directory refers to.
+/// Nodes that cover everything in a local store: the directories that are in no other one, and the blobs that no directory
+/// refers to.
 ///
 /// # Errors
 ///
@@ -279,12 +280,13 @@ mod tests {
     #[test]
     fn everything_is_what_nothing_refers_to() {
         let dir = tempfile::tempdir().unwrap();
-        let open = || LocalStore::open(&dir.path().join("blobs"), &dir.path().join("d.redb")).unwrap();
-        let from = open().into_store();
+        let at = dir.path().display();
+        let (blobs, directories) = (format!("file://{at}/blobs"), format!("redb://{at}/d.redb"));
+        let from = Store::from_addrs(&blobs, &directories).unwrap();
         let node = tree(&from);
         std::fs::write(dir.path().join("alone"), "alone").unwrap();
         let alone = import_path(&from, &dir.path().join("alone")).unwrap();
-        let mut all = everything(&open()).unwrap();
+        let mut all = everything(&LocalStore::from_addr(&blobs, &directories).unwrap().unwrap()).unwrap();
         all.sort_by_key(|node| matches!(node, Node::File { .. }));
         assert_eq!(all, [node, alone]);
     }

@@ -1,23 +1,33 @@
 use std::{fmt, str::FromStr};
 
+use bytes::Bytes;
 use data_encoding::{BASE64, BASE64_NOPAD, HEXLOWER};
 
 const PREFIX: &str = "blake3-";
 
-/// A BLAKE3 digest. Prints as `blake3-` and padded base64 of the standard alphabet.
+/// A BLAKE3 digest. Its text form is `blake3-` and padded base64 with the standard alphabet.
+///
+/// ```
+/// # use cofferdam_castore::B3Digest;
+/// let digest = B3Digest::of(b"hello");
+/// let text = digest.to_string();
+/// assert_eq!(text, "blake3-6o8WPbOGgpJeRJHF5Y1Ls1Bu+MFOt4qG6QjFYkpnIA8=");
+/// assert_eq!(text.parse(), Ok(digest));
+/// assert!("blake3-6o8W".parse::<B3Digest>().is_err());
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct B3Digest([u8; B3Digest::LENGTH]);
 
-/// Why something is no digest.
+/// The error for something that is not a digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DigestError {
-    /// Raw bytes of another size.
+    /// Raw bytes of the wrong length.
     #[error("a digest has 32 bytes, not {0}")]
     Length(usize),
-    /// Text in another form.
+    /// Text in the wrong form.
     #[error("{text:?} is not a digest: write \"blake3-\" and 32 bytes in base64 (44 characters, the last one \"=\")")]
     Text {
-        /// What was given.
+        /// The text.
         text: String,
     },
 }
@@ -47,12 +57,12 @@ impl B3Digest {
         &self.0
     }
 
-    /// The digest that [`to_hex`](Self::to_hex) gives so.
+    /// Parses the output of [`to_hex`](Self::to_hex).
     pub(crate) fn from_hex(hex: &[u8]) -> Option<Self> {
         HEXLOWER.decode(hex).ok()?.as_slice().try_into().ok()
     }
 
-    /// Lower-case hexadecimal, as file names have it.
+    /// Lower-case hexadecimal, as in file names.
     pub fn to_hex(&self) -> String {
         HEXLOWER.encode(&self.0)
     }
@@ -74,7 +84,7 @@ impl FromStr for B3Digest {
     type Err = DigestError;
 
     fn from_str(text: &str) -> Result<Self, DigestError> {
-        // Decoding with padding would take it within the text, too, as if several texts were joined.
+        // With padding, the decoder would also accept `=` within the text, as in several joined texts.
         text.strip_prefix(PREFIX)
             .and_then(|base64| base64.strip_suffix('='))
             .and_then(|base64| BASE64_NOPAD.decode(base64.as_bytes()).ok())
@@ -92,6 +102,12 @@ impl From<[u8; B3Digest::LENGTH]> for B3Digest {
 impl From<blake3::Hash> for B3Digest {
     fn from(hash: blake3::Hash) -> Self {
         Self(hash.into())
+    }
+}
+
+impl From<B3Digest> for Bytes {
+    fn from(digest: B3Digest) -> Self {
+        Self::copy_from_slice(&digest.0)
     }
 }
 

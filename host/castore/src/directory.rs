@@ -4,18 +4,31 @@ use prost::Message as _;
 
 use crate::{B3Digest, Node, PathComponent, proto};
 
-/// Bytes of the largest encoded directory that is exchanged with others: a million entries with short names.
+/// Largest encoded directory, in bytes, that is exchanged with other programs: a million entries with short names.
 pub(crate) const MAX_DIRECTORY_BYTES: usize = 64 * 1024 * 1024;
 
-/// Named nodes, in the order of their names.
+/// Named nodes, sorted by name.
+///
+/// ```
+/// # use cofferdam_castore::{B3Digest, Directory, Node};
+/// let contents = b"hello";
+/// let node = Node::File { digest: B3Digest::of(contents), size: contents.len() as u64, executable: false };
+/// let directory = Directory::try_from_iter([("hello.txt".try_into()?, node.clone())])?;
+/// assert_eq!(directory.get(b"hello.txt"), Some(&node));
+///
+/// let encoded = directory.encode();
+/// assert_eq!(B3Digest::of(&encoded), directory.digest());
+/// assert_eq!(Directory::decode(&encoded)?, directory);
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Directory {
     nodes: BTreeMap<PathComponent, Node>,
     size: u64,
 }
 
-/// The sizes that a parent may say of a directory: [`Directory::size`], and the one with its entries counted once, which
-/// other programs and older versions say.
+/// The sizes that a parent may record for a directory: [`Directory::size`], and the size with entries counted once, which
+/// other programs and older versions record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DirectorySizes {
     size: u64,
@@ -23,16 +36,16 @@ pub struct DirectorySizes {
 }
 
 impl DirectorySizes {
-    /// What was said, if it is one of these, else what should have been.
-    pub const fn expect(self, said: u64) -> u64 {
-        if said == self.counted_once { said } else { self.size }
+    /// The recorded size if it is one of these, or else the right one.
+    pub const fn expect(self, recorded: u64) -> u64 {
+        if recorded == self.counted_once { recorded } else { self.size }
     }
 }
 
 /// Why an entry can't be added to a directory.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DirectoryError {
-    /// The directory has an entry of this name.
+    /// The directory already has an entry with this name.
     #[error("two entries have the name \"{0}\"; names in a directory are unique")]
     Duplicate(PathComponent),
     /// [`Directory::size`] no longer fits into 64 bits.
@@ -46,7 +59,7 @@ impl Directory {
         Self { nodes: BTreeMap::new(), size: 0 }
     }
 
-    /// A directory of these entries, in any order.
+    /// Creates a directory with these entries, in any order.
     ///
     /// # Errors
     ///
@@ -61,7 +74,7 @@ impl Directory {
     ///
     /// # Errors
     ///
-    /// Leaves the directory as it was when the name is taken or [`Directory::size`] would overflow.
+    /// The name is taken, or [`Directory::size`] would overflow. The directory is not changed.
     pub fn add(&mut self, name: PathComponent, node: Node) -> Result<(), DirectoryError> {
         let below = match node {
             Node::Directory { size, .. } => size,
@@ -94,25 +107,25 @@ impl Directory {
         self.nodes.get(name)
     }
 
-    /// What a parent says of it: twice the entries in the directory itself, and the sizes of the directories among them.
+    /// The size that a parent records: twice the number of entries, plus the sizes of the directories among them.
     ///
-    /// The format's description counts entries once; the programs of tvix and snix count them twice since August 2024, and
-    /// refuse to hear or to read anything else. What they write has to have the same digest here.
+    /// The description of the format counts entries once. tvix and snix have counted them twice since August 2024, and
+    /// refuse other sizes, so this crate has to do the same to get the same digests.
     pub const fn size(&self) -> u64 {
         self.size
     }
 
-    /// What a parent may say of it.
+    /// The sizes that a parent may record.
     pub fn sizes(&self) -> DirectorySizes {
         DirectorySizes { size: self.size, counted_once: self.size - self.nodes.len() as u64 }
     }
 
-    /// The entries in the directory itself.
+    /// The number of entries.
     pub fn len(&self) -> usize {
         self.nodes.len()
     }
 
-    /// Whether there is no entry.
+    /// Whether there are no entries.
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
     }
@@ -127,7 +140,7 @@ impl Directory {
         Node::Directory { digest: self.digest(), size: self.size }
     }
 
-    /// The directories in this one, sorted by name: digest and size.
+    /// Digest and size of each directory in this one, sorted by name.
     pub fn children(&self) -> impl Iterator<Item = (B3Digest, u64)> + Send {
         self.nodes.values().filter_map(|node| match node {
             Node::Directory { digest, size } => Some((*digest, *size)),
@@ -135,16 +148,17 @@ impl Directory {
         })
     }
 
-    /// The canonical encoding: a `snix.castore.v1.Directory` with fields in order, defaults left out, lists sorted.
+    /// The canonical encoding: a `snix.castore.v1.Directory` message with its fields in order, without default values, and
+    /// with sorted lists.
     pub fn encode(&self) -> Vec<u8> {
         proto::Directory::from(self).encode_to_vec()
     }
 
-    /// The directory that has exactly this canonical encoding.
+    /// Decodes the canonical encoding.
     ///
     /// # Errors
     ///
-    /// When the bytes are no message, break a rule, or are another encoding of a directory.
+    /// The bytes are not a valid message, break a rule, or are not the canonical encoding.
     pub fn decode(bytes: &[u8]) -> Result<Self, proto::DecodeError> {
         let directory = Self::try_from(proto::Directory::decode(bytes)?)?;
         if directory.encode() == bytes { Ok(directory) } else { Err(proto::DecodeError::NotCanonical) }

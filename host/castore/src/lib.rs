@@ -7,25 +7,52 @@
 //!               BlobService          DirectoryService          = Store
 //!               memory, local        memory, redb              local and redb: verify, gc
 //!               object store, gRPC   object store, gRPC
-//!               near (in front of another one)
+//!               cache (in front of a remote store)
 //! ```
 //!
-//! A [`Node`] is a file, a symbolic link or a directory; a [`Directory`] is a sorted list of named nodes, and its digest
-//! covers everything below it. [`proto`] is the only door for bytes from elsewhere: what passes its conversions keeps
-//! every rule of the format.
+//! A [`Node`] is a file, a symbolic link or a directory. A [`Directory`] is a sorted list of named nodes, and its digest
+//! covers everything below it. All bytes from outside go through the conversions in [`proto`], which enforce the rules of
+//! the format.
 //!
-//! Blob services do their file I/O in place, inside of async functions that never suspend. Callers run bulk work on
-//! blocking threads. The redb service, which may have to wait for another process, finds such a thread itself where there
-//! is a tokio runtime.
+//! ```
+//! # use cofferdam_castore::{Node, Store, export, import};
+//! let dir = tempfile::tempdir()?;
+//! std::fs::write(dir.path().join("hello.txt"), "hello")?;
+//!
+//! let store = Store::memory();
+//! let node = import::import_path(&store, dir.path())?;
+//! assert!(matches!(node, Node::Directory { size: 2, .. }));
+//!
+//! let copy = dir.path().join("copy");
+//! export::export(&store, &node, &copy)?;
+//! assert_eq!(std::fs::read_to_string(copy.join("hello.txt"))?, "hello");
+//! # Ok::<_, Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Blob services do their file I/O in place, in async functions that never suspend, so callers run bulk work on blocking
+//! threads. The redb service may have to wait for another process. It does so on a blocking thread if there is a tokio
+//! runtime.
+//!
+//! Each module uses only the ones after it, but for two things. `blobservice` and `directoryservice` re-export the services
+//! and `from_addr`, for the crate's users. `directory` and `proto` convert into each other.
+//!
+//! - `copy`, `verify`, `gc`, `local_store`, `tar`, `nar`, `archive`, `import`, `export`: what is done with stores
+//! - `from_addr`: opens stores
+//! - `cache`, `grpc`, `objectstore`: services that need others, or a network
+//! - `blobservice`, `directoryservice`: the traits; services in memory and in files
+//! - `proto`, `directory`, `node`, `name`, `digest`, `addr`, `runtime`: what all of them need
+//! - `refscan`: independent of the others
 
 mod addr;
 pub mod archive;
 pub mod blobservice;
+mod cache;
 pub mod copy;
 mod digest;
 mod directory;
 pub mod directoryservice;
 pub mod export;
+mod from_addr;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod gc;
@@ -34,7 +61,6 @@ pub mod import;
 mod local_store;
 mod name;
 pub mod nar;
-mod near;
 mod node;
 mod objectstore;
 pub mod proto;
@@ -45,34 +71,35 @@ pub mod tar;
 mod testing;
 pub mod verify;
 
-pub use addr::{AddrError, is_addr};
+pub use addr::AddrError;
 pub(crate) use blobservice::{BlobReader, BlobService, BlobWriter, Lease, LocalBlobService, MemoryBlobService};
+pub use cache::WritePolicy;
 pub use digest::{B3Digest, DigestError};
 pub use directory::{Directory, DirectoryError, DirectorySizes};
 pub(crate) use directoryservice::{DirectoryPutter, DirectoryService, MemoryDirectoryService, RedbDirectoryService};
+pub use from_addr::is_addr;
 pub use local_store::{LocalStore, RootError};
 pub use name::{NameError, PathComponent, SymlinkTarget, TargetError};
-pub use near::WritePolicy;
 pub use node::Node;
 
 use std::sync::Arc;
 
-/// Where blobs and directories are kept.
+/// A blob service and a directory service.
 #[derive(Clone)]
 pub struct Store {
     /// The contents of files.
     pub blobs: Arc<dyn BlobService>,
-    /// The directories that name them.
+    /// The directories that refer to them.
     pub directories: Arc<dyn DirectoryService>,
 }
 
 impl Store {
-    /// An empty store that lives as long as the value.
+    /// An empty store in memory.
     pub fn memory() -> Self {
         Self { blobs: Arc::new(MemoryBlobService::default()), directories: Arc::new(MemoryDirectoryService::default()) }
     }
 
-    /// The store of these two addresses.
+    /// Opens the store with these two addresses.
     ///
     /// # Errors
     ///
@@ -81,13 +108,14 @@ impl Store {
         Ok(Self { blobs: blobservice::from_addr(blobs)?, directories: directoryservice::from_addr(directories)? })
     }
 
-    /// The same store for one job, see [`BlobService::batch`]. Directories have their own, the [`DirectoryPutter`].
+    /// The same store with a [batch](BlobService::batch) of its blob service. Directories need none: they are put through a
+    /// [`DirectoryPutter`].
     pub fn batch(&self) -> Self {
         Self { blobs: self.blobs.batch(), directories: self.directories.clone() }
     }
 }
 
-/// At most the first 64 bytes, printable, so that an error stays one line whatever it quotes.
+/// The first 64 bytes with escapes, so that an error that quotes them stays on one line.
 fn escape(bytes: &[u8]) -> String {
     const SHOWN_BYTES: usize = 64;
     let shown = bytes[..bytes.len().min(SHOWN_BYTES)].escape_ascii();

@@ -1,9 +1,9 @@
-//! A store in files of this machine: what can be verified and collected, and what has named roots.
+//! A store in local files, which can be verified and garbage-collected, and which has named roots.
 //!
 //! ```text
 //!   DIR/b3, DIR/staging, DIR/leases, DIR/format
 //!                                     see `LocalBlobService`
-//!   DIR/roots                         locked, for itself alone, by a collection
+//!   DIR/roots                         locked exclusively by a collection
 //!   DIR/roots/NAME                    a node, as an `Entry` message
 //! ```
 
@@ -14,10 +14,7 @@ use std::{
     os::unix::ffi::{OsStrExt as _, OsStringExt as _},
     path::{Path, PathBuf},
     process,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use futures::executor::block_on;
@@ -25,7 +22,7 @@ use nix::fcntl::FlockArg;
 use prost::Message as _;
 
 use crate::{
-    B3Digest, BlobService as _, LocalBlobService, NameError, Node, PathComponent, RedbDirectoryService, Store,
+    B3Digest, BlobService as _, LocalBlobService, NameError, Node, PathComponent, RedbDirectoryService,
     blobservice::{decode_node, digest_of, encode_node, lock},
     directoryservice::Reachable,
     proto::Entry,
@@ -33,13 +30,13 @@ use crate::{
 
 const ROOTS: &str = "roots";
 
-/// Distinguishes the new roots of one process.
+/// Numbers the temporary files of one process.
 static COUNT: AtomicU64 = AtomicU64::new(0);
 
-/// Names that begin like this are not roots yet.
+/// Files whose names begin like this are not roots yet.
 const HIDDEN: u8 = b'.';
 
-/// Blobs as plain files, and directories in a redb file.
+/// A store with blobs in plain files and directories in a redb file.
 #[derive(Debug)]
 pub struct LocalStore {
     dir: PathBuf,
@@ -50,16 +47,16 @@ pub struct LocalStore {
 /// Why a root can't be added or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum RootError {
-    /// No name for a root.
+    /// The name is not valid.
     #[error("a root can't have this name")]
     Name(#[source] NameError),
-    /// A name that begins with a dot.
+    /// The name begins with a dot.
     #[error("the name \"{0}\" of a root begins with a dot")]
     Hidden(PathComponent),
-    /// There is no such root.
+    /// There is no root with this name.
     #[error("there is no root \"{0}\"")]
     Unknown(PathComponent),
-    /// What it would keep is not there.
+    /// The node, or something below it, is missing.
     #[error("the {what} {digest} is not in the store")]
     Missing {
         /// "blob" or "directory".
@@ -81,11 +78,11 @@ pub enum RootError {
 }
 
 impl LocalStore {
-    /// The store of these two addresses; `None` when they are not `file:///…` and `redb:///…`.
+    /// Opens the store with these two addresses. `None` when they are not `file:///…` and `redb:///…`.
     ///
     /// # Errors
     ///
-    /// It can't be opened.
+    /// The store can't be opened.
     pub fn from_addr(blobs: &str, directories: &str) -> io::Result<Option<Self>> {
         let (Some(dir), Some(file)) = (blobs.strip_prefix("file://"), directories.strip_prefix("redb://")) else {
             return Ok(None);
@@ -96,7 +93,7 @@ impl LocalStore {
         Self::open(Path::new(dir), Path::new(file)).map(Some)
     }
 
-    /// The store with its blobs in this directory and its directories in this file.
+    /// Opens the store with its blobs in the directory `dir` and its directories in `file`.
     ///
     /// # Errors
     ///
@@ -106,7 +103,7 @@ impl LocalStore {
         Ok(Self { dir: dir.to_owned(), blobs, directories })
     }
 
-    /// Where the blobs are.
+    /// The directory of the blobs.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -117,11 +114,6 @@ impl LocalStore {
 
     pub(crate) fn directories(&self) -> &RedbDirectoryService {
         &self.directories
-    }
-
-    /// The same as any store.
-    pub fn into_store(self) -> Store {
-        Store { blobs: Arc::new(self.blobs), directories: Arc::new(self.directories) }
     }
 
     /// All committed blobs and their sizes.
@@ -138,14 +130,14 @@ impl LocalStore {
         Ok(blobs)
     }
 
-    /// The directory of roots, which is made when it is not there.
+    /// The directory of roots, which is created if it is missing.
     pub(crate) fn roots_dir(&self) -> io::Result<PathBuf> {
         let dir = self.dir.join(ROOTS);
         fs::create_dir_all(&dir)?;
         Ok(dir)
     }
 
-    /// Removes what killed processes have left among the roots. The directory of roots must be locked.
+    /// Removes the leftovers of killed processes. The directory of roots must be locked.
     pub(crate) fn sweep_roots(dir: &Path) -> io::Result<()> {
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
@@ -174,7 +166,7 @@ impl LocalStore {
                 continue;
             }
             let encoded = match fs::read(entry.path()) {
-                // It has just been removed.
+                // It was just removed.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 encoded => encoded?,
             };
@@ -184,21 +176,21 @@ impl LocalStore {
         Ok(roots)
     }
 
-    /// Keeps a node and all below it under a name, durably; what had the name before is kept no longer. Waits for a
-    /// collection to end.
+    /// Adds a root, durably: protects a node and everything below it from garbage collection. Replaces an earlier root with
+    /// this name. Waits for a collection to end.
     ///
     /// # Errors
     ///
-    /// Nothing has changed.
+    /// The node is incomplete, or the root can't be written. Nothing has changed.
     pub fn add_root(&self, name: &str, node: &Node) -> Result<(), RootError> {
         let (_, path) = self.root_path(name)?;
         let failed = |action| {
             let path = path.clone();
             move |source| RootError::Store { path, action, source }
         };
-        let dir = self.roots_dir().map_err(failed("make the directory for it"))?;
-        let _no_collection = lock(&dir, FlockArg::LockShared).map_err(failed("lock the directory of it"))?;
-        self.check_there(node)?;
+        let dir = self.roots_dir().map_err(failed("create the directory of roots"))?;
+        let _no_collection = lock(&dir, FlockArg::LockShared).map_err(failed("lock the directory of roots"))?;
+        self.check_complete(node)?;
         let new = dir.join(format!(".{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
         let write = || {
             let mut file = File::create(&new)?;
@@ -210,7 +202,7 @@ impl LocalStore {
         write().map_err(failed("write the root"))
     }
 
-    /// Keeps what has this name no longer.
+    /// Removes a root.
     ///
     /// # Errors
     ///
@@ -232,7 +224,7 @@ impl LocalStore {
         Ok((name, path))
     }
 
-    fn check_there(&self, node: &Node) -> Result<(), RootError> {
+    fn check_complete(&self, node: &Node) -> Result<(), RootError> {
         let failed = |source| RootError::Store { path: self.dir.clone(), action: "read from it", source };
         let mut reachable = Reachable::default();
         self.directories.reach(std::slice::from_ref(node), &mut reachable).map_err(failed)?;

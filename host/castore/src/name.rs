@@ -4,23 +4,30 @@ use bytes::Bytes;
 
 use crate::escape;
 
-/// The name of an entry in a directory: neither empty nor `.` nor `..`, without `/` and NUL, at most 255 bytes
-/// (`NAME_MAX`), and of any bytes otherwise. Sorts bytewise and prints with escapes.
+/// The name of an entry in a directory: any bytes, at most 255 (`NAME_MAX`), except `/` and NUL. It is not empty, `.` or
+/// `..`. Names are sorted bytewise, and displayed with escapes.
+///
+/// ```
+/// # use cofferdam_castore::PathComponent;
+/// let name = PathComponent::try_from("gr\u{fc}n").unwrap();
+/// assert_eq!(name.to_string(), "gr\\xc3\\xbcn");
+/// assert!(PathComponent::try_from("../etc").is_err());
+/// ```
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PathComponent(Bytes);
 
-/// The rule that a name breaks.
+/// The rule that a name breaks, as an error.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the name \"{name}\" {rule}")]
 pub struct NameError {
     /// The name with escapes, its first 64 bytes.
     pub name: String,
-    /// What is wrong with it, as in "holds a slash".
+    /// The rule, as in "holds a slash".
     pub rule: &'static str,
 }
 
 impl PathComponent {
-    /// Most bytes in a name.
+    /// The maximum length of a name in bytes.
     pub const MAX_BYTES: usize = 255;
 
     /// The bytes.
@@ -41,22 +48,22 @@ fn check_name(name: &[u8]) -> Result<(), NameError> {
     Err(NameError { name: escape(name), rule })
 }
 
-/// Where a symbolic link points: not empty, without NUL, at most 4095 bytes (`PATH_MAX` less its NUL).
+/// The target of a symbolic link: any bytes except NUL, from 1 to 4095 of them (`PATH_MAX` less its NUL).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SymlinkTarget(Bytes);
 
-/// The rule that a symbolic link's target breaks.
+/// The rule that the target of a symbolic link breaks, as an error.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the target \"{target}\" {rule}")]
 pub struct TargetError {
     /// The target with escapes, its first 64 bytes.
     pub target: String,
-    /// What is wrong with it, as in "holds a NUL".
+    /// The rule, as in "holds a NUL".
     pub rule: &'static str,
 }
 
 impl SymlinkTarget {
-    /// Most bytes in a target.
+    /// The maximum length of a target in bytes.
     pub const MAX_BYTES: usize = 4095;
 
     /// The bytes.

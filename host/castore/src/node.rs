@@ -1,27 +1,27 @@
 use crate::{B3Digest, SymlinkTarget};
 
-/// What a name stands for.
+/// A file, a directory or a symbolic link, without its name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Node {
     /// A directory.
     Directory {
-        /// Of its canonical encoding; see [`crate::Directory::digest`].
+        /// The digest of its canonical encoding; see [`Directory::digest`](crate::Directory::digest).
         digest: B3Digest,
-        /// Entries below it, at any depth.
+        /// See [`Directory::size`](crate::Directory::size).
         size: u64,
     },
     /// A regular file.
     File {
-        /// Of its contents.
+        /// The digest of its contents.
         digest: B3Digest,
-        /// Bytes in its contents.
+        /// The length of its contents in bytes.
         size: u64,
         /// Whether its owner may execute it (0o100).
         executable: bool,
     },
     /// A symbolic link.
     Symlink {
-        /// Where it points.
+        /// What it points to.
         target: SymlinkTarget,
     },
 }

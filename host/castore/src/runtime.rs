@@ -1,4 +1,4 @@
-//! Threads of the stores' own, so that callers may wait with any executor, in a runtime or outside.
+//! The crate's own threads, so that callers may use any executor, inside a runtime or outside.
 
 use std::{io, sync::LazyLock};
 
@@ -9,17 +9,17 @@ use tokio_util::task::AbortOnDropHandle;
 static RUNTIME: LazyLock<io::Result<Runtime>> =
     LazyLock::new(|| Builder::new_multi_thread().thread_name("store").enable_all().build());
 
-/// Starts work on these threads; it ends when the result is dropped.
+/// Starts a task on these threads. Dropping the result aborts it.
 ///
-/// It is waited for without tokio's means: they give way to other tasks now and then, which is for ever when the thread is
-/// one of a runtime's and blocked.
+/// The result does not use tokio to wait. tokio's futures sometimes yield to other tasks, and would never be polled again on
+/// a runtime's thread that is blocked.
 pub(crate) fn spawn<T: Send + 'static>(
     work: impl Future<Output = io::Result<T>> + Send + 'static,
 ) -> impl Future<Output = io::Result<T>> + Send {
     let (done, outcome) = oneshot::channel();
     let task = runtime().map(|runtime| {
         AbortOnDropHandle::new(runtime.spawn(async move {
-            // Nobody waits for it when it fails.
+            // Fails when nobody waits for the result.
             let _ = done.send(work.await);
         }))
     });
@@ -29,17 +29,17 @@ pub(crate) fn spawn<T: Send + 'static>(
     }
 }
 
-/// Lets something be made here that starts tasks on these threads.
+/// Enters the runtime, to create something that starts tasks on these threads.
 pub(crate) fn enter() -> io::Result<EnterGuard<'static>> {
     runtime().map(Runtime::enter)
 }
 
-/// Starts work that nobody waits for.
+/// Starts a task that nobody waits for.
 pub(crate) fn detach(work: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
     runtime().map(|runtime| drop(runtime.spawn(work)))
 }
 
-/// Starts work that may block and that nobody waits for.
+/// Starts blocking work that nobody waits for.
 pub(crate) fn spawn_blocking(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     runtime().map(|runtime| drop(runtime.spawn_blocking(work)))
 }

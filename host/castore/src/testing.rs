@@ -1,4 +1,4 @@
-//! What several unit tests share.
+//! Helpers for unit tests.
 
 use std::{collections::BTreeMap, fs, os::unix::ffi::OsStrExt as _, path::Path};
 
@@ -21,7 +21,7 @@ pub(crate) fn file(contents: &[u8], executable: bool) -> Node {
     Node::File { digest: B3Digest::of(contents), size: contents.len() as u64, executable }
 }
 
-/// The same, with its blob in the store.
+/// The same, and stores its blob.
 pub(crate) fn put(store: &Store, contents: &[u8], executable: bool) -> Node {
     block_on(async {
         let mut writer = store.blobs.open_write().await;
@@ -31,7 +31,7 @@ pub(crate) fn put(store: &Store, contents: &[u8], executable: bool) -> Node {
     file(contents, executable)
 }
 
-/// A directory of these nodes, in the store.
+/// Stores a directory of these nodes.
 pub(crate) fn put_directory(store: &Store, nodes: impl IntoIterator<Item = (&'static str, Node)>) -> Node {
     let nodes = nodes.into_iter().map(|(text, node)| (name(text), node));
     let directory = Directory::try_from_iter(nodes).unwrap();
@@ -43,7 +43,7 @@ pub(crate) fn symlink(target: &str) -> Node {
     Node::Symlink { target: target.try_into().unwrap() }
 }
 
-/// A tree, root first, whose directories have more bytes than may come from elsewhere.
+/// A tree, root first, that exceeds the limit for bytes.
 pub(crate) fn too_large_tree() -> Vec<Directory> {
     let target = "t".repeat(4000);
     let links =
@@ -54,7 +54,7 @@ pub(crate) fn too_large_tree() -> Vec<Directory> {
     std::iter::once(root).chain(below).collect()
 }
 
-/// Bytes without any pattern: SplitMix64 from the seed 0, each number little-endian.
+/// Pseudo-random bytes: SplitMix64 with seed 0, each number little-endian.
 pub(crate) fn splitmix(bytes: usize) -> Vec<u8> {
     let mut state = 0_u64;
     let mut contents: Vec<u8> = (0..bytes.div_ceil(8))

@@ -1,18 +1,16 @@
-//! Checks what is in a store: every blob and every directory against its digest, and that nothing is missing.
+//! Verifies stores: that each blob and each directory has its digest, and that nothing is missing.
 
 use std::{
     collections::{HashMap, HashSet},
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
 
 use nix::fcntl::FlockArg;
+use parking_lot::Mutex;
 
 use crate::{
     B3Digest, Directory, LocalBlobService, LocalStore, Node, Store,
@@ -21,15 +19,15 @@ use crate::{
     export::ExportError,
 };
 
-/// Something that is wrong with a store.
+/// A fault of a store.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
-    /// A blob's file has other contents than its name says.
+    /// A blob's contents have another digest than its name.
     #[error("the blob {digest} in {} has the digest {actual}", path.display())]
     Blob {
-        /// As its name says.
+        /// The digest in its name.
         digest: B3Digest,
-        /// As it is.
+        /// The digest of its contents.
         actual: B3Digest,
         /// Its file.
         path: PathBuf,
@@ -37,50 +35,50 @@ pub enum Fault {
     /// A blob's file can't be read.
     #[error("{} can't be read: {source}", path.display())]
     Unreadable {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
-    /// A file that is no blob's.
+    /// A file that is not a blob.
     #[error("{} is not where a blob would be", .0.display())]
     Stray(PathBuf),
-    /// The directory's bytes are not those of its digest, or no directory.
+    /// A directory has another digest than its key, or is not valid.
     #[error("the directory {digest}: {reason}")]
     Directory {
-        /// As its key says.
+        /// The digest in its key.
         digest: B3Digest,
         /// What is wrong.
         reason: String,
     },
-    /// A directory refers to what is not there.
+    /// A directory refers to something that is missing.
     #[error("the {what} {digest} is missing, to which the directory {parent} refers")]
     Missing {
         /// "blob" or "directory".
         what: &'static str,
-        /// What is missing.
+        /// The missing digest.
         digest: B3Digest,
-        /// One that refers to it.
+        /// A directory that refers to it.
         parent: B3Digest,
     },
-    /// A directory says that a blob or a directory has another size than it has.
+    /// A directory records a wrong size for a blob or a directory.
     #[error("the {what} {digest} has size {actual}, but the directory {parent} says {claimed}")]
     Size {
         /// "blob" or "directory".
         what: &'static str,
-        /// Whose size.
+        /// The digest of the blob or directory.
         digest: B3Digest,
-        /// As it is.
+        /// The actual size.
         actual: u64,
-        /// As the parent says.
+        /// The recorded size.
         claimed: u64,
-        /// One that says so.
+        /// A directory that records it.
         parent: B3Digest,
     },
 }
 
 impl Fault {
-    /// A word for programs.
+    /// An identifier for programs.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Blob { .. } => "damaged_blob",
@@ -93,7 +91,7 @@ impl Fault {
     }
 }
 
-/// What was verified.
+/// The result of a verification.
 #[derive(Debug, Default)]
 pub struct Verified {
     /// Blobs that were read.
@@ -102,11 +100,11 @@ pub struct Verified {
     pub bytes: u64,
     /// Directories that were read.
     pub directories: u64,
-    /// What is wrong.
+    /// The faults that were found.
     pub faults: Vec<Fault>,
 }
 
-/// Verifies all that is in a local store. Collections wait for it.
+/// Verifies a local store. Collections wait for it.
 ///
 /// Blocks: call it from a thread that may.
 ///
@@ -114,7 +112,7 @@ pub struct Verified {
 ///
 /// The store as a whole can't be read.
 pub fn verify(store: &LocalStore) -> io::Result<Verified> {
-    // Without the permission to make the directory nobody has, and nobody collects.
+    // Fails in a read-only store, where nothing is collected either.
     let _no_collection = store.roots_dir().and_then(|dir| lock(&dir, FlockArg::LockShared)).ok();
     let mut verified = Verified::default();
     let references = directories(store, &mut verified)?;
@@ -122,13 +120,13 @@ pub fn verify(store: &LocalStore) -> io::Result<Verified> {
     Ok(verified)
 }
 
-/// A size that some directory claims for a digest.
+/// A size that some directory records for a digest.
 struct Claim {
     size: u64,
     parent: B3Digest,
 }
 
-/// Verifies all directories; what they say of blobs.
+/// Verifies all directories. Returns the sizes that they record for blobs.
 fn directories(store: &LocalStore, verified: &mut Verified) -> io::Result<HashMap<B3Digest, Claim>> {
     let (mut children, mut blobs, mut sizes) = (HashMap::new(), HashMap::new(), HashMap::new());
     let mut last = None;
@@ -179,7 +177,7 @@ fn check(what: &'static str, digest: B3Digest, claim: &Claim, actual: Option<u64
     }
 }
 
-/// Verifies all blobs, on several threads, and that those are there that directories refer to.
+/// Verifies all blobs, on several threads, and that none is missing.
 fn blobs(store: &LocalStore, references: &HashMap<B3Digest, Claim>, verified: &mut Verified) -> io::Result<()> {
     let fan_outs = LocalBlobService::fan_outs(store.dir())?;
     let next = AtomicUsize::new(0);
@@ -188,7 +186,7 @@ fn blobs(store: &LocalStore, references: &HashMap<B3Digest, Claim>, verified: &m
         while let Some(fan_out) = fan_outs.get(next.fetch_add(1, Ordering::Relaxed)) {
             let (mut part, mut found) = (Verified::default(), Vec::new());
             let outcome = verify_fan_out(fan_out, references, &mut part, &mut found);
-            let (verified, all, failed) = &mut *done.lock().unwrap_or_else(PoisonError::into_inner);
+            let (verified, all, failed) = &mut *done.lock();
             verified.blobs += part.blobs;
             verified.bytes += part.bytes;
             verified.faults.extend(part.faults);
@@ -200,12 +198,12 @@ fn blobs(store: &LocalStore, references: &HashMap<B3Digest, Claim>, verified: &m
     };
     thread::scope(|scope| {
         for _ in 1..thread::available_parallelism().map_or(1, usize::from) {
-            // Without another thread this one does it all.
+            // If no thread can be started, this one does all the work.
             let _ = thread::Builder::new().name("verify".to_owned()).spawn_scoped(scope, work);
         }
         work();
     });
-    let (verified, found, outcome) = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let (verified, found, outcome) = done.into_inner();
     for (digest, claim) in references.iter().filter(|(digest, _)| !found.contains(digest)) {
         verified.faults.extend(check("blob", *digest, claim, None));
     }
@@ -247,11 +245,11 @@ fn verify_fan_out(
     Ok(())
 }
 
-/// Verifies one node of any store, and all below it.
+/// Verifies a node of any store and everything below it.
 ///
 /// # Errors
 ///
-/// The first thing that is wrong, with its path below `name`.
+/// The first fault, with its path below `name`.
 pub fn verify_node(store: &Store, node: &Node, name: &Path, interrupted: &dyn Fn() -> bool) -> Result<(), ExportError> {
     emit(store, node, name, interrupted, &mut |_, _| Ok(()))
 }

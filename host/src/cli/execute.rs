@@ -11,6 +11,7 @@ use std::{
 use clap::{Args, ValueEnum};
 use cofferdam_castore::{Node, Store, export::ExportError};
 use cofferdam_images::{Image, SCRATCH_TEMPLATE_BYTES, default_dir};
+use cofferdam_proto::cofferdam::v1 as wire;
 use cofferdam_protocol::tree;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -26,7 +27,6 @@ use crate::{
     build::{BuildError, Builder, Built, MAX_SCRATCH_BYTES, Options, SHELL_TIMEOUT, Settings},
     machine::vmm,
     request::{BuildRequest, BuildResult, Host, RelativePath, admit},
-    service::proto::cofferdam as wire,
 };
 
 /// How a build is run, whatever it is.
@@ -373,9 +373,10 @@ async fn write_output(store: &Store, node: &Node, dest: &Path, cancel: &Cancella
 #[cfg(test)]
 mod tests {
     use cofferdam_castore::B3Digest;
+    use cofferdam_proto::snix::build::v1 as proto;
 
     use super::*;
-    use crate::request::{BuildOutput, proto};
+    use crate::request::BuildOutput;
 
     fn request(outputs: &[&str], needles: &[&str]) -> BuildRequest {
         let strings = |items: &[&str]| items.iter().map(ToString::to_string).collect();

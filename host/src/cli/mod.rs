@@ -73,12 +73,12 @@ Environment:
 #[command(next_help_heading = "Store")]
 pub struct StoreArgs {
     /// Where blobs are: memory://, file:///DIRECTORY, objectstore+URL (file, s3, gs, az, https, …),
-    /// near:///DIRECTORY?size=SIZE&far=ADDR, a cache in front of another one, or grpc+http://HOST:PORT, grpc+https://HOST:PORT
-    /// or grpc+unix:///SOCKET; by default in the state directory
+    /// cache:///DIRECTORY?size=SIZE&remote=ADDR, a cache in front of the store ADDR, or grpc+http://HOST:PORT,
+    /// grpc+https://HOST:PORT or grpc+unix:///SOCKET; by default in the state directory
     #[arg(long, global = true, env = "BLOB_SERVICE_ADDR", value_name = "ADDR")]
     blob_service_addr: Option<String>,
-    /// Where directories are: memory://, redb:///FILE, objectstore+URL, near:///DIRECTORY?size=SIZE&far=ADDR or over gRPC
-    /// as blobs; by default in the state directory
+    /// Where directories are: memory://, redb:///FILE, objectstore+URL, cache:///DIRECTORY?size=SIZE&remote=ADDR or over
+    /// gRPC as blobs; by default in the state directory
     #[arg(long, global = true, env = "DIRECTORY_SERVICE_ADDR", value_name = "ADDR")]
     directory_service_addr: Option<String>,
 }

@@ -8,7 +8,14 @@ use std::{
 
 use bytes::Bytes;
 use clap::Args;
-use cofferdam_castore::{Node, PathComponent, proto::Entry};
+use cofferdam_castore::{
+    Node, PathComponent,
+    proto::{Entry, EntryExt as _},
+};
+use cofferdam_proto::snix::build::v1::{
+    self as proto,
+    build_request::{BuildConstraints, EnvVar},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -18,13 +25,7 @@ use super::{
     node_text::{self, Reference},
     store,
 };
-use crate::request::{
-    BuildRequest, SYSTEM,
-    proto::{
-        self,
-        build_request::{BuildConstraints, EnvVar},
-    },
-};
+use crate::request::{BuildRequest, SYSTEM};
 
 /// The directory that is always writable, and where a command starts.
 const SCRATCH: &str = "build";

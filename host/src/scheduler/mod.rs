@@ -18,7 +18,7 @@
 //! Equal submissions share one build. It is cancelled when its last [`Subscription`] is dropped, unless one of its
 //! submissions was detached.
 //!
-//! Every operation on a build names its client, and [`access`] decides whether that client may do it.
+//! Every operation on a build names its client, and `access` decides whether that client may do it.
 
 mod access;
 mod active_build;
@@ -34,6 +34,7 @@ mod tests;
 use std::{sync::Arc, time::Duration};
 
 use cofferdam_castore::{B3Digest, Store};
+use cofferdam_rpc::Client;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
     task::{JoinHandle, spawn_blocking},
@@ -49,7 +50,6 @@ use crate::{
     build::{Builder, failure::Failure},
     records::{BuildId, Machine, Records},
     scheduler::queue::{Bounds, Budget},
-    service::Client,
     telemetry::{Metrics, Traces},
 };
 

@@ -5,7 +5,9 @@ use std::{io::Write as _, path::Path};
 use cofferdam_castore::{
     B3Digest, Directory, Node, PathComponent, Store, SymlinkTarget,
     archive::{Compression, Compressor, Limits, decompress},
-    fuzzing, is_addr, nar, proto, tar,
+    fuzzing, is_addr, nar,
+    proto::{self, Entry, EntryExt as _},
+    tar,
 };
 use futures::executor::block_on;
 use prost::Message as _;
@@ -50,15 +52,16 @@ fn store() -> (Store, Node) {
     (store, node)
 }
 
-pub(crate) fn directory(bytes: &[u8]) -> bool {
+/// A directory decodes to the same value through both entry points, and encodes to the same bytes again.
+pub fn directory(bytes: &[u8]) -> bool {
     let decoded = Directory::decode(bytes);
     assert_eq!(fuzzing::message(bytes), decoded.as_ref().ok().cloned(), "the two doors differ");
-    if let Ok(message) = proto::Entry::decode(bytes) {
-        let again = |node: &Node| proto::Entry::unnamed(node.clone()).try_into_unnamed();
+    if let Ok(message) = Entry::decode(bytes) {
+        let again = |node: &Node| Entry::unnamed(node.clone()).try_into_unnamed();
         if let Ok(node) = message.clone().try_into_unnamed() {
             assert_eq!(again(&node).ok(), Some(node));
         } else if let Ok((name, node)) = message.try_into_named() {
-            assert_eq!(proto::Entry::named(name.clone(), node.clone()).try_into_named().ok(), Some((name, node)));
+            assert_eq!(Entry::named(name.clone(), node.clone()).try_into_named().ok(), Some((name, node)));
         }
     }
     let Ok(directory) = decoded else { return false };
@@ -72,7 +75,8 @@ pub(crate) fn directory_seeds() -> Vec<Vec<u8>> {
     tree().iter().map(Directory::encode).chain([Vec::new()]).collect()
 }
 
-pub(crate) fn chunk_list(bytes: &[u8]) -> bool {
+/// A chunk list has chunks, and none of them is empty.
+pub fn chunk_list(bytes: &[u8]) -> bool {
     let Some(sizes) = fuzzing::chunk_list(bytes) else { return false };
     assert!(!sizes.is_empty() && sizes.iter().all(|size| *size > 0));
     true
@@ -85,7 +89,8 @@ pub(crate) fn chunk_list_seeds() -> Vec<Vec<u8>> {
     vec![list(vec![chunk(1)]), list(vec![chunk(200_000), chunk(300_000), chunk(7)])]
 }
 
-pub(crate) fn chunk(bytes: &[u8]) -> bool {
+/// A stored chunk.
+pub fn chunk(bytes: &[u8]) -> bool {
     fuzzing::chunk(bytes)
 }
 
@@ -93,8 +98,8 @@ pub(crate) fn chunk_seeds() -> Vec<Vec<u8>> {
     [b"x".as_slice(), &[7; 100_000]].map(|contents| packed(contents, Compression::Zstd)).into()
 }
 
-/// The first byte says whether the rest is packed already.
-pub(crate) fn tree_object(bytes: &[u8]) -> bool {
+/// A stored tree of directories. The first byte says whether the rest is compressed.
+pub fn tree_object(bytes: &[u8]) -> bool {
     match bytes.split_first() {
         Some((0, packed)) => fuzzing::tree_object(packed),
         Some((_, plain)) => fuzzing::tree_object(&packed(plain, Compression::Zstd)),
@@ -113,7 +118,8 @@ pub(crate) fn tree_object_seeds() -> Vec<Vec<u8>> {
     vec![frames, vec![1, 0, 0, 0, 0]]
 }
 
-pub(crate) fn nar(bytes: &[u8]) -> bool {
+/// An accepted NAR exports to the same bytes.
+pub fn nar(bytes: &[u8]) -> bool {
     let store = Store::memory();
     let Ok(node) = nar::import(&store, bytes, LIMITS) else { return false };
     let mut again = Vec::new();
@@ -132,7 +138,8 @@ pub(crate) fn nar_seeds() -> Vec<Vec<u8>> {
     vec![nar(&node), nar(&link("target")), nar(&file(b"contents", true))]
 }
 
-pub(crate) fn tar(bytes: &[u8]) -> bool {
+/// An accepted tar archive exports to one that imports as the same node.
+pub fn tar(bytes: &[u8]) -> bool {
     let store = Store::memory();
     let Ok(plain) = decompress(bytes) else { return false };
     // What a packed archive holds is bounded by the import alone.
@@ -158,7 +165,8 @@ fn packed(contents: &[u8], compression: Compression) -> Vec<u8> {
     compressor.finish().expect("memory has room")
 }
 
-pub(crate) fn address(bytes: &[u8]) -> bool {
+/// A store's address.
+pub fn address(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes).is_ok_and(is_addr)
 }
 
@@ -173,12 +181,13 @@ pub(crate) fn address_seeds() -> Vec<Vec<u8>> {
         "objectstore+https://host:1/path",
         "grpc+http://[::1]:8000?wait-connect=0",
         "grpc+unix:///run/store.sock",
-        "near:///var/near?size=20G&write=back&far=grpc+https://host",
+        "cache:///var/cache?size=20G&write=back&remote=grpc+https://host",
     ];
     addresses.map(|address| address.as_bytes().to_vec()).into()
 }
 
-pub(crate) fn digest(bytes: &[u8]) -> bool {
+/// An accepted digest, in binary or text, prints as the same bytes.
+pub fn digest(bytes: &[u8]) -> bool {
     if let Ok(digest) = B3Digest::try_from(bytes) {
         assert_eq!(digest.as_ref(), bytes);
         return true;

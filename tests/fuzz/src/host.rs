@@ -2,13 +2,9 @@
 
 use std::{path::Path, sync::LazyLock};
 
-use cofferdam::{
-    fuzzing,
-    outputs::Receiver,
-    request::{BuildRequest, proto},
-    service::{EncodedRequest, proto::cofferdam as ours},
-};
+use cofferdam::{fuzzing, outputs::Receiver, request::BuildRequest};
 use cofferdam_castore::{Store, refscan::ReferencePattern, verify::verify_node};
+use cofferdam_proto::{EncodedRequest, cofferdam::v1 as ours, snix::build::v1 as proto};
 use cofferdam_protocol::{
     End, FromGuest, FromHost, Report, SetupFailure, Specification, Step, Stream, UnsupportedKind, Usage,
     frame::{FrameReader, FrameWriter},
@@ -30,7 +26,8 @@ static RUNTIME: LazyLock<Runtime> =
 static NEEDLES: LazyLock<ReferencePattern> =
     LazyLock::new(|| ReferencePattern::new(["needle"]).expect("one needle fits"));
 
-pub(crate) fn request(bytes: &[u8]) -> bool {
+/// An accepted request survives binary and JSON.
+pub fn request(bytes: &[u8]) -> bool {
     let Ok(request) = BuildRequest::from_binary(bytes) else { return false };
     let again = request.to_proto().encode_to_vec();
     assert_eq!(BuildRequest::from_binary(&again).as_ref(), Ok(&request));
@@ -60,7 +57,8 @@ pub(crate) fn request_seeds() -> Vec<Vec<u8>> {
     vec![request.to_proto().encode_to_vec()]
 }
 
-pub(crate) fn json_request(bytes: &[u8]) -> bool {
+/// An accepted request in JSON survives JSON and binary.
+pub fn json_request(bytes: &[u8]) -> bool {
     let Ok(Ok(request)) = std::str::from_utf8(bytes).map(BuildRequest::from_json) else { return false };
     assert_eq!(BuildRequest::from_json(&request.to_json()).as_ref(), Ok(&request));
     let binary = request.to_proto().encode_to_vec();
@@ -72,11 +70,11 @@ pub(crate) fn json_request_seeds() -> Vec<Vec<u8>> {
     vec![seed().into_bytes(), br#"{"command_args":["x"],"constraints":{"system":"x86_64-linux"}}"#.to_vec()]
 }
 
-/// A message with a request that is kept as it came, beside what is decoded at once.
-pub(crate) fn build_message(bytes: &[u8]) -> bool {
+/// The message around a request, which is decoded later. A decoded message survives encoding.
+pub fn build_message(bytes: &[u8]) -> bool {
     let Ok(message) = ours::BuildRequest::decode(bytes) else { return false };
     assert_eq!(ours::BuildRequest::decode(&*message.encode_to_vec()).as_ref(), Ok(&message));
-    message.request.is_some_and(|request| request.decode_checked().is_ok())
+    message.request.is_some_and(|request| BuildRequest::from_binary(request.as_bytes()).is_ok())
 }
 
 pub(crate) fn build_message_seeds() -> Vec<Vec<u8>> {
@@ -87,7 +85,8 @@ pub(crate) fn build_message_seeds() -> Vec<Vec<u8>> {
     vec![message.encode_to_vec()]
 }
 
-pub(crate) fn input_request(bytes: &[u8]) -> bool {
+/// An accepted request of the input device encodes to the same bytes.
+pub fn input_request(bytes: &[u8]) -> bool {
     let Some(again) = fuzzing::input_request(bytes) else { return false };
     assert_eq!(again, bytes);
     true
@@ -97,9 +96,9 @@ pub(crate) fn input_request_seeds() -> Vec<Vec<u8>> {
     vec![vec![0], [&[1][..], &[7; 32]].concat(), [&[2][..], &[7; 64]].concat()]
 }
 
-pub(crate) fn vmm_events(bytes: &[u8]) -> bool {
+/// The event stream of a VMM. After the first cause of a machine's end, nothing changes it.
+pub fn vmm_events(bytes: &[u8]) -> bool {
     let cause = RUNTIME.block_on(fuzzing::vmm_events(bytes));
-    // What comes after the first cause changes nothing.
     let more = [bytes, b"\n\n{\"source\":\"guest\",\"event\":\"panic\"}\n\n"].concat();
     assert!(cause.is_none() || RUNTIME.block_on(fuzzing::vmm_events(&*more)) == cause);
     cause.is_some()
@@ -111,8 +110,8 @@ pub(crate) fn vmm_events_seeds() -> Vec<Vec<u8>> {
     vec![reset.into_bytes(), event("guest", "panic").into_bytes()]
 }
 
-/// Text that is shown stays the same wherever it was cut, and controls no terminal.
-pub(crate) fn plain_text(bytes: &[u8]) -> bool {
+/// Text for a terminal is the same however its bytes are split, and has no control characters.
+pub fn plain_text(bytes: &[u8]) -> bool {
     let shown = fuzzing::plain_text([bytes]);
     assert!(!shown.contains(|c: char| c.is_control() && !matches!(c, '\n' | '\t')), "{shown:?}");
     assert_eq!(fuzzing::plain_text(bytes.chunks(1)), shown);
@@ -123,8 +122,8 @@ pub(crate) fn plain_text_seeds() -> Vec<Vec<u8>> {
     vec![b"\x1b[31mred\x1b[0m 10%\r20%\r\n".to_vec(), "gr\u{fc}n \u{1f980} \u{202e}back\x1b]0;title\x07".into()]
 }
 
-/// Messages of both sides; each that is taken means the same when it is sent again.
-pub(crate) fn guest_frames(bytes: &[u8]) -> bool {
+/// Messages of host and guest. An accepted message survives being sent again.
+pub fn guest_frames(bytes: &[u8]) -> bool {
     let (mut reader, mut taken) = (FrameReader::new(bytes, FRAME_BYTES), 0);
     while let Ok(message) = reader.read::<FromGuest<'_>>() {
         let wire = framed(&[&message]);
@@ -184,8 +183,8 @@ pub(crate) fn guest_frames_seeds() -> Vec<Vec<u8>> {
     vec![guest, host, framed(&[&FromGuest::SetupFailed(failure)])]
 }
 
-/// Outputs as a guest sends them, all the way into a store.
-pub(crate) fn guest_tree(bytes: &[u8]) -> bool {
+/// Outputs as a guest sends them. Whatever is accepted is complete in the store.
+pub fn guest_tree(bytes: &[u8]) -> bool {
     let store = Store::memory();
     let mut receiver = Receiver::new(&store, RUNTIME.handle().clone(), &NEEDLES, LIMITS);
     let mut reader = FrameReader::new(bytes, FRAME_BYTES);

@@ -1,19 +1,23 @@
-//! Fuzzes every decoder for a while: `cofferdam-fuzz [SECONDS] [TARGET…]`, a minute each and all of them by default, one a
-//! processor at a time. With 0 seconds it only compiles.
+//! Fuzzes every decoder for a while: `cofferdam-fuzz [SECONDS] [TARGET…]`. The default is a minute for each target, one
+//! target a processor at a time.
 //!
 //! ```text
 //!   cofferdam-fuzz ─▶ cargo build ─▶ cofferdam-fuzz as rustc's wrapper ─▶ rustc, with LLVM's coverage counters
-//!        └──────────▶ fuzz-target (libFuzzer), once for each target, from its seeds and what earlier runs have found
+//!        └──────────▶ each target's program (libFuzzer), from its seeds, its corpus and what earlier runs have found;
+//!                     the best new inputs go into its corpus
 //! ```
 //!
-//! Any toolchain will do: the counters are a pass of LLVM's that rustc can be asked for, and libFuzzer is compiled by the
-//! crate `libfuzzer-sys`. Only the crates of this workspace get counters, with what they instantiate of others, so
-//! dependencies are those that the tests have compiled.
+//! cargo-fuzz does the same, but only on a nightly toolchain. Here any toolchain will do: the counters are a pass of
+//! LLVM's that rustc can be asked for, and the crate `libfuzzer-sys` compiles libFuzzer. Only the crates of this workspace
+//! get counters, with their instantiations of others, so the tests' compiled dependencies are used again.
+
+mod merge;
 
 use std::{
     env,
     ffi::OsString,
     fs,
+    num::{NonZeroU32, NonZeroU64},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -22,14 +26,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use cofferdam_fuzz::{TARGET_VARIABLE, TARGETS, Target, target};
+use cofferdam_fuzz::{TARGETS, Target};
 
-const DEFAULT_SECONDS: u32 = 60;
+const DEFAULT_SECONDS: NonZeroU32 = NonZeroU32::new(60).expect("not zero");
 
 /// Set for the runs of this program in which it is rustc's wrapper.
 const WRAP: &str = "COFFERDAM_FUZZ_WRAP";
 
-/// What a target may take; more is a finding.
+/// What one input may take; more is a finding.
 const LIMITS: [&str; 3] = ["-rss_limit_mb=1024", "-timeout=120", "-max_len=16384"];
 
 fn main() -> Result<()> {
@@ -43,23 +47,19 @@ fn main() -> Result<()> {
     }
     let targets = args.iter().map(|name| {
         let names: Vec<_> = TARGETS.iter().map(|target| target.name).collect();
-        let target = name.to_str().and_then(target);
+        let target = TARGETS.iter().find(|target| name == target.name).copied();
         target.with_context(|| format!("{name:?} is no target; there are {}", names.join(", ")))
     });
     let mut targets = targets.collect::<Result<Vec<_>>>()?;
     if targets.is_empty() {
         targets = TARGETS.to_vec();
     }
-    let program = build()?;
-    if seconds == Some(0) {
-        return Ok(());
-    }
-    let place = program.with_file_name("fuzz");
-    println!("{:<14} {:>11} {:>10} {:>13}", "target", "runs", "a second", "coverage");
+    let programs = build(&targets)?;
+    println!("{:<14} {:>11} {:>10} {:>13} {:>10}", "target", "runs", "a second", "coverage", "new files");
     let (targets, workers) = (Mutex::new(targets.into_iter()), thread::available_parallelism()?.get());
     let work = || {
         while let Some(target) = next(&targets) {
-            fuzz(&program, &place, &target, seconds.unwrap_or(DEFAULT_SECONDS))?;
+            fuzz(&programs, &target, seconds.unwrap_or(DEFAULT_SECONDS))?;
         }
         Ok(())
     };
@@ -73,7 +73,7 @@ fn next(targets: &Mutex<impl Iterator<Item = Target>>) -> Option<Target> {
     targets.lock().unwrap_or_else(PoisonError::into_inner).next()
 }
 
-/// Becomes rustc, which returns only if it can't be started.
+/// Becomes rustc, and returns only if rustc can't be started.
 fn wrap_rustc(args: &[OsString]) -> std::io::Error {
     let (rustc, args) = args.split_first().expect("cargo names rustc");
     let mut command = Command::new(rustc);
@@ -82,18 +82,19 @@ fn wrap_rustc(args: &[OsString]) -> std::io::Error {
         .windows(2)
         .any(|pair| pair[0] == "--crate-name" && pair[1].to_str().is_some_and(|name| name.starts_with("build_script")));
     if !runs_while_building {
-        command.args(["--cfg", "fuzzing", "-Copt-level=2", "-Cpasses=sancov-module"]);
+        command.args(["-Copt-level=2", "-Cpasses=sancov-module"]);
         let counters = ["level=4", "inline-8bit-counters", "pc-table", "trace-compares"];
         command.args(counters.map(|counter| format!("-Cllvm-args=-sanitizer-coverage-{counter}")));
     }
     command.exec()
 }
 
-/// Compiles the targets with counters; where they are.
-fn build() -> Result<PathBuf> {
+/// Compiles the targets' programs with counters, and returns their folder.
+fn build(targets: &[Target]) -> Result<PathBuf> {
     let this = env::current_exe()?;
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet", "--package", env!("CARGO_PKG_NAME"), "--bin", "fuzz-target"]);
+    cargo.args(["build", "--quiet", "--package", env!("CARGO_PKG_NAME")]);
+    cargo.args(targets.iter().flat_map(|target| ["--bin", target.name]));
     cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
     // ring's build script runs anew when they change, and they are there only if cargo has started this program.
     for (name, _) in env::vars_os() {
@@ -103,43 +104,55 @@ fn build() -> Result<PathBuf> {
     }
     cargo.env("RUSTC_WORKSPACE_WRAPPER", &this).env(WRAP, "1").env("CARGO_INCREMENTAL", "0");
     ensure!(cargo.status()?.success(), "the targets can't be compiled");
-    Ok(this.with_file_name("fuzz-target"))
+    Ok(this.with_file_name(""))
 }
 
-fn fuzz(program: &Path, place: &Path, target: &Target, seconds: u32) -> Result<()> {
-    let (corpus, findings) = (place.join("corpus").join(target.name), place.join("findings"));
-    fs::create_dir_all(&corpus)?;
-    fs::create_dir_all(&findings)?;
+fn fuzz(programs: &Path, target: &Target, seconds: NonZeroU32) -> Result<()> {
+    let (program, corpus) = (programs.join(target.name), target.corpus());
+    let place = programs.join("fuzz").join(target.name);
+    let (found, log_path) = (place.join("corpus"), place.join("log"));
+    let artifacts = PathBuf::from_iter([env!("CARGO_MANIFEST_DIR"), "artifacts", target.name, ""]);
+    for folder in [&found, &corpus, &artifacts] {
+        fs::create_dir_all(folder)?;
+    }
     for (at, seed) in (target.seeds)().iter().enumerate() {
         fs::write(corpus.join(format!("seed-{at}")), seed)?;
     }
-    let log_path = findings.join(format!("{}.log", target.name));
-    let status = Command::new(program)
-        .env(TARGET_VARIABLE, target.name)
-        .args(LIMITS)
-        .arg(format!("-max_total_time={seconds}"))
-        .arg(format!("-artifact_prefix={}/{}-", findings.display(), target.name))
-        .arg(&corpus)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(fs::File::create(&log_path)?)
-        .status()
-        .with_context(|| format!("can't start {}", program.display()))?;
-    // What a target prints need not be text.
-    let log = String::from_utf8_lossy(&fs::read(&log_path)?).into_owned();
-    if !status.success() {
-        let lines: Vec<_> = log.lines().collect();
-        eprintln!("{}", lines[lines.len().saturating_sub(40)..].join("\n"));
-        bail!("{} has a finding; all that was said is in {}", target.name, log_path.display());
-    }
+    let mut fuzzer = Command::new(&program);
+    fuzzer.args(LIMITS).arg(format!("-max_total_time={seconds}"));
+    fuzzer.arg(format!("-artifact_prefix={}/", artifacts.display())).args([&found, &corpus]);
+    let log = run(fuzzer, &log_path).with_context(|| {
+        format!(
+            "{} has a finding in {}; once it is fixed, move it to {}",
+            target.name,
+            artifacts.display(),
+            corpus.display()
+        )
+    })?;
     let (begin, end) = (coverage(&log, "INITED"), coverage(&log, "DONE"));
     let runs = log.lines().find_map(|line| line.strip_prefix("Done ")?.split(' ').next()?.parse::<u64>().ok());
     let (Some(begin), Some(end), Some(runs)) = (begin, end, runs) else {
         bail!("{} ran without counters: see {}", target.name, log_path.display())
     };
-    let a_second = runs / u64::from(seconds);
-    println!("{:<14} {runs:>11} {a_second:>10} {:>13}", target.name, format!("{begin} → {end}"));
+    let new = merge::merge(&program, &corpus, &found, &place.join("merge"))
+        .with_context(|| format!("{}'s corpus can't be merged", target.name))?;
+    let a_second = runs / NonZeroU64::from(seconds);
+    println!("{:<14} {runs:>11} {a_second:>10} {:>13} {new:>10}", target.name, format!("{begin} → {end}"));
     Ok(())
+}
+
+/// Runs libFuzzer and returns its log, the end of which goes to stderr if it fails.
+fn run(mut command: Command, log_path: &Path) -> Result<String> {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(log_path)?);
+    let status = command.status().with_context(|| format!("can't start {}", command.get_program().display()))?;
+    // A target may print bytes that are no text.
+    let log = String::from_utf8_lossy(&fs::read(log_path)?).into_owned();
+    if !status.success() {
+        let lines: Vec<_> = log.lines().collect();
+        eprintln!("{}", lines[lines.len().saturating_sub(40)..].join("\n"));
+        bail!("see {} for the whole log", log_path.display());
+    }
+    Ok(log)
 }
 
 /// How many places the corpus reaches, as libFuzzer says at this event; not zero.

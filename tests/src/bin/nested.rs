@@ -1,10 +1,11 @@
 //! `nested`: runs a command in the outer machine, whose KVM works even where this host's does not.
 
-use std::{ffi::OsString, process::ExitCode, time::Duration};
+use std::{ffi::OsString, io, process::ExitCode, time::Duration};
 
 use anyhow::Result;
 use clap::Parser;
 use cofferdam_tests::nested::Outer;
+use tokio::time::sleep;
 
 /// Run a command where KVM works: in an emulated machine that sees this host's files. What it writes is lost.
 #[derive(Debug, Parser)]
@@ -27,6 +28,10 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
     let Arguments { memory_mib, time_limit, xsave, command } = Arguments::parse();
-    let code = Outer { memory_mib, time_limit, xsave }.run(&command).await?;
+    let overdue = async {
+        sleep(time_limit).await;
+        format!("the command did not end within {}", humantime::format_duration(time_limit))
+    };
+    let code = Outer { memory_mib, xsave }.run(&command, io::stdout(), overdue).await?;
     Ok(ExitCode::from(u8::try_from(code)?))
 }

@@ -14,9 +14,9 @@ mod share;
 
 use std::{
     ffi::OsString,
-    fs::{self, File},
-    io,
-    os::fd::{AsFd, OwnedFd},
+    fs,
+    io::{self, Read, Write},
+    os::fd::OwnedFd,
     thread,
     time::Duration,
 };
@@ -31,7 +31,8 @@ use tokio::{
     io::{AsyncBufRead, AsyncBufReadExt, BufReader, Lines},
     net::unix::pipe,
     runtime::Handle,
-    time::{Instant, timeout, timeout_at},
+    select,
+    time::timeout,
 };
 
 /// `kvm_amd` because QEMU emulates SVM and not VMX.
@@ -58,21 +59,27 @@ const END_LIMIT: Duration = Duration::from_secs(60);
 pub struct Outer {
     /// Memory, which is also where everything goes that the command writes.
     pub memory_mib: u32,
-    /// How long the command may take.
-    pub time_limit: Duration,
     /// Whether the processor has XSAVE, without which older cloud-hypervisors (v49) start no machine.
     pub xsave: bool,
 }
 
 impl Outer {
-    /// Runs a command in a new machine, with this process's environment and working directory, as root. Its output goes
-    /// to stdout as it is written; the result is its exit code, or 128 and the signal that ended it.
+    /// Runs a command in a new machine, with this process's environment and working directory, as root. Its output is
+    /// written to `output` as it comes. The result is its exit code, or 128 and the signal that ended it. Dropping the
+    /// future ends the machine.
+    ///
+    /// `overdue` is polled from the command's start. Once it is ready, the machine is ended.
     ///
     /// # Errors
     ///
-    /// The machine can't be started, does not come up, ends early, or the command takes too long. The message has the
-    /// end of the console.
-    pub async fn run(&self, command: &[OsString]) -> Result<i32> {
+    /// The machine can't be started, does not come up, ends early, or `overdue` says why it had to end. The message has
+    /// the end of the console.
+    pub async fn run(
+        &self,
+        command: &[OsString],
+        output: impl Write + Send + 'static,
+        overdue: impl Future<Output = String>,
+    ) -> Result<i32> {
         let qemu = vmm::survey().qemu.found.context("there is no QEMU; images/setup.sh installs it")?;
         let init = init::script(command)?;
         let files = scripted_machine(&cache_dir(), |line| eprintln!("nested: {line}"), MODULES, &init)?;
@@ -80,7 +87,7 @@ impl Outer {
         fs::write(directory.path().join("initramfs"), files.initramfs)?;
 
         let (status, status_writer) = io::pipe()?;
-        let (output, output_writer) = io::pipe()?;
+        let (written, output_writer) = io::pipe()?;
         let mut lines = BufReader::new(pipe::Receiver::from_owned_fd(OwnedFd::from(status))?).lines();
         share::serve(&directory.path().join("host.sock"))?;
         let program = Program::new("qemu", qemu.program, directory.path())
@@ -89,10 +96,10 @@ impl Outer {
             .descriptor(output_writer)
             .descriptor(status_writer);
         let mut machine = Spawner::new(Handle::current())?.spawn(program).await?;
-        let passed_on = pass_on(output)?;
+        let passed_on = pass_on(written, output)?;
 
         let result = async {
-            let code = self.follow(&mut lines).await?;
+            let code = follow(&mut lines, overdue).await?;
             ensure!(timeout(END_LIMIT, machine.wait()).await.is_ok(), "the outer machine does not power off");
             Ok(code)
         };
@@ -131,38 +138,57 @@ impl Outer {
         }
         arguments
     }
+}
 
-    /// The exit code, from the status port.
-    async fn follow(&self, lines: &mut Lines<impl AsyncBufRead + Unpin>) -> Result<i32> {
-        let line = timeout(BOOT_LIMIT, lines.next_line()).await;
-        let line = line.map_err(|_| anyhow!("it did not come up within {} seconds", BOOT_LIMIT.as_secs()))??;
-        ensure!(line.as_deref() == Some("up"), "it ended before the command could start");
-        let line = timeout_at(Instant::now() + self.time_limit, lines.next_line()).await;
-        let limit = humantime::format_duration(self.time_limit);
-        let line = line.map_err(|_| anyhow!("the command did not end within {limit}"))??;
-        match line.as_deref().and_then(|line| line.strip_prefix("exit ")?.parse().ok()) {
-            Some(code) => Ok(code),
-            None => bail!("it ended while the command ran"),
-        }
+/// The exit code, from the status port.
+async fn follow(lines: &mut Lines<impl AsyncBufRead + Unpin>, overdue: impl Future<Output = String>) -> Result<i32> {
+    let line = timeout(BOOT_LIMIT, lines.next_line()).await;
+    let line = line.map_err(|_| anyhow!("it did not come up within {} seconds", BOOT_LIMIT.as_secs()))??;
+    ensure!(line.as_deref() == Some("up"), "it ended before the command could start");
+    let line = select! {
+        line = lines.next_line() => line?,
+        reason = overdue => bail!(reason),
+    };
+    match line.as_deref().and_then(|line| line.strip_prefix("exit ")?.parse().ok()) {
+        Some(code) => Ok(code),
+        None => bail!("it ended while the command ran"),
     }
 }
 
-/// A thread that copies to stdout, past its buffer.
-fn pass_on(mut output: io::PipeReader) -> Result<thread::JoinHandle<io::Result<u64>>> {
-    let mut stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-    Ok(thread::Builder::new().name("output".to_owned()).spawn(move || io::copy(&mut output, &mut stdout))?)
+/// A thread that copies the command's output until the machine has ended.
+fn pass_on(
+    mut written: io::PipeReader,
+    mut output: impl Write + Send + 'static,
+) -> Result<thread::JoinHandle<io::Result<()>>> {
+    let copy = move || {
+        let mut chunk = vec![0; 64 << 10];
+        loop {
+            match written.read(&mut chunk)? {
+                0 => return Ok(()),
+                // At once, whatever buffer the output has.
+                length => output.write_all(&chunk[..length]).and_then(|()| output.flush())?,
+            }
+        }
+    };
+    Ok(thread::Builder::new().name("output".to_owned()).spawn(copy)?)
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::sleep;
+
     use super::*;
     use crate::slots;
 
     fn outcome(time_limit: Duration, script: &str) -> Result<i32> {
         let _slot = slots::take_one();
         let command = ["sh", "-c", script].map(OsString::from);
-        let outer = Outer { memory_mib: 1024, time_limit, xsave: false };
-        tokio::runtime::Runtime::new()?.block_on(outer.run(&command))
+        let outer = Outer { memory_mib: 1024, xsave: false };
+        let overdue = async {
+            sleep(time_limit).await;
+            "it is overdue".to_owned()
+        };
+        tokio::runtime::Runtime::new()?.block_on(outer.run(&command, io::stdout(), overdue))
     }
 
     #[test]
@@ -174,7 +200,7 @@ mod tests {
     #[test]
     fn what_hangs_or_falls_over_is_an_error_in_time() {
         let error = outcome(Duration::from_secs(1), "sleep 1000").unwrap_err().to_string();
-        assert!(error.contains("the command did not end within 1s"), "{error}");
+        assert!(error.contains("it is overdue"), "{error}");
         let script = "echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger; sleep 1000";
         let error = outcome(Duration::from_secs(60), script).unwrap_err().to_string();
         assert!(error.contains("it ended while the command ran") && error.contains("panic"), "{error}");

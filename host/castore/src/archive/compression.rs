@@ -1,4 +1,4 @@
-//! gzip and zstd, found by their first bytes.
+//! gzip and zstd, recognized by their first bytes.
 
 use std::io::{self, Cursor, Read, Write};
 
@@ -11,28 +11,29 @@ const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 /// The last three bytes of a skippable zstd frame's magic, whose first is 0x50 to 0x5f.
 const ZSTD_SKIPPABLE: &[u8] = &[0x2a, 0x4d, 0x18];
 
-/// Others that people have, and that are not understood.
+/// Known formats that are not supported.
 const UNSUPPORTED: [(&[u8], &str); 3] = [(b"\xfd7zXZ\0", "xz"), (b"BZh", "bzip2"), (&[0x04, 0x22, 0x4d, 0x18], "lz4")];
 
-/// Enough to tell them all apart, in bytes.
+/// Bytes that are enough to recognize a format.
 const MAGIC_BYTES: u64 = 6;
 
-/// How an archive is packed.
+/// How an archive is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    /// As it is.
+    /// Not at all.
     None,
-    /// gzip, without name and time.
+    /// gzip, without a file name and a time.
     Gzip,
     /// zstd.
     Zstd,
 }
 
-/// The bytes of an archive, unpacked if its first bytes say that it is packed. Memory is bounded whatever they unpack to.
+/// Decompresses an archive if its first bytes say that it is compressed. Memory use does not depend on the decompressed
+/// size.
 ///
 /// # Errors
 ///
-/// The source can't be read, or is packed in another way.
+/// The source can't be read, or is compressed in another way.
 pub fn decompress<'a>(mut source: impl Read + 'a) -> Result<Box<dyn Read + 'a>, ArchiveError> {
     let failed = |source| ArchiveError::read(&[], source);
     let mut magic = Vec::new();
@@ -41,7 +42,7 @@ pub fn decompress<'a>(mut source: impl Read + 'a) -> Result<Box<dyn Read + 'a>, 
         || magic.first().is_some_and(|first| first & 0xf0 == 0x50) && magic[1..].starts_with(ZSTD_SKIPPABLE);
     let unsupported = UNSUPPORTED.iter().find(|(other, _)| magic.starts_with(other));
     if let Some((_, name)) = unsupported {
-        let rule = format!("is packed with {name}; only gzip and zstd can be unpacked: unpack it before");
+        let rule = format!("is compressed with {name}; only gzip and zstd are supported: decompress it first");
         return Err(ArchiveError::Malformed { at: WHOLE.to_owned(), rule });
     }
     let is_gzip = magic.starts_with(GZIP);
@@ -55,7 +56,7 @@ pub fn decompress<'a>(mut source: impl Read + 'a) -> Result<Box<dyn Read + 'a>, 
     })
 }
 
-/// Packs what is written to it. The same bytes are always packed in the same way.
+/// Compresses what is written to it. The output depends on nothing but the input.
 pub enum Compressor<W: Write> {
     /// Not at all.
     None(W),
@@ -66,11 +67,11 @@ pub enum Compressor<W: Write> {
 }
 
 impl<W: Write> Compressor<W> {
-    /// Packs into `out`.
+    /// Compresses into `out`.
     ///
     /// # Errors
     ///
-    /// There is no memory for it.
+    /// There is not enough memory.
     pub fn new(out: W, compression: Compression) -> io::Result<Self> {
         Ok(match compression {
             Compression::None => Self::None(out),
@@ -83,11 +84,11 @@ impl<W: Write> Compressor<W> {
         })
     }
 
-    /// Writes what is still to come. Without it the archive is not whole.
+    /// Completes the output. Without this call it is cut short.
     ///
     /// # Errors
     ///
-    /// What `out` said.
+    /// `out` failed.
     pub fn finish(self) -> io::Result<W> {
         let mut out = match self {
             Self::None(out) => out,
@@ -121,55 +122,58 @@ impl<W: Write> Write for Compressor<W> {
 mod tests {
     use super::*;
 
-    fn packed(contents: &[u8], compression: Compression) -> Vec<u8> {
+    fn compressed(contents: &[u8], compression: Compression) -> Vec<u8> {
         let mut compressor = Compressor::new(Vec::new(), compression).unwrap();
         compressor.write_all(contents).unwrap();
         compressor.finish().unwrap()
     }
 
-    fn unpacked(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    fn decompressed(bytes: &[u8]) -> io::Result<Vec<u8>> {
         let mut contents = Vec::new();
         decompress(bytes).map_err(io::Error::other)?.read_to_end(&mut contents)?;
         Ok(contents)
     }
 
     #[test]
-    fn what_is_packed_is_found_by_its_first_bytes_alone() {
+    fn formats_are_recognized_by_their_first_bytes() {
         for contents in [b"".as_slice(), b"x", b"some text, some text", &[7; 300_000]] {
             for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
-                let bytes = packed(contents, compression);
-                assert_eq!(unpacked(&bytes).unwrap(), contents);
-                assert_eq!(packed(contents, compression), bytes);
+                let bytes = compressed(contents, compression);
+                assert_eq!(decompressed(&bytes).unwrap(), contents);
+                assert_eq!(compressed(contents, compression), bytes);
             }
         }
     }
 
     #[test]
-    fn several_packed_pieces_are_one() {
+    fn several_compressed_pieces_are_one() {
         for compression in [Compression::Gzip, Compression::Zstd] {
-            assert_eq!(unpacked(&[packed(b"on", compression), packed(b"e", compression)].concat()).unwrap(), b"one");
+            assert_eq!(
+                decompressed(&[compressed(b"on", compression), compressed(b"e", compression)].concat()).unwrap(),
+                b"one"
+            );
         }
         // A skippable frame of three bytes, as some tools begin with.
-        let skippable = [b"\x5a\x2a\x4d\x18\x03\0\0\0abc".as_slice(), &packed(b"one", Compression::Zstd)].concat();
-        assert_eq!(unpacked(&skippable).unwrap(), b"one");
+        let skippable = [b"\x5a\x2a\x4d\x18\x03\0\0\0abc".as_slice(), &compressed(b"one", Compression::Zstd)].concat();
+        assert_eq!(decompressed(&skippable).unwrap(), b"one");
     }
 
     #[test]
     fn what_is_cut_short_or_changed_is_an_error() {
         for compression in [Compression::Gzip, Compression::Zstd] {
-            let whole = packed(&(0..50_000_u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>(), compression);
-            assert!(unpacked(&whole[..whole.len() - 1]).is_err());
-            assert!(unpacked(&whole[..whole.len() / 2]).is_err());
+            let whole = compressed(&(0..50_000_u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>(), compression);
+            assert!(decompressed(&whole[..whole.len() - 1]).is_err());
+            assert!(decompressed(&whole[..whole.len() / 2]).is_err());
             let mut changed = whole;
             let last = changed.len() - 1;
             changed[last] ^= 1;
-            assert!(unpacked(&changed).is_err());
+            assert!(decompressed(&changed).is_err());
         }
     }
 
     #[test]
-    fn other_ways_to_pack_are_named() {
+    fn other_formats_are_named_in_the_error() {
         let refused = decompress(b"\xfd7zXZ\0\0".as_slice()).err().unwrap().to_string();
-        assert!(refused.contains("packed with xz"), "{refused}");
+        assert!(refused.contains("compressed with xz"), "{refused}");
     }
 }

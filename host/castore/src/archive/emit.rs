@@ -1,4 +1,4 @@
-//! A node of the store, depth first.
+//! Walks a node of the store depth first.
 
 use std::{
     collections::{HashMap, btree_map},
@@ -19,35 +19,35 @@ use crate::{
 /// Bytes of a blob that are in memory at a time.
 const BUFFER_BYTES: usize = 512 * 1024;
 
-/// What comes next in a tree.
+/// A step of the walk.
 pub(crate) enum Event<'a> {
-    /// A directory, whose entries follow in the order of their names.
+    /// A directory begins; its entries follow, sorted by name.
     Enter,
-    /// The end of the innermost directory.
+    /// The innermost directory ends.
     Leave,
     /// A symbolic link.
     Symlink(&'a SymlinkTarget),
-    /// A regular file, whose contents follow.
+    /// A regular file begins; its contents follow.
     File {
-        /// Bytes that follow.
+        /// Bytes of contents.
         size: u64,
         /// Whether its owner may execute it.
         executable: bool,
     },
-    /// A piece of the contents of the file that came last.
+    /// A piece of the contents.
     Data(&'a [u8]),
-    /// The end of that file.
+    /// The file ends.
     EndFile,
 }
 
-/// Tells `sink` of a node and all below it, each with its path from the root, whose own is empty. Every blob is checked
-/// against its digest.
+/// Walks a node and everything below it. `sink` gets each event with the path from the root, which is empty for the root
+/// itself. Every blob is checked against its digest.
 ///
-/// Memory is bounded by the directories; depth costs no stack.
+/// Memory holds the directories and one piece of a file; depth costs no stack.
 ///
 /// # Errors
 ///
-/// The store's come with the entry's path below `name`; what the sink says is about `name` itself.
+/// Errors of the store name the entry's path below `name`. Errors of `sink` name `name` itself.
 pub(crate) fn emit(
     store: &Store,
     node: &Node,
@@ -68,11 +68,11 @@ struct Emitter<'a> {
     interrupted: &'a dyn Fn() -> bool,
     sink: &'a mut dyn FnMut(&[u8], Event<'_>) -> io::Result<()>,
     directories: HashMap<B3Digest, Directory>,
-    /// From the root, with slashes between.
+    /// The path from the root, with slashes.
     path: Vec<u8>,
 }
 
-/// A directory whose entries are being told, and how long the path to it is.
+/// A directory that is being walked, and the length of its path.
 struct Level {
     nodes: btree_map::IntoIter<PathComponent, Node>,
     path_bytes: usize,
@@ -84,7 +84,7 @@ impl Emitter<'_> {
         while let Some(level) = levels.last_mut() {
             self.path.truncate(level.path_bytes);
             let Some((name, node)) = level.nodes.next() else {
-                self.tell(Event::Leave)?;
+                self.send(Event::Leave)?;
                 levels.pop();
                 continue;
             };
@@ -97,21 +97,21 @@ impl Emitter<'_> {
         Ok(())
     }
 
-    /// Tells of a node; of a directory only its begin.
+    /// Sends the events of a node. A directory only begins, and is returned to be walked.
     fn begin(&mut self, node: &Node) -> Result<Option<Level>, ExportError> {
         if (self.interrupted)() {
             return Err(ExportError::Interrupted);
         }
         match node {
-            Node::Symlink { target } => self.tell(Event::Symlink(target))?,
+            Node::Symlink { target } => self.send(Event::Symlink(target))?,
             Node::File { digest, size, executable } => {
-                self.tell(Event::File { size: *size, executable: *executable })?;
+                self.send(Event::File { size: *size, executable: *executable })?;
                 let place = self.place();
                 let (name, path, sink) = (self.name, &self.path, &mut self.sink);
                 read_blob(self.store, digest, *size, &place, self.interrupted, &mut |bytes| {
                     sink(path, Event::Data(bytes)).map_err(|error| write_error(name, error))
                 })?;
-                self.tell(Event::EndFile)?;
+                self.send(Event::EndFile)?;
             }
             Node::Directory { digest, size } => {
                 let Some(directory) = self.directories.get(digest) else {
@@ -123,14 +123,14 @@ impl Emitter<'_> {
                     return Err(ExportError::Size { path, what: "directory", digest, expected, actual });
                 }
                 let nodes = directory.clone().into_nodes();
-                self.tell(Event::Enter)?;
+                self.send(Event::Enter)?;
                 return Ok(Some(Level { nodes, path_bytes: self.path.len() }));
             }
         }
         Ok(None)
     }
 
-    fn tell(&mut self, event: Event<'_>) -> Result<(), ExportError> {
+    fn send(&mut self, event: Event<'_>) -> Result<(), ExportError> {
         (self.sink)(&self.path, event).map_err(|error| write_error(self.name, error))
     }
 
@@ -143,8 +143,8 @@ fn write_error(name: &Path, source: io::Error) -> ExportError {
     ExportError::Write { path: name.to_owned(), action: "write it", source }
 }
 
-/// Reads a blob in pieces and checks its size and its digest; the last piece may have been taken when it turns out that
-/// they are wrong. `place` is for errors.
+/// Reads a blob in pieces, and checks its size and its digest. `take` may get all pieces before a wrong digest shows.
+/// Errors name `place`.
 pub fn read_blob(
     store: &Store,
     digest: &B3Digest,
@@ -162,7 +162,7 @@ pub fn read_blob(
     loop {
         let read = block_on(blob.read(&mut buffer)).map_err(failed)?;
         actual += read as u64;
-        // What is too long is not passed on: the size has been told already.
+        // Excess bytes are not passed on: `take` relies on the size.
         if actual > size {
             actual = block_on(blob.seek(SeekFrom::End(0))).map_err(failed)?;
             break;

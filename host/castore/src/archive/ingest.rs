@@ -9,7 +9,7 @@ use crate::{B3Digest, Directory, Node, Store, import::put_directories};
 /// Bytes of a file that are in memory at a time.
 const BUFFER_BYTES: usize = 512 * 1024;
 
-/// Takes in one archive: counts against the limits, and keeps all to itself until [`Ingest::finish`].
+/// Imports one archive. Counts against the limits, and makes nothing visible before [`Ingest::finish`].
 pub(crate) struct Ingest {
     store: Store,
     limits: Limits,
@@ -23,7 +23,7 @@ impl Ingest {
         Self { store: store.batch(), limits, entries: 0, bytes: 0, buffer: vec![0; BUFFER_BYTES] }
     }
 
-    /// Counts one more entry, which is at `path`.
+    /// Counts the entry at `path`.
     pub(crate) fn entry(&mut self, path: &[u8]) -> Result<(), ArchiveError> {
         self.entries += 1;
         if self.entries > self.limits.entries {
@@ -58,7 +58,7 @@ impl Ingest {
         Ok(Node::File { digest, size, executable })
     }
 
-    /// Reads on to the end without keeping anything.
+    /// Skips the rest of `contents`.
     pub(crate) fn skip(&mut self, path: &[u8], contents: &mut dyn Read) -> Result<(), ArchiveError> {
         loop {
             match read_some(contents, &mut self.buffer).map_err(|error| ArchiveError::read(path, error))? {
@@ -68,7 +68,7 @@ impl Ingest {
         }
     }
 
-    /// Counts that many more bytes.
+    /// Counts more bytes.
     fn bytes(&mut self, path: &[u8], bytes: u64) -> Result<(), ArchiveError> {
         self.bytes = self.bytes.saturating_add(bytes);
         if self.bytes > self.limits.bytes {
@@ -77,7 +77,7 @@ impl Ingest {
         Ok(())
     }
 
-    /// Makes the root durable and visible: its blobs, then its directories, which come leaves first.
+    /// Makes the blobs durable and visible, then the directories, which are sorted leaves first.
     pub(crate) fn finish(self, root: Node, directories: Vec<Directory>) -> Result<Node, ArchiveError> {
         let failed = |source| ArchiveError::Store { at: WHOLE.to_owned(), source };
         block_on(self.store.blobs.commit()).map_err(failed)?;

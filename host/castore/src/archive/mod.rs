@@ -1,12 +1,12 @@
-//! What tar and NAR share: one stream of bytes that holds a tree.
+//! Shared by tar and NAR, both of which hold a tree in one stream of bytes.
 //!
 //! ```text
 //!   bytes ──decompress──▶ tar::read / nar::read ──▶ Ingest ──▶ blobs.commit(), then all directories, leaves first
 //!   node  ──▶ emit ──▶ tar::write / nar::write ──compress──▶ bytes
 //! ```
 //!
-//! Whoever made an archive is not trusted: nothing in it is allocated before it is there, files go to the store in pieces,
-//! and entries, bytes and depth are bounded by [`Limits`] and [`MAX_DEPTH`].
+//! Archives are not trusted: memory is allocated only for bytes that have arrived, files go to the store in pieces, and
+//! [`Limits`] and [`MAX_DEPTH`] limit entries, bytes and depth.
 
 use std::io;
 
@@ -19,15 +19,15 @@ pub use emit::read_blob;
 pub(crate) use emit::{Event, emit};
 pub(crate) use ingest::Ingest;
 
-/// Most directories in a path of an archive: as many as the inputs of a build may have.
+/// Most directories in a path of an archive, the same limit as for inputs of a build.
 pub const MAX_DEPTH: usize = 512;
 
-/// What one archive may hold at most.
+/// Limits for one archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Files, directories and symbolic links.
     pub entries: u64,
-    /// Bytes in all files, and in what an archive holds beside them.
+    /// Bytes in all files, plus other bytes of the archive that are skipped.
     pub bytes: u64,
 }
 
@@ -37,38 +37,38 @@ impl Default for Limits {
     }
 }
 
-/// Why an archive could not be imported. Nothing of it is visible in the store.
+/// Why an archive could not be imported. Nothing of it becomes visible in the store.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
-    /// The archive can't be read: the file system refused, or it is damaged below the level of its format.
+    /// The archive can't be read, or can't be decompressed.
     #[error("{at}: can't read the archive")]
     Read {
         /// Which entry; see [`ArchiveError::Malformed`].
         at: String,
-        /// What failed.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// The archive breaks a rule of its format, or holds what castore can't.
+    /// The archive breaks a rule of its format, or contains something that castore can't hold.
     #[error("{at}: {rule}")]
     Malformed {
-        /// The path of an entry, with escapes, or "the archive" where no entry is to blame.
+        /// The path of the entry, with escapes, or "the archive".
         at: String,
-        /// What is wrong, as in "its path is absolute".
+        /// The rule, as in "its path is absolute".
         rule: String,
     },
-    /// The archive holds more than was allowed.
-    #[error("{at}: here the archive exceeds the limit of {limit} {what}")]
+    /// The archive exceeds a limit.
+    #[error("{at}: the archive exceeds the limit of {limit} {what} here")]
     Limit {
         /// Which entry; see [`ArchiveError::Malformed`].
         at: String,
         /// "entries" or "bytes".
         what: &'static str,
-        /// How many.
+        /// The limit.
         limit: u64,
     },
-    /// The store could not take it.
-    #[error("{at}: the store can't take it")]
+    /// The store failed.
+    #[error("{at}: can't be stored")]
     Store {
         /// Which entry; see [`ArchiveError::Malformed`].
         at: String,
@@ -78,10 +78,10 @@ pub enum ArchiveError {
     },
 }
 
-/// What is at fault when no entry is.
+/// Stands for an entry in errors about the whole archive.
 pub(crate) const WHOLE: &str = "the archive";
 
-/// The path of an entry for a message: never empty, on one line.
+/// The path of an entry for messages: never empty, on one line.
 pub(crate) fn shown(path: &[u8]) -> String {
     if path.is_empty() { WHOLE.to_owned() } else { crate::escape(path) }
 }

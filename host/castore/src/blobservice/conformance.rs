@@ -9,7 +9,7 @@ use std::{
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
 
 use super::{
-    BlobService, LocalBlobService, MAX_MEMORY_BYTES, MemoryBlobService, NearBlobService, ObjectStoreBlobService,
+    BlobService, CacheBlobService, LocalBlobService, MAX_MEMORY_BYTES, MemoryBlobService, ObjectStoreBlobService,
     from_addr,
 };
 use crate::{
@@ -58,11 +58,11 @@ fn batching_services() -> Services {
     let local = LocalBlobService::open(&dir.path().join("store")).unwrap();
     let memory: Box<dyn BlobService> = Box::new(MemoryBlobService::default());
     let mut services: Services = vec![(memory, Box::new(())), (Box::new(local), Box::new(dir))];
-    for (far, policy) in [("memory://", WritePolicy::Through), ("objectstore+memory:///", WritePolicy::Back)] {
+    for (remote, policy) in [("memory://", WritePolicy::Through), ("objectstore+memory:///", WritePolicy::Back)] {
         let dir = tempfile::tempdir().unwrap();
-        let far = from_addr(far).unwrap();
-        let near = NearBlobService::open(dir.path(), 1 << 30, policy, far).unwrap();
-        services.push((Box::new(near), Box::new(dir)));
+        let remote = from_addr(remote).unwrap();
+        let cache = CacheBlobService::open(dir.path(), 1 << 30, policy, remote).unwrap();
+        services.push((Box::new(cache), Box::new(dir)));
     }
     services
 }

@@ -3,12 +3,13 @@ use std::{
     fs::File,
     io::{self, Cursor},
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::io::AsyncWrite;
 
 use super::{BlobReader, BlobService, BlobWriter};
@@ -30,12 +31,8 @@ impl MemoryBlobService {
             return Some(Bytes::new());
         }
         let places = [Some(&self.blobs), self.committed.as_ref()];
-        places.into_iter().flatten().find_map(|blobs| locked(blobs).get(digest).cloned())
+        places.into_iter().flatten().find_map(|blobs| blobs.lock().get(digest).cloned())
     }
-}
-
-fn locked(blobs: &Blobs) -> MutexGuard<'_, HashMap<B3Digest, Bytes>> {
-    blobs.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[async_trait]
@@ -52,7 +49,7 @@ impl BlobService for MemoryBlobService {
         Box::new(MemoryBlobWriter { blobs: self.blobs.clone(), state: State::Open(Vec::new()) })
     }
 
-    async fn open_file_at_hand(&self, digest: &B3Digest) -> io::Result<Option<File>> {
+    async fn open_file_if_ready(&self, digest: &B3Digest) -> io::Result<Option<File>> {
         self.open_file(digest).await
     }
 
@@ -63,7 +60,7 @@ impl BlobService for MemoryBlobService {
 
     async fn commit(&self) -> io::Result<()> {
         if let Some(committed) = &self.committed {
-            locked(committed).extend(locked(&self.blobs).drain());
+            committed.lock().extend(self.blobs.lock().drain());
         }
         Ok(())
     }
@@ -107,7 +104,7 @@ impl BlobWriter for MemoryBlobWriter {
             State::Closed(digest) => return Ok(*digest),
         };
         let digest = B3Digest::of(&contents);
-        locked(&self.blobs).insert(digest, contents.into());
+        self.blobs.lock().insert(digest, contents.into());
         self.state = State::Closed(digest);
         Ok(digest)
     }

@@ -1,4 +1,4 @@
-//! Where the contents of files are kept.
+//! Blobs: the contents of files.
 
 use std::{
     fs::File,
@@ -16,50 +16,62 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncSeek, AsyncWrite};
 
 #[cfg(test)]
 mod conformance;
-mod from_addr;
-mod layout;
-mod lease;
 mod local;
-mod local_gc;
-pub(crate) mod local_io;
 mod memory;
-mod staging;
-mod verified;
 
-pub use from_addr::from_addr;
-pub(crate) use layout::check_layout;
-pub use lease::Lease;
-pub(crate) use lease::{decode_node, encode_node};
-pub use local::LocalBlobService;
-pub(crate) use local_gc::{Age, PENDING_BLOBS, PENDING_TREES, digest_of, digests_in};
+pub(crate) use local::{
+    Age, LocalBlobReader, PENDING_BLOBS, PENDING_TREES, check_layout, decode_node, digest_of, digests_in, encode_node,
+    lock,
+};
+pub use local::{Lease, LocalBlobService};
 pub use memory::MemoryBlobService;
-pub(crate) use staging::lock;
 
 use crate::{B3Digest, Node, proto::stat_blob_response::ChunkMeta};
-pub use crate::{near::NearBlobService, objectstore::ObjectStoreBlobService};
+// For users of the crate: nothing in this module uses these.
+pub use crate::{cache::CacheBlobService, from_addr::blob_service as from_addr, objectstore::ObjectStoreBlobService};
 
-/// Holds blobs: contents of files, named by their digest. The empty blob is always there.
+/// Stores blobs: the contents of files, named by their digest. The empty blob is always there.
+///
+/// ```
+/// # use cofferdam_castore::{B3Digest, blobservice};
+/// # use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let blobs = blobservice::from_addr("memory://")?;
+///
+/// let mut writer = blobs.open_write().await;
+/// writer.write_all(b"hello").await?;
+/// let digest = writer.close().await?;
+/// assert_eq!(digest, B3Digest::of(b"hello"));
+/// blobs.commit().await?;
+///
+/// let mut reader = blobs.open_read(&digest).await?.ok_or("no such blob")?;
+/// let mut contents = String::new();
+/// reader.read_to_string(&mut contents).await?;
+/// assert_eq!(contents, "hello");
+/// # Ok(())
+/// # }
+/// ```
 #[async_trait]
 pub trait BlobService: Send + Sync {
     /// Whether the blob can be read.
     async fn has(&self, digest: &B3Digest) -> io::Result<bool>;
 
-    /// The chunks that make the blob, in order, each of which can be read like a blob; none where it is not chunked.
+    /// The chunks that make up the blob, in order. Each can be read like a blob. Empty when the blob is not chunked;
     /// `None` when there is no such blob.
     async fn chunks(&self, digest: &B3Digest) -> io::Result<Option<Vec<ChunkMeta>>> {
         Ok(self.has(digest).await?.then(Vec::new))
     }
 
-    /// The blob's contents from their start; `None` when there is no such blob.
+    /// Opens the blob for reading; `None` when there is no such blob.
     async fn open_read(&self, digest: &B3Digest) -> io::Result<Option<Box<dyn BlobReader>>>;
 
-    /// Starts a blob; it comes into being with [`BlobWriter::close`].
+    /// Starts a blob. The service has it after [`BlobWriter::close`].
     async fn open_write(&self) -> Box<dyn BlobWriter>;
 
-    /// A read-only descriptor of the whole blob, at its start and with an offset of its own.
+    /// Opens the whole blob as a read-only file, with an offset of its own.
     ///
-    /// Unless a service has the blob in a file, this is a copy: a small one in memory, a large one in a file without a
-    /// name.
+    /// Unless the service has the blob in a file, this is a copy: a small one is in memory, a large one in an unnamed file.
     async fn open_file(&self, digest: &B3Digest) -> io::Result<Option<File>> {
         match self.open_read(digest).await? {
             Some(reader) => sealed_copy(reader).await.map(Some),
@@ -67,51 +79,53 @@ pub trait BlobService: Send + Sync {
         }
     }
 
-    /// Whether to read a blob may take long, since it may have to come from elsewhere: then it pays to ask for several at a
-    /// time.
-    fn is_far(&self) -> bool {
+    /// Whether blobs may have to come over a network, so that it pays to ask for several at a time.
+    fn is_remote(&self) -> bool {
         false
     }
 
-    /// As [`open_file`](Self::open_file), for whoever may need the blob soon: `None`, too, when it is not at hand. A service
-    /// that has to fetch it may begin to.
-    async fn open_file_at_hand(&self, _digest: &B3Digest) -> io::Result<Option<File>> {
+    /// As [`open_file`](Self::open_file), for a caller who may need the blob soon. Also `None` when the blob is not ready to
+    /// be opened at once; then a service may begin to download it.
+    async fn open_file_if_ready(&self, _digest: &B3Digest) -> io::Result<Option<File>> {
         Ok(None)
     }
 
-    /// This service for one job: what is written through the result is found through it alone until its
-    /// [`commit`](Self::commit), and is gone when it is dropped before. A service that can't hold back what is written
-    /// says so; others see its blobs as soon as they are closed.
+    /// A batch: the same service, for one job. Only the batch itself finds the blobs that are written through it, until its
+    /// [`commit`](Self::commit). Dropping it before discards them.
+    ///
+    /// A service that can't hold blobs back says so in its documentation; then everyone finds them as soon as they are closed.
     fn batch(&self) -> Arc<dyn BlobService>;
 
-    /// Keeps these nodes and all below them from being collected as garbage, until the result is dropped or the process ends:
-    /// what is found by [`has`](Self::has) after this call stays. Does nothing where nothing is ever collected.
+    /// Protects these nodes and everything below them from garbage collection, until the result is dropped or the process
+    /// ends. Blobs that [`has`](Self::has) finds after this call stay. Does nothing in a service without garbage collection.
     fn lease(&self, _nodes: &[Node]) -> io::Result<Lease> {
         Ok(Lease::default())
     }
 
-    /// Makes every blob durable that was closed or found through this service so far, and visible to others.
+    /// Makes every blob that was closed or found through this service durable, and visible to others.
     async fn commit(&self) -> io::Result<()>;
 }
 
-/// Reads a blob from anywhere in it.
+/// Reads a blob, from any position.
 pub trait BlobReader: AsyncRead + AsyncSeek + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncSeek + Send + Unpin + ?Sized> BlobReader for T {}
 
-/// Writes a blob. Dropped before [`BlobWriter::close`], it leaves nothing.
+/// Writes a blob. Dropping it before [`BlobWriter::close`] discards what was written.
 #[async_trait]
 pub trait BlobWriter: AsyncWrite + Send + Unpin {
-    /// Ends the blob: from now on the service has it. Called again, it returns the same digest; writing is an error.
+    /// Completes the blob, which the service has from now on. A second call returns the same digest. Writing afterwards is an
+    /// error.
     async fn close(&mut self) -> io::Result<B3Digest>;
 }
 
 const COPY_BYTES: usize = 128 * 1024;
 
-/// The largest copy of a blob in memory.
+/// Largest copy of a blob that is kept in memory.
 const MAX_MEMORY_BYTES: u64 = 16 * 1024 * 1024;
 
-async fn sealed_copy(mut reader: Box<dyn BlobReader>) -> io::Result<File> {
+/// A read-only copy of a blob.
+pub(crate) async fn sealed_copy(mut reader: Box<dyn BlobReader>) -> io::Result<File> {
     let mut file = File::from(memfd_create(c"blob", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
     let mut in_memory = true;
     let mut buffer = vec![0; COPY_BYTES];
@@ -131,15 +145,14 @@ async fn sealed_copy(mut reader: Box<dyn BlobReader>) -> io::Result<File> {
     if in_memory {
         fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::all()))?;
     }
-    // Opened anew, so that the descriptor can't be written to even without the seals.
+    // Opened anew, so that the descriptor is read-only even without the seals.
     File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 pub(crate) fn written_after_close() -> io::Error {
-    io::Error::new(io::ErrorKind::BrokenPipe, "the blob has been closed and can't be written to")
+    io::Error::new(io::ErrorKind::BrokenPipe, "the blob is closed and can't be written to")
 }
 
-/// What a writer answers whose blob is not whole.
 pub(crate) fn written_after_failure() -> io::Error {
-    io::Error::other("an earlier write to this blob failed; write it anew")
+    io::Error::other("an earlier write to this blob failed: write it again")
 }

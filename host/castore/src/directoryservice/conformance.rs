@@ -5,7 +5,7 @@ use std::{any::Any, collections::HashSet, io, sync::Arc};
 use futures::TryStreamExt as _;
 
 use super::{
-    DirectoryService, MemoryDirectoryService, NearDirectoryService, ObjectStoreDirectoryService, RedbDirectoryService,
+    CacheDirectoryService, DirectoryService, MemoryDirectoryService, ObjectStoreDirectoryService, RedbDirectoryService,
 };
 use crate::{
     B3Digest, Directory, Node, Store, WritePolicy,
@@ -26,16 +26,16 @@ fn services() -> Vec<(Box<dyn DirectoryService>, Box<dyn Any>)> {
         (Box::new(ObjectStoreDirectoryService::new(objects)) as Box<dyn DirectoryService>, guard)
     });
     let memory: Box<dyn DirectoryService> = Box::new(MemoryDirectoryService::default());
-    let near_dir = tempfile::tempdir().unwrap();
-    let far = Arc::<MemoryDirectoryService>::default();
-    let near = NearDirectoryService::open(near_dir.path(), 1 << 30, WritePolicy::Through, far).unwrap();
+    let cache_dir = tempfile::tempdir().unwrap();
+    let remote = Arc::<MemoryDirectoryService>::default();
+    let cache = CacheDirectoryService::open(cache_dir.path(), 1 << 30, WritePolicy::Through, remote).unwrap();
     let back_dir = tempfile::tempdir().unwrap();
-    let far = Arc::<MemoryDirectoryService>::default();
-    let back = NearDirectoryService::open(back_dir.path(), 1 << 30, WritePolicy::Back, far).unwrap();
+    let remote = Arc::<MemoryDirectoryService>::default();
+    let back = CacheDirectoryService::open(back_dir.path(), 1 << 30, WritePolicy::Back, remote).unwrap();
     let others: [(_, Box<dyn Any>); 4] = [
         (memory, Box::new(())),
         (Box::new(redb), Box::new(dir)),
-        (Box::new(near), Box::new(near_dir)),
+        (Box::new(cache), Box::new(cache_dir)),
         (Box::new(back), Box::new(back_dir)),
     ];
     others.into_iter().chain(object_stores).chain(grpc_services()).collect()

@@ -1,11 +1,8 @@
-use std::{
-    collections::HashMap,
-    io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, io, sync::Arc};
 
 use async_trait::async_trait;
 use futures::{future, stream::BoxStream};
+use parking_lot::Mutex;
 
 use super::{DirectoryPutter, DirectoryService, order::LeavesFirst, walk};
 use crate::{B3Digest, Directory};
@@ -16,27 +13,21 @@ pub struct MemoryDirectoryService {
     directories: Arc<Mutex<HashMap<B3Digest, Directory>>>,
 }
 
-impl MemoryDirectoryService {
-    fn directories(&self) -> MutexGuard<'_, HashMap<B3Digest, Directory>> {
-        self.directories.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 #[async_trait]
 impl DirectoryService for MemoryDirectoryService {
     async fn get(&self, digest: &B3Digest) -> io::Result<Option<Directory>> {
-        Ok(self.directories().get(digest).cloned())
+        Ok(self.directories.lock().get(digest).cloned())
     }
 
     async fn put(&self, directory: Directory) -> io::Result<B3Digest> {
         let digest = directory.digest();
-        self.directories().insert(digest, directory);
+        self.directories.lock().insert(digest, directory);
         Ok(digest)
     }
 
     fn get_recursive(&self, root: &B3Digest) -> BoxStream<'_, io::Result<Directory>> {
         walk::breadth_first(root, |digests| {
-            let directories = self.directories();
+            let directories = self.directories.lock();
             future::ready(Ok(digests.iter().map(|digest| directories.get(digest).cloned()).collect()))
         })
     }
@@ -56,7 +47,7 @@ impl DirectoryPutter for MemoryDirectoryPutter<'_> {
     async fn put(&mut self, directory: Directory) -> io::Result<()> {
         let digest = directory.digest();
         if self.order.admit(digest, &directory)? {
-            self.service.directories().insert(digest, directory);
+            self.service.directories.lock().insert(digest, directory);
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Where directories are kept.
+//! Directories.
 
 use std::io;
 
@@ -7,65 +7,90 @@ use futures::stream::BoxStream;
 
 #[cfg(test)]
 mod conformance;
-mod from_addr;
 mod memory;
 mod order;
 mod redb;
-mod redb_gc;
 mod walk;
 
+pub(crate) use self::redb::Reachable;
 pub use self::redb::RedbDirectoryService;
-pub use from_addr::from_addr;
 pub use memory::MemoryDirectoryService;
 pub(crate) use order::{LeavesFirst, MAX_TREE_BYTES, RootFirst, check_tree_size};
-pub(crate) use redb_gc::Reachable;
 pub(crate) use walk::put_tree;
 
 use crate::{B3Digest, Directory};
-pub use crate::{near::NearDirectoryService, objectstore::ObjectStoreDirectoryService};
+// For users of the crate: nothing in this module uses these.
+pub use crate::{
+    cache::CacheDirectoryService, from_addr::directory_service as from_addr, objectstore::ObjectStoreDirectoryService,
+};
 
-/// Holds directories, named by their digest.
+/// Stores directories, by their digest.
+///
+/// ```
+/// # use cofferdam_castore::{Directory, directoryservice};
+/// # use futures::TryStreamExt as _;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let directories = directoryservice::from_addr("memory://")?;
+/// let leaf = Directory::new();
+/// let root = Directory::try_from_iter([("empty".try_into()?, leaf.to_node())])?;
+///
+/// let mut putter = directories.put_multiple_start();
+/// putter.put(leaf.clone()).await?;
+/// putter.put(root.clone()).await?;
+/// let digest = putter.close().await?;
+///
+/// let tree: Vec<_> = directories.get_recursive(&digest).try_collect().await?;
+/// assert_eq!(tree, [root, leaf]);
+/// # Ok(())
+/// # }
+/// ```
 #[async_trait]
 pub trait DirectoryService: Send + Sync {
     /// The directory, checked against its digest; `None` when there is no such directory.
     async fn get(&self, digest: &B3Digest) -> io::Result<Option<Directory>>;
 
-    /// Adds one directory, durably. Its children need not be there, unless the service keeps whole trees only: then it
-    /// is a `NotFound` error when one of them isn't.
+    /// Adds one directory, durably.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` when the service stores whole trees only, and lacks one of the children. Other services do not need them.
     async fn put(&self, directory: Directory) -> io::Result<B3Digest>;
 
-    /// Everything below the root and the root itself: parents before children, each directory once.
+    /// The root and all directories below it, parents before children, each once. Empty when there is no such root.
     ///
-    /// Empty when there is no such root; a `NotFound` error when a directory below it is missing.
+    /// # Errors
+    ///
+    /// `NotFound` when a directory below the root is missing.
     fn get_recursive(&self, root: &B3Digest) -> BoxStream<'_, io::Result<Directory>>;
 
     /// Starts adding a whole tree, leaves first.
     fn put_multiple_start(&self) -> Box<dyn DirectoryPutter + '_>;
 }
 
-/// Adds a tree of directories, leaves first and the root last. Dropped before [`DirectoryPutter::close`], it may or may
-/// not have added some of them.
+/// Adds a tree of directories, leaves first and the root last. Dropping it before [`DirectoryPutter::close`] may leave some
+/// of them in the service.
 #[async_trait]
 pub trait DirectoryPutter: Send {
     /// Adds a directory.
     ///
     /// # Errors
     ///
-    /// `InvalidInput` when one of its children has not been put before, or has another size.
+    /// `InvalidInput` when one of its children was not put before, or has another size.
     async fn put(&mut self, directory: Directory) -> io::Result<()>;
 
-    /// Makes everything put so far durable and returns the root, which is the last directory put.
+    /// Makes the tree durable, and returns the digest of its root, the last directory that was put.
     ///
     /// # Errors
     ///
-    /// `InvalidInput` when nothing was put, or when a directory is not below the root, or after a close.
+    /// `InvalidInput` when nothing was put, a directory is not below the root, or the putter is closed already.
     async fn close(&mut self) -> io::Result<B3Digest>;
 }
 
-/// Bytes of encoded directories after which no more of a batch are decoded, which takes many times as much.
+/// Encoded bytes after which no more directories of a batch are decoded: decoded, they take many times the memory.
 const BATCH_BYTES: usize = 1024 * 1024;
 
-/// Decodes directories in the order asked; what comes after [`BATCH_BYTES`] of them is left out, but never the first.
+/// Decodes directories in order. Stops after [`BATCH_BYTES`], but never before the first.
 fn decode_batch(
     digests: &[B3Digest],
     mut get: impl FnMut(&B3Digest) -> io::Result<Option<Vec<u8>>>,
@@ -82,13 +107,13 @@ fn decode_batch(
     Ok(found)
 }
 
-/// Verifies and decodes what a store has under a digest.
+/// Decodes a directory after checking its digest.
 pub(crate) fn decode_verified(digest: &B3Digest, encoded: &[u8]) -> io::Result<Directory> {
     let actual = B3Digest::of(encoded);
     if actual != *digest {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            format!("the store's directory {digest} has the digest {actual}: the store is damaged"),
+            format!("the store is damaged: its directory {digest} has the digest {actual}"),
         ));
     }
     Directory::decode(encoded).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))

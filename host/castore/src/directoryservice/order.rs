@@ -5,26 +5,27 @@ use std::{
 
 use crate::{B3Digest, Directory, DirectorySizes};
 
-/// Holds a sequence of directories to the order that a putter wants: leaves first, the root last.
+/// Checks that directories come in the order of a [`DirectoryPutter`](super::DirectoryPutter): leaves first, the root
+/// last.
 #[derive(Debug, Default)]
 pub(crate) struct LeavesFirst {
     sizes: HashMap<B3Digest, DirectorySizes>,
-    /// Those that no later directory has referred to yet.
+    /// Directories that no later one has referred to yet.
     parentless: HashSet<B3Digest>,
     last: Option<B3Digest>,
     closed: bool,
 }
 
 impl LeavesFirst {
-    /// Whether nothing has been admitted.
+    /// Whether no directory has come yet.
     pub(crate) const fn is_empty(&self) -> bool {
         self.last.is_none()
     }
 
-    /// Admits the next directory, whose digest is given; `false` when it was admitted before.
+    /// Takes the next directory. `false` when it is a repetition.
     pub(crate) fn admit(&mut self, digest: B3Digest, directory: &Directory) -> io::Result<bool> {
         if self.closed {
-            return Err(refused("the tree has been closed: start another putter".to_owned()));
+            return Err(refused("the tree is closed: start another putter".to_owned()));
         }
         for (child, size) in directory.children() {
             match self.sizes.get(&child).map(|sizes| sizes.expect(size)) {
@@ -55,7 +56,7 @@ impl LeavesFirst {
     /// Ends the sequence and returns its root.
     pub(crate) fn close(&mut self) -> io::Result<B3Digest> {
         if self.closed {
-            return Err(refused("the tree has been closed before".to_owned()));
+            return Err(refused("the tree is closed already".to_owned()));
         }
         let root = self.last.ok_or_else(|| refused("a tree has at least one directory, its root".to_owned()))?;
         match self.parentless.iter().find(|digest| **digest != root) {
@@ -73,53 +74,57 @@ impl LeavesFirst {
     }
 }
 
-/// Most bytes in the directories of a tree that comes from elsewhere.
+/// Largest tree, in bytes of encoded directories, that is exchanged with other programs.
 pub(crate) const MAX_TREE_BYTES: usize = 256 * 1024 * 1024;
 
-/// Refuses a tree that has more directories or bytes in them than may come from elsewhere.
+/// Refuses a tree with too many directories or bytes.
 pub(crate) fn check_tree_size(directories: usize, bytes: usize) -> io::Result<()> {
     let most = RootFirst::MAX_DIRECTORIES;
     if directories <= most && bytes <= MAX_TREE_BYTES {
         return Ok(());
     }
     let message =
-        format!("a tree has at most {most} directories and {MAX_TREE_BYTES} bytes in them, and this one more");
+        format!("a tree has at most {most} directories and {MAX_TREE_BYTES} bytes in them, but this one has more");
     Err(io::Error::new(io::ErrorKind::FileTooLarge, message))
 }
 
-/// Holds a sequence of directories to the order in which a tree is given: the root first, each other one after one that
-/// refers to it, with the size that was said.
+/// Checks that directories come in the order in which a tree is sent: the root first, and each other one after a directory
+/// that refers to it. Also checks the recorded sizes.
 #[derive(Debug)]
 pub(crate) struct RootFirst {
     root: B3Digest,
-    /// Those that may come, by the size that they must have.
+    /// Directories that may come, with their recorded sizes.
     expected: HashMap<B3Digest, u64>,
     came: HashSet<B3Digest>,
 }
 
 impl RootFirst {
-    /// Most directories in one tree.
+    /// The maximum number of directories in one tree.
     pub(crate) const MAX_DIRECTORIES: usize = 1024 * 1024;
 
     pub(crate) fn new(root: B3Digest) -> Self {
         Self { root, expected: HashMap::new(), came: HashSet::new() }
     }
 
-    /// Whether nothing has been admitted.
+    /// Whether no directory has come yet.
     pub(crate) fn is_empty(&self) -> bool {
         self.came.is_empty()
     }
 
-    /// Whether a directory of this digest is new; an error when it is not its turn.
+    /// Whether the directory with this digest is new.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidData` when no earlier one refers to it.
     pub(crate) fn expects(&self, digest: &B3Digest) -> io::Result<bool> {
         if !self.expected.contains_key(digest) && (*digest != self.root || !self.came.is_empty()) {
-            let message = format!("the directory {digest} came, and none before it refers to it");
+            let message = format!("the directory {digest} came, but none before it refers to it");
             return Err(io::Error::new(io::ErrorKind::InvalidData, message));
         }
         Ok(!self.came.contains(digest))
     }
 
-    /// Admits the next directory, which is new and whose digest is given.
+    /// Takes the next directory, which must be new.
     pub(crate) fn admit(&mut self, digest: &B3Digest, directory: &Directory) -> io::Result<()> {
         let wrong = |message| Err(io::Error::new(io::ErrorKind::InvalidData, message));
         let size = *self.expected.entry(*digest).or_insert(directory.size());
@@ -129,9 +134,9 @@ impl RootFirst {
             return wrong(format!("the directory {digest} should have size {size}, but it has size {actual}"));
         }
         for (child, size) in directory.children() {
-            let said = *self.expected.entry(child).or_insert(size);
-            if said != size {
-                return wrong(format!("the directory {child} is said to have size {said}, and also size {size}"));
+            let recorded = *self.expected.entry(child).or_insert(size);
+            if recorded != size {
+                return wrong(format!("the directory {child} is said to have size {recorded}, and also size {size}"));
             }
         }
         if self.expected.len() > Self::MAX_DIRECTORIES {
@@ -140,7 +145,11 @@ impl RootFirst {
         Ok(())
     }
 
-    /// Ends the sequence; an error when a directory has not come.
+    /// Ends the sequence.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` when a directory is missing.
     pub(crate) fn close(&self) -> io::Result<()> {
         match self.expected.keys().find(|digest| !self.came.contains(*digest)) {
             None => Ok(()),

@@ -8,11 +8,11 @@ use futures::stream::{self, BoxStream, StreamExt as _};
 use super::DirectoryService;
 use crate::{B3Digest, Directory};
 
-/// Most directories that are asked for at a time.
+/// Directories that are requested at a time.
 const BATCH: usize = 256;
 
-/// Walks breadth first from the root, asking for up to [`BATCH`] directories at a time; `get` answers in the order asked,
-/// for the first at least.
+/// Walks breadth first from the root. `get` is asked for up to [`BATCH`] directories at a time, and returns at least the
+/// first of them, in order.
 pub(super) fn breadth_first<'a, F>(
     root: &B3Digest,
     get: impl Fn(Vec<B3Digest>) -> F + Send + 'a,
@@ -33,7 +33,7 @@ where
     .boxed()
 }
 
-/// Puts a tree, all of which is among these directories, leaves first.
+/// Puts a tree, leaves first. `directories` contains all of it.
 pub(crate) async fn put_tree(
     to: &dyn DirectoryService,
     root: &B3Digest,
@@ -41,7 +41,7 @@ pub(crate) async fn put_tree(
 ) -> io::Result<()> {
     let mut putter = to.put_multiple_start();
     let mut seen = HashSet::new();
-    // Whether what is below has been put already.
+    // Each with whether everything below it has been put.
     let mut waiting = vec![(*root, false)];
     while let Some((digest, is_next)) = waiting.pop() {
         let Some(directory) = directories.get(&digest) else { continue };

@@ -1,4 +1,4 @@
-//! Where an export is made before it gets its name.
+//! The temporary directory of an export.
 
 use std::{
     fs::{self, File},
@@ -18,8 +18,8 @@ use super::{ExportError, write_error};
 
 const PREFIX: &str = ".cofferdam-export-";
 
-/// A private directory beside the destination; gone when dropped, with all that is in it. It is locked as long as its
-/// owner lives, where the file system has locks, so the next one can tell what was left by the dead.
+/// A private directory beside the destination. Dropping it removes it with everything in it. It is locked as long as its
+/// owner lives, if the file system has locks, so that a later export recognizes leftovers of dead processes.
 pub(super) struct Aside {
     pub(super) dir: OwnedFd,
     path: PathBuf,
@@ -28,7 +28,7 @@ pub(super) struct Aside {
 
 impl Aside {
     pub(super) fn create(parent_dir: &OwnedFd, parent: &Path) -> Result<Self, ExportError> {
-        // What can't be removed is no obstacle.
+        // A leftover that can't be removed does no harm.
         let _ = sweep(parent_dir, parent);
         for attempt in 0_u32.. {
             let name = format!("{PREFIX}{}-{attempt}", std::process::id());
@@ -36,7 +36,7 @@ impl Aside {
             match mkdirat(parent_dir, name.as_str(), Mode::S_IRWXU) {
                 Ok(()) => match Self::open(parent_dir, &name, &path) {
                     Ok(Some(aside)) => return Ok(aside),
-                    // It was taken for a leftover before it was locked.
+                    // Another export took it for a leftover before it was locked.
                     Ok(None) => {}
                     Err(errno) => {
                         let _ = unlinkat(parent_dir, name.as_str(), UnlinkatFlags::RemoveDir);
@@ -45,10 +45,10 @@ impl Aside {
                 },
                 // Another export of this process, or the leftover of one that was killed.
                 Err(Errno::EEXIST) => {}
-                Err(errno) => return Err(write_error(&path, "make the directory", errno)),
+                Err(errno) => return Err(write_error(&path, "create the directory", errno)),
             }
         }
-        Err(write_error(parent, "make a directory", Errno::EEXIST))
+        Err(write_error(parent, "create a directory", Errno::EEXIST))
     }
 
     fn open(parent_dir: &OwnedFd, name: &str, path: &Path) -> nix::Result<Option<Self>> {
@@ -69,12 +69,12 @@ impl Aside {
 
 impl Drop for Aside {
     fn drop(&mut self) {
-        // On failure there is nobody to tell, beside the error that is on its way.
+        // There is nobody to report a failure to.
         let _ = fs::remove_dir_all(&self.path);
     }
 }
 
-/// Removes what killed exports of this user have left in a directory.
+/// Removes the leftovers of killed exports of this user in a directory.
 fn sweep(parent_dir: &OwnedFd, parent: &Path) -> io::Result<()> {
     for entry in fs::read_dir(parent)? {
         let name = entry?.file_name();

@@ -31,7 +31,8 @@ impl Place {
     }
 
     fn store(&self) -> Store {
-        self.local().into_store()
+        let dir = self.0.path().display();
+        Store::from_addrs(&format!("file://{dir}/blobs"), &format!("redb://{dir}/d.redb")).unwrap()
     }
 
     fn collect(&self, keep: Duration) -> Collected {

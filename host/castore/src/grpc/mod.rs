@@ -3,17 +3,16 @@
 //! ```text
 //!   BlobService, DirectoryService ─▶ client ─ Peer ═ TCP, TLS, Unix socket ═ Listener ─ server ─▶ Store
 //!                                       │                                              │
-//!       checks all that it gets against digests              one blocking thread a request, so many at a time
+//!       checks everything against digests                    one blocking thread a request, a limited number
 //! ```
 //!
-//! Both sides take the other one for hostile. Every message has a limit, every stream a total, every wait an end; what
-//! is on its way fills a few buffers at most, and then the sender waits.
+//! Neither side trusts the other one. Messages, streams and waits have limits. Data in flight fills a few buffers at most;
+//! then the sender waits.
 
 use std::error::Error;
 
 mod client;
 mod message;
-mod queue;
 mod server;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -21,41 +20,25 @@ pub(crate) mod testing;
 mod tests;
 
 pub use client::{CERTIFICATE_VARIABLE, GrpcBlobService, GrpcDirectoryService, KEY_VARIABLE, Peer, PeerOptions};
-pub(crate) use message::EncodedDirectory;
-pub use server::{
-    DESCRIPTOR_SETS, Gate, Gated, Intake, Listener, SERVICES, ServeError, ServeOptions, Shares, Short, Tls, Turn,
-    add_services, serve, serve_routes,
-};
-pub use tonic::{
-    service::RoutesBuilder,
-    transport::{Certificate, Identity},
-};
+pub(crate) use cofferdam_proto::EncodedDirectory;
+pub(crate) use message::decode_checked;
+pub use server::{SERVICES, ServeOptions, add_services, serve};
 
 use crate::directoryservice::MAX_TREE_BYTES;
 
-/// Bytes of a blob in each message that is sent.
+/// Bytes of a blob in each message.
 const CHUNK_BYTES: usize = 256 * 1024;
 
-/// Bytes of the largest message other than a directory that is taken.
+/// Largest message that is accepted, except for directories, in bytes.
 const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 
-/// Bytes of the largest blob that is taken.
+/// Largest blob that is accepted, in bytes.
 const MAX_BLOB_BYTES: u64 = 64 * 1024 * 1024 * 1024;
 
-/// Entries in the largest directory that is taken or sent.
+/// Maximum number of entries in a directory that is accepted or sent.
 const MAX_DIRECTORY_ENTRIES: usize = 1024 * 1024;
 
-/// Bytes that may be on their way in one stream without having been asked for by a reader.
-const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
-
-/// What `tonic-prost-build` makes of the services.
-#[expect(unreachable_pub, clippy::allow_attributes, reason = "generated")]
-#[expect(clippy::allow_attributes_without_reason, reason = "generated")]
-mod services {
-    include!(concat!(env!("OUT_DIR"), "/grpc/snix.castore.v1.rs"));
-}
-
-/// Under which name the services are asked for.
+/// The protobuf package of the services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Package {
     Snix,

@@ -1,4 +1,4 @@
-//! Reads one file or symbolic link.
+//! Reads single files and symbolic links.
 
 use std::{
     fs::File,
@@ -28,15 +28,15 @@ use tokio::io::AsyncWriteExt as _;
 use super::{ImportError, Kind, block_on, read_error};
 use crate::{B3Digest, Node, Store, SymlinkTarget};
 
-/// Bytes that are read at a time, by each thread.
+/// Bytes that each thread reads at a time.
 const BUFFER_BYTES: usize = 512 * 1024;
 
-/// From so many bytes on, a second reader of a file is worth it.
+/// Files from this size on get a second reader.
 const LARGE_BYTES: u64 = 64 * 1024 * 1024;
 
 const OWNER_MAY_EXECUTE: u32 = 0o100;
 
-/// The node of the symbolic link of this name in `dir`; `path` is for errors.
+/// Reads the symbolic link `name` in `dir`. Errors name `path`.
 pub(super) fn read_symlink(dir: impl AsFd, name: &Path, path: &Path) -> Result<Node, ImportError> {
     let target = readlinkat(dir, name).map_err(|errno| read_error(path, "read the symbolic link", errno))?;
     let target = SymlinkTarget::try_from(target.into_vec())
@@ -44,7 +44,7 @@ pub(super) fn read_symlink(dir: impl AsFd, name: &Path, path: &Path) -> Result<N
     Ok(Node::Symlink { target })
 }
 
-/// Imports files, one after the other, through one buffer.
+/// Imports files one after the other, with one buffer.
 pub(super) struct Importer<'a> {
     store: &'a Store,
     buffer: Vec<u8>,
@@ -55,9 +55,9 @@ impl<'a> Importer<'a> {
         Self { store, buffer: vec![0; BUFFER_BYTES] }
     }
 
-    /// Imports the regular file of this name in `dir`; `path` is for errors.
+    /// Imports the regular file `name` in `dir`. Errors name `path`.
     pub(super) fn import(&mut self, dir: impl AsFd, name: &Path, path: &Path) -> Result<Node, ImportError> {
-        // Non-blocking, lest a fifo that has taken the file's place hold us up.
+        // Non-blocking, because a fifo may have taken the file's place.
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let file: File = match openat(dir, name, flags, Mode::empty()) {
             Ok(file) => file.into(),
@@ -80,7 +80,7 @@ impl<'a> Importer<'a> {
         } else {
             self.find_or_copy(file, expected, path)?
         };
-        // A file that grows shows it in its size, so it is not read until its end is seen.
+        // A file that has grown has another size, so there is no need to read on to its end.
         let after = look_at(file, path)?;
         match stored {
             Some(digest) if version(before) == version(&after) => Ok((digest, expected)),
@@ -88,13 +88,13 @@ impl<'a> Importer<'a> {
         }
     }
 
-    /// Copies a large file, and hashes it beside that, which is faster: a file that the store has is not copied to its end.
+    /// Copies a large file, and hashes it in parallel, which is faster. The copy ends early if the store has the file already.
     fn find_or_copy(&mut self, file: &File, expected: u64, path: &Path) -> Result<Option<B3Digest>, ImportError> {
         let (known, copied) = (OnceLock::new(), AtomicBool::new(false));
         let store = self.store;
         thread::scope(|scope| {
             scope.spawn(|| {
-                // Whatever fails here fails there, too.
+                // A failure here shows in the copy, too.
                 if let Ok(Some(digest)) = hash(file, expected, &copied)
                     && let Ok(true) = block_on(store.blobs.has(&digest))
                 {
@@ -107,7 +107,7 @@ impl<'a> Importer<'a> {
         })
     }
 
-    /// Stores as many bytes, unless their digest becomes `known` meanwhile; `None` if there are fewer.
+    /// Stores `expected` bytes, unless `known` returns their digest meanwhile. `None` if there are fewer.
     fn copy(
         &mut self,
         mut file: &File,
@@ -138,8 +138,8 @@ impl<'a> Importer<'a> {
     }
 }
 
-/// The digest of as many bytes; `None` if there are fewer, or nobody needs it any more.
-fn hash(file: &File, expected: u64, needless: &AtomicBool) -> io::Result<Option<B3Digest>> {
+/// The digest of the first `expected` bytes. `None` if there are fewer, or once `cancelled` is set.
+fn hash(file: &File, expected: u64, cancelled: &AtomicBool) -> io::Result<Option<B3Digest>> {
     let (mut hasher, mut buffer) = (blake3::Hasher::new(), vec![0; BUFFER_BYTES]);
     while hasher.count() < expected {
         let left = usize::try_from(expected - hasher.count()).unwrap_or(usize::MAX).min(BUFFER_BYTES);
@@ -149,7 +149,7 @@ fn hash(file: &File, expected: u64, needless: &AtomicBool) -> io::Result<Option<
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
-        if needless.load(Ordering::Relaxed) {
+        if cancelled.load(Ordering::Relaxed) {
             return Ok(None);
         }
     }
@@ -160,12 +160,12 @@ fn look_at(file: &File, path: &Path) -> Result<FileStat, ImportError> {
     fstat(file).map_err(|errno| read_error(path, "look at the file", errno))
 }
 
-/// What differs when a file has been written to.
+/// Differs after a write to the file.
 fn version(stat: &FileStat) -> (i64, i64, i64) {
     (stat.st_size, stat.st_mtime, stat.st_mtime_nsec)
 }
 
-/// The bytes of a name as a relative path.
+/// A name as a relative path.
 pub(super) fn as_path(name: &[u8]) -> &Path {
     Path::new(std::ffi::OsStr::from_bytes(name))
 }

@@ -1,9 +1,9 @@
-//! Shares a tree among threads: who lists a directory leaves its files and subdirectories to whoever is free.
+//! Distributes a tree to threads: listing a directory adds jobs for its files and its subdirectories.
 
 use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread,
 };
 
@@ -13,6 +13,7 @@ use nix::{
     fcntl::{AT_FDCWD, AtFlags, OFlag, openat},
     sys::stat::{Mode, fstatat},
 };
+use parking_lot::{Condvar, Mutex};
 
 use super::{
     ImportError, Kind, UnsupportedKind,
@@ -43,27 +44,27 @@ struct Work<'a> {
     changed: Condvar,
 }
 
-/// All directories of the tree at `root`, leaves first; the blobs are in the store, not committed.
+/// Returns all directories of the tree at `root`, leaves first. The blobs are stored but not committed.
 pub(super) fn run(store: &Store, root: &Path, threads: usize) -> Result<Vec<Directory>, ImportError> {
     let first = Job::List { directory: 0, parent: None, name: root.to_owned() };
     let state = State { jobs: vec![first], tree: Tree::new(), end: None };
     let work = Work { store, root, state: Mutex::new(state), changed: Condvar::new() };
     thread::scope(|scope| {
         for number in 1..threads {
-            // Without another thread this one does it all.
-            let _ = thread::Builder::new().name(format!("import-{number}")).spawn_scoped(scope, || work.labour());
+            // If no thread can be started, this one does all jobs.
+            let _ = thread::Builder::new().name(format!("import-{number}")).spawn_scoped(scope, || work.run_jobs());
         }
-        work.labour();
+        work.run_jobs();
     });
-    let state = work.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let state = work.state.into_inner();
     match state.end {
         Some(Err(error)) => Err(error),
-        Some(Ok(())) => Ok(state.tree.into_whole()),
-        None => unreachable!("labour returns only when the end is set"),
+        Some(Ok(())) => Ok(state.tree.into_complete()),
+        None => unreachable!("`run_jobs` returns only when the end is set"),
     }
 }
 
-/// Lets the other threads go when one panics; the scope then passes the panic on.
+/// Ends the other threads when one panics; the scope then propagates the panic.
 struct EndOnPanic<'a>(&'a Work<'a>);
 
 impl Drop for EndOnPanic<'_> {
@@ -75,7 +76,7 @@ impl Drop for EndOnPanic<'_> {
 }
 
 impl Work<'_> {
-    fn labour(&self) {
+    fn run_jobs(&self) {
         let _guard = EndOnPanic(self);
         let mut importer = Importer::new(self.store);
         while let Some(job) = self.next() {
@@ -91,12 +92,8 @@ impl Work<'_> {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn next(&self) -> Option<Job> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         loop {
             if state.end.is_some() {
                 return None;
@@ -104,20 +101,20 @@ impl Work<'_> {
             if let Some(job) = state.jobs.pop() {
                 return Some(job);
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait(&mut state);
         }
     }
 
     fn end(&self, outcome: Result<(), ImportError>) {
-        self.state().end.get_or_insert(outcome);
+        self.state.lock().end.get_or_insert(outcome);
         self.changed.notify_all();
     }
 
     fn path(&self, directory: Index, name: &Path) -> PathBuf {
-        self.state().tree.path(self.root, directory).join(name)
+        self.state.lock().tree.path(self.root, directory).join(name)
     }
 
-    /// `true` when the root is whole.
+    /// `true` when the root is complete.
     fn list(&self, directory: Index, parent: Option<&OwnedFd>, name: &Path) -> Result<bool, ImportError> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let here = |action, errno: Errno| read_error(&self.path(directory, Path::new("")), action, errno);
@@ -134,7 +131,7 @@ impl Work<'_> {
         let mut directories = Vec::new();
         for entry in listed.iter() {
             let entry = entry.map_err(|errno| here("read the directory", errno))?;
-            // Only `.` and `..` are names that Linux gives and castore refuses.
+            // Linux returns no names that castore refuses, except `.` and `..`.
             let Ok(name) = PathComponent::try_from(entry.file_name().to_bytes()) else { continue };
             let name_path = as_path(name.as_bytes());
             let kind = match entry.file_type() {
@@ -167,20 +164,20 @@ impl Work<'_> {
         files: &[PathComponent],
         directories: Vec<PathComponent>,
     ) -> Result<bool, ImportError> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let State { jobs, tree, .. } = &mut *state;
         for name in directories {
             let path = as_path(name.as_bytes()).to_owned();
             let index = tree.open(directory, name);
             jobs.push(Job::List { directory: index, parent: Some(dir.clone()), name: path });
         }
-        // On top of the subdirectories, so that a directory is done with before its descriptors multiply.
+        // On top of the subdirectories, so that a directory is finished, and closed, before others are opened.
         for batch in files.chunks(BATCH) {
             jobs.push(Job::Read { directory, dir: dir.clone(), files: batch.to_vec() });
         }
-        tree.await_batches(directory, files.len().div_ceil(BATCH));
+        tree.add_missing_batches(directory, files.len().div_ceil(BATCH));
         self.changed.notify_all();
-        self.settle(&mut state, directory, links)
+        self.add_nodes(&mut state, directory, links)
     }
 
     fn read(
@@ -197,17 +194,17 @@ impl Work<'_> {
             let node = importer.import(dir, name_path, &above.join(name_path))?;
             nodes.push((name.clone(), node));
         }
-        self.settle(&mut self.state(), directory, nodes)
+        self.add_nodes(&mut self.state.lock(), directory, nodes)
     }
 
-    fn settle(
+    fn add_nodes(
         &self,
         state: &mut State,
         directory: Index,
         nodes: Vec<(PathComponent, Node)>,
     ) -> Result<bool, ImportError> {
-        state.tree.settle(directory, nodes).map_err(|_| {
-            // The file system gave one name twice: it changed while it was listed.
+        state.tree.add_nodes(directory, nodes).map_err(|_| {
+            // A name came twice: the directory changed while it was listed.
             ImportError::Changed(state.tree.path(self.root, directory))
         })
     }

@@ -1,4 +1,4 @@
-//! Import: a path of the host becomes a node of the store.
+//! Import: adds files of the host to the store.
 //!
 //! ```text
 //!   directory ──list──▶ symlinks ─────────────────────────────┐
@@ -8,8 +8,8 @@
 //!                                               blobs.commit(), then all directories, leaves first
 //! ```
 //!
-//! Every step down goes through the descriptor of the directory above and follows no symbolic link, so a tree that is
-//! changed meanwhile may give an error but never something from outside of it.
+//! Each entry is opened through the descriptor of its directory, without following symbolic links. So a tree that changes
+//! meanwhile may cause an error, but never brings in files from outside.
 
 use std::{io, path::Path, path::PathBuf, thread};
 
@@ -26,13 +26,13 @@ mod tree;
 
 use crate::{Node, Store, TargetError};
 
-/// Most threads that import one path.
+/// Maximum number of threads for one import.
 const MAX_THREADS: usize = 8;
 
 /// Why a path could not be imported.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    /// The file system refused something, or what was there has gone meanwhile.
+    /// The file system refused something, or the file has gone meanwhile.
     #[error("{}: can't {action}", path.display())]
     Read {
         /// Where.
@@ -43,30 +43,30 @@ pub enum ImportError {
         #[source]
         source: io::Error,
     },
-    /// A kind of file that castore has no node for.
+    /// castore has no node for this kind of file.
     #[error("{} is a {kind}; only directories, regular files and symbolic links can be imported: remove it", path.display())]
     Unsupported {
         /// Where.
         path: PathBuf,
-        /// What is there.
+        /// Its kind.
         kind: UnsupportedKind,
     },
-    /// The file was written to while it was read, or is another one now.
-    #[error("{} changed while it was being imported; import it again when nothing writes to it", .0.display())]
+    /// The file was written to or replaced while it was read.
+    #[error("{} changed while it was being imported: import it again when nothing writes to it", .0.display())]
     Changed(PathBuf),
-    /// A symbolic link that castore can't hold.
-    #[error("{}: can't hold this symbolic link", path.display())]
+    /// castore can't store this symbolic link.
+    #[error("{}: can't store this symbolic link", path.display())]
     Target {
         /// Where.
         path: PathBuf,
-        /// Which rule its target breaks.
+        /// The rule that its target breaks.
         #[source]
         source: TargetError,
     },
-    /// The store could not take it.
-    #[error("{}: the store can't take it", path.display())]
+    /// The store failed.
+    #[error("{}: can't be stored", path.display())]
     Store {
-        /// What was being imported.
+        /// Which file.
         path: PathBuf,
         /// Why.
         #[source]
@@ -74,7 +74,7 @@ pub enum ImportError {
     },
 }
 
-/// A kind of file that has no node.
+/// A kind of file without a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnsupportedKind {
     /// A named pipe.
@@ -85,7 +85,7 @@ pub enum UnsupportedKind {
     BlockDevice,
     /// A character device.
     CharacterDevice,
-    /// None that Linux documents.
+    /// A kind that Linux does not document.
     Unknown,
 }
 
@@ -101,13 +101,13 @@ impl std::fmt::Display for UnsupportedKind {
     }
 }
 
-/// Imports what is at this path, durably. A symbolic link is imported as one, at the root too.
+/// Imports a file, directory or symbolic link, durably. A symbolic link is never followed, even if `path` is one.
 ///
 /// Blocks: call it from a thread that may.
 ///
 /// # Errors
 ///
-/// Names the path below `path` where it failed; nothing of it stays in the store.
+/// Names the path below `path` where the import failed. It leaves nothing in the store.
 pub fn import_path(store: &Store, path: &Path) -> Result<Node, ImportError> {
     let stat =
         fstatat(AT_FDCWD, path, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(|errno| read_error(path, "look at it", errno))?;
@@ -135,7 +135,7 @@ fn commit_blobs(store: &Store, path: &Path) -> Result<(), ImportError> {
     block_on(store.blobs.commit()).map_err(|source| ImportError::Store { path: path.to_owned(), source })
 }
 
-/// Adds directories that come leaves first; the node of the last one.
+/// Adds directories, which are sorted leaves first. Returns the node of the last one, the root.
 pub(crate) fn put_directories(store: &Store, directories: Vec<crate::Directory>) -> io::Result<Node> {
     let size = directories.last().map_or(0, crate::Directory::size);
     let mut putter = store.directories.put_multiple_start();
@@ -148,7 +148,7 @@ pub(crate) fn put_directories(store: &Store, directories: Vec<crate::Directory>)
     Ok(Node::Directory { digest, size })
 }
 
-/// What kind of file it is, as far as this import is concerned.
+/// The kind of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Directory,
@@ -176,7 +176,7 @@ fn read_error(path: &Path, action: &'static str, source: impl Into<io::Error>) -
     ImportError::Read { path: path.to_owned(), action, source: source.into() }
 }
 
-/// Waits for a service. Works on threads of an async runtime and on others.
+/// Waits for a service, on any thread.
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     futures::executor::block_on(future)
 }

@@ -1,18 +1,18 @@
-//! The directories of an import, as far as they are known.
+//! The directories of an import while it runs.
 
 use std::path::{Path, PathBuf};
 
 use super::files::as_path;
 use crate::{Directory, DirectoryError, Node, PathComponent};
 
-/// A directory of the tree; 0 is the root.
+/// The index of a directory in the tree; 0 is the root.
 pub(super) type Index = usize;
 
-/// Becomes whole from the leaves to the root.
+/// Directories become complete from the leaves to the root.
 #[derive(Debug, Default)]
 pub(super) struct Tree {
     open: Vec<Open>,
-    whole: Vec<Directory>,
+    complete: Vec<Directory>,
 }
 
 #[derive(Debug)]
@@ -20,30 +20,30 @@ struct Open {
     /// `None` for the root.
     place: Option<(Index, PathComponent)>,
     directory: Directory,
-    /// Its own listing, batches of its files and subdirectories that are still to come.
-    awaited: usize,
+    /// How many of its own listing, batches of files and subdirectories are missing.
+    missing: usize,
 }
 
 impl Tree {
-    /// A tree of which only the root is known, which awaits its listing.
+    /// A tree with a root whose listing is missing.
     pub(super) fn new() -> Self {
-        Self { open: vec![Open { place: None, directory: Directory::new(), awaited: 1 }], whole: Vec::new() }
+        Self { open: vec![Open { place: None, directory: Directory::new(), missing: 1 }], complete: Vec::new() }
     }
 
-    /// Adds a directory that awaits its listing; its parent awaits it from now on.
+    /// Adds a directory whose listing is missing. Its parent waits for it.
     pub(super) fn open(&mut self, parent: Index, name: PathComponent) -> Index {
-        self.open[parent].awaited += 1;
-        self.open.push(Open { place: Some((parent, name)), directory: Directory::new(), awaited: 1 });
+        self.open[parent].missing += 1;
+        self.open.push(Open { place: Some((parent, name)), directory: Directory::new(), missing: 1 });
         self.open.len() - 1
     }
 
-    /// Makes a directory await so many more batches of files.
-    pub(super) fn await_batches(&mut self, index: Index, batches: usize) {
-        self.open[index].awaited += batches;
+    /// Adds to the number of missing batches of a directory.
+    pub(super) fn add_missing_batches(&mut self, index: Index, batches: usize) {
+        self.open[index].missing += batches;
     }
 
-    /// Adds what a listing or a batch has given, and so ends waiting for it. `true` when the root is whole.
-    pub(super) fn settle(
+    /// Adds the nodes of a listing or batch, which is no longer missing. `true` when the root is complete.
+    pub(super) fn add_nodes(
         &mut self,
         mut index: Index,
         nodes: impl IntoIterator<Item = (PathComponent, Node)>,
@@ -53,20 +53,20 @@ impl Tree {
         }
         loop {
             let open = &mut self.open[index];
-            open.awaited -= 1;
-            if open.awaited > 0 {
+            open.missing -= 1;
+            if open.missing > 0 {
                 return Ok(false);
             }
             let directory = std::mem::take(&mut open.directory);
             let node = directory.to_node();
-            self.whole.push(directory);
+            self.complete.push(directory);
             let Some((parent, name)) = open.place.clone() else { return Ok(true) };
             self.open[parent].directory.add(name, node)?;
             index = parent;
         }
     }
 
-    /// Where a directory is, below the root's own path.
+    /// The path of a directory; `root` is the path of the root.
     pub(super) fn path(&self, root: &Path, mut index: Index) -> PathBuf {
         let mut names = Vec::new();
         while let Some((parent, name)) = &self.open[index].place {
@@ -77,7 +77,7 @@ impl Tree {
     }
 
     /// All directories, leaves first.
-    pub(super) fn into_whole(self) -> Vec<Directory> {
-        self.whole
+    pub(super) fn into_complete(self) -> Vec<Directory> {
+        self.complete
     }
 }

@@ -1,4 +1,4 @@
-//! NAR, Nix's archive: one canonical stream of bytes for each tree.
+//! NAR, Nix's archive format: each tree has one canonical stream of bytes.
 //!
 //! ```text
 //!   str(s)  = length of s as 64 bits, little-endian · s · zeros up to a multiple of 8 bytes
@@ -9,8 +9,8 @@
 //!           | str("directory") { str("entry") str("(") str("name") str(NAME) str("node") node str(")") }
 //! ```
 //!
-//! Entries are sorted by name, bytewise. So it holds exactly what castore nodes do, and the SHA-256 of the stream (the
-//! NAR hash) names a tree in Nix.
+//! Entries are sorted by name, bytewise. A NAR contains exactly the information of a castore node. Nix identifies a tree by
+//! the SHA-256 of the stream, the NAR hash.
 
 mod read;
 #[cfg(test)]
@@ -25,7 +25,7 @@ const MAGIC: &[u8] = b"nix-archive-1";
 /// Strings start and end at multiples of this many bytes.
 const ALIGNMENT: u64 = 8;
 
-/// Zeros after a string of this length.
+/// Number of zeros after a string of this length.
 fn padding(length: u64) -> usize {
     // Less than 8, so no bit is lost.
     (length.wrapping_neg() % ALIGNMENT) as usize

@@ -6,23 +6,23 @@ use crate::{
     archive::{ArchiveError, Ingest, Limits, MAX_DEPTH},
 };
 
-/// Longest of the words that a NAR consists of, in bytes.
+/// Longest keyword of the format, in bytes.
 const MAX_WORD_BYTES: u64 = 16;
 
-/// Imports a NAR, durably. It must be the canonical one of its tree, to the last byte.
+/// Imports a NAR, durably. It must be canonical, to the last byte.
 ///
 /// Blocks: call it from a thread that may.
 ///
 /// # Errors
 ///
-/// Names the path where the archive is wrong or the store failed; nothing of it is visible then.
+/// Names the path where the archive is wrong or the store failed. Nothing becomes visible in the store.
 pub fn import(store: &Store, archive: impl Read, limits: Limits) -> Result<Node, ArchiveError> {
     Reader { input: archive, path: Vec::new(), ingest: Ingest::new(store, limits) }.run()
 }
 
 struct Reader<R> {
     input: R,
-    /// Where the reader is, from the root, with slashes between.
+    /// The path of the current entry from the root, with slashes.
     path: Vec<u8>,
     ingest: Ingest,
 }
@@ -30,7 +30,7 @@ struct Reader<R> {
 /// A directory whose entries are being read.
 struct Open {
     directory: Directory,
-    /// The entry that came last.
+    /// The name of the last entry.
     last: Option<PathComponent>,
     path_bytes: usize,
 }
@@ -40,7 +40,7 @@ impl<R: Read> Reader<R> {
         let mut begin = [0; 24];
         self.read(&mut begin)?;
         if begin != [&MAGIC.len().to_le_bytes(), MAGIC, &[0; 3]].concat()[..] {
-            return Err(self.refused("is no NAR, which begins with \"nix-archive-1\""));
+            return Err(self.refused("is not a NAR, which begins with \"nix-archive-1\""));
         }
         let mut whole = Vec::new();
         let mut open: Vec<Open> = Vec::new();
@@ -76,7 +76,7 @@ impl<R: Read> Reader<R> {
         self.ingest.finish(root, whole)
     }
 
-    /// Reads up to an entry's node, and takes down its name; `false` at the directory's end.
+    /// Reads the next entry up to its node. `false` at the end of the directory.
     fn next_entry(&mut self, directory: &mut Open) -> Result<bool, ArchiveError> {
         match &*self.word()? {
             b")" => return Ok(false),
@@ -101,7 +101,7 @@ impl<R: Read> Reader<R> {
         Ok(true)
     }
 
-    /// A file or symbolic link, whole; `None` when a directory begins.
+    /// Reads a file or symbolic link. `None` when a directory begins.
     fn node(&mut self) -> Result<Option<Node>, ArchiveError> {
         self.ingest.entry(&self.path)?;
         self.expect(b"(")?;

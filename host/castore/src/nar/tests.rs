@@ -154,8 +154,8 @@ fn broken_rules_are_named_with_their_place() {
         words(&format!("nix-archive-1 ( type directory {entries} )"))
     };
     for (bytes, expected) in [
-        (words("nix-archive-2 ( type directory )"), "is no NAR"),
-        (b"\x1f\x8b some other archive, perhaps".to_vec(), "is no NAR"),
+        (words("nix-archive-2 ( type directory )"), "is not a NAR"),
+        (b"\x1f\x8b some other archive, perhaps".to_vec(), "is not a NAR"),
         (words("nix-archive-1 ( much-longer-than-any-word"), "where at most 16 may be"),
         (words("nix-archive-1 ( type fifo )"), "here is \"fifo\" where \"regular\""),
         (words("nix-archive-1 ( type regular executable x contents x )"), "here is \"x\" where \"\""),

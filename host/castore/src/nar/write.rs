@@ -12,23 +12,23 @@ use crate::{
     export::ExportError,
 };
 
-/// What Nix says about a store path's contents.
+/// The NAR hash and size, which Nix records for a store path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NarInfo {
-    /// Of the whole archive.
+    /// The NAR hash: SHA-256 of the archive.
     pub sha256: [u8; 32],
     /// Bytes in the archive.
     pub size: u64,
 }
 
-/// Writes the NAR of a node. `name` stands for the archive in errors, and `interrupted` is asked now and then whether to
-/// give up.
+/// Writes the NAR of a node. Errors call the archive `name`. `interrupted` is called now and then, and ends the writing when
+/// it returns `true`.
 ///
 /// Blocks: call it from a thread that may.
 ///
 /// # Errors
 ///
-/// Names the path below `name` that the store can't give; what `out` said comes as [`ExportError::Write`].
+/// Names the path below `name` that can't be read from the store. Errors of `out` are [`ExportError::Write`].
 pub fn write(
     store: &Store,
     node: &Node,
@@ -41,7 +41,7 @@ pub fn write(
     strings(&mut out, &[MAGIC]).map_err(failed)?;
     let mut size = 0;
     let mut take = |path: &[u8], event: Event<'_>| {
-        // All but the root are entries of directories.
+        // Every node except the root is a directory entry.
         let entry = !path.is_empty();
         let begins = matches!(event, Event::Enter | Event::Symlink(_) | Event::File { .. });
         if entry && begins {
@@ -89,11 +89,11 @@ fn strings(out: &mut impl Write, strings: &[&[u8]]) -> io::Result<()> {
     Ok(())
 }
 
-/// The NAR hash and size of a node, in one pass over its blobs; see [`write()`].
+/// Computes the NAR hash and size of a node, in one pass over its blobs; see [`write()`].
 ///
 /// # Errors
 ///
-/// Names the path below `name` that the store can't give.
+/// Names the path below `name` that can't be read from the store.
 pub fn info(store: &Store, node: &Node, name: &Path, interrupted: &dyn Fn() -> bool) -> Result<NarInfo, ExportError> {
     let mut measure = Measure { hasher: Sha256::new(), size: 0 };
     write(store, node, name, &mut measure, interrupted)?;

@@ -11,19 +11,19 @@ use url::Url;
 use super::Objects;
 use crate::AddrError;
 
-/// What comes before the URL of an object store.
+/// The prefix of the URL of an object store.
 pub(crate) const PREFIX: &str = "objectstore+";
 
-/// The schemes after it.
+/// The schemes of the URL.
 const SCHEMES: &[&str] = &["file", "memory", "s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "http", "https"];
 const KNOWN: &str = "\"objectstore+\" and file, memory, s3, s3a, gs, az, adl, azure, abfs, abfss, http or https";
 
-/// The object store of an address, which may name options in its query; those with secrets may come from the
-/// environment instead, under the names that each vendor's own tools know.
+/// Opens the object store of an address. Its query may contain options. Secrets may come from environment variables instead,
+/// with the names that each vendor's own tools use.
 ///
 /// # Errors
 ///
-/// Names the part of the address that is wrong, but not its options' values.
+/// Names the part of the address that is wrong, but never quotes the value of an option.
 pub(crate) fn open(addr: &str) -> Result<Objects, AddrError> {
     let Parts { shown, url, kind, environment, options: mut given } = parse(addr)?;
     let variables =
@@ -32,7 +32,7 @@ pub(crate) fn open(addr: &str) -> Result<Objects, AddrError> {
         variables.filter(|(key, _)| !environment.is_empty() && key.starts_with(environment)).collect();
     // Later ones win.
     options.append(&mut given);
-    // An error means that there is a provider already.
+    // Fails when there is a provider already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let failed = |error| AddrError::Open { addr: shown.to_owned(), source: io::Error::other(error) };
     let (store, base) = parse_url_opts(&url, options).map_err(failed)?;
@@ -40,18 +40,18 @@ pub(crate) fn open(addr: &str) -> Result<Objects, AddrError> {
     Ok(Objects { store: store.into(), base, local })
 }
 
-/// An address whose parts are what they should be.
+/// The parts of a well-formed address.
 pub(crate) struct Parts<'a> {
-    /// Without options.
+    /// The address without options.
     shown: &'a str,
     url: Url,
     kind: ObjectStoreScheme,
-    /// What the names of variables begin with that may hold more options; empty where none may.
+    /// Prefix of the environment variables with more options. Empty if there are none.
     environment: &'static str,
     options: Vec<(String, String)>,
 }
 
-/// The parts of an address.
+/// Splits an address into its parts.
 pub(crate) fn parse(addr: &str) -> Result<Parts<'_>, AddrError> {
     let (shown, query) = addr.split_once('?').unwrap_or((addr, ""));
     let wrong =
@@ -62,7 +62,8 @@ pub(crate) fn parse(addr: &str) -> Result<Parts<'_>, AddrError> {
         let scheme = format!("{PREFIX}{scheme}");
         return Err(AddrError::Scheme { addr: shown.to_owned(), scheme, known: KNOWN });
     }
-    let url = Url::parse(location).map_err(|_| wrong("URL", location, "is none: its host or its port is wrong"))?;
+    let url =
+        Url::parse(location).map_err(|_| wrong("URL", location, "is not valid: its host or its port is wrong"))?;
     if let Some(fragment) = url.fragment() {
         return Err(wrong("fragment", fragment, "has no meaning: write %23 for a \"#\" in the path"));
     }

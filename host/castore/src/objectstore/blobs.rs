@@ -15,10 +15,10 @@ use super::{
 };
 use crate::{B3Digest, BlobReader, BlobService, BlobWriter, proto::stat_blob_response::ChunkMeta};
 
-/// Blobs in an object store, as snix has them there.
+/// Blobs in an object store, in the layout of snix.
 ///
-/// What is written is seen by others as soon as it is closed, that of a [`batch`](BlobService::batch) too. A writer that
-/// is dropped may leave chunks, which are no harm: each is a blob of its own.
+/// Everyone finds a blob as soon as it is closed, even one of a [`batch`](BlobService::batch). A writer that is dropped may
+/// leave chunks, which do no harm: each is a blob of its own.
 #[derive(Debug, Clone)]
 pub struct ObjectStoreBlobService {
     objects: Arc<Objects>,
@@ -80,7 +80,7 @@ impl BlobService for ObjectStoreBlobService {
         Box::new(ChunkingWriter::new(self.objects.clone()))
     }
 
-    fn is_far(&self) -> bool {
+    fn is_remote(&self) -> bool {
         true
     }
 

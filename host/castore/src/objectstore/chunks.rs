@@ -1,4 +1,4 @@
-//! Chunks, and the lists of them that make blobs.
+//! Chunks, and the lists of chunks that make up blobs.
 
 use std::{io, sync::Arc};
 
@@ -18,43 +18,43 @@ use crate::{
     proto::{StatBlobResponse, stat_blob_response::ChunkMeta},
 };
 
-/// FastCDC's average for new blobs; snix has the same.
+/// FastCDC's average for new blobs, the same as in snix.
 pub(super) const AVERAGE_CHUNK_BYTES: usize = 256 * 1024;
 /// FastCDC's minimum for new blobs.
 pub(super) const MIN_CHUNK_BYTES: usize = AVERAGE_CHUNK_BYTES / 2;
 /// FastCDC's maximum for new blobs.
 pub(super) const MAX_CHUNK_BYTES: usize = AVERAGE_CHUNK_BYTES * 2;
 
-/// The largest chunk that is read. Whoever wrote it may have other parameters than [`AVERAGE_CHUNK_BYTES`].
+/// Largest chunk that is read. Other programs may use another average than [`AVERAGE_CHUNK_BYTES`].
 pub(super) const MAX_READ_CHUNK_BYTES: usize = 16 * 1024 * 1024;
 
-/// The largest list of chunks: a blob of half a terabyte, at the usual average.
+/// Largest list of chunks: enough for a blob of half a terabyte with the usual average.
 const MAX_LIST_BYTES: usize = 64 * 1024 * 1024;
 
-/// The number of `StatBlobResponse.chunks`.
+/// The field number of `StatBlobResponse.chunks`.
 const CHUNKS_TAG: u32 = 2;
 
 /// One chunk of a blob.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Chunk {
     pub(super) digest: B3Digest,
-    /// Where in the blob it begins.
+    /// Its position in the blob.
     pub(super) start: u64,
     pub(super) size: u64,
 }
 
 impl Chunk {
-    /// Where in the blob it ends.
+    /// The position of its end in the blob.
     pub(super) fn end(&self) -> u64 {
         self.start + self.size
     }
 
     pub(super) fn meta(&self) -> ChunkMeta {
-        ChunkMeta { digest: Bytes::copy_from_slice(self.digest.as_slice()), size: self.size }
+        ChunkMeta { digest: self.digest.into(), size: self.size }
     }
 }
 
-/// Fetches a chunk, verified; `None` when there is none.
+/// Downloads and checks a chunk. `None` when it is missing.
 pub(super) async fn get(objects: &Objects, digest: &B3Digest) -> io::Result<Option<Bytes>> {
     let max_compressed_bytes = zstd::zstd_safe::compress_bound(MAX_READ_CHUNK_BYTES);
     let Some(compressed) = objects.get(Kind::Chunk, digest, max_compressed_bytes).await? else { return Ok(None) };
@@ -70,7 +70,7 @@ pub(super) async fn get(objects: &Objects, digest: &B3Digest) -> io::Result<Opti
     Ok(Some(contents.into()))
 }
 
-/// Fetches a chunk that a blob's list names, verified.
+/// Downloads and checks a chunk from a blob's list.
 pub(super) async fn get_listed(objects: Arc<Objects>, blob: B3Digest, chunk: Chunk) -> io::Result<Bytes> {
     let Chunk { digest, size, .. } = chunk;
     let Some(contents) = get(&objects, &digest).await? else {
@@ -85,16 +85,16 @@ pub(super) async fn get_listed(objects: Arc<Objects>, blob: B3Digest, chunk: Chu
     Ok(contents)
 }
 
-/// Stores a chunk unless it is there.
+/// Stores a chunk if it is missing.
 pub(super) async fn put(objects: Arc<Objects>, contents: Vec<u8>) -> io::Result<ChunkMeta> {
     let digest = B3Digest::of(&contents);
     if !objects.has(Kind::Chunk, &digest).await? {
         objects.put(Kind::Chunk, &digest, compress(&contents)?).await?;
     }
-    Ok(ChunkMeta { digest: Bytes::copy_from_slice(digest.as_slice()), size: contents.len() as u64 })
+    Ok(ChunkMeta { digest: digest.into(), size: contents.len() as u64 })
 }
 
-/// The chunks of a blob as listed; `None` when there is no list, or an empty one, which stands for a blob of one chunk.
+/// Downloads the list of a blob's chunks. `None` when there is no list, or an empty one: then the blob is one chunk.
 pub(super) async fn get_list(objects: &Objects, blob: &B3Digest) -> io::Result<Option<Vec<Chunk>>> {
     let Some(encoded) = objects.get(Kind::ChunkList, blob, MAX_LIST_BYTES).await? else { return Ok(None) };
     let mut end = 0_u64;
@@ -114,7 +114,7 @@ pub(super) async fn get_list(objects: &Objects, blob: &B3Digest) -> io::Result<O
     Ok(if chunks.is_empty() { None } else { Some(chunks) })
 }
 
-/// The chunks of an encoded `StatBlobResponse`, one at a time: decoded at once, empty ones would take 20 times their bytes.
+/// Decodes the chunks of a `StatBlobResponse` one at a time: all together, empty ones would take 20 times their encoded size.
 struct ChunkMetas(Bytes);
 
 impl Iterator for ChunkMetas {
@@ -143,7 +143,7 @@ impl ChunkMetas {
     }
 }
 
-/// Stores the list of a blob of several chunks, all of which are stored.
+/// Stores the list of a blob's chunks, which have been stored before.
 pub(super) async fn put_list(objects: Arc<Objects>, blob: B3Digest, chunks: Vec<ChunkMeta>) -> io::Result<()> {
     let list = StatBlobResponse { chunks, ..StatBlobResponse::default() };
     objects.put(Kind::ChunkList, &blob, list.encode_to_vec()).await

@@ -1,4 +1,4 @@
-//! zstd, with bounds on what a decoder may be made to allocate.
+//! zstd, with a limit on the memory of a decoder.
 
 use std::io::{self, Read as _};
 
@@ -7,18 +7,18 @@ use zstd::{
     stream::raw::{DParameter, Decoder, Operation as _},
 };
 
-/// The logarithm of the largest window that a decoder allocates: 8 MiB, as RFC 8878 recommends, and as levels up to 19
-/// need at most.
+/// Logarithm of the largest window that a decoder allocates: 8 MiB, which RFC 8878 recommends, and which is enough for levels
+/// up to 19.
 const MAX_WINDOW_LOG: u32 = 23;
 
-/// Bytes that one step of a decoder puts out at most.
+/// Maximum output of one step of a decoder.
 const OUTPUT_BYTES: usize = 128 * 1024;
 
 pub(super) fn compress(contents: &[u8]) -> io::Result<Vec<u8>> {
     zstd::encode_all(contents, DEFAULT_COMPRESSION_LEVEL)
 }
 
-/// The contents, or their first `max_bytes + 1` bytes when there are more.
+/// Decompresses an object, up to `max_bytes + 1` bytes.
 pub(super) fn decompress(compressed: &[u8], max_bytes: usize) -> io::Result<Vec<u8>> {
     let mut decoder = zstd::Decoder::with_buffer(compressed)?;
     decoder.window_log_max(MAX_WINDOW_LOG)?;
@@ -27,7 +27,7 @@ pub(super) fn decompress(compressed: &[u8], max_bytes: usize) -> io::Result<Vec<
     Ok(contents)
 }
 
-/// Decompresses one frame that comes in pieces.
+/// Decompresses a frame that comes in pieces.
 pub(super) struct FrameDecoder {
     decoder: Decoder<'static>,
     output: Box<[u8]>,
@@ -41,8 +41,8 @@ impl FrameDecoder {
         Ok(Self { decoder, output: vec![0; OUTPUT_BYTES].into(), ended: false })
     }
 
-    /// Takes bytes from the start of `compressed` and returns how many, and what they gave. Both may be nothing only at
-    /// the end of the frame and when `compressed` is empty.
+    /// Takes bytes from the start of `compressed`. Returns their number and the decompressed bytes. Both are empty only when
+    /// the frame has ended or `compressed` is empty.
     pub(super) fn step(&mut self, compressed: &[u8]) -> io::Result<(usize, &[u8])> {
         if self.ended {
             return Ok((0, &[]));

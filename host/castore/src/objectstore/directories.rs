@@ -17,16 +17,16 @@ use crate::{
     directoryservice::{LeavesFirst, check_tree_size, decode_verified},
 };
 
-/// Directories that are decoded ahead of the reader.
+/// Directories that are decoded before the reader asks for them.
 const AHEAD: usize = 16;
 
-/// Bytes of compressed output that are handed over at a time.
+/// Compressed bytes that are uploaded at a time.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// Directories in an object store, as snix has them there: each tree is one object, named by its root.
+/// Directories in an object store, in the layout of snix: each tree is one object, named by its root.
 ///
-/// So only the roots of what was put can be got, and not what lies below them; and a single directory can be put only
-/// when those in it have been put each on its own.
+/// So only directories that were put as roots can be got, not those below them. A single directory can be put only if each
+/// of its children was put as a root.
 #[derive(Debug, Clone)]
 pub struct ObjectStoreDirectoryService {
     objects: Arc<Objects>,
@@ -37,7 +37,7 @@ impl ObjectStoreDirectoryService {
         Self { objects }
     }
 
-    /// Puts a whole tree, its directories by digest.
+    /// Puts a whole tree.
     async fn put_tree(&self, root: B3Digest, encoded: HashMap<B3Digest, Directory>) -> io::Result<()> {
         let objects = self.objects.clone();
         spawn(async move {
@@ -87,7 +87,7 @@ impl DirectoryService for ObjectStoreDirectoryService {
     fn get_recursive(&self, root: &B3Digest) -> BoxStream<'_, io::Result<Directory>> {
         let (directories, received) = mpsc::channel(AHEAD);
         let download = spawn(download(self.objects.clone(), *root, directories));
-        // The task's result comes last: it ends early with an error, or by a panic.
+        // The task's result comes last, so that an error or a panic ends the stream with an error.
         let end = download.map(|ended| ended.err().map(Err)).into_stream();
         received.map(Ok).chain(end.filter_map(std::future::ready)).boxed()
     }
@@ -97,7 +97,7 @@ impl DirectoryService for ObjectStoreDirectoryService {
     }
 }
 
-/// Collects a tree, for one object at its end.
+/// Collects a tree, which becomes one object in the end.
 struct ObjectStoreDirectoryPutter<'a> {
     service: &'a ObjectStoreDirectoryService,
     order: LeavesFirst,
@@ -121,7 +121,7 @@ impl DirectoryPutter for ObjectStoreDirectoryPutter<'_> {
     }
 }
 
-/// The digest of a directory that is not too large.
+/// The digest of a directory, if it is not too large.
 fn check_size(directory: &Directory) -> io::Result<B3Digest> {
     let encoded = directory.encode();
     let digest = B3Digest::of(&encoded);
@@ -142,13 +142,13 @@ async fn upload(objects: &Objects, root: B3Digest, mut tree: HashMap<B3Digest, D
     let mut waiting = VecDeque::from([root]);
     let (directories, mut bytes) = (tree.len(), 0);
     while let Some(digest) = waiting.pop_front() {
-        // Taken out before, it is in the object.
+        // A directory that was taken out before is in the object already.
         let Some(directory) = tree.remove(&digest) else { continue };
         waiting.extend(directory.children().map(|(child, _)| child));
         let encoded = directory.encode();
         bytes += encoded.len();
         if let Err(too_large) = check_tree_size(directories, bytes) {
-            // What stays of it is no tree.
+            // A failure leaves parts that do no harm.
             let _ = upload.abort().await;
             return Err(in_tree(&root, &too_large));
         }
@@ -163,8 +163,8 @@ async fn upload(objects: &Objects, root: B3Digest, mut tree: HashMap<B3Digest, D
     upload.shutdown().await
 }
 
-/// Sends the directories of a tree, each verified and announced by one before it. Ends with the last one announced,
-/// whatever follows; a directory that comes twice or unannounced is an error.
+/// Sends the checked directories of a tree to `to`. Each, except the root, must be referred to by an earlier one, and come
+/// once. The download ends when all of them have come, and ignores the rest of the object.
 pub(super) async fn download(objects: Arc<Objects>, root: B3Digest, mut to: mpsc::Sender<Directory>) -> io::Result<()> {
     let found = match objects.store.get(&objects.path(Kind::Tree, &root)).await {
         Ok(found) => found,
@@ -196,7 +196,7 @@ pub(super) async fn download(objects: Arc<Objects>, root: B3Digest, mut to: mpsc
         bytes += encoded.len();
         check_tree_size(announced.len(), bytes).map_err(|error| in_tree(&root, &error))?;
         if to.send(directory).await.is_err() {
-            // Nobody reads on.
+            // The reader is gone.
             break;
         }
     }
@@ -236,7 +236,7 @@ impl Frames {
         Ok(Some(message))
     }
 
-    /// Decodes until there are so many bytes; `false` when the object ends before.
+    /// Decodes until there are `bytes` bytes. `false` when the object ends before.
     async fn fill(&mut self, bytes: usize) -> io::Result<bool> {
         while self.decoded.len() < bytes {
             let (taken, output) = match self.decoder.step(&self.piece) {

@@ -6,12 +6,12 @@ use object_store::{memory::InMemory, path::Path};
 use super::{Kind, Objects, chunks, compression, directories};
 use crate::B3Digest;
 
-/// Bytes that a compressed object may hold here.
+/// Limit for a decompressed object.
 const MAX_BYTES: usize = 1 << 20;
 
 fn with(kind: Kind, digest: &B3Digest, object: &[u8]) -> Objects {
     let objects = Objects { store: std::sync::Arc::new(InMemory::new()), base: Path::default(), local: None };
-    // Memory has room.
+    // Putting into memory does not fail.
     let _ = block_on(objects.put(kind, digest, object.to_vec()));
     objects
 }
@@ -31,7 +31,7 @@ pub fn chunk(object: &[u8]) -> bool {
     })
 }
 
-/// Whether this is a whole tree, if it is looked for under the digest of its first directory.
+/// Whether the object is a whole tree, when it has the name of its first directory.
 pub fn tree_object(object: &[u8]) -> bool {
     let plain = compression::decompress(object, MAX_BYTES).unwrap_or_default();
     let first = plain.split_first_chunk().and_then(|(length, rest)| rest.get(..u32::from_be_bytes(*length) as usize));

@@ -1,16 +1,16 @@
-//! Blobs and directories as objects, in the layout of snix, so that both programs can work on one store.
+//! Blobs and directories as objects, in the layout of snix, so that both programs can use the same store.
 //!
 //! ```text
-//!   blobs/b3/XXXX/HEX   a StatBlobResponse that names the blob's chunks; none for a blob of one chunk
+//!   blobs/b3/XXXX/HEX   a StatBlobResponse with the blob's chunks; missing for a blob of one chunk
 //!   chunks/b3/XXXX/HEX  one chunk, zstd
 //!   dirs/b3/XXXX/HEX    a whole tree by its root: zstd over u32be-length-delimited Directory messages, root first
 //! ```
 //!
-//! HEX is the digest in hexadecimal, XXXX its first four digits. A blob's list is written after its chunks, and a tree
-//! at once, so what is found is whole. Objects are seen by everyone as soon as they are written: there is no holding
-//! back until a commit.
+//! HEX is the digest in hexadecimal, XXXX its first four digits. The list of chunks is written after the chunks, and a tree
+//! in one piece, so everything that is found is complete. Objects are visible to everyone as soon as they are written: nothing
+//! is held back until a commit.
 //!
-//! All requests run on the stores' own threads, so that callers may wait with any executor.
+//! All requests run on the crate's own threads, so that callers may use any executor.
 
 mod address;
 mod blobs;
@@ -37,10 +37,10 @@ use object_store::{ObjectStore, ObjectStoreExt as _, path::Path};
 
 use crate::{B3Digest, runtime::spawn};
 
-/// Requests that one reader or writer has under way at a time.
+/// Concurrent requests of one reader or writer.
 const CONCURRENT_REQUESTS: usize = 8;
 
-/// What an object holds.
+/// The kind of an object.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     ChunkList,
@@ -53,7 +53,7 @@ enum Kind {
 pub(crate) struct Objects {
     store: Arc<dyn ObjectStore>,
     base: Path,
-    /// Where the objects are in the local file system, if they are.
+    /// The directory of the objects, if they are in the local file system.
     local: Option<PathBuf>,
 }
 
@@ -76,7 +76,7 @@ impl Objects {
         }
     }
 
-    /// An object of at most so many bytes.
+    /// Gets an object of at most `max_bytes`.
     async fn get(&self, kind: Kind, digest: &B3Digest, max_bytes: usize) -> io::Result<Option<Bytes>> {
         let path = self.path(kind, digest);
         let found = match self.store.get(&path).await {
@@ -95,7 +95,7 @@ impl Objects {
         Ok(())
     }
 
-    /// Makes what was put durable, where putting alone does not.
+    /// Makes the objects durable, for the local file system. Other stores do so in `put`.
     fn sync(&self) -> io::Result<()> {
         let Some(local) = &self.local else { return Ok(()) };
         match File::open(local) {
@@ -107,7 +107,7 @@ impl Objects {
     }
 }
 
-/// What is in the store is not what it should be.
+/// The error for damaged objects.
 fn damaged(message: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{message}: the store is damaged"))
 }

@@ -5,9 +5,9 @@
 //!   from elsewhere:             all chunks ─▶ hash = blob's digest? then chunk ─verify─▶ reader
 //! ```
 //!
-//! Each chunk has the digest that the list says, but the list itself may lie: a blob's digest can't be checked against
-//! its chunks' digests. So the last chunk is held back until all of them together have the blob's digest. Who seeks
-//! before that makes the reader go through all chunks first.
+//! Each chunk is checked against the list, but the list itself may be wrong: a blob's digest does not follow from those of
+//! its chunks. So the last chunk is held back until all of them have been hashed. After a seek before that, the reader first
+//! hashes all chunks.
 
 use std::{
     io::{self, SeekFrom},
@@ -31,9 +31,9 @@ pub(super) struct ChunkedReader {
     blob: Blob,
     trust: Trust,
     position: u64,
-    /// The contents from `position` to the end of a chunk.
+    /// The contents from `position` to the end of its chunk.
     ready: Bytes,
-    /// The chunks after that.
+    /// The following chunks.
     coming: Option<BoxStream<'static, io::Result<Bytes>>>,
 }
 
@@ -44,11 +44,11 @@ struct Blob {
     chunks: Arc<[Chunk]>,
 }
 
-/// Whether the list of chunks is known to give the blob.
+/// Whether the list of chunks has been checked against the blob's digest.
 enum Trust {
-    /// Not yet; all up to the end of what is ready has been hashed.
+    /// Not yet. Everything up to the end of `ready` has been hashed.
     Hashing(Box<blake3::Hasher>),
-    /// It is being found out, by a pass of its own.
+    /// All chunks are being hashed.
     Checking(BoxFuture<'static, io::Result<()>>),
     Verified,
 }
@@ -58,7 +58,7 @@ impl Blob {
         self.chunks.last().map_or(0, Chunk::end)
     }
 
-    /// The chunks from this position on; the first one from its start.
+    /// The chunks from this position on. The first one is not cut.
     fn fetch(&self, position: u64) -> BoxStream<'static, io::Result<Bytes>> {
         let Self { objects, digest, chunks } = self.clone();
         let first = chunks.partition_point(|chunk| chunk.end() <= position);
@@ -97,7 +97,7 @@ impl ChunkedReader {
         }
     }
 
-    /// Makes something ready, unless the end is reached.
+    /// Waits for more contents in `ready`, unless the end is reached.
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.ready.is_empty() && self.position < self.blob.size() {
             if let Trust::Checking(check) = &mut self.trust {
@@ -133,7 +133,7 @@ impl ChunkedReader {
         Poll::Ready(Ok(()))
     }
 
-    /// Checks the chunk that holds the position, and cuts off what is before that.
+    /// Hashes the chunk at the position, and cuts off its part before the position.
     fn admit(&mut self, mut chunk: Bytes) -> io::Result<Bytes> {
         let chunks = &self.blob.chunks;
         let listed = chunks[chunks.partition_point(|chunk| chunk.end() <= self.position)];
@@ -148,7 +148,7 @@ impl ChunkedReader {
         Ok(chunk)
     }
 
-    /// Drops what was fetched, and has to be hashed anew.
+    /// Drops the downloaded chunks. Hashing starts again.
     fn forget(&mut self) {
         self.ready = Bytes::new();
         self.coming = None;

@@ -23,7 +23,7 @@ use crate::{
     proto::stat_blob_response::ChunkMeta,
 };
 
-/// Writes one blob. Holds at most [`CONCURRENT_REQUESTS`] chunks, and one that is not cut yet.
+/// Writes one blob. Keeps at most [`CONCURRENT_REQUESTS`] chunks in memory, and one that is not cut yet.
 pub(super) struct ChunkingWriter {
     objects: Arc<Objects>,
     state: State,
@@ -32,13 +32,13 @@ pub(super) struct ChunkingWriter {
 enum State {
     Open(Box<Open>),
     Closed(B3Digest),
-    /// An upload failed, or a close was given up.
+    /// An upload failed, or a call of `close` was dropped.
     Broken,
 }
 
 struct Open {
     hasher: blake3::Hasher,
-    /// What is not cut yet, at most [`MAX_CHUNK_BYTES`].
+    /// Contents that are not cut yet, at most [`MAX_CHUNK_BYTES`].
     buffer: Vec<u8>,
     uploads: FuturesOrdered<BoxFuture<'static, io::Result<ChunkMeta>>>,
     uploaded: Vec<ChunkMeta>,
@@ -67,7 +67,7 @@ impl Open {
         Poll::Ready(Ok(()))
     }
 
-    /// Cuts the first chunk off the buffer, which holds [`MAX_CHUNK_BYTES`] or the rest of the blob.
+    /// Cuts the first chunk off the buffer, which contains [`MAX_CHUNK_BYTES`] or the rest of the blob, and uploads it.
     fn cut(&mut self, objects: &Arc<Objects>) {
         let chunker = FastCDC::new(&self.buffer, MIN_CHUNK_BYTES, AVERAGE_CHUNK_BYTES, MAX_CHUNK_BYTES);
         let (_, end) = chunker.cut(0, self.buffer.len());

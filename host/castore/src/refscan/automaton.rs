@@ -4,14 +4,14 @@ use aho_corasick::{AhoCorasick, AhoCorasickKind, BuildError};
 
 use super::Found;
 
-/// Most bytes of needles in the fastest automaton, which takes up to 1 KiB for each of them.
+/// Total length of needles up to which the fastest kind of automaton is used. It takes up to 1 KiB a byte.
 const MAX_FASTEST_BYTES: usize = 64 * 1024;
 
-/// Looks for needles of any kind.
+/// Searches for needles of any kind.
 #[derive(Debug)]
 pub(super) struct Automaton {
     search: AhoCorasick,
-    /// Which needles each pattern stands for: every state would have equal ones as so many matches.
+    /// The needles of each pattern. Equal needles share one, since each would add a match to every state.
     needles: Vec<Vec<usize>>,
 }
 

@@ -1,4 +1,4 @@
-//! Which needles occur in a stream of bytes, whatever the pieces that it comes in.
+//! Finds out which needles occur in a stream of bytes, which may come in pieces of any size.
 //!
 //! ```text
 //!   needles ──▶ all 32 bytes of the nixbase32 alphabet? ── yes ──▶ skip scan over that alphabet
@@ -20,11 +20,11 @@ mod skip;
 use automaton::Automaton;
 use skip::SkipScan;
 
-/// The largest [`automaton_size`] that is taken, in states and matches: below 400 MiB while it is built, and 100 MiB then.
+/// Largest allowed [`automaton_size`], in states and matches: less than 400 MiB while it is built, and 100 MiB after that.
 pub const MAX_AUTOMATON_SIZE: u64 = 4 * 1024 * 1024;
 
-/// How many states and matches a search automaton for these needles has at most; none where all are hashes of 32
-/// nixbase32 characters, for which there is another search.
+/// An upper bound for the states and matches of a search automaton for these needles. 0 when all of them are hashes of 32
+/// nixbase32 characters, which need no automaton.
 pub fn automaton_size<N: AsRef<[u8]>>(needles: &[N]) -> u64 {
     if needles.iter().all(|needle| skip::takes(needle.as_ref())) {
         return 0;
@@ -32,8 +32,8 @@ pub fn automaton_size<N: AsRef<[u8]>>(needles: &[N]) -> u64 {
     let distinct: HashSet<&[u8]> = needles.iter().map(AsRef::as_ref).collect();
     let mut lengths: Vec<u64> = distinct.into_iter().map(|needle| needle.len() as u64).collect();
     lengths.sort_unstable();
-    // A state stands for a prefix of a needle, and has a match for each needle that this ends with: at most one of each
-    // length up to its own.
+    // Each state stands for a prefix of a needle, and has a match for each needle that the prefix ends with: at most one of
+    // each length up to its own.
     let (mut size, mut last, mut different, mut sum) = (0_u64, 0, 0, 0);
     for length in lengths {
         if length > last {
@@ -44,33 +44,45 @@ pub fn automaton_size<N: AsRef<[u8]>>(needles: &[N]) -> u64 {
     size
 }
 
-/// Why there is no scan for these needles.
+/// Why needles can't be searched for.
 #[derive(Debug, thiserror::Error)]
 pub enum PatternError {
-    /// It would be in everything.
-    #[error("needle {index} is empty; a needle has at least one byte")]
+    /// A needle is empty, so it would be found everywhere.
+    #[error("needle {index} is empty: a needle has at least one byte")]
     Empty {
-        /// Which one, from 0.
+        /// Its index, from 0.
         index: usize,
     },
-    /// They are too many or too long.
-    #[error("the needles need a search automaton of {size} states and matches, and {MAX_AUTOMATON_SIZE} are allowed")]
+    /// The needles are too many or too long.
+    #[error(
+        "the needles need a search automaton of {size} states and matches, but only {MAX_AUTOMATON_SIZE} are allowed"
+    )]
     TooLarge {
         /// Their [`automaton_size`].
         size: u64,
     },
-    /// The search automaton refuses them.
+    /// The search automaton can't be built.
     #[error("the {count} needles are too many or too long for a search automaton")]
     Automaton {
         /// How many.
         count: usize,
-        /// Which limit.
+        /// The limit that they exceed.
         #[source]
         source: BuildError,
     },
 }
 
-/// What to look for. Cheap to clone.
+/// A set of needles to search for. Cheap to clone.
+///
+/// ```
+/// # use cofferdam_castore::refscan::ReferencePattern;
+/// let pattern = ReferencePattern::new(["abc", "xyz"])?;
+/// let mut scanner = pattern.scanner();
+/// scanner.feed(b"..a");
+/// scanner.feed(b"bc..");
+/// assert_eq!(scanner.found().into_iter().collect::<Vec<_>>(), [0]);
+/// # Ok::<_, cofferdam_castore::refscan::PatternError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct ReferencePattern(Arc<Inner>);
 
@@ -83,20 +95,20 @@ struct Inner {
 
 #[derive(Debug)]
 enum Engine {
-    /// Without needles.
+    /// For no needles.
     Nothing,
     Skip(SkipScan),
     Automaton(Automaton),
 }
 
 impl ReferencePattern {
-    /// Needles of any bytes; each is known by its index from here on. Equal ones are all found together.
+    /// Creates a pattern from needles of any bytes. Results refer to them by index. Equal needles are found together.
     ///
     /// May take seconds: call it from a thread that may block.
     ///
     /// # Errors
     ///
-    /// When one is empty, or all together need too much memory.
+    /// A needle is empty, or all together need too much memory.
     pub fn new<N: AsRef<[u8]>>(needles: impl IntoIterator<Item = N>) -> Result<Self, PatternError> {
         let needles: Vec<N> = needles.into_iter().collect();
         if let Some(index) = needles.iter().position(|needle| needle.as_ref().is_empty()) {
@@ -119,34 +131,34 @@ impl ReferencePattern {
         Ok(Self(Arc::new(Inner { count, max_bytes, engine })))
     }
 
-    /// How many needles there are.
+    /// The number of needles.
     pub fn len(&self) -> usize {
         self.0.count
     }
 
-    /// Whether there is nothing to look for.
+    /// Whether there are no needles.
     pub fn is_empty(&self) -> bool {
         self.0.count == 0
     }
 
-    /// A scanner that has found nothing yet.
+    /// Creates a scanner.
     pub fn scanner(&self) -> ReferenceScanner {
         let found = Found { found: vec![false; self.0.count], missing: self.0.count };
         ReferenceScanner { needles: self.clone(), found, tail: Vec::new() }
     }
 }
 
-/// Looks for needles in streams, one after the other, and collects what it finds in all of them.
+/// Searches streams, one after the other, and collects the needles that occur in any of them.
 #[derive(Debug, Clone)]
 pub struct ReferenceScanner {
     needles: ReferencePattern,
     found: Found,
-    /// The end of the current stream, at most one byte less than the longest needle.
+    /// The last bytes of the current stream, at most one less than the longest needle has.
     tail: Vec<u8>,
 }
 
 impl ReferenceScanner {
-    /// The next piece of the current stream.
+    /// Searches the next piece of the current stream.
     pub fn feed(&mut self, piece: &[u8]) {
         if self.found.missing == 0 {
             return;
@@ -167,24 +179,24 @@ impl ReferenceScanner {
         }
     }
 
-    /// Ends the current stream: what is fed next begins another one.
+    /// Ends the current stream. The next piece begins another one.
     pub fn end_stream(&mut self) {
         self.tail.clear();
     }
 
-    /// Scans bytes that stand alone, a name or the target of a symbolic link; the current stream goes on afterwards.
+    /// Searches bytes that are not part of a stream, such as a name. The current stream can be continued afterwards.
     pub fn scan_whole(&mut self, bytes: &[u8]) {
         if self.found.missing > 0 {
             self.needles.0.engine.scan(bytes, &mut self.found);
         }
     }
 
-    /// Whether every needle has been found, so that feeding more is of no use.
+    /// Whether every needle has been found, so that there is no need to search further.
     pub fn is_complete(&self) -> bool {
         self.found.missing == 0
     }
 
-    /// The indexes of the needles found so far.
+    /// The indexes of the needles that have been found.
     pub fn found(&self) -> BTreeSet<u64> {
         (0..).zip(&self.found.found).filter(|(_, found)| **found).map(|(index, _)| index).collect()
     }

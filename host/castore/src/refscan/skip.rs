@@ -2,7 +2,7 @@ use std::collections::HashMap;
 
 use super::Found;
 
-/// The hash part of a store path.
+/// Length of the hash in a store path.
 const LENGTH: usize = 32;
 
 const ALPHABET: &[u8; 32] = b"0123456789abcdfghijklmnpqrsvwxyz";
@@ -17,19 +17,19 @@ const IN_ALPHABET: [bool; 256] = {
     table
 };
 
-/// Whether a needle is of the kind that a [`SkipScan`] looks for.
+/// Whether a [`SkipScan`] can search for this needle.
 pub(super) fn takes(needle: &[u8]) -> bool {
     needle.len() == LENGTH && needle.iter().all(|byte| IN_ALPHABET[usize::from(*byte)])
 }
 
-/// Bits of the filter: 64 Kibit, 8 KiB, which stay in the first-level cache.
+/// Logarithm of the filter's size in bits. Its 8 KiB stay in the first-level cache.
 const FILTER_BITS: u32 = 16;
 
-/// Looks for needles that are all 32 characters of the nixbase32 alphabet.
+/// Searches for needles of 32 characters of the nixbase32 alphabet.
 ///
-/// A window of 32 bytes is looked at from its end: a byte outside of the alphabet lets it jump past that byte. In
-/// binaries few windows survive that, and no byte is looked at twice: the window remembers how many of its first bytes
-/// are known to be good.
+/// A window of 32 bytes is checked from its end. At a byte outside of the alphabet, the window skips past that byte. In
+/// binaries few windows consist of the alphabet alone. No byte is checked twice, since the window remembers how many of its
+/// first bytes have been checked.
 #[derive(Debug)]
 pub(super) struct SkipScan {
     needles: HashMap<[u8; LENGTH], Vec<usize>>,
@@ -37,7 +37,7 @@ pub(super) struct SkipScan {
 }
 
 impl SkipScan {
-    /// `None` when a needle is not of this kind.
+    /// `None` when a needle is of another kind.
     pub(super) fn new<N: AsRef<[u8]>>(needles: &[N]) -> Option<Self> {
         let mut map = HashMap::<_, Vec<usize>>::new();
         let mut filter = vec![0; 1 << (FILTER_BITS - 6)].into_boxed_slice();
@@ -54,7 +54,7 @@ impl SkipScan {
         let mut start = 0;
         let mut known_good = 0;
         loop {
-            // Most windows of a binary end here, at their last byte, so this loop is all that there is to the speed.
+            // Most windows of a binary end here, at their last byte, so the speed depends on this loop.
             while bytes.get(start + LENGTH - 1).is_some_and(|last| !IN_ALPHABET[usize::from(*last)]) {
                 start += LENGTH;
                 known_good = 0;
@@ -88,7 +88,7 @@ impl SkipScan {
     }
 }
 
-/// Word and bit of a needle in the filter, from its first eight bytes.
+/// The place of a needle in the filter, word and bit. It depends on the first eight bytes.
 fn filter_place(needle: &[u8; LENGTH]) -> (usize, u64) {
     let [a, b, c, d, e, f, g, h, ..] = *needle;
     let hash = u64::from_le_bytes([a, b, c, d, e, f, g, h]).wrapping_mul(0x9e37_79b9_7f4a_7c15);

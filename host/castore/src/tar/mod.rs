@@ -1,10 +1,11 @@
-//! tar: the archive that everybody has. Holds a directory's entries.
+//! tar archives, which hold the entries of a directory.
 //!
-//! What is read: ustar, GNU (long names, sparse files) and PAX. Of each entry castore keeps the path, the kind, the
-//! contents or the target and the owner's execute bit. A later entry replaces an earlier file or symbolic link of its path,
-//! as it would in a file system; a hard link becomes what its target is at that point. Nothing is ever followed.
+//! Reading understands ustar, GNU (long names, sparse files) and PAX. Of each entry castore keeps the path, the kind, the
+//! contents or the target, and the owner's execute bit. A later entry replaces an earlier file or symbolic link with the same
+//! path, as in a file system. A hard link becomes a copy of its target at that point. Symbolic links are never followed.
 //!
-//! What is written: GNU, sorted by path, owned by 0:0, a second after 1970; one tree always gives the same bytes.
+//! Writing produces GNU format, sorted by path, owned by 0:0, with times one second after 1970. A tree always gives the same
+//! bytes.
 
 mod read;
 #[cfg(test)]

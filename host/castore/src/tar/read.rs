@@ -12,24 +12,24 @@ use crate::{
     archive::{ArchiveError, Ingest, Limits},
 };
 
-/// Most bytes before an entry's contents: its headers, with long names and PAX records.
+/// Limit, in bytes, for the headers of one entry, with long names and PAX records.
 const MAX_HEADER_BYTES: u64 = 1024 * 1024;
 
 const OWNER_MAY_EXECUTE: u32 = 0o100;
 
-/// What a global PAX header may not say, since an entry would become another one.
+/// Keys that a global PAX header may not have, since they would turn an entry into another one.
 const MEANINGFUL: [&str; 3] = ["path", "linkpath", "size"];
 
-/// What the keys of sparse files begin with in PAX.
+/// Prefix of the PAX keys of sparse files.
 const PAX_SPARSE: &str = "GNU.sparse.";
 
-/// Imports a tar archive, durably: the directory that it holds.
+/// Imports a tar archive, durably. Returns the node of the directory that it holds.
 ///
 /// Blocks: call it from a thread that may.
 ///
 /// # Errors
 ///
-/// Names the entry where the archive is wrong or the store failed; nothing of it is visible then.
+/// Names the entry where the archive is wrong or the store failed. Nothing becomes visible in the store.
 pub fn import(store: &Store, archive: impl Read, limits: Limits) -> Result<Node, ArchiveError> {
     let meter = Meter::default();
     let mut ingest = Ingest::new(store, limits);
@@ -39,16 +39,16 @@ pub fn import(store: &Store, archive: impl Read, limits: Limits) -> Result<Node,
     while let Some(entry) = meter.within(MAX_HEADER_BYTES, || entries.next()) {
         let mut entry = entry.map_err(|error| meter.failed(error))?;
         take(&mut entry, &mut tree, &mut ingest)?;
-        // What is left would count as a header otherwise.
+        // Otherwise the meter would count the rest as a header.
         let path = entry.path_bytes().into_owned();
         ingest.skip(&path, &mut entry)?;
     }
     if meter.ended.get() {
         return Err(ArchiveError::malformed(&[], "is cut short: the end that it must have is missing"));
     }
-    // Padding, and what a packed archive says about itself at its end.
+    // Padding, and the trailer of a compressed archive.
     ingest.skip(&[], &mut archive.into_inner())?;
-    let whole = tree.into_whole()?;
+    let whole = tree.into_directories()?;
     let Some(root) = whole.last() else { unreachable!("there is always a root") };
     ingest.finish(root.to_node(), whole)
 }
@@ -62,7 +62,7 @@ fn take<R: Read>(entry: &mut Entry<'_, R>, tree: &mut Tree, ingest: &mut Ingest)
     }
     check_pax_header(entry, &path)?;
     match kind {
-        // Older programs know a directory by its slash.
+        // Older programs mark a directory by a slash alone.
         EntryType::Regular if path.ends_with(b"/") => tree.directory(&path, ingest),
         EntryType::Directory => tree.directory(&path, ingest),
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
@@ -83,7 +83,7 @@ fn take<R: Read>(entry: &mut Entry<'_, R>, tree: &mut Tree, ingest: &mut Ingest)
         EntryType::Char => refused("is a character device; only directories, regular files and links can be imported"),
         EntryType::Block => refused("is a block device; only directories, regular files and links can be imported"),
         EntryType::Fifo => refused("is a fifo; only directories, regular files and links can be imported"),
-        // The name of the whole archive.
+        // A label for the whole archive.
         other if other.as_byte() == b'V' => Ok(()),
         other => {
             let kind = other.as_byte().escape_ascii();
@@ -101,7 +101,7 @@ fn check_pax_header<R: Read>(entry: &mut Entry<'_, R>, path: &[u8]) -> Result<()
     let malformed = |error: io::Error| ArchiveError::malformed(path, error.to_string());
     for record in entry.pax_extensions().map_err(malformed)?.into_iter().flatten() {
         if record.map_err(malformed)?.key_bytes().starts_with(PAX_SPARSE.as_bytes()) {
-            let rule = "is sparse in the way of PAX, which is not understood; make the archive without --sparse, or \
+            let rule = "is a sparse file in PAX format, which is not supported: make the archive without --sparse, or \
                         with --format=gnu";
             return Err(ArchiveError::malformed(path, rule));
         }
@@ -117,20 +117,20 @@ fn check_global_header<R: Read>(entry: &mut Entry<'_, R>) -> Result<(), ArchiveE
         let record = record.map_err(|error| ArchiveError::malformed(&[], error.to_string()))?;
         let key = record.key_bytes();
         if MEANINGFUL.iter().any(|meaningful| key == meaningful.as_bytes()) || key.starts_with(PAX_SPARSE.as_bytes()) {
-            let rule = format!("gives all entries one \"{}\", which makes no sense", key.escape_ascii());
+            let rule = format!("gives all entries the same \"{}\", which makes no sense", key.escape_ascii());
             return Err(ArchiveError::malformed(&[], rule));
         }
     }
     Ok(())
 }
 
-/// Bounds what is read for headers, which the parser keeps in memory whole, and sees the end of the input.
+/// Limits the bytes that are read for headers, since the parser keeps them in memory, and notices the end of the input.
 #[derive(Clone, Default)]
 struct Meter {
-    /// Bytes that may be read; `None` while anything may.
+    /// Bytes that may be read; `None` for no limit.
     left: Rc<Cell<Option<u64>>>,
     ended: Rc<Cell<bool>>,
-    /// The input itself failed, so an error is not the archive's.
+    /// The input itself failed, so the archive is not to blame.
     failed: Rc<Cell<bool>>,
 }
 
@@ -148,7 +148,7 @@ impl Meter {
         } else if self.ended.get() {
             ArchiveError::read(&[], io::ErrorKind::UnexpectedEof.into())
         } else {
-            ArchiveError::malformed(&[], format!("is no tar archive, or damaged: {error}"))
+            ArchiveError::malformed(&[], format!("is not a tar archive, or is damaged: {error}"))
         }
     }
 }

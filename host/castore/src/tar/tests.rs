@@ -183,12 +183,12 @@ fn paths_that_lead_elsewhere_are_refused() {
     for path in ["../a", "a/../b", "a/..", ".."] {
         assert!(Made::new().file(path, b"x").refused().contains("\"..\" is reserved"), "{path}");
     }
-    assert!(Made::new().file(".", b"x").refused().contains("root of the archive is no directory"));
+    assert!(Made::new().file(".", b"x").refused().contains("root of the archive is not a directory"));
     let through = Made::new().symlink("a", "/etc").file("a/passwd", b"x").refused();
     assert!(through.starts_with("a/passwd: \"a\" in its path is a file or symbolic link"), "{through}");
     let through = Made::new().file("a", b"x").directory("a").refused();
     assert!(through.starts_with("a: \"a\" in its path"), "{through}");
-    assert!(Made::new().file("a/b", b"x").file("a", b"x").refused().contains("takes the place of a directory"));
+    assert!(Made::new().file("a/b", b"x").file("a", b"x").refused().contains("would replace a directory"));
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn pax_records_name_the_next_entry() {
     assert_eq!(root.get(long.as_bytes()), Some(&symlink("p/t")));
 
     let error = Made::new().pax(EntryType::XGlobalHeader, &[("path", "p")]).file("a", b"x").refused();
-    assert!(error.contains("gives all entries one \"path\""), "{error}");
+    assert!(error.contains("gives all entries the same \"path\""), "{error}");
     let error = Made::new().pax(EntryType::XHeader, &[("GNU.sparse.major", "1")]).file("a", b"x").refused();
     assert!(error.contains("sparse"), "{error}");
 }
@@ -282,9 +282,9 @@ fn entries_and_bytes_have_limits() {
     let import = |limits| import(&Store::memory(), &*made(), limits);
     import(exactly).unwrap();
     let error = import(Limits { entries: 3, ..exactly }).unwrap_err().to_string();
-    assert_eq!(error, "l: here the archive exceeds the limit of 3 entries");
+    assert_eq!(error, "l: the archive exceeds the limit of 3 entries here");
     let error = import(Limits { bytes: 4, ..exactly }).unwrap_err().to_string();
-    assert_eq!(error, "d/e/a: here the archive exceeds the limit of 4 bytes");
+    assert_eq!(error, "d/e/a: the archive exceeds the limit of 4 bytes here");
 }
 
 #[test]
@@ -341,7 +341,7 @@ fn an_archive_that_is_cut_short_is_refused() {
 #[test]
 fn what_is_no_archive_is_told_so() {
     let error = refused(&[b'x'; 2000]);
-    assert!(error.contains("no tar archive, or damaged"), "{error}");
+    assert!(error.contains("not a tar archive, or is damaged"), "{error}");
     let mut bytes = Made::new().file("a", b"x").end();
     bytes[0] = b'b';
     assert!(refused(&bytes).contains("checksum"));

@@ -1,4 +1,4 @@
-//! The directories of an archive, whose entries come in any order.
+//! Collects the entries of an archive, which come in any order, into directories.
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
@@ -7,7 +7,7 @@ use crate::{
     archive::{ArchiveError, Ingest, MAX_DEPTH},
 };
 
-/// A directory of the tree; 0 is the root. A directory comes after the one that it is in.
+/// The index of a directory in the tree; 0 is the root. Parents come before their children.
 type Index = usize;
 
 pub(super) struct Tree {
@@ -24,16 +24,16 @@ impl Tree {
         Self { directories: vec![BTreeMap::new()] }
     }
 
-    /// Makes the directory at `path`, and those above it, unless they are there.
+    /// Adds the directory at `path`, and its parents, if they are missing.
     pub(super) fn directory(&mut self, path: &[u8], ingest: &mut Ingest) -> Result<(), ArchiveError> {
         self.enter(path, &components(path)?, ingest).map(drop)
     }
 
-    /// Puts a file or symbolic link at `path`, over what of that kind is there.
+    /// Adds a file or symbolic link at `path`. Replaces an earlier one.
     pub(super) fn leaf(&mut self, path: &[u8], node: Node, ingest: &mut Ingest) -> Result<(), ArchiveError> {
         let components = components(path)?;
         let Some((name, above)) = components.split_last() else {
-            return Err(ArchiveError::malformed(path, "the root of the archive is no directory"));
+            return Err(ArchiveError::malformed(path, "the root of the archive is not a directory"));
         };
         let directory = self.enter(path, above, ingest)?;
         match self.directories[directory].entry(name.clone()) {
@@ -44,7 +44,7 @@ impl Tree {
             Entry::Occupied(mut taken) => match taken.get_mut() {
                 Child::Leaf(old) => *old = node,
                 Child::Directory(_) => {
-                    return Err(ArchiveError::malformed(path, "takes the place of a directory of the archive"));
+                    return Err(ArchiveError::malformed(path, "would replace a directory of the archive"));
                 }
             },
         }
@@ -55,7 +55,7 @@ impl Tree {
     pub(super) fn linked(&self, path: &[u8], target: &[u8]) -> Result<Node, ArchiveError> {
         let shown = target.escape_ascii();
         let missing = || {
-            ArchiveError::malformed(path, format!("is a hard link to \"{shown}\", and no file before it has that path"))
+            ArchiveError::malformed(path, format!("is a hard link to \"{shown}\", but no file before it has that path"))
         };
         let components = components(target)?;
         let (name, above) = components.split_last().ok_or_else(missing)?;
@@ -73,7 +73,7 @@ impl Tree {
     }
 
     /// All directories, leaves first.
-    pub(super) fn into_whole(self) -> Result<Vec<Directory>, ArchiveError> {
+    pub(super) fn into_directories(self) -> Result<Vec<Directory>, ArchiveError> {
         let mut nodes: Vec<Option<Node>> = vec![None; self.directories.len()];
         let mut whole = Vec::with_capacity(self.directories.len());
         for (index, children) in self.directories.into_iter().enumerate().rev() {
@@ -83,7 +83,7 @@ impl Tree {
                     Child::Leaf(node) => node,
                     Child::Directory(below) => match nodes[below].take() {
                         Some(node) => node,
-                        None => unreachable!("a directory comes after the one that it is in"),
+                        None => unreachable!("parents come before their children"),
                     },
                 };
                 directory.add(name, node).map_err(|error| ArchiveError::malformed(&[], error.to_string()))?;
@@ -123,10 +123,10 @@ impl Tree {
     }
 }
 
-/// The parts of a path in an archive, of which there may be none.
+/// The components of a path in an archive. The root has none.
 fn components(path: &[u8]) -> Result<Vec<PathComponent>, ArchiveError> {
     if path.starts_with(b"/") {
-        let rule = "its path is absolute; make the archive with relative paths, as in `tar -C DIR -c .`";
+        let rule = "its path is absolute: make the archive with relative paths, as in `tar -C DIR -c .`";
         return Err(ArchiveError::malformed(path, rule));
     }
     path.split(|&byte| byte == b'/')

@@ -13,21 +13,21 @@ use crate::{
 
 const BLOCK_BYTES: u64 = 512;
 
-/// Seconds after 1970, as in Nix's stores: some programs take 0 for no time at all.
+/// In seconds since 1970, as in Nix's store: some programs treat 0 as no time at all.
 const MTIME: u64 = 1;
 
-/// The name that GNU gives to an entry that holds the next one's long name.
+/// The name of a GNU entry that holds the long name of the next entry.
 const LONG_NAME: &[u8] = b"././@LongLink";
 
-/// Writes what a directory holds as a tar archive. `name` stands for the archive in errors, and `interrupted` is asked
-/// now and then whether to give up.
+/// Writes the entries of a directory as a tar archive. Errors call the archive `name`. `interrupted` is called now and then,
+/// and ends the writing when it returns `true`.
 ///
 /// Blocks: call it from a thread that may.
 ///
 /// # Errors
 ///
-/// Names the path below `name` that the store can't give; what `out` said comes as [`ExportError::Write`], and so does a
-/// `directory` that is none.
+/// Names the path below `name` that can't be read from the store. Errors of `out`, and a `directory` that is not one, are
+/// [`ExportError::Write`].
 pub fn write(
     store: &Store,
     directory: &Node,
@@ -37,7 +37,7 @@ pub fn write(
 ) -> Result<(), ExportError> {
     let failed = |source| ExportError::Write { path: name.to_owned(), action: "write it", source };
     if !matches!(directory, Node::Directory { .. }) {
-        let message = "a tar archive holds what is in a directory, and this is none";
+        let message = "a tar archive holds the entries of a directory, but this is not a directory";
         return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, message)));
     }
     let mut out = BufWriter::new(out);
@@ -59,7 +59,7 @@ pub fn write(
     out.write_all(&[0; 2 * BLOCK_BYTES as usize]).and_then(|()| out.flush()).map_err(failed)
 }
 
-/// The header of an entry, with what must come before it.
+/// Writes the header of an entry, after those of its long names.
 fn entry(out: &mut impl Write, kind: EntryType, path: &[u8], target: &[u8], size: u64, mode: u32) -> io::Result<()> {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
@@ -82,7 +82,7 @@ fn entry(out: &mut impl Write, kind: EntryType, path: &[u8], target: &[u8], size
     out.write_all(header.as_bytes())
 }
 
-/// An entry that holds a text which the next entry's header has no room for; it ends with a NUL.
+/// Writes an entry with a text that does not fit into the next header. It ends with a NUL.
 fn long_text(out: &mut impl Write, kind: EntryType, text: &[u8]) -> io::Result<()> {
     let size = text.len() as u64 + 1;
     entry(out, kind, LONG_NAME, b"", size, 0)?;
@@ -91,7 +91,7 @@ fn long_text(out: &mut impl Write, kind: EntryType, text: &[u8]) -> io::Result<(
     pad(out, size)
 }
 
-/// Zeros up to the next block, after that many bytes.
+/// Writes zeros up to the next block after `size` bytes.
 fn pad(out: &mut impl Write, size: u64) -> io::Result<()> {
     let zeros = (BLOCK_BYTES - size % BLOCK_BYTES) % BLOCK_BYTES;
     io::copy(&mut io::Read::take(io::repeat(0), zeros), out).map(drop)

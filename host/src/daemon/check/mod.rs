@@ -7,13 +7,14 @@ mod tls;
 
 use std::net::ToSocketAddrs as _;
 
-use cofferdam_castore::{blobservice, directoryservice, grpc::Tls, is_addr};
+use cofferdam_castore::{blobservice, directoryservice, is_addr};
 use cofferdam_images::Image;
+use cofferdam_rpc::{Tls, forbid_anonymous_tcp};
 
 use super::{
     config::{Config, GuestPath, Key, ListenAddr},
     problem::{Problem, chain},
-    sockets::{ANONYMOUS, ANONYMOUS_ADVICE, is_anonymous},
+    sockets::ANONYMOUS_ADVICE,
 };
 use crate::{
     build::{MAX_SCRATCH_BYTES, Options},
@@ -108,10 +109,11 @@ impl Checks<'_> {
                 continue;
             }
             let key = Key::from("listen").element(index);
-            let resolved = addr.to_socket_addrs().map(|mut addrs| addrs.any(|addr| is_anonymous(addr, None)));
+            let anonymous = |addr| forbid_anonymous_tcp(addr, None).err();
+            let resolved = addr.to_socket_addrs().map(|mut addrs| addrs.find_map(anonymous));
             match resolved {
                 Err(error) => drop(self.lacking(key, format!("can't be resolved: {error}"))),
-                Ok(true) if !may_be_anonymous => self.wrong(key, ANONYMOUS).advise(ANONYMOUS_ADVICE),
+                Ok(Some(error)) if !may_be_anonymous => self.wrong(key, error.to_string()).advise(ANONYMOUS_ADVICE),
                 Ok(_) => {}
             }
         }

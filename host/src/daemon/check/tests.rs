@@ -28,10 +28,10 @@ fn limits_stay_within_the_budget_and_the_budget_within_the_host() {
         let message = limits(text);
         assert!(message.contains(words), "{text}: {message}");
     }
-    let open = "could build and read the store";
+    let open = "no client has to prove who it is";
     let mutual = "[tls]\ncertificate = 'c'\nkey = 'k'\nclient_ca = 'a'";
     for (text, words) in [
-        ("listen = ['/x', '[::]:1']", "test.toml:1: listen = '[::]:1': anybody who reaches this address could"),
+        ("listen = ['/x', '[::]:1']", "test.toml:1: listen = '[::]:1': anyone who reaches [::]:1 could use it"),
         ("listen = ['0.0.0.0:1']\n[tls]\ncertificate = 'c'\nkey = 'k'", open),
         ("listen = ['a..b:1']", "listen = 'a..b:1': can't be resolved"),
     ] {

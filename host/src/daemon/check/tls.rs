@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use cofferdam_castore::grpc::{Certificate, Identity, Tls};
+use cofferdam_rpc::{Certificate, Identity, Tls};
 use tonic::transport::{Server, ServerTlsConfig};
 
 use super::Checks;

@@ -140,7 +140,7 @@ fn serve(socket: impl AsFd, tree: &Tree, store: &Store, handle: &Handle) -> Resu
     Ok(())
 }
 
-/// The file of the first blob, which may take long, and of those others that are at hand by then.
+/// The file of the first blob, which may take long, and the files of those others that are ready by then.
 fn open_all(digests: &[B3Digest], store: &Store, handle: &Handle) -> Result<Vec<Option<File>>, ServeError> {
     let failed = |digest: &B3Digest| {
         let digest = *digest;
@@ -152,7 +152,7 @@ fn open_all(digests: &[B3Digest], store: &Store, handle: &Handle) -> Result<Vec<
         let lost = || failed(wanted)(io::Error::new(io::ErrorKind::NotFound, "it was there when the build began"));
         let mut files = vec![Some(found.ok_or_else(lost)?)];
         for guess in guesses {
-            files.push(store.blobs.open_file_at_hand(guess).await.map_err(failed(guess))?);
+            files.push(store.blobs.open_file_if_ready(guess).await.map_err(failed(guess))?);
         }
         Ok(files)
     })
@@ -250,7 +250,7 @@ mod tests {
         async fn commit(&self) -> io::Result<()> {
             self.blobs.commit().await
         }
-        fn is_far(&self) -> bool {
+        fn is_remote(&self) -> bool {
             true
         }
     }

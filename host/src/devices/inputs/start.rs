@@ -22,7 +22,7 @@ use crate::machine::vmm::{Cause, Death, FS_SOCKET};
 pub(crate) const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// How many blobs a guest can wait for at a time when they have to be fetched.
-const CONNECTIONS_WHEN_FAR: usize = 16;
+const CONNECTIONS_WHEN_REMOTE: usize = 16;
 
 /// Why a device could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +77,7 @@ impl Device {
         let listener = listen(run_dir, FS_SOCKET)?;
         let mut program = Program::new("inputs' device", program, run_dir).args(args).descriptor(listener);
         let mut sockets = Vec::new();
-        for _ in 0..if store.blobs.is_far() { CONNECTIONS_WHEN_FAR } else { 1 } {
+        for _ in 0..if store.blobs.is_remote() { CONNECTIONS_WHEN_REMOTE } else { 1 } {
             let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
                 .map_err(|error| StartError::Serve(error.into()))?;
             sockets.push(ours);

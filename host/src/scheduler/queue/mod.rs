@@ -9,7 +9,8 @@
 //! After each [`push`](Queue::push), [`finish`](Queue::finish) and [`remove`](Queue::remove) the owner of a [`Queue`] calls
 //! [`next`](Queue::next) until that returns `None`, and starts the builds that it returns.
 //!
-//! **Cost.** A build costs the largest of its shares of the budget's memory, CPUs and builds, in [`MACHINE`]ths.
+//! **Cost.** A build costs the largest of its shares of the budget's memory, CPUs and builds, as a fraction of
+//! [`MACHINE`].
 //!
 //! **Order.** Start-time fair queueing: a build's tag is what its client's earlier builds cost together, and the lowest
 //! tag is first. A client that has had nothing waiting joins at the virtual time, which never is behind the first

@@ -7,7 +7,7 @@
 //! | scan | a scan for 500 needles | the crate `aho-corasick`; BLAKE3 of the bytes |
 //! | grpc | 1 GiB put and got over gRPC | a copy to, and from, a file over TCP |
 //! | directories | 10,000 directories got over gRPC | the same from the redb file |
-//! | far | many blobs through a near store, cold and warm | the far store without one; plain files |
+//! | cache | many blobs through a cache, cold and warm | the remote store without it; plain files |
 //! | build | a trivial build | a bare boot of the same kernel by the same VMM, whose init powers off |
 //! | service | a trivial build by a daemon, from the call to the result, less its VM | its VM |
 //! | service | 64 MiB of log | as much through a pipe in the VM |
@@ -39,7 +39,7 @@ const PARTS: [(&str, Part); 9] = [
     ("scan", store::scan),
     ("grpc", transfer::grpc),
     ("directories", transfer::directories),
-    ("far", transfer::far),
+    ("cache", transfer::cache),
     ("build", vm::trivial_build),
     ("service", service::service),
     ("inputs", vm::small_inputs),

@@ -1,4 +1,4 @@
-//! What goes over gRPC: beside a raw copy, from a redb file, through a near store.
+//! What goes over gRPC: beside a raw copy, from a redb file, through a cache.
 
 use std::{
     fs::{self, File},
@@ -11,10 +11,11 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, ensure};
 use cofferdam_castore::{
     B3Digest, Directory, Node, Store, SymlinkTarget, WritePolicy,
-    blobservice::{BlobService, NearBlobService},
+    blobservice::{BlobService, CacheBlobService},
     directoryservice::DirectoryService,
-    grpc::{Listener, ServeOptions, serve},
+    grpc::{ServeOptions, serve},
 };
+use cofferdam_rpc::Listener;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tempfile::TempDir;
 use tokio::{
@@ -35,11 +36,11 @@ const PIECE_BYTES: usize = 256 * 1024;
 
 const DIRECTORIES_A_DIRECTORY: usize = 100;
 
-const FAR_FILES: usize = 2_000;
-const FAR_FILE_BYTES: usize = 13_000;
-const FAR_LARGE_BYTES: usize = 256 * 1024 * 1024;
+const CACHE_FILES: usize = 2_000;
+const CACHE_FILE_BYTES: usize = 13_000;
+const CACHE_LARGE_BYTES: usize = 256 * 1024 * 1024;
 
-/// Readers of a far store.
+/// Readers of a remote store.
 const CONCURRENT_READS: usize = 8;
 
 /// A store that is served on a port of its own, and how others see it.
@@ -191,36 +192,36 @@ async fn put_directories(to: &dyn DirectoryService) -> Result<B3Digest> {
     Ok(putter.close().await?)
 }
 
-pub(crate) fn far(dir: &TempDir) -> Result<()> {
-    let far_dir = dir.path().join("far");
-    let far = local_store(&far_dir)?;
-    let served = Served::new(&far)?;
-    let contents = noise(FAR_LARGE_BYTES);
-    let small = contents.chunks_exact(FAR_FILE_BYTES).take(FAR_FILES);
+pub(crate) fn cache(dir: &TempDir) -> Result<()> {
+    let remote_dir = dir.path().join("remote");
+    let remote = local_store(&remote_dir)?;
+    let served = Served::new(&remote)?;
+    let contents = noise(CACHE_LARGE_BYTES);
+    let small = contents.chunks_exact(CACHE_FILE_BYTES).take(CACHE_FILES);
     let digests = served.runtime.block_on(async {
         let mut digests = Vec::new();
         for contents in small.chain([contents.as_slice()]) {
-            let mut writer = far.blobs.open_write().await;
+            let mut writer = remote.blobs.open_write().await;
             writer.write_all(contents).await?;
             digests.push(writer.close().await?);
         }
-        far.blobs.commit().await?;
+        remote.blobs.commit().await?;
         anyhow::Ok(digests)
     })?;
     drop(contents);
     let [mut cold, mut warm, mut direct, mut plain] = [(); 4].map(|()| Series::default());
     for _ in 0..LARGE_ROUNDS {
-        let near_dir = dir.path().join("near");
-        let open = || NearBlobService::open(&near_dir, u64::MAX, WritePolicy::Through, served.client.blobs.clone());
-        let near = open()?;
-        cold.work(|| served.runtime.block_on(read_all(&near, &digests)))?;
-        warm.work(|| served.runtime.block_on(read_all(&near, &digests)))?;
+        let cache_dir = dir.path().join("cache");
+        let open = || CacheBlobService::open(&cache_dir, u64::MAX, WritePolicy::Through, served.client.blobs.clone());
+        let cache = open()?;
+        cold.work(|| served.runtime.block_on(read_all(&cache, &digests)))?;
+        warm.work(|| served.runtime.block_on(read_all(&cache, &digests)))?;
         direct.work(|| served.runtime.block_on(read_all(&*served.client.blobs, &digests)))?;
-        plain.work(|| digests.iter().try_for_each(|digest| read_plain(&far_dir, digest)))?;
-        drop(near);
-        fs::remove_dir_all(near_dir)?;
+        plain.work(|| digests.iter().try_for_each(|digest| read_plain(&remote_dir, digest)))?;
+        drop(cache);
+        fs::remove_dir_all(cache_dir)?;
     }
-    report("read 2,001 blobs cold : without near", &cold, &direct, "");
+    report("read 2,001 blobs cold : without cache", &cold, &direct, "");
     report("read 2,001 blobs warm : plain files", &warm, &plain, "");
     Ok(())
 }
@@ -230,9 +231,9 @@ async fn read_all(blobs: &dyn BlobService, digests: &[B3Digest]) -> Result<()> {
     stream::iter(reads).buffer_unordered(CONCURRENT_READS).try_for_each(async |_| Ok(())).await
 }
 
-fn read_plain(far_dir: &Path, digest: &B3Digest) -> Result<()> {
+fn read_plain(remote_dir: &Path, digest: &B3Digest) -> Result<()> {
     let hex = digest.to_hex();
-    let path: PathBuf = far_dir.join("blobs/b3").join(&hex[..2]).join(hex);
+    let path: PathBuf = remote_dir.join("blobs/b3").join(&hex[..2]).join(hex);
     let (mut file, mut buffer) = (File::open(path)?, vec![0; PIECE_BYTES]);
     while file.read(&mut buffer)? > 0 {}
     Ok(())

@@ -1,9 +1,17 @@
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::{
+    fs, io,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::Path,
+};
 
+use nix::errno::Errno;
 use tokio::io::AsyncWriteExt as _;
 
-use super::*;
-use crate::testing::failing;
+use super::{
+    LocalBlobService,
+    layout::{BLOBS, STAGING, blob_path},
+};
+use crate::{B3Digest, BlobService as _, testing::failing};
 
 async fn put(service: &LocalBlobService, contents: &[u8]) -> B3Digest {
     let mut writer = service.open_write().await;

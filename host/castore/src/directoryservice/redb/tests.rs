@@ -1,7 +1,14 @@
-use futures::{StreamExt as _, poll};
+use std::{fs, io, path::Path, sync::Arc, thread, time::Duration};
 
-use super::*;
+use futures::{StreamExt as _, poll};
+use redb::{Builder, DatabaseError, ReadOnlyDatabase};
+
+use super::{
+    RedbDirectoryService,
+    database::{SNIX_TABLE, TABLE},
+};
 use crate::{
+    Directory, DirectoryService as _,
     directoryservice::{BATCH_BYTES, Reachable},
     testing::{name, symlink},
 };
@@ -53,7 +60,7 @@ async fn a_batch_of_large_directories_ends_early_and_a_walk_goes_on_with_the_res
     }
     let root = putter.close().await.unwrap();
     let digests: Vec<_> = large.iter().map(Directory::digest).collect();
-    let batch = service.shared.get_many(&digests).unwrap();
+    let batch = service.database.get_many(&digests).unwrap();
     assert_eq!(batch.len(), 2);
     assert!(batch.into_iter().eq(large[..2].iter().cloned().map(Some)));
     let walked: Vec<_> = service.get_recursive(&root).map(Result::unwrap).collect().await;
@@ -91,7 +98,7 @@ async fn a_held_file_is_waited_for_and_then_named_with_its_holder() {
     let mut service = RedbDirectoryService::open(&path).unwrap();
     service.put(directory("t")).await.unwrap();
     let _held = Builder::new().open(&path).unwrap();
-    Arc::get_mut(&mut service.shared).unwrap().patience = Duration::from_millis(50);
+    Arc::get_mut(&mut service.database).unwrap().patience = Duration::from_millis(50);
     let error = service.get(&directory("t").digest()).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     assert!(error.to_string().contains("d.redb"), "{error}");
@@ -163,7 +170,7 @@ async fn a_database_is_whole_as_soon_as_it_has_its_name() {
     let dir = tempfile::tempdir().unwrap();
     let (path, copy) = (dir.path().join("d.redb"), dir.path().join("killed.redb"));
     // What a process leaves that is killed at once.
-    let _database = RedbDirectoryService::open(&path).unwrap().shared.create().unwrap();
+    let _database = RedbDirectoryService::open(&path).unwrap().database.create().unwrap();
     fs::copy(&path, &copy).unwrap();
     let service = RedbDirectoryService::open(&copy).unwrap();
     assert_eq!(service.get(&directory("t").digest()).await.unwrap(), None);

@@ -9,17 +9,17 @@ use bytes::{Buf as _, Bytes};
 use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncSeek, ReadBuf};
 
-use super::{blobs::GrpcBlobService, download::Download};
-use crate::{B3Digest, BlobService as _};
+use super::{blob_client::BlobClient, download::Download};
+use crate::{B3Digest, blobservice::sealed_copy};
 
-/// Reads a blob as it comes, as long as it is read forwards; from a checked copy on disk from then on.
+/// Reads a blob while it is downloaded, as long as it is read forwards; after that, from a checked copy on disk.
 pub(super) struct GrpcBlobReader {
-    service: GrpcBlobService,
+    client: BlobClient,
     digest: B3Digest,
     source: Source,
-    /// Where the next byte is read from.
+    /// Position of the next byte.
     position: u64,
-    /// The seek that has been started.
+    /// A seek that has been started.
     seek: Option<SeekFrom>,
 }
 
@@ -30,20 +30,17 @@ enum Source {
 }
 
 impl GrpcBlobReader {
-    pub(super) fn new(service: GrpcBlobService, digest: B3Digest, first: Bytes, rest: Download<Bytes>) -> Self {
+    /// `None` when the peer has no such blob.
+    pub(super) async fn open(client: BlobClient, digest: B3Digest) -> io::Result<Option<Self>> {
+        let Some((first, rest)) = client.download(&digest).await? else { return Ok(None) };
         let source = Source::Stream { rest, piece: first, piece_position: 0 };
-        Self { service, digest, source, position: 0, seek: None }
+        Ok(Some(Self { client, digest, source, position: 0, seek: None }))
     }
 
-    /// The whole blob in a file.
+    /// A copy of the whole blob.
     fn poll_copy(&mut self, context: &mut Context<'_>) -> Poll<io::Result<&mut File>> {
         if let Source::Stream { .. } = self.source {
-            let (service, digest) = (self.service.clone(), self.digest);
-            self.source = Source::Copying(Box::pin(async move {
-                let missing =
-                    || io::Error::new(io::ErrorKind::NotFound, format!("the peer has the blob {digest} no more"));
-                service.open_file(&digest).await?.ok_or_else(missing)
-            }));
+            self.source = Source::Copying(Box::pin(copy(self.client.clone(), self.digest)));
         }
         if let Source::Copying(copying) = &mut self.source {
             self.source = Source::Copy(ready!(copying.as_mut().poll(context))?);
@@ -65,7 +62,7 @@ impl GrpcBlobReader {
             SeekFrom::End(_) => None,
         };
         self.position = match (&self.source, target) {
-            // What is skipped is read all the same, for the digest.
+            // The skipped bytes are read all the same, for the digest.
             (Source::Stream { piece_position, .. }, Some(target)) if target >= *piece_position => target,
             _ => {
                 let absolute = target.map_or(seek, SeekFrom::Start);
@@ -74,6 +71,16 @@ impl GrpcBlobReader {
         };
         self.seek = None;
         Poll::Ready(Ok(()))
+    }
+}
+
+async fn copy(client: BlobClient, digest: B3Digest) -> io::Result<File> {
+    match GrpcBlobReader::open(client, digest).await? {
+        Some(reader) => sealed_copy(Box::new(reader)).await,
+        None => {
+            let message = format!("the peer no longer has the blob {digest}");
+            Err(io::Error::new(io::ErrorKind::NotFound, message))
+        }
     }
 }
 

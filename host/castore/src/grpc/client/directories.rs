@@ -11,8 +11,7 @@ use tokio::time::{Instant, timeout_at};
 use tonic::Code;
 
 use super::{
-    super::{EncodedDirectory, Package, chain, services::directory_service_client::DirectoryServiceClient},
-    blobs::to_bytes,
+    super::{EncodedDirectory, Package, chain, decode_checked, message},
     download::{Download, Outlet},
     peer::{Peer, Readdressed},
     upload::{Outgoing, Upload},
@@ -21,13 +20,13 @@ use crate::{
     B3Digest, Directory, DirectoryPutter, DirectoryService,
     directory::MAX_DIRECTORY_BYTES,
     directoryservice::{LeavesFirst, RootFirst, check_tree_size},
-    proto::{GetDirectoryRequest, get_directory_request::ByWhat},
+    proto::{GetDirectoryRequest, directory_service_client::DirectoryServiceClient, get_directory_request::ByWhat},
     runtime::spawn,
 };
 
-/// Directories elsewhere, over gRPC.
+/// The directories of a peer, over gRPC.
 ///
-/// Every directory is checked against its digest. A peer wants whole trees: for a directory that is put alone, what is
+/// Every directory is checked against its digest. A peer takes whole trees only: to put a single directory, everything
 /// below it is got from the peer and put again.
 #[derive(Debug, Clone)]
 pub struct GrpcDirectoryService {
@@ -41,7 +40,7 @@ impl GrpcDirectoryService {
         Self { peer, package: Arc::default() }
     }
 
-    /// The client for the name under which the peer has the service, which is found out once.
+    /// A client for the package under which the peer has the service. The first call asks the peer.
     async fn client(&self) -> io::Result<DirectoryServiceClient<Readdressed>> {
         let package = match self.package.get() {
             Some(package) => *package,
@@ -85,7 +84,7 @@ impl GrpcDirectoryService {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let actual = message.digest();
+        let actual = B3Digest::of(message.as_bytes());
         if actual != digest {
             return Err(self.peer.wrong(format_args!("what came as the directory {digest} has the digest {actual}")));
         }
@@ -94,7 +93,7 @@ impl GrpcDirectoryService {
 
     fn decode(&self, digest: &B3Digest, message: &EncodedDirectory) -> io::Result<Directory> {
         let wrong = |error| self.peer.wrong(format_args!("the directory {digest}: {}", chain(&error)));
-        message.decode_checked().map_err(wrong)
+        decode_checked(message).map_err(wrong)
     }
 
     async fn fetch_tree(self, root: B3Digest, mut outlet: Outlet<Directory>) -> io::Result<()> {
@@ -105,7 +104,7 @@ impl GrpcDirectoryService {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
-        // Directories that came before are no sign of life.
+        // Repeated directories do not extend the deadline.
         let mut deadline = Instant::now() + self.peer.idle_timeout;
         let (mut directories, mut bytes) = (0, 0);
         loop {
@@ -117,13 +116,13 @@ impl GrpcDirectoryService {
                 Ok(Ok(None)) => return order.close().map_err(|error| self.in_tree(&root, &error)),
                 Ok(Ok(Some(message))) => message,
             };
-            let digest = message.digest();
+            let digest = B3Digest::of(message.as_bytes());
             if order.expects(&digest).map_err(|error| self.in_tree(&root, &error))? {
-                (directories, bytes) = (directories + 1, bytes + message.len());
+                (directories, bytes) = (directories + 1, bytes + message.as_bytes().len());
                 check_tree_size(directories, bytes).map_err(|error| self.in_tree(&root, &error))?;
                 let directory = self.decode(&digest, &message)?;
                 order.admit(&digest, &directory).map_err(|error| self.in_tree(&root, &error))?;
-                outlet.send(directory, message.len()).await?;
+                outlet.send(directory, message.as_bytes().len()).await?;
                 deadline = Instant::now() + self.peer.idle_timeout;
             }
         }
@@ -134,7 +133,7 @@ impl GrpcDirectoryService {
     }
 }
 
-/// A whole tree, each directory after all that it refers to.
+/// The directories of a tree, each after those that it refers to.
 fn leaves_first(root: B3Digest, mut tree: HashMap<B3Digest, Directory>) -> Vec<Directory> {
     enum Step {
         Visit(B3Digest),
@@ -158,7 +157,7 @@ fn leaves_first(root: B3Digest, mut tree: HashMap<B3Digest, Directory>) -> Vec<D
 }
 
 fn request(digest: &B3Digest, recursive: bool) -> GetDirectoryRequest {
-    GetDirectoryRequest { by_what: Some(ByWhat::Digest(to_bytes(digest))), recursive }
+    GetDirectoryRequest { by_what: Some(ByWhat::Digest((*digest).into())), recursive }
 }
 
 #[async_trait]
@@ -217,17 +216,17 @@ impl DirectoryService for GrpcDirectoryService {
 struct GrpcDirectoryPutter<'a> {
     service: &'a GrpcDirectoryService,
     order: LeavesFirst,
-    /// From the first directory on; gone when it has failed.
+    /// Started with the first directory. `None` again after a failure.
     upload: Option<Upload<EncodedDirectory>>,
 }
 
 #[async_trait]
 impl DirectoryPutter for GrpcDirectoryPutter<'_> {
     async fn put(&mut self, directory: Directory) -> io::Result<()> {
-        let message = EncodedDirectory::encode(&directory)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, chain(&error)))?;
+        let message =
+            message::encode(&directory).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, chain(&error)))?;
         let first = self.order.is_empty();
-        if !self.order.admit(message.digest(), &directory)? {
+        if !self.order.admit(B3Digest::of(message.as_bytes()), &directory)? {
             return Ok(());
         }
         let mut upload = match self.upload.take() {
@@ -259,10 +258,10 @@ impl DirectoryPutter for GrpcDirectoryPutter<'_> {
 }
 
 fn broken() -> io::Error {
-    io::Error::other("sending this tree has failed; put it anew")
+    io::Error::other("sending this tree failed: put it again")
 }
 
-/// Sends a tree; returns the digest that the peer answers.
+/// Sends a tree, and returns the digest that the peer answers.
 async fn put(service: GrpcDirectoryService, messages: Outgoing<EncodedDirectory>) -> io::Result<Vec<u8>> {
     let answered = service.client().await?.put(messages).await;
     Ok(answered.map_err(|status| service.peer.refused(&status))?.into_inner().root_digest.into())

@@ -3,30 +3,30 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use cofferdam_rpc::queue::{self, queue};
 use futures::{StreamExt as _, future::BoxFuture, stream::BoxStream};
 
-use super::super::queue::{self, queue};
 use crate::runtime::spawn;
 
-/// What a task gets from a peer. The end is said in so many words, so a task that was lost is not taken for one.
+/// Items that a task receives from a peer. The end is an item of its own, so that a lost task does not look like the end.
 pub(super) struct Download<T> {
     receiver: BoxStream<'static, io::Result<Option<T>>>,
     ended: bool,
     _task: BoxFuture<'static, io::Result<()>>,
 }
 
-/// Where the task puts it.
+/// Takes the items from the task.
 pub(super) struct Outlet<T>(queue::Sender<io::Result<Option<T>>>);
 
 impl<T> Outlet<T> {
-    /// Hands over an item when there is room for so many bytes; an error when nobody wants it any more.
+    /// Waits until there is room for so many bytes, and hands the item over. Fails when the reader is gone.
     pub(super) async fn send(&mut self, item: T, bytes: usize) -> io::Result<()> {
         self.0.send(Ok(Some(item)), bytes).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
 
 impl<T: Send + 'static> Download<T> {
-    /// Starts `work`, whose `Ok` is the end.
+    /// Starts `work`; the download ends when it returns `Ok`.
     pub(super) fn start<F>(work: impl FnOnce(Outlet<T>) -> F) -> Self
     where
         F: Future<Output = io::Result<()>> + Send + 'static,
@@ -34,7 +34,7 @@ impl<T: Send + 'static> Download<T> {
         let (mut sender, receiver) = queue();
         let work = work(Outlet(sender.clone()));
         let task = spawn(async move {
-            // The reader may be gone, and then the outcome is of no interest.
+            // Fails when the reader is gone, who then needs no outcome.
             let _ = sender.send(work.await.map(|()| None), 0).await;
             Ok(())
         });
@@ -47,7 +47,7 @@ impl<T: Send + 'static> Download<T> {
             return Poll::Ready(Ok(None));
         }
         let item = ready!(self.receiver.poll_next_unpin(context))
-            .unwrap_or_else(|| Err(io::Error::other("the transfer has failed before, or its task was lost")));
+            .unwrap_or_else(|| Err(io::Error::other("the transfer failed before, or its task was lost")));
         self.ended = matches!(item, Ok(None));
         Poll::Ready(item)
     }

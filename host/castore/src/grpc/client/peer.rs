@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use cofferdam_rpc::STREAM_WINDOW_BYTES;
 use tokio::time::timeout;
 use tonic::{
     Code, Status,
@@ -17,47 +18,47 @@ use tonic::{
     transport::{self, Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
-use super::super::{MAX_BLOB_BYTES, Package, STREAM_WINDOW_BYTES, chain};
+use super::super::{MAX_BLOB_BYTES, Package, chain};
 use crate::{
     AddrError,
     runtime::{enter, spawn},
 };
 
-/// How long making a connection may take.
+/// Limit for making a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long a peer may be silent where it is its turn.
+/// Limit for a peer's silence when it is its turn.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How often, and how long, an HTTP/2 ping finds out that a peer is gone while a request waits for it.
+/// Interval and timeout of the HTTP/2 pings that find out whether a peer is gone while a request waits for it.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
-/// Each stream has a window of its own; the one of all of them is never what holds one back.
+/// Flow control is left to the windows of the streams; the connection's window never limits them.
 const CONNECTION_WINDOW_BYTES: u32 = i32::MAX as u32;
 
-/// Bytes of a peer's own words that are passed on.
+/// Characters of a peer's message that are passed on.
 const MAX_QUOTED_CHARS: usize = 1000;
 
-/// The variable that names the file (PEM) of the certificate by which this is known to peers over TLS.
+/// Environment variable with the path of the client certificate (PEM) for peers over TLS.
 pub const CERTIFICATE_VARIABLE: &str = "COFFERDAM_TLS_CERTIFICATE";
 
-/// The variable that names the file (PEM) of its key.
+/// Environment variable with the path of its key (PEM).
 pub const KEY_VARIABLE: &str = "COFFERDAM_TLS_KEY";
 
 /// How to reach a peer.
 #[derive(Debug, Clone)]
 pub struct PeerOptions {
-    /// Certificates (PEM) that are trusted beside those of the system, which are where OpenSSL has them or where
-    /// `SSL_CERT_FILE` says.
+    /// CA certificates (PEM) that are trusted in addition to those of the system, which are in OpenSSL's default place or in
+    /// `SSL_CERT_FILE`.
     pub authority: Option<Vec<u8>>,
-    /// Who this is to a peer that asks for a certificate over TLS; by default what [`CERTIFICATE_VARIABLE`] and
-    /// [`KEY_VARIABLE`] name.
+    /// Client certificate for peers over TLS. The default are the files that [`CERTIFICATE_VARIABLE`] and [`KEY_VARIABLE`]
+    /// name.
     pub identity: Option<Identity>,
-    /// How long making a connection may take.
+    /// Limit for making a connection.
     pub connect_timeout: Duration,
-    /// How long the peer may be silent where it is its turn.
+    /// Limit for the peer's silence when it is its turn.
     pub idle_timeout: Duration,
-    /// Bytes of the largest blob that is taken.
+    /// Largest blob that is accepted, in bytes.
     pub max_blob_bytes: u64,
 }
 
@@ -73,7 +74,7 @@ impl Default for PeerOptions {
     }
 }
 
-/// A store elsewhere. The connection is made when it is first needed, and anew when it broke.
+/// A server of blobs and directories. The connection is made when it is first needed, and again after it broke.
 #[derive(Debug, Clone)]
 pub struct Peer {
     addr: Arc<str>,
@@ -84,7 +85,7 @@ pub struct Peer {
 
 impl Peer {
     /// The peer at `grpc+http://host:port`, `grpc+https://host:port` or `grpc+unix:///socket`. With `?wait-connect=1` it
-    /// must be there at once.
+    /// must be reachable at once.
     ///
     /// # Errors
     ///
@@ -110,12 +111,12 @@ impl Peer {
         Ok(Self { addr: addr.into(), channel, idle_timeout, max_blob_bytes })
     }
 
-    /// Whether this could be a peer's address.
+    /// Whether this is well-formed as the address of a peer.
     pub(crate) fn is_addr(addr: &str) -> bool {
         Target::parse(addr).is_ok()
     }
 
-    /// For services other than those of castore.
+    /// The connection, for other services.
     pub fn raw_channel(&self) -> Channel {
         self.channel.clone()
     }
@@ -124,7 +125,7 @@ impl Peer {
         Readdressed { channel: self.channel.clone(), package }
     }
 
-    /// What the peer answers, if it does in time.
+    /// Waits for the peer's answer, with a limit.
     pub(super) async fn answer<T>(&self, asked: impl Future<Output = Result<T, Status>>) -> io::Result<T> {
         match timeout(self.idle_timeout, asked).await {
             Ok(answered) => answered.map_err(|status| self.refused(&status)),
@@ -132,8 +133,8 @@ impl Peer {
         }
     }
 
-    /// Under which name the peer has a service, by what it answers to snix's name: it may have nothing of what was asked
-    /// for, but then it says so.
+    /// The package under which the peer has a service. `asked` is a request under snix's name, and gives the error if there
+    /// is one: `NotFound` shows that the service is there.
     pub(super) async fn package_by(&self, asked: impl Future<Output = Option<Status>>) -> io::Result<Package> {
         match self.answer(async { Ok(asked.await) }).await? {
             Some(status) if status.code() == Code::Unimplemented => Ok(Package::Tvix),
@@ -142,7 +143,7 @@ impl Peer {
         }
     }
 
-    /// An error of the peer's, with its reason and where it is.
+    /// The error for a status: with the peer's address and message.
     pub(super) fn refused(&self, status: &Status) -> io::Error {
         let kind = match status.code() {
             Code::NotFound => io::ErrorKind::NotFound,
@@ -155,24 +156,25 @@ impl Peer {
             _ => io::ErrorKind::Other,
         };
         let cause = status.source().map(|cause| format!(": {}", chain(cause))).unwrap_or_default();
-        // The peer's words may be anything.
+        // The message may contain anything.
         let words = format!("{}{cause}", status.message());
         let words: String = words.chars().take(MAX_QUOTED_CHARS).flat_map(escape_control).collect();
         io::Error::new(kind, format!("{}: {}: {words}", self.addr, status.code().description()))
     }
 
-    /// What the peer sent is not what it should be.
+    /// The error for a wrong answer.
     pub(super) fn wrong(&self, what: impl std::fmt::Display) -> io::Error {
         io::Error::new(io::ErrorKind::InvalidData, format!("{}: {what}", self.addr))
     }
 
+    /// The error for a peer that was silent for too long.
     pub(super) fn silent(&self) -> io::Error {
         let message = format!("{}: the peer has been silent for {:?}", self.addr, self.idle_timeout);
         io::Error::new(io::ErrorKind::TimedOut, message)
     }
 }
 
-/// The one that the variables name, if both do.
+/// The client certificate that the environment names, if both variables are set.
 fn identity_of_environment() -> io::Result<Option<Identity>> {
     let file = |variable| env::var_os(variable).filter(|path| !path.is_empty());
     let (Some(certificate), Some(key)) = (file(CERTIFICATE_VARIABLE), file(KEY_VARIABLE)) else { return Ok(None) };
@@ -186,7 +188,7 @@ fn escape_control(c: char) -> Vec<char> {
     if c.is_control() { c.escape_default().collect() } else { vec![c] }
 }
 
-/// The channel, for requests under the names of a package.
+/// The channel, with requests addressed to the services of a package.
 #[derive(Debug, Clone)]
 pub(super) struct Readdressed {
     channel: Channel,

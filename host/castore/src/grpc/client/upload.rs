@@ -15,18 +15,18 @@ use tokio::{
 use super::peer::Peer;
 use crate::runtime::spawn;
 
-/// Messages that wait for the peer to take them, beside the one of the sender.
+/// Messages that wait for the peer, in addition to one of the sender.
 const BUFFER_MESSAGES: usize = 1;
 
-/// A stream of messages that a task sends to a peer. Only [`Upload::finish`] ends it: when it is dropped, the peer sees a
-/// request that was broken off.
+/// A stream of messages that a task sends to a peer. Only [`Upload::finish`] ends it. When it is dropped, the peer sees an
+/// aborted request.
 pub(super) struct Upload<M> {
     sender: mpsc::Sender<Option<M>>,
     turn: watch::Sender<Turn>,
     answer: BoxFuture<'static, io::Result<Vec<u8>>>,
 }
 
-/// Whether it is the peer's turn: it is while messages wait for it, and after the last one.
+/// Whether it is the peer's turn to act: while messages wait for it, and after the last one.
 #[derive(Debug, Clone, Copy)]
 struct Turn {
     waiting: usize,
@@ -35,7 +35,7 @@ struct Turn {
 }
 
 impl Turn {
-    /// A message more.
+    /// Counts a message that waits for the peer.
     fn sent(&mut self) {
         if self.waiting == 0 {
             self.since = Instant::now();
@@ -43,7 +43,7 @@ impl Turn {
         self.waiting += 1;
     }
 
-    /// A message less.
+    /// Counts a message that the peer has taken.
     fn taken(&mut self, last: bool) {
         *self = Self { waiting: self.waiting.saturating_sub(1), ended: self.ended || last, since: Instant::now() };
     }
@@ -68,14 +68,14 @@ impl<M> Stream for Outgoing<M> {
                 self.turn.send_modify(|turn| turn.taken(next.is_none()));
                 Poll::Ready(next)
             }
-            // When the sender is gone without a word, the task is about to be.
+            // The sender was dropped before the end, so the task is about to be aborted.
             Poll::Ready(None) | Poll::Pending => Poll::Pending,
         }
     }
 }
 
 impl<M> Drop for Outgoing<M> {
-    /// The peer wants no more, so it is its turn.
+    /// The peer takes no more messages, so it is its turn to answer.
     fn drop(&mut self) {
         self.turn.send_modify(|turn| turn.taken(true));
     }
@@ -102,10 +102,13 @@ impl<M: Send + 'static> Upload<M> {
     pub(super) fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match ready!(self.sender.poll_ready(context)) {
             Ok(()) => Poll::Ready(Ok(())),
-            // The request is over, so there is an answer that says why.
+            // The request is over, and the answer says why.
             Err(_) => Poll::Ready(match ready!(self.answer.as_mut().poll(context)) {
                 Err(refused) => Err(refused),
-                Ok(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "the peer answered before it had everything")),
+                Ok(_) => Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "the peer answered before it had received everything",
+                )),
             }),
         }
     }
@@ -117,7 +120,7 @@ impl<M: Send + 'static> Upload<M> {
 
     fn send_or_end(&mut self, message: Option<M>) {
         self.turn.send_modify(Turn::sent);
-        // When the request is over by now, its answer says why to whoever asks next.
+        // If the request is over, `poll_ready` or `finish` reports why.
         let _ = self.sender.start_send(message);
     }
 
@@ -129,7 +132,7 @@ impl<M: Send + 'static> Upload<M> {
     }
 }
 
-/// `None` when the peer's turn has gone on for too long.
+/// The outcome of `call`; `None` when the peer takes too long over its turn.
 async fn until_overdue<T>(
     call: impl Future<Output = T>,
     mut turn: watch::Receiver<Turn>,

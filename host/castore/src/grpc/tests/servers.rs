@@ -3,7 +3,6 @@
 use std::{io, time::Duration};
 
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
-use prost::Message as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _},
     net::UnixListener,
@@ -12,7 +11,7 @@ use tonic::Status;
 
 use super::{
     super::{
-        EncodedDirectory, GrpcBlobService, GrpcDirectoryService, Peer, PeerOptions, ServeOptions,
+        EncodedDirectory, GrpcBlobService, GrpcDirectoryService, Peer, PeerOptions, ServeOptions, message,
         testing::{RUNTIME, peer, serve_with},
     },
     above, bytes, chunk, directory_entry,
@@ -169,7 +168,7 @@ async fn a_server_that_takes_nothing_is_given_up_and_fills_no_memory() {
         assert!(taken < 8 * 1024 * 1024);
     };
     assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-    assert!(writer.close().await.unwrap_err().to_string().contains("write it anew"));
+    assert!(writer.close().await.unwrap_err().to_string().contains("write it again"));
     // And one that takes it all but has no answer.
     assert_eq!(put(&blobs, CONTENTS).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
 }
@@ -242,13 +241,13 @@ async fn walk(
 }
 
 fn encoded(directories: &[&Directory]) -> Vec<EncodedDirectory> {
-    directories.iter().map(|directory| EncodedDirectory::encode(directory).unwrap()).collect()
+    directories.iter().map(|directory| message::encode(directory).unwrap()).collect()
 }
 
 /// A message that breaks a rule, maybe, and the digest of its bytes.
 fn raw(message: &proto::Directory) -> (B3Digest, EncodedDirectory) {
-    let message = EncodedDirectory::decode(message.encode_to_vec().as_slice()).unwrap();
-    (message.digest(), message)
+    let message = EncodedDirectory::from(message);
+    (B3Digest::of(message.as_bytes()), message)
 }
 
 #[tokio::test]
@@ -403,5 +402,5 @@ async fn a_server_that_takes_no_directories_is_given_up() {
         assert!(put < 500);
     };
     assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-    assert!(putter.put(leaf("x")).await.unwrap_err().to_string().contains("put it anew"));
+    assert!(putter.put(leaf("x")).await.unwrap_err().to_string().contains("put it again"));
 }

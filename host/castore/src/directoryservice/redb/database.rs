@@ -1,0 +1,216 @@
+//! The database file, which is opened for each operation.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use parking_lot::RwLock;
+use redb::{Builder, Database, DatabaseError, ReadOnlyDatabase, ReadableDatabase as _, TableDefinition, TableError};
+
+use super::super::decode_batch;
+use crate::{B3Digest, Directory};
+
+pub(super) const TABLE: TableDefinition<'_, [u8; B3Digest::LENGTH], Vec<u8>> = TableDefinition::new("directory");
+
+/// The same table for the redb version that snix uses.
+pub(super) const SNIX_TABLE: redb_of_snix::TableDefinition<'_, [u8; B3Digest::LENGTH], Vec<u8>> =
+    redb_of_snix::TableDefinition::new("directory");
+
+/// When each tree was last put, by its root, in nanoseconds since 1970; see [`crate::gc`]. snix does not use this table,
+/// but its redb version must know the types.
+pub(super) const RECENT: TableDefinition<'_, &[u8], u64> = TableDefinition::new("cofferdam_recent_roots");
+
+/// How long to wait for another process that has the file open.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+const RETRY: Duration = Duration::from_millis(5);
+
+/// The file is open only for moments, so a small page cache is enough.
+const CACHE_BYTES: usize = 16 * 1024 * 1024;
+
+#[derive(Debug)]
+pub(super) struct SharedDatabase {
+    path: PathBuf,
+    /// Threads of this process queue here, which is fairer than polling the file's lock.
+    pub(super) turn: RwLock<()>,
+    pub(super) patience: Duration,
+}
+
+impl SharedDatabase {
+    /// Opens the database in this file, which may be missing, to see whether it is one.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let database = Self { path: path.to_owned(), turn: RwLock::new(()), patience: PATIENCE };
+        database.get_many(&[])?;
+        Ok(database)
+    }
+
+    /// Gets directories, in order. When they are large, only the first ones, but at least one.
+    pub(super) fn get_many(&self, digests: &[B3Digest]) -> io::Result<Vec<Option<Directory>>> {
+        let _turn = self.turn.read();
+        let Some(database) = self.open_to_read()? else { return Ok(vec![None; digests.len()]) };
+        let read = database.begin_read().map_err(|error| self.failed(error))?;
+        let table = match read.open_table(TABLE) {
+            Ok(table) => table,
+            Err(TableError::TableDoesNotExist(_)) => return Ok(vec![None; digests.len()]),
+            Err(error) => return Err(self.failed(error)),
+        };
+        decode_batch(digests, |digest| {
+            let encoded = table.get(digest.as_bytes()).map_err(|error| self.failed(error))?;
+            Ok(encoded.map(|encoded| encoded.value()))
+        })
+    }
+
+    /// Adds these directories, and the time of their root, in one durable transaction.
+    pub(super) fn put_many(&self, root: &B3Digest, directories: &[(B3Digest, Vec<u8>)]) -> io::Result<()> {
+        let _turn = self.turn.write();
+        let database = self.retry(|| self.open_to_write())?;
+        let write = database.begin_write().map_err(|error| self.failed(error))?;
+        {
+            let mut table = write.open_table(TABLE).map_err(|error| self.failed(error))?;
+            for (digest, encoded) in directories {
+                table.insert(digest.as_bytes(), encoded).map_err(|error| self.failed(error))?;
+            }
+            let mut recent = write.open_table(RECENT).map_err(|error| self.failed(error))?;
+            recent.insert(root.as_slice(), unix_nanos(SystemTime::now())).map_err(|error| self.failed(error))?;
+        }
+        write.commit().map_err(|error| self.failed(error))
+    }
+
+    /// Opens the database, and creates it if there is no file.
+    pub(super) fn open_to_write(&self) -> Result<Database, DatabaseError> {
+        match OpenOptions::new().read(true).write(true).open(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.create(),
+            file => {
+                let file = file?;
+                if file.metadata()?.len() == 0 {
+                    create_table(&file)?;
+                }
+                builder().create_file(file)
+            }
+        }
+    }
+
+    /// Creates the database under a temporary name, and links it when it is complete and durable. A lock on the directory
+    /// lets only one process do so at a time, so a file with the temporary name is the leftover of a dead process.
+    pub(super) fn create(&self) -> Result<Database, DatabaseError> {
+        let parent = self.path.parent().filter(|parent| *parent != Path::new(""));
+        let dir = File::open(parent.unwrap_or(Path::new(".")))?;
+        match dir.try_lock() {
+            Err(TryLockError::WouldBlock) => return Err(DatabaseError::DatabaseAlreadyOpen),
+            Err(TryLockError::Error(error)) => return Err(error.into()),
+            Ok(()) => {}
+        }
+        let unfinished = self.path.with_added_extension("new");
+        match fs::remove_file(&unfinished) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&unfinished)?;
+        create_table(&file)?;
+        let database = builder().create_file(file.try_clone()?)?;
+        file.sync_all()?;
+        let linked = fs::hard_link(&unfinished, &self.path);
+        fs::remove_file(&unfinished)?;
+        match linked {
+            // Another process was faster, and its file is the database.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(DatabaseError::DatabaseAlreadyOpen),
+            linked => {
+                linked?;
+                dir.sync_all()?;
+                Ok(database)
+            }
+        }
+    }
+
+    /// `None` when there is no file yet.
+    pub(super) fn open_to_read(&self) -> io::Result<Option<ReadOnlyDatabase>> {
+        // Another program is about to create a database in an empty file.
+        match fs::metadata(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Ok(metadata) if metadata.is_file() && metadata.len() == 0 => return Ok(None),
+            _ => {}
+        }
+        let opened = self.retry(|| match builder().open_read_only(&self.path) {
+            // Its last writer was killed. Opening it for writing repairs it.
+            Err(DatabaseError::RepairAborted) => {
+                builder().open(&self.path).map(drop)?;
+                builder().open_read_only(&self.path)
+            }
+            opened => opened,
+        });
+        opened.map(Some)
+    }
+
+    pub(super) fn retry<T>(&self, mut open: impl FnMut() -> Result<T, DatabaseError>) -> io::Result<T> {
+        let deadline = Instant::now() + self.patience;
+        loop {
+            match open() {
+                Err(DatabaseError::DatabaseAlreadyOpen) if Instant::now() < deadline => thread::sleep(RETRY),
+                Err(DatabaseError::DatabaseAlreadyOpen) => return Err(self.held()),
+                opened => return opened.map_err(|error| self.failed(error)),
+            }
+        }
+    }
+
+    pub(super) fn failed(&self, error: impl Into<redb::Error>) -> io::Error {
+        let error = error.into();
+        io::Error::other(format!("the directories in {}: {error}", self.path.display()))
+    }
+
+    fn held(&self) -> io::Error {
+        let holder = match lock_holder(&self.path) {
+            Some(pid) => format!("process {pid} has held it"),
+            None => "another process has held it".to_owned(),
+        };
+        let (path, seconds) = (self.path.display(), self.patience.as_secs());
+        let message = format!("the directories in {path}: {holder} for {seconds} s; try again when it has ended");
+        io::Error::new(io::ErrorKind::WouldBlock, message)
+    }
+}
+
+/// Nanoseconds since 1970.
+pub(super) fn unix_nanos(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Creates a database in an empty file, with the table as snix creates it: a later redb can write to it, but would give its
+/// types other names.
+fn create_table(file: &File) -> Result<(), DatabaseError> {
+    let create = || {
+        let database = redb_of_snix::Builder::new().create_file(file.try_clone()?)?;
+        let write = database.begin_write()?;
+        write.open_table(SNIX_TABLE)?;
+        Ok(write.commit()?)
+    };
+    create().map_err(|error| match error {
+        redb_of_snix::Error::DatabaseAlreadyOpen => DatabaseError::DatabaseAlreadyOpen,
+        redb_of_snix::Error::Io(error) => error.into(),
+        error => io::Error::other(error).into(),
+    })
+}
+
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
+}
+
+/// The process that has locked the file, if the kernel says so.
+fn lock_holder(path: &Path) -> Option<u32> {
+    let metadata = fs::metadata(path).ok()?;
+    let (major, minor) = (nix::libc::major(metadata.dev()), nix::libc::minor(metadata.dev()));
+    let file = format!("{major:02x}:{minor:02x}:{}", metadata.ino());
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    // "1: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF"
+    locks.lines().find_map(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let at = fields.iter().position(|field| *field == file)?;
+        fields.get(at.checked_sub(1)?)?.parse().ok()
+    })
+}

@@ -1,0 +1,427 @@
+//! Connections from when they are accepted.
+//!
+//! ```text
+//!   accepted ─ TLS handshake, if any ─▶ open ─▶ closed
+//!        └─ too many of the client's ─▶ closed ◀─┘
+//! ```
+
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    service::Routes,
+    transport::{Certificate, Identity, Server, ServerTlsConfig, server::Connected},
+};
+
+use crate::{Client, ServeError, Share, Shares, serve::limited_server, share::Permit};
+
+/// Connections that one listener has open; more wait in its queue.
+const MAX_CONNECTIONS: usize = 512;
+
+/// Of which one client has so many at most, and others are closed: more than it may have builds waiting by default, and
+/// each may come over a connection of its own.
+const CLIENT_CONNECTIONS: usize = 320;
+
+/// Connections that are at their handshake, beside those that are open; more wait in the listener's queue.
+const MAX_HANDSHAKES: usize = 256;
+
+/// Of which one client has half at most, and others are closed.
+const CLIENT_HANDSHAKES: usize = MAX_HANDSHAKES / 2;
+
+/// How long a client may take for the TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// After an error that is not of one connection (no more descriptors, say).
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Where clients connect.
+#[derive(Debug)]
+pub enum Listener {
+    /// Over TCP, in clear.
+    Tcp(TcpListener),
+    /// Over TCP with TLS.
+    Tls(TcpListener, Tls),
+    /// Over a Unix socket.
+    Unix(UnixListener),
+}
+
+/// How connections are encrypted.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    /// Who this host is.
+    pub identity: Identity,
+    /// The CA that signs the certificates of clients. With it, no other client is let in.
+    pub client_ca: Option<Certificate>,
+}
+
+impl Listener {
+    /// Refuses a listener over TCP as [`forbid_anonymous_tcp`] does its address.
+    ///
+    /// # Errors
+    ///
+    /// See [`AnonymousTcp`].
+    pub fn forbid_anonymous_tcp(&self) -> Result<(), AnonymousTcp> {
+        let (listener, tls) = match self {
+            Self::Tcp(listener) => (listener, None),
+            Self::Tls(listener, tls) => (listener, Some(tls)),
+            Self::Unix(_) => return Ok(()),
+        };
+        match listener.local_addr() {
+            Ok(addr) => forbid_anonymous_tcp(addr, tls),
+            Err(_) => Err(AnonymousTcp(self.to_string())),
+        }
+    }
+
+    /// Serves until `shutdown`, and then until all connections are closed.
+    pub(crate) async fn serve(self, routes: Routes, shutdown: CancellationToken) -> Result<(), ServeError> {
+        let (name, limits) = (self.to_string(), Limits::default());
+        match self {
+            Self::Tcp(listener) => run(limited_server(), routes, listener, limits, shutdown).await,
+            Self::Tls(listener, Tls { identity, client_ca }) => {
+                let tls = ServerTlsConfig::new().identity(identity).timeout(HANDSHAKE_TIMEOUT);
+                let tls = match client_ca {
+                    Some(authority) => tls.client_ca_root(authority),
+                    None => tls,
+                };
+                match limited_server().tls_config(tls) {
+                    Ok(server) => run(server, routes, listener, limits, shutdown).await,
+                    Err(error) => Err(error),
+                }
+            }
+            Self::Unix(listener) => run(limited_server(), routes, listener, limits, shutdown).await,
+        }
+        .map_err(|source| ServeError::Listener { listener: name, source })
+    }
+}
+
+/// A TCP listener that anyone who reaches it may use.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("anyone who reaches {0} could use it: no client has to prove who it is")]
+pub struct AnonymousTcp(String);
+
+/// Refuses an address that other hosts can reach if its clients don't have to prove who they are: without TLS, or with TLS
+/// that doesn't ask for a client's certificate. Loopback addresses are always accepted.
+///
+/// # Errors
+///
+/// See [`AnonymousTcp`].
+pub fn forbid_anonymous_tcp(addr: SocketAddr, tls: Option<&Tls>) -> Result<(), AnonymousTcp> {
+    let is_authenticated = tls.is_some_and(|tls| tls.client_ca.is_some());
+    if is_authenticated || addr.ip().to_canonical().is_loopback() {
+        return Ok(());
+    }
+    Err(AnonymousTcp(addr.to_string()))
+}
+
+impl std::fmt::Display for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(listener) | Self::Tls(listener, _) => match listener.local_addr() {
+                Ok(addr) => write!(f, "{addr}"),
+                Err(error) => write!(f, "a TCP socket ({error})"),
+            },
+            Self::Unix(listener) => match listener.local_addr() {
+                Ok(addr) => write!(f, "{addr:?}"),
+                Err(error) => write!(f, "a Unix socket ({error})"),
+            },
+        }
+    }
+}
+
+/// The connections of one listener.
+#[derive(Debug, Clone)]
+struct Limits {
+    open: Shares,
+    handshakes: Shares,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            open: Shares::new(MAX_CONNECTIONS, CLIENT_CONNECTIONS),
+            handshakes: Shares::new(MAX_HANDSHAKES, CLIENT_HANDSHAKES),
+        }
+    }
+}
+
+async fn run(
+    mut server: Server,
+    routes: Routes,
+    listener: impl Accept,
+    limits: Limits,
+    shutdown: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let incoming = incoming(listener, limits);
+    server.add_routes(routes).serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned()).await
+}
+
+trait Accept: Send + Sync + 'static {
+    type Connection: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static;
+
+    fn accept_one(&self) -> impl Future<Output = io::Result<(Self::Connection, Client)>> + Send;
+}
+
+impl Accept for TcpListener {
+    type Connection = TcpStream;
+
+    async fn accept_one(&self) -> io::Result<(TcpStream, Client)> {
+        let (connection, addr) = self.accept().await?;
+        connection.set_nodelay(true)?;
+        Ok((connection, Client::at(addr.ip())))
+    }
+}
+
+impl Accept for UnixListener {
+    type Connection = UnixStream;
+
+    async fn accept_one(&self) -> io::Result<(UnixStream, Client)> {
+        let (connection, _) = self.accept().await?;
+        let user = connection.peer_cred()?.uid();
+        Ok((connection, Client::User(user)))
+    }
+}
+
+/// Accepts connections as long as there are not too many.
+fn incoming<L: Accept>(listener: L, limits: Limits) -> BoxStream<'static, Result<Limited<L::Connection>, Infallible>> {
+    stream::unfold((listener, limits), |(listener, limits)| async {
+        loop {
+            limits.open.wait().await.ok()?;
+            limits.handshakes.wait().await.ok()?;
+            let (connection, client) = match listener.accept_one().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!("can't accept a connection: {error}");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                    continue;
+                }
+            };
+            if let Ok(permit) = limits.handshakes.of(&client).try_take(1) {
+                let stage = Mutex::new(Stage::Handshake { _permit: permit });
+                let open = limits.open.of(&client);
+                let limited = Limited { connection, client, open, stage };
+                return Some((Ok(limited), (listener, limits)));
+            }
+            tracing::debug!("closed a connection of {client}: too many are at their handshakes");
+        }
+    })
+    .boxed()
+}
+
+/// A connection that counts until it is closed.
+struct Limited<C> {
+    connection: C,
+    client: Client,
+    open: Share,
+    stage: Mutex<Stage>,
+}
+
+enum Stage {
+    Handshake { _permit: Permit },
+    Open { _permit: Permit },
+    Refused,
+}
+
+impl<C: Connected> Connected for Limited<C> {
+    type ConnectInfo = C::ConnectInfo;
+
+    /// tonic asks for it once: when the handshake is over.
+    fn connect_info(&self) -> C::ConnectInfo {
+        let stage = match self.open.try_take(1) {
+            Ok(permit) => Stage::Open { _permit: permit },
+            Err(_) => {
+                tracing::debug!("closed a connection of {}: too many are open", self.client);
+                Stage::Refused
+            }
+        };
+        *self.stage.lock() = stage;
+        self.connection.connect_info()
+    }
+}
+
+impl<C: AsyncRead + Unpin> AsyncRead for Limited<C> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if matches!(self.stage.get_mut(), Stage::Refused) {
+            return Poll::Ready(Err(io::ErrorKind::QuotaExceeded.into()));
+        }
+        Pin::new(&mut self.connection).poll_read(cx, buffer)
+    }
+}
+
+impl<C: AsyncWrite + Unpin> AsyncWrite for Limited<C> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.connection).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.connection).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.connection).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.connection).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.connection.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertifiedKey, generate_simple_self_signed};
+    use tokio::{io::AsyncReadExt as _, net::TcpSocket, time::timeout};
+    use tonic::{
+        service::RoutesBuilder,
+        transport::{ClientTlsConfig, Endpoint},
+    };
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+    use super::*;
+
+    /// Longer than any test takes.
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// A connection from the address 127.0.0.`from`.
+    async fn connect(from: u8, to: SocketAddr) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, from], 0).into()).unwrap();
+        socket.connect(to).await.unwrap()
+    }
+
+    fn client(from: u8) -> Client {
+        Client::at([127, 0, 0, from].into())
+    }
+
+    fn has_left(shares: &Shares, from: u8, connections: usize) -> bool {
+        shares.of(&client(from)).try_take(connections).is_ok()
+    }
+
+    async fn is_closed(connection: &mut TcpStream) {
+        let read = timeout(LONG, connection.read(&mut [0])).await.unwrap();
+        assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    }
+
+    #[tokio::test]
+    async fn one_client_leaves_connections_to_others() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let limits = Limits { open: Shares::new(3, 2), handshakes: Shares::new(3, 2) };
+        let mut accepted = incoming(listener, limits.clone());
+        let mut next = async || timeout(LONG, accepted.next()).await.unwrap().unwrap().unwrap();
+
+        // At their handshakes.
+        let (_one, _two) = (connect(1, addr).await, connect(1, addr).await);
+        let (one, mut two) = (next().await, next().await);
+        let (mut third, _other) = (connect(1, addr).await, connect(2, addr).await);
+        let other = next().await;
+        assert_eq!(other.client, client(2));
+        is_closed(&mut third).await;
+
+        // After them.
+        drop(other);
+        one.connect_info();
+        two.connect_info();
+        let mut third = {
+            let _third = connect(1, addr).await;
+            next().await
+        };
+        third.connect_info();
+        assert_eq!(third.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::QuotaExceeded);
+        drop(third);
+        drop(one);
+        let _fourth = connect(1, addr).await;
+        let fourth = next().await;
+        fourth.connect_info();
+        assert!(matches!(*fourth.stage.lock(), Stage::Open { .. }));
+        assert!(matches!(two.stage.get_mut(), Stage::Open { .. }));
+        assert!(has_left(&limits.handshakes, 1, 2));
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_open_from_the_end_of_its_handshake() {
+        let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let identity = Identity::from_pem(cert.pem(), signing_key.serialize_pem());
+        let server = limited_server().tls_config(ServerTlsConfig::new().identity(identity)).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let limits = Limits { open: Shares::new(1, 1), handshakes: Shares::new(2, 1) };
+        let mut routes = RoutesBuilder::default();
+        routes.add_service(tonic_health::server::health_reporter().1);
+        let never = CancellationToken::new();
+        let serving = tokio::spawn(run(server, routes.routes(), listener, limits.clone(), never));
+
+        let _stranger = connect(2, addr).await;
+        timeout(LONG, async {
+            while has_left(&limits.handshakes, 2, 1) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .unwrap();
+        assert!(has_left(&limits.open, 2, 1));
+
+        let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(cert.pem()));
+        let endpoint = Endpoint::from_shared(format!("https://localhost:{}", addr.port())).unwrap();
+        let channel = endpoint.tls_config(tls).unwrap().connect().await.unwrap();
+        HealthClient::new(channel).check(HealthCheckRequest::default()).await.unwrap();
+        assert!(!has_left(&limits.open, 2, 1));
+        assert!(has_left(&limits.handshakes, 1, 1));
+        serving.abort();
+    }
+
+    #[test]
+    fn only_loopback_addresses_take_clients_that_prove_nothing() {
+        let identity = Identity::from_pem("certificate", "key");
+        let without_clients = Tls { identity, client_ca: None };
+        let with_clients = Tls { client_ca: Some(Certificate::from_pem("ca")), ..without_clients.clone() };
+        for (addr, is_loopback) in [
+            ("127.0.0.1:1", true),
+            ("127.9.9.9:1", true),
+            ("[::1]:1", true),
+            ("[::ffff:127.0.0.1]:1", true),
+            ("0.0.0.0:1", false),
+            ("[::]:1", false),
+            ("10.0.0.1:1", false),
+            ("[::ffff:10.0.0.1]:1", false),
+        ] {
+            let addr = addr.parse().unwrap();
+            for tls in [None, Some(&without_clients)] {
+                assert_eq!(forbid_anonymous_tcp(addr, tls).is_ok(), is_loopback, "{addr}");
+            }
+            forbid_anonymous_tcp(addr, Some(&with_clients)).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_listener_is_checked_by_its_address_and_a_unix_socket_proves_its_clients() {
+        let bind = async |addr| Listener::Tcp(TcpListener::bind(addr).await.unwrap());
+        bind("127.0.0.1:0").await.forbid_anonymous_tcp().unwrap();
+        bind("0.0.0.0:0").await.forbid_anonymous_tcp().unwrap_err();
+        let dir = tempfile::tempdir().unwrap();
+        let socket = UnixListener::bind(dir.path().join("socket")).unwrap();
+        Listener::Unix(socket).forbid_anonymous_tcp().unwrap();
+    }
+}

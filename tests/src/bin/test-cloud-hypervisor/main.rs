@@ -1,0 +1,177 @@
+//! `test-cloud-hypervisor`: the whole-system tests, or the benchmark of a trivial build, with cloud-hypervisor.
+//!
+//! ```text
+//!   compile and list the tests ──▶ supervise: KVM works? ──yes──▶ inside: this program once more, here
+//!                                                    └─ no ──▶ inside: this program once more, in an outer machine
+//!   plan   ◀── began, passed, FAILED (event) ◀── the output
+//!     └──▶ a fresh machine for the tests that are left
+//! ```
+
+mod event;
+mod inside;
+mod plan;
+mod supervise;
+
+use std::{
+    env,
+    ffi::OsString,
+    io,
+    path::{Path, PathBuf},
+    process::{ExitCode, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Error, Result, ensure};
+use clap::Parser;
+use cofferdam::machine::vmm;
+use cofferdam_tests::{guest, image, nested::Outer, patience, program, test_executables};
+use tokio::{process::Command, time::sleep};
+
+use inside::Test;
+use plan::Plan;
+use supervise::{Place, Supervisor};
+
+/// The exit code when there is no cloud-hypervisor, so that nobody takes it for a success or for a failed test.
+const NOT_RUN: u8 = 77;
+
+const VMM_SETTING: &str = "COFFERDAM_CLOUD_HYPERVISOR";
+
+const HOW_TO_GET_IT: &str = "install your distribution's package, or name the static binary of a release \
+                             (https://github.com/cloud-hypervisor/cloud-hypervisor/releases) in \
+                             COFFERDAM_CLOUD_HYPERVISOR";
+
+/// How much longer things take where the machine under the VMM is emulated, too.
+const NESTED_PATIENCE: u32 = 5;
+
+/// Holds four guests at a time and what the tests write.
+const NESTED_MEMORY_MIB: u32 = 8192;
+
+/// This version starts machines on processors without XSAVE; v49 does not.
+const WITHOUT_XSAVE: u32 = 53;
+
+/// Run the whole-system tests with cloud-hypervisor; where KVM does not work, inside an emulated machine.
+///
+/// A machine that hangs is replaced, and goes on with the tests that are left. A test that fails, or runs while its
+/// machine hangs or dies, is tried three times at most. The summary says which were.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// How long all of it may take, once it is compiled
+    #[arg(long, default_value = "8h", value_parser = humantime::parse_duration)]
+    time_limit: Duration,
+    /// How long no test may begin or end before the machine is taken for hung
+    #[arg(long, default_value = "10m", value_parser = humantime::parse_duration)]
+    stall_limit: Duration,
+    /// A test to run here and now, once; without any, all are compiled and run in machines that are watched
+    #[arg(long = "test", value_name = "FILE=NAME")]
+    tests: Vec<Test>,
+    /// Measure a trivial build instead
+    #[arg(long)]
+    bench: bool,
+    /// Only tests whose names, as in `deaths::the_vmm_is_killed`, contain one of these
+    filters: Vec<String>,
+}
+
+#[tokio::main]
+async fn main() -> Result<ExitCode> {
+    let arguments = Arguments::parse();
+    if arguments.tests.is_empty() {
+        return prepare(&arguments).await;
+    }
+    inside::run(&arguments.tests).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Makes all that the tests need and runs them where KVM works.
+async fn prepare(arguments: &Arguments) -> Result<ExitCode> {
+    let survey = vmm::survey();
+    let Some(found) = survey.cloud_hypervisor.found else {
+        let what = survey.cloud_hypervisor.missing.first().map_or("it is missing", |missing| &missing.what);
+        eprintln!("the tests with cloud-hypervisor did not run: {what}; {HOW_TO_GET_IT}");
+        // Whoever names one wants it to be tested.
+        return Ok(ExitCode::from(if env::var_os(VMM_SETTING).is_some() { 1 } else { NOT_RUN }));
+    };
+    println!("cloud-hypervisor {} ({})", found.version, found.program.display());
+    // What is compiled below may replace the file, which then is found by its name alone.
+    let this = env::current_exe()?;
+    // They are found where they are kept.
+    guest::compile_all();
+    let place = match survey.kvm {
+        Ok(_) => Place::Here,
+        Err(error) => {
+            println!("{error}; so the tests run inside an emulated machine, whose KVM works");
+            let major = found.version.split('.').next().and_then(|major| major.parse().ok());
+            let xsave = major.is_none_or(|major: u32| major < WITHOUT_XSAVE);
+            Place::Outer(Outer { memory_mib: NESTED_MEMORY_MIB, xsave })
+        }
+    };
+    let mut command = environment(&found.program, &place);
+    let passed = if arguments.bench {
+        command.push(this.with_file_name("bench").into());
+        bench(&place, &command, arguments.time_limit).await?
+    } else {
+        command.push(this.into());
+        let vmm = format!("cloud-hypervisor {}", found.version);
+        run_tests(arguments, place, command, &vmm).await?
+    };
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The beginning of a command that runs with these variables.
+fn environment(vmm: &Path, place: &Place) -> Vec<OsString> {
+    let factor = if matches!(place, Place::Here) { 1 } else { NESTED_PATIENCE };
+    let mut command = vec![OsString::from("env")];
+    for (key, value) in [
+        ("COFFERDAM_BIN", program().as_os_str()),
+        ("COFFERDAM_TEST_IMAGE", image().0.as_os_str()),
+        (VMM_SETTING, vmm.as_os_str()),
+        (cofferdam_tests::vmm::SETTING, "cloud-hypervisor".as_ref()),
+        (patience::SETTING, factor.to_string().as_ref()),
+    ] {
+        let mut assignment = OsString::from(format!("{key}="));
+        assignment.push(value);
+        command.push(assignment);
+    }
+    command
+}
+
+/// Whether the benchmark succeeds.
+async fn bench(place: &Place, command: &[OsString], time_limit: Duration) -> Result<bool> {
+    let Place::Outer(outer) = place else {
+        return Ok(Command::new(&command[0]).args(&command[1..]).status().await?.success());
+    };
+    let overdue = async {
+        sleep(time_limit).await;
+        format!("the benchmark did not end within {}", humantime::format_duration(time_limit))
+    };
+    Ok(outer.run(command, io::stdout(), overdue).await? == 0)
+}
+
+/// Whether all tests pass.
+async fn run_tests(arguments: &Arguments, place: Place, command: Vec<OsString>, vmm: &str) -> Result<bool> {
+    let mut tests = Vec::new();
+    for executable in test_executables().map_err(Error::msg)? {
+        tests.extend(list(executable).await?);
+    }
+    let wanted = |name: &str| arguments.filters.is_empty() || arguments.filters.iter().any(|part| name.contains(part));
+    tests.retain(|test| wanted(&test.full_name()));
+    ensure!(!tests.is_empty(), "no test has such a name");
+    let (stall_limit, time_limit) = (arguments.stall_limit, arguments.time_limit);
+    let supervisor = Supervisor { place, command, tests: &tests, stall_limit, time_limit };
+    let mut plan = Plan::new(tests.iter().map(Test::full_name));
+    let begun = Instant::now();
+    supervisor.run(&mut plan).await?;
+    println!("{}", plan.summary(vmm, begun.elapsed().as_secs()));
+    Ok(plan.passed())
+}
+
+/// The tests of an executable; none is ignored in this project.
+async fn list(executable: PathBuf) -> Result<Vec<Test>> {
+    let mut command = Command::new(&executable);
+    command.args(["--list", "--format", "terse"]).stderr(Stdio::inherit());
+    let listed = command.output().await.context("a test executable can't be started")?;
+    ensure!(listed.status.success(), "{} can't list its tests", executable.display());
+    let listed = String::from_utf8_lossy(&listed.stdout);
+    let names = listed.lines().filter_map(|line| line.strip_suffix(": test"));
+    Ok(names.map(|name| Test { executable: executable.clone(), name: name.to_owned() }).collect())
+}
