@@ -20,6 +20,9 @@ use crate::{
 /// Most characters of a command line that [`describe`] shows.
 const MAX_DESCRIPTION_CHARS: usize = 200;
 
+/// The reason of a failed build whose end was not recorded.
+pub(super) const LOST: &str = "lost";
+
 /// What is known of one build. Durations are the monotonic clock's, from `created` on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
@@ -190,6 +193,11 @@ impl Record {
             Some(Outcome::Built(_)) => Status::Built,
             Some(Outcome::Failed(_)) => Status::Failed,
         }
+    }
+
+    /// Whether the process that ran the build was killed, or could not record how it ended.
+    pub fn is_lost(&self) -> bool {
+        matches!(&self.outcome, Some(Outcome::Failed(failure)) if failure.reason == LOST)
     }
 
     /// Each phase, from its beginning to the next phase or the build's end.

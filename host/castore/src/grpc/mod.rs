@@ -19,7 +19,9 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use client::{CERTIFICATE_VARIABLE, GrpcBlobService, GrpcDirectoryService, KEY_VARIABLE, Peer, PeerOptions};
+pub use client::{
+    CERTIFICATE_VARIABLE, GrpcBlobService, GrpcDirectoryService, KEY_VARIABLE, Peer, PeerError, PeerOptions,
+};
 pub(crate) use cofferdam_proto::EncodedDirectory;
 pub(crate) use message::decode_checked;
 pub use server::{SERVICES, ServeOptions, add_services, serve};

@@ -106,13 +106,7 @@ pub(super) fn info(record: &Record, state: Option<&State>) -> BuildInfo {
     let Machine { vmm, version: vmm_version, accelerator } = machine.unwrap_or_default();
     let mut info = BuildInfo {
         id: record.id.to_string(),
-        state: match record.status() {
-            Status::Built => build_info::State::Succeeded,
-            Status::Failed => build_info::State::Failed,
-            Status::Unfinished if started.is_some() => build_info::State::Running,
-            Status::Unfinished => build_info::State::Queued,
-        }
-        .into(),
+        state: state_of(record, started.is_some()).into(),
         request_digest: record.request_digest.as_slice().to_vec().into(),
         environment_digest: record.environment.as_slice().to_vec().into(),
         client: record.client.clone(),
@@ -141,6 +135,16 @@ pub(super) fn info(record: &Record, state: Option<&State>) -> BuildInfo {
         _ => {}
     }
     info
+}
+
+fn state_of(record: &Record, has_started: bool) -> build_info::State {
+    match record.status() {
+        Status::Built => build_info::State::Succeeded,
+        Status::Failed if record.is_lost() => build_info::State::Lost,
+        Status::Failed => build_info::State::Failed,
+        Status::Unfinished if has_started => build_info::State::Running,
+        Status::Unfinished => build_info::State::Queued,
+    }
 }
 
 fn unix_ms(time: SystemTime) -> u64 {

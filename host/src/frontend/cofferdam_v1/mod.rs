@@ -137,7 +137,7 @@ impl build_service_server::BuildService for BuildService {
                 break;
             }
         }
-        Ok(Response::new(ListResponse { builds }))
+        Ok(Response::new(ListResponse { builds, of_all_clients: client.is_operator() }))
     }
 
     async fn log(&self, request: Request<LogRequest>) -> Result<Response<Self::LogStream>, Status> {
