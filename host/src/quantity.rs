@@ -4,7 +4,8 @@ use std::time::Duration;
 
 const UNITS: [(char, u32); 4] = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
 
-/// A size in bytes: a number, with K, M, G or T for powers of 1024 (`2G`, `512MiB`).
+/// A size in bytes: a number, with K, M, G or T for powers of 1024 (`2G`, `512MiB`), as in QEMU and systemd. The crate
+/// `bytesize` takes `2G` for 2 × 10⁹ and cuts sizes that are too large.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
     let upper = text.to_ascii_uppercase();
     let plain = upper.trim_end_matches('B').trim_end_matches('I');

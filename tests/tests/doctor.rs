@@ -6,7 +6,8 @@ use std::{
     path::Path,
 };
 
-use cofferdam_tests::Cofferdam;
+use cofferdam::machine::vmm::Accelerator;
+use cofferdam_tests::{Cofferdam, vmm};
 
 #[test]
 fn a_host_that_can_build_is_told_so() {
@@ -18,6 +19,21 @@ fn a_host_that_can_build_is_told_so() {
     }
     let json = cofferdam.command(["doctor", "--json"]).succeeds().json();
     assert_eq!(json["can_build"], true);
+    // What it says of a daemon is what a daemon does.
+    let checks = json["checks"].as_array().unwrap();
+    let daemon = checks.iter().find(|check| check["name"] == "daemon").unwrap();
+    let file = cofferdam.file("daemon.toml", "");
+    let started =
+        cofferdam.command(["daemon".as_ref(), "--check-config".as_ref(), "--config".as_ref(), file.as_os_str()]);
+    if vmm::choice().accelerator == Accelerator::Tcg {
+        started.exits_with(3).says("could only be emulated");
+        assert_eq!(daemon["state"], "absent", "{daemon}");
+        assert!(daemon["detail"].as_str().unwrap().contains("could only be emulated"), "{daemon}");
+        assert!(daemon["fix"].as_str().unwrap().contains("--allow-emulation"), "{daemon}");
+    } else {
+        started.succeeds();
+        assert_eq!(daemon["state"], "ok", "{daemon}");
+    }
 }
 
 #[test]
@@ -30,7 +46,7 @@ fn what_is_missing_is_told_with_what_mends_it() {
     let image = checks.iter().find(|check| check["name"] == "guest image").unwrap();
     assert_eq!(image["state"], "missing", "{told}");
     assert!(image["detail"].as_str().unwrap().contains("/nowhere/image/kernel"), "{told}");
-    assert!(image["mend"].as_str().unwrap().contains("just image"), "{told}");
+    assert!(image["fix"].as_str().unwrap().contains("just image"), "{told}");
 }
 
 #[test]
@@ -60,7 +76,7 @@ fn a_cloud_hypervisor_that_is_no_use_is_told_with_its_file_its_words_and_the_nex
             let says = |key: &str, text: &str| assert!(check[key].as_str().unwrap().contains(text), "{text}: {told}");
             says("detail", file.to_str().unwrap());
             says("detail", words);
-            says("mend", next);
+            says("fix", next);
         }
     }
     let variable = ("COFFERDAM_CLOUD_HYPERVISOR", Path::new("/nowhere/cloud-hypervisor"));

@@ -190,7 +190,7 @@ async fn a_request_with_ten_thousand_inputs_builds() {
 fn documented_digests_are_those_of_requests() {
     const CONTEXT: &str = "cofferdam v1: digest of the deterministic encoding of a snix.build.v1.BuildRequest";
     let document = include_str!("../../docs/daemon.md");
-    let (_, section) = document.split_once("**The digest**").unwrap();
+    let (_, section) = document.split_once("### The digest of a request\n").unwrap();
     let section = section.split("\n## ").next().unwrap();
     assert!(section.replace('\n', " ").contains(CONTEXT));
     let (mut encoding, mut digests) = (String::new(), 0);

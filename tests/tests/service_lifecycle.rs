@@ -162,11 +162,11 @@ fn emulation_must_be_allowed_and_the_socket_is_private() {
 fn strangers_on_the_network_are_let_in_only_if_that_is_said() {
     let cofferdam = Cofferdam::new();
     let open = ["daemon", "--allow-emulation", "--listen", "0.0.0.0:0"];
-    cofferdam.command(open).exits_with(2).says("listen: anybody").says("--allow-anonymous-tcp");
+    cofferdam.command(open).exits_with(2).says("listen: anyone who reaches").says("--allow-anonymous-tcp");
     // systemd's socket, which no configuration names.
     let listener = TcpListener::bind("0.0.0.0:0").unwrap();
     let addr = listener.local_addr().unwrap();
-    activated(&cofferdam, &listener, &[], &[]).end().exits_with(2).says(&format!("{addr}: anybody"));
+    activated(&cofferdam, &listener, &[], &[]).end().exits_with(2).says(&format!("anyone who reaches {addr}"));
     let allowed = cofferdam.start_command(open.into_iter().chain(["--allow-anonymous-tcp"]));
     assert!(allowed.stdout_lines(1)[0].starts_with("grpc+http://0.0.0.0:"));
     allowed.signal(Signal::SIGTERM);

@@ -1,4 +1,4 @@
-//! `daemon`: flags over the configuration file.
+//! `daemon`: reads the configuration file, and lets flags override it.
 
 use std::path::PathBuf;
 
@@ -10,36 +10,35 @@ use crate::daemon::{self, Config, ListenAddr, Overrides, TlsConfig};
 
 const EXAMPLES: &str = "\
 Examples:
-  For this user, on a socket in the state directory:
+  For yourself, on a socket in the state directory:
     cofferdam daemon
     cofferdam run --daemon grpc+unix://$HOME/.local/state/cofferdam/daemon.sock --bin-sh -- /bin/sh -c 'echo hello'
-  For other machines that have a certificate of ours:
+  For other machines that have a certificate signed by a CA in clients.pem:
     cofferdam daemon --listen '[::]:8000' --tls-certificate host.pem --tls-key host.key --tls-client-ca clients.pem
-  As a service (docs/daemon.md):
+  As a system service (docs/daemon.md):
     cofferdam daemon --config /etc/cofferdam/daemon.toml";
 
-/// Builds for others, and serves the store, over gRPC
+/// Runs builds for other programs and serves the store, over gRPC
 ///
-/// Speaks snix.build.v1, tvix.build.v1, cofferdam.v1, snix.castore.v1 and tvix.castore.v1. Prints one line for each address
-/// that it listens on, as clients write it. The first signal lets running builds end.
+/// Speaks snix.build.v1, tvix.build.v1, cofferdam.v1, snix.castore.v1 and tvix.castore.v1. Prints each address that it listens
+/// on, as clients write it. The first SIGTERM or SIGINT lets running builds finish; a second one ends it at once.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct DaemonArgs {
-    /// The configuration (TOML); flags have precedence
+    /// Configuration file (TOML); flags take precedence over it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Check the configuration and end
+    /// Report everything that is wrong with the configuration, and exit
     #[arg(long, requires = "config")]
     check_config: bool,
-    /// Where to listen: HOST:PORT, or the path of a Unix socket, which begins with a slash [default: sockets that systemd
-    /// passes on, or daemon.sock in the state directory]. A HOST:PORT other than loopback needs client certificates, or
-    /// allow_anonymous_tcp in the configuration
+    /// Listen on HOST:PORT or on a Unix socket, whose path begins with a slash [default: sockets that systemd passes, or
+    /// daemon.sock in the state directory]
     #[arg(long, value_name = "ADDR")]
     listen: Vec<ListenAddr>,
-    /// The chain of certificates (PEM) to serve every HOST:PORT with TLS
+    /// Serve every HOST:PORT with TLS, with this certificate chain (PEM)
     #[arg(long, requires = "tls_key", value_name = "FILE")]
     tls_certificate: Option<PathBuf>,
-    /// The key (PEM) of the first certificate
+    /// The certificate's private key (PEM)
     #[arg(long, requires = "tls_certificate", value_name = "FILE")]
     tls_key: Option<PathBuf>,
     /// Require client certificates signed by these CAs (PEM)
@@ -48,7 +47,7 @@ pub(super) struct DaemonArgs {
     /// Accept clients from other machines without client certificates
     #[arg(long)]
     allow_anonymous_tcp: bool,
-    /// Run builds by emulation where KVM doesn't work, though that is no security boundary
+    /// Run builds by emulation where KVM doesn't work, which is no security boundary
     #[arg(long)]
     allow_emulation: bool,
 }
@@ -67,7 +66,7 @@ impl DaemonArgs {
         if self.check_config {
             return Ok(daemon::check(&config)?);
         }
-        // Nobody need read the addresses.
+        // A daemon whose stdout is closed goes on.
         let listening = |addr: &str| drop(print(&format!("{addr}\n")));
         Ok(daemon::run(&config, &listening, cancel).await?)
     }

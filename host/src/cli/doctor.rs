@@ -1,4 +1,4 @@
-//! `doctor`: what this host can do, what is missing, and the command that mends it.
+//! `doctor`: what this host can do, what is missing, and how to fix it.
 
 mod checks;
 
@@ -12,9 +12,9 @@ Examples:
   cofferdam doctor
   cofferdam doctor --json | jq .can_build";
 
-/// Tells what this host can do, what is missing, and the command that mends it
+/// Shows what this host can do, what is missing, and how to fix it
 ///
-/// Exits with 0 if a build can run here, else with 3.
+/// Exits with 0 if builds can run here, else with 3.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct DoctorArgs {
@@ -23,24 +23,22 @@ pub(super) struct DoctorArgs {
     json: bool,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug)]
 struct Check {
     name: &'static str,
     state: State,
-    /// What was found.
     detail: String,
-    /// The command or the step that mends it; where nothing is wrong, nothing.
-    mend: Option<String>,
+    /// A command or a step, unless the state is [`State::Fine`].
+    fix: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// As it should be.
     Fine,
-    /// Not here, and builds can run without it.
+    /// Builds can run without it.
     Absent,
-    /// Not here, and builds need it.
+    /// Builds need it.
     Missing,
 }
 
@@ -72,27 +70,27 @@ impl DoctorArgs {
 
 impl Check {
     fn fine(name: &'static str, detail: impl Into<String>) -> Self {
-        Self { name, state: State::Fine, detail: detail.into(), mend: None }
+        Self { name, state: State::Fine, detail: detail.into(), fix: None }
     }
 
-    fn absent(name: &'static str, detail: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { name, state: State::Absent, detail: detail.into(), mend: Some(mend.into()) }
+    fn absent(name: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { name, state: State::Absent, detail: detail.into(), fix: Some(fix.into()) }
     }
 
-    fn missing(name: &'static str, detail: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { name, state: State::Missing, detail: detail.into(), mend: Some(mend.into()) }
+    fn missing(name: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { name, state: State::Missing, detail: detail.into(), fix: Some(fix.into()) }
     }
 
     fn lines(&self) -> String {
         let mut lines = format!("{:<8} {:<19} {}\n", self.state.word(), self.name, self.detail);
-        if let Some(mend) = &self.mend {
-            lines.push_str(&format!("{:<28} try: {mend}\n", ""));
+        if let Some(fix) = &self.fix {
+            lines.push_str(&format!("{:<28} try: {fix}\n", ""));
         }
         lines
     }
 
     fn json(&self) -> Value {
-        json!({ "name": self.name, "state": self.state.word(), "detail": self.detail, "mend": self.mend })
+        json!({ "name": self.name, "state": self.state.word(), "detail": self.detail, "fix": self.fix })
     }
 }
 
@@ -101,17 +99,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_check_is_one_line_and_one_more_when_something_mends_it() {
+    fn a_check_is_one_line_and_its_fix_another() {
         assert_eq!(Check::fine("kvm", "works").lines(), "ok       kvm                 works\n");
         let lines = Check::missing("guest image", "no kernel", "just image").lines();
         assert_eq!(lines, "missing  guest image         no kernel\n                             try: just image\n");
     }
 
     #[test]
-    fn every_check_says_what_it_found() {
+    fn every_check_has_details_and_a_fix_unless_all_is_well() {
         for check in checks::all(&StoreArgs::default()) {
             assert!(!check.detail.is_empty() && !check.detail.contains('\n'), "{check:?}");
-            assert_eq!(check.state == State::Fine, check.mend.is_none(), "{check:?}");
+            assert_eq!(check.state == State::Fine, check.fix.is_none(), "{check:?}");
         }
     }
 }

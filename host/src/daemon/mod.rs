@@ -1,10 +1,13 @@
-//! The daemon: builds and the store over gRPC, until it is cancelled.
+//! The daemon: serves builds and the store over gRPC until it is cancelled.
+//!
+//! It checks its configuration and this host first. Then it locks the state directory, opens the store and listens. After
+//! SIGTERM it accepts no new connections or builds and refuses builds that wait. Running builds may end within
+//! `drain_timeout`; then they are cancelled and the connections closed.
 //!
 //! ```text
-//!   Config ─check─▶ state directory locked ─▶ store, VMM, image ─▶ scheduler ─▶ listening, READY=1
-//!                                                                              │
-//!   SIGTERM ─▶ no new builds or connections; builds that wait are refused ─▶ those that run end, or are cancelled when
-//!              `drain_timeout` is over ─▶ connections close
+//!   Config ─check─▶ state directory locked ─▶ store ─▶ listening ─▶ scheduler ─▶ READY=1
+//!                                                                                  │ SIGTERM
+//!                                connections closed ◀─ drain_timeout at most ◀─ draining
 //! ```
 
 mod check;
@@ -34,14 +37,15 @@ use crate::{
     telemetry::{Metrics, Traces},
 };
 pub use config::{Config, ListenAddr, Overrides, TlsConfig};
+pub(crate) use problem::{Problem, chain};
 
-/// Descriptors that a daemon may need: for its connections, and for what builds and readers have open.
+/// File descriptors for connections, builds and readers.
 const MAX_DESCRIPTORS: u64 = 65_536;
 
-/// How long the connections of builds that were cancelled may take to be told so.
+/// How long clients of cancelled builds have to receive that answer.
 const AFTER_DRAIN: Duration = Duration::from_secs(10);
 
-/// Whom a daemon tells where it listens, as clients write it.
+/// Called with each address that the daemon listens on, as clients write it.
 pub type Listening<'a> = &'a (dyn Fn(&str) + Send + Sync);
 
 /// Checks a configuration without opening the store or a machine.
@@ -50,16 +54,21 @@ pub type Listening<'a> = &'a (dyn Fn(&str) + Send + Sync);
 ///
 /// All that is wrong with it, and all that this host lacks for it.
 pub fn check(config: &Config) -> Result<(), Failure> {
-    check::check(config).map(drop)
+    check::check(config).map(drop).map_err(problem::failure)
 }
 
-/// Runs a daemon until `cancel`, and then until its builds have ended. It tells `listening` each of its addresses.
+/// Everything that [`check`] finds.
+pub(crate) fn problems(config: &Config) -> Vec<Problem> {
+    check::check(config).err().unwrap_or_default()
+}
+
+/// Runs a daemon until `cancel`, and then until its builds have ended.
 ///
 /// # Errors
 ///
-/// It can't start, or can't go on.
+/// The daemon can't start, or can't go on.
 pub async fn run(config: &Config, listening: Listening<'_>, cancel: &CancellationToken) -> Result<(), Failure> {
-    let Checked { options, image, vmm, tls } = check::check(config)?;
+    let Checked { options, image, vmm, tls } = check::check(config).map_err(problem::failure)?;
     tracing::info!(kind = %vmm.kind, accelerator = %vmm.accelerator, reason = vmm.reason, "VMM chosen");
     allow_descriptors(MAX_DESCRIPTORS);
     let state = state_dir()?;
@@ -92,21 +101,21 @@ pub async fn run(config: &Config, listening: Listening<'_>, cancel: &Cancellatio
     let _watched = systemd::ready(scheduler);
     let serving = async {
         let served = serve(&store, frontends, listeners, config.drain_timeout() + AFTER_DRAIN, cancel).await;
-        // Only the scheduler knows of builds that nobody waits for. It never ends unless it is told to.
+        // The scheduler waits for detached builds, too. After an error nothing else would end it.
         cancel.cancel();
         served
     };
     let (served, ()) = tokio::join!(serving, systemd::stopping(cancel));
-    end.await.map_err(|error| failed("the scheduler broke down", &error))?;
+    end.await.map_err(|error| failed("the scheduler has panicked", &error))?;
     served
 }
 
-/// This host can't do something.
+/// This host can't do its part.
 fn failed(message: impl Into<String>, error: &(dyn std::error::Error + 'static)) -> Failure {
     Failure::executor_because("host", message, error)
 }
 
-/// The configuration asks for something that can't be.
+/// The configuration is wrong.
 fn wrong(message: impl Into<String>, error: &(dyn std::error::Error + 'static)) -> Failure {
     Failure::wrong_because("configuration", message, error)
 }
@@ -127,7 +136,7 @@ impl From<StateError> for Failure {
     }
 }
 
-/// Listeners wherever it is said, or at the default.
+/// Listens on systemd's sockets and on the configured addresses, or on the default socket.
 async fn listen(
     config: &Config,
     state: &Path,
@@ -135,19 +144,19 @@ async fn listen(
     sockets: &mut Sockets,
     listening: Listening<'_>,
 ) -> Result<Vec<Listener>, Failure> {
-    let mut listeners = sockets::inherited(tls)
-        .map_err(|error| failed("can't listen on the sockets that systemd passes on", &error))?;
+    let mut listeners =
+        sockets::inherited(tls).map_err(|error| failed("can't listen on the sockets that systemd passes", &error))?;
     let mut addrs: Vec<_> = config.listen.iter().map(|ListenAddr(addr)| addr.clone()).collect();
     if addrs.is_empty() && listeners.is_empty() {
         addrs.push(state.join("daemon.sock").display().to_string());
     }
-    // systemd's sockets may be named in the configuration, too.
+    // The configuration may name systemd's sockets, too.
     addrs.retain(|addr| !listeners.iter().any(|(_, reached_at)| reached_at.ends_with(&format!("://{addr}"))));
     for addr in &addrs {
         let bound = sockets.bind(addr, tls, config.socket_mode.0).await;
         listeners.push(bound.map_err(|error| failed(format!("can't listen on {addr:?}"), &error))?);
     }
-    // The check doesn't know systemd's sockets, and names may resolve to other addresses now.
+    // The check didn't see systemd's sockets, and host names may resolve to other addresses by now.
     let anonymous = listeners.iter().find_map(|(listener, _)| listener.forbid_anonymous_tcp().err());
     if let Some(error) = anonymous.filter(|_| !config.allow_anonymous_tcp) {
         return Err(Failure::wrong("configuration", error.to_string()).advised(ANONYMOUS_ADVICE));
@@ -156,7 +165,7 @@ async fn listen(
     Ok(listeners.into_iter().map(|(listener, _)| listener).collect())
 }
 
-/// Until what is returned is dropped.
+/// Serves metrics until the handle is dropped.
 async fn serve_metrics(
     metrics: Arc<Metrics>,
     addr: SocketAddr,

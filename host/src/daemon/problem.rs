@@ -1,6 +1,8 @@
-//! What keeps a daemon from starting as it is configured. All problems are reported at once.
+//! The problems that keep a daemon from starting. All are reported at once.
 
-use crate::build::failure::{Failure, FailureKind};
+use std::error::Error;
+
+use crate::build::failure::{Failure, FailureKind, causes};
 
 /// Where a setting comes from.
 #[derive(Debug)]
@@ -33,6 +35,14 @@ impl Problem {
         Self { kind: FailureKind::ExecutorFailed, ..Self::wrong(at, what) }
     }
 
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    pub(crate) fn advice(&self) -> Option<&str> {
+        self.advice.as_deref()
+    }
+
     pub(super) fn advise(&mut self, advice: impl Into<String>) {
         self.advice = Some(advice.into());
     }
@@ -57,4 +67,17 @@ pub(super) fn failure(mut problems: Vec<Problem>) -> Failure {
     } else {
         Failure::executor("host", text)
     }
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    for cause in causes(error).map(ToString::to_string) {
+        // Libraries wrap errors in others that say the same.
+        if !text.ends_with(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text.replace('\n', " ")
 }

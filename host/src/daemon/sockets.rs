@@ -1,4 +1,4 @@
-//! Where the daemon listens: sockets of its own, or those that systemd has made.
+//! The sockets that the daemon listens on: its own, and those that systemd passes.
 
 use std::{
     fs,
@@ -23,23 +23,23 @@ use nix::sys::{
 };
 use tokio::net::{TcpListener, UnixListener};
 
-/// Listeners, and the sockets among them that are removed at the end.
+/// The Unix sockets that the daemon has created. Dropping it removes them.
 #[derive(Default)]
 pub(super) struct Sockets {
-    made: Vec<PathBuf>,
+    created: Vec<PathBuf>,
 }
 
 impl Drop for Sockets {
     fn drop(&mut self) {
-        for path in &self.made {
-            // Whatever stays is taken over by the next that listens there.
+        for path in &self.created {
+            // The next daemon replaces a socket that is left.
             let _ = fs::remove_file(path);
         }
     }
 }
 
 impl Sockets {
-    /// A listener, and the address by which clients reach it.
+    /// Listens on HOST:PORT or a path. Returns the address as clients write it, too.
     pub(super) async fn bind(&mut self, addr: &str, tls: Option<&Tls>, mode: u32) -> io::Result<(Listener, String)> {
         if !addr.starts_with('/') {
             return tcp(TcpListener::bind(addr).await?, tls);
@@ -52,12 +52,12 @@ impl Sockets {
             }
             bound => bound?,
         };
-        self.made.push(path.to_owned());
+        self.created.push(path.to_owned());
         Ok((Listener::Unix(UnixListener::from_std(listener)?), format!("grpc+unix://{addr}")))
     }
 }
 
-/// Never with more than its permissions: Linux takes them from the socket when it makes the file, less the umask.
+/// The file never has more permissions than `mode`: Linux creates it with those of the socket, less the umask.
 fn bind_unix(path: &Path, mode: u32) -> io::Result<unix::UnixListener> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
@@ -68,12 +68,12 @@ fn bind_unix(path: &Path, mode: u32) -> io::Result<unix::UnixListener> {
     Ok(socket.into())
 }
 
-/// The sockets that systemd passes on, each as a listener and the address by which clients reach it.
+/// The sockets that systemd passes, each with the address as clients write it.
 pub(super) fn inherited(tls: Option<&Tls>) -> io::Result<Vec<(Listener, String)>> {
     let descriptors: Vec<_> = sd_notify::listen_fds()?.collect();
     let listener = |descriptor| {
         let family = getsockname::<SockaddrStorage>(descriptor)?.family();
-        // SAFETY: whoever starts a process with LISTEN_FDS hands over these descriptors, which nothing else here uses.
+        // SAFETY: LISTEN_FDS makes this process the owner of these descriptors, and nothing else here uses them.
         let owned = unsafe { OwnedFd::from_raw_fd(descriptor) };
         if family == Some(AddressFamily::Unix) {
             let listener = unix::UnixListener::from(owned);
@@ -89,8 +89,7 @@ pub(super) fn inherited(tls: Option<&Tls>) -> io::Result<Vec<(Listener, String)>
     descriptors.into_iter().map(listener).collect()
 }
 
-/// Why some addresses need [`allow_anonymous_tcp`](super::Config).
-pub(super) const ANONYMOUS: &str = "anybody who reaches this address could build and read the store";
+/// What to do about [`AnonymousTcp`](cofferdam_rpc::AnonymousTcp).
 pub(super) const ANONYMOUS_ADVICE: &str = "require client certificates with --tls-client-ca ([tls] client_ca), or listen on 127.0.0.1 or a Unix socket; or \
      accept anybody with --allow-anonymous-tcp (allow_anonymous_tcp = true)";
 
@@ -102,7 +101,7 @@ fn tcp(listener: TcpListener, tls: Option<&Tls>) -> io::Result<(Listener, String
     })
 }
 
-/// Whether the socket there is one that nobody listens on any more.
+/// Whether there is a socket that nobody listens on any more.
 fn is_abandoned(path: &Path) -> bool {
     unix::UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
         && fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())

@@ -1,13 +1,13 @@
-//! What doctor looks at, in the order in which a build needs it.
+//! The checks, in the order in which a build needs what they check.
 
-use std::{error::Error, fmt::Write as _, fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path};
+use std::{fmt::Write as _, fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path};
 
 use cofferdam_images::{Image, default_dir};
 
 use super::{Check, StoreArgs};
 use crate::{
     build::Options,
-    build::failure::causes,
+    daemon::{self, Overrides, Problem, chain},
     machine::jail::landlock_version,
     machine::vmm::{self, Accelerator, Candidate, Survey},
     quantity::show_size,
@@ -15,7 +15,7 @@ use crate::{
     state::state_dir,
 };
 
-/// Free space below which a build of some size will not end well, in bytes.
+/// Free space below which larger builds will fail, in bytes.
 const LITTLE_SPACE_BYTES: u64 = 1 << 30;
 
 pub(super) fn all(store: &StoreArgs) -> Vec<Check> {
@@ -33,6 +33,7 @@ pub(super) fn all(store: &StoreArgs) -> Vec<Check> {
         candidate("qemu", &survey.qemu),
         vsock_device(&survey.qemu),
         choice(survey),
+        daemon(store),
         landlock(),
         memory(&Host::this()),
     ]
@@ -40,26 +41,26 @@ pub(super) fn all(store: &StoreArgs) -> Vec<Check> {
 
 fn state() -> Check {
     let name = "state directory";
-    let mend = "name another place in COFFERDAM_STATE_DIR";
+    let fix = "name another directory in COFFERDAM_STATE_DIR";
     let path = match state_dir() {
         Ok(path) => path,
-        Err(error) => return Check::missing(name, chain(&error), mend),
+        Err(error) => return Check::missing(name, chain(&error), fix),
     };
     if let Err(error) = writable(&path) {
-        return Check::missing(name, format!("{} can't be written: {error}", path.display()), mend);
+        return Check::missing(name, format!("{} is not writable: {error}", path.display()), fix);
     }
     let free = match nix::sys::statvfs::statvfs(&path) {
         Ok(stat) => stat.blocks_available().saturating_mul(stat.fragment_size()),
-        Err(error) => return Check::missing(name, format!("{}: {error}", path.display()), mend),
+        Err(error) => return Check::missing(name, format!("{}: {error}", path.display()), fix),
     };
     let detail = format!("{}, {} free", path.display(), show_size(free));
     match free {
         LITTLE_SPACE_BYTES.. => Check::fine(name, detail),
-        _ => Check::absent(name, format!("{detail}, which is little"), format!("free some space, or {mend}")),
+        _ => Check::absent(name, format!("{detail}, which is little"), format!("free some space, or {fix}")),
     }
 }
 
-/// Makes the directory as a build would, and a file in it that is gone at once.
+/// Creates the directory as a build would, and a temporary file in it.
 fn writable(path: &Path) -> std::io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     tempfile::tempfile_in(path).map(drop)
@@ -69,7 +70,11 @@ fn stores(store: &StoreArgs) -> Check {
     let name = "store";
     match store.addrs().resolve().and_then(|addresses| store.addrs().open().map(|_| addresses)) {
         Ok((blobs, directories)) => Check::fine(name, format!("{blobs} and {directories}")),
-        Err(error) => Check::missing(name, chain(&error), "see --blob-service-addr and --directory-service-addr"),
+        Err(error) => Check::missing(
+            name,
+            chain(&error),
+            "correct --blob-service-addr and --directory-service-addr, or unset them",
+        ),
     }
 }
 
@@ -93,9 +98,9 @@ fn candidate(name: &'static str, candidate: &Candidate) -> Check {
         _ => {
             let join = |parts: Vec<&str>| parts.join("; ");
             let what = join(candidate.missing.iter().map(|missing| missing.what.as_str()).collect());
-            let remedy = join(candidate.missing.iter().map(|missing| missing.remedy.as_str()).collect());
+            let fix = join(candidate.missing.iter().map(|missing| missing.remedy.as_str()).collect());
             let detail = found.map_or_else(|| what.clone(), |found| format!("{found}; {what}"));
-            Check::absent(name, detail, remedy)
+            Check::absent(name, detail, fix)
         }
     }
 }
@@ -106,8 +111,8 @@ fn vsock_device(qemu: &Candidate) -> Check {
         Some(found) => Check::fine(name, format!("{} (version {})", found.program.display(), found.version)),
         None => {
             let own = qemu.missing.iter().find(|missing| missing.what.contains(name));
-            let (what, remedy) = own.map_or(("not found", "images/setup.sh"), |own| (&own.what, &own.remedy));
-            Check::absent(name, format!("{what}; only QEMU needs it"), remedy)
+            let (what, fix) = own.map_or(("not found", "images/setup.sh"), |own| (&own.what, &own.remedy));
+            Check::absent(name, format!("{what}; only QEMU needs it"), fix)
         }
     }
 }
@@ -115,7 +120,7 @@ fn vsock_device(qemu: &Candidate) -> Check {
 fn choice(survey: Survey) -> Check {
     let name = "virtual machines";
     match survey.choose(None) {
-        Err(_) => Check::missing(name, "neither cloud-hypervisor nor QEMU can run", "mend one of them"),
+        Err(_) => Check::missing(name, "neither cloud-hypervisor nor QEMU can run here", "fix what one of them lacks"),
         Ok(choice) => {
             let mut detail = format!("{} with {}: {}", choice.kind, choice.accelerator, choice.reason);
             if choice.accelerator == Accelerator::Tcg {
@@ -126,14 +131,31 @@ fn choice(survey: Survey) -> Check {
     }
 }
 
+/// A daemon is stricter than `run`, above all about emulation.
+fn daemon(store: &StoreArgs) -> Check {
+    let name = "daemon";
+    let mut config = daemon::Config::default();
+    config.override_with(Overrides { store: store.addrs(), ..Overrides::default() });
+    let problems = daemon::problems(&config);
+    if problems.is_empty() {
+        return Check::fine(name, "would start with the default configuration");
+    }
+    let texts: Vec<_> = problems.iter().map(Problem::text).collect();
+    let mut fixes: Vec<_> = problems.iter().filter_map(Problem::advice).collect();
+    if fixes.is_empty() {
+        fixes.push("see above");
+    }
+    Check::absent(name, format!("would refuse to start: {}", texts.join("; ")), fixes.join("; "))
+}
+
 fn landlock() -> Check {
     let name = "landlock";
     match landlock_version() {
         version @ 1.. => Check::fine(name, format!("version {version}; helper processes are confined")),
         0 => Check::absent(
             name,
-            "this kernel has none; helper processes keep what other means leave them",
-            "boot with lsm=landlock, or a kernel from 5.13",
+            "this kernel has none, so that helper processes are confined by other means alone",
+            "boot with lsm=landlock, or a kernel of version 5.13 or later",
         ),
     }
 }
@@ -145,15 +167,6 @@ fn memory(host: &Host) -> Check {
     if host.memory_bytes > needed {
         Check::fine(name, format!("{all}; a build gets {default} unless --memory says otherwise"))
     } else {
-        Check::absent(name, format!("{all}, and a build gets {default}"), "give builds less with --memory")
+        Check::absent(name, format!("{all}, and a build gets {default}"), "give builds less memory with --memory")
     }
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    for cause in causes(error) {
-        let _ = write!(text, ": {cause}");
-    }
-    text.replace('\n', " ")
 }

@@ -31,41 +31,41 @@ use crate::{
 /// Share of the host's memory that builds may use by default, in percent.
 const DEFAULT_MEMORY_PERCENT: u64 = 75;
 
-/// How a daemon is set up. What is left out has a default.
+/// The settings of a daemon. Every setting has a default.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// The file that it was read from.
     #[serde(skip)]
     source: Option<Source>,
-    /// Settings of the file whose values don't fit, and so have the default here.
+    /// Settings of the file that couldn't be read, and so have their defaults here.
     #[serde(skip)]
     unread: Vec<(Key, Problem)>,
-    /// Settings that come from flags or the environment instead of the file.
+    /// Settings that flags or variables have overridden.
     #[serde(skip)]
     overridden: Vec<Key>,
-    /// Where to listen, as with `--listen`.
+    /// Addresses to listen on; see `--listen`.
     pub(crate) listen: Vec<ListenAddr>,
-    /// The permissions of Unix sockets.
+    /// The permissions of Unix sockets that the daemon creates.
     pub(super) socket_mode: SocketMode,
-    /// Accept clients from other machines that prove nothing about who they are.
+    /// Listen beyond loopback without requiring client certificates.
     pub(super) allow_anonymous_tcp: bool,
     /// Run builds without hardware virtualisation.
     pub(crate) allow_emulation: bool,
-    /// Whether an earlier success answers an equal request.
+    /// Whether results of earlier builds answer equal requests.
     pub(super) reuse: Option<bool>,
     pub(super) image: Option<PathBuf>,
     pub(super) vmm: Option<VmmName>,
     pub(super) cpu_model: Option<String>,
     pub(super) hugepages: bool,
-    /// Run builds that ask for the network without it, instead of refusing them.
+    /// Run builds that ask for the network without it; otherwise they are refused.
     pub(super) withhold_network: bool,
-    /// Let builds that ask for `/dev/kvm` run VMs of their own.
+    /// Give `/dev/kvm` to builds that ask for it.
     pub(super) nested: bool,
-    /// What builds may be shown, read-only: where they see it, and what it is on the host.
+    /// What builds may ask to see, read-only: the path in the build, and the path on this host.
     pub(super) host_paths: BTreeMap<GuestPath, PathBuf>,
     pub(super) connect_timeout: Option<Time>,
-    /// How long running builds may go on after SIGTERM.
+    /// How long running builds may take to finish after SIGTERM.
     pub(super) drain_timeout: Option<Time>,
     pub(crate) tls: Option<TlsConfig>,
     #[serde(deserialize_with = "store_addrs")]
@@ -99,7 +99,7 @@ fn store_addrs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<StoreAddrs,
     Ok(StoreAddrs { blobs: blob_service_addr, directories: directory_service_addr })
 }
 
-/// What all builds may use together.
+/// For all running builds together.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct BudgetConfig {
@@ -115,21 +115,21 @@ pub(super) struct QueueConfig {
     max_per_client: Option<Count>,
 }
 
-/// Where Prometheus asks.
+/// Where metrics are served.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct MetricsConfig {
     pub(super) listen: SocketAddr,
 }
 
-/// Where OpenTelemetry's spans go, by OTLP over gRPC.
+/// Where spans are sent, by OTLP over gRPC.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TracesConfig {
     pub(super) endpoint: Endpoint,
 }
 
-/// What is kept of finished builds.
+/// How long finished builds are remembered.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RecordsConfig {
@@ -137,7 +137,7 @@ pub(super) struct RecordsConfig {
     max_size: Option<Size>,
 }
 
-/// What one build may use.
+/// The limits of one build.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct BuildConfig {
@@ -157,11 +157,11 @@ pub(super) struct BuildConfig {
 /// Flags and variables of the environment. They take precedence over the file.
 #[derive(Debug, Default)]
 pub struct Overrides {
-    /// Where to listen, if anywhere is named.
+    /// Addresses to listen on. Empty leaves those of the file.
     pub listen: Vec<ListenAddr>,
-    /// The certificate, its key and the CAs of clients.
+    /// Certificates for TCP.
     pub tls: Option<TlsConfig>,
-    /// Accept clients from other machines that prove nothing about who they are.
+    /// Listen beyond loopback without requiring client certificates.
     pub allow_anonymous_tcp: bool,
     /// Run builds without hardware virtualisation.
     pub allow_emulation: bool,
@@ -170,12 +170,12 @@ pub struct Overrides {
 }
 
 impl Config {
-    /// Reads a file. Settings that can't be read are reported by [`check`](super::check), with everything else that is
-    /// wrong.
+    /// Reads a file. Settings with unusable values are reported by [`check`](super::check), together with all other
+    /// problems.
     ///
     /// # Errors
     ///
-    /// The file can't be read, or is no TOML.
+    /// The file can't be read, or isn't TOML.
     pub fn read(path: &Path) -> Result<Self, Failure> {
         Self::from_source(Source::read(path)?)
     }
@@ -216,25 +216,25 @@ impl Config {
         self.unread.retain(|(key, _)| !overridden.iter().any(|by| key.is_in(by)));
     }
 
-    /// The settings of the file that can't be read.
+    /// Settings of the file that couldn't be read.
     pub(super) fn unread(&self) -> impl Iterator<Item = &Problem> {
         self.unread.iter().map(|(_, problem)| problem)
     }
 
-    /// Whether this setting, and every setting in it, has the value that its author wanted.
+    /// Whether this setting, and every setting in this table, could be read.
     pub(super) fn is_read(&self, key: &str) -> bool {
         let key = key.into();
         !self.unread.iter().any(|(unread, _)| unread.is_in(&key))
     }
 
-    /// Where a setting comes from: the file, or else no place but its key.
+    /// Where the file sets this key. A setting that isn't from the file has no place but its key.
     pub(super) fn place(&self, key: &Key) -> Place {
         let in_file = self.source.as_ref().filter(|_| !self.overridden.iter().any(|by| key.is_in(by)));
         let place = in_file.and_then(|source| source.find(key));
         place.unwrap_or_else(|| Place { line: None, text: key.to_string() })
     }
 
-    /// What one build may use.
+    /// The limits of one build.
     pub(super) fn options(&self) -> Options {
         let (default, build) = (Options::default(), &self.build);
         let bytes = |set: Option<Size>, default| set.map_or(default, |Size(bytes)| bytes);
@@ -256,7 +256,7 @@ impl Config {
         }
     }
 
-    /// What all builds may use.
+    /// For all running builds together.
     pub(super) fn budget(&self) -> Budget {
         let cpus = std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX));
         let memory = Host::this().memory_bytes / 100 * DEFAULT_MEMORY_PERCENT;
@@ -273,7 +273,7 @@ impl Config {
         Bounds { queued: count(self.queue.max, 1000), queued_per_client: count(self.queue.max_per_client, 250) }
     }
 
-    /// What is kept of finished builds.
+    /// How long finished builds are remembered.
     pub(super) fn retention(&self) -> Retention {
         let default = Retention::default();
         Retention {
@@ -282,7 +282,7 @@ impl Config {
         }
     }
 
-    /// The settings of every build, once the rest is known.
+    /// Completes the settings of builds.
     pub(super) fn apply(&self, settings: &mut Settings) {
         settings.cpu_model.clone_from(&self.cpu_model);
         settings.hugepages = self.hugepages;
@@ -293,7 +293,7 @@ impl Config {
         settings.connect_timeout = self.connect_timeout.map_or(settings.connect_timeout, |Time(time)| time);
     }
 
-    /// How long somebody may look around in a failed build.
+    /// How long a client may use a shell in a failed build.
     pub(super) fn max_shell(&self) -> Duration {
         self.build.shell_timeout.map_or(SHELL_TIMEOUT, |Time(time)| time)
     }

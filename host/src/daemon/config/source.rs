@@ -1,4 +1,4 @@
-//! The text of a configuration file, and the line and value of each key in it.
+//! The text of a configuration file, with the line and the value of each key.
 
 use std::{
     fmt, fs,
@@ -19,7 +19,7 @@ use crate::daemon::problem::{Place, Problem, failure};
 /// Bytes of the largest file that is read.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
-/// How many values that don't fit their key are reported at once.
+/// How many unusable values are reported at once.
 const MAX_PROBLEMS: usize = 50;
 
 /// How much of a value is quoted, in characters.
@@ -61,7 +61,7 @@ impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bare = |name: &str| name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'));
         let shown = |name: &String| if bare(name) { name.clone() } else { format!("{name:?}") };
-        // The value that is shown with the key tells the element.
+        // Which element it is shows in the value.
         let names = self.0.iter().filter(|name| !name.starts_with('['));
         f.write_str(&names.map(shown).collect::<Vec<_>>().join("."))
     }
@@ -93,8 +93,8 @@ impl Source {
         Self { path: "test.toml".into(), text: text.to_owned() }
     }
 
-    /// Reads the settings. A setting whose value doesn't fit is left out and returned as a problem, so that the others can
-    /// be checked as well. Text that is no TOML is a failure.
+    /// Reads the settings. A setting with an unusable value is left out and returned as a problem, so that the other ones can
+    /// be checked, too. Text that isn't TOML is a failure.
     pub(super) fn parse<T: DeserializeOwned>(&self) -> Result<(T, Vec<(Key, Problem)>), Failure> {
         let (mut document, errors) = DeTable::parse_recoverable(&self.text);
         if !errors.is_empty() {

@@ -53,7 +53,7 @@ fn a_value_that_does_not_fit_is_reported_with_its_line_and_its_key() {
         ("[build]\ntimeout = 90", "test.toml:2: build.timeout = 90: \"90\" is not a time with its unit"),
         ("[budget]\ncpus = 0", "test.toml:2: budget.cpus = 0: \"0\" is not a number greater than 0: must not be 0"),
         ("[budget]\ncpus = -1", "budget.cpus = -1: \"-1\" is not a number greater than 0: invalid digit"),
-        ("socket_mode = 0o777", "test.toml:1: socket_mode = 0o777: 0o777 is no mode of a socket: write 0o600"),
+        ("socket_mode = 0o777", "test.toml:1: socket_mode = 0o777: 0o777 is not a mode for a socket: write 0o600"),
         ("listen = ['run/x']", "test.toml:1: listen = 'run/x': \"run/x\" is not an address to listen on"),
         ("listen = ['host']", "listen = 'host': \"host\" is not an address to listen on"),
         ("listen = ['::1:99999']", "listen = '::1:99999': \"::1:99999\" is not an address to listen on"),
@@ -65,10 +65,7 @@ fn a_value_that_does_not_fit_is_reported_with_its_line_and_its_key() {
         ("\n[tls]\nkey = 'k'", "test.toml:2: tls: missing field `certificate`"),
         ("tls = { key = 'k' }", "test.toml:1: tls = { key = 'k' }: missing field `certificate`"),
         ("tls.key = 'k'", "test.toml:1: tls: missing field `certificate`"),
-        (
-            "[host_paths]\n'/dev/kvm' = '/x'",
-            "test.toml:2: host_paths.\"/dev/kvm\" = '/x': the path \"/dev/kvm\" lies in",
-        ),
+        ("[host_paths]\n'/dev/kvm' = '/x'", "test.toml:2: host_paths.\"/dev/kvm\" = '/x': the path \"/dev/kvm\" is in"),
         ("listen = [", "test.toml:1: unclosed array"),
         ("image = 1\nimage = 2", "test.toml:2: duplicate key"),
     ] {

@@ -1,4 +1,4 @@
-//! The values that a configuration may hold, each checked as it is read.
+//! The types of settings. Each checks its value as it is read.
 
 use std::{fmt, net::SocketAddr, path::Path, str::FromStr, time::Duration};
 
@@ -19,7 +19,7 @@ impl TryFrom<String> for GuestPath {
     fn try_from(path: String) -> Result<Self, String> {
         let wrong = |rule| format!("the path {path:?} {rule}");
         if ["/dev", "/proc"].iter().any(|taken| Path::new(&path).starts_with(taken)) {
-            return Err(wrong("lies in /dev or /proc, which are the guest's own; /dev/kvm comes with `nested = true`"));
+            return Err(wrong("is in /dev or /proc, which the guest has itself; `nested = true` is for /dev/kvm"));
         }
         AbsolutePath::new(&path).map(Self).map_err(wrong)
     }
@@ -50,7 +50,7 @@ impl<'de> Deserialize<'de> for ListenAddr {
     }
 }
 
-/// Of a collector.
+/// The address of an OpenTelemetry collector.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(try_from = "String")]
 pub(in crate::daemon) struct Endpoint(pub(in crate::daemon) String);
@@ -61,7 +61,9 @@ impl TryFrom<String> for Endpoint {
     fn try_from(endpoint: String) -> Result<Self, String> {
         match endpoint.parse::<Uri>() {
             Ok(uri) if uri.scheme_str() == Some("http") => Ok(Self(endpoint)),
-            _ => Err(format!("{endpoint:?} is no address to send spans to, in clear: write http://HOST:PORT")),
+            _ => Err(format!(
+                "{endpoint:?} is not the address of a collector: write http://HOST:PORT; TLS isn't supported"
+            )),
         }
     }
 }
@@ -81,7 +83,7 @@ impl TryFrom<u32> for SocketMode {
     type Error = String;
 
     fn try_from(mode: u32) -> Result<Self, String> {
-        let wrong = || format!("0o{mode:o} is no mode of a socket: write 0o600, 0o660 or 0o666");
+        let wrong = || format!("0o{mode:o} is not a mode for a socket: write 0o600, 0o660 or 0o666");
         if mode & !0o666 == 0 && mode & 0o600 == 0o600 { Ok(Self(mode)) } else { Err(wrong()) }
     }
 }
@@ -93,7 +95,7 @@ pub(in crate::daemon) enum VmmName {
     Qemu,
 }
 
-/// Bytes: a number, or text such as "2G".
+/// Bytes: a number, or text such as "2G"; see [`quantity::size`].
 #[derive(Debug, Clone, Copy)]
 pub(in crate::daemon) struct Size(pub(in crate::daemon) u64);
 
@@ -128,7 +130,7 @@ impl<'de> Deserialize<'de> for Count {
     }
 }
 
-/// What `parse` makes of a text, or of a number as text.
+/// Parses a text, or a number as if it were text.
 fn text_or_number<'de, D: Deserializer<'de>, T>(
     deserializer: D,
     expected: &'static str,

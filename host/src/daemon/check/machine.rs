@@ -1,0 +1,122 @@
+//! What runs builds: the image, the VMM and what it is to do, the host's huge pages.
+
+use std::{fs, path::Path, process::Command};
+
+use cofferdam_images::{Image, default_dir};
+
+use super::Checks;
+use crate::{
+    daemon::{config::VmmName, problem::chain},
+    machine::vmm,
+    quantity::show_size,
+};
+
+const EMULATION: &str = "builds could only be emulated here (QEMU TCG), which is no security boundary";
+const EMULATION_ADVICE: &str = "make KVM work (`cofferdam doctor` shows what it lacks), or accept emulation with \
+                                --allow-emulation or allow_emulation = true";
+
+impl Checks<'_> {
+    pub(super) fn image(&mut self) -> Option<Image> {
+        let path = self.config.image.clone().unwrap_or_else(default_dir);
+        match Image::open(&path) {
+            Ok(image) => Some(image),
+            Err(error) => {
+                match self.config.image {
+                    Some(_) => self.wrong("image", chain(&error)),
+                    None => self.lacking("image", chain(&error)),
+                };
+                None
+            }
+        }
+    }
+
+    pub(super) fn vmm(&mut self) -> Option<vmm::Choice> {
+        let config = self.config;
+        if !config.is_read("vmm") {
+            return None;
+        }
+        let (key, asked) = match (config.vmm, &config.cpu_model) {
+            (Some(VmmName::CloudHypervisor), Some(_)) => {
+                self.wrong("cpu_model", "cloud-hypervisor always shows builds the host's CPU")
+                    .advise("leave cpu_model out, or set vmm = \"qemu\"");
+                return None;
+            }
+            (Some(VmmName::CloudHypervisor), None) => ("vmm", Some(vmm::Kind::CloudHypervisor)),
+            (Some(VmmName::Qemu), _) => ("vmm", Some(vmm::Kind::Qemu)),
+            (None, Some(_)) => ("cpu_model", Some(vmm::Kind::Qemu)),
+            (None, None) => ("vmm", None),
+        };
+        let choice = match vmm::choose(asked) {
+            Ok(choice) => choice,
+            Err(error) => {
+                let problem = match asked {
+                    Some(_) => self.wrong(key, chain(&error)),
+                    None => self.lacking(key, chain(&error)),
+                };
+                problem.advise("cofferdam doctor");
+                return None;
+            }
+        };
+        if config.cpu_model.as_ref().is_some_and(|model| !knows_cpu(&choice.program, model)) {
+            let list = format!("{} -cpu help", choice.program.display());
+            self.wrong("cpu_model", "this QEMU has no CPU model of that name").advise(list);
+        }
+        match choice.accelerator {
+            vmm::Accelerator::Tcg if !config.allow_emulation => {
+                self.lacking("allow_emulation", EMULATION).advise(EMULATION_ADVICE);
+            }
+            vmm::Accelerator::Kvm if config.nested && !vmm::kvm_nests() => {
+                self.wrong("nested", "KVM on this host runs no VMs inside VMs: its module has `nested` off").advise(
+                    "`modprobe -r kvm_intel; modprobe kvm_intel nested=1`, or the same with kvm_amd; or nested = false",
+                );
+            }
+            _ => {}
+        }
+        Some(choice)
+    }
+
+    pub(super) fn huge_pages(&mut self, build_bytes: u64) {
+        // If the file can't be read, there are none.
+        let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let (page_bytes, pages) = huge_pages(&meminfo);
+        let needed = build_bytes.div_ceil(page_bytes);
+        if pages < needed {
+            let size = show_size(build_bytes);
+            self.wrong("hugepages", format!("a build's {size} take {needed} huge pages, and this host has {pages}"))
+                .advise(format!("sudo sysctl vm.nr_hugepages={needed}"));
+        }
+    }
+}
+
+/// The size of the host's huge pages in bytes, and how many of them there are.
+fn huge_pages(meminfo: &str) -> (u64, u64) {
+    let value = |name: &str| {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.and_then(|line| line.split_ascii_whitespace().next()?.parse().ok()).unwrap_or(0)
+    };
+    let page_bytes = match value("Hugepagesize") {
+        0 => 2 << 20,
+        kibibytes => kibibytes * 1024,
+    };
+    (page_bytes, value("HugePages_Total"))
+}
+
+/// Whether this QEMU has a CPU model. A QEMU that can't list its models is given the benefit of the doubt.
+fn knows_cpu(qemu: &Path, model: &str) -> bool {
+    let Ok(listed) = Command::new(qemu).args(["-cpu", "help"]).output() else { return true };
+    // A line is `x86 MODEL  DESCRIPTION`. Not every version begins it with the architecture.
+    let listed = String::from_utf8_lossy(&listed.stdout);
+    listed.is_empty() || listed.lines().any(|line| line.split_whitespace().take(2).any(|word| word == model))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn huge_pages_are_counted_whether_free_or_not() {
+        let meminfo = "MemTotal: 1 kB\nHugePages_Total:     512\nHugePages_Free:  3\nHugepagesize:       2048 kB\n";
+        assert_eq!(huge_pages(meminfo), (2 << 20, 512));
+        assert_eq!(huge_pages(""), (2 << 20, 0));
+    }
+}

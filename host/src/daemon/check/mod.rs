@@ -1,0 +1,146 @@
+//! Finds all problems of a configuration on this host without opening the store or starting a machine.
+
+mod machine;
+#[cfg(test)]
+mod tests;
+mod tls;
+
+use std::net::ToSocketAddrs as _;
+
+use cofferdam_castore::{blobservice, directoryservice, is_addr};
+use cofferdam_images::Image;
+use cofferdam_rpc::{Tls, forbid_anonymous_tcp};
+
+use super::{
+    config::{Config, GuestPath, Key, ListenAddr},
+    problem::{Problem, chain},
+    sockets::ANONYMOUS_ADVICE,
+};
+use crate::{
+    build::{MAX_SCRATCH_BYTES, Options},
+    devices::paths::Shown,
+    machine::vmm,
+    quantity::show_size,
+    request::Host,
+};
+
+/// What the checks have found for the daemon to use.
+pub(super) struct Checked {
+    pub(super) options: Options,
+    pub(super) image: Image,
+    pub(super) vmm: vmm::Choice,
+    pub(super) tls: Option<Tls>,
+}
+
+/// Looks for all problems at once.
+pub(super) fn check(config: &Config) -> Result<Checked, Vec<Problem>> {
+    let mut checks = Checks { config, problems: config.unread().cloned().collect() };
+    let options = config.options();
+    checks.limits(&options);
+    checks.host_paths();
+    checks.listen();
+    checks.store();
+    let (image, vmm, tls) = (checks.image(), checks.vmm(), checks.tls());
+    match (image, vmm, tls) {
+        (Some(image), Some(vmm), Some(tls)) if checks.problems.is_empty() => Ok(Checked { options, image, vmm, tls }),
+        _ => Err(checks.problems),
+    }
+}
+
+struct Checks<'a> {
+    config: &'a Config,
+    problems: Vec<Problem>,
+}
+
+impl Checks<'_> {
+    /// A setting breaks a rule.
+    fn wrong(&mut self, key: impl Into<Key>, rule: impl AsRef<str>) -> &mut Problem {
+        self.add(Problem::wrong(&self.config.place(&key.into()), rule.as_ref()))
+    }
+
+    /// This host lacks something. `key` is the setting that could change that.
+    fn lacking(&mut self, key: impl Into<Key>, what: impl AsRef<str>) -> &mut Problem {
+        self.add(Problem::lacking(&self.config.place(&key.into()), what.as_ref()))
+    }
+
+    fn add(&mut self, problem: Problem) -> &mut Problem {
+        self.problems.push_mut(problem)
+    }
+
+    fn range(&mut self, key: &str, value: u64, (least, most): (u64, u64), show: fn(u64) -> String) {
+        if !(least..=most).contains(&value) {
+            self.wrong(key, format!("must be from {} to {}", show(least), show(most)));
+        }
+    }
+
+    fn limits(&mut self, options: &Options) {
+        let (config, host) = (self.config, Host::this());
+        let mut budget = config.budget();
+        self.range("budget.memory", budget.memory_bytes, (vmm::MIN_MEMORY_BYTES, host.memory_bytes), show_size);
+        if !config.is_read("budget") {
+            (budget.memory_bytes, budget.cpus) = (host.memory_bytes, vmm::MAX_CPUS);
+        }
+        let memory = budget.memory_bytes.min(host.memory_bytes).max(vmm::MIN_MEMORY_BYTES);
+        self.range("build.memory", options.memory_bytes, (vmm::MIN_MEMORY_BYTES, memory), show_size);
+        let cpus = budget.cpus.min(vmm::MAX_CPUS);
+        self.range("build.cpus", options.cpus.into(), (1, cpus.into()), |cpus| cpus.to_string());
+        let scratch = (cofferdam_images::SCRATCH_TEMPLATE_BYTES, MAX_SCRATCH_BYTES);
+        self.range("build.scratch_size", options.scratch_bytes, scratch, show_size);
+        if config.hugepages {
+            self.huge_pages(options.memory_bytes);
+        }
+    }
+
+    fn host_paths(&mut self) {
+        for (GuestPath(seen), path) in &self.config.host_paths {
+            if let Err(error) = Shown::open(path) {
+                let key = Key::from("host_paths").child(seen.as_str());
+                self.wrong(key, format!("can't be read on this host: {error}"));
+            }
+        }
+    }
+
+    fn listen(&mut self) {
+        let Config { listen, tls, allow_anonymous_tcp, .. } = self.config;
+        let has_client_ca = tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        let may_be_anonymous = *allow_anonymous_tcp || has_client_ca || !self.config.is_read("tls");
+        for (index, ListenAddr(addr)) in listen.iter().enumerate() {
+            if addr.starts_with('/') {
+                continue;
+            }
+            let key = Key::from("listen").element(index);
+            let anonymous = |addr| forbid_anonymous_tcp(addr, None).err();
+            let resolved = addr.to_socket_addrs().map(|mut addrs| addrs.find_map(anonymous));
+            match resolved {
+                Err(error) => drop(self.lacking(key, format!("can't be resolved: {error}"))),
+                Ok(Some(error)) if !may_be_anonymous => self.wrong(key, error.to_string()).advise(ANONYMOUS_ADVICE),
+                Ok(_) => {}
+            }
+        }
+    }
+
+    fn store(&mut self) {
+        let (blobs, directories) = match self.config.store.resolve() {
+            Ok(addrs) => addrs,
+            Err(error) => {
+                let advice = error.advice();
+                let problem = self.wrong("store", chain(&error));
+                if let Some(advice) = advice {
+                    problem.advise(advice);
+                }
+                return;
+            }
+        };
+        // An address that is refused opens nothing.
+        if (!is_addr(&blobs) || blobs.starts_with("redb:"))
+            && let Err(error) = blobservice::from_addr(&blobs)
+        {
+            self.wrong("store.blob_service_addr", chain(&error));
+        }
+        if (!is_addr(&directories) || directories.starts_with("file:"))
+            && let Err(error) = directoryservice::from_addr(&directories)
+        {
+            self.wrong("store.directory_service_addr", chain(&error));
+        }
+    }
+}

@@ -1,0 +1,53 @@
+use super::*;
+use crate::daemon::problem::failure;
+
+fn limits(text: &str) -> String {
+    let config = Config::of(text);
+    let mut checks = Checks { config: &config, problems: Vec::new() };
+    checks.limits(&config.options());
+    checks.host_paths();
+    checks.listen();
+    failure(checks.problems).message
+}
+
+#[test]
+fn limits_stay_within_the_budget_and_the_budget_within_the_host() {
+    let nothing = failure(Vec::new()).message;
+    assert_eq!(limits("[build]\nmemory = '256M'"), nothing);
+    for (text, words) in [
+        ("[build]\nmemory = '1K'", "test.toml:2: build.memory = '1K': must be from 128.00 MiB to"),
+        ("[budget]\nmemory = '1G'\n[build]\nmemory = '2G'", "build.memory = '2G': must be from 128.00 MiB to 1.00 GiB"),
+        ("[budget]\nmemory = '1000T'", "test.toml:2: budget.memory = '1000T': must be from 128.00 MiB to"),
+        ("[budget]\nmemory = '1M'", "test.toml:2: budget.memory = '1M': must be from"),
+        ("[budget]\ncpus = 2\n[build]\ncpus = 3", "test.toml:4: build.cpus = 3: must be from 1 to 2"),
+        ("[budget]\ncpus = 1000\n[build]\ncpus = 255", "build.cpus = 255: must be from 1 to 254"),
+        ("[build]\nscratch_size = '1000T'", "build.scratch_size = '1000T': must be from"),
+        ("hugepages = true\n[build]\nmemory = '100G'", "test.toml:1: hugepages = true: a build's 100.00 GiB take"),
+        ("[host_paths]\n'/x' = '/nowhere'", "test.toml:2: host_paths.\"/x\" = '/nowhere': can't be read"),
+    ] {
+        let message = limits(text);
+        assert!(message.contains(words), "{text}: {message}");
+    }
+    let open = "no client has to prove who it is";
+    let mutual = "[tls]\ncertificate = 'c'\nkey = 'k'\nclient_ca = 'a'";
+    for (text, words) in [
+        ("listen = ['/x', '[::]:1']", "test.toml:1: listen = '[::]:1': anyone who reaches [::]:1 could use it"),
+        ("listen = ['0.0.0.0:1']\n[tls]\ncertificate = 'c'\nkey = 'k'", open),
+        ("listen = ['a..b:1']", "listen = 'a..b:1': can't be resolved"),
+    ] {
+        let message = limits(text);
+        assert!(message.contains(words), "{text}: {message}");
+    }
+    for text in [
+        "listen = ['/x', '127.0.0.1:1', '[::1]:1', 'localhost:1']",
+        "allow_anonymous_tcp = true\nlisten = ['[::]:1']",
+        &format!("listen = ['[::]:1']\n{mutual}"),
+        // Who may connect shows when the table can be read.
+        "listen = ['[::]:1']\n[tls]\ncertificate = 'c'\nkey = 'k'\nclientca = 'a'",
+    ] {
+        assert_eq!(limits(text), nothing, "{text}");
+    }
+    // Where the budget can't be read, nothing is held against it.
+    let unread = limits("[budget]\ncpus = 'two'\n[build]\ncpus = 200");
+    assert_eq!(unread, nothing);
+}
