@@ -5,7 +5,7 @@ use tokio::io::AsyncRead;
 use crate::{
     cli::plain_text::PlainText,
     devices::inputs::Request,
-    machine::vmm::{self, Cause},
+    machine::{Cause, vmm},
 };
 
 /// A packet of the device that serves inputs, encoded again.

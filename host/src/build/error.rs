@@ -5,7 +5,12 @@ use std::{fmt, io, time::Duration};
 use cofferdam_castore::Node;
 use cofferdam_protocol::{UnsupportedKind, Usage, frame::FrameError, tree::TreeError};
 
-use crate::{devices::inputs::ResolveError, machine::FileError, machine::vmm, request::RequestError};
+use super::{Phase, died};
+use crate::{
+    devices::{self, inputs::ResolveError},
+    machine::{Cause, ConnectError, FileError, StartError, vmm},
+    request::RequestError,
+};
 
 /// Why there is no result. Each variant asks something else of the caller: mend the build, mend the request, or try
 /// again elsewhere.
@@ -260,12 +265,9 @@ pub enum ExecutorError {
     /// The inputs can't be read from the store.
     #[error("can't resolve the inputs")]
     Resolve(#[source] ResolveError),
-    /// The process that serves the inputs.
-    #[error("can't start the inputs' device")]
-    InputsDevice(#[source] crate::devices::inputs::StartError),
-    /// The process that shows paths of the host.
-    #[error("can't start the device for paths of the host")]
-    PathsDevice(#[source] crate::devices::inputs::StartError),
+    /// A device's process.
+    #[error(transparent)]
+    Device(#[from] devices::StartError),
     /// The VMM.
     #[error("can't start the virtual machine")]
     Vmm(#[source] vmm::VmmError),
@@ -275,7 +277,7 @@ pub enum ExecutorError {
         /// Who, and how.
         what: String,
         /// What brought it about.
-        cause: vmm::Cause,
+        cause: Cause,
         /// Which phase the build was in.
         when: &'static str,
         /// The last that it wrote, escaped; may be empty.
@@ -312,6 +314,25 @@ pub enum ExecutorError {
     /// Somebody asked for the end.
     #[error("the build was interrupted")]
     Interrupted,
+}
+
+impl From<StartError> for ExecutorError {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::File(error) => Self::File(error),
+            StartError::Vmm(error) => Self::Vmm(error),
+        }
+    }
+}
+
+impl From<ConnectError> for ExecutorError {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::File(error) => Self::File(error),
+            ConnectError::Died(death) => died(death, Phase::Booting),
+            ConnectError::Timeout { limit, console } => Self::NeverConnected { limit, console },
+        }
+    }
 }
 
 fn last_words(text: &str) -> String {

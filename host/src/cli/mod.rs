@@ -34,7 +34,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    quantity,
+    devices, quantity,
     request::node_text,
     state::{StoreAddrs, state_dir},
 };
@@ -99,9 +99,11 @@ enum Command {
     Builds(builds::BuildsArgs),
     Store(store::StoreCommandArgs),
     Doctor(doctor::DoctorArgs),
-    /// Serves one VM's inputs; started by a build, of no use to anyone else
-    #[command(name = crate::devices::inputs::SUBCOMMAND, hide = true)]
-    FsDevice,
+    /// Serves a device of one VM; started by a build, of no use to anyone else
+    #[command(name = devices::SUBCOMMAND, hide = true)]
+    Device {
+        device: devices::Kind,
+    },
 }
 
 impl Cli {
@@ -131,7 +133,7 @@ impl Cli {
             Command::Doctor(args) => args.json(),
             Command::Store(args) => args.json(),
             Command::Builds(args) => args.json(),
-            Command::Export(_) | Command::Daemon(_) | Command::FsDevice => false,
+            Command::Export(_) | Command::Daemon(_) | Command::Device { .. } => false,
         }
     }
 
@@ -152,8 +154,9 @@ impl Cli {
             Command::Builds(args) => until_interrupted(|cancel| async move { args.execute(&cancel).await }),
             Command::Doctor(args) => args.execute(&store),
             // Confines its own thread, so no runtime and no other thread may be there before it.
-            Command::FsDevice => crate::devices::inputs::run_device()
-                .map_err(|error| CliError::failed("the inputs' device failed", error)),
+            Command::Device { device } => {
+                devices::run(device).map_err(|error| CliError::failed(format!("the {device} failed"), error))
+            }
         }
     }
 }

@@ -117,8 +117,8 @@ impl Progress {
 impl Observer for Progress {
     fn phase(&self, phase: Phase) {
         self.step(match phase {
-            // The screen is the shell's.
-            Phase::Shell => return,
+            // The place in the queue is shown instead, and the shell has the screen for itself.
+            Phase::Queued | Phase::Shell => return,
             Phase::Resolving => "resolving inputs",
             Phase::Booting => "booting",
             Phase::Running => "running",

@@ -15,7 +15,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::vm::Cause;
+use crate::machine::death::Cause;
 
 /// The longest event that is looked at, in bytes; they have some hundred.
 const MAX_EVENT_BYTES: usize = 16 * 1024;
