@@ -37,6 +37,5 @@ mod quantity;
 pub mod records;
 pub mod request;
 pub mod scheduler;
-pub mod service;
 pub mod state;
 pub mod telemetry;

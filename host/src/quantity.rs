@@ -47,6 +47,12 @@ pub(crate) fn show_duration(duration: Duration) -> String {
     format!("{:.2} s", duration.as_secs_f64())
 }
 
+/// A time in its largest unit alone: `3h`, `2days`.
+pub(crate) fn show_age(age: Duration) -> String {
+    let text = humantime::format_duration(Duration::from_secs(age.as_secs())).to_string();
+    text.split(' ').next().unwrap_or_default().to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,6 +81,13 @@ mod tests {
         assert_eq!(size_within("1G", 1 << 30, 1 << 30), Ok(1 << 30));
         assert_eq!(size_within("1", 1 << 30, 1 << 31).unwrap_err(), "must be at least 1.00 GiB");
         assert_eq!(size_within("3G", 1 << 30, 1 << 31).unwrap_err(), "must be at most 2.00 GiB");
+    }
+
+    #[test]
+    fn ages_have_one_unit() {
+        for (seconds, shown) in [(0, "0s"), (59, "59s"), (3 * 3600 + 59, "3h"), (2 * 86400 + 1, "2days")] {
+            assert_eq!(show_age(Duration::from_millis(seconds * 1000 + 999)), shown);
+        }
     }
 
     #[test]

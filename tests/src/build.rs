@@ -164,13 +164,14 @@ impl<'a> Build<'a> {
             self.slots = Some(slots::take_one());
         }
         let mut process = self.cofferdam.prepare();
-        process.arg(subcommand).args(argument).args(&self.flags).envs(self.environment);
+        process.arg(subcommand).args(argument).args(&self.flags).envs(self.environment.iter().cloned());
         if let Some(memory) = &self.memory {
             process.args(["--memory", memory]);
         }
         let here = [("--vmm", vmm::asked().map(str::to_owned)), ("--connect-timeout", patience::connect_timeout())];
         // A daemon has them in its configuration.
-        let elsewhere = self.flags.iter().any(|flag| flag == "--daemon");
+        let elsewhere = self.flags.iter().any(|flag| flag == "--daemon")
+            || self.environment.iter().any(|(key, _)| key == "COFFERDAM_DAEMON");
         for (name, value) in here.into_iter().filter_map(|(name, value)| Some((name, value?))) {
             if !elsewhere && !self.flags.iter().any(|flag| flag == name) {
                 process.args([name, &value]);

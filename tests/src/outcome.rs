@@ -110,10 +110,20 @@ impl Outcome {
         self.status.signal()
     }
 
-    /// Its stdout as JSON.
+    /// Its stdout as JSON, but for the line that tells the id of a daemon's build.
     #[track_caller]
     pub fn json(&self) -> Value {
-        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("stdout is not JSON ({error}): {self}"))
+        let text = match self.build_id() {
+            Some(_) => self.stdout.split_once('\n').map_or("", |(_, rest)| rest),
+            None => &self.stdout,
+        };
+        serde_json::from_str(text).unwrap_or_else(|error| panic!("stdout is not JSON ({error}): {self}"))
+    }
+
+    /// The id that a daemon gave to the build, from the first line of its stdout.
+    pub fn build_id(&self) -> Option<String> {
+        let first: Value = serde_json::from_str(self.stdout.lines().next()?).ok()?;
+        first["build"].as_str().map(str::to_owned)
     }
 
     /// The outputs, from the `BuildResponse` on stdout.

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use cofferdam::service::proto::cofferdam::{self as ours, build_service_client::BuildServiceClient};
+use cofferdam_proto::cofferdam::v1::{self as ours, build_service_client::BuildServiceClient};
 use cofferdam_tests::{Cofferdam, Daemon, Outcome, Running, program, request::encoded, stretched};
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
@@ -83,6 +83,11 @@ fn a_configuration_is_checked_and_what_is_wrong_named_with_file_line_and_value()
     let [certificate, key] = authority.sign(&cofferdam, "host").unwrap();
     let tls = format!("[tls]\ncertificate = {certificate:?}\nkey = {key:?}");
     check(&tls).succeeds();
+    // A server's certificate proves no client.
+    check(&format!("listen = ['[::]:8000']\n{tls}")).exits_with(2).says("allow_anonymous_tcp = true");
+    let ca = cofferdam.file("ca.pem", authority.0.pem());
+    check(&format!("listen = ['[::]:8000']\n{tls}\nclient_ca = {ca:?}")).succeeds();
+    check(&format!("listen = ['[::]:8000']\nallow_anonymous_tcp = true\n{tls}")).succeeds();
     check(&format!("{tls}\nclient_ca = {key:?}")).exits_with(2).says("host.key");
     let [_, other] = authority.sign(&cofferdam, "other").unwrap();
     check(&format!("[tls]\ncertificate = {certificate:?}\nkey = {other:?}")).exits_with(2).says("other.key");
@@ -243,8 +248,20 @@ fn builds_that_outlast_the_drain_are_cancelled_and_those_of_a_killed_daemon_are_
     let lost = build(&daemon);
     daemon.running().signal(Signal::SIGKILL);
     daemon.end_of();
-    lost.end().executor_fails("daemon");
+    let left = lost.end().executor_fails("daemon").says("went away").says("log -f");
+    let id = left.build_id().expect("it was told at once");
+    assert_eq!(
+        (&left.json()["fields"]["cause"], &left.json()["fields"]["build_id"]),
+        (&"went_away".into(), &id.clone().into())
+    );
     let daemon = Daemon::start(&cofferdam, "");
+    // The advice, with the id shortened.
+    let builds = |arguments: &[&str]| cofferdam.command(["builds", "--daemon", &daemon.addr()].iter().chain(arguments));
+    assert_eq!(builds(&["log", "-f", &id[..30]]).succeeds().stdout, "begun\n");
+    assert_eq!(builds(&["show", "--json", &id]).succeeds().json()["state"], "lost");
+    let listed = builds(&["list"]).succeeds().stdout;
+    assert!(listed.contains(&format!("{id}\tlost\t")), "{listed}");
+    builds(&["show", "01"]).exits_with(2).says("2 builds have ids that begin with \"01\"");
     let list = cofferdam.command(["builds", "--daemon", &daemon.addr(), "list", "--json"]).succeeds();
     let reasons: Vec<_> = list
         .stdout
@@ -299,17 +316,26 @@ fn with_mutual_tls_strangers_stay_out_and_clients_see_only_their_own_builds() {
     as_client(Some(&one), &run).is_refused("unsupported");
     let list = |identity| as_client(Some(identity), &["builds", "--daemon", &addr, "list"]).succeeds().stdout;
     let listed = list(&one);
-    let id = listed.split('\t').next().unwrap();
-    assert_eq!(listed.lines().count(), 1);
-    assert!(list(&other).is_empty());
+    let (header, line) = listed.trim_end().split_once('\n').unwrap();
+    assert_eq!(header, "ID\tSTATE\tAGE\tRAN\tCOMMAND");
+    let (id, rest) = line.split_once('\t').unwrap();
+    assert!(!rest.contains('\n'), "{listed}");
+    assert_eq!(list(&other).trim_end(), header);
     for verb in ["show", "log", "cancel"] {
         as_client(Some(&one), &["builds", "--daemon", &addr, verb, id]).succeeds();
         let refused = as_client(Some(&other), &["builds", "--daemon", &addr, verb, id]);
         refused.exits_with(2).says("you have no build of this id");
     }
-    as_client(None, &["builds", "--daemon", &addr, "list"]).exits_with(3);
+    let anonymous = as_client(None, &["builds", "--daemon", &addr, "list"]);
+    anonymous.exits_with(3).says("requires a client certificate").says("COFFERDAM_TLS_CERTIFICATE");
     let stranger = Authority::new().unwrap().sign(&cofferdam, "stranger").unwrap();
-    as_client(Some(&stranger), &["builds", "--daemon", &addr, "list"]).exits_with(3);
+    let refused = as_client(Some(&stranger), &["builds", "--daemon", &addr, "list"]);
+    refused.exits_with(3).says("refused this client's certificate").says("client_ca");
+    let plain = addr.replace("https", "http");
+    as_client(Some(&one), &["builds", "--daemon", &plain, "list"]).exits_with(3).says(&format!("name it as {addr}"));
+    let elsewhere = cofferdam.file("elsewhere.pem", Authority::new().unwrap().0.pem());
+    let unknown = cofferdam.command_with(&[("SSL_CERT_FILE", &elsewhere)], ["builds", "--daemon", &addr, "list"]);
+    unknown.exits_with(3).says("not signed by an authority that is trusted here").says("SSL_CERT_FILE");
     daemon.signal(Signal::SIGTERM);
     daemon.end().succeeds();
 }

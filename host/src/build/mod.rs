@@ -248,7 +248,16 @@ impl Builder {
         environment::digest(&self.settings, &self.image_digest)
     }
 
-    /// Runs one build, with what it gets.
+    /// Whether this host can build a request.
+    ///
+    /// # Errors
+    ///
+    /// The first constraint that it can't meet.
+    pub fn admit(&self, request: &BuildRequest) -> Result<(), RequestError> {
+        request::admit(request, &self.host)
+    }
+
+    /// Runs one build of a request that has been admitted, with what it gets.
     ///
     /// # Errors
     ///
@@ -260,7 +269,6 @@ impl Builder {
         observer: Arc<dyn Observer>,
         cancel: &CancellationToken,
     ) -> Result<Built, BuildError> {
-        request::admit(request, &self.host).map_err(BuildError::Request)?;
         let ending = Arc::new(Ending::new());
         let _at_the_end = HangUp(Arc::clone(&ending));
         let progress = Arc::new(Progress::new(observer, options, Arc::clone(&ending)));

@@ -9,7 +9,7 @@ use std::{
 use clap::{Args, ValueEnum};
 use tokio_util::sync::CancellationToken;
 
-use super::{CliError, StoreArgs, execute::ExecuteArgs, interrupt::blocking};
+use super::{CliError, ClientArgs, execute::ExecuteArgs, interrupt::blocking};
 use crate::request::{BuildRequest, MAX_ENCODED_BYTES};
 
 const EXAMPLES: &str = "\
@@ -22,7 +22,8 @@ Examples:
 /// Builds a snix.build.v1.BuildRequest
 ///
 /// The request is ProtoJSON, or a binary message where the name ends in .binpb. Its inputs must be in the store. stdout
-/// gets what `run` prints.
+/// gets what `run` prints; with --json a snix.build.v1.BuildResponse in ProtoJSON. With a daemon, a line before it tells the
+/// build's id: {"build":ID}.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct BuildArgs {
@@ -45,15 +46,11 @@ enum Format {
 }
 
 impl BuildArgs {
-    pub(super) fn json(&self) -> bool {
-        self.execute.json
-    }
-
-    pub(super) async fn execute(self, store: &StoreArgs, cancel: &CancellationToken) -> Result<(), CliError> {
+    pub(super) async fn execute(self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
         let (path, format) = (self.request.clone(), self.format());
         // Whoever writes the request may be slow, or a person.
         let request = blocking(cancel, move || read(&path, format)).await?;
-        self.execute.prepare(store, &request)?.execute(request, cancel).await
+        self.execute.prepare(client, &request)?.execute(request, cancel).await
     }
 
     fn format(&self) -> Format {

@@ -6,67 +6,67 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use cofferdam_castore::proto::Entry;
+use cofferdam_castore::proto::{Entry, EntryExt as _};
+use cofferdam_proto::cofferdam::v1::{
+    BuildInfo, CancelRequest, GetRequest, ListRequest, LogRequest, Phase, Times, build_info::State, done::Outcome,
+};
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CliError, node_text,
+    CliError, ClientArgs, node_text,
     plain_text::PlainText,
     print,
-    quantity::{show_duration, show_size},
+    quantity::{show_age, show_duration, show_size},
     remote, state_dir,
 };
-use crate::{
-    build::failure::usage_fields,
-    machine::jail::one_line,
-    service::proto::cofferdam::{
-        BuildInfo, CancelRequest, GetRequest, ListRequest, LogRequest, Phase, Times, build_info::State, done::Outcome,
-    },
-};
+use crate::{build::failure::usage_fields, machine::jail::one_line, records::BuildId};
 
 const EXAMPLES: &str = "\
 Examples:
   cofferdam builds list --active
   cofferdam builds log -f 0197b3a2-…
-  cofferdam builds cancel 0197b3a2-…";
+  cofferdam builds cancel 0197b3a2-…
+
+An id may be shortened to its beginning, if no other of the latest 1000 builds begins so.";
+
+/// Most builds in a list.
+const MAX_LISTED: u32 = 1000;
+
+/// Most builds that are named where an id is ambiguous.
+const MAX_CANDIDATES: usize = 5;
 
 /// Shows, follows and cancels a daemon's builds
+///
+/// The daemon is the one of --daemon or COFFERDAM_DAEMON, else the one at daemon.sock in the state directory.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct BuildsArgs {
-    /// The daemon: grpc+unix:///SOCKET, grpc+http://HOST:PORT or grpc+https://HOST:PORT [default: daemon.sock in the state
-    /// directory]
-    #[arg(long, global = true, value_name = "ADDR", env = "COFFERDAM_DAEMON")]
-    daemon: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Prints one line a build, the latest first: id, state, when, how long, command; tabs between
+    /// Prints a header and one line a build, the latest first, with tabs between
+    ///
+    /// The columns: id, state, age, how long it has run, the client (for operators, who see the builds of all clients) and
+    /// the command. With --json each line is an object, and there is no header.
     #[command(after_help = "Examples:\n  cofferdam builds list --active\n  cofferdam builds list --json | jq .id")]
     List {
-        /// Only those that wait or run
+        /// Only builds that wait or run
         #[arg(long)]
         active: bool,
         /// Most builds to list, up to 1000
         #[arg(long, value_name = "N", default_value_t = 100)]
         limit: u32,
-        /// Print one JSON object a line
-        #[arg(long)]
-        json: bool,
     },
     /// Prints what is known of a build
     #[command(after_help = "Examples:\n  cofferdam builds show 0197b3a2-…\n  cofferdam builds show --json 0197b3a2-…")]
     Show {
         /// The build
         id: String,
-        /// Print a JSON object
-        #[arg(long)]
-        json: bool,
     },
     /// Writes to stdout what a build has written to stdout and stderr
     #[command(after_help = "Examples:\n  cofferdam builds log 0197b3a2-…\n  cofferdam builds log --follow 0197b3a2-…")]
@@ -76,11 +76,11 @@ enum Command {
         /// Go on until the build ends
         #[arg(long, short)]
         follow: bool,
-        /// Leave out so many bytes at the begin
+        /// Skip this many bytes at the beginning
         #[arg(long, value_name = "BYTES", default_value_t = 0)]
         offset: u64,
     },
-    /// Ends a build, for all who wait for it
+    /// Cancels a build, for all who wait for it
     #[command(after_help = "Examples:\n  cofferdam builds cancel 0197b3a2-…")]
     Cancel {
         /// The build
@@ -89,47 +89,43 @@ enum Command {
 }
 
 impl BuildsArgs {
-    pub(super) fn json(&self) -> bool {
-        matches!(self.command, Command::List { json: true, .. } | Command::Show { json: true, .. })
-    }
-
-    pub(super) async fn execute(self, cancel: &CancellationToken) -> Result<(), CliError> {
-        let addr = match self.daemon {
-            Some(addr) => addr,
-            None => format!("grpc+unix://{}", state_dir()?.join("daemon.sock").display()),
+    pub(super) async fn execute(self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
+        let daemon = match client.daemon() {
+            Some(addr) => remote::Daemon::at(addr)?,
+            None => remote::Daemon::at(&format!("grpc+unix://{}", state_dir()?.join("daemon.sock").display()))?,
         };
-        let daemon = remote::Daemon::at(&addr)?;
         tokio::select! {
             biased;
             () = cancel.cancelled() => Err(CliError::interrupted()),
-            done = self.command.execute(&daemon) => done,
+            done = self.command.execute(client, &daemon) => done,
         }
     }
 }
 
 impl Command {
-    async fn execute(self, daemon: &remote::Daemon) -> Result<(), CliError> {
+    async fn execute(self, args: &ClientArgs, daemon: &remote::Daemon) -> Result<(), CliError> {
         let refused = |status: tonic::Status| daemon.refused(&status);
         let mut client = daemon.client();
         match self {
-            Self::List { active, limit, json } => {
-                let builds = client.list(ListRequest { limit, active }).await.map_err(refused)?.into_inner().builds;
-                builds.iter().try_for_each(|build| match json {
-                    true => print(&format!("{}\n", object(build))),
-                    false => print(&line(build)),
-                })
+            Self::List { active, limit } => {
+                let list = client.list(ListRequest { limit, active }).await.map_err(refused)?.into_inner();
+                if !args.json {
+                    print(&header(list.of_all_clients))?;
+                }
+                let show = |build: &BuildInfo| args.print(&line(build, list.of_all_clients), &object(build));
+                list.builds.iter().try_for_each(show)
             }
-            Self::Show { id, json } => {
+            Self::Show { id } => {
+                let id = whole_id(daemon, id).await?;
                 let build = client.get(GetRequest { id }).await.map_err(refused)?.into_inner();
-                print(&match json {
-                    true => format!("{}\n", object(&build)),
-                    false => sheet(&build),
-                })
+                args.print(&sheet(&build), &object(&build))
             }
             Self::Log { id, follow, offset } => {
-                let chunks = client.log(LogRequest { id, offset, follow }).await.map_err(refused)?;
+                args.refuse_json("what the build has written")?;
+                let id = whole_id(daemon, id).await?;
+                let chunks = client.log(LogRequest { id: id.clone(), offset, follow }).await.map_err(refused)?;
                 let (mut chunks, mut out) = (chunks.into_inner(), LogOut::new());
-                while let Some(chunk) = chunks.message().await.map_err(refused)? {
+                while let Some(chunk) = chunks.message().await.map_err(|status| daemon.left(&status, &id))? {
                     match out.write(&chunk.data) {
                         Err(error) if error.kind() == ErrorKind::BrokenPipe => break,
                         written => written.map_err(|error| CliError::failed("can't write to stdout", error))?,
@@ -137,7 +133,42 @@ impl Command {
                 }
                 Ok(())
             }
-            Self::Cancel { id } => client.cancel(CancelRequest { id }).await.map(drop).map_err(refused),
+            Self::Cancel { id } => {
+                let id = whole_id(daemon, id).await?;
+                client.cancel(CancelRequest { id: id.clone() }).await.map_err(refused)?;
+                args.print("", &json!({ "id": id }))
+            }
+        }
+    }
+}
+
+/// The id that begins like this.
+async fn whole_id(daemon: &remote::Daemon, text: String) -> Result<String, CliError> {
+    if text.parse::<BuildId>().is_ok() {
+        return Ok(text);
+    }
+    let list = daemon.client().list(ListRequest { limit: MAX_LISTED, active: false }).await;
+    let builds = list.map_err(|status| daemon.refused(&status))?.into_inner().builds;
+    matching(&text, &builds)
+}
+
+fn matching(text: &str, builds: &[BuildInfo]) -> Result<String, CliError> {
+    let found: Vec<_> = builds.iter().filter(|build| !text.is_empty() && build.id.starts_with(text)).collect();
+    match found[..] {
+        [build] => Ok(build.id.clone()),
+        [] => {
+            Err(CliError::wrong(format!("none of your latest {MAX_LISTED} builds has an id that begins with {text:?}"))
+                .try_this("`cofferdam builds list` shows the ids; an older build needs its whole id"))
+        }
+        _ => {
+            let shown =
+                found.iter().take(MAX_CANDIDATES).map(|build| format!("{} ({})", build.id, one_line(&build.command)));
+            let mut candidates = shown.collect::<Vec<_>>().join(", ");
+            if let Some(more @ 1..) = found.len().checked_sub(MAX_CANDIDATES) {
+                candidates += &format!(" and {more} more");
+            }
+            Err(CliError::wrong(format!("{} builds have ids that begin with {text:?}: {candidates}", found.len()))
+                .try_this("more of the id"))
         }
     }
 }
@@ -173,6 +204,7 @@ fn state(build: &BuildInfo) -> &'static str {
         },
         State::Succeeded => "succeeded",
         State::Failed => "failed",
+        State::Lost => "lost",
         State::Unspecified => "unknown",
     }
 }
@@ -182,16 +214,25 @@ fn time(unix_ms: u64) -> String {
     time.map_or_else(String::new, |time| humantime::format_rfc3339_seconds(time).to_string())
 }
 
+fn now() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
 /// How long it has been running, or ran.
 fn ran(build: &BuildInfo) -> Option<Duration> {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let end = if build.ended_unix_ms == 0 { now } else { Duration::from_millis(build.ended_unix_ms) };
+    let end = if build.ended_unix_ms == 0 { now() } else { Duration::from_millis(build.ended_unix_ms) };
     (build.started_unix_ms != 0).then(|| end.saturating_sub(Duration::from_millis(build.started_unix_ms)))
 }
 
-fn line(build: &BuildInfo) -> String {
+fn header(with_client: bool) -> String {
+    format!("ID\tSTATE\tAGE\tRAN\t{}COMMAND\n", if with_client { "CLIENT\t" } else { "" })
+}
+
+fn line(build: &BuildInfo, with_client: bool) -> String {
+    let age = show_age(now().saturating_sub(Duration::from_millis(build.submitted_unix_ms)));
     let ran = ran(build).map_or_else(|| "-".to_owned(), show_duration);
-    format!("{}\t{}\t{}\t{ran}\t{}\n", build.id, state(build), time(build.submitted_unix_ms), one_line(&build.command))
+    let client = if with_client { format!("{}\t", build.client) } else { String::new() };
+    format!("{}\t{}\t{age}\t{ran}\t{client}{}\n", build.id, state(build), one_line(&build.command))
 }
 
 fn sheet(build: &BuildInfo) -> String {
@@ -201,6 +242,7 @@ fn sheet(build: &BuildInfo) -> String {
         ("client", build.client.clone()),
         ("command", build.command.clone()),
         ("request", BASE64.encode(&build.request_digest)),
+        ("environment", BASE64.encode(&build.environment_digest)),
         ("submitted", time(build.submitted_unix_ms)),
         ("log", format!("{} bytes{}", build.log_bytes, if build.log_truncated { ", cut" } else { "" })),
     ];
@@ -247,6 +289,7 @@ fn object(build: &BuildInfo) -> Value {
         "client": build.client,
         "command": build.command,
         "request_digest": BASE64.encode(&build.request_digest),
+        "environment_digest": BASE64.encode(&build.environment_digest),
         "submitted_unix_ms": build.submitted_unix_ms,
         "started_unix_ms": build.started_unix_ms,
         "ended_unix_ms": build.ended_unix_ms,
@@ -279,4 +322,38 @@ fn object(build: &BuildInfo) -> Value {
 fn node(entry: Option<&Entry>) -> String {
     let node = entry.cloned().unwrap_or_default().try_into_unnamed();
     node.map_or_else(|error| format!("no node: {error}"), |node| node_text::format(&node))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn build(id: &str) -> BuildInfo {
+        BuildInfo { id: id.to_owned(), command: "/bin/true".to_owned(), ..BuildInfo::default() }
+    }
+
+    #[test]
+    fn an_id_is_found_by_its_beginning_if_that_is_unique() {
+        let builds = ["0197b3a2-aa", "0197b3a2-ab", "0197b3a3-aa"].map(build);
+        assert_eq!(matching("0197b3a2-ab", &builds).unwrap(), "0197b3a2-ab");
+        assert_eq!(matching("0197b3a3", &builds).unwrap(), "0197b3a3-aa");
+        let ambiguous = matching("0197b3a2", &builds).unwrap_err();
+        assert_eq!(ambiguous.exit().code(), 2);
+        let candidates =
+            "2 builds have ids that begin with \"0197b3a2\": 0197b3a2-aa (/bin/true), 0197b3a2-ab (/bin/true)";
+        assert_eq!(ambiguous.to_string(), candidates);
+        let many: Vec<_> = (0..8).map(|at| build(&format!("0197-{at}"))).collect();
+        assert!(matching("0197", &many).unwrap_err().to_string().ends_with("and 3 more"));
+        for unknown in ["0198", "", "197b3a2"] {
+            assert_eq!(matching(unknown, &builds).unwrap_err().exit().code(), 2, "{unknown:?}");
+        }
+    }
+
+    #[test]
+    fn a_line_has_a_column_for_each_word_of_the_header() {
+        let columns = |text: &str| text.matches('\t').count();
+        for with_client in [false, true] {
+            assert_eq!(columns(&line(&build("a"), with_client)), columns(&header(with_client)));
+        }
+    }
 }

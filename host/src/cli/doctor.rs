@@ -55,10 +55,6 @@ impl State {
 }
 
 impl DoctorArgs {
-    pub(super) fn json(&self) -> bool {
-        self.json
-    }
-
     pub(super) fn execute(&self, store: &StoreArgs) -> Result<(), CliError> {
         let checks = checks::all(store);
         let can_build = checks.iter().all(|check| check.state != State::Missing);

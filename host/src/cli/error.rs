@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::{Map, Value};
 
-use super::plain_text::PlainText;
+use super::{plain_text::PlainText, transport};
 use crate::{
     build::failure::{Failure, FailureKind, blames_path, causes},
     build::{BuildError, ExecutorError},
@@ -220,6 +220,11 @@ impl CliError {
 
     /// What is told of it. Of a command that is no build, the kind is the one of its exit code.
     fn failure(&self) -> Failure {
+        if let Self::Failed { source: Some(source), .. } = self
+            && let Some(failure) = transport::failure_of_store(&**source)
+        {
+            return Failure { message: self.to_string(), causes: vec![failure.message.clone()], ..failure };
+        }
         let (kind, reason, advice) = match self {
             Self::Build(error) => return error.into(),
             Self::Daemon { failure, .. } | Self::Failure(failure) => return failure.as_ref().clone(),

@@ -5,28 +5,30 @@ use std::{
     io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
     time::Duration,
 };
 
 use clap::{Args, ValueEnum};
 use cofferdam_castore::{Node, Store, export::ExportError};
 use cofferdam_images::{Image, SCRATCH_TEMPLATE_BYTES, default_dir};
+use cofferdam_proto::cofferdam::v1 as wire;
 use cofferdam_protocol::tree;
+use serde_json::json;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CliError, StoreAddrs, StoreArgs, node_text, print,
+    CliError, ClientArgs, Exit, node_text, print,
     progress::Progress,
-    quantity::{self, show_duration},
+    quantity::{self, show_duration, show_size},
     remote::Daemon,
     state_dir, terminal,
 };
 use crate::{
-    build::{BuildError, Builder, Built, MAX_SCRATCH_BYTES, Options, SHELL_TIMEOUT, Settings},
+    build::{BuildError, Builder, Built, MAX_SCRATCH_BYTES, Options, SHELL_TIMEOUT, Settings, Times},
     machine::vmm,
     request::{BuildRequest, BuildResult, Host, RelativePath, admit},
-    service::proto::cofferdam as wire,
 };
 
 /// How a build is run, whatever it is.
@@ -76,11 +78,8 @@ pub(super) struct ExecuteArgs {
     /// The guest image [default: $COFFERDAM_IMAGE or ~/.cache/cofferdam/image]
     #[arg(long, value_name = "DIR")]
     image: Option<PathBuf>,
-    /// Have a daemon build, and use its store: grpc+unix:///SOCKET, grpc+http://HOST:PORT or grpc+https://HOST:PORT
-    #[arg(long, value_name = "ADDR", env = "COFFERDAM_DAEMON", conflicts_with_all = ["vmm", "image", "connect_timeout"])]
-    daemon: Option<String>,
     /// Build on the daemon even if it has built the same before
-    #[arg(long, requires = "daemon")]
+    #[arg(long)]
     rebuild: bool,
 
     /// Keep what a failed build leaves in its scratch directories, and print its node
@@ -97,13 +96,10 @@ pub(super) struct ExecuteArgs {
     /// Write the outputs below DIR, each at its own path (--output build/out: DIR/build/out)
     #[arg(long, value_name = "DIR", help_heading = "Results")]
     out: Option<PathBuf>,
-    /// Print a snix.build.v1.BuildResponse in ProtoJSON; if it fails an object with kind, reason, message and fields
-    #[arg(long, help_heading = "Results")]
-    pub(super) json: bool,
 }
 
 fn memory(text: &str) -> Result<u64, String> {
-    quantity::size_within(text, vmm::MIN_MEMORY_BYTES, Host::this().memory_bytes)
+    quantity::size_within(text, vmm::MIN_MEMORY_BYTES, u64::MAX)
 }
 
 fn scratch_size(text: &str) -> Result<u64, String> {
@@ -119,6 +115,7 @@ enum VmmArg {
 /// A host that is ready to build: what can be known to be missing before any work is there.
 pub(super) struct Ready<'a> {
     args: &'a ExecuteArgs,
+    client: &'a ClientArgs,
     place: Place,
     pub(super) store: Store,
     pub(super) progress: Arc<Progress>,
@@ -127,13 +124,13 @@ pub(super) struct Ready<'a> {
 /// Where it is built.
 enum Place {
     Here(Box<Settings>),
-    Daemon(Daemon),
+    Daemon(Box<Daemon>),
 }
 
 impl ExecuteArgs {
     /// Checks everything that needs no work: the host against the request, image, VMM, store, and room for the
     /// outputs.
-    pub(super) fn prepare(&self, store: &StoreArgs, request: &BuildRequest) -> Result<Ready<'_>, CliError> {
+    pub(super) fn prepare<'a>(&'a self, client: &'a ClientArgs, request: &BuildRequest) -> Result<Ready<'a>, CliError> {
         if self.shell_on_failure && !terminal::is_there() {
             return Err(CliError::wrong("--shell-on-failure needs a terminal for stdin and stderr")
                 .try_this("--keep-failed, which needs none"));
@@ -143,10 +140,13 @@ impl ExecuteArgs {
                 refuse_existing(&dest)?;
             }
         }
-        if let Some(addr) = &self.daemon {
-            return self.prepare_daemon(addr, store);
+        let store = client.store_addrs();
+        if let Some(addr) = client.daemon() {
+            let daemon = self.daemon(addr)?;
+            let place = Place::Daemon(Box::new(daemon));
+            return Ok(Ready { args: self, client, place, store: store.open()?, progress: self.progress() });
         }
-        admit(request, &Host::this())?;
+        self.check_host(request)?;
         let image = Image::open(&self.image.clone().unwrap_or_else(default_dir))
             .map_err(|error| CliError::failed("there is no guest image to boot", error))?;
         let asked = match (self.vmm, &self.cpu_model) {
@@ -162,22 +162,49 @@ impl ExecuteArgs {
             .map_err(|error| CliError::failed("no virtual machine can run here", error).try_this("cofferdam doctor"))?;
         tracing::info!(kind = %choice.kind, accelerator = %choice.accelerator, reason = choice.reason, "VMM chosen");
         let emulated = choice.accelerator == vmm::Accelerator::Tcg;
-        let (settings, store) = (self.settings(image, choice)?, store.addrs().open()?);
+        let (settings, store) = (self.settings(image, choice)?, store.open()?);
         let progress = self.progress();
         if emulated {
             progress.note("running under emulation (QEMU TCG), which is no security boundary");
         }
-        Ok(Ready { args: self, place: Place::Here(Box::new(settings)), store, progress })
+        Ok(Ready { args: self, client, place: Place::Here(Box::new(settings)), store, progress })
     }
 
-    /// What a daemon lacks, it says when it is asked.
-    fn prepare_daemon(&self, addr: &str, store: &StoreArgs) -> Result<Ready<'_>, CliError> {
-        if self.cpu_model.is_some() || self.hugepages {
-            return Err(CliError::wrong("the daemon's configuration decides on its CPU model and huge pages")
-                .try_this("leave --cpu-model, --hugepages and the variables of their names, or --daemon"));
+    /// Refuses what this host doesn't have.
+    fn check_host(&self, request: &BuildRequest) -> Result<(), CliError> {
+        if self.rebuild {
+            return Err(CliError::wrong("--rebuild is for daemons: without one, every build runs")
+                .try_this("leave out --rebuild, or name a daemon with --daemon"));
         }
-        let (daemon, store) = (Daemon::at(addr)?, store.addrs().or(&StoreAddrs::of_daemon(addr)).open()?);
-        Ok(Ready { args: self, place: Place::Daemon(daemon), store, progress: self.progress() })
+        let host = Host::this();
+        if let Some(memory) = self.memory.filter(|&memory| memory > host.memory_bytes) {
+            let (asked, there) = (show_size(memory), show_size(host.memory_bytes));
+            return Err(CliError::wrong(format!("--memory {asked} is more than this host has: {there}")));
+        }
+        let there =
+            thread::available_parallelism().map_or(vmm::MAX_CPUS, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX));
+        if let Some(cpus) = self.cpus.filter(|&cpus| cpus > there) {
+            return Err(CliError::wrong(format!("--cpus {cpus} is more than this host has: {there}")));
+        }
+        Ok(admit(request, &host)?)
+    }
+
+    /// The daemon. It refuses by itself what it doesn't have.
+    fn daemon(&self, addr: &str) -> Result<Daemon, CliError> {
+        let of_this_host = [
+            ("--cpu-model", self.cpu_model.is_some()),
+            ("--hugepages", self.hugepages),
+            ("--vmm", self.vmm.is_some()),
+            ("--image", self.image.is_some()),
+            ("--connect-timeout", self.connect_timeout.is_some()),
+        ];
+        match of_this_host.into_iter().find(|(_, is_given)| *is_given) {
+            Some((flag, _)) => Err(CliError::wrong(format!(
+                "{flag} is for builds on this host; the daemon's configuration decides there"
+            ))
+            .try_this(format!("leave out {flag} and the variable of its name, or --daemon and COFFERDAM_DAEMON"))),
+            None => Daemon::at(addr),
+        }
     }
 
     fn progress(&self) -> Arc<Progress> {
@@ -185,8 +212,8 @@ impl ExecuteArgs {
         Arc::new(if self.shell_on_failure { progress.lend_terminal(Handle::current()) } else { progress })
     }
 
-    /// What a daemon is asked for.
-    fn order(&self, request: &BuildRequest) -> wire::BuildRequest {
+    /// The message to a daemon.
+    fn message(&self, request: &BuildRequest) -> wire::BuildRequest {
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let limits = wire::Limits {
             memory_bytes: self.memory.unwrap_or(0),
@@ -240,14 +267,21 @@ impl ExecuteArgs {
 impl Ready<'_> {
     /// Builds, prints and exports, in this order: a result is told whatever becomes of its export.
     pub(super) async fn execute(self, request: BuildRequest, cancel: &CancellationToken) -> Result<(), CliError> {
-        let Self { args, place, store, progress } = self;
+        let Self { args, client, place, store, progress } = self;
         let built = match place {
             Place::Here(settings) => build_here(&store, *settings, &request, &args.options(), &progress, cancel).await,
-            Place::Daemon(daemon) => daemon.build(args.order(&request), &request, &progress, cancel).await,
-        }
-        .inspect_err(|_| progress.clear())?;
-        progress.finish(&summary(&built));
-        match args.json {
+            Place::Daemon(daemon) => {
+                let accepted = |id: &str| client.print("", &json!({ "build": id }));
+                daemon.build(args.message(&request), &request, &progress, accepted, cancel).await
+            }
+        };
+        let built = built.inspect_err(|error| match error.exit() {
+            Exit::BuildFailed => progress.finish(&summary("failed after", &progress.times())),
+            Exit::RequestWrong | Exit::Executor => progress.clear(),
+        })?;
+        tracing::info!(usage = ?built.usage, "built");
+        progress.finish(&summary("built in", &built.times));
+        match client.json {
             true => print(&format!("{}\n", built.result.to_json())),
             false => print(&lines(&request, &built.result)),
         }?;
@@ -274,18 +308,10 @@ async fn build_here(
     Ok(built?)
 }
 
-fn summary(built: &Built) -> String {
-    let times = &built.times;
+fn summary(how: &str, times: &Times) -> String {
     let total = times.resolve + times.boot + times.run + times.ingest;
-    let summary = format!(
-        "built in {} (boot {}, run {}, ingest {})",
-        show_duration(total),
-        show_duration(times.boot),
-        show_duration(times.run),
-        show_duration(times.ingest)
-    );
-    tracing::info!(usage = ?built.usage, "{summary}");
-    summary
+    let [total, boot, run, ingest] = [total, times.boot, times.run, times.ingest].map(show_duration);
+    format!("{how} {total} (boot {boot}, run {run}, ingest {ingest})")
 }
 
 /// One line an output: its path, its node and, where needles were asked for, those found; tabs between.
@@ -373,9 +399,10 @@ async fn write_output(store: &Store, node: &Node, dest: &Path, cancel: &Cancella
 #[cfg(test)]
 mod tests {
     use cofferdam_castore::B3Digest;
+    use cofferdam_proto::snix::build::v1 as proto;
 
     use super::*;
-    use crate::request::{BuildOutput, proto};
+    use crate::request::BuildOutput;
 
     fn request(outputs: &[&str], needles: &[&str]) -> BuildRequest {
         let strings = |items: &[&str]| items.iter().map(ToString::to_string).collect();

@@ -1,16 +1,17 @@
 //! `export`: a node of the store to a new path.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use cofferdam_castore::{
     Node, Store,
     export::{ExportError, export_unless},
 };
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CliError, StoreArgs,
+    CliError, ClientArgs,
     archive::{self, ExportFormat},
     interrupt::blocking,
     node_text::{self, Reference},
@@ -31,7 +32,7 @@ Examples:
 /// Writes what the store has to a new path
 ///
 /// Files get mode 0644, executable ones 0755, and directories 0755, less the umask. Nothing is ever written over. Archives
-/// of equal nodes are equal.
+/// of equal nodes are equal. With --json stdout gets an object, unless it gets the archive: node and path.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, after_long_help = format!("{}\n\n{EXAMPLES}", node_text::HELP))]
 pub(super) struct ExportArgs {
@@ -47,12 +48,14 @@ pub(super) struct ExportArgs {
 }
 
 impl ExportArgs {
-    pub(super) async fn execute(self, store: &StoreArgs, cancel: &CancellationToken) -> Result<(), CliError> {
-        let store = store.addrs().open()?;
-        let node = store::resolve(&store, &self.reference)
-            .await
-            .map_err(|error| CliError::failed("can't read from the store", error))?
-            .ok_or_else(|| store::missing(&self.reference))?;
+    pub(super) async fn execute(self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
+        let to_stdout = self.format != ExportFormat::Path && self.dest == Path::new("-");
+        if to_stdout {
+            client.refuse_json("the archive")?;
+        }
+        let store = client.open_store()?;
+        let node = store::find(&store, &self.reference, client).await?;
+        let object = json!({ "node": node_text::format(&node), "path": self.dest.to_string_lossy() });
         let progress = Progress::new();
         progress.step("exporting");
         let dest = self.dest;
@@ -66,7 +69,8 @@ impl ExportArgs {
             }
         };
         progress.clear();
-        exported
+        exported?;
+        if to_stdout { Ok(()) } else { client.print("", &object) }
     }
 }
 

@@ -10,13 +10,13 @@ use clap::Args;
 use cofferdam_castore::{
     Node, PathComponent, Store,
     import::{ImportError, import_path},
-    proto::Entry,
+    proto::{Entry, EntryExt as _},
 };
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CliError, StoreArgs,
+    CliError, ClientArgs,
     archive::{self, ImportFormat, LimitArgs},
     interrupt::blocking,
     node_text, print,
@@ -31,13 +31,16 @@ Examples:
   dir:blake3-…:62\t./lua-5.4
   The node alone, for another command:
     cofferdam run --input src=$(cofferdam import ./lua-5.4 | cut -f1) -- …
+  Into the store of a daemon, for builds there:
+    cofferdam import --daemon grpc+unix:///run/cofferdam/daemon.sock ./lua-5.4
   What is in an archive, without unpacking it:
     curl … | cofferdam import --format tar -";
 
 /// Puts files, directories and symbolic links into the store, or what is in archives
 ///
 /// Prints one line a path: its node and the path, with a tab between. Of a file's mode only the owner's execute bit is
-/// kept, and nothing of its owner and its times.
+/// kept, and nothing of its owner and its times. With --json each line is an object: path, node and entry (a
+/// snix.castore.v1.Entry in ProtoJSON). With a daemon its store is used.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, after_long_help = format!("{}\n\n{EXAMPLES}", node_text::HELP))]
 pub(super) struct ImportArgs {
@@ -49,18 +52,11 @@ pub(super) struct ImportArgs {
     format: ImportFormat,
     #[command(flatten)]
     limits: LimitArgs,
-    /// Print one JSON object a line: path, node and entry (a snix.castore.v1.Entry in ProtoJSON)
-    #[arg(long)]
-    json: bool,
 }
 
 impl ImportArgs {
-    pub(super) fn json(&self) -> bool {
-        self.json
-    }
-
-    pub(super) async fn execute(self, store: &StoreArgs, cancel: &CancellationToken) -> Result<(), CliError> {
-        let store = store.addrs().open()?;
+    pub(super) async fn execute(self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
+        let store = client.open_store()?;
         let progress = Progress::new();
         for path in self.paths {
             progress.step("importing");
@@ -75,7 +71,7 @@ impl ImportArgs {
             let node = imported?;
             // What is in an archive does not have the archive's name.
             let name = path.file_name().filter(|_| self.format == ImportFormat::Path);
-            print(&if self.json { json_line(&path, name, &node) } else { line(&path, &node) })?;
+            print(&if client.json { json_line(&path, name, &node) } else { line(&path, &node) })?;
         }
         Ok(())
     }

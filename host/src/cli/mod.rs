@@ -15,6 +15,7 @@
 mod archive;
 mod build;
 mod builds;
+mod common;
 mod daemon;
 mod doctor;
 mod error;
@@ -28,16 +29,18 @@ mod remote;
 mod run;
 mod store;
 mod terminal;
+mod transport;
 
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
 use crate::{
     devices, quantity,
     request::node_text,
     state::{StoreAddrs, state_dir},
 };
+use common::{ClientArgs, StoreArgs};
 pub use error::{CliError, Exit};
 use interrupt::until_interrupted;
 
@@ -46,7 +49,7 @@ use interrupt::until_interrupted;
 #[command(name = "cofferdam", version, about = "Runs one build inside one microVM", after_long_help = AFTER_HELP)]
 pub struct Cli {
     #[command(flatten)]
-    store: StoreArgs,
+    client: ClientArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -62,32 +65,11 @@ Environment:
   COFFERDAM_STATE_DIR  store and run directories [default: $XDG_STATE_HOME/cofferdam, or
                        ~/.local/state/cofferdam]
   COFFERDAM_IMAGE      the guest image [default: ~/.cache/cofferdam/image]
-  COFFERDAM_DAEMON     the daemon that builds, for `run`, `build` and `builds`
+  COFFERDAM_DAEMON     the daemon that builds, and whose store is used
   COFFERDAM_TLS_CERTIFICATE, COFFERDAM_TLS_KEY
                        this client's certificate and key (PEM), for grpc+https:// that asks for one
   COFFERDAM_LOG        what to log on stderr, such as debug or cofferdam::machine=trace [default: warn]
   COFFERDAM_LOG_FORMAT json for one object a line";
-
-/// Which store.
-#[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "Store")]
-pub struct StoreArgs {
-    /// Where blobs are: memory://, file:///DIRECTORY, objectstore+URL (file, s3, gs, az, https, …),
-    /// cache:///DIRECTORY?size=SIZE&remote=ADDR, a cache in front of the store ADDR, or grpc+http://HOST:PORT,
-    /// grpc+https://HOST:PORT or grpc+unix:///SOCKET; by default in the state directory
-    #[arg(long, global = true, env = "BLOB_SERVICE_ADDR", value_name = "ADDR")]
-    blob_service_addr: Option<String>,
-    /// Where directories are: memory://, redb:///FILE, objectstore+URL, cache:///DIRECTORY?size=SIZE&remote=ADDR or over
-    /// gRPC as blobs; by default in the state directory
-    #[arg(long, global = true, env = "DIRECTORY_SERVICE_ADDR", value_name = "ADDR")]
-    directory_service_addr: Option<String>,
-}
-
-impl StoreArgs {
-    fn addrs(&self) -> StoreAddrs {
-        StoreAddrs { blobs: self.blob_service_addr.clone(), directories: self.directory_service_addr.clone() }
-    }
-}
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -124,17 +106,9 @@ impl Cli {
         })
     }
 
-    /// Whether failures are to be told on stdout as JSON, too.
+    /// Whether stdout gets JSON, of failures, too.
     pub fn json(&self) -> bool {
-        match &self.command {
-            Command::Run(args) => args.json(),
-            Command::Build(args) => args.json(),
-            Command::Import(args) => args.json(),
-            Command::Doctor(args) => args.json(),
-            Command::Store(args) => args.json(),
-            Command::Builds(args) => args.json(),
-            Command::Export(_) | Command::Daemon(_) | Command::Device { .. } => false,
-        }
+        self.client.json
     }
 
     /// Does what is asked for.
@@ -143,16 +117,19 @@ impl Cli {
     ///
     /// What to tell the user, and the exit code.
     pub fn execute(self) -> Result<(), CliError> {
-        let Self { store, command } = self;
+        let Self { client, command } = self;
         match command {
-            Command::Run(args) => until_interrupted(|cancel| async move { args.execute(&store, &cancel).await }),
-            Command::Build(args) => until_interrupted(|cancel| async move { args.execute(&store, &cancel).await }),
-            Command::Import(args) => until_interrupted(|cancel| async move { args.execute(&store, &cancel).await }),
-            Command::Export(args) => until_interrupted(|cancel| async move { args.execute(&store, &cancel).await }),
-            Command::Daemon(args) => until_interrupted(|cancel| async move { args.execute(&store, &cancel).await }),
-            Command::Store(args) => until_interrupted(|cancel| async move { args.execute(&store, &cancel).await }),
-            Command::Builds(args) => until_interrupted(|cancel| async move { args.execute(&cancel).await }),
-            Command::Doctor(args) => args.execute(&store),
+            Command::Run(args) => until_interrupted(|cancel| async move { args.execute(&client, &cancel).await }),
+            Command::Build(args) => until_interrupted(|cancel| async move { args.execute(&client, &cancel).await }),
+            Command::Import(args) => until_interrupted(|cancel| async move { args.execute(&client, &cancel).await }),
+            Command::Export(args) => until_interrupted(|cancel| async move { args.execute(&client, &cancel).await }),
+            Command::Store(args) => until_interrupted(|cancel| async move { args.execute(&client, &cancel).await }),
+            Command::Builds(args) => until_interrupted(|cancel| async move { args.execute(&client, &cancel).await }),
+            Command::Daemon(args) => {
+                client.refuse_json("the addresses that the daemon listens on")?;
+                until_interrupted(|cancel| async move { args.execute(&client.store, &cancel).await })
+            }
+            Command::Doctor(args) => args.execute(&client.store),
             // Confines its own thread, so no runtime and no other thread may be there before it.
             Command::Device { device } => {
                 devices::run(device).map_err(|error| CliError::failed(format!("the {device} failed"), error))

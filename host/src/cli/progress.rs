@@ -6,7 +6,7 @@ use std::{
     borrow::Cow,
     io::{self, IsTerminal, Write},
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use cofferdam_protocol::{Sample, Stream};
@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::{runtime::Handle, task::JoinHandle};
 
 use super::{plain_text::PlainText, quantity::show_size, terminal};
-use crate::build::{Observer, Phase, Reason, Terminal};
+use crate::build::{Observer, Phase, Reason, Terminal, Times};
 
 const TICK: Duration = Duration::from_millis(100);
 
@@ -25,6 +25,31 @@ pub(super) struct Progress {
     lender: Option<Handle>,
     /// Ends when the terminal that was lent is back.
     lent: Mutex<Option<JoinHandle<()>>>,
+    clock: Mutex<Clock>,
+}
+
+/// The phase that runs, since when, and how long those before it took.
+#[derive(Default)]
+struct Clock {
+    phase: Option<(Phase, Instant)>,
+    times: Times,
+}
+
+impl Clock {
+    fn enter(&mut self, phase: Option<Phase>) {
+        let now = Instant::now();
+        if let Some((last, begun)) = self.phase {
+            let spent = match last {
+                Phase::Resolving => Some(&mut self.times.resolve),
+                Phase::Booting => Some(&mut self.times.boot),
+                Phase::Running => Some(&mut self.times.run),
+                Phase::Ingesting => Some(&mut self.times.ingest),
+                Phase::Queued | Phase::Keeping | Phase::Shell => None,
+            };
+            spent.into_iter().for_each(|spent| *spent += now - begun);
+        }
+        self.phase = phase.map(|phase| (phase, now));
+    }
 }
 
 #[derive(Default)]
@@ -40,7 +65,7 @@ struct Screen {
 impl Progress {
     pub(super) fn new() -> Self {
         let screen = Screen { is_terminal: io::stderr().is_terminal(), ..Screen::default() };
-        Self { screen: Mutex::new(screen), lender: None, lent: Mutex::default() }
+        Self { screen: Mutex::new(screen), lender: None, lent: Mutex::default(), clock: Mutex::default() }
     }
 
     /// Lends the terminal to the shell of a failed build.
@@ -99,7 +124,7 @@ impl Progress {
         self.screen().end_line();
     }
 
-    /// The end of a success, with a last line for people only.
+    /// The end of a build, with a last line for people only.
     pub(super) fn finish(&self, line: &str) {
         let mut screen = self.screen();
         screen.stop();
@@ -109,6 +134,13 @@ impl Progress {
         }
     }
 
+    /// How long each phase took, as far as it was watched.
+    pub(super) fn times(&self) -> Times {
+        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        clock.enter(None);
+        clock.times
+    }
+
     fn screen(&self) -> MutexGuard<'_, Screen> {
         self.screen.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -116,6 +148,7 @@ impl Progress {
 
 impl Observer for Progress {
     fn phase(&self, phase: Phase) {
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner).enter(Some(phase));
         self.step(match phase {
             // The place in the queue is shown instead, and the shell has the screen for itself.
             Phase::Queued | Phase::Shell => return,

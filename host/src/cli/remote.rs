@@ -2,27 +2,30 @@
 
 use std::{error::Error as _, time::Duration};
 
-use cofferdam_castore::grpc::{Peer, PeerOptions};
+use cofferdam_castore::{
+    grpc::{Peer, PeerOptions},
+    proto::EntryExt as _,
+};
+use cofferdam_proto::{
+    cofferdam::v1::{
+        self as wire, Event, ShellInput, ShellStart, Success, TerminalSize, build_service_client::BuildServiceClient,
+        done::Outcome, event::Event as Said, shell_input::Input,
+    },
+    snix::build::v1::{BuildResponse, build_response},
+};
 use cofferdam_protocol::{Sample, Stream, Usage, WindowSize};
 use futures::{StreamExt as _, stream};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, transport::Channel};
 
-use super::{CliError, progress::Progress};
+use super::{CliError, progress::Progress, transport};
 use crate::{
-    build::failure::{Failure, FailureKind},
+    build::failure::{Failure, FailureKind, causes},
     build::{Built, Observer, Phase, Terminal, TerminalInput, Times},
     frontend::failure_of,
     machine::jail::one_line,
-    request::{
-        BuildOutput, BuildRequest, BuildResult,
-        proto::{BuildResponse, build_response},
-    },
-    service::proto::cofferdam::{
-        self as wire, Event, ShellInput, ShellStart, Success, TerminalSize, build_service_client::BuildServiceClient,
-        done::Outcome, event::Event as Said, shell_input::Input,
-    },
+    request::{BuildOutput, BuildRequest, BuildResult},
 };
 
 /// Bytes of the largest message that is taken: a result with as many outputs and needles as a request can have.
@@ -47,21 +50,27 @@ impl Daemon {
         self.client.clone()
     }
 
-    /// Has something built, and tells how it goes.
+    /// Has something built, and tells how it goes. `accepted` is given the build's id as soon as it is known.
     pub(super) async fn build(
         &self,
-        order: wire::BuildRequest,
+        message: wire::BuildRequest,
         request: &BuildRequest,
         progress: &Progress,
+        accepted: impl Fn(&str) -> Result<(), CliError>,
         cancel: &CancellationToken,
     ) -> Result<Built, CliError> {
         // Leaving is what ends a build.
         let built = async {
-            let mut events = self.client().build(order).await.map_err(|status| self.refused(&status))?.into_inner();
+            let mut events = self.client().build(message).await.map_err(|status| self.refused(&status))?.into_inner();
             let mut id = String::new();
-            while let Some(event) = events.message().await.map_err(|status| self.refused(&status))? {
+            while let Some(event) = events.message().await.map_err(|status| self.left(&status, &id))? {
                 match &event.event {
-                    Some(Said::Accepted(accepted)) => id.clone_from(&accepted.id),
+                    Some(Said::Accepted(told)) => {
+                        id.clone_from(&told.id);
+                        if !id.is_empty() {
+                            accepted(&id)?;
+                        }
+                    }
                     Some(Said::Shell(offer)) => {
                         if let Some(terminal) = progress.lend(&offer.reason) {
                             tokio::spawn(shell(self.client(), id.clone(), terminal));
@@ -98,22 +107,38 @@ impl Daemon {
         }
     }
 
-    /// What a daemon says that doesn't do what it was asked for.
+    /// The failure of a request.
     pub(super) fn refused(&self, status: &Status) -> CliError {
+        if let Some(failure) = transport::failure(&self.addr, status) {
+            return self.error(failure);
+        }
         let mut failure = failure_of(status);
         if failure.reason == "daemon" {
-            failure.message = format!("the daemon at {} can't do it", self.addr);
+            failure.message = format!("the daemon at {} refused the request", self.addr);
             failure.causes.insert(0, status.code().description().to_owned());
-            let sources = std::iter::successors(status.source(), |&error| error.source());
-            failure.causes.extend(sources.map(ToString::to_string));
-            if status.code() == Code::Unavailable {
-                let advice = "start it with `cofferdam daemon`, or name where it is with --daemon or COFFERDAM_DAEMON";
-                failure.advice = Some(advice.into());
-            }
+            failure.causes.extend(causes(status).map(ToString::to_string));
             if matches!(status.code(), Code::InvalidArgument | Code::NotFound | Code::OutOfRange) {
                 failure.kind = FailureKind::RequestWrong;
             }
         }
+        self.error(failure)
+    }
+
+    /// The failure of a stream about a build: if the daemon went away, how to follow the build.
+    pub(super) fn left(&self, status: &Status, id: &str) -> CliError {
+        // The daemon's own statuses have no source.
+        if status.source().is_none() || id.is_empty() {
+            return self.refused(status);
+        }
+        let message = format!("the daemon at {} went away while build {} ran", self.addr, one_line(id));
+        let mut failure = Failure::executor("daemon", message).advised(format!(
+            "when it is there again, `cofferdam builds --daemon {} log -f {id}`, and `show {id}` for its end; a build whose \
+             daemon was killed is lost",
+            self.addr
+        ));
+        failure.causes.extend(causes(status).map(ToString::to_string));
+        failure.fields.insert("cause".to_owned(), "went_away".into());
+        failure.fields.insert("build_id".to_owned(), id.into());
         self.error(failure)
     }
 
@@ -171,8 +196,14 @@ fn tell(event: Event, progress: &Progress) -> Option<Outcome> {
     match event.event? {
         Said::Accepted(accepted) => {
             tracing::info!(id = accepted.id, accepted.joined, accepted.from_record, "accepted");
-            if accepted.from_record {
-                progress.note(&format!("built before, as {}; --rebuild builds it again", one_line(&accepted.id)));
+            let id = one_line(&accepted.id);
+            match (accepted.from_record, accepted.joined) {
+                (true, _) if id.is_empty() => {
+                    progress.note("built before, by another client; --rebuild builds it again");
+                }
+                (true, _) => progress.note(&format!("built before, as build {id}; --rebuild builds it again")),
+                (false, true) => progress.note(&format!("build {id}, which an equal request has started")),
+                (false, false) => progress.note(&format!("build {id}")),
             }
         }
         Said::Queued(queued) => progress.update(&format!("queued behind {} builds", queued.position)),

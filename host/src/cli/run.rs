@@ -1,6 +1,7 @@
 //! `run`: a request from flags.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::PathBuf,
@@ -8,23 +9,21 @@ use std::{
 
 use bytes::Bytes;
 use clap::Args;
-use cofferdam_castore::{Node, PathComponent, proto::Entry};
+use cofferdam_castore::{Node, PathComponent};
+use cofferdam_proto::snix::build::v1::{
+    self as proto,
+    build_request::{BuildConstraints, EnvVar},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CliError, StoreArgs,
+    CliError, ClientArgs,
     execute::{ExecuteArgs, Ready},
     import,
     node_text::{self, Reference},
     store,
 };
-use crate::request::{
-    BuildRequest, SYSTEM,
-    proto::{
-        self,
-        build_request::{BuildConstraints, EnvVar},
-    },
-};
+use crate::request::{BuildRequest, SYSTEM};
 
 /// The directory that is always writable, and where a command starts.
 const SCRATCH: &str = "build";
@@ -44,7 +43,8 @@ Examples:
 /// The command sees its inputs read-only, can write in scratch directories (`build` always, others with --scratch),
 /// has exactly the environment given, and no network. Paths are relative to the build's root, without a slash before
 /// them; the empty path is the root. What it writes to stdout and stderr comes to stderr as it happens; stdout gets one
-/// line an output: path, node and, with --needle, the needles found, with tabs between.
+/// line an output: path, node and, with --needle, the needles found, with tabs between. With --json stdout gets a
+/// snix.build.v1.BuildResponse in ProtoJSON; with a daemon, a line before it tells the build's id: {"build":ID}.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, after_long_help = format!("{}\n\n{EXAMPLES}", node_text::HELP))]
 pub(super) struct RunArgs {
@@ -90,37 +90,39 @@ enum Source {
 }
 
 impl RunArgs {
-    pub(super) fn json(&self) -> bool {
-        self.execute.json
-    }
-
-    pub(super) async fn execute(self, store: &StoreArgs, cancel: &CancellationToken) -> Result<(), CliError> {
+    pub(super) async fn execute(self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
         let sources = self.sources()?;
         // Everything but the inputs is checked before the work of importing them.
-        let without_inputs = BuildRequest::try_from(self.message(vec![])?)?;
-        let ready = self.execute.prepare(store, &without_inputs)?;
-        let mut inputs = Vec::with_capacity(sources.len());
+        let request = BuildRequest::try_from(self.message()?)?;
+        let ready = self.execute.prepare(client, &request)?;
+        let mut inputs = BTreeMap::new();
         for (name, source) in sources {
-            inputs.push((name, load(&ready, source, cancel).await?));
+            inputs.insert(name, load(&ready, source, client, cancel).await?);
         }
-        let request = BuildRequest::try_from(self.message(inputs)?)?;
-        ready.execute(request, cancel).await
+        ready.execute(request.with_inputs(inputs)?, cancel).await
     }
 
-    fn sources(&self) -> Result<Vec<(PathComponent, Source)>, CliError> {
-        self.inputs.iter().map(source).collect()
+    /// Where the inputs come from, by their names.
+    fn sources(&self) -> Result<BTreeMap<PathComponent, Source>, CliError> {
+        let mut sources = BTreeMap::new();
+        for argument in &self.inputs {
+            let (name, source) = source(argument)?;
+            if sources.insert(name, source).is_some() {
+                return Err(CliError::wrong(format!("--input {argument:?}: another input has this name")));
+            }
+        }
+        Ok(sources)
     }
 
-    /// The request: what users may give in any order, sorted; of a variable given twice, the last.
-    fn message(&self, mut inputs: Vec<(PathComponent, Node)>) -> Result<proto::BuildRequest, CliError> {
-        inputs.sort_by(|(one, _), (other, _)| one.cmp(other));
+    /// The request without its inputs; of a variable given twice, the last.
+    fn message(&self) -> Result<proto::BuildRequest, CliError> {
         let mut environment_vars = self.environment.iter().rev().map(variable).collect::<Result<Vec<_>, _>>()?;
         environment_vars.sort_by(|one, other| one.key.cmp(&other.key));
         environment_vars.dedup_by(|second, first| second.key == first.key);
         let mut scratch_paths = vec![SCRATCH.to_owned()];
         scratch_paths.extend_from_slice(&self.scratch);
         Ok(proto::BuildRequest {
-            inputs: inputs.into_iter().map(|(name, node)| Entry::named(name, node)).collect(),
+            inputs: vec![],
             command_args: self.command.clone(),
             working_dir: self.workdir.clone(),
             scratch_paths: sorted(scratch_paths),
@@ -174,17 +176,18 @@ fn variable(argument: &OsString) -> Result<EnvVar, CliError> {
     }
 }
 
-async fn load(ready: &Ready<'_>, source: Source, cancel: &CancellationToken) -> Result<Node, CliError> {
+async fn load(
+    ready: &Ready<'_>,
+    source: Source,
+    client: &ClientArgs,
+    cancel: &CancellationToken,
+) -> Result<Node, CliError> {
     match source {
         Source::Path(path) => {
             ready.progress.step("importing inputs");
             import::import(&ready.store, path, cancel).await.inspect_err(|_| ready.progress.clear())
         }
-        Source::Store(reference) => match store::resolve(&ready.store, &reference).await {
-            Ok(Some(node)) => Ok(node),
-            Ok(None) => Err(store::missing(&reference)),
-            Err(error) => Err(CliError::failed("can't read from the store", error)),
-        },
+        Source::Store(reference) => store::find(&ready.store, &reference, client).await,
     }
 }
 
@@ -210,7 +213,7 @@ mod tests {
 
     #[test]
     fn a_command_alone_gets_the_defaults() {
-        let message = parse(&["--", "/bin/true"]).message(vec![]).unwrap();
+        let message = parse(&["--", "/bin/true"]).message().unwrap();
         let constraints = BuildConstraints { system: "x86_64-linux".into(), ..BuildConstraints::default() };
         let expected = proto::BuildRequest {
             command_args: strings(&["/bin/true"]),
@@ -262,15 +265,10 @@ mod tests {
             "--output",
             "--",
         ]);
-        let node = |byte| Node::File { digest: B3Digest::from([byte; 32]), size: 0, executable: true };
-        let inputs = vec![("b".try_into().unwrap(), node(1)), ("a".try_into().unwrap(), node(2))];
-        let message = args.message(inputs).unwrap();
+        let message = args.message().unwrap();
         let var = |key: &str, value: &'static str| EnvVar { key: key.into(), value: value.into() };
         let expected = proto::BuildRequest {
-            inputs: vec![
-                Entry::named("a".try_into().unwrap(), node(2)),
-                Entry::named("b".try_into().unwrap(), node(1)),
-            ],
+            inputs: vec![],
             command_args: strings(&["a", "--output", "--"]),
             working_dir: "w".into(),
             scratch_paths: strings(&["a", "build", "w"]),
@@ -320,10 +318,21 @@ mod tests {
             assert!(error.to_string().contains(rule) && error.to_string().contains(argument), "{error}");
         }
         assert!(variable(&"KEY".into()).unwrap_err().to_string().contains("no \"=\""));
-        let inputs = || ("n".try_into().unwrap(), Node::Symlink { target: "t".try_into().unwrap() });
-        let message = parse(&["--", "a"]).message(vec![inputs(), inputs()]).unwrap();
-        let error = BuildRequest::try_from(message).unwrap_err().to_string();
-        assert!(error.starts_with("inputs[1].symlink.name must not be a duplicate"), "{error}");
+        let error = parse(&["--input", "n=a", "--input", "n=b", "--", "a"]).sources().unwrap_err();
+        assert_eq!(error.exit().code(), 2);
+        assert!(error.to_string().contains("\"n=b\": another input has this name"), "{error}");
+    }
+
+    #[test]
+    fn what_this_host_does_not_have_is_refused_before_anything_is_opened() {
+        let one_more = std::thread::available_parallelism().unwrap().get() + 1;
+        for (flag, value) in [("--memory", "1000T"), ("--cpus", &one_more.to_string())] {
+            let args = parse(&[flag, value, "--", "a"]);
+            let request = BuildRequest::try_from(args.message().unwrap()).unwrap();
+            let error = args.execute.prepare(&ClientArgs::default(), &request).err().unwrap();
+            assert_eq!(error.exit().code(), 2);
+            assert!(error.to_string().starts_with(flag), "{error}");
+        }
     }
 
     #[test]
@@ -332,7 +341,6 @@ mod tests {
             &["--cpus", "0", "--", "a"][..],
             &["--memory", "lots", "--", "a"],
             &["--memory", "1M", "--", "a"],
-            &["--memory", "1000T", "--", "a"],
             &["--scratch-size", "2T", "--", "a"],
             &["--timeout", "10", "--", "a"],
             &["--vmm", "firecracker", "--", "a"],

@@ -12,24 +12,38 @@ use std::io::{self, SeekFrom};
 use cofferdam_castore::{B3Digest, LocalStore, Node, Store};
 use tokio::io::AsyncSeekExt;
 
-use super::{CliError, StoreArgs, node_text::Reference};
+use super::{CliError, ClientArgs, node_text::Reference};
 pub(super) use verbs::StoreCommandArgs;
 
 /// The store as one in files of this machine.
-fn local(store: &StoreArgs) -> Result<LocalStore, CliError> {
-    let addrs = store.addrs();
-    match addrs.open_local()? {
-        Some(local) => Ok(local),
+fn local(client: &ClientArgs) -> Result<LocalStore, CliError> {
+    let addrs = client.store_addrs();
+    if let Some(local) = addrs.open_local()? {
+        return Ok(local);
+    }
+    Err(match client.daemon_of_store() {
+        Some(addr) => CliError::wrong(format!("the store of the daemon at {addr} can't be reached by its files"))
+            .try_this(
+                "run this on the daemon's host, as its user and with its COFFERDAM_STATE_DIR, without --daemon and \
+                 COFFERDAM_DAEMON; or give the daemon's own addresses with --blob-service-addr and --directory-service-addr",
+            ),
         None => {
             let (blobs, directories) = addrs.resolve()?;
-            Err(CliError::wrong(format!("the store at {blobs} and {directories} is not a local one"))
-                .try_this("file:///DIRECTORY for --blob-service-addr and redb:///FILE for --directory-service-addr"))
+            CliError::wrong(format!("the store at {blobs} and {directories} is not a local one"))
+                .try_this("file:///DIRECTORY for --blob-service-addr and redb:///FILE for --directory-service-addr")
         }
-    }
+    })
+}
+
+/// What a reference stands for, which must be in the store if only its digest is given.
+pub(super) async fn find(store: &Store, reference: &Reference, client: &ClientArgs) -> Result<Node, CliError> {
+    let node = resolve(store, reference).await;
+    let node = node.map_err(|error| CliError::failed("can't read from the store", error))?;
+    node.ok_or_else(|| missing(reference, client))
 }
 
 /// What a reference stands for: itself, or what the store has by its digest; `None` if it has nothing.
-pub(super) async fn resolve(store: &Store, reference: &Reference) -> io::Result<Option<Node>> {
+async fn resolve(store: &Store, reference: &Reference) -> io::Result<Option<Node>> {
     match reference {
         Reference::Node(node) => Ok(Some(node.clone())),
         Reference::Digest(digest) => look_up(store, *digest).await,
@@ -51,13 +65,16 @@ async fn look_up(store: &Store, digest: B3Digest) -> io::Result<Option<Node>> {
 }
 
 /// The store has nothing by this digest.
-pub(super) fn missing(reference: &Reference) -> CliError {
+fn missing(reference: &Reference, client: &ClientArgs) -> CliError {
     let text = match reference {
         Reference::Digest(digest) => digest.to_string(),
         Reference::Node(node) => super::node_text::format(node),
     };
-    CliError::wrong(format!("the store has neither a directory nor a file {text}")).try_this(
-        "import it with `cofferdam import`, or name the store that has it with --blob-service-addr and \
-         --directory-service-addr",
-    )
+    let error = CliError::wrong(format!("the store has neither a directory nor a file {text}"));
+    error.try_this(match client.daemon_of_store() {
+        Some(addr) => format!("import it with `cofferdam import --daemon {addr} PATH`"),
+        None => "import it with `cofferdam import PATH`, or name the store that has it with --daemon, or with \
+                 --blob-service-addr and --directory-service-addr"
+            .to_owned(),
+    })
 }

@@ -3,18 +3,14 @@
 use std::{
     env,
     io::{self, IsTerminal, Read, Write, stderr, stdin},
-    mem,
-    os::fd::AsRawFd,
     sync::{Mutex, PoisonError},
     thread,
 };
 
 use bytes::Bytes;
 use cofferdam_protocol::WindowSize;
-use nix::{
-    errno::Errno,
-    sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr},
-};
+use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use rustix::termios::tcgetwinsize;
 use tokio::{
     runtime::Handle,
     signal::unix::{SignalKind, signal},
@@ -77,11 +73,7 @@ fn read_keys(typed: &mpsc::Sender<TerminalInput>) {
 }
 
 fn size() -> io::Result<WindowSize> {
-    // SAFETY: all-zero bytes are a valid winsize.
-    let mut size: libc::winsize = unsafe { mem::zeroed() };
-    // SAFETY: the kernel writes one winsize through the pointer, which outlives the call.
-    let result = unsafe { libc::ioctl(stderr().as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) };
-    Errno::result(result)?;
+    let size = tcgetwinsize(stderr())?;
     Ok(WindowSize { rows: size.ws_row, columns: size.ws_col })
 }
 

@@ -308,7 +308,7 @@ impl Shared {
         if record.outcome.is_none() {
             record.log.bytes = self.logs.size(record.id, Form::Plain).unwrap_or_default();
             let message = "the process that ran the build was killed, or could not record how it ended";
-            record.outcome = Some(Outcome::Failed(Failure::executor("lost", message)));
+            record.outcome = Some(Outcome::Failed(Failure::executor(record::LOST, message)));
         }
         record
     }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use cofferdam_castore::{B3Digest, Node, proto::Entry};
+use cofferdam_castore::{B3Digest, Node};
 use cofferdam_protocol::Usage;
 use serde::{Deserialize, Serialize, de};
 
@@ -18,6 +18,9 @@ use crate::{
 
 /// Most characters of a command line that [`describe`] shows.
 const MAX_DESCRIPTION_CHARS: usize = 200;
+
+/// The reason of a failed build whose end was not recorded.
+pub(super) const LOST: &str = "lost";
 
 /// What is known of one build. Durations are the monotonic clock's, from `created` on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -143,6 +146,11 @@ impl Record {
         }
     }
 
+    /// Whether the process that ran the build was killed, or could not record how it ended.
+    pub fn is_lost(&self) -> bool {
+        matches!(&self.outcome, Some(Outcome::Failed(failure)) if failure.reason == LOST)
+    }
+
     /// Each phase, from its beginning to the next phase or the build's end.
     pub fn spans(&self) -> impl Iterator<Item = (Phase, Range<Duration>)> {
         let ends = self.phases.iter().skip(1).map(|(_, begun)| *begun).chain(self.ended);
@@ -212,11 +220,12 @@ mod text {
 
 /// Serialises a node as a `snix.castore.v1.Entry` without a name, in base64.
 mod node {
+    use cofferdam_castore::proto::{Entry, EntryExt as _};
     use data_encoding::BASE64;
     use prost::Message as _;
     use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
 
-    use super::{Entry, Node};
+    use super::Node;
 
     pub(super) fn serialize<S: Serializer>(node: &Node, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&BASE64.encode(&Entry::unnamed(node.clone()).encode_to_vec()))

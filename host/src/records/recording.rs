@@ -11,6 +11,7 @@ use super::{
     BuildId, Machine, Outcome, Phase, Record, Shared,
     error::Result,
     log::{Form, LogWriter, Progress},
+    record::LOST,
 };
 use crate::{
     build::failure::{Failure, shorten},
@@ -222,7 +223,7 @@ impl Drop for Recording {
         if locked(&self.live.record).outcome.is_some() {
             return;
         }
-        let outcome = Outcome::Failed(Failure::executor("lost", "the build was given up before it ended"));
+        let outcome = Outcome::Failed(Failure::executor(LOST, "the build was given up before it ended"));
         if let Err(error) = self.finish(End { outcome, usage: None, kept: None }) {
             tracing::warn!(error = &error as &dyn std::error::Error, "can't record that a build was given up");
         }

@@ -41,6 +41,11 @@ const LISTS: [(Number, &str, usize); 8] = [
 pub(super) struct Counts([usize; LISTS.len()]);
 
 impl Counts {
+    /// Of inputs alone.
+    pub(super) fn of_inputs(inputs: usize) -> Self {
+        Self([inputs, 0, 0, 0, 0, 0, 0, 0])
+    }
+
     pub(super) fn of_message(message: &proto::BuildRequest) -> Self {
         let ro_paths = message.constraints.as_ref().map_or(0, |constraints| constraints.available_ro_paths.len());
         Self([

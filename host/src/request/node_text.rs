@@ -9,9 +9,22 @@
 //!
 //! None of it needs quoting in a shell.
 
-use std::{fmt::Write as _, str::FromStr};
+use std::str::FromStr;
 
 use cofferdam_castore::{B3Digest, Node, SymlinkTarget};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
+
+/// What no shell or reader could take for anything else stays as it is.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'/')
+    .remove(b'+')
+    .remove(b':')
+    .remove(b'@')
+    .remove(b',')
+    .remove(b'=');
 
 /// What `--help` says about nodes.
 pub(crate) const HELP: &str = "\
@@ -37,15 +50,7 @@ pub(crate) fn format(node: &Node) -> String {
         Node::File { digest, size, executable: false } => format!("file:{digest}:{size}"),
         Node::File { digest, size, executable: true } => format!("file:{digest}:{size}:x"),
         Node::Symlink { target } => {
-            let mut text = "link:".to_owned();
-            for &byte in target.as_bytes() {
-                match byte {
-                    b'-' | b'.' | b'_' | b'/' | b'+' | b':' | b'@' | b',' | b'=' => text.push(byte.into()),
-                    _ if byte.is_ascii_alphanumeric() => text.push(byte.into()),
-                    _ => write!(text, "%{byte:02X}").expect("a String takes everything"),
-                }
-            }
-            text
+            format!("link:{}", percent_encode(target.as_bytes(), ENCODED))
         }
     }
 }
@@ -75,7 +80,7 @@ impl FromStr for Reference {
         };
         if let Some(target) = text.strip_prefix("link:") {
             let target =
-                percent_decode(target).ok_or_else(|| refused("% must be followed by two hexadecimal digits".into()))?;
+                decode(target).ok_or_else(|| refused("% must be followed by two hexadecimal digits".into()))?;
             let target = SymlinkTarget::try_from(target).map_err(|error| refused(error.to_string()))?;
             return Ok(Self::Node(Node::Symlink { target }));
         }
@@ -95,17 +100,10 @@ impl FromStr for Reference {
     }
 }
 
-fn percent_decode(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = text.bytes();
-    let mut decoded = Vec::new();
-    let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
-    while let Some(byte) = bytes.next() {
-        decoded.push(match byte {
-            b'%' => u8::try_from(digit(bytes.next())? * 16 + digit(bytes.next())?).ok()?,
-            _ => byte,
-        });
-    }
-    Some(decoded)
+/// `None` if a `%` is followed by anything but two hexadecimal digits, which the crate would leave as it is.
+fn decode(text: &str) -> Option<Vec<u8>> {
+    let decoded: Vec<_> = percent_decode_str(text).collect();
+    (decoded.len() + 2 * text.matches('%').count() == text.len()).then_some(decoded)
 }
 
 #[cfg(test)]

@@ -14,15 +14,15 @@ use std::{
 
 use cofferdam_castore::{
     DigestError, Node, PathComponent,
-    proto::{Entry, EntryError, entry},
+    proto::{Entry, EntryError, EntryExt as _, entry},
     refscan::{MAX_AUTOMATON_SIZE, automaton_size},
 };
+use cofferdam_proto::snix::build::v1::{self as proto, build_request as wire};
 use cofferdam_protocol::frame;
 
 use super::{
     AbsolutePath, AdditionalFile, BuildConstraints, BuildRequest, EnvVar, RelativePath, RequestError, RequestErrorKind,
     counts::Counts,
-    proto::{self, build_request as wire},
 };
 
 /// Most entries of `inputs`.
@@ -82,10 +82,7 @@ impl TryFrom<proto::BuildRequest> for BuildRequest {
             return Err(RequestError::invalid("refscan_needles", rule).got(pairs));
         }
         check_not_reserved(&request)?;
-        for (index, file) in request.additional_files.iter().enumerate() {
-            check_place(&request, &file.path)
-                .map_err(|rule| broken(format_args!("additional_files[{index}].path"), rule, file.path.as_str()))?;
-        }
+        check_places(&request)?;
         check_specification_bytes(&request)?;
         // Only now: errors name entries by their places in the message.
         request.scratch_paths.sort_unstable();
@@ -259,6 +256,28 @@ fn refscan_needles(needles: Vec<String>) -> Result<Vec<String>> {
         return Err(RequestError::invalid("refscan_needles", rule).got(size));
     }
     Ok(needles)
+}
+
+impl BuildRequest {
+    /// The same request with these inputs. A client that has to import them first checks everything else before.
+    ///
+    /// # Errors
+    ///
+    /// There are too many, or an additional file would lie in one of them.
+    pub fn with_inputs(mut self, inputs: BTreeMap<PathComponent, Node>) -> Result<Self> {
+        Counts::of_inputs(inputs.len()).check()?;
+        self.inputs = inputs;
+        check_places(&self)?;
+        Ok(self)
+    }
+}
+
+fn check_places(request: &BuildRequest) -> Result<()> {
+    for (index, file) in request.additional_files.iter().enumerate() {
+        check_place(request, &file.path)
+            .map_err(|rule| broken(format_args!("additional_files[{index}].path"), rule, file.path.as_str()))?;
+    }
+    Ok(())
 }
 
 /// Whether a file can be placed there: not where a directory must be, and not within an input.

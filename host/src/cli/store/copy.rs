@@ -10,9 +10,9 @@ use cofferdam_castore::{
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::{missing, resolve};
+use super::find;
 use crate::cli::{
-    CliError, StoreAddrs, StoreArgs, interrupt::blocking, node_text::Reference, print, progress::Progress,
+    CliError, ClientArgs, StoreAddrs, interrupt::blocking, node_text::Reference, progress::Progress,
     quantity::show_size,
 };
 
@@ -25,14 +25,15 @@ Examples:
   cofferdam store copy default file:///mnt/blobs,redb:///mnt/directories.redb dir:blake3-…:62
 
 Addresses:
-  default              the store of --blob-service-addr and --directory-service-addr
+  default              the store of --blob-service-addr and --directory-service-addr, or the daemon's
   BLOBS,DIRECTORIES    the addresses of both
   SCHEME://…           one address of both
   DIR                  a store of cofferdam's own: DIR/blobs and DIR/directories.redb";
 
 /// Copies from one store to another what the other one lacks
 ///
-/// Without nodes it copies all that is in a local store.
+/// Without nodes it copies all that is in a local store. With --json stdout gets an object: blobs, directories, and what
+/// had to be copied.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct CopyArgs {
@@ -45,24 +46,15 @@ pub(super) struct CopyArgs {
     /// What to copy, with all below it [default: all that is there]
     #[arg(value_name = "NODE|DIGEST")]
     references: Vec<Reference>,
-    /// Print one JSON object: blobs, directories, and what had to be copied
-    #[arg(long)]
-    json: bool,
 }
 
 impl CopyArgs {
-    pub(super) fn json(&self) -> bool {
-        self.json
-    }
-
-    pub(super) async fn execute(self, store: &StoreArgs, cancel: &CancellationToken) -> Result<(), CliError> {
-        let (from_addrs, to_addrs) = (named(&self.from, store)?, named(&self.to, store)?);
+    pub(super) async fn execute(self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
+        let (from_addrs, to_addrs) = (named(&self.from, client)?, named(&self.to, client)?);
         let from = from_addrs.open()?;
         let mut nodes = Vec::new();
         for reference in &self.references {
-            let node = resolve(&from, reference).await;
-            let node = node.map_err(|error| CliError::failed("can't read from the store", error))?;
-            nodes.push(node.ok_or_else(|| missing(reference))?);
+            nodes.push(find(&from, reference, client).await?);
         }
         let all = self.references.is_empty().then(|| local(&from_addrs)).transpose()?;
         let to = to_addrs.open()?;
@@ -79,19 +71,17 @@ impl CopyArgs {
         // Waited for, so that it ends in order.
         let copied = blocking(&CancellationToken::new(), work).await?;
         let Copied { blobs, blobs_copied, bytes_copied, directories, .. } = copied;
-        if self.json {
-            let copied = json!({ "blobs": blobs_copied, "bytes": bytes_copied });
-            return print(&format!("{}\n", json!({ "blobs": blobs, "directories": directories, "copied": copied })));
-        }
         let bytes = show_size(bytes_copied);
-        print(&format!("copied {blobs_copied} of {blobs} blobs ({bytes}), and {directories} directories\n"))
+        let text = format!("copied {blobs_copied} of {blobs} blobs ({bytes}), and {directories} directories\n");
+        let copied = json!({ "blobs": blobs_copied, "bytes": bytes_copied });
+        client.print(&text, &json!({ "blobs": blobs, "directories": directories, "copied": copied }))
     }
 }
 
 /// The store that an argument names.
-fn named(text: &str, default: &StoreArgs) -> Result<StoreAddrs, CliError> {
+fn named(text: &str, client: &ClientArgs) -> Result<StoreAddrs, CliError> {
     if text == DEFAULT {
-        return Ok(default.addrs());
+        return Ok(client.store_addrs());
     }
     let pair = |blobs: &str, directories: &str| {
         Ok(StoreAddrs { blobs: Some(blobs.to_owned()), directories: Some(directories.to_owned()) })
@@ -146,11 +136,13 @@ impl From<CopyError> for CliError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::StoreArgs;
 
     #[test]
     fn addresses_have_four_forms() {
         let store = StoreArgs { blob_service_addr: Some("b".to_owned()), directory_service_addr: Some("d".to_owned()) };
-        let named = |text: &str| named(text, &store).unwrap().resolve().unwrap();
+        let client = ClientArgs { store, ..ClientArgs::default() };
+        let named = |text: &str| named(text, &client).unwrap().resolve().unwrap();
         let pair = |blobs: &str, directories: &str| (blobs.to_owned(), directories.to_owned());
         assert_eq!(named("default"), pair("b", "d"));
         assert_eq!(named("memory://,redb:///d"), pair("memory://", "redb:///d"));

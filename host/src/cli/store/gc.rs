@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::local;
-use crate::cli::{CliError, StoreArgs, interrupt::blocking, print, progress::Progress, quantity::show_size};
+use crate::cli::{CliError, ClientArgs, interrupt::blocking, progress::Progress, quantity::show_size};
 
 /// What is younger stays.
 const KEEP: &str = "1d";
@@ -24,6 +24,7 @@ Examples:
 ///
 /// What stays: named roots (see `store root`), the inputs of running builds, and what was imported, built or found within
 /// the time of --keep, each with all below it. Builds and imports may run meanwhile, on this store and in any process.
+/// With --json stdout gets an object: blobs, bytes and directories removed and left.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct GcArgs {
@@ -33,9 +34,6 @@ pub(super) struct GcArgs {
     /// Remove nothing, tell what would be removed
     #[arg(long)]
     dry_run: bool,
-    /// Print one JSON object: blobs, bytes and directories removed and left
-    #[arg(long)]
-    json: bool,
 }
 
 /// Unlike other times this may be 0.
@@ -44,29 +42,22 @@ fn age(text: &str) -> Result<Duration, String> {
 }
 
 impl GcArgs {
-    pub(super) fn json(&self) -> bool {
-        self.json
-    }
-
-    pub(super) async fn execute(self, store: &StoreArgs, cancel: &CancellationToken) -> Result<(), CliError> {
-        let local = local(store)?;
+    pub(super) async fn execute(self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
+        let local = local(client)?;
         let progress = Progress::new();
         progress.step("collecting garbage");
         let (keep, dry_run) = (self.keep, self.dry_run);
         let collected = blocking(cancel, move || collect(&local, keep, dry_run)).await;
         progress.clear();
         let collected = collected?;
-        if self.json {
-            let object = json!({
-                "removed": { "blobs": collected.blobs, "bytes": collected.bytes, "directories": collected.directories },
-                "left": { "blobs": collected.blobs_left, "directories": collected.directories_left },
-                "dry_run": dry_run,
-            });
-            return print(&format!("{object}\n"));
-        }
+        let object = json!({
+            "removed": { "blobs": collected.blobs, "bytes": collected.bytes, "directories": collected.directories },
+            "left": { "blobs": collected.blobs_left, "directories": collected.directories_left },
+            "dry_run": dry_run,
+        });
         let (verb, bytes) = (if dry_run { "would free" } else { "freed" }, show_size(collected.bytes));
         let (blobs, directories) = (collected.blobs, collected.directories);
-        print(&format!("{verb} {bytes}: {blobs} blobs and {directories} directories\n"))
+        client.print(&format!("{verb} {bytes}: {blobs} blobs and {directories} directories\n"), &object)
     }
 }
 

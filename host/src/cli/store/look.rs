@@ -16,12 +16,11 @@ use data_encoding::BASE64;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::{missing, resolve};
+use super::{find, missing};
 use crate::cli::{
-    CliError, StoreArgs,
+    CliError, ClientArgs,
     interrupt::blocking,
     node_text::{self, Reference},
-    print,
     progress::Progress,
 };
 
@@ -37,14 +36,12 @@ struct Place {
 }
 
 impl Place {
-    async fn find(&self, store: &Store) -> Result<Node, CliError> {
-        let failed = |error| CliError::failed("can't read from the store", error);
-        let mut node =
-            resolve(store, &self.reference).await.map_err(failed)?.ok_or_else(|| missing(&self.reference))?;
+    async fn find(&self, store: &Store, client: &ClientArgs) -> Result<Node, CliError> {
+        let mut node = find(store, &self.reference, client).await?;
         let path = self.path.as_deref().unwrap_or_default();
         for name in path.split('/').filter(|name| !matches!(*name, "" | ".")) {
             let found = match &node {
-                Node::Directory { digest, .. } => directory(store, digest).await?.get(name.as_bytes()).cloned(),
+                Node::Directory { digest, .. } => directory(store, digest, client).await?.get(name.as_bytes()).cloned(),
                 Node::File { .. } | Node::Symlink { .. } => None,
             };
             node = found.ok_or_else(|| {
@@ -69,12 +66,12 @@ impl Place {
     }
 }
 
-async fn directory(store: &Store, digest: &B3Digest) -> Result<Directory, CliError> {
+async fn directory(store: &Store, digest: &B3Digest, client: &ClientArgs) -> Result<Directory, CliError> {
     let found = store.directories.get(digest).await;
     let found = found.map_err(|error| CliError::failed("can't read from the store", error))?;
     // It needs not be stored to be known.
     let found = found.or_else(|| (*digest == B3Digest::EMPTY).then(Directory::new));
-    found.ok_or_else(|| missing(&Reference::Digest(*digest)))
+    found.ok_or_else(|| missing(&Reference::Digest(*digest), client))
 }
 
 /// A name on one line.
@@ -101,29 +98,22 @@ pub(super) struct LsArgs {
     /// List what is in the directories in it, too, with paths
     #[arg(long, short = 'R')]
     recursive: bool,
-    /// Print one JSON object a line: name and node
-    #[arg(long)]
-    json: bool,
 }
 
 impl LsArgs {
-    pub(super) fn json(&self) -> bool {
-        self.json
-    }
-
-    pub(super) async fn execute(self, store: &StoreArgs) -> Result<(), CliError> {
-        let store = store.addrs().open()?;
-        let node = self.place.find(&store).await?;
+    pub(super) async fn execute(self, client: &ClientArgs) -> Result<(), CliError> {
+        let store = client.open_store()?;
+        let node = self.place.find(&store, client).await?;
         let Node::Directory { digest, .. } = node else {
-            return print(&self.line(self.place.name().as_bytes(), &node));
+            return print_line(client, self.place.name().as_bytes(), &node);
         };
         // Directories whose entries are still to be listed, the next one last; a tab apart from its path.
         let mut waiting = vec![(Vec::new(), digest)];
         while let Some((path, digest)) = waiting.pop() {
             let mut below = Vec::new();
-            for (name, node) in directory(&store, &digest).await?.nodes() {
+            for (name, node) in directory(&store, &digest, client).await?.nodes() {
                 let path = [&path, name.as_bytes()].concat();
-                print(&self.line(&path, node))?;
+                print_line(client, &path, node)?;
                 if let (true, Node::Directory { digest, .. }) = (self.recursive, node) {
                     below.push(([&path, b"/".as_slice()].concat(), *digest));
                 }
@@ -132,16 +122,12 @@ impl LsArgs {
         }
         Ok(())
     }
+}
 
-    fn line(&self, name: &[u8], node: &Node) -> String {
-        let node = node_text::format(node);
-        if self.json {
-            let name = String::from_utf8_lossy(name);
-            format!("{}\n", json!({ "name": name, "node": node }))
-        } else {
-            format!("{node}\t{}\n", shown(name))
-        }
-    }
+fn print_line(client: &ClientArgs, name: &[u8], node: &Node) -> Result<(), CliError> {
+    let node = node_text::format(node);
+    let object = json!({ "name": String::from_utf8_lossy(name), "node": node });
+    client.print(&format!("{node}\t{}\n", shown(name)), &object)
 }
 
 const CAT_EXAMPLES: &str = "\
@@ -158,9 +144,10 @@ pub(super) struct CatArgs {
 }
 
 impl CatArgs {
-    pub(super) async fn execute(self, store: &StoreArgs, cancel: &CancellationToken) -> Result<(), CliError> {
-        let store = store.addrs().open()?;
-        let node = self.place.find(&store).await?;
+    pub(super) async fn execute(self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
+        client.refuse_json("the contents of the file")?;
+        let store = client.open_store()?;
+        let node = self.place.find(&store, client).await?;
         let Node::File { digest, size, .. } = node else {
             return Err(CliError::wrong(format!("{} is no file", node_text::format(&node)))
                 .try_this("cofferdam store ls, or cofferdam export"));
@@ -192,35 +179,25 @@ Examples:
 pub(super) struct StatArgs {
     #[command(flatten)]
     place: Place,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
 }
 
 impl StatArgs {
-    pub(super) fn json(&self) -> bool {
-        self.json
-    }
-
-    pub(super) async fn execute(self, store: &StoreArgs, cancel: &CancellationToken) -> Result<(), CliError> {
-        let store = store.addrs().open()?;
-        let node = self.place.find(&store).await?;
+    pub(super) async fn execute(self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
+        let store = client.open_store()?;
+        let node = self.place.find(&store, client).await?;
         let progress = Progress::new();
         progress.step("hashing");
         let (name, of) = (self.place.name(), node.clone());
         let info = blocking(cancel, move || nar::info(&store, &of, Path::new(&name), &|| false)).await;
         progress.clear();
         let fields = fields(&node, &info?);
-        if self.json {
-            let object: serde_json::Map<_, _> =
-                fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-            return print(&format!("{}\n", Value::Object(object)));
-        }
         let line = |(key, value): (&str, Value)| match value {
             Value::String(text) => format!("{key}\t{text}\n"),
             value => format!("{key}\t{value}\n"),
         };
-        print(&fields.into_iter().map(line).collect::<String>())
+        let object: serde_json::Map<_, _> =
+            fields.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+        client.print(&fields.into_iter().map(line).collect::<String>(), &Value::Object(object))
     }
 }
 

@@ -1,16 +1,15 @@
 //! `store root`: names for what `store gc` must keep.
 
 use clap::{Args, Subcommand};
-use cofferdam_castore::RootError;
+use cofferdam_castore::{Node, RootError};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::{local, missing, resolve};
+use super::{find, local};
 use crate::cli::{
-    CliError, StoreArgs,
+    CliError, ClientArgs,
     interrupt::blocking,
     node_text::{self, Reference},
-    print,
 };
 
 const EXAMPLES: &str = "\
@@ -37,12 +36,8 @@ enum RootCommand {
         #[arg(value_name = "NODE|DIGEST")]
         reference: Reference,
     },
-    /// Prints one line a root: its node and its name, with a tab between
-    List {
-        /// Print one JSON object a line: name and node
-        #[arg(long)]
-        json: bool,
-    },
+    /// Prints one line a root: its node and its name, with a tab between; with --json an object, name and node
+    List,
     /// Keeps what has this name no longer
     Remove {
         /// The root's name
@@ -51,31 +46,27 @@ enum RootCommand {
 }
 
 impl RootArgs {
-    pub(super) fn json(&self) -> bool {
-        matches!(self.command, RootCommand::List { json: true })
-    }
-
-    pub(super) async fn execute(self, store: &StoreArgs, cancel: &CancellationToken) -> Result<(), CliError> {
-        let local = local(store)?;
+    pub(super) async fn execute(self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
+        let local = local(client)?;
+        let object = |name: &str, node: &Node| json!({ "name": name, "node": node_text::format(node) });
         match self.command {
             RootCommand::Add { name, reference } => {
-                let node = resolve(&store.addrs().open()?, &reference).await;
-                let node = node.map_err(|error| CliError::failed("can't read from the store", error))?;
-                let node = node.ok_or_else(|| missing(&reference))?;
-                blocking(cancel, move || local.add_root(&name, &node)).await
+                let node = find(&client.open_store()?, &reference, client).await?;
+                let added = object(&name, &node);
+                blocking(cancel, move || local.add_root(&name, &node)).await?;
+                client.print("", &added)
             }
-            RootCommand::List { json } => {
+            RootCommand::List => {
                 let roots = local.roots().map_err(|error| CliError::failed("can't read the roots", error))?;
-                for (name, node) in roots {
-                    let node = node_text::format(&node);
-                    print(&match json {
-                        true => format!("{}\n", json!({ "name": name.to_string(), "node": node })),
-                        false => format!("{node}\t{name}\n"),
-                    })?;
-                }
-                Ok(())
+                roots.into_iter().try_for_each(|(name, node)| {
+                    let line = format!("{}\t{name}\n", node_text::format(&node));
+                    client.print(&line, &object(&name.to_string(), &node))
+                })
             }
-            RootCommand::Remove { name } => Ok(local.remove_root(&name)?),
+            RootCommand::Remove { name } => {
+                local.remove_root(&name)?;
+                client.print("", &json!({ "name": name }))
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use super::{
     root::RootArgs,
     verify::VerifyArgs,
 };
-use crate::cli::{CliError, StoreArgs};
+use crate::cli::{CliError, ClientArgs};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -38,27 +38,15 @@ enum StoreCommand {
 }
 
 impl StoreCommandArgs {
-    pub(in crate::cli) fn json(&self) -> bool {
-        match &self.command {
-            StoreCommand::Ls(args) => args.json(),
-            StoreCommand::Cat(_) => false,
-            StoreCommand::Stat(args) => args.json(),
-            StoreCommand::Verify(args) => args.json(),
-            StoreCommand::Gc(args) => args.json(),
-            StoreCommand::Root(args) => args.json(),
-            StoreCommand::Copy(args) => args.json(),
-        }
-    }
-
-    pub(in crate::cli) async fn execute(self, store: &StoreArgs, cancel: &CancellationToken) -> Result<(), CliError> {
+    pub(in crate::cli) async fn execute(self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
         match self.command {
-            StoreCommand::Ls(args) => args.execute(store).await,
-            StoreCommand::Cat(args) => args.execute(store, cancel).await,
-            StoreCommand::Stat(args) => args.execute(store, cancel).await,
-            StoreCommand::Verify(args) => args.execute(store, cancel).await,
-            StoreCommand::Gc(args) => args.execute(store, cancel).await,
-            StoreCommand::Root(args) => args.execute(store, cancel).await,
-            StoreCommand::Copy(args) => args.execute(store, cancel).await,
+            StoreCommand::Ls(args) => args.execute(client).await,
+            StoreCommand::Cat(args) => args.execute(client, cancel).await,
+            StoreCommand::Stat(args) => args.execute(client, cancel).await,
+            StoreCommand::Verify(args) => args.execute(client, cancel).await,
+            StoreCommand::Gc(args) => args.execute(client, cancel).await,
+            StoreCommand::Root(args) => args.execute(client, cancel).await,
+            StoreCommand::Copy(args) => args.execute(client, cancel).await,
         }
     }
 }

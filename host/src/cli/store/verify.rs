@@ -7,9 +7,9 @@ use cofferdam_castore::verify::{Fault, verify, verify_node};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::{local, missing, resolve};
+use super::{find, local};
 use crate::cli::{
-    CliError, StoreArgs,
+    CliError, ClientArgs,
     interrupt::blocking,
     node_text::{self, Reference},
     print,
@@ -26,36 +26,30 @@ Examples:
 /// Verifies every blob and every directory against its digest
 ///
 /// Prints one line for each that is damaged or missing, and exits with 3 if there is one. Without nodes it verifies all
-/// that is in a local store; a collection of garbage waits for it.
+/// that is in a local store; a collection of garbage waits for it. With --json stdout gets an object: blobs, bytes,
+/// directories and the list of faults.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct VerifyArgs {
     /// What to verify, with all below it [default: all that is there]
     #[arg(value_name = "NODE|DIGEST")]
     references: Vec<Reference>,
-    /// Print one JSON object: blobs, bytes, directories and the list of faults
-    #[arg(long)]
-    json: bool,
 }
 
 impl VerifyArgs {
-    pub(super) fn json(&self) -> bool {
-        self.json
-    }
-
-    pub(super) async fn execute(self, store: &StoreArgs, cancel: &CancellationToken) -> Result<(), CliError> {
+    pub(super) async fn execute(self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
         let progress = Progress::new();
         if !self.references.is_empty() {
-            return self.nodes(store, &progress, cancel).await;
+            return self.nodes(client, &progress, cancel).await;
         }
-        let local = local(store)?;
+        let local = local(client)?;
         progress.step("verifying");
         let work = move || verify(&local).map_err(|error| CliError::failed("the store can't be read", error));
         let verified = blocking(cancel, work).await;
         progress.clear();
         let verified = verified?;
         let (blobs, bytes, directories) = (verified.blobs, verified.bytes, verified.directories);
-        if self.json {
+        if client.json {
             let fault = |fault: &Fault| json!({ "kind": fault.code(), "message": fault.to_string() });
             let faults: Vec<_> = verified.faults.iter().map(fault).collect();
             let object = json!({ "blobs": blobs, "bytes": bytes, "directories": directories, "faults": faults });
@@ -75,12 +69,10 @@ impl VerifyArgs {
         }
     }
 
-    async fn nodes(self, store: &StoreArgs, progress: &Progress, cancel: &CancellationToken) -> Result<(), CliError> {
-        let store = store.addrs().open()?;
+    async fn nodes(self, client: &ClientArgs, progress: &Progress, cancel: &CancellationToken) -> Result<(), CliError> {
+        let store = client.open_store()?;
         for reference in &self.references {
-            let node = resolve(&store, reference).await;
-            let node = node.map_err(|error| CliError::failed("can't read from the store", error))?;
-            let node = node.ok_or_else(|| missing(reference))?;
+            let node = find(&store, reference, client).await?;
             let (name, store) = (node_text::format(&node), store.clone());
             progress.step("verifying");
             let work = move || verify_node(&store, &node, Path::new(&name), &|| false);
@@ -91,6 +83,6 @@ impl VerifyArgs {
             progress.clear();
             verified?;
         }
-        if self.json { print("{\"faults\":[]}\n") } else { Ok(()) }
+        if client.json { print("{\"faults\":[]}\n") } else { Ok(()) }
     }
 }

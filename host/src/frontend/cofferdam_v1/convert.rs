@@ -2,6 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
+use cofferdam_proto::cofferdam::v1::{
+    self as wire, BuildInfo, Done, Queued, Success, Times, build_info, done, failure,
+};
 use cofferdam_protocol::{Sample, Usage};
 
 use super::super::response;
@@ -11,7 +14,6 @@ use crate::{
     records::{Machine, Outcome, Phase, Record, Status},
     scheduler::State,
     scheduler::queue::Waiting,
-    service::proto::cofferdam::{self as wire, BuildInfo, Done, Queued, Success, Times, build_info, done, failure},
 };
 
 pub(super) fn queued(position: u64, waiting_for: Waiting) -> Queued {
@@ -106,13 +108,7 @@ pub(super) fn info(record: &Record, state: Option<&State>) -> BuildInfo {
     let Machine { vmm, version: vmm_version, accelerator } = machine.unwrap_or_default();
     let mut info = BuildInfo {
         id: record.id.to_string(),
-        state: match record.status() {
-            Status::Built => build_info::State::Succeeded,
-            Status::Failed => build_info::State::Failed,
-            Status::Unfinished if started.is_some() => build_info::State::Running,
-            Status::Unfinished => build_info::State::Queued,
-        }
-        .into(),
+        state: state_of(record, started.is_some()).into(),
         request_digest: record.request_digest.as_slice().to_vec().into(),
         environment_digest: record.environment.as_slice().to_vec().into(),
         client: record.client.clone(),
@@ -141,6 +137,16 @@ pub(super) fn info(record: &Record, state: Option<&State>) -> BuildInfo {
         _ => {}
     }
     info
+}
+
+fn state_of(record: &Record, has_started: bool) -> build_info::State {
+    match record.status() {
+        Status::Built => build_info::State::Succeeded,
+        Status::Failed if record.is_lost() => build_info::State::Lost,
+        Status::Failed => build_info::State::Failed,
+        Status::Unfinished if has_started => build_info::State::Running,
+        Status::Unfinished => build_info::State::Queued,
+    }
 }
 
 fn unix_ms(time: SystemTime) -> u64 {

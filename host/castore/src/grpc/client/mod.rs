@@ -24,4 +24,4 @@ mod upload;
 
 pub use blobs::GrpcBlobService;
 pub use directories::GrpcDirectoryService;
-pub use peer::{CERTIFICATE_VARIABLE, KEY_VARIABLE, Peer, PeerOptions};
+pub use peer::{CERTIFICATE_VARIABLE, KEY_VARIABLE, Peer, PeerError, PeerOptions};

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use cofferdam_rpc::STREAM_WINDOW_BYTES;
 use tokio::time::timeout;
 use tonic::{
     Code, Status,
@@ -17,7 +18,7 @@ use tonic::{
     transport::{self, Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
-use super::super::{MAX_BLOB_BYTES, Package, STREAM_WINDOW_BYTES, chain};
+use super::super::{MAX_BLOB_BYTES, Package, chain};
 use crate::{
     AddrError,
     runtime::{enter, spawn},
@@ -158,7 +159,8 @@ impl Peer {
         // The message may contain anything.
         let words = format!("{}{cause}", status.message());
         let words: String = words.chars().take(MAX_QUOTED_CHARS).flat_map(escape_control).collect();
-        io::Error::new(kind, format!("{}: {}: {words}", self.addr, status.code().description()))
+        let text = format!("{}: {}: {words}", self.addr, status.code().description());
+        io::Error::new(kind, PeerError { addr: Arc::clone(&self.addr), text, status: status.clone() })
     }
 
     /// The error for a wrong answer.
@@ -170,6 +172,27 @@ impl Peer {
     pub(super) fn silent(&self) -> io::Error {
         let message = format!("{}: the peer has been silent for {:?}", self.addr, self.idle_timeout);
         io::Error::new(io::ErrorKind::TimedOut, message)
+    }
+}
+
+/// A refusal by a peer, or the reason why it can't be reached: what an [`io::Error`] of a store over gRPC wraps.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct PeerError {
+    addr: Arc<str>,
+    text: String,
+    status: Status,
+}
+
+impl PeerError {
+    /// The peer's address.
+    pub fn addr(&self) -> &str {
+        &self.addr
+    }
+
+    /// The status of the request.
+    pub fn status(&self) -> &Status {
+        &self.status
     }
 }
 
