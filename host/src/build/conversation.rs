@@ -8,7 +8,7 @@ use cofferdam_protocol::Specification;
 use tokio::{runtime::Handle, sync::oneshot, time::timeout};
 
 use super::{
-    AFTERMATH, BuildError, ExecutorError, Options, Outcome, died,
+    AFTERMATH, BuildError, ExecutorError, Options, Outcome,
     ending::{Claim, Ending, Party},
     exchange::{Exchange, is_disconnect},
     interruption::{Interruption, Interruptions},
@@ -96,18 +96,18 @@ async fn outcome(
         outcome = &mut session => match outcome {
             Ok(Err(error)) if is_disconnect(&error) => {
                 let death = timeout(AFTERMATH, machine.died()).await;
-                Err(death.map_or(error, |death| BuildError::Executor(died(death, progress.phase()))))
+                Err(death.map_or(error, |death| BuildError::Executor(ExecutorError::died(death, progress.phase()))))
             }
             outcome => outcome.unwrap_or_else(|_| Err(BuildError::Executor(ExecutorError::SessionPanicked))),
         },
-        death = machine.died() => {
+        found = machine.died() => {
             let outcome = match timeout(AFTERMATH, &mut session).await {
                 Err(_) if ending.claim(Party::Task) == Claim::Lost => session.await.ok(),
                 outcome => outcome.ok().and_then(Result::ok),
             };
             let is_told = |outcome: &Outcome| !outcome.as_ref().is_err_and(is_disconnect);
-            let died = || Err(BuildError::Executor(died(death, progress.phase())));
-            outcome.filter(is_told).unwrap_or_else(died)
+            let death = || Err(BuildError::Executor(ExecutorError::died(found, progress.phase())));
+            outcome.filter(is_told).unwrap_or_else(death)
         }
     }
 }

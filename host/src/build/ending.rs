@@ -20,7 +20,8 @@
 //!   not the storing of outputs, and waits for the session's outcome.
 //! - **Task**: the task has the end, because of a limit, a cancellation or a death. The session stores nothing more, and the
 //!   machine is killed without waiting for it.
-//! - **Over**: the connection is closed on purpose, so that errors on it mean nothing.
+//! - **Over**: the connection is closed on purpose, so that errors on it mean nothing. A build whose future is dropped comes
+//!   here from any state, and then stores nothing.
 //!
 //! Before the session there is no second party: then the task ends the build without a claim.
 

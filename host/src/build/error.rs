@@ -5,10 +5,10 @@ use std::{fmt, io, time::Duration};
 use cofferdam_castore::Node;
 use cofferdam_protocol::{UnsupportedKind, Usage, frame::FrameError, tree::TreeError};
 
-use super::{Phase, died};
+use super::phase::Phase;
 use crate::{
     devices::{self, inputs::ResolveError},
-    machine::{Cause, ConnectError, FileError, StartError, vmm},
+    machine::{Cause, ConnectError, Death, FileError, StartError, vmm},
     request::RequestError,
 };
 
@@ -316,6 +316,13 @@ pub enum ExecutorError {
     Interrupted,
 }
 
+impl ExecutorError {
+    /// A death in a phase of the build.
+    pub(super) fn died(death: Death, phase: Phase) -> Self {
+        Self::Died { what: death.what(), cause: death.cause, when: phase.when(), said: death.said }
+    }
+}
+
 impl From<StartError> for ExecutorError {
     fn from(error: StartError) -> Self {
         match error {
@@ -329,7 +336,7 @@ impl From<ConnectError> for ExecutorError {
     fn from(error: ConnectError) -> Self {
         match error {
             ConnectError::File(error) => Self::File(error),
-            ConnectError::Died(death) => died(death, Phase::Booting),
+            ConnectError::Died(death) => Self::died(death, Phase::Booting),
             ConnectError::Timeout { limit, console } => Self::NeverConnected { limit, console },
         }
     }

@@ -41,7 +41,7 @@ use crate::{
     devices::inputs,
     machine::jail::Spawner,
     machine::vmm,
-    machine::{Death, FileError, sweep},
+    machine::{FileError, sweep},
     request::{self, AbsolutePath, BuildRequest, BuildResult, Host, RequestError, RequestErrorKind},
 };
 
@@ -329,10 +329,6 @@ struct Prepared {
 
 /// What a session ends with.
 type Outcome = Result<(BuildResult, Usage), BuildError>;
-
-fn died(death: Death, phase: Phase) -> ExecutorError {
-    ExecutorError::Died { what: death.what(), cause: death.cause, when: phase.when(), said: death.said }
-}
 
 fn specification(request: &BuildRequest, options: &Options) -> Specification {
     let paths = |paths: &[request::RelativePath]| paths.iter().map(|path| path.as_str().to_owned()).collect();

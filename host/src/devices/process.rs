@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use super::{Kind, SUBCOMMAND};
+use super::kind::{Kind, SUBCOMMAND};
 use crate::machine::jail::{Child, Program, SpawnError, Spawner};
 use crate::machine::{Cause, Death};
 

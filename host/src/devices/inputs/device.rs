@@ -9,8 +9,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use tokio::runtime::Handle;
 
 use super::server::{ServeError, Server, Unbound};
-use crate::devices::process::{Process, StartCause};
-use crate::devices::{FS_QUEUE_SIZE, Kind, StartError};
+use crate::devices::kind::{FS_QUEUE_SIZE, Kind};
+use crate::devices::process::{Process, StartCause, StartError};
 use crate::machine::jail::{Program, Spawner};
 use crate::machine::{self, Attachment, AttachmentKind, Death};
 

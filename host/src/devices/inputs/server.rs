@@ -310,6 +310,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn requests_wait_until_the_inputs_are_bound() {
+        let store = Store::memory();
+        let f = file(&store, b"f").await;
+        let tree = resolve(&store, &inputs(&[("f", f.clone())])).await.unwrap();
+        let (ours, theirs) = connection();
+        let (mut server, unbound) = Server::start(vec![ours], &store, &Handle::current()).unwrap();
+        let host = wire::Host::new(vec![theirs]);
+        let root = tokio::task::spawn_blocking(move || host.root());
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        assert!(!root.is_finished());
+        unbound.bind(Arc::new(tree));
+        assert_eq!(root.await.unwrap().unwrap().get(b"f"), Some(&f));
+        server.ended().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_server_that_never_gets_inputs_ends_with_its_first_request() {
+        let (ours, theirs) = connection();
+        let (mut server, unbound) = Server::start(vec![ours], &Store::memory(), &Handle::current()).unwrap();
+        drop(unbound);
+        let host = wire::Host::new(vec![theirs]);
+        tokio::task::spawn_blocking(move || host.root().unwrap_err()).await.unwrap();
+        server.ended().await.unwrap();
+    }
+
+    #[tokio::test]
     async fn one_connection_that_breaks_the_protocol_ends_all() {
         let store = Store::memory();
         let tree = Arc::new(resolve(&store, &inputs(&[])).await.unwrap());

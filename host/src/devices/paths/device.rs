@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use cofferdam_protocol::PATHS_TAG;
 
 use super::Shown;
-use crate::devices::process::Process;
-use crate::devices::{FS_QUEUE_SIZE, Kind, StartError};
+use crate::devices::kind::{FS_QUEUE_SIZE, Kind};
+use crate::devices::process::{Process, StartError};
 use crate::machine::jail::Spawner;
 use crate::machine::{self, Attachment, AttachmentKind, Death};
 

@@ -29,6 +29,10 @@ pub(super) fn program(path: &Path, script: &str) -> PathBuf {
     path.to_owned()
 }
 
+fn share(tag: &'static str, socket: &'static str, queue_size: u32) -> Attachment {
+    Attachment { kind: AttachmentKind::Fs { tag }, socket, queue_size }
+}
+
 /// A run directory whose path is longer than a socket's address may be.
 struct RunDir {
     root: tempfile::TempDir,
@@ -66,11 +70,7 @@ impl RunDir {
             cpus: 3,
             cpu_model: None,
             hugepages: false,
-            attachments: vec![Attachment {
-                kind: AttachmentKind::Fs { tag: "inputs" },
-                socket: "fs.sock",
-                queue_size: 512,
-            }],
+            attachments: vec![share("inputs", "fs.sock", 512), share("paths", "paths.sock", 64)],
             nested: false,
         }
     }
@@ -101,7 +101,8 @@ async fn qemu_gets_its_machine_and_its_end_is_the_machines() {
         "memory-backend-memfd,id=memory,size=1024M,share=on",
         "-smp 3,sockets=1,cores=3,threads=1",
         "-cpu max ",
-        "tag=inputs",
+        "-chardev socket,id=inputs,path=fs.sock -device vhost-user-fs-pci,chardev=inputs,tag=inputs,queue-size=512",
+        "-chardev socket,id=paths,path=paths.sock -device vhost-user-fs-pci,chardev=paths,tag=paths,queue-size=64",
         "\nsocket:[",
     ] {
         assert!(death.said.contains(part), "{part} is not in: {}", death.said);
