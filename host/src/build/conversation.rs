@@ -1,5 +1,5 @@
 //! The build's task while the guest talks: it starts the session's thread, and waits for whichever comes first: the
-//! session's outcome, a death, or an interruption. [`ending`](super::ending) tells which of them has the build's end.
+//! session's outcome, a death, or an interruption. [`ending`](super::ending) decides which of them ends the build.
 
 use std::{os::unix::net::UnixStream, pin::pin, sync::Arc};
 

@@ -16,7 +16,7 @@ use crate::{
 /// again elsewhere.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// The command ran, and what it did is no success.
+    /// The command ran without success.
     #[error("the build failed")]
     Failed(#[source] Box<Failed>),
     /// The request can't be built by anybody, or not here.
@@ -35,7 +35,7 @@ pub struct Failed {
     pub reason: Reason,
     /// What the build used up to its end; absent when its guest was stopped with it.
     pub usage: Option<Usage>,
-    /// What it has left, if that was asked for and could be had.
+    /// Its remains, if they were asked for and could be kept.
     pub kept: Option<Kept>,
 }
 

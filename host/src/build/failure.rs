@@ -1,4 +1,4 @@
-//! A build's failure as it is told outside of this process: as JSON, over gRPC and in records.
+//! A build's failure as it leaves this process: as JSON, over gRPC and in records.
 //!
 //! ```text
 //!   BuildError ──▶ Failure ──▶ --json, stderr and exit code · gRPC status and details · the build's record
@@ -25,11 +25,11 @@ const MAX_TEXT_BYTES: usize = 32 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
-    /// Whoever wrote the build: it ran and failed.
+    /// The author of the build: it ran and failed.
     BuildFailed,
-    /// Whoever asked: the request is wrong.
+    /// The client: its request is wrong.
     RequestWrong,
-    /// Whoever runs the host; trying again may help. An interruption, too.
+    /// The host's operator; trying again may help. Interruptions count here.
     ExecutorFailed,
 }
 

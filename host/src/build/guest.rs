@@ -66,7 +66,7 @@ pub(super) struct Booted {
     machine: Machine,
     stream: UnixStream,
     inputs: Unbound,
-    /// What it is shown of the host.
+    /// The paths of the host that it sees.
     pub(super) host_paths: Vec<HostPath>,
 }
 

@@ -106,7 +106,7 @@ impl Settings {
     }
 }
 
-/// What one build gets, and what it may use at most.
+/// One build's resources and limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// Memory that the build finds, in bytes, when its request asks for less.
@@ -188,7 +188,7 @@ pub struct Built {
     pub result: BuildResult,
     /// What the build used inside its guest.
     pub usage: Usage,
-    /// What it took.
+    /// The time of each phase.
     pub times: Times,
 }
 
@@ -257,7 +257,7 @@ impl Builder {
         request::admit(request, &self.host)
     }
 
-    /// Runs one build of a request that has been admitted, with what it gets.
+    /// Runs one build of an admitted request.
     ///
     /// # Errors
     ///

@@ -5,7 +5,7 @@
 //!         ◀── Input ─── thread "shell" ◀──── Terminal::input ◀───
 //! ```
 //!
-//! Both ways hold back whoever is faster; nothing is kept beyond one message on the way and what the channels hold.
+//! In both directions a slow reader holds the writer back. Nothing is buffered beyond one message and the channels.
 
 use std::thread;
 

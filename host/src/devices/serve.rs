@@ -37,7 +37,7 @@ pub enum DeviceError {
     Inherited {
         /// The number.
         descriptor: RawFd,
-        /// What it should be.
+        /// The kind of descriptor that belongs there.
         wanted: &'static str,
     },
     /// The process could not give up its rights.

@@ -5,7 +5,7 @@ use std::process::ExitStatus;
 
 use super::jail::Child;
 
-/// What brought a machine to its end, as far as its VMM tells.
+/// The cause of a machine's end, as far as its VMM reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// One of its processes ended, which its status explains.
@@ -25,7 +25,7 @@ pub struct Death {
     pub status: ExitStatus,
     /// The tail of its output and of the guest's console, escaped.
     pub said: String,
-    /// What brought it about.
+    /// The cause.
     pub cause: Cause,
 }
 

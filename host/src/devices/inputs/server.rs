@@ -90,7 +90,7 @@ impl Server {
                 let result = serve(&hang_up.0[at], tree, &store, &handle);
                 // Before anyone hears of the end, the device does.
                 drop(hang_up);
-                // Whoever started the server need not wait for it.
+                // The server may have been dropped.
                 let _ = end.try_send(result);
             })?;
         }

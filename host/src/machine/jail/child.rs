@@ -50,7 +50,7 @@ impl Child {
         Self { name, pid, process, tail, reader: Some(reader), _spawner: spawner }
     }
 
-    /// What it is called in messages.
+    /// Its name in messages.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -74,7 +74,7 @@ impl Child {
         status
     }
 
-    /// The end of what it wrote to stdout and stderr, at most 16 KiB, with control characters escaped. Complete once
+    /// The tail of its stdout and stderr, at most 16 KiB, with control characters escaped. Complete once
     /// [`wait`](Self::wait) has returned.
     pub fn said(&self) -> String {
         self.tail.text()

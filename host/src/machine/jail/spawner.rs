@@ -29,7 +29,7 @@ pub enum SpawnError {
     /// Descriptors or pipes for it could not be made.
     #[error("cannot prepare the start of {name}")]
     Prepare {
-        /// What it is called.
+        /// The program's name in messages.
         name: String,
         /// The system's reason.
         source: io::Error,
@@ -37,7 +37,7 @@ pub enum SpawnError {
     /// It could not be forked or executed.
     #[error("cannot start {name} ({})", path.display())]
     Start {
-        /// What it is called.
+        /// The program's name in messages.
         name: String,
         /// The program's file.
         path: PathBuf,
@@ -47,7 +47,7 @@ pub enum SpawnError {
     /// The runtime is shutting down.
     #[error("cannot start {name}: the thread that starts programs has ended")]
     ThreadEnded {
-        /// What it is called.
+        /// The program's name in messages.
         name: String,
     },
 }
@@ -89,7 +89,7 @@ impl Spawner {
     }
 }
 
-/// A process that ignores SIGCHLD, which is inherited from whoever started it, is never told how its children ended.
+/// A process that ignores SIGCHLD never learns how its children ended; and it inherits that from its parent.
 fn heed_children() -> io::Result<()> {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     // SAFETY: the default disposition runs no code of ours.

@@ -60,7 +60,7 @@ pub enum ChooseError {
     Asked {
         /// Which one.
         kind: Kind,
-        /// What it lacks.
+        /// Its missing parts.
         missing: Vec<Missing>,
     },
     /// None can.
@@ -86,7 +86,7 @@ pub struct Candidate {
     pub found: Option<Found>,
     /// The program that serves vsock beside it, if it needs one and that is here.
     pub vsock_device: Option<Found>,
-    /// What it would run with; nothing if it can't run.
+    /// Its accelerator; nothing if it can't run.
     pub accelerator: Option<Accelerator>,
     /// What keeps it from running. Empty if it can run.
     pub missing: Vec<Missing>,

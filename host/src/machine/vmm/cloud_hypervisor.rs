@@ -171,7 +171,7 @@ fn api_socket(run_dir: &Path) -> io::Result<(UnixListener, UnixStream)> {
     let path = format!("/proc/self/fd/{}/{API_SOCKET}", directory.as_raw_fd());
     let listener = UnixListener::bind(&path)?;
     let stream = UnixStream::connect(&path)?;
-    // Whoever controls the API controls the VMM: after us nobody finds it.
+    // Control of the API is control of the VMM: nobody else must find the socket.
     fs::remove_file(&path)?;
     Ok((listener, stream))
 }

@@ -27,7 +27,7 @@ struct Info {
 }
 
 impl Control {
-    /// Ends the machine and then the process, and tells the log what they did.
+    /// Ends the machine and then the process, and logs their counters.
     pub(super) async fn end(&mut self) -> Result<(), VmmError> {
         let Info { state, memory_actual_size } = self.api.get("vm.info", QUESTION_TIMEOUT).await?;
         let counters: Value = self.api.get("vm.counters", QUESTION_TIMEOUT).await?;

@@ -17,7 +17,7 @@ pub enum VmmError {
         field: &'static str,
         /// What holds for it.
         rule: String,
-        /// What it was.
+        /// Its value.
         value: String,
     },
     /// One of its programs doesn't start.
@@ -34,12 +34,12 @@ pub enum VmmError {
         /// The system's reason.
         source: io::Error,
     },
-    /// A program didn't do in time what it must before the machine can run.
+    /// A program was not ready in time.
     #[error("{program} did not {what} within {seconds} s")]
     Timeout {
-        /// What it is called.
+        /// The program's name in messages.
         program: &'static str,
-        /// What it should have done.
+        /// The step that it did not take.
         what: &'static str,
         /// How long it was waited for.
         seconds: u64,
@@ -68,13 +68,13 @@ pub enum VmmError {
         file: PathBuf,
         /// The last that it said where the cause doesn't tell, escaped.
         said: String,
-        /// What it did.
+        /// The failure.
         source: Box<VmmError>,
     },
     /// The VMM's version is older than any that works.
     #[error("it is version {version}; the oldest that works is {oldest}, {reason}")]
     TooOld {
-        /// What it says of itself.
+        /// The version that it reports.
         version: String,
         /// The oldest one.
         oldest: String,
@@ -84,7 +84,7 @@ pub enum VmmError {
     /// The VMM doesn't answer a call.
     #[error("{program} gave no answer to {call} within {} s", limit.as_secs_f64())]
     Silent {
-        /// What it is called.
+        /// The program's name in messages.
         program: &'static str,
         /// The call.
         call: &'static str,
@@ -94,7 +94,7 @@ pub enum VmmError {
     /// The connection to the VMM's API broke.
     #[error("{program} gave no usable answer to {call}")]
     Api {
-        /// What it is called.
+        /// The program's name in messages.
         program: &'static str,
         /// The call.
         call: &'static str,
@@ -104,7 +104,7 @@ pub enum VmmError {
     /// The VMM refused a call.
     #[error("{program} refused {call} (HTTP status {status}): {said}")]
     Refused {
-        /// What it is called.
+        /// The program's name in messages.
         program: &'static str,
         /// The call.
         call: &'static str,

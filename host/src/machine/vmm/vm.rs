@@ -50,7 +50,7 @@ impl Vm {
             biased;
             Some(cause) = told(control) => cause,
             _ = vmm.wait() => {
-                // What it told before it ended.
+                // The last event before its end.
                 let told = tokio::time::timeout(LAST_EVENT_TIMEOUT, told(control)).await;
                 told.ok().flatten().unwrap_or(Cause::Process)
             }
@@ -62,7 +62,7 @@ impl Vm {
         Death::of(vmm, cause).await
     }
 
-    /// Ends a machine whose guest has said its last. Where the VMM can be asked it ends in order, and tells what the
+    /// Ends a machine whose guest has nothing left to do. Where the VMM can be asked it ends in order, and tells what the
     /// guest's devices have done; else, and where that takes too long, as [`kill`](Self::kill) does.
     pub async fn finish(&mut self) {
         let Self { vmm, control, .. } = self;
@@ -107,7 +107,7 @@ async fn ended(device: &mut Option<Child>) -> Death {
     }
 }
 
-/// Nothing where the VMM tells nothing more.
+/// The reported cause; nothing where the VMM reports none.
 async fn told(control: &mut Option<Control>) -> Option<Cause> {
     control.as_mut()?.events.ended().await
 }
