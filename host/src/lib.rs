@@ -31,6 +31,8 @@ pub mod devices;
 pub mod frontend;
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(test)]
+mod layering;
 pub mod machine;
 pub mod outputs;
 mod quantity;

@@ -416,7 +416,7 @@ async fn metrics_count_builds_and_traces_have_a_span_a_phase() {
         build.shell(script).build_fails("exit_code")
     };
     tokio::task::block_in_place(|| run("echo 12345678; exit 3"));
-    // The client knows of the end before the keeper does.
+    // The client knows of the end before the scheduler does.
     let mut text = scrape(&metrics).unwrap();
     while !text.contains("\ncofferdam_builds_running 0\n") {
         assert!(daemon.running().age() < stretched(Duration::from_secs(300)), "{text}");

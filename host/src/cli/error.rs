@@ -22,11 +22,11 @@ type Cause = Box<dyn Error + Send>;
 /// Whom a failure asks to act.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// Whoever wrote the build: it ran and failed.
+    /// The author of the build: it ran and failed.
     BuildFailed,
-    /// Whoever asked: the request or the command line is wrong.
+    /// The user: the request or the command line is wrong.
     RequestWrong,
-    /// Whoever runs this host; trying again may help. An interruption, too.
+    /// The operator of this host; trying again may help. An interruption, too.
     Executor,
 }
 

@@ -55,7 +55,7 @@ fn store() -> (Store, Node) {
 /// A directory decodes to the same value through both entry points, and encodes to the same bytes again.
 pub fn directory(bytes: &[u8]) -> bool {
     let decoded = Directory::decode(bytes);
-    assert_eq!(fuzzing::message(bytes), decoded.as_ref().ok().cloned(), "the two doors differ");
+    assert_eq!(fuzzing::message(bytes), decoded.as_ref().ok().cloned(), "the two decoders differ");
     if let Ok(message) = Entry::decode(bytes) {
         let again = |node: &Node| Entry::unnamed(node.clone()).try_into_unnamed();
         if let Ok(node) = message.clone().try_into_unnamed() {
