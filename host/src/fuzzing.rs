@@ -5,7 +5,7 @@ use tokio::io::AsyncRead;
 use crate::{
     cli::plain_text::PlainText,
     devices::inputs::Request,
-    machine::vmm::{self, Cause},
+    machine::{Cause, vmm},
 };
 
 /// Decodes and encodes a packet of the inputs device.

@@ -1,36 +1,66 @@
-//! How a build ends: between its session, which talks to the guest, and whoever ends the build before the session does.
+//! How a build ends.
+//!
+//! Two parties can end a build that runs: its *session*, the thread that talks to the guest, and its *task*, which waits for
+//! limits on time, cancellation and the deaths of processes. They may come at the same moment, so that each has to claim the
+//! end, and the first one has it:
+//!
+//! ```text
+//!            ┌──────── stop ───────▶ Stopping ─┐
+//!            │                          │      │
+//!   Open ────┼── claim by the session ──┴──────┼──▶ Session ── hang_up ──▶ Over
+//!            │                                 │                            ▲
+//!            └── claim by the task ────────────┴──▶ Task ───── hang_up ─────┘
+//! ```
+//!
+//! - **Open**: the guest boots, runs the command or sends outputs.
+//! - **Stopping**: a limit was reached while the command ran, and the guest is needed after the failure. It was told to kill
+//!   the command. The build fails for the limit's reason, whatever the guest then reports. Only the first reason counts.
+//! - **Session**: the session has the end. All outputs have come and are being stored, or the build has failed and its
+//!   remains are kept or shown in a shell. The task can't take this back: it hangs up, which ends keeping and the shell but
+//!   not the storing of outputs, and waits for the session's outcome.
+//! - **Task**: the task has the end, because of a limit, a cancellation or a death. The session stores nothing more, and the
+//!   machine is killed without waiting for it.
+//! - **Over**: the connection is closed on purpose, so that errors on it mean nothing. A build whose future is dropped comes
+//!   here from any state, and then stores nothing.
+//!
+//! Before the session there is no second party: then the task ends the build without a claim.
 
-use std::{
-    io,
-    net::Shutdown,
-    os::unix::net::UnixStream,
-    sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{future::Future, io, os::unix::net::UnixStream, sync::Arc, sync::OnceLock, time::Instant};
 
-use cofferdam_protocol::{
-    FromHost,
-    frame::{FrameError, FrameReader, FrameWriter, MAX_FROM_GUEST_BYTES, MAX_FROM_HOST_BYTES},
-};
-use tokio_util::sync::CancellationToken;
+use cofferdam_protocol::FromHost;
+use tokio::sync::watch;
 
-/// Reads what the guest sends.
-pub(super) type Reader<'s> = FrameReader<io::BufReader<&'s UnixStream>>;
+use super::{Reason, line::Line};
 
-/// What the two share.
-#[derive(Default)]
-pub(super) struct Ending {
-    decided: AtomicBool,
-    line: OnceLock<Line>,
+/// Where a build's end stands, see the module.
+#[derive(Debug)]
+enum State {
+    Open,
+    Stopping { since: Instant, reason: Reason },
+    Session,
+    Task,
+    Over,
 }
 
-/// The connection to the guest.
-pub(super) struct Line {
-    stream: UnixStream,
-    writer: Mutex<FrameWriter<UnixStream>>,
-    over: CancellationToken,
+/// The parties that can end a build.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Party {
+    Session,
+    Task,
+}
+
+/// Whether a party may end the build.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub(super) enum Claim {
+    Won,
+    Lost,
+}
+
+/// A build's end and its connection, shared by both parties.
+pub(super) struct Ending {
+    state: watch::Sender<State>,
+    line: OnceLock<Line>,
 }
 
 /// Hangs up when it is dropped, so that no session outlives its build for want of a client.
@@ -43,25 +73,55 @@ impl Drop for HangUp {
 }
 
 impl Ending {
-    /// Decides how the build ends, unless that is decided already, which is what this returns. Who comes first decides:
-    /// the session, when all outputs have come, to store them, or when the build has failed; or whoever ends the build.
-    pub(super) fn decide(&self) -> bool {
-        self.decided.swap(true, Ordering::AcqRel)
+    pub(super) fn new() -> Self {
+        Self { state: watch::Sender::new(State::Open), line: OnceLock::new() }
+    }
+
+    /// Claims the end of the build.
+    pub(super) fn claim(&self, party: Party) -> Claim {
+        let claimed = self.state.send_if_modified(|state| {
+            let is_free = matches!(state, State::Open | State::Stopping { .. });
+            if is_free {
+                *state = match party {
+                    Party::Session => State::Session,
+                    Party::Task => State::Task,
+                };
+            }
+            is_free
+        });
+        if claimed { Claim::Won } else { Claim::Lost }
+    }
+
+    /// Has the build fail for this reason once its command has been stopped. Returns whether this changed anything.
+    pub(super) fn stop(&self, reason: Reason) -> bool {
+        self.state.send_if_modified(|state| {
+            let is_open = matches!(state, State::Open);
+            if is_open {
+                *state = State::Stopping { since: Instant::now(), reason };
+            }
+            is_open
+        })
+    }
+
+    /// Since when and why the command is being stopped, if it is.
+    pub(super) fn stopping(&self) -> Option<(Instant, Reason)> {
+        match &*self.state.borrow() {
+            State::Stopping { since, reason } => Some((*since, reason.clone())),
+            _ => None,
+        }
     }
 
     /// The guest has connected.
     pub(super) fn connect(&self, stream: UnixStream) -> io::Result<()> {
-        let writer = FrameWriter::new(stream.try_clone()?, MAX_FROM_HOST_BYTES);
-        let line = Line { stream, writer: Mutex::new(writer), over: CancellationToken::new() };
-        self.line.set(line).map_err(|_| io::ErrorKind::AlreadyExists.into())
+        self.line.set(Line::new(stream)?).map_err(|_| io::ErrorKind::AlreadyExists.into())
     }
 
     pub(super) fn line(&self) -> Option<&Line> {
         self.line.get()
     }
 
-    /// Has the guest end its command. What the session then hears is how that ended.
-    pub(super) fn stop(self: &Arc<Self>) {
+    /// Tells the guest to kill its command.
+    pub(super) fn tell_to_stop(self: &Arc<Self>) {
         let this = Arc::clone(self);
         // The guest may be slow to read, or may never do it; then its connection ends, and this with it.
         tokio::task::spawn_blocking(move || this.line().map(|line| line.say(&FromHost::Stop)));
@@ -69,35 +129,59 @@ impl Ending {
 
     /// Ends the conversation, whatever the session waits for.
     pub(super) fn hang_up(&self) {
+        self.state.send_replace(State::Over);
         if let Some(line) = self.line() {
             line.hang_up();
         }
     }
+
+    /// Whether somebody has hung up.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(*self.state.borrow(), State::Over)
+    }
+
+    /// Waits for something, but not beyond the end of the conversation.
+    pub(super) async fn unless_over<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+        let mut state = self.state.subscribe();
+        tokio::select! {
+            biased;
+            _ = state.wait_for(|state| matches!(state, State::Over)) => None,
+            value = future => Some(value),
+        }
+    }
 }
 
-impl Line {
-    pub(super) fn stream(&self) -> &UnixStream {
-        &self.stream
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_party_has_the_end_and_keeps_it() {
+        for (first, second) in [(Party::Session, Party::Task), (Party::Task, Party::Session)] {
+            for is_stopped in [false, true] {
+                let ending = Ending::new();
+                assert!(!is_stopped || ending.stop(Reason::Signal(1)));
+                assert_eq!(ending.claim(first), Claim::Won);
+                assert_eq!((ending.claim(second), ending.claim(first)), (Claim::Lost, Claim::Lost));
+                assert!(!ending.stop(Reason::Signal(2)) && ending.stopping().is_none());
+                ending.hang_up();
+                assert_eq!(ending.claim(second), Claim::Lost);
+            }
+        }
     }
 
-    pub(super) fn reader(&self) -> Reader<'_> {
-        let buffered = io::BufReader::with_capacity(4 * MAX_FROM_GUEST_BYTES, &self.stream);
-        FrameReader::new(buffered, MAX_FROM_GUEST_BYTES)
+    #[test]
+    fn a_command_is_stopped_for_the_first_reason() {
+        let ending = Ending::new();
+        assert!(ending.stop(Reason::Signal(1)) && !ending.stop(Reason::Signal(2)));
+        assert_eq!(ending.stopping().unwrap().1, Reason::Signal(1));
     }
 
-    /// Says one message, whole.
-    pub(super) fn say(&self, message: &FromHost) -> Result<(), FrameError> {
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner).write(message)
-    }
-
-    /// Ends the conversation.
-    pub(super) fn hang_up(&self) {
-        self.over.cancel();
-        let _ = self.stream.shutdown(Shutdown::Both);
-    }
-
-    /// Cancelled when somebody has hung up.
-    pub(super) fn over(&self) -> &CancellationToken {
-        &self.over
+    #[tokio::test]
+    async fn nothing_is_waited_for_beyond_the_end_of_the_conversation() {
+        let ending = Ending::new();
+        assert_eq!(ending.unless_over(async { 1 }).await, Some(1));
+        let (waited, ()) = tokio::join!(ending.unless_over(std::future::pending::<()>()), async { ending.hang_up() });
+        assert!(waited.is_none() && ending.is_over());
     }
 }

@@ -5,13 +5,18 @@ use std::{fmt, io, time::Duration};
 use cofferdam_castore::Node;
 use cofferdam_protocol::{UnsupportedKind, Usage, frame::FrameError, tree::TreeError};
 
-use crate::{devices::inputs::ResolveError, machine::FileError, machine::vmm, request::RequestError};
+use super::phase::Phase;
+use crate::{
+    devices::{self, inputs::ResolveError},
+    machine::{Cause, ConnectError, Death, FileError, StartError, vmm},
+    request::RequestError,
+};
 
 /// Why there is no result. Each variant asks something else of the caller: mend the build, mend the request, or try
 /// again elsewhere.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// The command ran, and what it did is no success.
+    /// The command ran without success.
     #[error("the build failed")]
     Failed(#[source] Box<Failed>),
     /// The request can't be built by anybody, or not here.
@@ -30,7 +35,7 @@ pub struct Failed {
     pub reason: Reason,
     /// What the build used up to its end; absent when its guest was stopped with it.
     pub usage: Option<Usage>,
-    /// What it has left, if that was asked for and could be had.
+    /// Its remains, if they were asked for and could be kept.
     pub kept: Option<Kept>,
 }
 
@@ -260,12 +265,9 @@ pub enum ExecutorError {
     /// The inputs can't be read from the store.
     #[error("can't resolve the inputs")]
     Resolve(#[source] ResolveError),
-    /// The process that serves the inputs.
-    #[error("can't start the inputs' device")]
-    InputsDevice(#[source] crate::devices::inputs::StartError),
-    /// The process that shows paths of the host.
-    #[error("can't start the device for paths of the host")]
-    PathsDevice(#[source] crate::devices::inputs::StartError),
+    /// A device's process.
+    #[error(transparent)]
+    Device(#[from] devices::StartError),
     /// The VMM.
     #[error("can't start the virtual machine")]
     Vmm(#[source] vmm::VmmError),
@@ -275,7 +277,7 @@ pub enum ExecutorError {
         /// Who, and how.
         what: String,
         /// What brought it about.
-        cause: vmm::Cause,
+        cause: Cause,
         /// Which phase the build was in.
         when: &'static str,
         /// The last that it wrote, escaped; may be empty.
@@ -312,6 +314,32 @@ pub enum ExecutorError {
     /// Somebody asked for the end.
     #[error("the build was interrupted")]
     Interrupted,
+}
+
+impl ExecutorError {
+    /// A death in a phase of the build.
+    pub(super) fn died(death: Death, phase: Phase) -> Self {
+        Self::Died { what: death.what(), cause: death.cause, when: phase.when(), said: death.said }
+    }
+}
+
+impl From<StartError> for ExecutorError {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::File(error) => Self::File(error),
+            StartError::Vmm(error) => Self::Vmm(error),
+        }
+    }
+}
+
+impl From<ConnectError> for ExecutorError {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::File(error) => Self::File(error),
+            ConnectError::Died(death) => Self::died(death, Phase::Booting),
+            ConnectError::Timeout { limit, console } => Self::NeverConnected { limit, console },
+        }
+    }
 }
 
 fn last_words(text: &str) -> String {

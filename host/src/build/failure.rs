@@ -1,4 +1,4 @@
-//! A build's failure as it is told outside of this process: as JSON, over gRPC and in records.
+//! A build's failure as it leaves this process: as JSON, over gRPC and in records.
 //!
 //! ```text
 //!   BuildError ──▶ Failure ──▶ --json, stderr and exit code · gRPC status and details · the build's record
@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     build::{BuildError, ExecutorError, Failed, Kept, Reason},
-    machine::vmm,
+    machine::Cause,
     request::node_text,
     request::{RequestError, RequestErrorKind},
 };
@@ -25,11 +25,11 @@ const MAX_TEXT_BYTES: usize = 32 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
-    /// Whoever wrote the build: it ran and failed.
+    /// The author of the build: it ran and failed.
     BuildFailed,
-    /// Whoever asked: the request is wrong.
+    /// The client: its request is wrong.
     RequestWrong,
-    /// Whoever runs the host; trying again may help. An interruption, too.
+    /// The host's operator; trying again may help. Interruptions count here.
     ExecutorFailed,
 }
 
@@ -195,7 +195,7 @@ fn advice(error: &BuildError) -> Option<&'static str> {
             _ => None,
         },
         BuildError::Executor(ExecutorError::Interrupted) => None,
-        BuildError::Executor(ExecutorError::Died { cause: vmm::Cause::Reset, .. }) => {
+        BuildError::Executor(ExecutorError::Died { cause: Cause::Reset, .. }) => {
             Some("--vmm qemu, whose serial console shows what a kernel says before its drivers are up, too")
         }
         BuildError::Executor(_) => Some("`cofferdam doctor` tells what this host lacks, if anything"),
@@ -248,14 +248,14 @@ pub(crate) fn usage_fields(usage: &Usage) -> Value {
 fn executor_code(error: &ExecutorError) -> &'static str {
     match error {
         ExecutorError::Interrupted => "interrupted",
-        ExecutorError::Died { cause: vmm::Cause::Process, .. } => "process_died",
-        ExecutorError::Died { cause: vmm::Cause::Panic, .. } => "guest_panicked",
-        ExecutorError::Died { cause: vmm::Cause::Reset, .. } => "guest_reset",
+        ExecutorError::Died { cause: Cause::Process, .. } => "process_died",
+        ExecutorError::Died { cause: Cause::Panic, .. } => "guest_panicked",
+        ExecutorError::Died { cause: Cause::Reset, .. } => "guest_reset",
         ExecutorError::NeverConnected { .. } => "never_connected",
         ExecutorError::Guest { .. } => "guest",
         ExecutorError::Protocol(_) => "protocol",
         ExecutorError::Vmm(_) => "vmm",
-        ExecutorError::InputsDevice(_) => "inputs_device",
+        ExecutorError::Device(error) => error.device.code(),
         ExecutorError::Store(_) | ExecutorError::Resolve(_) => "store",
         _ => "host",
     }

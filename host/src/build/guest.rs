@@ -1,18 +1,21 @@
-//! One guest: its run directory, its processes, its connection. Dropping it ends them all.
+//! A guest in two steps: a machine boots with what must be known before, then a request is bound to it.
+//!
+//! ```text
+//!   Size, request's paths ──boot──▶ Booted: connected, without inputs ──bind(inputs)──▶ machine and stream, for a session
+//! ```
 
-use std::{os::unix::net::UnixStream, sync::Arc, time::Duration};
+use std::{os::unix::net::UnixStream, sync::Arc};
 
-use cofferdam_protocol::{HostPath, PORT};
-use nix::sys::statvfs::statvfs;
-use tokio::net::UnixListener;
+use cofferdam_protocol::HostPath;
 
-use super::{AFTERMATH, Builder, ExecutorError, Options};
+use super::{BuildError, Builder, ExecutorError, Options, interruption::Interruptions};
 use crate::{
-    devices::inputs::{self, Device},
-    devices::paths::{self, Shown},
-    machine::vmm::{self, Death, Machine, Vm},
-    machine::{FileError, RunDir},
-    request::{BuildRequest, KVM},
+    devices::{
+        inputs::{self, Tree, Unbound},
+        paths::{self, Shown},
+    },
+    machine::{Cause, ConnectError, Device, FileError, Machine, RunDir, vmm},
+    request::{AbsolutePath, BuildRequest, KVM},
 };
 
 /// Memory that the guest's kernel and guest-init keep from a build, in bytes, beside a share of the whole. Debian's
@@ -22,132 +25,32 @@ const GUEST_OVERHEAD_BYTES: u64 = 160 << 20;
 /// The kernel's page structures take 64 bytes of each 4096, its tables and its zones' reserves the rest.
 const GUEST_OVERHEAD_SHARE: u64 = 16;
 
-/// With less room than this, in bytes, a host's disk is as good as full: a write of a guest is as large at times.
-const MIN_ROOM_BYTES: u64 = 1 << 20;
+/// How often a guest may boot for one build, see [`boot`].
+const MAX_BOOTS: u32 = 2;
 
-pub(super) struct Guest {
-    // Fields are dropped in this order: processes first, then what they hold open.
-    vm: Vm,
-    device: Device,
-    paths: Option<paths::Device>,
-    listener: Option<UnixListener>,
-    run_dir: RunDir,
-    memory_bytes: u64,
-    host_paths: Vec<HostPath>,
+/// What a machine can't change once it has booted.
+pub(super) struct Size<'r> {
+    /// The memory that the build is promised, in bytes.
+    pub(super) memory_bytes: u64,
+    cpus: u32,
+    scratch_bytes: u64,
+    /// Whether the build may run VMs of its own.
+    nested: bool,
+    /// The paths of the host that the build asks for.
+    ro_paths: Vec<&'r AbsolutePath>,
 }
 
-impl Guest {
-    pub(super) async fn start(
-        builder: &Builder,
-        (request, options): (&BuildRequest, &Options),
-        tree: Arc<inputs::Tree>,
-    ) -> Result<Self, ExecutorError> {
-        let settings = &builder.settings;
-        let asked = request.constraints.as_ref().map_or(0, |constraints| constraints.min_memory);
-        let memory_bytes = asked.max(options.memory_bytes);
-        let run_dir = RunDir::create(&settings.run_dir)?;
-        run_dir.copy_sparse(&settings.image.scratch, vmm::SCRATCH_DISK, options.scratch_bytes)?;
-        let socket = |source| FileError { action: "listen for the guest in", path: run_dir.path().to_owned(), source };
-        run_dir.directory(vmm::VSOCK_DIRECTORY)?;
-        let listener = run_dir.bind(&format!("{}_{PORT}", vmm::VSOCK))?;
-        listener.set_nonblocking(true).map_err(socket)?;
-        let listener = UnixListener::from_std(listener).map_err(socket)?;
-
-        let device = Device::start(&builder.spawner, run_dir.path(), tree, &builder.store)
-            .await
-            .map_err(ExecutorError::InputsDevice)?;
-        let (host_paths, shown) = show(builder, request)?;
-        let paths = if shown.is_empty() {
-            None
-        } else {
-            let started = paths::Device::start(&builder.spawner, run_dir.path(), shown).await;
-            Some(started.map_err(ExecutorError::PathsDevice)?)
-        };
-        let machine = Machine {
-            kernel: settings.image.kernel.clone(),
-            initramfs: settings.image.initramfs.clone(),
-            memory_bytes: memory_bytes + memory_bytes / GUEST_OVERHEAD_SHARE + GUEST_OVERHEAD_BYTES,
+impl<'r> Size<'r> {
+    /// For an admitted request.
+    pub(super) fn of(request: &'r BuildRequest, options: &Options) -> Self {
+        let constraints = request.constraints.as_ref();
+        let asked = constraints.map_or(0, |constraints| constraints.min_memory);
+        Self {
+            memory_bytes: asked.max(options.memory_bytes),
             cpus: options.cpus,
-            cpu_model: settings.cpu_model.clone(),
-            hugepages: settings.hugepages,
-            paths: paths.is_some(),
+            scratch_bytes: options.scratch_bytes,
             nested: wants_kvm(request),
-        };
-        let vmm = settings.vmm.vmm();
-        let vm = vmm.start(&builder.spawner, run_dir.path(), &machine).await.map_err(ExecutorError::Vmm)?;
-        Ok(Self { vm, device, paths, listener: Some(listener), run_dir, memory_bytes, host_paths })
-    }
-
-    /// The memory that the build was promised, in bytes.
-    pub(super) fn memory_bytes(&self) -> u64 {
-        self.memory_bytes
-    }
-
-    /// What it is shown of the host.
-    pub(super) fn host_paths(&self) -> &[HostPath] {
-        &self.host_paths
-    }
-
-    /// Waits for the guest's one connection, and takes no other after it.
-    pub(super) async fn connected(&mut self, limit: Duration) -> Result<UnixStream, ExecutorError> {
-        let failed = |source| FileError {
-            action: "accept the guest's connection in",
-            path: self.run_dir.path().to_owned(),
-            source,
-        };
-        let Some(listener) = self.listener.take() else {
-            return Err(failed(std::io::ErrorKind::NotConnected.into()).into());
-        };
-        let accepted = tokio::select! {
-            accepted = listener.accept() => Some(accepted),
-            death = first_death(&mut self.vm, &mut self.device, self.paths.as_mut()) => {
-                return Err(super::died(death, super::Phase::Booting));
-            }
-            () = tokio::time::sleep(limit) => None,
-        };
-        match accepted {
-            Some(accepted) => {
-                let stream = accepted.and_then(|(stream, _)| stream.into_std()).map_err(failed)?;
-                stream.set_nonblocking(false).map_err(failed)?;
-                Ok(stream)
-            }
-            None => Err(ExecutorError::NeverConnected { limit, console: self.vm.console() }),
-        }
-    }
-
-    /// The file system that the scratch disk is on has no room, so the guest's writes to the disk may have failed.
-    pub(super) fn host_is_full(&self) -> Option<ExecutorError> {
-        let room = statvfs(self.run_dir.path()).ok()?;
-        (room.blocks_available() * room.fragment_size() < MIN_ROOM_BYTES).then(|| {
-            FileError {
-                action: "keep what the build writes in",
-                path: self.run_dir.path().to_owned(),
-                source: nix::Error::ENOSPC.into(),
-            }
-            .into()
-        })
-    }
-
-    /// The first death of a process that the build needs.
-    pub(super) async fn died(&mut self) -> Death {
-        first_death(&mut self.vm, &mut self.device, self.paths.as_mut()).await
-    }
-
-    /// The guest has said its last.
-    pub(super) async fn finish(mut self) {
-        self.vm.finish().await;
-        self.end_devices().await;
-    }
-
-    pub(super) async fn kill(mut self) {
-        self.vm.kill().await;
-        self.end_devices().await;
-    }
-
-    async fn end_devices(&mut self) {
-        self.device.kill().await;
-        if let Some(paths) = &mut self.paths {
-            paths.kill().await;
+            ro_paths: constraints.iter().flat_map(|constraints| &constraints.available_ro_paths).collect(),
         }
     }
 }
@@ -158,11 +61,94 @@ pub(super) fn wants_kvm(request: &BuildRequest) -> bool {
     asked.any(|path| path.as_str() == KVM)
 }
 
-/// Opens the paths of the host that an admitted request asks for.
-fn show(builder: &Builder, request: &BuildRequest) -> Result<(Vec<HostPath>, Vec<Shown>), ExecutorError> {
-    let asked = request.constraints.iter().flat_map(|constraints| &constraints.available_ro_paths);
+/// A machine whose guest has connected, and that has no request yet. Dropping it ends it.
+pub(super) struct Booted {
+    machine: Machine,
+    stream: UnixStream,
+    inputs: Unbound,
+    /// The paths of the host that it sees.
+    pub(super) host_paths: Vec<HostPath>,
+}
+
+impl Booted {
+    /// Fills the inputs in.
+    pub(super) fn bind(self, tree: Tree) -> (Machine, UnixStream) {
+        self.inputs.bind(Arc::new(tree));
+        (self.machine, self.stream)
+    }
+}
+
+/// Boots a machine until its guest connects.
+///
+/// Where the processor is emulated, one kernel in some hundred hangs or resets itself while it boots. A guest that never
+/// connected has seen nothing of the request and may boot again.
+pub(super) async fn boot(
+    builder: &Builder,
+    size: &Size<'_>,
+    interruptions: &Interruptions<'_>,
+) -> Result<Booted, BuildError> {
+    let limit = builder.settings.connect_timeout;
+    let mut boots = 1;
+    loop {
+        let started = interruptions.before(start(builder, size)).await?;
+        let (mut machine, inputs, host_paths) = started.map_err(BuildError::Executor)?;
+        let error = match interruptions.before(machine.connected(limit)).await {
+            Ok(Ok(stream)) => return Ok(Booted { machine, stream, inputs, host_paths }),
+            Ok(Err(error)) => error,
+            Err(interrupted) => return Err(end(machine, interrupted).await),
+        };
+        machine.kill().await;
+        let what = match error {
+            ConnectError::Timeout { .. } if boots < MAX_BOOTS => "did not connect in time",
+            ConnectError::Died(death) if death.cause == Cause::Reset && boots < MAX_BOOTS => {
+                "reset itself while it booted"
+            }
+            error => return Err(BuildError::Executor(error.into())),
+        };
+        boots += 1;
+        tracing::warn!("the guest {what}; booting another");
+    }
+}
+
+/// Kills the machine of a build without a result. If its host's disk is full, this is why the build failed.
+pub(super) async fn end(machine: Machine, error: BuildError) -> BuildError {
+    let full = machine.host_is_full();
+    machine.kill().await;
+    match (error, full) {
+        (BuildError::Failed(_), Some(full)) => BuildError::Executor(full.into()),
+        (error, _) => error,
+    }
+}
+
+async fn start(builder: &Builder, size: &Size<'_>) -> Result<(Machine, Unbound, Vec<HostPath>), ExecutorError> {
+    let Builder { settings, spawner, store, .. } = builder;
+    let run_dir = RunDir::create(&settings.run_dir)?;
+    run_dir.copy_sparse(&settings.image.scratch, vmm::SCRATCH_DISK, size.scratch_bytes)?;
+    let (inputs, unbound) = inputs::Device::start(spawner, run_dir.path(), store).await?;
+    let mut devices: Vec<Box<dyn Device>> = vec![Box::new(inputs)];
+    let (host_paths, shown) = show(builder, &size.ro_paths)?;
+    if !shown.is_empty() {
+        devices.push(Box::new(paths::Device::start(spawner, run_dir.path(), shown).await?));
+    }
+    let config = vmm::Config {
+        kernel: settings.image.kernel.clone(),
+        initramfs: settings.image.initramfs.clone(),
+        memory_bytes: size.memory_bytes + size.memory_bytes / GUEST_OVERHEAD_SHARE + GUEST_OVERHEAD_BYTES,
+        cpus: size.cpus,
+        cpu_model: settings.cpu_model.clone(),
+        hugepages: settings.hugepages,
+        attachments: Vec::new(),
+        nested: size.nested,
+    };
+    let vmm = settings.vmm.vmm();
+    let machine = Machine::start((&*vmm, spawner), run_dir, devices, config).await?;
+    Ok((machine, unbound, host_paths))
+}
+
+/// Opens the paths of the host among those that an admitted request asks for.
+fn show(builder: &Builder, asked: &[&AbsolutePath]) -> Result<(Vec<HostPath>, Vec<Shown>), FileError> {
     let mut opened = (Vec::new(), Vec::new());
-    for (path, host) in asked.filter_map(|path| Some((path, builder.host.ro_paths.get(path)?))) {
+    for (path, host) in asked.iter().filter_map(|path| Some((path, builder.host.ro_paths.get(*path)?))) {
         let shown = Shown::open(host).map_err(|source| FileError {
             action: "show builds the path",
             path: host.clone(),
@@ -173,25 +159,4 @@ fn show(builder: &Builder, request: &BuildRequest) -> Result<(Vec<HostPath>, Vec
         opened.1.push(shown);
     }
     Ok(opened)
-}
-
-/// A VMM that ends hangs up on its device, which then ends with success and may be noticed first; what the VMM said is
-/// what happened. A device that fails is no consequence of anything.
-async fn first_death(vm: &mut Vm, device: &mut Device, paths: Option<&mut paths::Device>) -> Death {
-    let paths_died = async {
-        match paths {
-            Some(paths) => paths.died().await,
-            None => std::future::pending().await,
-        }
-    };
-    let death = tokio::select! {
-        biased;
-        death = device.died() => death,
-        death = paths_died => death,
-        death = vm.died() => return death,
-    };
-    if !death.status.success() {
-        return death;
-    }
-    tokio::time::timeout(AFTERMATH, vm.died()).await.unwrap_or(death)
 }

@@ -2,35 +2,39 @@
 //!
 //! ```text
 //!   Builder::build(request)
-//!     admit ──▶ resolve inputs ──▶ run directory: sockets, scratch copy
+//!     admit ──▶ resolve inputs ──▶ boot: run directory, devices, VMM, until the guest connects
 //!                                       │
-//!              inputs' device ◀─────────┼──────────▶ VMM
+//!                                 bind: the inputs' tree
 //!                                       ▼
-//!                  the guest dials ──▶ session (a thread): specification ─▶ logs ─▶ report ─▶ outputs
-//!                                       │                                             └▶ failed: what it left, a shell
-//!     whichever comes first: the session's end · a death · a limit on time · cancellation
+//!                    session (a thread): specification ─▶ logs ─▶ report ─▶ outputs
+//!                                       │                            └▶ failed: its remains, a shell
+//!     whichever comes first: the session's end · a death · a limit on time · cancellation, see `ending`
 //!                                       ▼
 //!            kill what is left ──▶ remove the run directory ──▶ Built or BuildError
 //! ```
 //!
 //! Nothing outlives [`Builder::build`]: dropping its future kills the processes and removes the run directory too.
 
+mod conversation;
 mod ending;
 mod environment;
 mod error;
+mod exchange;
 pub mod failure;
 mod guest;
+mod interruption;
+mod line;
+mod phase;
 mod progress;
 mod remains;
 mod session;
 mod shell;
 
-use std::{collections::BTreeMap, os::unix::net::UnixStream, path::PathBuf, pin::pin, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
-use cofferdam_castore::{B3Digest, Store, refscan::ReferencePattern};
+use cofferdam_castore::{B3Digest, Store, blobservice::Lease, refscan::ReferencePattern};
 use cofferdam_images::Image;
 use cofferdam_protocol::{Sample, Specification, Stream, Usage, tree};
-use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -41,11 +45,13 @@ use crate::{
     request::{self, AbsolutePath, BuildRequest, BuildResult, Host, RequestError, RequestErrorKind},
 };
 
+use conversation::Conversation;
 use ending::{Ending, HangUp};
 pub use error::{BuildError, ExecutorError, Failed, Kept, Limit, ProtocolError, Reason};
-use guest::Guest;
+use guest::Size;
+use interruption::Interruptions;
+pub use phase::Phase;
 use progress::Progress;
-use session::Session;
 pub use shell::{Terminal, TerminalInput};
 
 /// Largest scratch disk, in bytes: the image's template reserves room to grow to this size.
@@ -53,9 +59,6 @@ pub const MAX_SCRATCH_BYTES: u64 = 1 << 40;
 
 /// How long a shell in a failed build may run by default.
 pub const SHELL_TIMEOUT: Duration = Duration::from_secs(60 * 60);
-
-/// How often a guest may boot for one build, see [`Builder::boot`].
-const MAX_BOOTS: u32 = 2;
 
 /// How long the other side of a broken connection has to explain itself.
 const AFTERMATH: Duration = Duration::from_secs(2);
@@ -69,9 +72,9 @@ pub struct Settings {
     pub vmm: vmm::Choice,
     /// Where run directories are made; private to this user.
     pub run_dir: PathBuf,
-    /// The model of CPU that builds see, see [`vmm::Machine::cpu_model`].
+    /// The model of CPU that builds see, see [`vmm::Config::cpu_model`].
     pub cpu_model: Option<String>,
-    /// Whether guests' memory is made of huge pages, see [`vmm::Machine::hugepages`].
+    /// Whether guests' memory is made of huge pages, see [`vmm::Config::hugepages`].
     pub hugepages: bool,
     /// Time that a guest has to boot and connect.
     pub connect_timeout: Duration,
@@ -103,7 +106,7 @@ impl Settings {
     }
 }
 
-/// What one build gets, and what it may use at most.
+/// One build's resources and limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// Memory that the build finds, in bytes, when its request asks for less.
@@ -178,37 +181,6 @@ pub trait Observer: Send + Sync {
     }
 }
 
-/// Where a build is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// Reading the closure of the inputs.
-    Resolving,
-    /// From the VMM's start to the guest's first message.
-    Booting,
-    /// From the specification to the command's end.
-    Running,
-    /// From the command's end to the last output.
-    Ingesting,
-    /// From the build's failure to the last of what is kept of it.
-    Keeping,
-    /// While a shell runs in the guest of a failed build.
-    Shell,
-}
-
-impl Phase {
-    /// "while …"
-    fn when(self) -> &'static str {
-        match self {
-            Self::Resolving => "while the inputs were resolved",
-            Self::Booting => "while the guest booted",
-            Self::Running => "while the command ran",
-            Self::Ingesting => "while the outputs were ingested",
-            Self::Keeping => "while what it left was kept",
-            Self::Shell => "while a shell ran",
-        }
-    }
-}
-
 /// A successful build.
 #[derive(Debug, Clone)]
 pub struct Built {
@@ -216,7 +188,7 @@ pub struct Built {
     pub result: BuildResult,
     /// What the build used inside its guest.
     pub usage: Usage,
-    /// What it took.
+    /// The time of each phase.
     pub times: Times,
 }
 
@@ -285,7 +257,7 @@ impl Builder {
         request::admit(request, &self.host)
     }
 
-    /// Runs one build of a request that has been admitted, with what it gets.
+    /// Runs one build of an admitted request.
     ///
     /// # Errors
     ///
@@ -297,56 +269,36 @@ impl Builder {
         observer: Arc<dyn Observer>,
         cancel: &CancellationToken,
     ) -> Result<Built, BuildError> {
-        let progress = Arc::new(Progress::new(observer, options));
-        let mut guest = None;
-        let ending = Arc::new(Ending::default());
+        let ending = Arc::new(Ending::new());
         let _at_the_end = HangUp(Arc::clone(&ending));
-        let mut outcome = {
-            let mut run = pin!(self.run((request, options), &progress, &ending, &mut guest));
-            loop {
-                let overdue = tokio::select! {
-                    biased;
-                    () = cancel.cancelled() => None,
-                    reason = progress.overdue() => Some(reason),
-                    outcome = &mut run => break outcome,
-                };
-                match overdue {
-                    Some(reason) if options.needs_failed_guest() && progress.stop(reason.clone()) => ending.stop(),
-                    // What is being stored can't be taken back, and its result is worth the wait. A failure stands.
-                    _ if ending.decide() => {
-                        ending.hang_up();
-                        break run.await;
-                    }
-                    Some(reason) => {
-                        break Err(BuildError::Failed(Box::new(Failed { reason, usage: None, kept: None })));
-                    }
-                    None => break Err(BuildError::Executor(ExecutorError::Interrupted)),
-                }
-            }
+        let progress = Arc::new(Progress::new(observer, options, Arc::clone(&ending)));
+        let interruptions = Interruptions { cancel, progress: &progress };
+        let Prepared { needles, tree, lease: _lease } = interruptions.before(self.prepare(request)).await??;
+        progress.enter(Phase::Booting);
+        let size = Size::of(request, options);
+        let booted = guest::boot(self, &size, &interruptions).await?;
+        let host_paths = booted.host_paths.clone();
+        let (mut machine, stream) = booted.bind(tree);
+        let conversation = Conversation {
+            specification: Specification { host_paths, ..specification(request, options) },
+            store: self.store.clone(),
+            needles,
+            options: options.clone(),
+            memory_bytes: size.memory_bytes,
+            progress: Arc::clone(&progress),
+            ending,
         };
-        if let Some(guest) = guest {
-            if matches!(outcome, Err(BuildError::Failed(_)))
-                && let Some(error) = guest.host_is_full()
-            {
-                outcome = Err(BuildError::Executor(error));
+        match conversation.hold(&mut machine, stream, &interruptions).await {
+            Ok((result, usage)) => {
+                machine.finish().await;
+                Ok(Built { result, usage, times: progress.times() })
             }
-            match outcome {
-                Ok(_) => guest.finish().await,
-                Err(_) => guest.kill().await,
-            }
+            Err(error) => Err(guest::end(machine, error).await),
         }
-        let (result, usage) = outcome?;
-        Ok(Built { result, usage, times: progress.times() })
     }
 
-    /// The build without its deadline, and without the end of its guest.
-    async fn run(
-        &self,
-        (request, options): (&BuildRequest, &Options),
-        progress: &Arc<Progress>,
-        ending: &Arc<Ending>,
-        guest: &mut Option<Guest>,
-    ) -> Outcome {
+    /// Gets ready what a build needs beside its machine.
+    async fn prepare(&self, request: &BuildRequest) -> Result<Prepared, BuildError> {
         let needles = request.refscan_needles.clone();
         let needles = tokio::task::spawn_blocking(move || ReferencePattern::new(needles))
             .await
@@ -357,110 +309,26 @@ impl Builder {
             })?;
         let nodes: Vec<_> = request.inputs.values().cloned().collect();
         // Before anything is looked for, so that what is found stays to the end.
-        let _lease =
+        let lease =
             self.store.blobs.lease(&nodes).map_err(|error| BuildError::Executor(ExecutorError::Store(error)))?;
         let tree = inputs::resolve(&self.store, &request.inputs).await.map_err(|error| match error.missing() {
             Some(wrong) => BuildError::Request(wrong),
             None => BuildError::Executor(ExecutorError::Resolve(error)),
         })?;
-        progress.enter(Phase::Booting);
-        let stream = self.boot((request, options), &Arc::new(tree), guest).await.map_err(BuildError::Executor)?;
-        let guest = guest.as_mut().expect("boot has left it there");
-        let mut ended = self.converse((request, options), needles, (progress, ending), stream, guest)?;
-        tokio::select! {
-            biased;
-            outcome = &mut ended => match outcome {
-                Ok(Err(error)) if session::is_disconnect(&error) => {
-                    let death = tokio::time::timeout(AFTERMATH, guest.died()).await;
-                    Err(death.map_or(error, |death| BuildError::Executor(died(death, progress.phase()))))
-                }
-                outcome => outcome.unwrap_or_else(|_| Err(BuildError::Executor(ExecutorError::SessionPanicked))),
-            },
-            death = guest.died() => {
-                let outcome = match tokio::time::timeout(AFTERMATH, &mut ended).await {
-                    Err(_) if ending.decide() => ended.await.ok(),
-                    outcome => outcome.ok().and_then(Result::ok),
-                };
-                let is_told = |outcome: &Outcome| !outcome.as_ref().is_err_and(session::is_disconnect);
-                let died = || Err(BuildError::Executor(died(death, progress.phase())));
-                outcome.filter(is_told).unwrap_or_else(died)
-            }
-        }
+        Ok(Prepared { needles, tree, lease })
     }
+}
 
-    /// Boots a guest that connects, and leaves it in `place`. Where the processor is emulated, one kernel in some hundred
-    /// hangs or resets itself while it boots; a guest that never connected has seen nothing of the request and may boot
-    /// again.
-    async fn boot(
-        &self,
-        (request, options): (&BuildRequest, &Options),
-        tree: &Arc<inputs::Tree>,
-        place: &mut Option<Guest>,
-    ) -> Result<UnixStream, ExecutorError> {
-        let limit = self.settings.connect_timeout;
-        let mut boots = 1;
-        loop {
-            let guest = place.insert(Guest::start(self, (request, options), Arc::clone(tree)).await?);
-            let what = match guest.connected(limit).await {
-                connected if boots == MAX_BOOTS => return connected,
-                Err(ExecutorError::NeverConnected { .. }) => "did not connect in time",
-                Err(ExecutorError::Died { cause: vmm::Cause::Reset, .. }) => "reset itself while it booted",
-                connected => return connected,
-            };
-            boots += 1;
-            tracing::warn!("the guest {what}; booting another");
-            if let Some(failed) = place.take() {
-                failed.kill().await;
-            }
-        }
-    }
-
-    /// Starts the thread that talks to the guest. It ends at the latest when the guest's processes do, since its
-    /// connection does.
-    fn converse(
-        &self,
-        (request, options): (&BuildRequest, &Options),
-        needles: ReferencePattern,
-        (progress, ending): (&Arc<Progress>, &Arc<Ending>),
-        stream: UnixStream,
-        guest: &Guest,
-    ) -> Result<oneshot::Receiver<Outcome>, BuildError> {
-        let specification =
-            Specification { host_paths: guest.host_paths().to_vec(), ..specification(request, options) };
-        let memory_bytes = guest.memory_bytes();
-        let (store, options) = (self.store.clone(), options.clone());
-        let (progress, ending) = (Arc::clone(progress), Arc::clone(ending));
-        let thread = |error| BuildError::Executor(ExecutorError::Thread(error));
-        ending.connect(stream).map_err(thread)?;
-        let handle = tokio::runtime::Handle::current();
-        let (sender, receiver) = oneshot::channel();
-        std::thread::Builder::new()
-            .name("session".to_owned())
-            .spawn(move || {
-                let session = Session {
-                    specification,
-                    store: &store,
-                    needles: &needles,
-                    handle,
-                    progress: &progress,
-                    ending: &ending,
-                    options: &options,
-                    memory_bytes,
-                };
-                // Nobody waits any more when the build was stopped.
-                let _ = ending.line().map(|line| sender.send(session.converse(line)));
-            })
-            .map_err(thread)?;
-        Ok(receiver)
-    }
+/// What a build needs beside its machine.
+struct Prepared {
+    needles: ReferencePattern,
+    tree: inputs::Tree,
+    /// Keeps the inputs in the store.
+    lease: Lease,
 }
 
 /// What a session ends with.
 type Outcome = Result<(BuildResult, Usage), BuildError>;
-
-fn died(death: vmm::Death, phase: Phase) -> ExecutorError {
-    ExecutorError::Died { what: death.what(), cause: death.cause, when: phase.when(), said: death.said }
-}
 
 fn specification(request: &BuildRequest, options: &Options) -> Specification {
     let paths = |paths: &[request::RelativePath]| paths.iter().map(|path| path.as_str().to_owned()).collect();

@@ -1,14 +1,15 @@
 //! Where a build is, for its observer, for its error messages, for the times of its result, and for its limits on time.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use cofferdam_protocol::{Sample, Stream};
+use parking_lot::Mutex;
 use tokio::{sync::Notify, time::sleep_until};
 
-use super::{Observer, Options, Phase, Reason, Terminal, Times};
+use super::{Observer, Options, Phase, Reason, Terminal, Times, ending::Ending};
 
 /// How long a guest may take to end a command that is being stopped, and its host to take what that wrote last.
 const STOPPING: Duration = Duration::from_secs(30);
@@ -22,6 +23,7 @@ pub(super) struct Progress {
     silence: Option<Duration>,
     shell: Option<Duration>,
     state: Mutex<State>,
+    ending: Arc<Ending>,
     /// A limit may be reached earlier than before.
     sooner: Notify,
 }
@@ -35,27 +37,17 @@ struct State {
     written: Instant,
     /// The observer has what the command wrote last, and has not come back.
     observing: bool,
-    /// Since when and why the command is being stopped.
-    stopping: Option<(Instant, Reason)>,
 }
 
 impl Progress {
     /// Begins with [`Phase::Resolving`].
-    pub(super) fn new(observer: Arc<dyn Observer>, options: &Options) -> Self {
+    pub(super) fn new(observer: Arc<dyn Observer>, options: &Options, ending: Arc<Ending>) -> Self {
         observer.phase(Phase::Resolving);
         let now = Instant::now();
         let times = Times::default();
-        let state = State {
-            begun: now,
-            phase: Phase::Resolving,
-            since: now,
-            times,
-            written: now,
-            observing: false,
-            stopping: None,
-        };
+        let state = State { begun: now, phase: Phase::Resolving, since: now, times, written: now, observing: false };
         let Options { timeout, silence, shell, .. } = *options;
-        Self { observer, timeout, silence, shell, state: Mutex::new(state), sooner: Notify::new() }
+        Self { observer, timeout, silence, shell, state: Mutex::new(state), ending, sooner: Notify::new() }
     }
 
     pub(super) fn enter(&self, phase: Phase) {
@@ -65,19 +57,19 @@ impl Progress {
     }
 
     pub(super) fn phase(&self) -> Phase {
-        self.state().phase
+        self.state.lock().phase
     }
 
     /// The times of all phases, the current one up to now.
     pub(super) fn times(&self) -> Times {
         self.book(self.phase());
-        self.state().times
+        self.state.lock().times
     }
 
     pub(super) fn log(&self, stream: Stream, bytes: &[u8]) {
-        self.state().observing = true;
+        self.state.lock().observing = true;
         self.observer.log(stream, bytes);
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.observing = false;
         state.written = Instant::now();
     }
@@ -93,18 +85,11 @@ impl Progress {
     /// The running command is to be stopped, and the build to fail for this reason, unless there is another one
     /// already. Says whether this is the first.
     pub(super) fn stop(&self, reason: Reason) -> bool {
-        let mut state = self.state();
-        let is_first = state.phase == Phase::Running && state.stopping.is_none();
+        let is_first = self.phase() == Phase::Running && self.ending.stop(reason);
         if is_first {
-            state.stopping = Some((Instant::now(), reason));
             self.sooner.notify_one();
         }
         is_first
-    }
-
-    /// Why the command was stopped, if it was.
-    pub(super) fn stopped_for(&self) -> Option<Reason> {
-        self.state().stopping.as_ref().map(|(_, reason)| reason.clone())
     }
 
     /// Waits until a limit on the build's time is reached.
@@ -125,9 +110,11 @@ impl Progress {
 
     /// The limit that is reached first if nothing happens.
     fn due(&self, now: Instant) -> Option<(Instant, Reason)> {
-        let state = self.state();
-        if let (Phase::Running, Some((since, reason))) = (state.phase, &state.stopping) {
-            return Some((*since + STOPPING, reason.clone()));
+        let state = self.state.lock();
+        if state.phase == Phase::Running
+            && let Some((since, reason)) = self.ending.stopping()
+        {
+            return Some((since + STOPPING, reason));
         }
         let own = match state.phase {
             Phase::Keeping => Some(KEEPING),
@@ -146,26 +133,22 @@ impl Progress {
     }
 
     fn book(&self, next: Phase) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let now = Instant::now();
         let spent = now - state.since;
-        // Nobody asks for it: results are of builds that succeed.
-        let mut after_failure = Duration::ZERO;
+        // Not in a result: the queue is somebody else's, and results are of builds that succeed.
+        let mut elsewhere = Duration::ZERO;
         let State { phase, times, .. } = &mut *state;
         *match phase {
             Phase::Resolving => &mut times.resolve,
             Phase::Booting => &mut times.boot,
             Phase::Running => &mut times.run,
             Phase::Ingesting => &mut times.ingest,
-            Phase::Keeping | Phase::Shell => &mut after_failure,
+            Phase::Queued | Phase::Keeping | Phase::Shell => &mut elsewhere,
         } += spent;
         state.phase = next;
         state.since = now;
         state.written = now;
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -183,7 +166,8 @@ mod tests {
     }
 
     fn progress(timeout: Duration, silence: Option<Duration>) -> Progress {
-        Progress::new(Arc::new(Deaf), &Options { timeout, silence, ..Options::default() })
+        let options = Options { timeout, silence, ..Options::default() };
+        Progress::new(Arc::new(Deaf), &options, Arc::new(Ending::new()))
     }
 
     #[test]
@@ -206,28 +190,28 @@ mod tests {
         let progress = progress(60 * SECOND, Some(SECOND));
         progress.enter(Phase::Running);
         let at = |now| progress.due(now).unwrap().0;
-        let begun = progress.state().written;
+        let begun = progress.state.lock().written;
         assert_eq!(at(begun), begun + SECOND);
         progress.log(Stream::Stdout, b"x");
-        assert!(progress.state().written > begun);
-        progress.state().observing = true;
+        assert!(progress.state.lock().written > begun);
+        progress.state.lock().observing = true;
         assert_eq!(at(begun + 30 * SECOND), begun + 31 * SECOND);
     }
 
     #[test]
     fn a_build_that_is_stopped_and_what_comes_after_a_failure_have_times_of_their_own() {
         let options = Options { timeout: SECOND, shell: Some(30 * SECOND), ..Options::default() };
-        let progress = Progress::new(Arc::new(Deaf), &options);
+        let progress = Progress::new(Arc::new(Deaf), &options, Arc::new(Ending::new()));
         assert!(!progress.stop(Reason::Signal(1)), "nothing runs yet");
         progress.enter(Phase::Running);
-        let begun = progress.state().since;
+        let begun = progress.state.lock().since;
         assert!(progress.stop(Reason::Signal(2)) && !progress.stop(Reason::Signal(3)));
-        assert_eq!(progress.stopped_for(), Some(Reason::Signal(2)));
+        assert_eq!(progress.ending.stopping().unwrap().1, Reason::Signal(2));
         let (at, reason) = progress.due(begun).unwrap();
         assert!(at >= begun + STOPPING && reason == Reason::Signal(2));
         for (phase, limit) in [(Phase::Keeping, KEEPING), (Phase::Shell, 30 * SECOND)] {
             progress.enter(phase);
-            assert_eq!(progress.due(begun).unwrap().0, progress.state().since + limit);
+            assert_eq!(progress.due(begun).unwrap().0, progress.state.lock().since + limit);
         }
     }
 

@@ -6,19 +6,20 @@ use cofferdam_protocol::{FromGuest, FromHost};
 
 use super::{
     BuildError, ExecutorError, Failed, Kept, Phase,
-    ending::{Line, Reader},
-    session::{Session, frame, next, out_of_place},
+    ending::{Claim, Party},
+    exchange::{Exchange, frame, next, out_of_place, receive_failed},
+    line::Reader,
 };
 use crate::outputs::Receiver;
 
-impl Session<'_> {
+impl Exchange<'_> {
     /// The build has failed, and its guest waits to be told what to do next. Whatever becomes of that, the failure
     /// stands.
-    pub(super) fn look_after(&self, mut failed: Failed, reader: &mut Reader<'_>, line: &Line) -> BuildError {
-        if self.options.needs_failed_guest() && !self.ending.decide() {
-            match self.take_remains(&mut failed, reader, line) {
+    pub(super) fn look_after(&self, mut failed: Failed, reader: &mut Reader<'_>) -> BuildError {
+        if self.options.needs_failed_guest() && self.ending.claim(Party::Session) == Claim::Won {
+            match self.take_remains(&mut failed, reader) {
                 // Somebody has hung up, and knows.
-                Err(_) if line.over().is_cancelled() => {}
+                Err(_) if self.ending.is_over() => {}
                 Err(error) => {
                     let error: &dyn std::error::Error = &error;
                     tracing::warn!(error, "the guest of the failed build is of no more use");
@@ -29,24 +30,24 @@ impl Session<'_> {
         BuildError::Failed(Box::new(failed))
     }
 
-    fn take_remains(&self, failed: &mut Failed, reader: &mut Reader<'_>, line: &Line) -> Result<(), BuildError> {
+    fn take_remains(&self, failed: &mut Failed, reader: &mut Reader<'_>) -> Result<(), BuildError> {
         if self.options.keep_failed {
             self.progress.enter(Phase::Keeping);
-            failed.kept = self.keep(reader, line)?;
+            failed.kept = self.keep(reader)?;
         }
         if self.options.shell.is_some()
             && let Some(terminal) = self.progress.terminal(&failed.reason)
         {
             self.progress.enter(Phase::Shell);
-            self.run_shell(terminal, reader, line)?;
+            self.run_shell(terminal, reader)?;
         }
         Ok(())
     }
 
     /// Ingests what the build has left, as a tree that is laid out as its root was.
-    fn keep(&self, reader: &mut Reader<'_>, line: &Line) -> Result<Option<Kept>, BuildError> {
+    fn keep(&self, reader: &mut Reader<'_>) -> Result<Option<Kept>, BuildError> {
         let store = |error| BuildError::Executor(ExecutorError::Store(error));
-        line.say(&FromHost::Keep(self.options.outputs)).map_err(frame)?;
+        self.line.say(&FromHost::Keep(self.options.outputs)).map_err(frame)?;
         let needles = ReferencePattern::new::<&[u8]>([]).map_err(|error| store(std::io::Error::other(error)))?;
         let batch = self.store.batch();
         let mut receiver = Receiver::new(&batch, self.handle.clone(), &needles, self.options.outputs);
@@ -54,14 +55,14 @@ impl Session<'_> {
         let skipped = loop {
             match next(reader)? {
                 FromGuest::Tree(event) if node.is_none() => {
-                    let tree = receiver.take(&event).map_err(|error| self.receive_failed(error))?;
+                    let tree = receiver.take(&event).map_err(receive_failed)?;
                     node = tree.map(|tree| tree.node);
                 }
                 FromGuest::Kept { skipped } if !receiver.is_inside_tree() => break skipped,
                 other => return Err(out_of_place(&other, "where a piece of what is kept was due")),
             }
         };
-        if line.over().is_cancelled() {
+        if self.ending.is_over() {
             return Err(BuildError::Executor(ExecutorError::Interrupted));
         }
         receiver.commit().map_err(store)?;

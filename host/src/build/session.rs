@@ -17,24 +17,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cofferdam_castore::{Store, refscan::ReferencePattern};
+use cofferdam_castore::refscan::ReferencePattern;
 use cofferdam_protocol::{
     End, FromGuest, FromHost, MAX_DETAIL_BYTES, Report, SetupFailure, Specification, Step, UnsupportedKind, Usage,
     VERSION,
-    frame::FrameError,
-    tree::{self, TreeError},
 };
 use nix::errno::Errno;
-use tokio::runtime::Handle;
 
 use super::{
-    AFTERMATH, BuildError, ExecutorError, Failed, Limit, Options, Outcome, Phase, ProtocolError, Reason,
-    ending::{Ending, Line, Reader},
-    progress::Progress,
+    AFTERMATH, BuildError, ExecutorError, Failed, Limit, Outcome, Phase, ProtocolError, Reason,
+    ending::{Claim, Party},
+    exchange::{Exchange, failed, frame, next, out_of_place, protocol, receive_failed},
+    line::Reader,
 };
 use crate::{
     machine::jail::one_line,
-    outputs::{ReceiveError, Receiver},
+    outputs::Receiver,
     request::{BuildOutput, BuildResult, RequestError, RequestErrorKind},
 };
 
@@ -43,20 +41,17 @@ const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What one conversation is about.
 pub(super) struct Session<'a> {
+    pub(super) exchange: Exchange<'a>,
     pub(super) specification: Specification,
-    pub(super) store: &'a Store,
     pub(super) needles: &'a ReferencePattern,
-    pub(super) handle: Handle,
-    pub(super) progress: &'a Progress,
-    pub(super) ending: &'a Ending,
-    pub(super) options: &'a Options,
     pub(super) memory_bytes: u64,
 }
 
 impl Session<'_> {
     /// Talks until the build has a result, which is durable when this returns.
-    pub(super) fn converse(self, line: &Line) -> Outcome {
-        let outcome = self.until_last_message(line);
+    pub(super) fn converse(self) -> Outcome {
+        let outcome = self.until_last_message();
+        let line = self.exchange.line;
         // The guest may be gone already, or read no more, and has nothing more to say in any case.
         let _ = line.stream().set_write_timeout(Some(AFTERMATH));
         let _ = line.say(&FromHost::Acknowledge);
@@ -64,33 +59,35 @@ impl Session<'_> {
         outcome
     }
 
-    fn until_last_message(&self, line: &Line) -> Outcome {
+    fn until_last_message(&self) -> Outcome {
+        let Exchange { line, progress, ending, .. } = self.exchange;
         let mut reader = line.reader();
         hello(&mut reader)?;
-        self.progress.enter(Phase::Running);
+        progress.enter(Phase::Running);
         line.say(&FromHost::Specification(self.specification.clone())).map_err(frame)?;
-        let report = self.run(&mut reader, line)?;
-        if let Some(reason) = self.progress.stopped_for().or_else(|| self.reason(&report)) {
+        let report = self.run(&mut reader)?;
+        if let Some(reason) = ending.stopping().map(|(_, reason)| reason).or_else(|| self.reason(&report)) {
             let failed = Failed { reason, usage: Some(report.usage), kept: None };
             // A command that succeeds although it is being stopped has a guest that sends outputs.
             return Err(match report.succeeded() {
                 true => BuildError::Failed(Box::new(failed)),
-                false => self.look_after(failed, &mut reader, line),
+                false => self.exchange.look_after(failed, &mut reader),
             });
         }
-        self.progress.enter(Phase::Ingesting);
+        progress.enter(Phase::Ingesting);
         match self.receive(&mut reader, report.usage) {
             Ok(outputs) => Ok((BuildResult { outputs }, report.usage)),
             // The guest still sends what is beyond the limit.
             Err(BuildError::Failed(failed)) if !matches!(failed.reason, Reason::LimitReached { .. }) => {
-                Err(self.look_after(*failed, &mut reader, line))
+                Err(self.exchange.look_after(*failed, &mut reader))
             }
             Err(error) => Err(error),
         }
     }
 
     /// Passes the log on until the command has ended.
-    fn run(&self, reader: &mut Reader<'_>, line: &Line) -> Result<Report, BuildError> {
+    fn run(&self, reader: &mut Reader<'_>) -> Result<Report, BuildError> {
+        let Exchange { line, progress, options, .. } = self.exchange;
         let mut logged = 0_u64;
         let mut sampled: Option<Instant> = None;
         loop {
@@ -98,22 +95,22 @@ impl Session<'_> {
                 FromGuest::Log { bytes: [], .. } => return Err(protocol(ProtocolError::EmptyLog)),
                 FromGuest::Log { stream, bytes } => {
                     logged = logged.saturating_add(bytes.len() as u64);
-                    if logged <= self.options.log_bytes {
-                        self.progress.log(stream, bytes);
+                    if logged <= options.log_bytes {
+                        progress.log(stream, bytes);
                         continue;
                     }
-                    let reason = Reason::LimitReached { limit: Limit::LogBytes, allowed: self.options.log_bytes };
-                    if !self.options.needs_failed_guest() {
+                    let reason = Reason::LimitReached { limit: Limit::LogBytes, allowed: options.log_bytes };
+                    if !options.needs_failed_guest() {
                         return Err(failed(reason, None));
                     }
-                    if self.progress.stop(reason) {
+                    if progress.stop(reason) {
                         line.say(&FromHost::Stop).map_err(frame)?;
                     }
                 }
                 FromGuest::Sample(sample) => {
                     if sampled.is_none_or(|at| at.elapsed() >= SAMPLE_INTERVAL) {
                         tracing::debug!(?sample);
-                        self.progress.sample(&sample);
+                        progress.sample(&sample);
                         sampled = Some(Instant::now());
                     }
                 }
@@ -138,7 +135,7 @@ impl Session<'_> {
                 Reason::OutOfMemory { memory_bytes: self.memory_bytes }
             }
             End::Exited(_) | End::Signaled(_) if report.scratch_full => {
-                Reason::ScratchFull { scratch_bytes: self.options.scratch_bytes }
+                Reason::ScratchFull { scratch_bytes: self.exchange.options.scratch_bytes }
             }
             End::Exited(_) | End::Signaled(_) if let Some(allowed) = report.too_many_processes => {
                 // Whatever a guest says, it was allowed no more.
@@ -151,9 +148,10 @@ impl Session<'_> {
 
     /// Ingests every output of the request, in its order.
     fn receive(&self, reader: &mut Reader<'_>, usage: Usage) -> Result<Vec<BuildOutput>, BuildError> {
+        let Exchange { store, handle, ending, options, .. } = &self.exchange;
         let expected = &self.specification.outputs;
-        let batch = self.store.batch();
-        let mut receiver = Receiver::new(&batch, self.handle.clone(), self.needles, self.options.outputs);
+        let batch = store.batch();
+        let mut receiver = Receiver::new(&batch, handle.clone(), self.needles, options.outputs);
         let mut outputs = Vec::with_capacity(expected.len());
         let mut missing = Vec::new();
         loop {
@@ -161,7 +159,7 @@ impl Session<'_> {
             let current = expected.get(position);
             match (next(reader)?, current) {
                 (FromGuest::Tree(event), Some(_)) => {
-                    outputs.extend(receiver.take(&event).map_err(|error| self.receive_failed(error))?);
+                    outputs.extend(receiver.take(&event).map_err(receive_failed)?);
                 }
                 (FromGuest::Missing, Some(output)) if !receiver.is_inside_tree() => missing.push(output.clone()),
                 (FromGuest::Unsupported { path, kind }, Some(output)) => {
@@ -183,21 +181,11 @@ impl Session<'_> {
         if !missing.is_empty() {
             return Err(failed(Reason::OutputMissing { outputs: missing }, Some(usage)));
         }
-        if self.ending.decide() {
+        if ending.claim(Party::Session) == Claim::Lost {
             return Err(BuildError::Executor(ExecutorError::Interrupted));
         }
         receiver.commit().map_err(|error| BuildError::Executor(ExecutorError::Store(error)))?;
         Ok(outputs)
-    }
-
-    pub(super) fn receive_failed(&self, error: ReceiveError) -> BuildError {
-        match error {
-            ReceiveError::Tree(TreeError::TooManyBytes { limit: allowed }) => limit(Limit::OutputBytes, allowed),
-            ReceiveError::Tree(TreeError::TooManyEntries { limit: allowed }) => limit(Limit::OutputEntries, allowed),
-            ReceiveError::Tree(TreeError::TooMuchMetadata) => limit(Limit::OutputMetadata, tree::MAX_METADATA_BYTES),
-            ReceiveError::Tree(error) => protocol(ProtocolError::Tree(error)),
-            ReceiveError::Store(error) => BuildError::Executor(ExecutorError::Store(error)),
-        }
     }
 }
 
@@ -208,14 +196,6 @@ fn hello(reader: &mut Reader<'_>) -> Result<(), BuildError> {
         FromGuest::SetupFailed(failure) => Err(setup_failed(&failure)?),
         other => Err(out_of_place(&other, "instead of its hello")),
     }
-}
-
-pub(super) fn next<'r>(reader: &'r mut Reader<'_>) -> Result<FromGuest<'r>, BuildError> {
-    reader.read().map_err(frame)
-}
-
-pub(super) fn frame(error: FrameError) -> BuildError {
-    protocol(ProtocolError::Frame(error))
 }
 
 fn setup_failed(failure: &SetupFailure<'_>) -> Result<BuildError, BuildError> {
@@ -240,41 +220,6 @@ fn check_length(field: &'static str, bytes: &[u8]) -> Result<(), BuildError> {
         return Ok(());
     }
     Err(protocol(ProtocolError::TooLong { field, length: bytes.len(), limit: MAX_DETAIL_BYTES }))
-}
-
-pub(super) fn out_of_place(message: &FromGuest<'_>, state: &'static str) -> BuildError {
-    let message = match message {
-        FromGuest::Hello { .. } => "a hello",
-        FromGuest::SetupFailed(_) => "a failure of its setup",
-        FromGuest::Log { .. } => "log bytes",
-        FromGuest::Exited(_) => "the command's end",
-        FromGuest::Missing => "a missing output",
-        FromGuest::Unsupported { .. } => "an output that can't be stored",
-        FromGuest::Tree(_) => "a piece of an output",
-        FromGuest::Finished => "the end of the outputs",
-        FromGuest::Sample(_) => "a sample",
-        FromGuest::Kept { .. } => "the end of what is kept",
-        FromGuest::Output(_) => "a shell's output",
-        FromGuest::ShellEnded => "a shell's end",
-    };
-    protocol(ProtocolError::OutOfPlace { message, state })
-}
-
-fn protocol(error: ProtocolError) -> BuildError {
-    BuildError::Executor(ExecutorError::Protocol(error))
-}
-
-fn failed(reason: Reason, usage: Option<Usage>) -> BuildError {
-    BuildError::Failed(Box::new(Failed { reason, usage, kept: None }))
-}
-
-fn limit(limit: Limit, allowed: u64) -> BuildError {
-    failed(Reason::LimitReached { limit, allowed }, None)
-}
-
-/// The connection ended in mid-conversation, which says less than why it ended.
-pub(super) fn is_disconnect(error: &BuildError) -> bool {
-    matches!(error, BuildError::Executor(ExecutorError::Protocol(ProtocolError::Frame(FrameError::Io(_)))))
 }
 
 #[cfg(test)]

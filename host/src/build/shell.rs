@@ -5,7 +5,7 @@
 //!         ◀── Input ─── thread "shell" ◀──── Terminal::input ◀───
 //! ```
 //!
-//! Both ways hold back whoever is faster; nothing is kept beyond one message on the way and what the channels hold.
+//! In both directions a slow reader holds the writer back. Nothing is buffered beyond one message and the channels.
 
 use std::thread;
 
@@ -15,8 +15,8 @@ use tokio::sync::mpsc;
 
 use super::{
     BuildError, ExecutorError,
-    ending::{Line, Reader},
-    session::{Session, frame, next, out_of_place},
+    exchange::{Exchange, frame, next, out_of_place},
+    line::Reader,
 };
 
 /// Longest name of a kind of terminal, in bytes.
@@ -45,51 +45,46 @@ pub enum TerminalInput {
     Resize(WindowSize),
 }
 
-impl Session<'_> {
+impl Exchange<'_> {
     /// Connects a shell in the guest with a terminal, until either ends or somebody hangs up.
-    pub(super) fn run_shell(&self, terminal: Terminal, reader: &mut Reader<'_>, line: &Line) -> Result<(), BuildError> {
+    pub(super) fn run_shell(&self, terminal: Terminal, reader: &mut Reader<'_>) -> Result<(), BuildError> {
         let Terminal { kind, size, input, output } = terminal;
         let term = if is_plain(&kind) { kind } else { String::new() };
-        line.say(&FromHost::Shell { term, size }).map_err(frame)?;
+        self.line.say(&FromHost::Shell { term, size }).map_err(frame)?;
         thread::scope(|scope| {
             let started =
-                thread::Builder::new().name("shell".to_owned()).spawn_scoped(scope, || self.pass_input(input, line));
+                thread::Builder::new().name("shell".to_owned()).spawn_scoped(scope, || self.pass_input(input));
             started.map_err(|error| BuildError::Executor(ExecutorError::Thread(error)))?;
-            let passed = self.pass_output(&output, reader, line);
+            let passed = self.pass_output(&output, reader);
             // Ends the other thread, whatever that waits for.
-            line.hang_up();
+            self.ending.hang_up();
             passed
         })
     }
 
-    fn pass_input(&self, mut input: mpsc::Receiver<TerminalInput>, line: &Line) {
-        let mut next = || self.handle.block_on(line.over().run_until_cancelled(input.recv())).flatten();
+    fn pass_input(&self, mut input: mpsc::Receiver<TerminalInput>) {
+        let mut next = || self.handle.block_on(self.ending.unless_over(input.recv())).flatten();
         while let Some(input) = next() {
             let said = match input {
-                TerminalInput::Resize(size) => line.say(&FromHost::Resize(size)),
+                TerminalInput::Resize(size) => self.line.say(&FromHost::Resize(size)),
                 TerminalInput::Bytes(bytes) => {
                     let mut pieces = bytes.chunks(MAX_INPUT_BYTES).map(|piece| FromHost::Input(piece.to_vec().into()));
-                    pieces.try_for_each(|piece| line.say(&piece))
+                    pieces.try_for_each(|piece| self.line.say(&piece))
                 }
             };
             if said.is_err() {
                 break;
             }
         }
-        line.hang_up();
+        self.ending.hang_up();
     }
 
-    fn pass_output(
-        &self,
-        output: &mpsc::Sender<Bytes>,
-        reader: &mut Reader<'_>,
-        line: &Line,
-    ) -> Result<(), BuildError> {
+    fn pass_output(&self, output: &mpsc::Sender<Bytes>, reader: &mut Reader<'_>) -> Result<(), BuildError> {
         loop {
             match next(reader)? {
                 FromGuest::Output(bytes) => {
                     let sent = output.send(Bytes::copy_from_slice(bytes));
-                    let sent = self.handle.block_on(line.over().run_until_cancelled(sent));
+                    let sent = self.handle.block_on(self.ending.unless_over(sent));
                     if !matches!(sent, Some(Ok(()))) {
                         return Ok(());
                     }

@@ -36,7 +36,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::{
-    quantity,
+    devices, quantity,
     request::node_text,
     state::{StoreAddrs, state_dir},
 };
@@ -81,9 +81,11 @@ enum Command {
     Builds(builds::BuildsArgs),
     Store(store::StoreCommandArgs),
     Doctor(doctor::DoctorArgs),
-    /// Serves one VM's inputs; started by a build, of no use to anyone else
-    #[command(name = crate::devices::inputs::SUBCOMMAND, hide = true)]
-    FsDevice,
+    /// Serves a device of one VM; started by a build, of no use to anyone else
+    #[command(name = devices::SUBCOMMAND, hide = true)]
+    Device {
+        device: devices::Kind,
+    },
 }
 
 impl Cli {
@@ -129,8 +131,9 @@ impl Cli {
             }
             Command::Doctor(args) => args.execute(&client.store),
             // Confines its own thread, so no runtime and no other thread may be there before it.
-            Command::FsDevice => crate::devices::inputs::run_device()
-                .map_err(|error| CliError::failed("the inputs' device failed", error)),
+            Command::Device { device } => {
+                devices::run(device).map_err(|error| CliError::failed(format!("the {device} failed"), error))
+            }
         }
     }
 }

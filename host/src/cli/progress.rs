@@ -44,7 +44,7 @@ impl Clock {
                 Phase::Booting => Some(&mut self.times.boot),
                 Phase::Running => Some(&mut self.times.run),
                 Phase::Ingesting => Some(&mut self.times.ingest),
-                Phase::Keeping | Phase::Shell => None,
+                Phase::Queued | Phase::Keeping | Phase::Shell => None,
             };
             spent.into_iter().for_each(|spent| *spent += now - begun);
         }
@@ -150,8 +150,8 @@ impl Observer for Progress {
     fn phase(&self, phase: Phase) {
         self.clock.lock().unwrap_or_else(PoisonError::into_inner).enter(Some(phase));
         self.step(match phase {
-            // The screen is the shell's.
-            Phase::Shell => return,
+            // The place in the queue is shown instead, and the shell has the screen for itself.
+            Phase::Queued | Phase::Shell => return,
             Phase::Resolving => "resolving inputs",
             Phase::Booting => "booting",
             Phase::Running => "running",

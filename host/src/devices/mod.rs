@@ -1,4 +1,38 @@
-//! The processes that serve a guest.
+//! The processes that serve a guest, each confined to one device of one machine.
+//!
+//! ```text
+//!   host process                        device process                          VMM
+//!   Process::start ── SUBCOMMAND ─────▶ run ─▶ inputs / paths ─▶ serve ◀─ socket ─┘
+//!     listens first, so that the VMM can connect at once
+//! ```
+//!
+//! A new device is a module here with a [`Device`](crate::machine::Device) for the host's side and a `run` for its process,
+//! and one more [`Kind`].
 
 pub mod inputs;
+mod kind;
 pub mod paths;
+mod process;
+mod serve;
+mod syscalls;
+
+pub use kind::{Kind, SUBCOMMAND};
+pub use process::StartError;
+pub use serve::DeviceError;
+pub use syscalls::FilterError;
+
+/// Serves one VM, until its VMM hangs up.
+///
+/// To be called first thing in a process of its own, whose descriptor 3 is a vhost-user listener and whose descriptors from
+/// 4 on are the device's own. No other thread may run yet, since a thread confines itself and those that it starts.
+///
+/// # Errors
+///
+/// See [`DeviceError`].
+pub fn run(kind: Kind) -> Result<(), DeviceError> {
+    serve::die_of_any_panic();
+    match kind {
+        Kind::Inputs => inputs::run(),
+        Kind::Paths => paths::run(),
+    }
+}

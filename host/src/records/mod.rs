@@ -51,10 +51,11 @@ use self::{
 
 use crate::build::failure::Failure;
 
+pub use crate::build::Phase;
 pub use error::RecordsError;
 pub use id::{BuildId, BuildIdError};
 pub use log::{LogReader, MAX_CHUNK_BYTES};
-pub use record::{Log, Machine, Outcome, Output, Phase, Record, Status, describe};
+pub use record::{Log, Machine, Outcome, Output, Record, Status, describe};
 pub use recording::{End, MAX_JOINED, Recording, Request};
 pub use retention::Retention;
 

@@ -11,8 +11,7 @@ use serde::{Deserialize, Serialize, de};
 
 use super::BuildId;
 use crate::{
-    build,
-    build::failure::Failure,
+    build::{Phase, failure::Failure},
     machine::vmm,
     request::{BuildOutput, OutputOrder},
 };
@@ -62,54 +61,6 @@ pub struct Record {
     /// What a failed build left, if that was kept.
     #[serde(with = "optional_node")]
     pub kept: Option<Node>,
-}
-
-/// Where a build is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// Waiting in the queue.
-    Queued,
-    /// Reading the closure of the inputs.
-    Resolving,
-    /// From the VMM's start to the guest's first message.
-    Booting,
-    /// From the specification to the command's end.
-    Running,
-    /// From the command's end to the last output.
-    Ingesting,
-    /// From the build's failure to the last of what is kept of it.
-    Keeping,
-    /// While a shell runs in the guest of a failed build.
-    Shell,
-}
-
-impl Phase {
-    /// A word for machines, stable across versions.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Queued => "queued",
-            Self::Resolving => "resolving",
-            Self::Booting => "booting",
-            Self::Running => "running",
-            Self::Ingesting => "ingesting",
-            Self::Keeping => "keeping",
-            Self::Shell => "shell",
-        }
-    }
-}
-
-impl From<build::Phase> for Phase {
-    fn from(phase: build::Phase) -> Self {
-        match phase {
-            build::Phase::Resolving => Self::Resolving,
-            build::Phase::Booting => Self::Booting,
-            build::Phase::Running => Self::Running,
-            build::Phase::Ingesting => Self::Ingesting,
-            build::Phase::Keeping => Self::Keeping,
-            build::Phase::Shell => Self::Shell,
-        }
-    }
 }
 
 /// The VMM that ran a build.

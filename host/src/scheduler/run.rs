@@ -104,7 +104,7 @@ struct Watch {
 
 impl Observer for Watch {
     fn phase(&self, phase: Phase) {
-        self.build.recording.phase(phase.into());
+        self.build.recording.phase(phase);
         self.state.send_replace(State::Running { phase, sample: None, shell: None });
     }
 

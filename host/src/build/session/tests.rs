@@ -3,17 +3,17 @@
 use std::{io::Write, os::unix::net::UnixStream, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use cofferdam_castore::Node;
+use cofferdam_castore::{Node, Store};
 use cofferdam_protocol::{
     MAX_DETAIL_BYTES, MAX_INPUT_BYTES, Sample, Stream, UnsupportedKind, WindowSize,
-    frame::{FrameReader, FrameWriter, MAX_DATA_BYTES, MAX_FROM_HOST_BYTES},
-    tree::Event,
+    frame::{FrameError, FrameReader, FrameWriter, MAX_DATA_BYTES, MAX_FROM_HOST_BYTES},
+    tree::{self, Event},
 };
 
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::build::{Kept, Observer, Options, Phase, Terminal, TerminalInput};
+use crate::build::{Kept, Observer, Options, Terminal, TerminalInput, ending::Ending, progress::Progress};
 
 const LIMITS: tree::Limits = tree::Limits { entries: 20_000, bytes: 64 };
 const LOG_BYTES: u64 = 32;
@@ -60,7 +60,7 @@ fn options() -> Options {
 
 /// What the host concludes when the guest writes `wire`, whatever the host says, and hangs up.
 fn conclude(wire: &[u8], outputs: &[&str], store: &Store) -> Outcome {
-    Ended::of(&options(), &Ending::default(), wire, outputs, store).outcome
+    Ended::of(&options(), Ending::new(), wire, outputs, store).outcome
 }
 
 /// How a session ended, and what it had said.
@@ -70,13 +70,14 @@ struct Ended {
 }
 
 impl Ended {
-    fn of(options: &Options, ending: &Ending, wire: &[u8], outputs: &[&str], store: &Store) -> Self {
+    fn of(options: &Options, ending: Ending, wire: &[u8], outputs: &[&str], store: &Store) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
         let (host, mut guest) = UnixStream::pair().unwrap();
         host.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         ending.connect(host).unwrap();
+        let ending = Arc::new(ending);
         let line = ending.line().unwrap();
-        let progress = Progress::new(Arc::new(Silent), options);
+        let progress = Progress::new(Arc::new(Silent), options, Arc::clone(&ending));
         let needles = ReferencePattern::new(["needle"]).unwrap();
         std::thread::scope(|scope| {
             let guest = scope.spawn(move || {
@@ -86,18 +87,12 @@ impl Ended {
                 let mut reader = FrameReader::new(guest, MAX_FROM_HOST_BYTES);
                 std::iter::from_fn(|| reader.read().ok()).collect()
             });
-            let session = Session {
-                specification: specification(outputs),
-                store,
-                needles: &needles,
-                handle: runtime.handle().clone(),
-                progress: &progress,
-                ending,
-                options,
-                memory_bytes: 1 << 30,
-            };
-            let outcome = session.converse(line);
-            line.hang_up();
+            let handle = runtime.handle().clone();
+            let exchange = Exchange { line, store, handle, progress: &progress, ending: &ending, options };
+            let session =
+                Session { exchange, specification: specification(outputs), needles: &needles, memory_bytes: 1 << 30 };
+            let outcome = session.converse();
+            ending.hang_up();
             Self { outcome, said: guest.join().unwrap() }
         })
     }
@@ -253,9 +248,9 @@ fn nothing_is_stored_for_a_build_that_lies_at_the_end() {
     conclude(&wire(&messages), &["build/a", "build/b"], &store).unwrap_err();
     assert_nothing_is_stored(&store);
     // The same, true, but too late.
-    let ending = Ending::default();
-    ending.decide();
-    Ended::of(&options(), &ending, &wire(&messages), &["build/a"], &store).outcome.unwrap_err();
+    let ending = Ending::new();
+    assert_eq!(ending.claim(Party::Task), Claim::Won);
+    Ended::of(&options(), ending, &wire(&messages), &["build/a"], &store).outcome.unwrap_err();
     assert_nothing_is_stored(&store);
     conclude(&wire(&messages), &["build/a"], &store).unwrap();
 }
@@ -401,7 +396,7 @@ fn keeping() -> Options {
 
 fn kept_of(messages: &[FromGuest<'_>], store: &Store) -> Option<Kept> {
     let messages = [&[HELLO, exited(End::Exited(7))], messages].concat();
-    let failed = Ended::of(&keeping(), &Ending::default(), &wire(&messages), &["build/a"], store).failed();
+    let failed = Ended::of(&keeping(), Ending::new(), &wire(&messages), &["build/a"], store).failed();
     // Whatever comes of it.
     assert_eq!(failed.reason, Reason::ExitCode(7));
     failed.kept
@@ -443,13 +438,13 @@ fn a_guest_that_lies_about_what_is_left_has_nothing_kept_and_has_failed_all_the_
 #[test]
 fn nobody_asks_for_what_is_left_unless_somebody_wants_it() {
     let messages = wire(&[HELLO, exited(End::Exited(7)), ROOT, END, FromGuest::Kept { skipped: 0 }]);
-    let ended = Ended::of(&options(), &Ending::default(), &messages, &[], &Store::memory());
+    let ended = Ended::of(&options(), Ending::new(), &messages, &[], &Store::memory());
     assert!(matches!(ended.said[..], [FromHost::Specification(_), FromHost::Acknowledge]), "{:?}", ended.said);
     assert_eq!(ended.failed().kept, None);
     // Somebody else has decided how it ends.
-    let ending = Ending::default();
-    ending.decide();
-    let ended = Ended::of(&keeping(), &ending, &messages, &[], &Store::memory());
+    let ending = Ending::new();
+    assert_eq!(ending.claim(Party::Task), Claim::Won);
+    let ended = Ended::of(&keeping(), ending, &messages, &[], &Store::memory());
     assert!(matches!(ended.said[..], [FromHost::Specification(_), FromHost::Acknowledge]), "{:?}", ended.said);
 }
 
@@ -461,7 +456,7 @@ fn outputs_that_are_missing_or_can_not_be_stored_leave_something_too() {
         [(&[FromGuest::Missing, FromGuest::Finished][..], "output_missing"), (&[unsupported], "output_unsupported")]
     {
         let messages = [&[HELLO, exited(End::Exited(0))], outputs, &left].concat();
-        let ended = Ended::of(&keeping(), &Ending::default(), &wire(&messages), &["build/a"], &Store::memory());
+        let ended = Ended::of(&keeping(), Ending::new(), &wire(&messages), &["build/a"], &Store::memory());
         let failed = ended.failed();
         assert_eq!(failed.reason.code(), code);
         assert!(failed.kept.is_some());
@@ -473,7 +468,7 @@ fn a_command_that_writes_too_much_is_stopped_where_its_guest_is_needed() {
     let log = FromGuest::Log { stream: Stream::Stderr, bytes: &[b'x'; LOG_BYTES as usize] };
     let left = [exited(End::Signaled(9)), ROOT, END, FromGuest::Kept { skipped: 0 }];
     let messages = [&[HELLO, log.clone(), log.clone(), log][..], &left].concat();
-    let ended = Ended::of(&keeping(), &Ending::default(), &wire(&messages), &[], &Store::memory());
+    let ended = Ended::of(&keeping(), Ending::new(), &wire(&messages), &[], &Store::memory());
     let said = [FromHost::Stop, FromHost::Keep(LIMITS), FromHost::Acknowledge];
     assert_eq!(ended.said[1..], said);
     let failed = ended.failed();
@@ -500,13 +495,13 @@ fn messages_of_what_comes_after_a_failure_have_no_place_before_it() {
 }
 
 /// A client that has this terminal.
-struct Client(std::sync::Mutex<Option<Terminal>>);
+struct Client(parking_lot::Mutex<Option<Terminal>>);
 
 impl Observer for Client {
     fn phase(&self, _: Phase) {}
     fn log(&self, _: Stream, _: &[u8]) {}
     fn terminal(&self, _: &Reason) -> Option<Terminal> {
-        self.0.lock().unwrap().take()
+        self.0.lock().take()
     }
 }
 
@@ -538,21 +533,21 @@ fn with_shell(
     let size = WindowSize { rows: 24, columns: 80 };
     let terminal = Terminal { kind: "xterm".to_owned(), size, input, output };
     let options = Options { shell: Some(Duration::from_secs(60)), ..options() };
-    let progress = Progress::new(Arc::new(Client(Some(terminal).into())), &options);
     let (host, stream) = UnixStream::pair().unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    let ending = Ending::default();
+    let ending = Arc::new(Ending::new());
     ending.connect(host).unwrap();
-    let session = Session {
-        specification: specification(&[]),
+    let progress = Progress::new(Arc::new(Client(Some(terminal).into())), &options, Arc::clone(&ending));
+    let exchange = Exchange {
+        line: ending.line().unwrap(),
         store: &Store::memory(),
-        needles: &ReferencePattern::new(["needle"]).unwrap(),
         handle: runtime.handle().clone(),
         progress: &progress,
         ending: &ending,
         options: &options,
-        memory_bytes: 1 << 30,
     };
+    let needles = ReferencePattern::new(["needle"]).unwrap();
+    let session = Session { exchange, specification: specification(&[]), needles: &needles, memory_bytes: 1 << 30 };
     std::thread::scope(|scope| {
         scope.spawn(move || {
             let clone = || stream.try_clone().unwrap();
@@ -569,7 +564,7 @@ fn with_shell(
         });
         let ending = &ending;
         scope.spawn(move || client(typed, shown, ending));
-        match session.converse(ending.line().unwrap()).unwrap_err() {
+        match session.converse().unwrap_err() {
             BuildError::Failed(failed) => assert_eq!(failed.reason, Reason::ExitCode(7)),
             other => panic!("{}", told(&other)),
         }

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use cofferdam_castore::B3Digest;
+use parking_lot::Mutex;
 
 use super::wire::{Host, MAX_BLOBS};
 
@@ -34,7 +35,7 @@ impl Blobs {
     /// The file with these contents. If it must be asked for, those that are likely to come next are asked for with it:
     /// a round trip to the host process costs as much as a small file's READ.
     pub(super) fn get(&self, digest: B3Digest, next: impl Iterator<Item = B3Digest>) -> io::Result<Arc<File>> {
-        let mut open = self.open();
+        let mut open = self.open.lock();
         if let Some(file) = open.find(&digest) {
             return Ok(file);
         }
@@ -43,7 +44,7 @@ impl Blobs {
         drop(open);
 
         let files = self.host.blobs(wanted)?;
-        let mut open = self.open();
+        let mut open = self.open.lock();
         for (digest, file) in files {
             open.insert(digest, file);
         }
@@ -53,11 +54,7 @@ impl Blobs {
 
     #[cfg(test)]
     pub(super) fn count(&self) -> usize {
-        self.open().files.len()
-    }
-
-    fn open(&self) -> MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock().files.len()
     }
 }
 

@@ -38,9 +38,8 @@ pub(super) struct InputsFs {
 }
 
 impl InputsFs {
-    /// Asks the host process for the root.
-    pub(super) fn new(host: Arc<Host>) -> io::Result<Self> {
-        Ok(Self { layout: Layout::new(Arc::clone(&host))?, blobs: Blobs::new(host) })
+    pub(super) fn new(host: Arc<Host>) -> Self {
+        Self { layout: Layout::new(Arc::clone(&host)), blobs: Blobs::new(host) }
     }
 
     #[cfg(test)]
@@ -132,12 +131,15 @@ impl FileSystem for InputsFs {
         let found = self.layout.lookup(parent, name.to_bytes())?;
         // Number 0 lets the guest remember that there is no such name, too.
         let inode = found.as_ref().map_or(0, |inode| inode.number);
-        let attr = found.map_or_else(Attr::default, |inode| attributes(&inode, self.layout.last_inode()));
+        let attr = match found {
+            Some(inode) => attributes(&inode, self.layout.last_inode()?),
+            None => Attr::default(),
+        };
         Ok(Entry { inode, generation: 0, attr, attr_timeout: FOR_EVER, entry_timeout: FOR_EVER })
     }
 
     fn getattr(&self, _: Context, inode: u64, _: Option<u64>) -> io::Result<(Attr, Duration)> {
-        Ok((attributes(&self.layout.inode(inode)?, self.layout.last_inode()), FOR_EVER))
+        Ok((attributes(&self.layout.inode(inode)?, self.layout.last_inode()?), FOR_EVER))
     }
 
     fn readlink(&self, _: Context, inode: u64) -> io::Result<Vec<u8>> {
@@ -202,7 +204,7 @@ impl FileSystem for InputsFs {
         let mut st: libc::statvfs64 = unsafe { std::mem::zeroed() };
         st.f_bsize = BLOCK_BYTES.into();
         st.f_frsize = BLOCK_BYTES.into();
-        st.f_files = self.layout.last_inode();
+        st.f_files = self.layout.last_inode()?;
         st.f_namemax = 255;
         Ok(st)
     }

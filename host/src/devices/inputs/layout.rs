@@ -18,9 +18,10 @@
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::io;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use cofferdam_castore::{B3Digest, Directory, Node};
+use parking_lot::Mutex;
 
 use super::wire::Host;
 
@@ -116,26 +117,33 @@ impl Inode {
 #[derive(Debug)]
 pub(super) struct Layout {
     host: Arc<Host>,
-    root: Arc<Dir>,
+    root: OnceLock<Arc<Dir>>,
     dirs: Mutex<HashMap<B3Digest, Arc<Dir>>>,
 }
 
 impl Layout {
-    /// Asks the host process for the root.
-    pub(super) fn new(host: Arc<Host>) -> io::Result<Self> {
-        let root = Arc::new(Dir::new(host.root()?)?);
-        Ok(Self { host, root, dirs: Mutex::default() })
+    pub(super) fn new(host: Arc<Host>) -> Self {
+        Self { host, root: OnceLock::new(), dirs: Mutex::default() }
+    }
+
+    /// The root. Asked for when it is first needed and not before: a machine boots without inputs.
+    fn root(&self) -> io::Result<&Arc<Dir>> {
+        if let Some(root) = self.root.get() {
+            return Ok(root);
+        }
+        let root = Arc::new(Dir::new(self.host.root()?)?);
+        Ok(self.root.get_or_init(|| root))
     }
 
     /// No inode has a greater number.
-    pub(super) fn last_inode(&self) -> u64 {
-        self.root.numbers.saturating_add(1)
+    pub(super) fn last_inode(&self) -> io::Result<u64> {
+        Ok(self.root()?.numbers.saturating_add(1))
     }
 
     /// Finds an inode by its number: `ENOENT` when there is none.
     pub(super) fn inode(&self, number: u64) -> io::Result<Inode> {
         let mut inode = Inode { number: ROOT_INODE, parent: ROOT_INODE, place: None };
-        let mut dir = Arc::clone(&self.root);
+        let mut dir = Arc::clone(self.root()?);
         let mut offset = number.checked_sub(ROOT_INODE).ok_or_else(no_such_inode)?;
         while offset > 0 {
             let index = dir.index_at(offset).ok_or_else(no_such_inode)?;
@@ -151,7 +159,7 @@ impl Layout {
     /// What is in a directory: `ENOTDIR` for anything else.
     pub(super) fn dir(&self, inode: &Inode) -> io::Result<Arc<Dir>> {
         match inode.entry() {
-            None => Ok(Arc::clone(&self.root)),
+            None => self.root().map(Arc::clone),
             Some(entry) => self.open(entry),
         }
     }
@@ -179,7 +187,7 @@ impl Layout {
     }
 
     fn read(&self, digest: &B3Digest) -> io::Result<Arc<Dir>> {
-        let dirs = || self.dirs.lock().unwrap_or_else(PoisonError::into_inner);
+        let dirs = || self.dirs.lock();
         if let Some(dir) = dirs().get(digest) {
             return Ok(Arc::clone(dir));
         }
@@ -263,10 +271,10 @@ mod tests {
                 }
                 let entries: Vec<_> = nodes.iter().map(|(name, node)| (name.as_str(), node.clone())).collect();
                 let (host, _) = serve(&store, &entries).await;
-                let layout = Layout::new(host).unwrap();
+                let layout = Layout::new(host);
                 let mut seen = BTreeSet::from([ROOT_INODE]);
                 check(&layout, ROOT_INODE, &shapes, &mut seen);
-                for number in (0..=layout.last_inode() + 1).chain([u64::MAX]) {
+                for number in (0..=layout.last_inode().unwrap() + 1).chain([u64::MAX]) {
                     match layout.inode(number) {
                         Ok(inode) => assert!(seen.remove(&number) && inode.number == number),
                         Err(error) => assert_eq!(error.raw_os_error(), Some(libc::ENOENT)),

@@ -11,6 +11,9 @@
 //!   └─────────────────────────────────┘         └─────────────────────────────┘
 //! ```
 //!
+//! The device starts without inputs, with its machine. Its first question, for the root, waits until they are bound, see
+//! [`Unbound`]; that is when the guest mounts them.
+//!
 //! Contents never change, so the guest is told to cache everything for ever and never to open or release anything: a
 //! file costs one READ, its name and attributes come with its directory. A guest that takes the device over holds a
 //! process without files, capabilities and network, which can ask for this one build's inputs.
@@ -23,26 +26,20 @@ mod device;
 mod fs;
 mod layout;
 mod resolve;
+mod serve;
 mod server;
-mod start;
-mod syscalls;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
 mod wire;
 
-pub use device::{DeviceError, run_device};
+pub use device::Device;
 pub use resolve::{
     MAX_BYTES, MAX_DEPTH, MAX_DIRECTORIES, MAX_DIRECTORY_BYTES, MAX_ENTRIES, MAX_PATHS, Place, ResolveError, Tree,
     resolve,
 };
-pub use server::{ServeError, Server};
-pub use start::{Device, StartError};
-pub(crate) use start::{THIS_PROGRAM, listen};
-pub use syscalls::FilterError;
+pub(super) use serve::run;
+pub use server::{ServeError, Server, Unbound};
 pub use wire::NoRequest;
 pub(crate) use wire::Request;
-
-/// The subcommand of this program that is [`run_device`], for inputs and for paths of the host.
-pub const SUBCOMMAND: &str = "fs-device";

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use cofferdam_castore::{B3Digest, Store};
 use nix::sys::socket::{Shutdown, shutdown};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::resolve::Tree;
 use super::wire::{self, NoRequest, Request};
@@ -51,6 +51,17 @@ pub enum ServeError {
     Panicked,
 }
 
+/// The inputs that a server still lacks. Dropping it ends the server at its next request.
+#[derive(Debug)]
+pub struct Unbound(watch::Sender<Option<Arc<Tree>>>);
+
+impl Unbound {
+    /// Fills in the inputs, which answers the requests that wait for them.
+    pub fn bind(self, tree: Arc<Tree>) {
+        self.0.send_replace(Some(tree));
+    }
+}
+
 /// Threads that serve one device, each on a connection of its own, until either side closes them.
 #[derive(Debug)]
 pub struct Server {
@@ -66,23 +77,24 @@ impl Server {
     /// # Errors
     ///
     /// A thread can't be started.
-    pub fn start(sockets: Vec<OwnedFd>, tree: &Arc<Tree>, store: &Store, handle: &Handle) -> io::Result<Self> {
+    pub fn start(sockets: Vec<OwnedFd>, store: &Store, handle: &Handle) -> io::Result<(Self, Unbound)> {
         let open = sockets.len();
         let (end, ended) = mpsc::channel(open.max(1));
         let sockets: Arc<[OwnedFd]> = sockets.into();
         let store = store.batch();
+        let (unbound, tree) = watch::channel(None);
         for at in 0..open {
             let hang_up = HangUp(sockets.clone());
             let (tree, store, handle, end) = (tree.clone(), store.clone(), handle.clone(), end.clone());
             std::thread::Builder::new().name("inputs".into()).spawn(move || {
-                let result = serve(&hang_up.0[at], &tree, &store, &handle);
+                let result = serve(&hang_up.0[at], tree, &store, &handle);
                 // Before anyone hears of the end, the device does.
                 drop(hang_up);
-                // Whoever started the server need not wait for it.
+                // The server may have been dropped.
                 let _ = end.try_send(result);
             })?;
         }
-        Ok(Self { open, ended })
+        Ok((Self { open, ended }, Unbound(unbound)))
     }
 
     /// Waits for the end of the connections. Cancel safe; an error is returned once, and later calls return `Ok`.
@@ -118,9 +130,16 @@ impl Drop for HangUp {
     }
 }
 
-fn serve(socket: impl AsFd, tree: &Tree, store: &Store, handle: &Handle) -> Result<(), ServeError> {
+fn serve(
+    socket: impl AsFd,
+    mut bound: watch::Receiver<Option<Arc<Tree>>>,
+    store: &Store,
+    handle: &Handle,
+) -> Result<(), ServeError> {
     while let Some(request) = unless_gone(wire::receive_request(&socket))?.flatten() {
-        let sent = match request? {
+        let request = request?;
+        let Some(tree) = handle.block_on(tree(&mut bound)) else { break };
+        let sent = match request {
             Request::Root => wire::send_directory(&socket, &tree.root().encode()),
             Request::Directory(digest) => match tree.directory(&digest) {
                 Some(directory) => wire::send_directory(&socket, &directory.encode()),
@@ -138,6 +157,11 @@ fn serve(socket: impl AsFd, tree: &Tree, store: &Store, handle: &Handle) -> Resu
         }
     }
     Ok(())
+}
+
+/// The inputs, once they are bound; nothing if they never will be.
+async fn tree(bound: &mut watch::Receiver<Option<Arc<Tree>>>) -> Option<Arc<Tree>> {
+    bound.wait_for(Option::is_some).await.ok()?.clone()
 }
 
 /// The file of the first blob, which may take long, and the files of those others that are ready by then.
@@ -267,7 +291,8 @@ mod tests {
         let (asked, go_on) = (held_up.asked.clone(), held_up.go_on.clone());
         let store = Store { blobs: Arc::new(held_up), ..store };
         let ((one, device_one), (other, device_other)) = (connection(), connection());
-        let mut server = Server::start(vec![one, other], &tree, &store, &Handle::current()).unwrap();
+        let (mut server, unbound) = Server::start(vec![one, other], &store, &Handle::current()).unwrap();
+        unbound.bind(tree);
         let host = Arc::new(wire::Host::new(vec![device_one, device_other]));
 
         let reader = host.clone();
@@ -285,11 +310,38 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn requests_wait_until_the_inputs_are_bound() {
+        let store = Store::memory();
+        let f = file(&store, b"f").await;
+        let tree = resolve(&store, &inputs(&[("f", f.clone())])).await.unwrap();
+        let (ours, theirs) = connection();
+        let (mut server, unbound) = Server::start(vec![ours], &store, &Handle::current()).unwrap();
+        let host = wire::Host::new(vec![theirs]);
+        let root = tokio::task::spawn_blocking(move || host.root());
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        assert!(!root.is_finished());
+        unbound.bind(Arc::new(tree));
+        assert_eq!(root.await.unwrap().unwrap().get(b"f"), Some(&f));
+        server.ended().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_server_that_never_gets_inputs_ends_with_its_first_request() {
+        let (ours, theirs) = connection();
+        let (mut server, unbound) = Server::start(vec![ours], &Store::memory(), &Handle::current()).unwrap();
+        drop(unbound);
+        let host = wire::Host::new(vec![theirs]);
+        tokio::task::spawn_blocking(move || host.root().unwrap_err()).await.unwrap();
+        server.ended().await.unwrap();
+    }
+
+    #[tokio::test]
     async fn one_connection_that_breaks_the_protocol_ends_all() {
         let store = Store::memory();
         let tree = Arc::new(resolve(&store, &inputs(&[])).await.unwrap());
         let ((one, device_one), (other, device_other)) = (connection(), connection());
-        let mut server = Server::start(vec![one, other], &tree, &store, &Handle::current()).unwrap();
+        let (mut server, unbound) = Server::start(vec![one, other], &store, &Handle::current()).unwrap();
+        unbound.bind(tree);
         send(device_one.as_raw_fd(), b"garbage", MsgFlags::empty()).unwrap();
         assert!(matches!(server.ended().await, Err(ServeError::Protocol(_))));
         assert_eq!(recv(device_other.as_raw_fd(), &mut [0], MsgFlags::empty()), Ok(0));

@@ -64,5 +64,7 @@ pub(super) async fn serve(store: &Store, entries: &[(&str, Node)]) -> (Arc<Host>
 
 pub(super) fn serve_tree(store: &Store, tree: Tree) -> (OwnedFd, Server) {
     let (ours, theirs) = connection();
-    (theirs, Server::start(vec![ours], &Arc::new(tree), store, &Handle::current()).unwrap())
+    let (server, unbound) = Server::start(vec![ours], store, &Handle::current()).unwrap();
+    unbound.bind(Arc::new(tree));
+    (theirs, server)
 }

@@ -85,7 +85,7 @@ async fn some_fs() -> InputsFs {
     let entries =
         [("bin", bin), ("empty", empty), ("lib", lib), ("nothing", file(&store, b"").await), ("to", symlink("lib/a"))];
     let (host, _) = serve(&store, &entries).await;
-    InputsFs::new(host).unwrap()
+    InputsFs::new(host)
 }
 
 #[tokio::test]
@@ -242,7 +242,7 @@ async fn more_files_than_may_be_open_can_be_read_in_any_order() {
     }
     let entries: Vec<(&str, Node)> = files.iter().map(|(name, node)| (name.as_str(), node.clone())).collect();
     let (host, _) = serve(&store, &entries).await;
-    let fs = InputsFs::new(host).unwrap();
+    let fs = InputsFs::new(host);
     for index in (0..count).chain((0..count).rev()).chain((0..count).map(|index| index * 89 % count)) {
         let inode = lookup(&fs, &format!("{index:04}")).inode;
         assert_eq!(read(&fs, inode, 10, 0).unwrap(), index.to_string().as_bytes());
@@ -255,11 +255,12 @@ async fn a_host_process_that_has_gone_is_an_input_output_error() {
     let store = Store::memory();
     let lib = directory(&store, &[("x", file(&store, b"x").await)]).await;
     let (host, server) = serve(&store, &[("f", file(&store, b"f").await), ("lib", lib)]).await;
-    let fs = InputsFs::new(host.clone()).unwrap();
+    let fs = InputsFs::new(host.clone());
+    let inode = lookup(&fs, "f").inode;
     // Asking for what isn't there makes the server close the connection.
     host.directory(&cofferdam_castore::B3Digest::of(b"foreign")).unwrap_err();
     let mut server = server;
     server.ended().await.unwrap_err();
-    assert_eq!(errno(read(&fs, lookup(&fs, "f").inode, 1, 0)), libc::EIO);
+    assert_eq!(errno(read(&fs, inode, 1, 0)), libc::EIO);
     assert_eq!(errno(fs.lookup(context(), lookup(&fs, "lib").inode, c"x").map(drop)), libc::EIO);
 }

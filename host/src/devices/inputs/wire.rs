@@ -18,10 +18,10 @@
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::{Condvar, Mutex, PoisonError};
 
 use cofferdam_castore::{B3Digest, Directory};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recv, recvmsg, send, sendmsg};
+use parking_lot::{Condvar, Mutex};
 
 /// Most blobs in one request; the kernel passes at most 253 descriptors in one message.
 pub(super) const MAX_BLOBS: usize = 64;
@@ -167,13 +167,12 @@ impl Host {
     /// Whatever goes wrong here is `EIO` to the guest; the connection's own errors (`EPIPE`) would mislead it. Why, the
     /// host process knows.
     fn ask<T>(&self, request: &Request, receive: impl FnOnce(&OwnedFd) -> io::Result<T>) -> io::Result<T> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut idle =
-            self.became_idle.wait_while(idle, |idle| idle.is_empty()).unwrap_or_else(PoisonError::into_inner);
+        let mut idle = self.idle.lock();
+        self.became_idle.wait_while(&mut idle, |idle| idle.is_empty());
         let Some(socket) = idle.pop() else { return Err(io::Error::from_raw_os_error(libc::EIO)) };
         drop(idle);
         let answer = send_packet(&socket, &request.encode()).and_then(|()| receive(&socket));
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(socket);
+        self.idle.lock().push(socket);
         self.became_idle.notify_one();
         answer.map_err(|error| {
             tracing::debug!("no answer from the host process: {error}");

@@ -1,39 +1,47 @@
-//! A VM's device for paths of the host, as the build sees it: a process.
+//! A VM's device for paths of the host, from the outside.
 
 use std::path::Path;
 
-use super::Shown;
-use crate::devices::inputs::{SUBCOMMAND, StartError, THIS_PROGRAM, listen};
-use crate::machine::jail::{Child, Program, Spawner};
-use crate::machine::vmm::{Cause, Death, PATHS_SOCKET};
+use async_trait::async_trait;
+use cofferdam_protocol::PATHS_TAG;
 
-/// A running device. Dropping it kills its process.
+use super::Shown;
+use crate::devices::kind::{FS_QUEUE_SIZE, Kind};
+use crate::devices::process::{Process, StartError};
+use crate::machine::jail::Spawner;
+use crate::machine::{self, Attachment, AttachmentKind, Death};
+
+/// The socket in the run directory on which it listens.
+const SOCKET: &str = "paths.sock";
+
+/// A running device.
 #[derive(Debug)]
-pub struct Device {
-    child: Child,
-}
+pub struct Device(Process);
 
 impl Device {
-    /// Starts the device of one VM, which shows these. When this returns, a VMM can connect to [`PATHS_SOCKET`] in the run
-    /// directory.
+    /// Starts the device of one VM, which shows these.
     ///
     /// # Errors
     ///
     /// See [`StartError`].
     pub async fn start(spawner: &Spawner, run_dir: &Path, shown: Vec<Shown>) -> Result<Self, StartError> {
-        let program = Program::new("paths' device", THIS_PROGRAM, run_dir).arg(SUBCOMMAND);
-        let program = program.descriptor(listen(run_dir, PATHS_SOCKET)?);
-        let program = shown.into_iter().fold(program, |program, shown| program.descriptor(shown.file));
-        Ok(Self { child: spawner.spawn(program).await? })
+        let shown = shown.into_iter().map(|shown| shown.file.into()).collect();
+        Ok(Self(Process::start((spawner, run_dir), Kind::Paths, SOCKET, shown).await?))
+    }
+}
+
+#[async_trait]
+impl machine::Device for Device {
+    fn attachment(&self) -> Attachment {
+        let kind = AttachmentKind::Fs { tag: PATHS_TAG };
+        Attachment { kind, socket: SOCKET, queue_size: FS_QUEUE_SIZE }
     }
 
-    /// Waits until its process has ended. Cancel safe, and can be called again.
-    pub async fn died(&mut self) -> Death {
-        Death::of(&mut self.child, Cause::Process).await
+    async fn died(&mut self) -> Death {
+        self.0.died().await
     }
 
-    /// Kills the process, if it still runs, and waits until it has gone.
-    pub async fn kill(&mut self) {
-        self.child.kill().await;
+    async fn kill(&mut self) {
+        self.0.kill().await;
     }
 }

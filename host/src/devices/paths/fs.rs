@@ -7,11 +7,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
 use nix::sys::stat::{FileStat, fstat};
+use parking_lot::Mutex;
 use virtiofsd::filesystem::{
     Context, Entry, FileSystem, FsOptions, OpenOptions, SerializableFileSystem, ZeroCopyWriter,
 };
@@ -31,7 +32,7 @@ const MAX_LISTING_BYTES: usize = 64 * 1024;
 const SHOWN_MODE: u32 = libc::S_IFMT | 0o555;
 
 /// The shown paths. The root has no listing; it holds them by their numbers, from 0 on.
-pub(crate) struct PathsFs {
+pub(super) struct PathsFs {
     roots: Vec<File>,
     inodes: Mutex<Inodes>,
     open: Mutex<Open>,
@@ -55,13 +56,13 @@ struct Open {
 }
 
 impl PathsFs {
-    pub(crate) fn new(roots: Vec<File>) -> Self {
+    pub(super) fn new(roots: Vec<File>) -> Self {
         let inodes = Mutex::new(Inodes { latest: ROOT_ID, ..Inodes::default() });
         Self { roots, inodes, open: Mutex::default() }
     }
 
     fn place(&self, inode: u64) -> io::Result<Place> {
-        locked(&self.inodes).places.get(&inode).map(|(place, _)| place.clone()).ok_or_else(|| errno(libc::ESTALE))
+        self.inodes.lock().places.get(&inode).map(|(place, _)| place.clone()).ok_or_else(|| errno(libc::ESTALE))
     }
 
     /// Opens what is at a place and nothing else, whatever anybody puts there.
@@ -101,7 +102,7 @@ impl PathsFs {
             return Err(errno(libc::EACCES));
         }
         let file: File = self.open_at(&place, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)?.into();
-        let mut open = locked(&self.open);
+        let mut open = self.open.lock();
         open.latest += 1;
         let handle = open.latest;
         open.files.insert(handle, Arc::new(file));
@@ -109,11 +110,11 @@ impl PathsFs {
     }
 
     fn opened(&self, handle: u64) -> io::Result<Arc<File>> {
-        locked(&self.open).files.get(&handle).cloned().ok_or_else(|| errno(libc::EBADF))
+        self.open.lock().files.get(&handle).cloned().ok_or_else(|| errno(libc::EBADF))
     }
 
     fn close(&self, handle: u64) {
-        locked(&self.open).files.remove(&handle);
+        self.open.lock().files.remove(&handle);
     }
 
     /// The place of a name in a directory that everybody may enter.
@@ -192,13 +193,13 @@ impl FileSystem for PathsFs {
     fn lookup(&self, _: Context, parent: u64, name: &CStr) -> io::Result<Entry> {
         let place = self.child(parent, name)?;
         let (_, stat) = self.look(&place)?;
-        let inode = locked(&self.inodes).number(place)?;
+        let inode = self.inodes.lock().number(place)?;
         let attr = attributes(inode, &stat);
         Ok(Entry { inode, generation: 0, attr, attr_timeout: TIMEOUT, entry_timeout: TIMEOUT })
     }
 
     fn forget(&self, _: Context, inode: u64, times: u64) {
-        locked(&self.inodes).forget(inode, times);
+        self.inodes.lock().forget(inode, times);
     }
 
     fn getattr(&self, _: Context, inode: u64, _: Option<u64>) -> io::Result<(Attr, Duration)> {
@@ -265,8 +266,4 @@ impl SerializableFileSystem for PathsFs {}
 
 fn errno(errno: i32) -> io::Error {
     io::Error::from_raw_os_error(errno)
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -13,6 +13,7 @@
 
 mod device;
 mod fs;
+mod serve;
 #[cfg(test)]
 mod tests;
 
@@ -22,7 +23,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 pub use device::Device;
-pub(crate) use fs::PathsFs;
+pub(super) use serve::run;
 
 /// Something of the host that a build is shown.
 #[derive(Debug)]

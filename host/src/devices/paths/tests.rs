@@ -10,7 +10,8 @@ use tempfile::TempDir;
 use virtiofsd::filesystem::{Context, DirectoryIterator as _, Entry, FileSystem as _, ZeroCopyWriter};
 use virtiofsd::oslib::ReadvFlags;
 
-use super::{PathsFs, Shown};
+use super::Shown;
+use super::fs::PathsFs;
 
 const ROOT: u64 = 1;
 

@@ -22,6 +22,8 @@ pub(super) fn queued(position: u64, waiting_for: Waiting) -> Queued {
 
 pub(super) fn phase(phase: build::Phase) -> wire::Phase {
     match phase {
+        // An event of its own tells it.
+        build::Phase::Queued => wire::Phase::Unspecified,
         build::Phase::Resolving => wire::Phase::Resolving,
         build::Phase::Booting => wire::Phase::Booting,
         build::Phase::Running => wire::Phase::Running,

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::spawner::KeepSpawner;
 use super::tail::Tail;
 
 /// How long the end of a child's output is waited for once it has ended. Only something that it started and that
@@ -19,6 +19,12 @@ const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// How long a killed process is waited for where that blocks a thread.
 const DROP_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Something for the spawner's thread to do.
+pub(super) type Job = Box<dyn FnOnce() + Send>;
+
+/// Held by each child: as long as a sender lives, so does the spawner's thread.
+pub(super) type KeepSpawner = mpsc::Sender<Job>;
 
 /// A helper process. Dropping it kills it and whatever is in its process group, and waits a moment until it is dead, so
 /// that what is done next with its files happens without it.
@@ -44,7 +50,7 @@ impl Child {
         Self { name, pid, process, tail, reader: Some(reader), _spawner: spawner }
     }
 
-    /// What it is called in messages.
+    /// Its name in messages.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -68,7 +74,7 @@ impl Child {
         status
     }
 
-    /// The end of what it wrote to stdout and stderr, at most 16 KiB, with control characters escaped. Complete once
+    /// The tail of its stdout and stderr, at most 16 KiB, with control characters escaped. Complete once
     /// [`wait`](Self::wait) has returned.
     pub fn said(&self) -> String {
         self.tail.text()

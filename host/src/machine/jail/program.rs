@@ -7,8 +7,8 @@ use std::path::PathBuf;
 /// The number that the first descriptor handed down has in the child; the next ones follow.
 pub(super) const FIRST_INHERITED: RawFd = 3;
 
-/// A program to start through a [`Spawner`](super::Spawner): what it is called in messages, where it is, what it is
-/// given. Everything else (environment, standard streams, limits) is the same for all, see the module.
+/// A program to start through a [`Spawner`](super::Spawner): its name in messages, its path, its arguments and
+/// descriptors. Everything else (environment, standard streams, limits) is the same for all, see the module.
 #[derive(Debug)]
 pub struct Program {
     pub(super) name: String,

@@ -16,7 +16,7 @@ use tokio::net::unix::pipe;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
-use super::child::Child;
+use super::child::{Child, Job, KeepSpawner};
 use super::program::{FIRST_INHERITED, Program};
 use super::tail::Tail;
 
@@ -29,7 +29,7 @@ pub enum SpawnError {
     /// Descriptors or pipes for it could not be made.
     #[error("cannot prepare the start of {name}")]
     Prepare {
-        /// What it is called.
+        /// The program's name in messages.
         name: String,
         /// The system's reason.
         source: io::Error,
@@ -37,7 +37,7 @@ pub enum SpawnError {
     /// It could not be forked or executed.
     #[error("cannot start {name} ({})", path.display())]
     Start {
-        /// What it is called.
+        /// The program's name in messages.
         name: String,
         /// The program's file.
         path: PathBuf,
@@ -47,7 +47,7 @@ pub enum SpawnError {
     /// The runtime is shutting down.
     #[error("cannot start {name}: the thread that starts programs has ended")]
     ThreadEnded {
-        /// What it is called.
+        /// The program's name in messages.
         name: String,
     },
 }
@@ -56,47 +56,40 @@ pub enum SpawnError {
 /// are dropped, because the kernel kills the children when it ends.
 #[derive(Clone, Debug)]
 pub struct Spawner {
-    requests: mpsc::Sender<Request>,
-}
-
-/// Held by each child: as long as a sender lives, so does the thread.
-pub(super) type KeepSpawner = mpsc::Sender<Request>;
-
-#[derive(Debug)]
-pub(super) struct Request {
-    program: Program,
-    reply: oneshot::Sender<Result<Child, SpawnError>>,
-    keep: KeepSpawner,
+    jobs: mpsc::Sender<Job>,
 }
 
 impl Spawner {
     /// Starts the thread; children are watched on the runtime of `handle`, which needs its I/O and time drivers.
     pub fn new(handle: Handle) -> io::Result<Self> {
         heed_children()?;
-        let (requests, mut queue) = mpsc::channel::<Request>(QUEUE_LENGTH);
+        let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE_LENGTH);
         thread::Builder::new().name("spawner".to_owned()).spawn(move || {
             let _in_runtime = handle.enter();
-            while let Some(Request { program, reply, keep }) = queue.blocking_recv() {
-                // Whoever asked may have gone; then the child is dropped here, and so killed.
-                let _ = reply.send(start(program, keep));
+            while let Some(job) = queue.blocking_recv() {
+                job();
             }
         })?;
-        Ok(Self { requests })
+        Ok(Self { jobs })
     }
 
     /// Starts `program`. Returns once it is executing, so a missing file or directory is an error here.
     pub async fn spawn(&self, program: Program) -> Result<Child, SpawnError> {
         let name = program.name.clone();
         let (reply, answer) = oneshot::channel();
-        let request = Request { program, reply, keep: self.requests.clone() };
-        if self.requests.send(request).await.is_err() {
+        let keep = self.jobs.clone();
+        let job = Box::new(move || {
+            // The caller may have gone; then the child is dropped here, and so killed.
+            let _ = reply.send(start(program, keep));
+        });
+        if self.jobs.send(job).await.is_err() {
             return Err(SpawnError::ThreadEnded { name });
         }
         answer.await.unwrap_or(Err(SpawnError::ThreadEnded { name }))
     }
 }
 
-/// A process that ignores SIGCHLD, which is inherited from whoever started it, is never told how its children ended.
+/// A process that ignores SIGCHLD never learns how its children ended; and it inherits that from its parent.
 fn heed_children() -> io::Result<()> {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     // SAFETY: the default disposition runs no code of ours.

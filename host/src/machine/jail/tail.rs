@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
@@ -33,7 +34,7 @@ impl Tail {
     }
 
     fn push(&self, bytes: &[u8]) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.0.lock();
         kept.bytes.extend(bytes);
         let excess = kept.bytes.len().saturating_sub(TAIL_BYTES);
         if excess > 0 {
@@ -45,7 +46,7 @@ impl Tail {
     /// The kept text, see [`escape`]; begins with `…` where something before it was let go.
     pub(super) fn text(&self) -> String {
         let (bytes, cut) = {
-            let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let kept = self.0.lock();
             (kept.bytes.iter().copied().collect::<Vec<u8>>(), kept.cut)
         };
         let text = escape(&bytes);
@@ -93,7 +94,7 @@ mod tests {
             tail.push(&[b'x'; TAIL_BYTES / 2]);
         }
         tail.push(b"last");
-        assert_eq!(tail.0.lock().unwrap().bytes.len(), TAIL_BYTES);
+        assert_eq!(tail.0.lock().bytes.len(), TAIL_BYTES);
         assert!(tail.text().starts_with("…xxx"));
         assert!(tail.text().ends_with("xlast"));
     }

@@ -14,8 +14,10 @@ use tokio::task::JoinHandle;
 
 use crate::machine::jail::escape;
 
-use super::VmmError;
-use super::cloud_hypervisor::NAME;
+use super::error::VmmError;
+
+/// The name of cloud-hypervisor in messages.
+pub(super) const NAME: &str = "cloud-hypervisor";
 
 /// The longest answer that is read, in bytes.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;

@@ -5,7 +5,6 @@
 //!                                     else QEMU, with KVM where it works, else by emulation
 //! ```
 
-use std::fmt;
 use std::path::PathBuf;
 
 use thiserror::Error;
@@ -13,46 +12,12 @@ use thiserror::Error;
 use crate::machine::jail::landlock_version;
 
 use super::cloud_hypervisor::{self, CloudHypervisor};
-use super::find::{self, Variables, Version};
+use super::find::{self, Found, Missing, Variables, Version};
+use super::kind::{Accelerator, Kind};
 use super::kvm::{self, KvmError};
 use super::qemu::Qemu;
-use super::{Vmm, tsc};
-
-/// A kind of VMM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// The one for production; needs KVM.
-    CloudHypervisor,
-    /// The one that runs anywhere.
-    Qemu,
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::CloudHypervisor => "cloud-hypervisor",
-            Self::Qemu => "qemu",
-        })
-    }
-}
-
-/// What runs the guest's instructions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Accelerator {
-    /// The CPU, through Linux's KVM.
-    Kvm,
-    /// QEMU's emulation (TCG): works everywhere, is slow, and is no security boundary that its authors promise.
-    Tcg,
-}
-
-impl fmt::Display for Accelerator {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Kvm => "KVM",
-            Self::Tcg => "emulation (TCG)",
-        })
-    }
-}
+use super::tsc;
+use super::vm::Vmm;
 
 /// The VMM to use, and why.
 #[derive(Clone, Debug)]
@@ -95,7 +60,7 @@ pub enum ChooseError {
     Asked {
         /// Which one.
         kind: Kind,
-        /// What it lacks.
+        /// Its missing parts.
         missing: Vec<Missing>,
     },
     /// None can.
@@ -112,24 +77,6 @@ fn list(missing: &[Missing]) -> String {
     missing.iter().map(|one| format!("{} (to mend it: {})", one.what, one.remedy)).collect::<Vec<_>>().join("; ")
 }
 
-/// One thing that a VMM lacks on this host.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Missing {
-    /// What, as part of a sentence.
-    pub what: String,
-    /// The command or the step that mends it.
-    pub remedy: String,
-}
-
-/// A program on this host.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// Its file.
-    pub program: PathBuf,
-    /// Its version.
-    pub version: String,
-}
-
 /// One VMM on this host.
 #[derive(Clone, Debug)]
 pub struct Candidate {
@@ -139,7 +86,7 @@ pub struct Candidate {
     pub found: Option<Found>,
     /// The program that serves vsock beside it, if it needs one and that is here.
     pub vsock_device: Option<Found>,
-    /// What it would run with; nothing if it can't run.
+    /// Its accelerator; nothing if it can't run.
     pub accelerator: Option<Accelerator>,
     /// What keeps it from running. Empty if it can run.
     pub missing: Vec<Missing>,

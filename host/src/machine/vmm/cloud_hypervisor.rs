@@ -35,22 +35,21 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use cofferdam_protocol::{INPUTS_TAG, PATHS_TAG};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::machine::death::{Cause, Death};
+use crate::machine::device::{Attachment, AttachmentKind};
 use crate::machine::jail::{Child, Program, Spawner, landlock_version};
 
-use super::api::Api;
+use super::api::{Api, NAME};
+use super::config::Config;
+use super::control::Control;
+use super::error::VmmError;
 use super::events::Events;
 use super::find::{CLOUD_HYPERVISOR, Version};
-use super::vm::{Cause, Death};
-use super::{
-    FS_QUEUE_SIZE, FS_SOCKET, GUEST_CID, Machine, PATHS_SOCKET, SCRATCH_DISK, VSOCK, VSOCK_DIRECTORY, Vm, Vmm, VmmError,
-};
-
-/// What it is called in messages.
-pub(super) const NAME: &str = "cloud-hypervisor";
+use super::layout::{GUEST_CID, SCRATCH_DISK, VSOCK, VSOCK_DIRECTORY};
+use super::vm::{Vm, Vmm};
 
 /// The API's socket in the run directory; gone once we are connected.
 const API_SOCKET: &str = "ch.sock";
@@ -58,9 +57,6 @@ const API_SOCKET: &str = "ch.sock";
 /// How long a process may take to serve its API. It takes some ten milliseconds, and some hundred where KVM itself is
 /// emulated.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long a question may take to which the answer is there at once.
-const QUESTION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a process that gives no answer gets to end, so that its own words can be the error.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
@@ -88,31 +84,17 @@ pub(super) struct CloudHypervisor {
     pub(super) ready: Duration,
 }
 
-/// What is held of a process that serves its API.
-#[derive(Debug)]
-pub(super) struct Control {
-    api: Api,
-    pub(super) events: Events,
-}
-
 /// What `vmm.ping` answers.
 #[derive(Debug, Deserialize)]
 struct Ping {
     version: String,
 }
 
-/// What `vm.info` answers, as far as it is of use.
-#[derive(Debug, Deserialize)]
-struct Info {
-    state: String,
-    memory_actual_size: u64,
-}
-
 #[async_trait]
 impl Vmm for CloudHypervisor {
-    async fn start(&self, spawner: &Spawner, run_dir: &Path, machine: &Machine) -> Result<Vm, VmmError> {
-        let machine = machine.checked()?;
-        if let Some(model) = machine.cpu_model {
+    async fn start(&self, spawner: &Spawner, run_dir: &Path, config: &Config) -> Result<Vm, VmmError> {
+        let config = config.checked()?;
+        if let Some(model) = config.cpu_model {
             let rule = "can be set for QEMU only, since cloud-hypervisor shows the host's CPU; leave it".to_owned();
             return Err(VmmError::Machine { field: "cpu_model", rule, value: model });
         }
@@ -124,7 +106,7 @@ impl Vmm for CloudHypervisor {
             .descriptor(listener)
             .descriptor(events_writer);
         let process = spawner.spawn(program).await.map_err(|error| self.unusable(String::new(), error.into()))?;
-        self.drive(process, stream, events.into(), &machine).await
+        self.drive(process, stream, events.into(), &config).await
     }
 }
 
@@ -139,10 +121,10 @@ impl CloudHypervisor {
         mut process: Child,
         stream: UnixStream,
         events: OwnedFd,
-        machine: &Machine,
+        config: &Config,
     ) -> Result<Vm, VmmError> {
         let events = Events::read(events).map_err(|source| VmmError::Socket { name: "for events", source })?;
-        match create_and_boot(stream, self.ready, machine).await {
+        match create_and_boot(stream, self.ready, config).await {
             Ok(api) => Ok(Vm::new(process, None, Some(Control { api, events }))),
             Err(error) => {
                 let death = Death::of(&mut process, Cause::Process);
@@ -160,18 +142,6 @@ impl CloudHypervisor {
 
     fn unusable(&self, said: String, source: VmmError) -> VmmError {
         VmmError::Unusable { file: self.program.clone(), said, source: Box::new(source) }
-    }
-}
-
-impl Control {
-    /// Ends the machine and then the process, and tells the log what they did.
-    pub(super) async fn end(&mut self) -> Result<(), VmmError> {
-        let Info { state, memory_actual_size } = self.api.get("vm.info", QUESTION_TIMEOUT).await?;
-        let counters: Value = self.api.get("vm.counters", QUESTION_TIMEOUT).await?;
-        tracing::debug!(state, memory_bytes = memory_actual_size, %counters, "the machine at its end");
-        self.api.put("vm.shutdown", None).await?;
-        self.api.put("vm.delete", None).await?;
-        self.api.put("vmm.shutdown", None).await
     }
 }
 
@@ -201,12 +171,12 @@ fn api_socket(run_dir: &Path) -> io::Result<(UnixListener, UnixStream)> {
     let path = format!("/proc/self/fd/{}/{API_SOCKET}", directory.as_raw_fd());
     let listener = UnixListener::bind(&path)?;
     let stream = UnixStream::connect(&path)?;
-    // Whoever controls the API controls the VMM: after us nobody finds it.
+    // Control of the API is control of the VMM: nobody else must find the socket.
     fs::remove_file(&path)?;
     Ok((listener, stream))
 }
 
-async fn create_and_boot(stream: UnixStream, ready: Duration, machine: &Machine) -> Result<Api, VmmError> {
+async fn create_and_boot(stream: UnixStream, ready: Duration, config: &Config) -> Result<Api, VmmError> {
     let mut api = Api::connect(stream).await?;
     let Ping { version } = api.get("vmm.ping", ready).await?;
     // What runs counts, not what its file said some time before.
@@ -220,30 +190,32 @@ async fn create_and_boot(stream: UnixStream, ready: Duration, machine: &Machine)
     if !unconfined.is_empty() {
         tracing::warn!(version, "cloud-hypervisor runs less confined than it could: {unconfined}");
     }
-    api.put("vm.create", Some(&configuration(machine, knows, landlock))).await?;
+    api.put("vm.create", Some(&configuration(config, knows, landlock))).await?;
     api.put("vm.boot", None).await?;
     Ok(api)
 }
 
 /// The body of `vm.create`: what a version of it knows, and no more.
-fn configuration(machine: &Machine, version: Version, landlock: u32) -> Value {
-    let fs = |tag, socket| json!({ "tag": tag, "socket": socket, "num_queues": 1, "queue_size": FS_QUEUE_SIZE });
+fn configuration(config: &Config, version: Version, landlock: u32) -> Value {
+    let fs = config.attachments.iter().map(|Attachment { kind: AttachmentKind::Fs { tag }, socket, queue_size }| {
+        json!({ "tag": tag, "socket": socket, "num_queues": 1, "queue_size": queue_size })
+    });
     let mut body = json!({
-        "payload": { "kernel": machine.kernel, "initramfs": machine.initramfs, "cmdline": KERNEL_COMMAND_LINE },
+        "payload": { "kernel": config.kernel, "initramfs": config.initramfs, "cmdline": KERNEL_COMMAND_LINE },
         "cpus": {
-            "boot_vcpus": machine.cpus,
-            "max_vcpus": machine.cpus,
+            "boot_vcpus": config.cpus,
+            "max_vcpus": config.cpus,
             // Every host shows the same, whatever its own threads and sockets are.
-            "topology": { "threads_per_core": 1, "cores_per_die": machine.cpus, "dies_per_package": 1, "packages": 1 },
+            "topology": { "threads_per_core": 1, "cores_per_die": config.cpus, "dies_per_package": 1, "packages": 1 },
         },
         "memory": {
-            "size": machine.memory_bytes,
+            "size": config.memory_bytes,
             "shared": true,
-            "hugepages": machine.hugepages,
+            "hugepages": config.hugepages,
             // Left to itself it asks /dev/hugepages, which isn't mounted everywhere.
-            "hugepage_size": machine.huge_page_bytes(),
+            "hugepage_size": config.huge_page_bytes(),
         },
-        "fs": [fs(INPUTS_TAG, FS_SOCKET)],
+        "fs": fs.collect::<Vec<_>>(),
         "vsock": { "cid": GUEST_CID, "socket": VSOCK },
         "disks": [{ "path": SCRATCH_DISK }],
         "rng": { "src": "/dev/urandom" },
@@ -251,11 +223,8 @@ fn configuration(machine: &Machine, version: Version, landlock: u32) -> Value {
         "console": { "mode": "Tty" },
         "pvpanic": true,
     });
-    if machine.paths {
-        body["fs"] = json!([fs(INPUTS_TAG, FS_SOCKET), fs(PATHS_TAG, PATHS_SOCKET)]);
-    }
     if version >= KNOWS_NESTED {
-        body["cpus"]["nested"] = json!(machine.nested);
+        body["cpus"]["nested"] = json!(config.nested);
     }
     if version >= KNOWS_IMAGE_TYPE {
         body["disks"][0]["image_type"] = json!("Raw");
@@ -272,19 +241,23 @@ fn configuration(machine: &Machine, version: Version, landlock: u32) -> Value {
 mod tests {
     use super::*;
 
+    fn share(tag: &'static str, socket: &'static str) -> Attachment {
+        Attachment { kind: AttachmentKind::Fs { tag }, socket, queue_size: 512 }
+    }
+
     #[test]
     fn a_version_is_sent_what_it_knows_and_no_more() {
-        let machine = Machine {
+        let config = Config {
             kernel: "/image/kernel".into(),
             initramfs: "/image/initramfs".into(),
             memory_bytes: 1 << 30,
             cpus: 3,
             cpu_model: None,
             hugepages: true,
-            paths: false,
+            attachments: vec![share("inputs", "fs.sock")],
             nested: false,
         };
-        let body = |version, landlock| configuration(&machine, version, landlock);
+        let body = |version, landlock| configuration(&config, version, landlock);
         let oldest = body(CLOUD_HYPERVISOR.oldest, 7);
         let expected = json!({
             "payload": {
@@ -295,7 +268,7 @@ mod tests {
                 "topology": { "threads_per_core": 1, "cores_per_die": 3, "dies_per_package": 1, "packages": 1 },
             },
             "memory": {
-                "size": 1 << 30, "shared": true, "hugepages": true, "hugepage_size": machine.huge_page_bytes(),
+                "size": 1 << 30, "shared": true, "hugepages": true, "hugepage_size": config.huge_page_bytes(),
             },
             "fs": [{ "tag": "inputs", "socket": "fs.sock", "num_queues": 1, "queue_size": 512 }],
             "vsock": { "cid": 3, "socket": "vsock/s" },
@@ -320,11 +293,12 @@ mod tests {
         assert_eq!(body(Version(50, 1), 3), expected);
         assert_eq!(body(Version(53, 0), 7), expected);
 
-        let machine = Machine { paths: true, nested: true, ..machine.clone() };
+        let attachments = vec![share("inputs", "fs.sock"), share("paths", "paths.sock")];
+        let config = Config { attachments, nested: true, ..config.clone() };
         expected["cpus"]["nested"] = json!(true);
         let fs = |tag, socket| json!({ "tag": tag, "socket": socket, "num_queues": 1, "queue_size": 512 });
         expected["fs"] = json!([fs("inputs", "fs.sock"), fs("paths", "paths.sock")]);
-        assert_eq!(configuration(&machine, Version(53, 0), 7), expected);
+        assert_eq!(configuration(&config, Version(53, 0), 7), expected);
     }
 
     #[test]

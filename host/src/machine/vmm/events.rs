@@ -1,4 +1,4 @@
-//! What cloud-hypervisor's event monitor tells: JSON objects with an empty line after each.
+//! The output of cloud-hypervisor's event monitor: JSON objects with an empty line after each.
 //!
 //! ```text
 //!   guest / panic      the guest's kernel has written to the panic device  ──▶ Cause::Panic
@@ -15,7 +15,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::vm::Cause;
+use crate::machine::death::Cause;
 
 /// The longest event that is looked at, in bytes; they have some hundred.
 const MAX_EVENT_BYTES: usize = 16 * 1024;
@@ -44,8 +44,7 @@ impl Events {
         Ok(Self { cause, reader: tokio::spawn(follow(pipe, sender)) })
     }
 
-    /// Waits until it is told that the guest is no more, and how it ended; nothing when there is nothing more to be
-    /// told. Cancel safe, and can be called again.
+    /// Waits for the event that says how the guest ended; nothing if the events end without one. Cancel safe, and can be called again.
     pub(super) async fn ended(&mut self) -> Option<Cause> {
         *self.cause.wait_for(Option::is_some).await.ok()?
     }
@@ -57,7 +56,7 @@ impl Drop for Events {
     }
 }
 
-/// What is told up to the end of the events.
+/// The guest's end according to all events.
 pub(crate) async fn told(events: impl AsyncRead + Unpin) -> Option<Cause> {
     let (sender, cause) = watch::channel(None);
     follow(events, sender).await;

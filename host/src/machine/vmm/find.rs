@@ -16,7 +16,23 @@ use nix::unistd::{AccessFlags, Pid, access};
 
 use crate::machine::jail::escape;
 
-use super::choice::{Found, Missing};
+/// One thing that a VMM lacks on this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// What, as part of a sentence.
+    pub what: String,
+    /// The command or the step that mends it.
+    pub remedy: String,
+}
+
+/// A program on this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its file.
+    pub program: PathBuf,
+    /// Its version.
+    pub version: String,
+}
 
 /// How much of what a program says about its version is read, in bytes.
 const MAX_ANSWER_BYTES: u64 = 4096;

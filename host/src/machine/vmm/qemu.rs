@@ -16,13 +16,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use cofferdam_protocol::{INPUTS_TAG, PATHS_TAG};
 
+use crate::machine::death::{Cause, Death};
+use crate::machine::device::{Attachment, AttachmentKind};
 use crate::machine::jail::{Child, Program, Spawner};
 
-use super::choice::Accelerator;
-use super::vm::{Cause, Death};
-use super::{FS_QUEUE_SIZE, FS_SOCKET, GUEST_CID, Machine, PATHS_SOCKET, SCRATCH_DISK, VSOCK, Vm, Vmm, VmmError, tsc};
+use super::config::Config;
+use super::error::VmmError;
+use super::kind::Accelerator;
+use super::layout::{GUEST_CID, SCRATCH_DISK, VSOCK};
+use super::tsc;
+use super::vm::{Vm, Vmm};
 
 /// What the vsock device is called in messages.
 const VSOCK_DEVICE: &str = "vhost-device-vsock";
@@ -46,13 +50,13 @@ pub(super) struct Qemu {
 
 #[async_trait]
 impl Vmm for Qemu {
-    async fn start(&self, spawner: &Spawner, run_dir: &Path, machine: &Machine) -> Result<Vm, VmmError> {
+    async fn start(&self, spawner: &Spawner, run_dir: &Path, config: &Config) -> Result<Vm, VmmError> {
         tsc::prepare();
-        let machine = machine.checked()?;
+        let config = config.checked()?;
         let device = Program::new(VSOCK_DEVICE, &self.vsock_device, run_dir)
             .args(["--vm".to_owned(), format!("guest-cid={GUEST_CID},socket={VSOCK_DEVICE_SOCKET},uds-path={VSOCK}")]);
         let mut device = spawner.spawn(device).await?;
-        match self.start_machine(spawner, run_dir, &machine, &mut device).await {
+        match self.start_machine(spawner, run_dir, &config, &mut device).await {
             Ok(vmm) => Ok(Vm::new(vmm, Some(device), None)),
             Err(error) => {
                 device.kill().await;
@@ -67,32 +71,32 @@ impl Qemu {
         &self,
         spawner: &Spawner,
         run_dir: &Path,
-        machine: &Machine,
+        config: &Config,
         device: &mut Child,
     ) -> Result<Child, VmmError> {
         let vsock = connect(run_dir, device).await?;
-        let arguments = self.arguments(machine, tsc::khz().await);
+        let arguments = self.arguments(config, tsc::khz().await);
         let qemu = Program::new("qemu", &self.program, run_dir).args(arguments).descriptor(vsock);
         Ok(spawner.spawn(qemu).await?)
     }
 
     /// The command line, whose order has no meaning. Descriptor 3 is the connection to the vsock device.
-    fn arguments(&self, machine: &Machine, tsc_khz: u64) -> Vec<String> {
-        let memory_mib = machine.memory_bytes / (1024 * 1024);
+    fn arguments(&self, config: &Config, tsc_khz: u64) -> Vec<String> {
+        let memory_mib = config.memory_bytes / (1024 * 1024);
         let (accel, any_cpu, hidden) = match self.accelerator {
-            Accelerator::Kvm if machine.nested => ("kvm", "host", ""),
+            Accelerator::Kvm if config.nested => ("kvm", "host", ""),
             Accelerator::Kvm => ("kvm", "host", ",-vmx,-svm"),
             // Taking svm from its CPU breaks the guest's user space (seen with QEMU 7.2).
             Accelerator::Tcg => ("tcg,thread=multi", "max", ""),
         };
         // A model that the host can't give in full is refused: it would be another CPU on each host.
-        let cpu = match &machine.cpu_model {
+        let cpu = match &config.cpu_model {
             Some(model) => format!("{model},enforce{hidden}"),
             None => format!("{any_cpu}{hidden}"),
         };
-        let cpus = machine.cpus;
-        let huge = if machine.hugepages { ",hugetlb=on" } else { "" };
-        let options: [(&str, String); 24] = [
+        let cpus = config.cpus;
+        let huge = if config.hugepages { ",hugetlb=on" } else { "" };
+        let options: [(&str, String); 22] = [
             // The smallest machine with PCI. Its memory is shared with the vhost-user devices.
             ("-M", "microvm,pcie=on,memory-backend=memory".into()),
             ("-object", format!("memory-backend-memfd,id=memory,size={memory_mib}M,share=on{huge}")),
@@ -108,13 +112,11 @@ impl Qemu {
             ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into()),
             // A guest that resets itself, as it does on a panic, has ended.
             ("-no-reboot", String::new()),
-            ("-kernel", machine.kernel.display().to_string()),
-            ("-initrd", machine.initramfs.display().to_string()),
+            ("-kernel", config.kernel.display().to_string()),
+            ("-initrd", config.initramfs.display().to_string()),
             ("-append", kernel_command_line(tsc_khz)),
             ("-chardev", "stdio,id=console,signal=off".into()),
             ("-serial", "chardev:console".into()),
-            ("-chardev", format!("socket,id=fs,path={FS_SOCKET}")),
-            ("-device", format!("vhost-user-fs-pci,chardev=fs,tag={INPUTS_TAG},queue-size={FS_QUEUE_SIZE}")),
             ("-chardev", "socket,id=vsock,fd=3".into()),
             ("-device", "vhost-user-vsock-pci,chardev=vsock".into()),
             // Gone after the build: nothing in it is ever synced, and what the guest discards takes no room.
@@ -126,13 +128,19 @@ impl Qemu {
             ("-object", "rng-builtin,id=entropy".into()),
             ("-device", "virtio-rng-pci,rng=entropy".into()),
         ];
-        let paths = [
-            ("-chardev", format!("socket,id=paths,path={PATHS_SOCKET}")),
-            ("-device", format!("vhost-user-fs-pci,chardev=paths,tag={PATHS_TAG},queue-size={FS_QUEUE_SIZE}")),
-        ];
-        let options = options.into_iter().chain(paths.into_iter().filter(|_| machine.paths));
+        let options = options.into_iter().chain(config.attachments.iter().flat_map(attach));
         let parts = options.flat_map(|(option, value)| [option.to_owned(), value]);
         parts.filter(|part| !part.is_empty()).collect()
+    }
+}
+
+/// The options of a device that a process of its own serves.
+fn attach(&Attachment { kind, socket, queue_size }: &Attachment) -> [(&'static str, String); 2] {
+    match kind {
+        AttachmentKind::Fs { tag } => [
+            ("-chardev", format!("socket,id={tag},path={socket}")),
+            ("-device", format!("vhost-user-fs-pci,chardev={tag},tag={tag},queue-size={queue_size}")),
+        ],
     }
 }
 

@@ -6,13 +6,15 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-use crate::machine::jail::Program;
+use crate::machine::jail::{Program, Spawner};
+use crate::machine::{Attachment, AttachmentKind, Cause};
 
 use super::cloud_hypervisor::CloudHypervisor;
 use super::qemu::Qemu;
@@ -25,6 +27,10 @@ pub(super) fn program(path: &Path, script: &str) -> PathBuf {
     command.args(["-c", "printf '#!/bin/sh\\n%s\\n' \"$2\" > \"$1\" && chmod 755 \"$1\"", "sh"]).arg(path).arg(script);
     assert!(command.status().unwrap().success());
     path.to_owned()
+}
+
+fn share(tag: &'static str, socket: &'static str, queue_size: u32) -> Attachment {
+    Attachment { kind: AttachmentKind::Fs { tag }, socket, queue_size }
 }
 
 /// A run directory whose path is longer than a socket's address may be.
@@ -52,19 +58,19 @@ impl RunDir {
 
     async fn start(&self, vmm: &dyn Vmm) -> Result<Vm, VmmError> {
         let spawner = Spawner::new(Handle::current()).unwrap();
-        vmm.start(&spawner, &self.path, &self.machine()).await
+        vmm.start(&spawner, &self.path, &self.config()).await
     }
 
-    fn machine(&self) -> Machine {
+    fn config(&self) -> Config {
         let file = self.program("file", "");
-        Machine {
+        Config {
             kernel: file.clone(),
             initramfs: file,
             memory_bytes: 1 << 30,
             cpus: 3,
             cpu_model: None,
             hugepages: false,
-            paths: false,
+            attachments: vec![share("inputs", "fs.sock", 512), share("paths", "paths.sock", 64)],
             nested: false,
         }
     }
@@ -95,7 +101,8 @@ async fn qemu_gets_its_machine_and_its_end_is_the_machines() {
         "memory-backend-memfd,id=memory,size=1024M,share=on",
         "-smp 3,sockets=1,cores=3,threads=1",
         "-cpu max ",
-        "tag=inputs",
+        "-chardev socket,id=inputs,path=fs.sock -device vhost-user-fs-pci,chardev=inputs,tag=inputs,queue-size=512",
+        "-chardev socket,id=paths,path=paths.sock -device vhost-user-fs-pci,chardev=paths,tag=paths,queue-size=64",
         "\nsocket:[",
     ] {
         assert!(death.said.contains(part), "{part} is not in: {}", death.said);
@@ -159,8 +166,8 @@ async fn qemu_shows_the_cpu_that_was_asked_for() {
     ] {
         let device = run.program("device", "exec sleep 1000");
         let vmm = Qemu { accelerator, ..qemu(run.program("qemu", "echo \"$@\""), device) };
-        let machine = Machine { cpu_model: Some("Nehalem".into()), nested, ..run.machine() };
-        let mut vm = vmm.start(&spawner, &run.path, &machine).await.unwrap();
+        let config = Config { cpu_model: Some("Nehalem".into()), nested, ..run.config() };
+        let mut vm = vmm.start(&spawner, &run.path, &config).await.unwrap();
         let said = vm.died().await.said;
         assert!(said.contains(cpu), "{cpu} is not in: {said}");
         vm.kill().await;
@@ -247,12 +254,12 @@ impl Played {
             move || serve(&theirs, answers, &calls, &ended)
         });
         let vmm = CloudHypervisor { ready: Duration::from_millis(500), program };
-        let outcome = vmm.drive(process, ours, reader.into(), &run.machine()).await;
+        let outcome = vmm.drive(process, ours, reader.into(), &run.config()).await;
         (Self { run, calls, events }, outcome)
     }
 
     fn calls(&self) -> Vec<String> {
-        self.calls.lock().unwrap().clone()
+        self.calls.lock().clone()
     }
 
     fn tell(&mut self, source: &str, event: &str) {
@@ -278,7 +285,7 @@ fn serve(stream: &UnixStream, answers: Answers, calls: &Mutex<Vec<String>>, ende
         line.clear();
         let mut body = vec![0; length];
         lines.read_exact(&mut body).unwrap();
-        calls.lock().unwrap().push(call.clone());
+        calls.lock().push(call.clone());
         if call.ends_with("vmm.shutdown") {
             fs::write(ended, "").unwrap();
         }
@@ -404,11 +411,11 @@ async fn a_machine_out_of_bounds_starts_nothing() {
     let vmms: [Box<dyn Vmm>; 2] =
         [Box::new(qemu("/bin/true".into(), "/bin/true".into())), Box::new(CloudHypervisor::new("/bin/true".into()))];
     for vmm in vmms {
-        let machine = Machine { cpus: 0, ..run.machine() };
-        let error = vmm.start(&spawner, &run.path, &machine).await.unwrap_err();
+        let config = Config { cpus: 0, ..run.config() };
+        let error = vmm.start(&spawner, &run.path, &config).await.unwrap_err();
         assert!(matches!(error, VmmError::Machine { field: "cpus", .. }), "{error}");
     }
-    let machine = Machine { cpu_model: Some("EPYC".into()), ..run.machine() };
-    let error = CloudHypervisor::new("/bin/true".into()).start(&spawner, &run.path, &machine).await.unwrap_err();
+    let config = Config { cpu_model: Some("EPYC".into()), ..run.config() };
+    let error = CloudHypervisor::new("/bin/true".into()).start(&spawner, &run.path, &config).await.unwrap_err();
     assert!(matches!(error, VmmError::Machine { field: "cpu_model", .. }), "{error}");
 }

@@ -20,7 +20,7 @@
 use std::env;
 
 use anyhow::{Result, anyhow, bail};
-use cofferdam::devices::inputs;
+use cofferdam::devices;
 use cofferdam_tests::vmm;
 use tempfile::TempDir;
 
@@ -47,8 +47,8 @@ const PARTS: [(&str, Part); 9] = [
 
 fn main() -> Result<()> {
     let mut asked: Vec<String> = env::args().skip(1).collect();
-    if asked.first().is_some_and(|first| first == inputs::SUBCOMMAND) {
-        return inputs::run_device().map_err(|error| anyhow!("the inputs' device failed: {error}"));
+    if asked.first().is_some_and(|first| first == devices::SUBCOMMAND) {
+        return devices::run(devices::Kind::Inputs).map_err(|error| anyhow!("the inputs' device failed: {error}"));
     }
     if vmm::asked() == Some("cloud-hypervisor") {
         asked = vec!["build".to_owned()];

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use cofferdam::{
     devices::inputs::{self, Device},
     machine::jail::Spawner,
-    machine::vmm::{FS_SOCKET, Kind},
+    machine::{Device as _, vmm::Kind},
 };
 use cofferdam_castore::{PathComponent, import::import_path};
 use cofferdam_tests::{guest, image, program, vmm};
@@ -82,7 +82,8 @@ async fn read_in_one_vm(
     let inputs = [(PathComponent::try_from("tree")?, node)].into();
     let resolved = Arc::new(inputs::resolve(&store, &inputs).await?);
     let spawner = Spawner::new(tokio::runtime::Handle::current())?;
-    let mut device = Device::start(&spawner, run_dir.path(), resolved, &store).await?;
+    let (mut device, unbound) = Device::start(&spawner, run_dir.path(), &store).await?;
+    unbound.bind(resolved);
 
     let stock_socket = run_dir.path().join("stock.sock");
     let mut stock = Stopped(stock(tree, &stock_socket)?);
@@ -91,7 +92,7 @@ async fn read_in_one_vm(
         ensure!(stock.0.try_wait()?.is_none() && Instant::now() < deadline, "the stock virtiofsd does not listen");
         thread::sleep(Duration::from_millis(10));
     }
-    let ours_socket = run_dir.path().join(FS_SOCKET);
+    let ours_socket = run_dir.path().join(device.attachment().socket);
     let devices = [("inputs", ours_socket.as_path()), ("stock", stock_socket.as_path())];
     let output = qemu(image, &format!("read:{order}"), &devices).output()?;
     device.kill().await;

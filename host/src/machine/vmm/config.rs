@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
-use super::VmmError;
+use super::error::VmmError;
+use crate::machine::device::Attachment;
 
 /// The least memory with which the guest image boots and leaves a command something, in bytes.
 pub const MIN_MEMORY_BYTES: u64 = 128 * MEBIBYTE;
@@ -15,7 +16,7 @@ const MEBIBYTE: u64 = 1024 * 1024;
 
 /// What is to be started.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Machine {
+pub struct Config {
     /// The kernel: a bzImage, or an ELF file with a PVH entry.
     pub kernel: PathBuf,
     /// The initial file system, a cpio archive that may be compressed.
@@ -29,14 +30,14 @@ pub struct Machine {
     pub cpu_model: Option<String>,
     /// Whether memory is made of the host's huge pages, of which enough must be free.
     pub hugepages: bool,
-    /// Whether it has a second virtiofs device, for paths of the host.
-    pub paths: bool,
+    /// Its devices that are served by processes of their own.
+    pub attachments: Vec<Attachment>,
     /// Whether it sees the virtualisation of its CPU, and so can run machines itself. A guest that doesn't see it can't
     /// attack the host's.
     pub nested: bool,
 }
 
-impl Machine {
+impl Config {
     /// Checks the bounds and makes the paths absolute, since VMMs work in the run directory.
     pub(super) fn checked(&self) -> Result<Self, VmmError> {
         if self.memory_bytes < MIN_MEMORY_BYTES {
@@ -69,7 +70,7 @@ impl Machine {
             cpus: self.cpus,
             cpu_model: self.cpu_model.clone(),
             hugepages: self.hugepages,
-            paths: self.paths,
+            attachments: self.attachments.clone(),
             nested: self.nested,
         })
     }
@@ -128,30 +129,30 @@ mod tests {
     #[test]
     fn bounds_are_named() {
         let file = std::env::current_exe().unwrap();
-        let good = Machine {
+        let good = Config {
             kernel: file.clone(),
             initramfs: file,
             memory_bytes: MIN_MEMORY_BYTES + 1,
             cpus: 1,
             cpu_model: Some("Haswell-noTSX".to_owned()),
             hugepages: false,
-            paths: false,
+            attachments: Vec::new(),
             nested: false,
         };
         assert_eq!(good.checked().unwrap().memory_bytes, MIN_MEMORY_BYTES + MEBIBYTE);
-        let message = |machine: Machine| machine.checked().unwrap_err().to_string();
+        let message = |config: Config| config.checked().unwrap_err().to_string();
         assert_eq!(
-            message(Machine { memory_bytes: 1, ..good.clone() }),
+            message(Config { memory_bytes: 1, ..good.clone() }),
             "the machine's memory_bytes must be at least 134217728, not 1"
         );
-        assert_eq!(message(Machine { cpus: 0, ..good.clone() }), "the machine's cpus must be from 1 to 254, not 0");
-        assert_eq!(message(Machine { cpus: 255, ..good.clone() }), "the machine's cpus must be from 1 to 254, not 255");
+        assert_eq!(message(Config { cpus: 0, ..good.clone() }), "the machine's cpus must be from 1 to 254, not 0");
+        assert_eq!(message(Config { cpus: 255, ..good.clone() }), "the machine's cpus must be from 1 to 254, not 255");
         assert_eq!(
-            message(Machine { cpu_model: Some("max,+svm".to_owned()), ..good.clone() }),
+            message(Config { cpu_model: Some("max,+svm".to_owned()), ..good.clone() }),
             "the machine's cpu_model must be a name of letters, digits, \"-\", \"_\" and \".\", not \"max,+svm\""
         );
         assert_eq!(
-            message(Machine { kernel: "/nowhere/kernel".into(), ..good }),
+            message(Config { kernel: "/nowhere/kernel".into(), ..good }),
             "the machine's kernel must be a file, not /nowhere/kernel"
         );
     }

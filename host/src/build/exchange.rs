@@ -1,0 +1,80 @@
+//! Messages to and from a guest, and the errors that they lead to. A session, what follows a failure, and a shell share it.
+
+use cofferdam_castore::Store;
+use cofferdam_protocol::{
+    FromGuest, Usage,
+    frame::FrameError,
+    tree::{self, TreeError},
+};
+use tokio::runtime::Handle;
+
+use super::{
+    BuildError, ExecutorError, Failed, Limit, Options, ProtocolError, Reason,
+    ending::Ending,
+    line::{Line, Reader},
+    progress::Progress,
+};
+use crate::outputs::ReceiveError;
+
+/// The host's side of the exchange with one guest.
+pub(super) struct Exchange<'a> {
+    pub(super) line: &'a Line,
+    pub(super) store: &'a Store,
+    pub(super) handle: Handle,
+    pub(super) progress: &'a Progress,
+    pub(super) ending: &'a Ending,
+    pub(super) options: &'a Options,
+}
+
+pub(super) fn next<'r>(reader: &'r mut Reader<'_>) -> Result<FromGuest<'r>, BuildError> {
+    reader.read().map_err(frame)
+}
+
+pub(super) fn frame(error: FrameError) -> BuildError {
+    protocol(ProtocolError::Frame(error))
+}
+
+pub(super) fn out_of_place(message: &FromGuest<'_>, state: &'static str) -> BuildError {
+    let message = match message {
+        FromGuest::Hello { .. } => "a hello",
+        FromGuest::SetupFailed(_) => "a failure of its setup",
+        FromGuest::Log { .. } => "log bytes",
+        FromGuest::Exited(_) => "the command's end",
+        FromGuest::Missing => "a missing output",
+        FromGuest::Unsupported { .. } => "an output that can't be stored",
+        FromGuest::Tree(_) => "a piece of an output",
+        FromGuest::Finished => "the end of the outputs",
+        FromGuest::Sample(_) => "a sample",
+        FromGuest::Kept { .. } => "the end of what is kept",
+        FromGuest::Output(_) => "a shell's output",
+        FromGuest::ShellEnded => "a shell's end",
+    };
+    protocol(ProtocolError::OutOfPlace { message, state })
+}
+
+pub(super) fn protocol(error: ProtocolError) -> BuildError {
+    BuildError::Executor(ExecutorError::Protocol(error))
+}
+
+pub(super) fn failed(reason: Reason, usage: Option<Usage>) -> BuildError {
+    BuildError::Failed(Box::new(Failed { reason, usage, kept: None }))
+}
+
+fn limit(limit: Limit, allowed: u64) -> BuildError {
+    failed(Reason::LimitReached { limit, allowed }, None)
+}
+
+pub(super) fn receive_failed(error: ReceiveError) -> BuildError {
+    match error {
+        ReceiveError::Tree(TreeError::TooManyBytes { limit: allowed }) => limit(Limit::OutputBytes, allowed),
+        ReceiveError::Tree(TreeError::TooManyEntries { limit: allowed }) => limit(Limit::OutputEntries, allowed),
+        ReceiveError::Tree(TreeError::TooMuchMetadata) => limit(Limit::OutputMetadata, tree::MAX_METADATA_BYTES),
+        ReceiveError::Tree(error) => protocol(ProtocolError::Tree(error)),
+        ReceiveError::Store(error) => BuildError::Executor(ExecutorError::Store(error)),
+    }
+}
+
+/// The connection ended in mid-conversation, which says less than why it ended.
+pub(super) fn is_disconnect(error: &BuildError) -> bool {
+    matches!(error, BuildError::Executor(ExecutorError::Protocol(ProtocolError::Frame(FrameError::Io(_)))))
+}

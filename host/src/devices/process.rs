@@ -1,0 +1,100 @@
+//! A device's process from the outside: how each is started, watched and ended.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use super::kind::{Kind, SUBCOMMAND};
+use crate::machine::jail::{Child, Program, SpawnError, Spawner};
+use crate::machine::{Cause, Death};
+
+/// This very program, even if its file has been replaced since it was started.
+const THIS_PROGRAM: &str = "/proc/self/exe";
+
+/// A device could not be started.
+#[derive(Debug, thiserror::Error)]
+#[error("can't start the {device}")]
+pub struct StartError {
+    /// Which one.
+    pub device: Kind,
+    /// Why.
+    #[source]
+    cause: StartCause,
+}
+
+/// Why a device could not be started.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StartCause {
+    /// Its vhost-user socket could not be bound.
+    #[error("can't listen on {socket} in {}", .run_dir.display())]
+    Listen {
+        /// The socket.
+        socket: &'static str,
+        /// The run directory.
+        run_dir: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A connection to it, or the thread that answers it.
+    #[error("can't prepare to answer its requests")]
+    Answer(#[source] io::Error),
+    /// Its process.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+}
+
+impl StartCause {
+    pub(super) fn of(self, device: Kind) -> StartError {
+        StartError { device, cause: self }
+    }
+}
+
+/// The process of one device. Dropping it kills it.
+#[derive(Debug)]
+pub(super) struct Process(Child);
+
+impl Process {
+    /// Starts the process of a device, with these descriptors of its own. When this returns, a VMM can connect to `socket` in
+    /// the run directory.
+    pub(super) async fn start(
+        (spawner, run_dir): (&Spawner, &Path),
+        device: Kind,
+        socket: &'static str,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Self, StartError> {
+        let program = Program::new(device.to_string(), THIS_PROGRAM, run_dir).args([SUBCOMMAND, device.argument()]);
+        Self::start_program(spawner, program, (run_dir, socket), descriptors).await.map_err(|cause| cause.of(device))
+    }
+
+    /// Starts a program in the place of a device.
+    pub(super) async fn start_program(
+        spawner: &Spawner,
+        program: Program,
+        (run_dir, socket): (&Path, &'static str),
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Self, StartCause> {
+        let program = program.descriptor(listen(run_dir, socket)?);
+        let program = descriptors.into_iter().fold(program, Program::descriptor);
+        Ok(Self(spawner.spawn(program).await?))
+    }
+
+    /// Waits until it has ended. Cancel safe, and can be called again.
+    pub(super) async fn died(&mut self) -> Death {
+        Death::of(&mut self.0, Cause::Process).await
+    }
+
+    /// Kills it, if it still runs, and waits until it is gone.
+    pub(super) async fn kill(&mut self) {
+        self.0.kill().await;
+    }
+}
+
+/// Binds a device's socket. The path's length doesn't matter: the kernel sees one of a few bytes.
+fn listen(run_dir: &Path, socket: &'static str) -> Result<UnixListener, StartCause> {
+    let bind = |directory: File| UnixListener::bind(format!("/proc/self/fd/{}/{socket}", directory.as_raw_fd()));
+    let failed = |source| StartCause::Listen { socket, run_dir: run_dir.to_owned(), source };
+    File::open(run_dir).and_then(bind).map_err(failed)
+}

@@ -1,0 +1,14 @@
+//! Where a machine's sockets and disk are in its run directory.
+
+/// The directory in the run directory for the hybrid vsock sockets, and for nothing else.
+pub const VSOCK_DIRECTORY: &str = "vsock";
+
+/// The hybrid vsock socket, in that directory. A guest that dials port P of the host reaches the socket of this name
+/// followed by `_P`.
+pub const VSOCK: &str = "vsock/s";
+
+/// The raw disk in the run directory that holds the guest's scratch file system.
+pub const SCRATCH_DISK: &str = "scratch.ext4";
+
+/// The guest's vsock address. The same for all, since each VM has a vsock device of its own.
+pub(super) const GUEST_CID: u32 = 3;
