@@ -79,7 +79,7 @@ impl Progress {
         let lender = self.lender.as_ref()?;
         self.clear();
         self.note(&format!("the build failed: {reason}"));
-        self.note("this is a shell in its machine, which ends with the shell");
+        self.note("this is a shell in its machine; the machine ends with it");
         match terminal::lend(lender) {
             Ok((terminal, lent)) => {
                 *self.lent.lock().unwrap_or_else(PoisonError::into_inner) = Some(lent);
