@@ -1,4 +1,4 @@
-//! Doors for fuzzers, to decoders that others reach through a whole build only. No part of the API.
+//! Access for fuzz targets to decoders that only a whole build reaches otherwise. Not part of the API.
 
 use tokio::io::AsyncRead;
 
@@ -8,17 +8,17 @@ use crate::{
     machine::vmm::{self, Cause},
 };
 
-/// A packet of the device that serves inputs, encoded again.
+/// Decodes and encodes a packet of the inputs device.
 pub fn input_request(packet: &[u8]) -> Option<Vec<u8>> {
     Request::decode(packet).ok().map(|request| request.encode())
 }
 
-/// What the events of a VMM tell.
+/// The cause of a machine's end in a VMM's events.
 pub async fn vmm_events(events: impl AsyncRead + Unpin) -> Option<Cause> {
     vmm::told(events).await
 }
 
-/// What of a build's log comes to a terminal.
+/// The part of a build's log that is shown on a terminal.
 pub fn plain_text<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> String {
     let mut plain = PlainText::default();
     pieces.into_iter().map(|piece| plain.filter(piece)).collect()

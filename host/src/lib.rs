@@ -31,12 +31,13 @@ pub mod devices;
 pub mod frontend;
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(test)]
+mod layering;
 pub mod machine;
 pub mod outputs;
 mod quantity;
 pub mod records;
 pub mod request;
 pub mod scheduler;
-pub mod service;
 pub mod state;
 pub mod telemetry;

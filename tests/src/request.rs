@@ -1,9 +1,7 @@
 //! Requests as clients of a daemon send them.
 
-use cofferdam::{
-    request::{BuildRequest, SYSTEM, proto},
-    service::EncodedRequest,
-};
+use cofferdam::request::{BuildRequest, SYSTEM};
+use cofferdam_proto::{EncodedRequest, snix::build::v1 as proto};
 
 /// A script for the shell that the guest provides, with its outputs.
 pub fn shell(script: &str, outputs: &[&str]) -> proto::BuildRequest {

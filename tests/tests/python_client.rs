@@ -24,8 +24,7 @@ fn build_with_python(packages: &Path, socket: &str) -> String {
         String::from_utf8_lossy(&ended.stdout).trim().to_owned()
     };
     let protoc = ["-m", "grpc_tools.protoc"].map(str::to_owned).into_iter();
-    let protoc =
-        protoc.chain(["host/proto", "host/castore/proto"].map(|dir| format!("-I{}", root.join(dir).display())));
+    let protoc = protoc.chain([format!("-I{}", root.join("host/proto").display())]);
     let protoc =
         protoc.chain(["--python_out", "--grpc_python_out"].map(|kind| format!("{kind}={}", generated.display())));
     let protoc = protoc.chain(["cofferdam_v1.proto", "snix_build_v1.proto", "castore.proto"].map(str::to_owned));

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use cofferdam::service::proto::cofferdam::{
+use cofferdam_proto::cofferdam::v1::{
     BuildRequest, GetRequest, build_service_client::BuildServiceClient, done::Outcome, event::Event,
 };
 use cofferdam_tests::{

@@ -2,14 +2,12 @@
 
 use std::{collections::HashMap, fs::File, thread, time::Duration};
 
-use cofferdam::service::{
+use cofferdam_proto::{
     EncodedRequest,
-    proto::{
-        cofferdam::{self as ours, build_service_client::BuildServiceClient, done::Outcome, event::Event},
-        snix, tvix,
-    },
+    cofferdam::v1::{self as ours, build_service_client::BuildServiceClient, done::Outcome, event::Event},
+    snix::{build::v1 as snix, castore::v1::entry::Entry as Node},
+    tvix::build::v1 as tvix,
 };
-use cofferdam_castore::proto::entry::Entry as Node;
 use cofferdam_tests::{
     Cofferdam, Daemon,
     request::{encoded, shell},

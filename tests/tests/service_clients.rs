@@ -2,13 +2,13 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use cofferdam::service::{
-    EncodedRequest,
-    proto::cofferdam::{self as ours, build_service_client::BuildServiceClient, done::Outcome, event::Event},
-};
+use cofferdam::request::BuildRequest;
 use cofferdam_castore::{
     grpc::{Peer, PeerOptions},
     proto::{Entry, FileEntry, SymlinkEntry, entry},
+};
+use cofferdam_proto::cofferdam::v1::{
+    self as ours, build_service_client::BuildServiceClient, done::Outcome, event::Event,
 };
 use cofferdam_tests::{
     Cofferdam, Daemon,
@@ -201,7 +201,7 @@ fn documented_digests_are_those_of_requests() {
         }
         let bytes = HEXLOWER.decode(std::mem::take(&mut encoding).as_bytes()).unwrap();
         assert_eq!(format!("blake3-{}", BASE64.encode(&blake3::derive_key(CONTEXT, &bytes))), line);
-        let request = EncodedRequest::from(bytes).decode_checked().unwrap();
+        let request = BuildRequest::from_binary(&bytes).unwrap();
         assert_eq!(request.digest().to_string(), line);
         digests += 1;
     }

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use cofferdam::service::proto::cofferdam::{self as ours, build_service_client::BuildServiceClient};
+use cofferdam_proto::cofferdam::v1::{self as ours, build_service_client::BuildServiceClient};
 use cofferdam_tests::{Cofferdam, Daemon, Outcome, Running, program, request::encoded, stretched};
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
@@ -83,6 +83,11 @@ fn a_configuration_is_checked_and_what_is_wrong_named_with_file_line_and_value()
     let [certificate, key] = authority.sign(&cofferdam, "host").unwrap();
     let tls = format!("[tls]\ncertificate = {certificate:?}\nkey = {key:?}");
     check(&tls).succeeds();
+    // A server's certificate proves no client.
+    check(&format!("listen = ['[::]:8000']\n{tls}")).exits_with(2).says("allow_anonymous_tcp = true");
+    let ca = cofferdam.file("ca.pem", authority.0.pem());
+    check(&format!("listen = ['[::]:8000']\n{tls}\nclient_ca = {ca:?}")).succeeds();
+    check(&format!("listen = ['[::]:8000']\nallow_anonymous_tcp = true\n{tls}")).succeeds();
     check(&format!("{tls}\nclient_ca = {key:?}")).exits_with(2).says("host.key");
     let [_, other] = authority.sign(&cofferdam, "other").unwrap();
     check(&format!("[tls]\ncertificate = {certificate:?}\nkey = {other:?}")).exits_with(2).says("other.key");
@@ -411,7 +416,7 @@ async fn metrics_count_builds_and_traces_have_a_span_a_phase() {
         build.shell(script).build_fails("exit_code")
     };
     tokio::task::block_in_place(|| run("echo 12345678; exit 3"));
-    // The client knows of the end before the keeper does.
+    // The client knows of the end before the scheduler does.
     let mut text = scrape(&metrics).unwrap();
     while !text.contains("\ncofferdam_builds_running 0\n") {
         assert!(daemon.running().age() < stretched(Duration::from_secs(300)), "{text}");

@@ -1,11 +1,11 @@
 //! Entry points for fuzzers to decoders that are otherwise reached only through a whole store. Not part of the API.
 
-use prost::Message as _;
+use cofferdam_proto::EncodedDirectory;
 
 pub use crate::objectstore::fuzzing::{chunk, chunk_list, tree_object};
-use crate::{Directory, grpc::EncodedDirectory};
+use crate::{Directory, grpc};
 
 /// Decodes a directory as it comes over gRPC.
 pub fn message(bytes: &[u8]) -> Option<Directory> {
-    EncodedDirectory::decode(bytes).ok()?.decode_checked().ok()
+    grpc::decode_checked(&EncodedDirectory::from(bytes.to_vec())).ok()
 }

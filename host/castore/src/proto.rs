@@ -1,15 +1,11 @@
 //! The messages of `snix.castore.v1`, and the conversions that check every rule of the format.
 
 use bytes::Bytes;
+pub use cofferdam_proto::snix::castore::v1::*;
 
 use crate::{
     B3Digest, DigestError, DirectoryError, NameError, Node, PathComponent, SymlinkTarget, TargetError, escape,
 };
-
-include!(concat!(env!("OUT_DIR"), "/snix.castore.v1.rs"));
-
-/// `castore.proto` as an encoded `FileDescriptorSet`.
-pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/castore.binpb"));
 
 /// The rule that a directory message breaks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -88,11 +84,10 @@ impl From<&crate::Directory> for Directory {
     fn from(directory: &crate::Directory) -> Self {
         let mut message = Self::default();
         for (name, node) in directory.nodes() {
-            match Entry::new(name.clone().into(), node.clone()).entry {
-                Some(entry::Entry::Directory(entry)) => message.directories.push(entry),
-                Some(entry::Entry::File(entry)) => message.files.push(entry),
-                Some(entry::Entry::Symlink(entry)) => message.symlinks.push(entry),
-                None => unreachable!("Entry::new always sets the entry"),
+            match join(name.clone().into(), node.clone()) {
+                entry::Entry::Directory(entry) => message.directories.push(entry),
+                entry::Entry::File(entry) => message.files.push(entry),
+                entry::Entry::Symlink(entry) => message.symlinks.push(entry),
             }
         }
         message
@@ -140,67 +135,76 @@ fn add_list(
     Ok(())
 }
 
-impl Entry {
+/// An [`Entry`] from and to a [`Node`].
+pub trait EntryExt: Sized {
     /// The entry of a node that has a name.
-    pub fn named(name: PathComponent, node: Node) -> Self {
-        Self::new(name.into(), node)
-    }
+    fn named(name: PathComponent, node: Node) -> Self;
 
     /// The entry of a node that has no name; its `name` is empty.
-    pub fn unnamed(node: Node) -> Self {
-        Self::new(Bytes::new(), node)
-    }
-
-    fn new(name: Bytes, node: Node) -> Self {
-        let digest_bytes = |digest: B3Digest| Bytes::copy_from_slice(digest.as_slice());
-        let entry = match node {
-            Node::Directory { digest, size } => {
-                entry::Entry::Directory(DirectoryEntry { name, digest: digest_bytes(digest), size })
-            }
-            Node::File { digest, size, executable } => {
-                entry::Entry::File(FileEntry { name, digest: digest_bytes(digest), size, executable })
-            }
-            Node::Symlink { target } => entry::Entry::Symlink(SymlinkEntry { name, target: target.into() }),
-        };
-        Self { entry: Some(entry) }
-    }
+    fn unnamed(node: Node) -> Self;
 
     /// The name and the node of an entry.
     ///
     /// # Errors
     ///
     /// When a field breaks a rule, an empty name included.
-    pub fn try_into_named(self) -> Result<(PathComponent, Node), EntryError> {
-        let (name, node) = self.split()?;
-        Ok((name.try_into().map_err(EntryError::Name)?, node))
-    }
+    fn try_into_named(self) -> Result<(PathComponent, Node), EntryError>;
 
     /// The node of an entry that has no name.
     ///
     /// # Errors
     ///
     /// When a field breaks a rule or the name is not empty.
-    pub fn try_into_unnamed(self) -> Result<Node, EntryError> {
-        let (name, node) = self.split()?;
-        if name.is_empty() { Ok(node) } else { Err(EntryError::Named(escape(&name))) }
+    fn try_into_unnamed(self) -> Result<Node, EntryError>;
+}
+
+impl EntryExt for Entry {
+    fn named(name: PathComponent, node: Node) -> Self {
+        Self { entry: Some(join(name.into(), node)) }
     }
 
-    fn split(self) -> Result<(Bytes, Node), EntryError> {
-        let digest = |bytes: Bytes| B3Digest::try_from(bytes.as_ref()).map_err(EntryError::Digest);
-        Ok(match self.entry.ok_or(EntryError::Absent)? {
-            entry::Entry::Directory(entry) => {
-                (entry.name, Node::Directory { digest: digest(entry.digest)?, size: entry.size })
-            }
-            entry::Entry::File(entry) => {
-                let node = Node::File { digest: digest(entry.digest)?, size: entry.size, executable: entry.executable };
-                (entry.name, node)
-            }
-            entry::Entry::Symlink(entry) => (
-                entry.name,
-                Node::Symlink { target: SymlinkTarget::try_from(entry.target).map_err(EntryError::Target)? },
-            ),
-        })
+    fn unnamed(node: Node) -> Self {
+        Self { entry: Some(join(Bytes::new(), node)) }
     }
+
+    fn try_into_named(self) -> Result<(PathComponent, Node), EntryError> {
+        let (name, node) = split(self)?;
+        Ok((name.try_into().map_err(EntryError::Name)?, node))
+    }
+
+    fn try_into_unnamed(self) -> Result<Node, EntryError> {
+        let (name, node) = split(self)?;
+        if name.is_empty() { Ok(node) } else { Err(EntryError::Named(escape(&name))) }
+    }
+}
+
+fn join(name: Bytes, node: Node) -> entry::Entry {
+    let digest_bytes = |digest: B3Digest| Bytes::copy_from_slice(digest.as_slice());
+    match node {
+        Node::Directory { digest, size } => {
+            entry::Entry::Directory(DirectoryEntry { name, digest: digest_bytes(digest), size })
+        }
+        Node::File { digest, size, executable } => {
+            entry::Entry::File(FileEntry { name, digest: digest_bytes(digest), size, executable })
+        }
+        Node::Symlink { target } => entry::Entry::Symlink(SymlinkEntry { name, target: target.into() }),
+    }
+}
+
+fn split(entry: Entry) -> Result<(Bytes, Node), EntryError> {
+    let digest = |bytes: Bytes| B3Digest::try_from(bytes.as_ref()).map_err(EntryError::Digest);
+    Ok(match entry.entry.ok_or(EntryError::Absent)? {
+        entry::Entry::Directory(entry) => {
+            (entry.name, Node::Directory { digest: digest(entry.digest)?, size: entry.size })
+        }
+        entry::Entry::File(entry) => {
+            let node = Node::File { digest: digest(entry.digest)?, size: entry.size, executable: entry.executable };
+            (entry.name, node)
+        }
+        entry::Entry::Symlink(entry) => {
+            (entry.name, Node::Symlink { target: SymlinkTarget::try_from(entry.target).map_err(EntryError::Target)? })
+        }
+    })
 }
 
 #[cfg(test)]
@@ -305,11 +309,5 @@ mod tests {
         assert_eq!(error, EntryError::Named(NAME.to_owned()));
         assert!(matches!(Entry::unnamed(node).try_into_named(), Err(EntryError::Name(_))));
         assert_eq!(Entry::default().try_into_unnamed(), Err(EntryError::Absent));
-    }
-
-    #[test]
-    fn the_descriptor_set_holds_the_package() {
-        let text = String::from_utf8_lossy(FILE_DESCRIPTOR_SET);
-        assert!(text.contains("snix.castore.v1") && text.contains("castore.proto"));
     }
 }

@@ -6,7 +6,10 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use cofferdam_castore::proto::Entry;
+use cofferdam_castore::proto::{Entry, EntryExt as _};
+use cofferdam_proto::cofferdam::v1::{
+    BuildInfo, CancelRequest, GetRequest, ListRequest, LogRequest, Phase, Times, build_info::State, done::Outcome,
+};
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -18,14 +21,7 @@ use super::{
     quantity::{show_age, show_duration, show_size},
     remote, state_dir,
 };
-use crate::{
-    build::failure::usage_fields,
-    machine::jail::one_line,
-    records::BuildId,
-    service::proto::cofferdam::{
-        BuildInfo, CancelRequest, GetRequest, ListRequest, LogRequest, Phase, Times, build_info::State, done::Outcome,
-    },
-};
+use crate::{build::failure::usage_fields, machine::jail::one_line, records::BuildId};
 
 const EXAMPLES: &str = "\
 Examples:

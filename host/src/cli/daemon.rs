@@ -32,7 +32,8 @@ pub(super) struct DaemonArgs {
     #[arg(long, requires = "config")]
     check_config: bool,
     /// Where to listen: HOST:PORT, or the path of a Unix socket, which begins with a slash [default: sockets that systemd
-    /// passes on, or daemon.sock in the state directory]
+    /// passes on, or daemon.sock in the state directory]. A HOST:PORT other than loopback needs client certificates, or
+    /// allow_anonymous_tcp in the configuration
     #[arg(long, value_name = "ADDR")]
     listen: Vec<ListenAddr>,
     /// The chain of certificates (PEM) to serve every HOST:PORT with TLS

@@ -22,11 +22,11 @@ type Cause = Box<dyn Error + Send>;
 /// Who has to act on a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// The build's author: it ran and failed.
+    /// The author of the build: it ran and failed.
     BuildFailed,
     /// The user: the request or the command line is wrong.
     RequestWrong,
-    /// The host's operator; trying again may help. An interruption counts as this, too.
+    /// The operator of this host; trying again may help. An interruption, too.
     Executor,
 }
 

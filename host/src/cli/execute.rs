@@ -12,6 +12,7 @@ use std::{
 use clap::{Args, ValueEnum};
 use cofferdam_castore::{Node, Store, export::ExportError};
 use cofferdam_images::{Image, SCRATCH_TEMPLATE_BYTES, default_dir};
+use cofferdam_proto::cofferdam::v1 as wire;
 use cofferdam_protocol::tree;
 use serde_json::json;
 use tokio::runtime::Handle;
@@ -28,7 +29,6 @@ use crate::{
     build::{BuildError, Builder, Built, MAX_SCRATCH_BYTES, Options, SHELL_TIMEOUT, Settings, Times},
     machine::vmm,
     request::{BuildRequest, BuildResult, Host, RelativePath, admit},
-    service::proto::cofferdam as wire,
 };
 
 /// How a build runs, and where its outputs go.
@@ -399,9 +399,10 @@ async fn write_output(store: &Store, node: &Node, dest: &Path, cancel: &Cancella
 #[cfg(test)]
 mod tests {
     use cofferdam_castore::B3Digest;
+    use cofferdam_proto::snix::build::v1 as proto;
 
     use super::*;
-    use crate::request::{BuildOutput, proto};
+    use crate::request::BuildOutput;
 
     fn request(outputs: &[&str], needles: &[&str]) -> BuildRequest {
         let strings = |items: &[&str]| items.iter().map(ToString::to_string).collect();

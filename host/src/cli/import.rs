@@ -10,7 +10,7 @@ use clap::Args;
 use cofferdam_castore::{
     Node, PathComponent, Store,
     import::{ImportError, import_path},
-    proto::Entry,
+    proto::{Entry, EntryExt as _},
 };
 use serde_json::json;
 use tokio_util::sync::CancellationToken;

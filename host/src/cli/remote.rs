@@ -2,7 +2,17 @@
 
 use std::{error::Error as _, time::Duration};
 
-use cofferdam_castore::grpc::{Peer, PeerOptions};
+use cofferdam_castore::{
+    grpc::{Peer, PeerOptions},
+    proto::EntryExt as _,
+};
+use cofferdam_proto::{
+    cofferdam::v1::{
+        self as wire, Event, ShellInput, ShellStart, Success, TerminalSize, build_service_client::BuildServiceClient,
+        done::Outcome, event::Event as Said, shell_input::Input,
+    },
+    snix::build::v1::{BuildResponse, build_response},
+};
 use cofferdam_protocol::{Sample, Stream, Usage, WindowSize};
 use futures::{StreamExt as _, stream};
 use serde_json::Value;
@@ -15,14 +25,7 @@ use crate::{
     build::{Built, Observer, Phase, Terminal, TerminalInput, Times},
     frontend::failure_of,
     machine::jail::one_line,
-    request::{
-        BuildOutput, BuildRequest, BuildResult,
-        proto::{BuildResponse, build_response},
-    },
-    service::proto::cofferdam::{
-        self as wire, Event, ShellInput, ShellStart, Success, TerminalSize, build_service_client::BuildServiceClient,
-        done::Outcome, event::Event as Said, shell_input::Input,
-    },
+    request::{BuildOutput, BuildRequest, BuildResult},
 };
 
 /// Bytes of the largest message that is accepted: a result with the most outputs and needles that a request can have.

@@ -10,6 +10,10 @@ use std::{
 use bytes::Bytes;
 use clap::Args;
 use cofferdam_castore::{Node, PathComponent};
+use cofferdam_proto::snix::build::v1::{
+    self as proto,
+    build_request::{BuildConstraints, EnvVar},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -19,13 +23,7 @@ use super::{
     node_text::{self, Reference},
     store,
 };
-use crate::request::{
-    BuildRequest, RequestError, RequestErrorKind, SYSTEM,
-    proto::{
-        self,
-        build_request::{BuildConstraints, EnvVar},
-    },
-};
+use crate::request::{BuildRequest, RequestError, RequestErrorKind, SYSTEM};
 
 /// The directory that is always writable, and the default working directory.
 const SCRATCH: &str = "build";

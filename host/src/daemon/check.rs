@@ -2,18 +2,15 @@
 
 use std::{error::Error, fs, net::ToSocketAddrs as _, path::Path, process::Command};
 
-use cofferdam_castore::{
-    blobservice, directoryservice,
-    grpc::{Certificate, Identity, Tls},
-    is_addr,
-};
+use cofferdam_castore::{blobservice, directoryservice, is_addr};
 use cofferdam_images::{Image, default_dir};
+use cofferdam_rpc::{Certificate, Identity, Tls, forbid_anonymous_tcp};
 use tonic::transport::{Server, ServerTlsConfig};
 
 use super::{
     config::{Config, GuestPath, Key, ListenAddr, TlsConfig, VmmName},
     problem::{Problem, failure},
-    sockets::{ANONYMOUS, ANONYMOUS_ADVICE, is_anonymous},
+    sockets::{ANONYMOUS, ANONYMOUS_ADVICE},
 };
 use crate::{
     build::{
@@ -127,7 +124,8 @@ impl Checks<'_> {
                 continue;
             }
             let key = Key::from("listen").element(index);
-            let resolved = addr.to_socket_addrs().map(|mut addrs| addrs.any(|addr| is_anonymous(addr, None)));
+            let resolved =
+                addr.to_socket_addrs().map(|mut addrs| addrs.any(|addr| forbid_anonymous_tcp(addr, None).is_err()));
             match resolved {
                 Err(error) => drop(self.lacking(key, format!("can't be resolved: {error}"))),
                 Ok(true) if !may_be_anonymous => self.wrong(key, ANONYMOUS).advise(ANONYMOUS_ADVICE),

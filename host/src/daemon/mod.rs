@@ -15,15 +15,14 @@ mod systemd;
 
 use std::{convert::Infallible, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use cofferdam_castore::{
-    Store,
-    grpc::{self, Listener, RoutesBuilder, ServeOptions, Tls, serve_routes},
-};
+use cofferdam_castore::{Store, grpc};
+use cofferdam_proto::{BUILD_DESCRIPTOR_SET, CASTORE_DESCRIPTOR_SET};
+use cofferdam_rpc::{Listener, RoutesBuilder, Tls, serve_routes};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use self::{
     check::Checked,
-    sockets::{ANONYMOUS, ANONYMOUS_ADVICE, Sockets},
+    sockets::{ANONYMOUS_ADVICE, Sockets},
 };
 use crate::{
     build::{Builder, Settings, failure::Failure},
@@ -149,9 +148,9 @@ async fn listen(
         listeners.push(bound.map_err(|error| failed(format!("can't listen on {addr:?}"), &error))?);
     }
     // The check doesn't know systemd's sockets, and names may resolve to other addresses now.
-    let anonymous = listeners.iter().find_map(|(listener, _)| sockets::anonymous_addr(listener));
-    if let Some(addr) = anonymous.filter(|_| !config.allow_anonymous_tcp) {
-        return Err(Failure::wrong("configuration", format!("{addr}: {ANONYMOUS}")).advised(ANONYMOUS_ADVICE));
+    let anonymous = listeners.iter().find_map(|(listener, _)| listener.forbid_anonymous_tcp().err());
+    if let Some(error) = anonymous.filter(|_| !config.allow_anonymous_tcp) {
+        return Err(Failure::wrong("configuration", error.to_string()).advised(ANONYMOUS_ADVICE));
     }
     listeners.iter().for_each(|(_, reached_at)| listening(reached_at));
     Ok(listeners.into_iter().map(|(listener, _)| listener).collect())
@@ -176,12 +175,13 @@ async fn serve(
     drain: Duration,
     shutdown: &CancellationToken,
 ) -> Result<(), Failure> {
-    let (options, stop) = (ServeOptions { drain, ..ServeOptions::default() }, CancellationToken::new());
+    let rpc = cofferdam_rpc::ServeOptions { drain, ..cofferdam_rpc::ServeOptions::default() };
+    let (options, stop) = (grpc::ServeOptions { rpc, ..grpc::ServeOptions::default() }, CancellationToken::new());
     let mut routes = RoutesBuilder::default();
     grpc::add_services(&mut routes, store, &options, stop.clone());
     frontends.add_to(&mut routes);
     let services = [&grpc::SERVICES[..], &frontend::SERVICES].concat();
-    let described = [&grpc::DESCRIPTOR_SETS[..], &[frontend::DESCRIPTOR_SET]].concat();
-    let served = serve_routes(routes, &services, &described, listeners, &options, shutdown.clone(), stop).await;
+    let described = [CASTORE_DESCRIPTOR_SET, BUILD_DESCRIPTOR_SET];
+    let served = serve_routes(routes, &services, &described, listeners, &options.rpc, shutdown.clone(), stop).await;
     served.map_err(|error| failed("can't serve", &error))
 }

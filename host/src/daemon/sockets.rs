@@ -3,7 +3,6 @@
 use std::{
     fs,
     io::{self, ErrorKind},
-    net::SocketAddr,
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::{
@@ -14,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cofferdam_castore::grpc::{Listener, Tls};
+use cofferdam_rpc::{Listener, Tls};
 use nix::sys::{
     socket::{
         AddressFamily, Backlog, SockFlag, SockType, SockaddrLike as _, SockaddrStorage, UnixAddr, bind, getsockname,
@@ -95,22 +94,6 @@ pub(super) const ANONYMOUS: &str = "anybody who reaches this address could build
 pub(super) const ANONYMOUS_ADVICE: &str = "require client certificates with --tls-client-ca ([tls] client_ca), or listen on 127.0.0.1 or a Unix socket; or \
      accept anybody with --allow-anonymous-tcp (allow_anonymous_tcp = true)";
 
-/// Whether clients on other machines can connect to this address, and need no certificate.
-pub(super) fn is_anonymous(addr: SocketAddr, tls: Option<&Tls>) -> bool {
-    !addr.ip().to_canonical().is_loopback() && tls.is_none_or(|tls| tls.client_ca.is_none())
-}
-
-/// The address, if [`is_anonymous`] says so of it.
-pub(super) fn anonymous_addr(listener: &Listener) -> Option<SocketAddr> {
-    let (listener, tls) = match listener {
-        Listener::Unix(_) => return None,
-        Listener::Tcp(listener) => (listener, None),
-        Listener::Tls(listener, tls) => (listener, Some(tls)),
-    };
-    // A socket that can't tell its address can't accept connections either.
-    listener.local_addr().ok().filter(|addr| is_anonymous(*addr, tls))
-}
-
 fn tcp(listener: TcpListener, tls: Option<&Tls>) -> io::Result<(Listener, String)> {
     let at = listener.local_addr()?;
     Ok(match tls {
@@ -123,25 +106,4 @@ fn tcp(listener: TcpListener, tls: Option<&Tls>) -> io::Result<(Listener, String
 fn is_abandoned(path: &Path) -> bool {
     unix::UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
         && fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
-}
-
-#[cfg(test)]
-mod tests {
-    use cofferdam_castore::grpc::{Certificate, Identity};
-
-    use super::*;
-
-    #[test]
-    fn only_loopback_and_client_certificates_keep_strangers_out() {
-        let tls = |client_ca| Tls { identity: Identity::from_pem("", ""), client_ca };
-        let (open, mutual) = (tls(None), tls(Some(Certificate::from_pem(""))));
-        for addr in ["127.0.0.1:1", "127.1.2.3:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
-            assert!(!is_anonymous(addr.parse().unwrap(), None), "{addr}");
-        }
-        for addr in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "[::ffff:10.0.0.1]:1", "[fe80::1]:1"] {
-            let addr = addr.parse().unwrap();
-            assert!(is_anonymous(addr, None) && is_anonymous(addr, Some(&open)), "{addr}");
-            assert!(!is_anonymous(addr, Some(&mutual)), "{addr}");
-        }
-    }
 }

@@ -1,5 +1,7 @@
+use cofferdam_rpc::Client;
+
 use super::status::MAX_LOG_TAIL_BYTES;
-use crate::{records::Record, scheduler::Scheduler, service::Client};
+use crate::{records::Record, scheduler::Scheduler};
 
 /// The end of a build's log. It is empty if the log can't be read: the build's failure is reported all the same.
 pub(super) async fn read(scheduler: &Scheduler, client: &Client, record: &Record) -> Vec<u8> {

@@ -8,6 +8,7 @@
 //! queue and no limit. To add one is to add a folder and a line in [`Frontends::add_to`].
 
 mod cofferdam_v1;
+mod guard;
 mod log_tail;
 mod snix;
 pub(crate) mod status;
@@ -15,7 +16,17 @@ mod tvix;
 
 use std::{sync::Arc, time::Duration};
 
-use cofferdam_castore::{B3Digest, grpc::RoutesBuilder};
+use cofferdam_castore::{
+    B3Digest,
+    proto::{Entry, EntryExt as _},
+};
+use cofferdam_proto::{
+    EncodedRequest,
+    cofferdam::v1 as cofferdam_wire,
+    snix::build::v1::{self as snix_wire, BuildResponse, build_response},
+    tvix::build::v1 as tvix_wire,
+};
+use cofferdam_rpc::{Client, Guarded, MemoryBudget, MemoryPermit, RoutesBuilder};
 use opentelemetry::Context;
 use tokio::task::spawn_blocking;
 use tonic::{Request, Status};
@@ -26,27 +37,14 @@ use status::status;
 use crate::{
     build::{Options, failure::Failure},
     records::{Outcome, Output, Record},
-    request::{
-        BuildRequest, MAX_ENCODED_BYTES, RelativePath,
-        proto::{BuildResponse, build_response},
-    },
+    request::{BuildRequest, RelativePath},
     scheduler::{Scheduler, Submission, Submitted},
-    service::{
-        Client, EncodedRequest, Intake, MemoryPermit,
-        proto::{cofferdam, snix as snix_wire, tvix as tvix_wire},
-    },
     telemetry,
 };
 
 /// The services' names, as health checks ask for them.
 pub const SERVICES: [&str; 3] =
     ["cofferdam.v1.BuildService", "snix.build.v1.BuildService", "tvix.build.v1.BuildService"];
-
-/// The services' description for reflection: an encoded `FileDescriptorSet`.
-pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/build.binpb"));
-
-/// Bytes that a message may have beside the request in it.
-const MAX_AROUND_BYTES: usize = 64 * 1024;
 
 /// What builds get.
 #[derive(Debug, Clone)]
@@ -77,18 +75,21 @@ impl Frontends {
 
     /// Adds their services to those that are served.
     pub fn add_to(self, routes: &mut RoutesBuilder) {
-        let (most, intake) = (MAX_ENCODED_BYTES + MAX_AROUND_BYTES, Intake::new());
+        let (most, memory) = (cofferdam_v1::MAX_BUILD_BYTES, MemoryBudget::default());
         let Self(shared) = self;
         let snix = snix::BuildService(Arc::clone(&shared));
         let tvix = tvix::BuildService(Arc::clone(&shared));
         let cofferdam = cofferdam_v1::BuildService(shared);
         let snix = snix_wire::build_service_server::BuildServiceServer::new(snix);
         let tvix = tvix_wire::build_service_server::BuildServiceServer::new(tvix);
-        let cofferdam = cofferdam::build_service_server::BuildServiceServer::new(cofferdam);
+        let cofferdam = cofferdam_wire::build_service_server::BuildServiceServer::new(cofferdam);
         routes
-            .add_service(intake.guard(snix.max_decoding_message_size(most), 0))
-            .add_service(intake.guard(tvix.max_decoding_message_size(most), 0))
-            .add_service(intake.guard(cofferdam.max_decoding_message_size(most), MAX_AROUND_BYTES));
+            .add_service(Guarded::new(snix.max_decoding_message_size(most), guard::limits(&memory, snix::takes)))
+            .add_service(Guarded::new(tvix.max_decoding_message_size(most), guard::limits(&memory, tvix::takes)))
+            .add_service(Guarded::new(
+                cofferdam.max_decoding_message_size(most),
+                guard::limits(&memory, cofferdam_v1::takes),
+            ));
     }
 }
 
@@ -116,7 +117,9 @@ impl Shared {
     /// Checks and decodes a request.
     async fn decode(&self, client: &Client, encoded: EncodedRequest) -> Result<Decoded, Failure> {
         // Large ones take a while.
-        let decode = move || encoded.decode_checked().map(|request| Decoded { digest: request.digest(), request });
+        let decode = move || {
+            BuildRequest::from_binary(encoded.as_bytes()).map(|request| Decoded { digest: request.digest(), request })
+        };
         let decoded = spawn_blocking(decode).await;
         let decoded = decoded.map_err(|_| Failure::executor("host", "the server failed at this request"))?;
         decoded.map_err(|error| self.refused(client, error))
@@ -168,7 +171,7 @@ impl Shared {
 /// Outputs as snix is answered.
 fn response(outputs: &[Output]) -> BuildResponse {
     let output = |output: &Output| build_response::Output {
-        output: Some(cofferdam_castore::proto::Entry::unnamed(output.node.clone())),
+        output: Some(Entry::unnamed(output.node.clone())),
         needles: output.needles.iter().copied().collect(),
     };
     BuildResponse { outputs: outputs.iter().map(output).collect() }

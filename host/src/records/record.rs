@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use cofferdam_castore::{B3Digest, Node, proto::Entry};
+use cofferdam_castore::{B3Digest, Node};
 use cofferdam_protocol::Usage;
 use serde::{Deserialize, Serialize, de};
 
@@ -269,11 +269,12 @@ mod text {
 
 /// Serialises a node as a `snix.castore.v1.Entry` without a name, in base64.
 mod node {
+    use cofferdam_castore::proto::{Entry, EntryExt as _};
     use data_encoding::BASE64;
     use prost::Message as _;
     use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
 
-    use super::{Entry, Node};
+    use super::Node;
 
     pub(super) fn serialize<S: Serializer>(node: &Node, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&BASE64.encode(&Entry::unnamed(node.clone()).encode_to_vec()))

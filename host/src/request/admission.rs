@@ -74,8 +74,9 @@ pub fn admit(request: &BuildRequest, host: &Host) -> Result<(), RequestError> {
 
 #[cfg(test)]
 mod tests {
+    use cofferdam_proto::snix::build::v1::{self as proto, build_request::BuildConstraints};
+
     use super::*;
-    use crate::request::proto::{self, build_request::BuildConstraints};
 
     const HOST: Host = Host {
         system: SYSTEM,

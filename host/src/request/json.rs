@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 
 use cofferdam_castore::proto::Entry;
+use cofferdam_proto::BUILD_DESCRIPTOR_SET;
 use prost::Message;
 use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
 use serde_json::Value;
@@ -11,10 +12,8 @@ use super::{
     BuildRequest, BuildResult, RequestError, RequestErrorKind, counts::Counts, error::quoted, proto, validate,
 };
 
-const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/snix_build_v1.binpb"));
-
 static POOL: LazyLock<DescriptorPool> =
-    LazyLock::new(|| DescriptorPool::decode(DESCRIPTORS).expect("the build script made these descriptors"));
+    LazyLock::new(|| DescriptorPool::decode(BUILD_DESCRIPTOR_SET).expect("they were encoded as descriptors"));
 
 fn descriptor(name: &str) -> MessageDescriptor {
     POOL.get_message_by_name(name).expect("the message is in our own .proto file")

@@ -22,7 +22,11 @@ mod validate;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use cofferdam_castore::{B3Digest, Node, PathComponent, proto::Entry};
+use cofferdam_castore::{
+    B3Digest, Node, PathComponent,
+    proto::{Entry, EntryExt as _},
+};
+use cofferdam_proto::{EncodedRequest, snix::build::v1 as proto};
 use prost::{DecodeError, Message};
 
 use self::counts::Counts;
@@ -39,11 +43,6 @@ pub use validate::{
     MAX_NEEDLE_BYTES, MAX_NEEDLES, MAX_OUTPUT_NEEDLES, MAX_OUTPUTS, MAX_RO_PATHS, MAX_SCRATCH_PATHS,
     MAX_SPECIFICATION_BYTES,
 };
-
-/// The messages of `snix.build.v1`.
-pub mod proto {
-    include!(concat!(env!("OUT_DIR"), "/snix.build.v1.rs"));
-}
 
 /// Separates digests of requests from all other digests.
 const DIGEST_CONTEXT: &str = "cofferdam v1: digest of the deterministic encoding of a snix.build.v1.BuildRequest";
@@ -199,6 +198,12 @@ impl BuildRequest {
     /// The order of the outputs. Requests with one digest may differ in it.
     pub fn output_order(&self) -> OutputOrder {
         OutputOrder::of(&self.outputs)
+    }
+}
+
+impl From<&BuildRequest> for EncodedRequest {
+    fn from(request: &BuildRequest) -> Self {
+        Self::from(&request.to_proto())
     }
 }
 

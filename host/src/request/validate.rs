@@ -14,15 +14,15 @@ use std::{
 
 use cofferdam_castore::{
     DigestError, Node, PathComponent,
-    proto::{Entry, EntryError, entry},
+    proto::{Entry, EntryError, EntryExt as _, entry},
     refscan::{MAX_AUTOMATON_SIZE, automaton_size},
 };
+use cofferdam_proto::snix::build::v1::{self as proto, build_request as wire};
 use cofferdam_protocol::frame;
 
 use super::{
     AbsolutePath, AdditionalFile, BuildConstraints, BuildRequest, EnvVar, RelativePath, RequestError, RequestErrorKind,
     counts::Counts,
-    proto::{self, build_request as wire},
 };
 
 /// Most entries of `inputs`.

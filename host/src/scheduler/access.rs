@@ -2,7 +2,9 @@
 //!
 //! A build that a client may not even see is unknown to it, whether there is such a build or not.
 
-use crate::{build::failure::Failure, records::Record, service::Client};
+use cofferdam_rpc::Client;
+
+use crate::{build::failure::Failure, records::Record};
 
 /// Something that a client wants of a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,6 +7,7 @@ use std::{
 
 use cofferdam_castore::B3Digest;
 use cofferdam_protocol::Sample;
+use cofferdam_rpc::{Client, MemoryPermit};
 use opentelemetry::Context;
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
@@ -17,7 +18,6 @@ use crate::{
     build::{Phase, Terminal, failure::Failure},
     records::{BuildId, Outcome, Record, Recording},
     request::{BuildRequest, OutputOrder},
-    service::{Client, MemoryPermit},
 };
 
 /// Where a build is.

@@ -7,6 +7,7 @@ use std::{
 };
 
 use cofferdam_castore::B3Digest;
+use cofferdam_rpc::Client;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -22,7 +23,6 @@ use crate::{
     build::{Options, failure::Failure},
     records::{self, BuildId},
     request::{RequestError, RequestErrorKind},
-    service::Client,
     telemetry::Amounts,
 };
 

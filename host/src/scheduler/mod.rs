@@ -34,6 +34,7 @@ mod tests;
 use std::{sync::Arc, time::Duration};
 
 use cofferdam_castore::{B3Digest, Store};
+use cofferdam_rpc::Client;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
     task::{JoinHandle, spawn_blocking},
@@ -49,7 +50,6 @@ use crate::{
     build::{Builder, failure::Failure},
     records::{BuildId, Machine, Records},
     scheduler::queue::{Bounds, Budget},
-    service::Client,
     telemetry::{Metrics, Traces},
 };
 

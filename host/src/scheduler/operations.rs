@@ -2,13 +2,13 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use cofferdam_rpc::Client;
 use tokio::task::spawn_blocking;
 
 use super::{Message, Operation, Relation, Scheduler, State, Subscription, access::unknown};
 use crate::{
     build::{Terminal, failure::Failure},
     records::{BuildId, LogReader, Record, Records, RecordsError, Status},
-    service::Client,
 };
 
 /// A build that a client has found.

@@ -1,13 +1,9 @@
 use cofferdam_castore::B3Digest;
+use cofferdam_rpc::{Client, MemoryPermit};
 use opentelemetry::Context;
 
 use super::{Subscription, queue::Need};
-use crate::{
-    build::Options,
-    records::Record,
-    request::BuildRequest,
-    service::{Client, MemoryPermit},
-};
+use crate::{build::Options, records::Record, request::BuildRequest};
 
 /// A build that a client wants.
 #[derive(Debug)]

@@ -5,10 +5,12 @@ use std::{fs, io, path::Path};
 use cofferdam_castore::{
     Directory, Node,
     directoryservice::{DirectoryPutter, DirectoryService},
-    proto::Entry,
+    proto::{Entry, EntryExt as _},
 };
 use cofferdam_images::Image;
+use cofferdam_proto::snix::build::v1 as proto;
 use cofferdam_protocol::WindowSize;
+use cofferdam_rpc::MemoryPermit;
 use futures::{
     StreamExt as _,
     future::pending,
@@ -24,8 +26,7 @@ use crate::{
     build::{Options, Settings, Terminal},
     machine::vmm,
     records::{End, Outcome, Output, Recording, Retention},
-    request::{BuildRequest, proto},
-    service::MemoryPermit,
+    request::BuildRequest,
 };
 
 const OWNER: Client = Client::User(u32::MAX - 1);

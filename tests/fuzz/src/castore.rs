@@ -5,7 +5,9 @@ use std::{io::Write as _, path::Path};
 use cofferdam_castore::{
     B3Digest, Directory, Node, PathComponent, Store, SymlinkTarget,
     archive::{Compression, Compressor, Limits, decompress},
-    fuzzing, is_addr, nar, proto, tar,
+    fuzzing, is_addr, nar,
+    proto::{self, Entry, EntryExt as _},
+    tar,
 };
 use futures::executor::block_on;
 use prost::Message as _;
@@ -53,13 +55,13 @@ fn store() -> (Store, Node) {
 /// A directory decodes to the same value through both entry points, and encodes to the same bytes again.
 pub fn directory(bytes: &[u8]) -> bool {
     let decoded = Directory::decode(bytes);
-    assert_eq!(fuzzing::message(bytes), decoded.as_ref().ok().cloned(), "the two doors differ");
-    if let Ok(message) = proto::Entry::decode(bytes) {
-        let again = |node: &Node| proto::Entry::unnamed(node.clone()).try_into_unnamed();
+    assert_eq!(fuzzing::message(bytes), decoded.as_ref().ok().cloned(), "the two decoders differ");
+    if let Ok(message) = Entry::decode(bytes) {
+        let again = |node: &Node| Entry::unnamed(node.clone()).try_into_unnamed();
         if let Ok(node) = message.clone().try_into_unnamed() {
             assert_eq!(again(&node).ok(), Some(node));
         } else if let Ok((name, node)) = message.try_into_named() {
-            assert_eq!(proto::Entry::named(name.clone(), node.clone()).try_into_named().ok(), Some((name, node)));
+            assert_eq!(Entry::named(name.clone(), node.clone()).try_into_named().ok(), Some((name, node)));
         }
     }
     let Ok(directory) = decoded else { return false };

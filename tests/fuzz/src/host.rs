@@ -2,13 +2,9 @@
 
 use std::{path::Path, sync::LazyLock};
 
-use cofferdam::{
-    fuzzing,
-    outputs::Receiver,
-    request::{BuildRequest, proto},
-    service::{EncodedRequest, proto::cofferdam as ours},
-};
+use cofferdam::{fuzzing, outputs::Receiver, request::BuildRequest};
 use cofferdam_castore::{Store, refscan::ReferencePattern, verify::verify_node};
+use cofferdam_proto::{EncodedRequest, cofferdam::v1 as ours, snix::build::v1 as proto};
 use cofferdam_protocol::{
     End, FromGuest, FromHost, Report, SetupFailure, Specification, Step, Stream, UnsupportedKind, Usage,
     frame::{FrameReader, FrameWriter},
@@ -78,7 +74,7 @@ pub(crate) fn json_request_seeds() -> Vec<Vec<u8>> {
 pub fn build_message(bytes: &[u8]) -> bool {
     let Ok(message) = ours::BuildRequest::decode(bytes) else { return false };
     assert_eq!(ours::BuildRequest::decode(&*message.encode_to_vec()).as_ref(), Ok(&message));
-    message.request.is_some_and(|request| request.decode_checked().is_ok())
+    message.request.is_some_and(|request| BuildRequest::from_binary(request.as_bytes()).is_ok())
 }
 
 pub(crate) fn build_message_seeds() -> Vec<Vec<u8>> {

@@ -21,14 +21,14 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use blake3::OutputReader;
 use clap::Parser;
-use cofferdam::service::{
-    EncodedRequest,
-    proto::cofferdam::{self as ours, build_service_client::BuildServiceClient, done::Outcome, event::Event},
-};
 use cofferdam_castore::{
     B3Digest,
     grpc::{Peer, PeerOptions},
     proto::entry::Entry as Node,
+};
+use cofferdam_proto::{
+    EncodedRequest,
+    cofferdam::v1::{self as ours, build_service_client::BuildServiceClient, done::Outcome, event::Event},
 };
 use cofferdam_tests::{
     Cofferdam, Daemon,

@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use cofferdam_rpc::{Listener, serve_routes};
 use tempfile::TempDir;
 use tokio::{
     net::{TcpListener, UnixListener},
@@ -11,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::RoutesBuilder;
 
 use super::{
-    Listener, Package, Peer, PeerOptions, ServeOptions,
-    server::{TvixBlobs, TvixDirectories, serve_routes, services},
+    Package, Peer, PeerOptions, ServeOptions,
+    server::{TvixBlobs, TvixDirectories, services},
 };
 use crate::Store;
 
@@ -74,6 +75,8 @@ pub(crate) fn spawn_routes(routes: RoutesBuilder, listener: Listener) {
     RUNTIME.spawn(async move {
         let (shutdown, stop) = (CancellationToken::new(), CancellationToken::new());
         let listeners = vec![listener];
-        serve_routes(routes, &[], &[], listeners, &ServeOptions::default(), shutdown, stop).await.unwrap();
+        serve_routes(routes, &[], &[], listeners, &cofferdam_rpc::ServeOptions::default(), shutdown, stop)
+            .await
+            .unwrap();
     });
 }

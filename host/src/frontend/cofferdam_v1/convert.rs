@@ -2,6 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
+use cofferdam_proto::cofferdam::v1::{
+    self as wire, BuildInfo, Done, Queued, Success, Times, build_info, done, failure,
+};
 use cofferdam_protocol::{Sample, Usage};
 
 use super::super::response;
@@ -11,7 +14,6 @@ use crate::{
     records::{Machine, Outcome, Phase, Record, Status},
     scheduler::State,
     scheduler::queue::Waiting,
-    service::proto::cofferdam::{self as wire, BuildInfo, Done, Queued, Success, Times, build_info, done, failure},
 };
 
 pub(super) fn queued(position: u64, waiting_for: Waiting) -> Queued {

@@ -1,3 +1,4 @@
+use cofferdam_proto::cofferdam::v1::{Accepted, Event, LogChunk, ShellOffer, event};
 use tonic::Status;
 
 use super::{
@@ -8,7 +9,6 @@ use super::{
 use crate::{
     records::{LogReader, Record},
     scheduler::{State, Subscription},
-    service::proto::cofferdam::{Accepted, Event, LogChunk, ShellOffer, event},
 };
 
 /// Tells how a build goes on. The client waits for it as long as it listens.

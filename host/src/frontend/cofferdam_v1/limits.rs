@@ -1,12 +1,12 @@
 use std::time::Duration;
 
+use cofferdam_proto::cofferdam::v1::{BuildRequest, Limits};
 use cofferdam_protocol::tree;
 
 use crate::{
     build::Options,
     frontend::Allowed,
     request::{RequestError, RequestErrorKind},
-    service::proto::cofferdam::{BuildRequest, Limits},
 };
 
 /// What a build gets: what its client asks for, within what the daemon allows.

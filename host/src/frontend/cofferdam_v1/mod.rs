@@ -8,6 +8,11 @@ mod shell;
 
 use std::sync::Arc;
 
+use cofferdam_proto::cofferdam::v1::{
+    Accepted, BuildInfo, BuildRequest, CancelRequest, CancelResponse, Event, GetRequest, ListRequest, ListResponse,
+    LogChunk, LogRequest, ShellInput, ShellOutput, WatchRequest, build_service_server,
+};
+use cofferdam_rpc::{Client, MAX_QUESTION_BYTES, Takes};
 use futures::{StreamExt as _, stream::BoxStream};
 use prost::Message as _;
 use tonic::{Request, Response, Status, Streaming, async_trait};
@@ -16,14 +21,8 @@ use super::{Decoded, Origin, Shared, status::status};
 use crate::{
     build::failure::Failure,
     records::{BuildId, LogReader, MAX_PAGE, RecordsError},
+    request::MAX_ENCODED_BYTES,
     scheduler::{Found, Listed, Operation, Submission, Submitted, unknown},
-    service::{
-        Client,
-        proto::cofferdam::{
-            Accepted, BuildInfo, BuildRequest, CancelRequest, CancelResponse, Event, GetRequest, ListRequest,
-            ListResponse, LogChunk, LogRequest, ShellInput, ShellOutput, WatchRequest, build_service_server,
-        },
-    },
 };
 use events::{tell_active, tell_record};
 use outlet::Outlet;
@@ -36,6 +35,24 @@ const MAX_PAGES: usize = 16;
 
 /// Bytes of all outcomes in a list. The rest of it is small, and many clients take no message of more than 4 MiB.
 const MAX_LISTED_BYTES: usize = 2 * 1024 * 1024;
+
+/// Bytes that a message of `Build` may have beside the request in it.
+const MAX_AROUND_BYTES: usize = 64 * 1024;
+
+/// Bytes of the largest message of `Build`.
+pub(super) const MAX_BUILD_BYTES: usize = MAX_ENCODED_BYTES + MAX_AROUND_BYTES;
+
+/// Bytes of the largest message of `Shell`: a terminal is typed at.
+const MAX_TYPED_BYTES: usize = 64 * 1024;
+
+/// What a method takes.
+pub(super) fn takes(method: &str) -> Takes {
+    match method {
+        "Build" => Takes::Message(MAX_BUILD_BYTES),
+        "Shell" => Takes::Stream(MAX_TYPED_BYTES),
+        _ => Takes::Message(MAX_QUESTION_BYTES),
+    }
+}
 
 type Answers<T> = BoxStream<'static, Result<T, Status>>;
 
@@ -225,8 +242,9 @@ fn records_status(error: &RecordsError) -> Status {
 
 #[cfg(test)]
 mod tests {
+    use cofferdam_proto::cofferdam::v1::{Done, Failure, done::Outcome};
+
     use super::*;
-    use crate::service::proto::cofferdam::{Done, Failure, done::Outcome};
 
     #[test]
     fn a_list_names_every_build_and_is_bounded_all_the_same() {

@@ -4,11 +4,10 @@ use cofferdam_protocol::WindowSize;
 use tokio::{sync::mpsc, time::timeout};
 use tonic::{Status, Streaming};
 
+use cofferdam_proto::cofferdam::v1::{ShellInput, ShellStart, TerminalSize, shell_input::Input};
+
 use super::outlet::BUFFERED_MESSAGES;
-use crate::{
-    build::{Terminal, TerminalInput},
-    service::proto::cofferdam::{ShellInput, ShellStart, TerminalSize, shell_input::Input},
-};
+use crate::build::{Terminal, TerminalInput};
 
 /// How long a client may take to name the build.
 const START_TIMEOUT: Duration = Duration::from_secs(10);

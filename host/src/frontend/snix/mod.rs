@@ -2,13 +2,20 @@
 
 use std::sync::Arc;
 
+use cofferdam_proto::{
+    EncodedRequest,
+    snix::build::v1::{BuildResponse, build_service_server},
+};
+use cofferdam_rpc::Takes;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::{Origin, Shared, response};
-use crate::{
-    request::proto::BuildResponse,
-    service::{EncodedRequest, proto::snix::build_service_server},
-};
+use crate::request::MAX_ENCODED_BYTES;
+
+/// A request alone.
+pub(super) fn takes(_method: &str) -> Takes {
+    Takes::Message(MAX_ENCODED_BYTES)
+}
 
 pub(super) struct BuildService(pub(super) Arc<Shared>);
 

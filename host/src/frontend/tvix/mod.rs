@@ -2,18 +2,27 @@
 
 use std::sync::Arc;
 
-use cofferdam_castore::{PathComponent, proto::Entry};
+use cofferdam_castore::{
+    PathComponent,
+    proto::{Entry, EntryExt as _},
+};
+use cofferdam_proto::{
+    EncodedRequest,
+    tvix::build::v1::{Build, build::OutputNeedles, build_service_server},
+};
+use cofferdam_rpc::Takes;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::{Origin, Shared};
 use crate::{
     records::Output,
-    request::RelativePath,
-    service::{
-        EncodedRequest,
-        proto::tvix::{Build, build::OutputNeedles, build_service_server},
-    },
+    request::{MAX_ENCODED_BYTES, RelativePath},
 };
+
+/// A request alone.
+pub(super) fn takes(_method: &str) -> Takes {
+    Takes::Message(MAX_ENCODED_BYTES)
+}
 
 pub(super) struct BuildService(pub(super) Arc<Shared>);
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use cofferdam::service::proto::cofferdam::{
+use cofferdam_proto::cofferdam::v1::{
     BuildRequest, Event, ListRequest, Phase,
     build_service_client::BuildServiceClient,
     done::Outcome,

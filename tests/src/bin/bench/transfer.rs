@@ -13,8 +13,9 @@ use cofferdam_castore::{
     B3Digest, Directory, Node, Store, SymlinkTarget, WritePolicy,
     blobservice::{BlobService, CacheBlobService},
     directoryservice::DirectoryService,
-    grpc::{Listener, ServeOptions, serve},
+    grpc::{ServeOptions, serve},
 };
+use cofferdam_rpc::Listener;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tempfile::TempDir;
 use tokio::{

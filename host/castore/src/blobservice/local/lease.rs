@@ -21,7 +21,10 @@ use nix::{
 use prost::Message as _;
 
 use super::staging::lock;
-use crate::{Node, proto::Entry};
+use crate::{
+    Node,
+    proto::{Entry, EntryExt as _},
+};
 
 /// Distinguishes the leases of one process.
 static COUNT: AtomicU64 = AtomicU64::new(0);

@@ -10,14 +10,14 @@ use tokio::time::{Instant, timeout_at};
 use tonic::Streaming;
 
 use super::{
-    super::{MAX_MESSAGE_BYTES, Package, services::blob_service_client::BlobServiceClient},
+    super::{MAX_MESSAGE_BYTES, Package},
     download::{Download, Outlet},
     peer::{Peer, Readdressed},
     upload::Outgoing,
 };
 use crate::{
     B3Digest,
-    proto::{BlobChunk, ReadBlobRequest, StatBlobRequest, StatBlobResponse},
+    proto::{BlobChunk, ReadBlobRequest, StatBlobRequest, StatBlobResponse, blob_service_client::BlobServiceClient},
     runtime::spawn,
 };
 

@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout_at};
 use tonic::Code;
 
 use super::{
-    super::{EncodedDirectory, Package, chain, services::directory_service_client::DirectoryServiceClient},
+    super::{EncodedDirectory, Package, chain, decode_checked, message},
     download::{Download, Outlet},
     peer::{Peer, Readdressed},
     upload::{Outgoing, Upload},
@@ -20,7 +20,7 @@ use crate::{
     B3Digest, Directory, DirectoryPutter, DirectoryService,
     directory::MAX_DIRECTORY_BYTES,
     directoryservice::{LeavesFirst, RootFirst, check_tree_size},
-    proto::{GetDirectoryRequest, get_directory_request::ByWhat},
+    proto::{GetDirectoryRequest, directory_service_client::DirectoryServiceClient, get_directory_request::ByWhat},
     runtime::spawn,
 };
 
@@ -84,7 +84,7 @@ impl GrpcDirectoryService {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let actual = message.digest();
+        let actual = B3Digest::of(message.as_bytes());
         if actual != digest {
             return Err(self.peer.wrong(format_args!("what came as the directory {digest} has the digest {actual}")));
         }
@@ -93,7 +93,7 @@ impl GrpcDirectoryService {
 
     fn decode(&self, digest: &B3Digest, message: &EncodedDirectory) -> io::Result<Directory> {
         let wrong = |error| self.peer.wrong(format_args!("the directory {digest}: {}", chain(&error)));
-        message.decode_checked().map_err(wrong)
+        decode_checked(message).map_err(wrong)
     }
 
     async fn fetch_tree(self, root: B3Digest, mut outlet: Outlet<Directory>) -> io::Result<()> {
@@ -116,13 +116,13 @@ impl GrpcDirectoryService {
                 Ok(Ok(None)) => return order.close().map_err(|error| self.in_tree(&root, &error)),
                 Ok(Ok(Some(message))) => message,
             };
-            let digest = message.digest();
+            let digest = B3Digest::of(message.as_bytes());
             if order.expects(&digest).map_err(|error| self.in_tree(&root, &error))? {
-                (directories, bytes) = (directories + 1, bytes + message.len());
+                (directories, bytes) = (directories + 1, bytes + message.as_bytes().len());
                 check_tree_size(directories, bytes).map_err(|error| self.in_tree(&root, &error))?;
                 let directory = self.decode(&digest, &message)?;
                 order.admit(&digest, &directory).map_err(|error| self.in_tree(&root, &error))?;
-                outlet.send(directory, message.len()).await?;
+                outlet.send(directory, message.as_bytes().len()).await?;
                 deadline = Instant::now() + self.peer.idle_timeout;
             }
         }
@@ -223,10 +223,10 @@ struct GrpcDirectoryPutter<'a> {
 #[async_trait]
 impl DirectoryPutter for GrpcDirectoryPutter<'_> {
     async fn put(&mut self, directory: Directory) -> io::Result<()> {
-        let message = EncodedDirectory::encode(&directory)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, chain(&error)))?;
+        let message =
+            message::encode(&directory).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, chain(&error)))?;
         let first = self.order.is_empty();
-        if !self.order.admit(message.digest(), &directory)? {
+        if !self.order.admit(B3Digest::of(message.as_bytes()), &directory)? {
             return Ok(());
         }
         let mut upload = match self.upload.take() {

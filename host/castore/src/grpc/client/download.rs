@@ -3,9 +3,9 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use cofferdam_rpc::queue::{self, queue};
 use futures::{StreamExt as _, future::BoxFuture, stream::BoxStream};
 
-use super::super::queue::{self, queue};
 use crate::runtime::spawn;
 
 /// Items that a task receives from a peer. The end is an item of its own, so that a lost task does not look like the end.

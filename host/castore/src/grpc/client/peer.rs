@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use cofferdam_rpc::STREAM_WINDOW_BYTES;
 use tokio::time::timeout;
 use tonic::{
     Code, Status,
@@ -17,7 +18,7 @@ use tonic::{
     transport::{self, Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
-use super::super::{MAX_BLOB_BYTES, Package, STREAM_WINDOW_BYTES, chain};
+use super::super::{MAX_BLOB_BYTES, Package, chain};
 use crate::{
     AddrError,
     runtime::{enter, spawn},

@@ -2,20 +2,18 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::BytesMut;
+use cofferdam_rpc::{Answers, Client, Outlet, Work};
 use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    super::{CHUNK_BYTES, MAX_MESSAGE_BYTES, services::blob_service_server},
-    digest,
-    share::Client,
-    status,
-    work::{Answers, Work},
+    super::{CHUNK_BYTES, MAX_MESSAGE_BYTES},
+    digest, status,
 };
 use crate::{
     B3Digest, BlobService,
-    proto::{BlobChunk, PutBlobResponse, ReadBlobRequest, StatBlobRequest, StatBlobResponse},
+    proto::{BlobChunk, PutBlobResponse, ReadBlobRequest, StatBlobRequest, StatBlobResponse, blob_service_server},
 };
 
 /// A blob service for others.
@@ -32,7 +30,7 @@ fn missing(digest: &B3Digest) -> Status {
 #[async_trait]
 impl blob_service_server::BlobService for Blobs {
     async fn stat(&self, request: Request<StatBlobRequest>) -> Result<Response<StatBlobResponse>, Status> {
-        let client = Client::of(request.extensions());
+        let client = Client::of(&request)?;
         let request = request.into_inner();
         let digest = digest("digest", &request.digest)?;
         let blobs = self.blobs.clone();
@@ -49,16 +47,16 @@ impl blob_service_server::BlobService for Blobs {
             }
             Ok(answer)
         };
-        self.work.run(client, None, stat).await.map(Response::new)
+        self.work.run(&client, None, stat).await.map(Response::new)
     }
 
     type ReadStream = Answers<BlobChunk>;
 
     async fn read(&self, request: Request<ReadBlobRequest>) -> Result<Response<Self::ReadStream>, Status> {
-        let client = Client::of(request.extensions());
+        let client = Client::of(&request)?;
         let digest = digest("digest", &request.into_inner().digest)?;
         let blobs = self.blobs.clone();
-        let read = |mut outlet: super::work::Outlet<BlobChunk>| async move {
+        let read = |mut outlet: Outlet<BlobChunk>| async move {
             let opened = blobs.open_read(&digest).await.map_err(|error| status(&error))?;
             let mut reader = opened.ok_or_else(|| missing(&digest))?;
             loop {
@@ -73,7 +71,7 @@ impl blob_service_server::BlobService for Blobs {
     }
 
     async fn put(&self, request: Request<Streaming<BlobChunk>>) -> Result<Response<PutBlobResponse>, Status> {
-        let client = Client::of(request.extensions());
+        let client = Client::of(&request)?;
         let mut chunks = self.work.inlet(request.into_inner());
         let (blobs, max_blob_bytes) = (self.blobs.clone(), self.max_blob_bytes);
         let put = async move {
@@ -90,6 +88,6 @@ impl blob_service_server::BlobService for Blobs {
             blobs.commit().await.map_err(|error| status(&error))?;
             Ok(PutBlobResponse { digest: digest.as_slice().to_vec().into() })
         };
-        self.work.run(client, None, put).await.map(Response::new)
+        self.work.run(&client, None, put).await.map(Response::new)
     }
 }

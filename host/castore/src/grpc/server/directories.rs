@@ -1,20 +1,18 @@
 use std::io;
 
 use async_trait::async_trait;
+use cofferdam_rpc::{Answers, Client, Outlet, Shares, Work};
 use futures::StreamExt as _;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    super::{EncodedDirectory, MAX_TREE_BYTES, chain, services::directory_service_server},
-    digest,
-    share::{Client, Shares},
-    status,
-    work::{Answers, Outlet, Work},
+    super::{EncodedDirectory, MAX_TREE_BYTES, chain, decode_checked, message},
+    digest, status,
 };
 use crate::{
-    Store,
+    B3Digest, Store,
     directoryservice::RootFirst,
-    proto::{GetDirectoryRequest, PutDirectoryResponse, get_directory_request::ByWhat},
+    proto::{GetDirectoryRequest, PutDirectoryResponse, directory_service_server, get_directory_request::ByWhat},
 };
 
 /// Trees that are taken at a time, since each may be [`MAX_TREE_BYTES`] in memory; more wait for their turn.
@@ -34,8 +32,8 @@ const CLIENT_WALKS: usize = MAX_WALKS / 2;
 pub(in super::super) struct Directories {
     store: Store,
     work: Work,
-    trees: Shares<Client>,
-    walks: Shares<Client>,
+    trees: Shares,
+    walks: Shares,
 }
 
 impl Directories {
@@ -46,7 +44,7 @@ impl Directories {
 }
 
 fn encoded(directory: &crate::Directory) -> Result<EncodedDirectory, Status> {
-    EncodedDirectory::encode(directory).map_err(|error| Status::out_of_range(chain(&error)))
+    message::encode(directory).map_err(|error| Status::out_of_range(chain(&error)))
 }
 
 #[async_trait]
@@ -54,7 +52,7 @@ impl directory_service_server::DirectoryService for Directories {
     type GetStream = Answers<EncodedDirectory>;
 
     async fn get(&self, request: Request<GetDirectoryRequest>) -> Result<Response<Self::GetStream>, Status> {
-        let client = Client::of(request.extensions());
+        let client = Client::of(&request)?;
         let request = request.into_inner();
         let Some(ByWhat::Digest(asked)) = request.by_what else {
             return Err(Status::invalid_argument("by_what: is not set; name the directory by its digest"));
@@ -76,7 +74,7 @@ impl directory_service_server::DirectoryService for Directories {
                     _ => status(&error),
                 })?;
                 let message = encoded(&directory)?;
-                let digest = message.digest();
+                let digest = B3Digest::of(message.as_bytes());
                 if order.expects(&digest).map_err(|error| status(&error))? {
                     order.admit(&digest, &directory).map_err(|error| status(&error))?;
                     outlet.send(message).await?;
@@ -91,7 +89,7 @@ impl directory_service_server::DirectoryService for Directories {
         &self,
         request: Request<Streaming<EncodedDirectory>>,
     ) -> Result<Response<PutDirectoryResponse>, Status> {
-        let client = Client::of(request.extensions());
+        let client = Client::of(&request)?;
         let mut messages = self.work.inlet(request.into_inner());
         let store = self.store.clone();
         let put = async move {
@@ -99,7 +97,7 @@ impl directory_service_server::DirectoryService for Directories {
             let (mut count, mut bytes) = (0, 0);
             while let Some(message) = messages.next().await? {
                 count += 1;
-                bytes += message.len();
+                bytes += message.as_bytes().len();
                 if bytes > MAX_TREE_BYTES || count > RootFirst::MAX_DIRECTORIES {
                     return Err(Status::out_of_range(format!(
                         "a tree has at most {} directories and {MAX_TREE_BYTES} bytes in them",
@@ -108,7 +106,7 @@ impl directory_service_server::DirectoryService for Directories {
                 }
                 let wrong =
                     |error| Status::invalid_argument(format!("directory {count} of the stream: {}", chain(&error)));
-                let directory = message.decode_checked().map_err(wrong)?;
+                let directory = decode_checked(&message).map_err(wrong)?;
                 putter.put(directory).await.map_err(|error| status(&error))?;
             }
             // What these directories name may have been put a moment ago.
@@ -116,6 +114,6 @@ impl directory_service_server::DirectoryService for Directories {
             let root = putter.close().await.map_err(|error| status(&error))?;
             Ok(PutDirectoryResponse { root_digest: root.as_slice().to_vec().into() })
         };
-        self.work.run(client, Some(&self.trees), put).await.map(Response::new)
+        self.work.run(&client, Some(&self.trees), put).await.map(Response::new)
     }
 }

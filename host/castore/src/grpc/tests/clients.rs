@@ -34,8 +34,7 @@ use tonic_reflection::pb::v1::{
 
 use super::{
     super::{
-        EncodedDirectory, GrpcBlobService, MAX_DIRECTORY_ENTRIES, ServeOptions,
-        services::{blob_service_client::BlobServiceClient, directory_service_client::DirectoryServiceClient},
+        EncodedDirectory, GrpcBlobService, MAX_DIRECTORY_ENTRIES, ServeOptions, message,
         testing::{peer, serve_with},
     },
     IDLE_TIMEOUT, above, bytes, chunk, directory_entry, file_entry, get, leaf, put, symlink_entry,
@@ -43,7 +42,9 @@ use super::{
 use crate::{
     B3Digest, BlobReader, BlobService, BlobWriter, Directory, MemoryBlobService, Store,
     proto::{
-        self, GetDirectoryRequest, ReadBlobRequest, StatBlobRequest, StatBlobResponse, stat_blob_response::ChunkMeta,
+        self, GetDirectoryRequest, ReadBlobRequest, StatBlobRequest, StatBlobResponse,
+        blob_service_client::BlobServiceClient, directory_service_client::DirectoryServiceClient,
+        stat_blob_response::ChunkMeta,
     },
 };
 
@@ -54,8 +55,12 @@ fn connect(store: &Store, options: &ServeOptions) -> (Channel, TempDir) {
     (endpoint.connect_lazy(), dir)
 }
 
+fn serve_options(rpc: cofferdam_rpc::ServeOptions) -> ServeOptions {
+    ServeOptions { rpc, ..ServeOptions::default() }
+}
+
 fn impatient() -> ServeOptions {
-    ServeOptions { idle_timeout: IDLE_TIMEOUT, ..ServeOptions::default() }
+    serve_options(cofferdam_rpc::ServeOptions { idle_timeout: IDLE_TIMEOUT, ..Default::default() })
 }
 
 fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, part: &str) {
@@ -129,7 +134,7 @@ async fn a_hole_in_a_tree_is_an_error_that_names_it() {
     let (channel, _dir) = connect(&store, &ServeOptions::default());
     let answered = DirectoryServiceClient::new(channel).get(get(bytes(&root.digest()), true)).await;
     let mut tree = answered.unwrap().into_inner();
-    assert_eq!(tree.message().await.unwrap().unwrap().digest(), root.digest());
+    assert_eq!(B3Digest::of(tree.message().await.unwrap().unwrap().as_bytes()), root.digest());
     refused(tree.message().await, Code::NotFound, &leaf("missing").digest().to_string());
 }
 
@@ -142,11 +147,11 @@ async fn put_all(messages: Vec<EncodedDirectory>) -> (Result<B3Digest, Status>, 
 }
 
 fn encoded(directories: &[&Directory]) -> Vec<EncodedDirectory> {
-    directories.iter().map(|directory| EncodedDirectory::encode(directory).unwrap()).collect()
+    directories.iter().map(|directory| message::encode(directory).unwrap()).collect()
 }
 
 fn raw(bytes: &[u8]) -> EncodedDirectory {
-    EncodedDirectory::decode(bytes).unwrap()
+    bytes.to_vec().into()
 }
 
 #[tokio::test]
@@ -348,7 +353,7 @@ async fn a_client_that_hangs_is_given_up() {
 
 #[tokio::test]
 async fn a_client_that_is_slow_is_given_up() {
-    let options = ServeOptions { request_timeout: Duration::ZERO, ..ServeOptions::default() };
+    let options = serve_options(cofferdam_rpc::ServeOptions { request_timeout: Duration::ZERO, ..Default::default() });
     let (channel, _dir) = connect(&Store::memory(), &options);
     let hanging = stream::iter(encoded(&[&leaf("x")])).chain(stream::pending());
     let mut directories = DirectoryServiceClient::new(channel);

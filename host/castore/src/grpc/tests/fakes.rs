@@ -7,17 +7,12 @@ use futures::{Stream, StreamExt as _, future::BoxFuture, stream};
 use tempfile::TempDir;
 use tonic::{Request, Response, Status, Streaming, service::RoutesBuilder};
 
-use super::super::{
-    EncodedDirectory,
-    services::{
-        blob_service_server::{self, BlobServiceServer},
-        directory_service_server::{self, DirectoryServiceServer},
-    },
-    testing::serve_routes_on_socket,
-};
+use super::super::{EncodedDirectory, testing::serve_routes_on_socket};
 use crate::proto::{
     BlobChunk, GetDirectoryRequest, PutBlobResponse, PutDirectoryResponse, ReadBlobRequest, StatBlobRequest,
     StatBlobResponse,
+    blob_service_server::{self, BlobServiceServer},
+    directory_service_server::{self, DirectoryServiceServer},
 };
 
 pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;

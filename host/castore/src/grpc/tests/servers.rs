@@ -3,7 +3,6 @@
 use std::{io, time::Duration};
 
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
-use prost::Message as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _},
     net::UnixListener,
@@ -12,7 +11,7 @@ use tonic::Status;
 
 use super::{
     super::{
-        EncodedDirectory, GrpcBlobService, GrpcDirectoryService, Peer, PeerOptions, ServeOptions,
+        EncodedDirectory, GrpcBlobService, GrpcDirectoryService, Peer, PeerOptions, ServeOptions, message,
         testing::{RUNTIME, peer, serve_with},
     },
     above, bytes, chunk, directory_entry,
@@ -242,13 +241,13 @@ async fn walk(
 }
 
 fn encoded(directories: &[&Directory]) -> Vec<EncodedDirectory> {
-    directories.iter().map(|directory| EncodedDirectory::encode(directory).unwrap()).collect()
+    directories.iter().map(|directory| message::encode(directory).unwrap()).collect()
 }
 
 /// A message that breaks a rule, maybe, and the digest of its bytes.
 fn raw(message: &proto::Directory) -> (B3Digest, EncodedDirectory) {
-    let message = EncodedDirectory::decode(message.encode_to_vec().as_slice()).unwrap();
-    (message.digest(), message)
+    let message = EncodedDirectory::from(message);
+    (B3Digest::of(message.as_bytes()), message)
 }
 
 #[tokio::test]

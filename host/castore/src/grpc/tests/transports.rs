@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use cofferdam_rpc::{Identity, Listener, ServeError, Tls};
 use futures::{StreamExt as _, stream};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use tokio::net::{TcpListener, UnixListener};
@@ -14,10 +15,7 @@ use tonic_reflection::pb::v1::{
 };
 
 use super::{
-    super::{
-        GrpcBlobService, Identity, Listener, Package, Peer, PeerOptions, SERVICES, ServeOptions, Tls, serve,
-        services::blob_service_client::BlobServiceClient, testing::serve_on_socket,
-    },
+    super::{GrpcBlobService, Package, Peer, PeerOptions, SERVICES, ServeOptions, serve, testing::serve_on_socket},
     chunk, put,
 };
 use crate::{
@@ -25,6 +23,7 @@ use crate::{
     export::export,
     grpc::GrpcDirectoryService,
     import::import_path,
+    proto::blob_service_client::BlobServiceClient,
     testing::{Tree, name},
 };
 
@@ -80,7 +79,7 @@ async fn a_peer_that_is_waited_for_must_be_there() {
 async fn start(
     options: ServeOptions,
     shutdown: &CancellationToken,
-) -> (Channel, tokio::task::JoinHandle<Result<(), super::super::ServeError>>, tempfile::TempDir) {
+) -> (Channel, tokio::task::JoinHandle<Result<(), ServeError>>, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
     let listeners = vec![Listener::Unix(UnixListener::bind(&path).unwrap())];
@@ -124,7 +123,10 @@ async fn every_service_is_healthy_and_described() {
 #[tokio::test]
 async fn a_shutdown_lets_requests_end_for_a_while() {
     let shutdown = CancellationToken::new();
-    let options = ServeOptions { drain: Duration::from_secs(2), ..ServeOptions::default() };
+    let options = ServeOptions {
+        rpc: cofferdam_rpc::ServeOptions { drain: Duration::from_secs(2), ..Default::default() },
+        ..Default::default()
+    };
     let (channel, server, _dir) = start(options, &shutdown).await;
     let mut blobs = BlobServiceClient::new(channel.clone());
     // One request that ends in time, and one that never would.

@@ -14,11 +14,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::{Response, Status, Streaming};
 
-use super::{
-    super::queue,
-    ServeOptions,
-    share::{Client, Shares},
-};
+use crate::{Client, ServeOptions, Shares, queue};
 
 /// Requests that are worked on at a time, each on a thread of its own; more wait for their turn.
 const MAX_REQUESTS: usize = 256;
@@ -26,15 +22,16 @@ const MAX_REQUESTS: usize = 256;
 /// Of which one client has half at most.
 const CLIENT_REQUESTS: usize = MAX_REQUESTS / 2;
 
-/// Bytes a second that a request may take its time for, beyond its timeout.
+/// Bytes a second that a client must send or take after its request's timeout.
 const LEAST_RATE: u32 = 64 * 1024;
 
-pub(super) type Answers<T> = BoxStream<'static, Result<T, Status>>;
+/// What a request is answered with.
+pub type Answers<T> = BoxStream<'static, Result<T, Status>>;
 
-/// Where requests are worked on: on threads that may block, since stores do their I/O in place.
+/// Works on requests, on threads that may block.
 #[derive(Debug, Clone)]
-pub(super) struct Work {
-    turns: Shares<Client>,
+pub struct Work {
+    requests: Shares,
     patience: Patience,
     stop: CancellationToken,
 }
@@ -67,30 +64,38 @@ impl Patience {
     }
 }
 
-/// Where a request's messages come from.
-pub(super) struct Inlet<T> {
+/// The messages of a request.
+pub struct Inlet<T> {
     messages: Streaming<T>,
     patience: Patience,
 }
 
 impl<T: Message> Inlet<T> {
-    /// The next message of a client that is neither silent nor slow for too long.
-    pub(super) async fn next(&mut self) -> Result<Option<T>, Status> {
+    /// The next message.
+    ///
+    /// # Errors
+    ///
+    /// The client has been silent or slow for too long, or its request is refused.
+    pub async fn next(&mut self) -> Result<Option<T>, Status> {
         let message = self.patience.wait(self.messages.message()).await??;
         self.patience.extend(message.as_ref().map_or(0, Message::encoded_len));
         Ok(message)
     }
 }
 
-/// Where a request's answers go.
-pub(super) struct Outlet<T> {
+/// The client of a request, for answers.
+pub struct Outlet<T> {
     sender: queue::Sender<Result<T, Status>>,
     patience: Patience,
 }
 
 impl<T: Message> Outlet<T> {
     /// Hands over a message when the client has room for it.
-    pub(super) async fn send(&mut self, message: T) -> Result<(), Status> {
+    ///
+    /// # Errors
+    ///
+    /// The client has been silent or slow for too long, or is gone.
+    pub async fn send(&mut self, message: T) -> Result<(), Status> {
         let bytes = message.encoded_len();
         let sent = self.patience.wait(self.sender.send(Ok(message), bytes)).await?;
         self.patience.extend(bytes);
@@ -99,34 +104,40 @@ impl<T: Message> Outlet<T> {
 }
 
 impl Work {
-    pub(super) fn new(options: &ServeOptions, stop: CancellationToken) -> Self {
+    /// Work that is given up when `stop` is cancelled.
+    pub fn new(options: &ServeOptions, stop: CancellationToken) -> Self {
         let &ServeOptions { idle_timeout, request_timeout, .. } = options;
         let patience = Patience { idle_timeout, request_timeout, deadline: None };
-        Self { turns: Shares::new(MAX_REQUESTS, CLIENT_REQUESTS), patience, stop }
+        Self { requests: Shares::new(MAX_REQUESTS, CLIENT_REQUESTS), patience, stop }
     }
 
-    /// Does what a request wants when it is its turn, and also one of `others` if there are any.
-    pub(super) async fn run<T: Send + 'static>(
+    /// Does the work of a request as soon as its client has less than its share of requests, and of `scarce` if that is given:
+    /// something that the work needs and of which there is less.
+    ///
+    /// # Errors
+    ///
+    /// The work's, or the server is shutting down.
+    pub async fn run<T: Send + 'static>(
         &self,
-        client: Client,
-        others: Option<&Shares<Client>>,
+        client: &Client,
+        scarce: Option<&Shares>,
         work: impl Future<Output = Result<T, Status>> + Send + 'static,
     ) -> Result<T, Status> {
         let stopping = || Status::unavailable("the server is shutting down");
-        let turns = async {
-            let other = match others {
-                Some(others) => Some(others.take(client).await?),
+        let permits = async {
+            let other = match scarce {
+                Some(scarce) => Some(scarce.of(client).take().await?),
                 None => None,
             };
-            Ok::<_, AcquireError>((other, self.turns.take(client).await?))
+            Ok::<_, AcquireError>((other, self.requests.of(client).take().await?))
         };
-        let turns = tokio::select! {
-            turns = turns => turns.map_err(|_| stopping())?,
+        let permits = tokio::select! {
+            permits = permits => permits.map_err(|_| stopping())?,
             () = self.stop.cancelled() => return Err(stopping()),
         };
         let (runtime, stop) = (Handle::current(), self.stop.clone());
         let worked = spawn_blocking(move || {
-            let _turns = turns;
+            let _permits = permits;
             runtime.block_on(async {
                 tokio::select! {
                     done = work => done,
@@ -137,12 +148,15 @@ impl Work {
         worked.await.unwrap_or_else(|_| Err(Status::internal("the server failed at this request")))
     }
 
-    /// Does what a request wants that is answered with a stream. Who fails before the first message fails at once, and who
-    /// goes away before it is his turn gives it up.
-    pub(super) async fn stream<T, F>(
+    /// As [`run`](Self::run), for a request that is answered with a stream. A client that goes away gives its request up.
+    ///
+    /// # Errors
+    ///
+    /// The work's if it fails before the first message, or the server is shutting down.
+    pub async fn stream<T, F>(
         &self,
         client: Client,
-        others: Option<Shares<Client>>,
+        scarce: Option<Shares>,
         work: impl FnOnce(Outlet<T>) -> F,
     ) -> Result<Response<Answers<T>>, Status>
     where
@@ -153,7 +167,7 @@ impl Work {
         let working = work(Outlet { sender: sender.clone(), patience: self.patience.clone() });
         let this = self.clone();
         let task = AbortOnDropHandle::new(tokio::spawn(async move {
-            if let Err(status) = this.run(client, others.as_ref(), working).await {
+            if let Err(status) = this.run(&client, scarce.as_ref(), working).await {
                 // Of no interest to a client that is gone.
                 let _ = sender.send(Err(status), 0).await;
             }
@@ -168,8 +182,8 @@ impl Work {
         Ok(Response::new(first.chain(rest).boxed()))
     }
 
-    /// What a request's client sends.
-    pub(super) fn inlet<T>(&self, messages: Streaming<T>) -> Inlet<T> {
+    /// The messages of a request, with the deadlines of its client.
+    pub fn inlet<T>(&self, messages: Streaming<T>) -> Inlet<T> {
         Inlet { messages, patience: self.patience.clone() }
     }
 }
@@ -193,32 +207,33 @@ mod tests {
     use tokio::{sync::oneshot, time::timeout};
 
     use super::*;
-    use crate::proto::BlobChunk;
+    use tonic_health::pb::HealthCheckResponse;
 
     /// Longer than any test takes.
     const LONG: Duration = Duration::from_secs(60);
 
     const ONE: Client = Client::User(1);
 
-    fn work(turns: Shares<Client>) -> Work {
-        Work { turns, ..Work::new(&ServeOptions::default(), CancellationToken::new()) }
+    fn work(requests: Shares) -> Work {
+        Work { requests, ..Work::new(&ServeOptions::default(), CancellationToken::new()) }
     }
 
     #[tokio::test]
-    async fn one_client_leaves_turns_to_others() {
+    async fn one_client_leaves_room_for_others() {
         let trees = Shares::new(2, 1);
-        for others in [None, Some(&trees)] {
+        for scarce in [None, Some(&trees)] {
             let work = work(Shares::new(4, 2));
             let _end = work.stop.clone().drop_guard();
-            let mut held: Vec<_> = (0..4).map(|_| Box::pin(work.run::<()>(ONE, others, pending()))).collect();
+            let mut held: Vec<_> = (0..4).map(|_| Box::pin(work.run::<()>(&ONE, scarce, pending()))).collect();
             for held in &mut held {
                 assert!(poll!(held).is_pending());
             }
-            let other = work.run(Client::User(2), others, async { Ok(()) });
+            let two = Client::User(2);
+            let other = work.run(&two, scarce, async { Ok(()) });
             timeout(LONG, other).await.unwrap().unwrap();
-            if others.is_some() {
-                // What waits for its turn at a tree has none that others wait for.
-                let no_tree = work.run(ONE, None, async { Ok(()) });
+            if scarce.is_some() {
+                // What waits for its turn at a tree takes nothing that others wait for.
+                let no_tree = work.run(&ONE, None, async { Ok(()) });
                 timeout(LONG, no_tree).await.unwrap().unwrap();
             }
         }
@@ -236,15 +251,15 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_goes_away_waits_no_longer() {
         let work = work(Shares::new(1, 1));
-        let turn = work.turns.take(ONE).await.unwrap();
+        let permit = work.requests.of(&ONE).take().await.unwrap();
         let (waiting, gone) = oneshot::channel::<()>();
-        let mut asked = Box::pin(work.stream(ONE, None, |_: Outlet<BlobChunk>| async move {
+        let mut asked = Box::pin(work.stream(ONE, None, |_: Outlet<HealthCheckResponse>| async move {
             drop(waiting);
             Ok(())
         }));
         assert!(poll!(&mut asked).is_pending());
         drop(asked);
         timeout(LONG, gone).await.unwrap().unwrap_err();
-        drop(turn);
+        drop(permit);
     }
 }

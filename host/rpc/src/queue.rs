@@ -1,3 +1,5 @@
+//! A queue between the two ends of a stream.
+
 use std::sync::Arc;
 
 use futures::{
@@ -7,7 +9,7 @@ use futures::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Bytes that may wait, or one item with more.
-const MAX_BYTES: usize = super::STREAM_WINDOW_BYTES as usize;
+const MAX_BYTES: usize = crate::STREAM_WINDOW_BYTES as usize;
 
 /// Items that may wait; each sender adds one.
 const MAX_ITEMS: usize = 128;
@@ -16,7 +18,7 @@ const MAX_ITEMS: usize = 128;
 type Waiting<T> = (T, Option<OwnedSemaphorePermit>);
 
 /// Puts items into a queue. Small ones are many at a time, so that who takes them need not be woken for each.
-pub(super) struct Sender<T> {
+pub struct Sender<T> {
     items: mpsc::Sender<Waiting<T>>,
     room: Arc<Semaphore>,
 }
@@ -29,7 +31,7 @@ impl<T> Clone for Sender<T> {
 
 impl<T> Sender<T> {
     /// Waits until there is room for so many bytes; an error when nobody will take the item. Needs tokio.
-    pub(super) async fn send(&mut self, item: T, bytes: usize) -> Result<(), SendError> {
+    pub async fn send(&mut self, item: T, bytes: usize) -> Result<(), SendError> {
         let bytes = u32::try_from(bytes.min(MAX_BYTES)).unwrap_or(u32::MAX);
         // It is never closed.
         let room = self.room.clone().acquire_many_owned(bytes).await.ok();
@@ -38,7 +40,7 @@ impl<T> Sender<T> {
 }
 
 /// A queue for one stream, bounded by the bytes in it.
-pub(super) fn queue<T>() -> (Sender<T>, impl Stream<Item = T> + Unpin) {
+pub fn queue<T>() -> (Sender<T>, impl Stream<Item = T> + Unpin) {
     let (items, taken) = mpsc::channel::<Waiting<T>>(MAX_ITEMS);
     (Sender { items, room: Arc::new(Semaphore::new(MAX_BYTES)) }, taken.map(|(item, _room)| item))
 }

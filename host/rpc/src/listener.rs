@@ -8,8 +8,8 @@
 use std::{
     convert::Infallible,
     io,
+    net::SocketAddr,
     pin::Pin,
-    sync::{Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -18,6 +18,7 @@ use futures::{
     StreamExt as _,
     stream::{self, BoxStream},
 };
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
@@ -28,10 +29,7 @@ use tonic::{
     transport::{Certificate, Identity, Server, ServerTlsConfig, server::Connected},
 };
 
-use super::{
-    ServeError, limited_server,
-    share::{Client, Shares, Turn},
-};
+use crate::{Client, ServeError, Share, Shares, serve::limited_server, share::Permit};
 
 /// Connections that one listener has open; more wait in its queue.
 const MAX_CONNECTIONS: usize = 512;
@@ -63,18 +61,35 @@ pub enum Listener {
     Unix(UnixListener),
 }
 
-/// How connections are made private.
+/// How connections are encrypted.
 #[derive(Debug, Clone)]
 pub struct Tls {
     /// Who this host is.
     pub identity: Identity,
-    /// Who vouches for clients; with it, no other client is let in.
+    /// The CA that signs the certificates of clients. With it, no other client is let in.
     pub client_ca: Option<Certificate>,
 }
 
 impl Listener {
+    /// Refuses a listener over TCP as [`forbid_anonymous_tcp`] does its address.
+    ///
+    /// # Errors
+    ///
+    /// See [`AnonymousTcp`].
+    pub fn forbid_anonymous_tcp(&self) -> Result<(), AnonymousTcp> {
+        let (listener, tls) = match self {
+            Self::Tcp(listener) => (listener, None),
+            Self::Tls(listener, tls) => (listener, Some(tls)),
+            Self::Unix(_) => return Ok(()),
+        };
+        match listener.local_addr() {
+            Ok(addr) => forbid_anonymous_tcp(addr, tls),
+            Err(_) => Err(AnonymousTcp(self.to_string())),
+        }
+    }
+
     /// Serves until `shutdown`, and then until all connections are closed.
-    pub(super) async fn serve(self, routes: Routes, shutdown: CancellationToken) -> Result<(), ServeError> {
+    pub(crate) async fn serve(self, routes: Routes, shutdown: CancellationToken) -> Result<(), ServeError> {
         let (name, limits) = (self.to_string(), Limits::default());
         match self {
             Self::Tcp(listener) => run(limited_server(), routes, listener, limits, shutdown).await,
@@ -95,6 +110,25 @@ impl Listener {
     }
 }
 
+/// A TCP listener that anyone who reaches it may use.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("anyone who reaches {0} could use it: no client has to prove who it is")]
+pub struct AnonymousTcp(String);
+
+/// Refuses an address that other hosts can reach if its clients don't have to prove who they are: without TLS, or with TLS
+/// that doesn't ask for a client's certificate. Loopback addresses are always accepted.
+///
+/// # Errors
+///
+/// See [`AnonymousTcp`].
+pub fn forbid_anonymous_tcp(addr: SocketAddr, tls: Option<&Tls>) -> Result<(), AnonymousTcp> {
+    let is_authenticated = tls.is_some_and(|tls| tls.client_ca.is_some());
+    if is_authenticated || addr.ip().to_canonical().is_loopback() {
+        return Ok(());
+    }
+    Err(AnonymousTcp(addr.to_string()))
+}
+
 impl std::fmt::Display for Listener {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -113,8 +147,8 @@ impl std::fmt::Display for Listener {
 /// The connections of one listener.
 #[derive(Debug, Clone)]
 struct Limits {
-    open: Shares<Client>,
-    handshakes: Shares<Client>,
+    open: Shares,
+    handshakes: Shares,
 }
 
 impl Default for Limits {
@@ -177,12 +211,13 @@ fn incoming<L: Accept>(listener: L, limits: Limits) -> BoxStream<'static, Result
                     continue;
                 }
             };
-            if let Ok(turn) = limits.handshakes.try_take(client, 1) {
-                let stage = Mutex::new(Stage::Handshake { _turn: turn });
-                let limited = Limited { connection, client, open: limits.open.clone(), stage };
+            if let Ok(permit) = limits.handshakes.of(&client).try_take(1) {
+                let stage = Mutex::new(Stage::Handshake { _permit: permit });
+                let open = limits.open.of(&client);
+                let limited = Limited { connection, client, open, stage };
                 return Some((Ok(limited), (listener, limits)));
             }
-            tracing::debug!("closed a connection of {client:?}: too many are at their handshakes");
+            tracing::debug!("closed a connection of {client}: too many are at their handshakes");
         }
     })
     .boxed()
@@ -192,13 +227,13 @@ fn incoming<L: Accept>(listener: L, limits: Limits) -> BoxStream<'static, Result
 struct Limited<C> {
     connection: C,
     client: Client,
-    open: Shares<Client>,
+    open: Share,
     stage: Mutex<Stage>,
 }
 
 enum Stage {
-    Handshake { _turn: Turn },
-    Open { _turn: Turn },
+    Handshake { _permit: Permit },
+    Open { _permit: Permit },
     Refused,
 }
 
@@ -207,21 +242,21 @@ impl<C: Connected> Connected for Limited<C> {
 
     /// tonic asks for it once: when the handshake is over.
     fn connect_info(&self) -> C::ConnectInfo {
-        let stage = match self.open.try_take(self.client, 1) {
-            Ok(turn) => Stage::Open { _turn: turn },
+        let stage = match self.open.try_take(1) {
+            Ok(permit) => Stage::Open { _permit: permit },
             Err(_) => {
-                tracing::debug!("closed a connection of {:?}: too many are open", self.client);
+                tracing::debug!("closed a connection of {}: too many are open", self.client);
                 Stage::Refused
             }
         };
-        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
+        *self.stage.lock() = stage;
         self.connection.connect_info()
     }
 }
 
 impl<C: AsyncRead + Unpin> AsyncRead for Limited<C> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if matches!(self.stage.get_mut().unwrap_or_else(PoisonError::into_inner), Stage::Refused) {
+        if matches!(self.stage.get_mut(), Stage::Refused) {
             return Poll::Ready(Err(io::ErrorKind::QuotaExceeded.into()));
         }
         Pin::new(&mut self.connection).poll_read(cx, buffer)
@@ -256,17 +291,15 @@ impl<C: AsyncWrite + Unpin> AsyncWrite for Limited<C> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use rcgen::{CertifiedKey, generate_simple_self_signed};
     use tokio::{io::AsyncReadExt as _, net::TcpSocket, time::timeout};
-    use tonic::service::RoutesBuilder;
+    use tonic::{
+        service::RoutesBuilder,
+        transport::{ClientTlsConfig, Endpoint},
+    };
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
     use super::*;
-    use crate::{
-        B3Digest, BlobService as _, Store,
-        grpc::{GrpcBlobService, Peer, PeerOptions, ServeOptions, add_services},
-    };
 
     /// Longer than any test takes.
     const LONG: Duration = Duration::from_secs(60);
@@ -280,6 +313,10 @@ mod tests {
 
     fn client(from: u8) -> Client {
         Client::at([127, 0, 0, from].into())
+    }
+
+    fn has_left(shares: &Shares, from: u8, connections: usize) -> bool {
+        shares.of(&client(from)).try_take(connections).is_ok()
     }
 
     async fn is_closed(connection: &mut TcpStream) {
@@ -318,9 +355,9 @@ mod tests {
         let _fourth = connect(1, addr).await;
         let fourth = next().await;
         fourth.connect_info();
-        assert!(matches!(*fourth.stage.lock().unwrap(), Stage::Open { .. }));
-        assert!(matches!(two.stage.get_mut().unwrap(), Stage::Open { .. }));
-        assert!(limits.handshakes.try_take(client(1), 2).is_ok());
+        assert!(matches!(*fourth.stage.lock(), Stage::Open { .. }));
+        assert!(matches!(two.stage.get_mut(), Stage::Open { .. }));
+        assert!(has_left(&limits.handshakes, 1, 2));
     }
 
     #[tokio::test]
@@ -332,26 +369,59 @@ mod tests {
         let addr = listener.local_addr().unwrap();
         let limits = Limits { open: Shares::new(1, 1), handshakes: Shares::new(2, 1) };
         let mut routes = RoutesBuilder::default();
-        let shutdown = CancellationToken::new();
-        add_services(&mut routes, &Store::memory(), &ServeOptions::default(), shutdown.clone());
-        let serving = tokio::spawn(run(server, routes.routes(), listener, limits.clone(), shutdown));
+        routes.add_service(tonic_health::server::health_reporter().1);
+        let never = CancellationToken::new();
+        let serving = tokio::spawn(run(server, routes.routes(), listener, limits.clone(), never));
 
         let _stranger = connect(2, addr).await;
         timeout(LONG, async {
-            while limits.handshakes.try_take(client(2), 1).is_ok() {
+            while has_left(&limits.handshakes, 2, 1) {
                 tokio::task::yield_now().await;
             }
         })
         .await
         .unwrap();
-        assert!(limits.open.try_take(client(2), 1).is_ok());
+        assert!(has_left(&limits.open, 2, 1));
 
-        let options = PeerOptions { authority: Some(cert.pem().into()), ..PeerOptions::default() };
-        let addr = format!("grpc+https://localhost:{}", addr.port());
-        let blobs = GrpcBlobService::new(Peer::from_addr(&addr, &options).unwrap());
-        assert!(!blobs.has(&B3Digest::of(b"never put")).await.unwrap());
-        assert!(limits.open.try_take(client(2), 1).is_err());
-        assert!(limits.handshakes.try_take(client(1), 1).is_ok());
+        let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(cert.pem()));
+        let endpoint = Endpoint::from_shared(format!("https://localhost:{}", addr.port())).unwrap();
+        let channel = endpoint.tls_config(tls).unwrap().connect().await.unwrap();
+        HealthClient::new(channel).check(HealthCheckRequest::default()).await.unwrap();
+        assert!(!has_left(&limits.open, 2, 1));
+        assert!(has_left(&limits.handshakes, 1, 1));
         serving.abort();
+    }
+
+    #[test]
+    fn only_loopback_addresses_take_clients_that_prove_nothing() {
+        let identity = Identity::from_pem("certificate", "key");
+        let without_clients = Tls { identity, client_ca: None };
+        let with_clients = Tls { client_ca: Some(Certificate::from_pem("ca")), ..without_clients.clone() };
+        for (addr, is_loopback) in [
+            ("127.0.0.1:1", true),
+            ("127.9.9.9:1", true),
+            ("[::1]:1", true),
+            ("[::ffff:127.0.0.1]:1", true),
+            ("0.0.0.0:1", false),
+            ("[::]:1", false),
+            ("10.0.0.1:1", false),
+            ("[::ffff:10.0.0.1]:1", false),
+        ] {
+            let addr = addr.parse().unwrap();
+            for tls in [None, Some(&without_clients)] {
+                assert_eq!(forbid_anonymous_tcp(addr, tls).is_ok(), is_loopback, "{addr}");
+            }
+            forbid_anonymous_tcp(addr, Some(&with_clients)).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_listener_is_checked_by_its_address_and_a_unix_socket_proves_its_clients() {
+        let bind = async |addr| Listener::Tcp(TcpListener::bind(addr).await.unwrap());
+        bind("127.0.0.1:0").await.forbid_anonymous_tcp().unwrap();
+        bind("0.0.0.0:0").await.forbid_anonymous_tcp().unwrap_err();
+        let dir = tempfile::tempdir().unwrap();
+        let socket = UnixListener::bind(dir.path().join("socket")).unwrap();
+        Listener::Unix(socket).forbid_anonymous_tcp().unwrap();
     }
 }

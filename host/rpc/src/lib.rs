@@ -1,0 +1,35 @@
+//! What every gRPC service of this host shares, whatever it serves.
+//!
+//! ```text
+//!   Listener ─▶ TLS ─▶ connection ─▶ Guarded ─────────▶ a service ─▶ Work
+//!      │                   │            │                              │
+//!   handshakes,        one Client    sizes, deadlines,         its turn on a thread,
+//!   connections                      MemoryBudget              deadlines for its client
+//! ```
+//!
+//! Clients may be hostile. Every message has a limit, every wait an end, and of everything that there is a limited amount
+//! of (connections, memory, threads) one [`Client`] has at most its share.
+
+mod client;
+mod guard;
+mod listener;
+mod memory;
+pub mod queue;
+mod serve;
+mod share;
+mod work;
+
+pub use client::Client;
+pub use guard::{Guarded, Limits, MAX_QUESTION_BYTES, Refusal, Takes};
+pub use listener::{AnonymousTcp, Listener, Tls, forbid_anonymous_tcp};
+pub use memory::{MemoryBudget, MemoryPermit};
+pub use serve::{ServeError, ServeOptions, serve_routes};
+pub use share::{Share, Shares};
+pub use tonic::{
+    service::RoutesBuilder,
+    transport::{Certificate, Identity},
+};
+pub use work::{Answers, Inlet, Outlet, Work};
+
+/// Bytes that may be on their way in one stream without having been asked for by a reader.
+pub const STREAM_WINDOW_BYTES: u32 = 512 * 1024;

@@ -1,0 +1,164 @@
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr},
+    sync::{Arc, Weak},
+};
+
+use parking_lot::Mutex;
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+
+use crate::Client;
+
+/// A limited amount of something, of which each client has at most its share.
+#[derive(Debug, Clone)]
+pub struct Shares {
+    total: Arc<Semaphore>,
+    share: usize,
+    clients: Arc<Mutex<HashMap<Client, Weak<Semaphore>>>>,
+}
+
+/// One client's share.
+#[derive(Debug, Clone)]
+pub struct Share {
+    own: Arc<Semaphore>,
+    total: Arc<Semaphore>,
+}
+
+/// A part of a client's share, given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    own: OwnedSemaphorePermit,
+    total: OwnedSemaphorePermit,
+}
+
+/// What has been used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exhausted {
+    /// The client's share.
+    Share,
+    /// What all clients have together.
+    Total,
+}
+
+impl Shares {
+    /// So much, and how much of it a client may have.
+    pub fn new(total: usize, share: usize) -> Self {
+        Self { total: Arc::new(Semaphore::new(total)), share, clients: Arc::default() }
+    }
+
+    /// A client's share. An IPv6 network of 64 bits has one share, since one host may have all of its addresses.
+    pub fn of(&self, client: &Client) -> Share {
+        let holder = match client {
+            Client::Address(IpAddr::V6(address)) => {
+                Client::Address(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into())
+            }
+            client => client.clone(),
+        };
+        let mut clients = self.clients.lock();
+        let known = clients.get(&holder).and_then(Weak::upgrade);
+        let own = known.unwrap_or_else(|| {
+            clients.retain(|_, own| own.strong_count() > 0);
+            let own = Arc::new(Semaphore::new(self.share));
+            clients.insert(holder, Arc::downgrade(&own));
+            own
+        });
+        Share { own, total: Arc::clone(&self.total) }
+    }
+
+    /// Waits until not everything is taken.
+    pub(crate) async fn wait(&self) -> Result<(), AcquireError> {
+        self.total.acquire().await.map(drop)
+    }
+}
+
+impl Share {
+    /// One unit, as soon as the client has less than its share and not everything is taken.
+    pub(crate) async fn take(self) -> Result<Permit, AcquireError> {
+        let own = self.own.acquire_owned().await?;
+        Ok(Permit { own, total: self.total.acquire_owned().await? })
+    }
+
+    /// So many units, if they are there now.
+    pub(crate) fn try_take(&self, units: usize) -> Result<Permit, Exhausted> {
+        let units = u32::try_from(units).unwrap_or(u32::MAX);
+        let own = Arc::clone(&self.own).try_acquire_many_owned(units).map_err(|_| Exhausted::Share)?;
+        let total = Arc::clone(&self.total).try_acquire_many_owned(units).map_err(|_| Exhausted::Total)?;
+        Ok(Permit { own, total })
+    }
+}
+
+impl Permit {
+    /// Takes in another permit of the same client.
+    ///
+    /// # Panics
+    ///
+    /// It is another client's.
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.own.merge(other.own);
+        self.total.merge(other.total);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::poll;
+
+    use super::*;
+
+    #[test]
+    fn no_client_has_more_than_its_share_nor_all_of_them_more_than_there_is() {
+        let shares = Shares::new(4, 3);
+        let [one, other] = [1, 2].map(|uid| shares.of(&Client::User(uid)));
+        let mut taken = one.try_take(2).unwrap();
+        assert_eq!(one.try_take(2).unwrap_err(), Exhausted::Share);
+        taken.merge(one.try_take(1).unwrap());
+        assert_eq!(one.try_take(1).unwrap_err(), Exhausted::Share);
+        assert_eq!(other.try_take(2).unwrap_err(), Exhausted::Total);
+        let others = other.try_take(1).unwrap();
+        drop(taken);
+        assert_eq!(other.try_take(3).unwrap_err(), Exhausted::Share);
+        drop(others);
+        drop(other.try_take(3).unwrap());
+    }
+
+    #[test]
+    fn a_share_is_forgotten_when_nobody_has_it() {
+        let shares = Shares::new(4, 3);
+        let taken = shares.of(&Client::User(1)).try_take(1).unwrap();
+        drop(shares.of(&Client::User(2)));
+        drop(shares.of(&Client::User(3)));
+        assert_eq!(shares.clients.lock().len(), 2);
+        assert!(shares.of(&Client::User(1)).try_take(3).is_err());
+        drop(taken);
+        shares.of(&Client::User(1)).try_take(3).unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_has_its_share_waits_and_holds_up_nobody_else() {
+        let shares = Shares::new(3, 2);
+        let [one, other] = [1, 2].map(|uid| shares.of(&Client::User(uid)));
+        let first = one.clone().take().await.unwrap();
+        let _second = one.clone().take().await.unwrap();
+        let mut third = Box::pin(one.take());
+        assert!(poll!(&mut third).is_pending());
+        let others = other.take().await.unwrap();
+        drop(first);
+        third.await.unwrap();
+        drop(others);
+    }
+
+    #[test]
+    fn a_host_that_has_many_addresses_has_one_share() {
+        let shares = Shares::new(2, 1);
+        let at = |address: &str| shares.of(&Client::at(address.parse().unwrap()));
+        for (one, other, is_same) in [
+            ("2001:db8::1", "2001:db8::ffff:0:0:2", true),
+            ("2001:db8::1", "2001:db8:0:1::1", false),
+            ("::ffff:10.0.0.1", "10.0.0.1", true),
+            ("10.0.0.1", "10.0.0.2", false),
+        ] {
+            let _taken = at(one).try_take(1).unwrap();
+            assert_eq!(at(other).try_take(1).is_err(), is_same, "{one} {other}");
+        }
+    }
+}
