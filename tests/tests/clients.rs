@@ -25,6 +25,11 @@ fn the_advised_import_makes_a_build_with_a_daemon_succeed() {
     user.command(advised).succeeds();
     assert_eq!(run().shell("cp /inputs/in out").succeeds().read("build/out"), "from the client\n");
 
+    // A person sees the id at once, and how long a failure took.
+    let failed = user.build().on(&daemon).on_terminal((24, 120)).start_shell("exit 3").end().build_fails("exit_code");
+    let id = failed.build_id().expect("it is told");
+    failed.says(&format!("build {id}")).says("failed after ").says("(boot ");
+
     // The variable alone does it, too, and the client's own store has nothing of it.
     let there = |arguments: &[&str]| user.command_with(&variables, arguments);
     let other = user.file("other", "more\n");

@@ -1,4 +1,4 @@
-//! Archives, in and out: tar, plain or packed, and NAR.
+//! Import and export of archives: tar, compressed or not, and NAR.
 
 use std::{
     fs::{self, File, Permissions},
@@ -18,41 +18,41 @@ use cofferdam_castore::{
 use super::{CliError, node_text, quantity};
 use crate::build::failure::blames_path;
 
-/// What an import is of.
+/// The kind of an import.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum ImportFormat {
-    /// What is at the path
+    /// The file, directory or symbolic link at the path
     Path,
-    /// The directory in a tar archive; plain, gzip or zstd, whatever its name is
+    /// The directory in a tar archive, uncompressed or compressed with gzip or zstd; the name doesn't matter
     Tar,
-    /// What is in a NAR, Nix's archive; plain, gzip or zstd
+    /// The contents of a NAR, Nix's archive, uncompressed or compressed with gzip or zstd
     Nar,
 }
 
-/// What an export makes.
+/// The kind of an export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum ExportFormat {
     /// Files and directories
     Path,
-    /// A tar archive of what a directory holds
+    /// A tar archive of a directory's contents
     Tar,
-    /// The same, packed with gzip
+    /// A tar archive, compressed with gzip
     #[value(name = "tar.gz")]
     TarGz,
-    /// The same, packed with zstd
+    /// A tar archive, compressed with zstd
     #[value(name = "tar.zst")]
     TarZst,
     /// A NAR, Nix's archive
     Nar,
 }
 
-/// How much an archive may hold.
+/// Limits on an archive's contents.
 #[derive(Debug, Args)]
 pub(super) struct LimitArgs {
-    /// Most that the files in an archive may hold, such as 100G [default: 64G]
+    /// Maximum size of all files in an archive, such as 100G [default: 64G]
     #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
     archive_limit: Option<u64>,
-    /// Most files, directories and symlinks in an archive
+    /// Maximum number of files, directories and symlinks in an archive
     #[arg(long, value_name = "N", default_value_t = Limits::default().entries)]
     archive_files: u64,
 }
@@ -63,7 +63,7 @@ impl LimitArgs {
     }
 }
 
-/// The standard streams' name on the command line.
+/// The name of stdin and stdout on the command line.
 const STANDARD: &str = "-";
 
 /// Imports an archive, from stdin where `path` is `-`.
@@ -115,7 +115,7 @@ pub(super) fn export(
     }
     if dest == Path::new(STANDARD) {
         return match write(store, node, format, dest, &mut io::stdout().lock(), interrupted) {
-            // Its reader has seen enough.
+            // The reader has closed the pipe.
             Err(ExportError::Write { source, .. }) if source.kind() == ErrorKind::BrokenPipe => Ok(()),
             written => Ok(written?),
         };

@@ -21,16 +21,16 @@ Examples:
 
 /// Builds a snix.build.v1.BuildRequest
 ///
-/// The request is ProtoJSON, or a binary message where the name ends in .binpb. Its inputs must be in the store. stdout
-/// gets what `run` prints; with --json a snix.build.v1.BuildResponse in ProtoJSON. With a daemon, a line before it tells the
-/// build's id: {"build":ID}.
+/// The request is ProtoJSON, or a binary message if the file's name ends in .binpb. Its inputs must be in the store. stdout
+/// gets the same as from `run`; with --json a snix.build.v1.BuildResponse in ProtoJSON. With a daemon, the line before it has
+/// the build's id: {"build":ID}.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct BuildArgs {
     /// The file that holds the request; - for stdin
     #[arg(value_name = "REQUEST")]
     request: PathBuf,
-    /// The request's form [default: binpb where the name ends so, else json]
+    /// The request's format [default: binpb if the file's name ends in .binpb, else json]
     #[arg(long, value_enum)]
     format: Option<Format>,
     #[command(flatten)]
@@ -48,7 +48,7 @@ enum Format {
 impl BuildArgs {
     pub(super) async fn execute(self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
         let (path, format) = (self.request.clone(), self.format());
-        // Whoever writes the request may be slow, or a person.
+        // stdin can be slow: a program, or a person who types.
         let request = blocking(cancel, move || read(&path, format)).await?;
         self.execute.prepare(client, &request)?.execute(request, cancel).await
     }
@@ -77,7 +77,7 @@ fn read(path: &Path, format: Format) -> Result<BuildRequest, CliError> {
     })
 }
 
-/// One byte more than a request may have is enough to refuse it.
+/// Reads at most one byte more than a request may have: enough to refuse it.
 fn bounded(source: impl Read) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     source.take(MAX_ENCODED_BYTES as u64 + 1).read_to_end(&mut bytes)?;
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn the_name_tells_the_form_unless_a_flag_does() {
+    fn the_format_follows_the_flag_or_else_the_name() {
         assert_eq!(parse(&["a.json"]).format(), Format::Json);
         assert_eq!(parse(&["a.binpb"]).format(), Format::Binpb);
         assert_eq!(parse(&["-"]).format(), Format::Json);

@@ -1,4 +1,4 @@
-//! What goes wrong, told in one place: to people on stderr, to programs as JSON and as an exit code.
+//! Errors of commands, and the one place that reports them: as text on stderr, as JSON on stdout, and as an exit code.
 
 use std::{
     error::Error,
@@ -19,7 +19,7 @@ use crate::{
 
 type Cause = Box<dyn Error + Send>;
 
-/// Whom a failure asks to act.
+/// Who has to act on a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// The author of the build: it ran and failed.
@@ -51,49 +51,49 @@ impl Exit {
     }
 }
 
-/// A failed command.
+/// The error of a command.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
     /// A build ended without a result.
     #[error(transparent)]
     Build(#[from] BuildError),
-    /// The same, as a daemon tells it.
+    /// A daemon reported a failure, or can't be reached.
     #[error("{}", failure.message)]
     Daemon {
-        /// What it said.
+        /// The failure.
         failure: Box<Failure>,
-        /// Where it is.
+        /// The daemon's address.
         addr: String,
     },
-    /// A failure that is described whole.
+    /// A failure with all its parts.
     #[error("{}", .0.message)]
     Failure(Box<Failure>),
-    /// The command line asks for what can't be.
+    /// The command line is wrong.
     #[error("{message}")]
     Wrong {
         /// What is wrong.
         message: String,
-        /// What makes it so.
+        /// The cause.
         #[source]
         source: Option<Cause>,
         /// What to do about it.
         advice: Option<String>,
     },
-    /// Doctor has told all there is to tell.
+    /// `doctor` found something missing, and has printed it.
     #[error("no build can run here yet")]
     Unfit,
-    /// This host could not do it.
+    /// This host failed.
     #[error("{message}")]
     Failed {
         /// What failed.
         message: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: Option<Cause>,
         /// What to do about it.
         advice: Option<String>,
     },
-    /// It failed when a build's result was on stdout already, which has room for one object only.
+    /// The command failed after its result was printed; no second object follows on stdout.
     #[error(transparent)]
     AfterResult(Box<CliError>),
 }
@@ -145,12 +145,12 @@ impl CliError {
         Self::Failed { message: message.into(), source: Some(Box::new(source)), advice: None }
     }
 
-    /// This host has what is no longer what it was.
+    /// Something that this host stores is damaged.
     pub(super) fn damaged(message: impl Into<String>) -> Self {
         Self::Failed { message: message.into(), source: None, advice: None }
     }
 
-    /// What was to be done at a path that the user has named.
+    /// An I/O error at a path that the user named.
     pub(super) fn at_path(message: impl Into<String>, source: io::Error) -> Self {
         if blames_path(&source) { Self::wrong_because(message, source) } else { Self::failed(message, source) }
     }
@@ -159,7 +159,7 @@ impl CliError {
         Self::Build(BuildError::Executor(ExecutorError::Interrupted))
     }
 
-    /// Says it in terms of the command; the causes stay.
+    /// Replaces the message; the causes stay.
     #[must_use]
     pub(super) fn about(mut self, text: impl Into<String>) -> Self {
         if let Self::Wrong { message, .. } | Self::Failed { message, .. } = &mut self {
@@ -168,7 +168,7 @@ impl CliError {
         self
     }
 
-    /// Adds what to do about it.
+    /// Adds advice.
     #[must_use]
     pub(super) fn try_this(mut self, text: impl Into<String>) -> Self {
         if let Self::Wrong { advice, .. } | Self::Failed { advice, .. } = &mut self {
@@ -177,7 +177,7 @@ impl CliError {
         self
     }
 
-    /// Whom it asks to act.
+    /// Who has to act.
     pub fn exit(&self) -> Exit {
         match self {
             Self::Build(BuildError::Failed(_)) => Exit::BuildFailed,
@@ -193,7 +193,7 @@ impl CliError {
         self.exit().code().into()
     }
 
-    /// Tells it: on stderr, and with `json` on stdout, too.
+    /// Reports it on stderr, and with `json` on stdout, too.
     pub fn report(&self, json: bool) {
         match self {
             Self::Unfit => return,
@@ -203,22 +203,22 @@ impl CliError {
         let mut stderr = io::stderr();
         let mut text = self.text();
         if stderr.is_terminal() {
-            // Names of files can hold what controls a terminal, too.
+            // File names can contain control sequences, too.
             text = PlainText::default().filter(text.as_bytes());
         }
-        // Nobody is left to tell when this fails.
+        // If stderr is gone, there is nowhere to report that.
         let _ = stderr.write_all(text.as_bytes());
         if json {
             self.report_json();
         }
     }
 
-    /// Tells it to a program, on stdout.
+    /// Reports it on stdout as JSON.
     pub(super) fn report_json(&self) {
         let _ = super::print(&format!("{}\n", self.json()));
     }
 
-    /// What is told of it. Of a command that is no build, the kind is the one of its exit code.
+    /// The failure to report. For a command other than a build, its kind follows the exit code.
     fn failure(&self) -> Failure {
         if let Self::Failed { source: Some(source), .. } = self
             && let Some(failure) = transport::failure_of_store(&**source)
@@ -243,14 +243,14 @@ impl CliError {
         }
     }
 
-    /// The error, its causes, each on a line, and what to try.
+    /// The error, its causes and the advice, each on a line.
     fn text(&self) -> String {
         let Failure { reason, message, causes, advice, fields, .. } = self.failure();
         if reason == "interrupted" {
             return "error: interrupted\n".to_owned();
         }
         let mut text = format!("error: {message}\n");
-        // Libraries wrap errors in others that say the same.
+        // Libraries wrap errors in others with the same text.
         for (at, cause) in causes.iter().enumerate() {
             if !causes[..at].contains(cause) {
                 let _ = writeln!(text, "  caused by: {cause}");

@@ -1,4 +1,4 @@
-//! What `run` and `build` share: from a request to its outputs on stdout.
+//! The common part of `run` and `build`: from a request to its outputs on stdout.
 
 use std::{
     fs,
@@ -31,65 +31,65 @@ use crate::{
     request::{BuildRequest, BuildResult, Host, RelativePath, admit},
 };
 
-/// How a build is run, whatever it is.
+/// How a build runs, and where its outputs go.
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Machine")]
 pub(super) struct ExecuteArgs {
-    /// Memory that the build finds, such as 512M or 4G [default: 2G, or what the request asks for if that is more]
+    /// Memory for the build, such as 512M or 4G [default: 2G, or the request's min_memory if that is more]
     #[arg(long, value_name = "SIZE", value_parser = memory)]
     pub(super) memory: Option<u64>,
     /// Virtual CPUs [default: 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(vmm::MAX_CPUS)))]
     cpus: Option<u32>,
-    /// Size of the scratch disk, such as 100G; it takes as much of the host's disk as the build writes [default: 32G]
+    /// Size of the scratch disk, such as 100G; it takes only as much of the host's disk as the build writes [default: 32G]
     #[arg(long, value_name = "SIZE", value_parser = scratch_size)]
     scratch_size: Option<u64>,
-    /// Time that the build may take, boot included, such as 90s or 10m [default: 1h]
+    /// Maximum time of the build, boot included, such as 90s or 10m [default: 1h]
     #[arg(long, value_name = "DUR", value_parser = quantity::duration)]
     timeout: Option<Duration>,
-    /// Time for which the command may write nothing, such as 10m [default: without limit]
+    /// Maximum time without output of the command, such as 10m [default: no limit]
     #[arg(long, value_name = "DUR", value_parser = quantity::duration)]
     silence: Option<Duration>,
-    /// Time that the guest may take to boot and to connect [default: 1m]
+    /// Maximum time until the guest has booted and connected [default: 1m]
     #[arg(long, value_name = "DUR", value_parser = quantity::duration)]
     connect_timeout: Option<Duration>,
-    /// Most processes and threads of the build at a time; small machines can have fewer [default: 16384]
+    /// Maximum number of processes and threads at a time; machines with little memory allow fewer [default: 16384]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     processes: Option<u32>,
-    /// Most that the build may write to stdout and stderr, such as 100M [default: 1G]
+    /// Maximum size of the log, stdout and stderr together, such as 100M [default: 1G]
     #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
     log_limit: Option<u64>,
-    /// Most that the files of all outputs may hold, such as 10G [default: 64G]
+    /// Maximum size of all files in the outputs, such as 10G [default: 64G]
     #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
     output_limit: Option<u64>,
-    /// Most files, directories and symlinks in all outputs [default: 1000000]
+    /// Maximum number of files, directories and symlinks in the outputs [default: 1000000]
     #[arg(long, value_name = "N")]
     output_files: Option<u64>,
-    /// Show builds this model of CPU, by QEMU's name for it, such as Nehalem-v1 or EPYC-v1, the same on every
-    /// host; one that can't is an error. QEMU alone can do this, and runs the build then
+    /// CPU model that the build sees, by QEMU's name for it, such as Nehalem-v1 or EPYC-v1: the same on every host. A host
+    /// that can't provide it is an error. Implies --vmm qemu
     #[arg(long, value_name = "MODEL", env = "COFFERDAM_CPU_MODEL", hide_env_values = true)]
     cpu_model: Option<String>,
-    /// Make guests' memory of the host's huge pages (sysctl vm.nr_hugepages)
+    /// Use the host's huge pages for the guest's memory (sysctl vm.nr_hugepages)
     #[arg(long, env = "COFFERDAM_HUGEPAGES", hide_env_values = true)]
     hugepages: bool,
-    /// The VMM; by default the best that this host can run, see `cofferdam doctor`
+    /// The VMM [default: the best that this host can run, see `cofferdam doctor`]
     #[arg(long, value_enum)]
     vmm: Option<VmmArg>,
     /// The guest image [default: $COFFERDAM_IMAGE or ~/.cache/cofferdam/image]
     #[arg(long, value_name = "DIR")]
     image: Option<PathBuf>,
-    /// Build on the daemon even if it has built the same before
+    /// With a daemon: build even if the daemon has built the same before
     #[arg(long)]
     rebuild: bool,
 
-    /// Keep what a failed build leaves in its scratch directories, and print its node
+    /// If the build fails, keep its scratch directories in the store, and print their node
     #[arg(long, help_heading = "Results")]
     keep_failed: bool,
-    /// When the build fails, open a shell in its place, on this terminal; whatever runs there controls the terminal
-    /// until the shell ends, as if logged in elsewhere
+    /// If the build fails, open a shell in its machine, on this terminal. Until the shell ends, programs in it control the
+    /// terminal, as over ssh
     #[arg(long, help_heading = "Results")]
     shell_on_failure: bool,
-    /// Time that the shell may take [default: 1h]
+    /// Maximum time of the shell [default: 1h]
     #[arg(long, value_name = "DUR", value_parser = quantity::duration)]
     #[arg(requires = "shell_on_failure", help_heading = "Results")]
     shell_timeout: Option<Duration>,
@@ -112,7 +112,7 @@ enum VmmArg {
     Qemu,
 }
 
-/// A host that is ready to build: what can be known to be missing before any work is there.
+/// A build that is ready to start: everything that can be checked before any work is done has been checked.
 pub(super) struct Ready<'a> {
     args: &'a ExecuteArgs,
     client: &'a ClientArgs,
@@ -121,15 +121,15 @@ pub(super) struct Ready<'a> {
     pub(super) progress: Arc<Progress>,
 }
 
-/// Where it is built.
+/// Where the build runs.
 enum Place {
     Here(Box<Settings>),
     Daemon(Box<Daemon>),
 }
 
 impl ExecuteArgs {
-    /// Checks everything that needs no work: the host against the request, image, VMM, store, and room for the
-    /// outputs.
+    /// Checks everything that needs no work: that the host can build the request, the image, the VMM, the store, and that
+    /// no output exists yet.
     pub(super) fn prepare<'a>(&'a self, client: &'a ClientArgs, request: &BuildRequest) -> Result<Ready<'a>, CliError> {
         if self.shell_on_failure && !terminal::is_there() {
             return Err(CliError::wrong("--shell-on-failure needs a terminal for stdin and stderr")
@@ -151,8 +151,8 @@ impl ExecuteArgs {
             .map_err(|error| CliError::failed("there is no guest image to boot", error))?;
         let asked = match (self.vmm, &self.cpu_model) {
             (Some(VmmArg::CloudHypervisor), Some(_)) => {
-                return Err(CliError::wrong("cloud-hypervisor shows builds the host's CPU, whatever --cpu-model says")
-                    .try_this("--vmm qemu, or leave --cpu-model and COFFERDAM_CPU_MODEL"));
+                return Err(CliError::wrong("cloud-hypervisor has no CPU models: builds see the host's CPU")
+                    .try_this("--vmm qemu, or leave out --cpu-model and COFFERDAM_CPU_MODEL"));
             }
             (Some(VmmArg::CloudHypervisor), None) => Some(vmm::Kind::CloudHypervisor),
             (Some(VmmArg::Qemu), _) | (None, Some(_)) => Some(vmm::Kind::Qemu),
@@ -189,7 +189,7 @@ impl ExecuteArgs {
         Ok(admit(request, &host)?)
     }
 
-    /// The daemon. It refuses by itself what it doesn't have.
+    /// The daemon, which checks a request itself.
     fn daemon(&self, addr: &str) -> Result<Daemon, CliError> {
         let of_this_host = [
             ("--cpu-model", self.cpu_model.is_some()),
@@ -265,7 +265,7 @@ impl ExecuteArgs {
 }
 
 impl Ready<'_> {
-    /// Builds, prints and exports, in this order: a result is told whatever becomes of its export.
+    /// Builds, prints the result, then exports: a failed export doesn't lose the result.
     pub(super) async fn execute(self, request: BuildRequest, cancel: &CancellationToken) -> Result<(), CliError> {
         let Self { args, client, place, store, progress } = self;
         let built = match place {
@@ -314,7 +314,7 @@ fn summary(how: &str, times: &Times) -> String {
     format!("{how} {total} (boot {boot}, run {run}, ingest {ingest})")
 }
 
-/// One line an output: its path, its node and, where needles were asked for, those found; tabs between.
+/// One line for each output: its path, its node and, if the request has needles, those found; tabs between.
 fn lines(request: &BuildRequest, result: &BuildResult) -> String {
     let mut text = String::new();
     for (path, output) in request.outputs.iter().zip(&result.outputs) {
@@ -333,17 +333,17 @@ fn lines(request: &BuildRequest, result: &BuildResult) -> String {
     text
 }
 
-/// The text itself, or quoted when it could be mistaken for more than one word.
+/// The text, quoted if it could be mistaken for more than one word.
 fn shown(text: &str) -> String {
     let quoted = format!("{text:?}");
     let plain = quoted.len() == text.len() + 2 && !text.contains(char::is_whitespace) && !text.is_empty();
     if plain { text.to_owned() } else { quoted }
 }
 
-/// Where each output goes. One that lies within another goes with that.
+/// The destination of each output. An output within another one is exported with that.
 fn exports<'a>(out: &Path, outputs: &'a [RelativePath]) -> impl Iterator<Item = (usize, PathBuf)> + use<'a> {
     let mut outermost: Vec<_> = outputs.iter().enumerate().collect();
-    // By components, so that what is within a path follows it at once.
+    // By components, so that everything within a path follows it directly.
     outermost.sort_unstable_by_key(|(_, path)| path.as_path());
     outermost.dedup_by(|(_, later), (_, earlier)| later.is_within(earlier));
     outermost.sort_unstable_by_key(|(index, _)| *index);
@@ -360,7 +360,7 @@ fn refuse_existing(dest: &Path) -> Result<(), CliError> {
     }
 }
 
-/// Writes one output after the other, up to the first that fails. Those before it stay.
+/// Writes the outputs in turn, up to the first failure. Those written before stay.
 async fn write_outputs(
     store: &Store,
     out: &Path,

@@ -1,4 +1,4 @@
-//! `export`: a node of the store to a new path.
+//! `export`: writes a node of the store to a new path.
 
 use std::path::{Path, PathBuf};
 
@@ -29,20 +29,20 @@ Examples:
     cofferdam export --format tar.zst dir:blake3-…:62 lua.tar.zst
     cofferdam export --format nar dir:blake3-…:62 - | nix-store --restore ./lua";
 
-/// Writes what the store has to a new path
+/// Writes a node of the store to a new path
 ///
-/// Files get mode 0644, executable ones 0755, and directories 0755, less the umask. Nothing is ever written over. Archives
-/// of equal nodes are equal. With --json stdout gets an object, unless it gets the archive: node and path.
+/// Files get mode 0644, executable files and directories 0755, less the umask. Nothing is overwritten. Archives of equal
+/// nodes are equal. With --json stdout gets an object: node and path.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, after_long_help = format!("{}\n\n{EXAMPLES}", node_text::HELP))]
 pub(super) struct ExportArgs {
     /// What to export, as `import` and `run` print it
     #[arg(value_name = "NODE|DIGEST")]
     reference: Reference,
-    /// Where to; must not exist. An archive goes to stdout if this is -
+    /// The destination, which must not exist; - writes an archive to stdout
     #[arg(value_name = "DEST")]
     dest: PathBuf,
-    /// What to make of it
+    /// The kind of export
     #[arg(long, value_enum, default_value_t = ExportFormat::Path)]
     format: ExportFormat,
 }
@@ -64,7 +64,7 @@ impl ExportArgs {
             format => {
                 let cancel = cancel.clone();
                 let work = move || archive::export(&store, &node, format, &dest, &|| cancel.is_cancelled());
-                // Waited for, as in `write`.
+                // Waited for even if interrupted, as in `write`.
                 blocking(&CancellationToken::new(), work).await
             }
         };
@@ -74,7 +74,7 @@ impl ExportArgs {
     }
 }
 
-/// Writes one node. An interruption is waited for, since the export removes what it has written so far.
+/// Writes one node. When interrupted, it waits until the export has removed what it has written so far.
 pub(super) async fn write(
     store: &Store,
     node: &Node,

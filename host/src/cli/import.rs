@@ -1,4 +1,4 @@
-//! `import`: paths of the host into the store.
+//! `import`: puts paths of this host into the store.
 
 use std::{
     ffi::OsStr,
@@ -36,18 +36,18 @@ Examples:
   What is in an archive, without unpacking it:
     curl … | cofferdam import --format tar -";
 
-/// Puts files, directories and symbolic links into the store, or what is in archives
+/// Puts files, directories and symbolic links, or the contents of archives, into the store
 ///
-/// Prints one line a path: its node and the path, with a tab between. Of a file's mode only the owner's execute bit is
-/// kept, and nothing of its owner and its times. With --json each line is an object: path, node and entry (a
-/// snix.castore.v1.Entry in ProtoJSON). With a daemon its store is used.
+/// Prints one line for each path: its node and the path, with a tab between. Of a file's metadata, only the owner's execute
+/// bit is kept. With --json each line is an object: path, node and entry (a snix.castore.v1.Entry in ProtoJSON). With a
+/// daemon, the daemon's store is used.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, after_long_help = format!("{}\n\n{EXAMPLES}", node_text::HELP))]
 pub(super) struct ImportArgs {
-    /// What to import; a symbolic link is imported as one. With --format tar or nar, - is stdin
+    /// The paths to import; a symbolic link is imported as a link. With --format tar or nar, - is stdin
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// What is at the path
+    /// The kind of import
     #[arg(long, value_enum, default_value_t = ImportFormat::Path)]
     format: ImportFormat,
     #[command(flatten)]
@@ -69,7 +69,7 @@ impl ImportArgs {
             };
             progress.clear();
             let node = imported?;
-            // What is in an archive does not have the archive's name.
+            // An archive's contents don't have the archive's name.
             let name = path.file_name().filter(|_| self.format == ImportFormat::Path);
             print(&if client.json { json_line(&path, name, &node) } else { line(&path, &node) })?;
         }
@@ -97,7 +97,7 @@ fn line(path: &Path, node: &Node) -> String {
     format!("{}\t{}\n", node_text::format(node), shown(path))
 }
 
-/// The path itself, or quoted with escapes when it isn't plain text.
+/// The path, quoted and escaped if it isn't plain text.
 fn shown(path: &Path) -> String {
     match path.to_str() {
         Some(text) if format!("{text:?}").len() == text.len() + 2 => text.to_owned(),

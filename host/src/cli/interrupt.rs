@@ -1,14 +1,14 @@
-//! Ctrl-C, SIGTERM and SIGHUP: the first asks for an orderly end, the second for one at once.
+//! Ctrl-C, SIGTERM and SIGHUP: the first ends the command in order, the second at once.
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{CliError, Exit, terminal};
 
-/// Runs a command on a runtime of its own, with a token that is cancelled by the first signal.
+/// Runs a command on its own runtime, with a token that the first signal cancels.
 ///
-/// Returns as soon as the command does: what then still runs on blocking threads (an interrupted import, say) is
-/// not waited for. The store is written so that this loses nothing.
+/// Returns as soon as the command does. Work on blocking threads, such as an interrupted import, is not waited for; the
+/// store stays consistent.
 pub(super) fn until_interrupted<F>(command: impl FnOnce(CancellationToken) -> F) -> Result<(), CliError>
 where
     F: Future<Output = Result<(), CliError>>,
@@ -48,7 +48,7 @@ fn listen(cancel: &CancellationToken) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Does bulk work that never suspends on a thread where it may block, and stops waiting for it when interrupted.
+/// Runs blocking work on a thread of its own, and stops waiting for it when interrupted.
 pub(super) async fn blocking<T, E>(
     cancel: &CancellationToken,
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
@@ -62,7 +62,7 @@ where
         () = cancel.cancelled() => Err(CliError::interrupted()),
         done = tokio::task::spawn_blocking(work) => match done {
             Ok(result) => result.map_err(Into::into),
-            Err(panic) => Err(CliError::failed("a thread broke down", panic)),
+            Err(panic) => Err(CliError::failed("a thread panicked", panic)),
         },
     }
 }

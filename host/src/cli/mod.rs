@@ -1,4 +1,4 @@
-//! The command line: one file a subcommand.
+//! The command line: one file for each subcommand.
 //!
 //! ```text
 //!   arguments ──▶ run ───┐ import inputs, make the request
@@ -81,7 +81,7 @@ enum Command {
     Builds(builds::BuildsArgs),
     Store(store::StoreCommandArgs),
     Doctor(doctor::DoctorArgs),
-    /// Serves a device of one VM; started by a build, of no use to anyone else
+    /// Serves a device of one VM; only builds start it
     #[command(name = devices::SUBCOMMAND, hide = true)]
     Device {
         device: devices::Kind,
@@ -89,14 +89,14 @@ enum Command {
 }
 
 impl Cli {
-    /// Reads this process's arguments. Help and mistakes are told here, and what is returned is the exit code.
+    /// Parses this process's arguments. Prints help and usage errors, and returns the exit code for them.
     ///
     /// # Errors
     ///
-    /// There is nothing to execute.
+    /// There is no command to execute.
     pub fn from_arguments() -> Result<Self, ExitCode> {
         Self::try_parse().map_err(|error| {
-            // Nobody is left to tell when this fails.
+            // If the output is closed, there is nowhere to report that.
             let _ = error.print();
             let before_command = || std::env::args_os().take_while(|argument| argument != "--");
             if error.use_stderr() && before_command().any(|argument| argument == "--json") {
@@ -106,16 +106,16 @@ impl Cli {
         })
     }
 
-    /// Whether stdout gets JSON, of failures, too.
+    /// Whether results and failures are printed as JSON.
     pub fn json(&self) -> bool {
         self.client.json
     }
 
-    /// Does what is asked for.
+    /// Executes the command.
     ///
     /// # Errors
     ///
-    /// What to tell the user, and the exit code.
+    /// The error to report, with its exit code.
     pub fn execute(self) -> Result<(), CliError> {
         let Self { client, command } = self;
         match command {
@@ -130,7 +130,7 @@ impl Cli {
                 until_interrupted(|cancel| async move { args.execute(&client.store, &cancel).await })
             }
             Command::Doctor(args) => args.execute(&client.store),
-            // Confines its own thread, so no runtime and no other thread may be there before it.
+            // It confines its own thread, so it must start before any other thread and any runtime.
             Command::Device { device } => {
                 devices::run(device).map_err(|error| CliError::failed(format!("the {device} failed"), error))
             }
@@ -138,7 +138,7 @@ impl Cli {
     }
 }
 
-/// Writes results; a reader that has gone is no error of ours to speak of.
+/// Prints results. A reader that has closed the pipe is not an error.
 fn print(text: &str) -> Result<(), CliError> {
     use std::io::{ErrorKind, Write, stdout};
     let mut stdout = stdout().lock();

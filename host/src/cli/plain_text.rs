@@ -1,32 +1,32 @@
-//! What an untrusted build writes, made safe for a terminal.
+//! Filters the log of an untrusted build for a terminal.
 
 use std::mem;
 
 use vte::{Parser, Perform};
 
-// With its `std` feature the parser would keep a control string of any length.
+// With the feature `std` the parser would store control strings without limit.
 const _: () = assert!(size_of::<Parser>() > 1024, "vte must be built without its feature `std`");
 
-/// Keeps text, tabs and newlines of one stream, and drops everything that would control a terminal: escape sequences,
-/// control characters, and characters that change the direction of text. Sequences may be cut anywhere.
+/// Keeps the text, tabs and newlines of one stream, and removes everything that controls a terminal: escape sequences,
+/// control characters, and characters that change the direction of text. The stream may be split anywhere.
 #[derive(Default)]
 pub(crate) struct PlainText {
     parser: Parser,
     kept: Kept,
-    /// The beginning of a character whose other bytes haven't come. The parser never sees one cut, since vte 0.15 loses
-    /// what follows some characters that come in two pieces.
+    /// The first bytes of an incomplete character. The parser never sees a split character: vte 0.15 loses text after some
+    /// of them.
     cut: Vec<u8>,
 }
 
 #[derive(Default)]
 struct Kept {
     text: String,
-    /// A carriage return came last. Alone it begins a line (progress bars), before a newline it says nothing.
+    /// Whether the last character was a carriage return. It begins a new line (progress bars), unless a newline follows.
     returned: bool,
 }
 
 impl PlainText {
-    /// What remains of the next bytes.
+    /// Filters the next bytes.
     pub(crate) fn filter(&mut self, bytes: &[u8]) -> String {
         let mut joined = mem::take(&mut self.cut);
         let bytes = if joined.is_empty() {
@@ -42,7 +42,7 @@ impl PlainText {
     }
 }
 
-/// How many bytes at the end, three at most, may be the beginning of a character of more.
+/// The length of an incomplete character at the end: at most three bytes.
 fn cut_character(bytes: &[u8]) -> usize {
     let continuations = bytes.iter().rev().take(3).take_while(|&&byte| byte & 0xc0 == 0x80).count();
     let length = match bytes.iter().rev().nth(continuations) {

@@ -1,6 +1,6 @@
-//! What a person at a terminal sees of a build: a spinner that names the phase, and what the build writes.
+//! Progress on a terminal: a spinner that names the phase, and the build's log.
 //!
-//! Where stderr is no terminal there is no spinner, and the build's bytes go through as they are.
+//! If stderr is not a terminal, there is no spinner, and the log is passed on byte for byte.
 
 use std::{
     borrow::Cow,
@@ -23,12 +23,12 @@ pub(super) struct Progress {
     screen: Mutex<Screen>,
     /// Set if the terminal may be lent.
     lender: Option<Handle>,
-    /// Ends when the terminal that was lent is back.
+    /// Ends when the shell has returned the terminal.
     lent: Mutex<Option<JoinHandle<()>>>,
     clock: Mutex<Clock>,
 }
 
-/// The phase that runs, since when, and how long those before it took.
+/// The current phase with its start, and the times of earlier phases.
 #[derive(Default)]
 struct Clock {
     phase: Option<(Phase, Instant)>,
@@ -58,7 +58,7 @@ struct Screen {
     spinner: Option<ProgressBar>,
     stdout: PlainText,
     stderr: PlainText,
-    /// The build's last line has not ended.
+    /// Whether the build's last line is still incomplete.
     within_line: bool,
 }
 
@@ -74,12 +74,12 @@ impl Progress {
         self
     }
 
-    /// The terminal for a shell, if it may be lent.
+    /// Lends the terminal to a shell, if that is allowed.
     pub(super) fn lend(&self, reason: &dyn std::fmt::Display) -> Option<Terminal> {
         let lender = self.lender.as_ref()?;
         self.clear();
         self.note(&format!("the build failed: {reason}"));
-        self.note("this is a shell in its place; the machine ends with it");
+        self.note("this is a shell in its machine; the machine ends with it");
         match terminal::lend(lender) {
             Ok((terminal, lent)) => {
                 *self.lent.lock().unwrap_or_else(PoisonError::into_inner) = Some(lent);
@@ -92,7 +92,7 @@ impl Progress {
         }
     }
 
-    /// Waits until the terminal is back, if it was lent.
+    /// Waits until a lent terminal has been returned.
     pub(super) async fn terminal_returned(&self) {
         let lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(lent) = lent {
@@ -100,12 +100,12 @@ impl Progress {
         }
     }
 
-    /// A phase of ours begins.
+    /// Shows that a step of this command begins.
     pub(super) fn step(&self, message: &'static str) {
         self.screen().spin(message.into());
     }
 
-    /// A phase of ours has come so far.
+    /// Shows how far a step has come.
     pub(super) fn update(&self, message: &str) {
         let mut screen = self.screen();
         match &screen.spinner {
@@ -114,17 +114,17 @@ impl Progress {
         }
     }
 
-    /// One line that is told whatever stderr is.
+    /// Prints one line, on a terminal or not.
     pub(super) fn note(&self, line: &str) {
         self.screen().write(format!("{line}\n").as_bytes());
     }
 
-    /// Leaves the terminal to others: after this, stderr is at the begin of a line.
+    /// Removes the spinner; stderr is at the beginning of a line then.
     pub(super) fn clear(&self) {
         self.screen().end_line();
     }
 
-    /// The end of a build, with a last line for people only.
+    /// Removes the spinner and, on a terminal only, prints a last line.
     pub(super) fn finish(&self, line: &str) {
         let mut screen = self.screen();
         screen.stop();
@@ -134,7 +134,7 @@ impl Progress {
         }
     }
 
-    /// How long each phase took, as far as it was watched.
+    /// The time of each phase. Of a build that was joined late, only what was watched counts.
     pub(super) fn times(&self) -> Times {
         let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
         clock.enter(None);
@@ -150,7 +150,7 @@ impl Observer for Progress {
     fn phase(&self, phase: Phase) {
         self.clock.lock().unwrap_or_else(PoisonError::into_inner).enter(Some(phase));
         self.step(match phase {
-            // The place in the queue is shown instead, and the shell has the screen for itself.
+            // A queued build shows its place in the queue, and the shell has the screen.
             Phase::Queued | Phase::Shell => return,
             Phase::Resolving => "resolving inputs",
             Phase::Booting => "booting",
@@ -201,7 +201,7 @@ impl Screen {
         };
         self.within_line = *last != b'\n';
         self.stop();
-        // Whether anybody reads stderr is not the build's business.
+        // A build goes on even if nobody reads stderr.
         let _ = io::stderr().lock().write_all(bytes);
     }
 

@@ -1,4 +1,4 @@
-//! A daemon that builds, from its client's side.
+//! The client of a daemon.
 
 use std::{error::Error as _, time::Duration};
 
@@ -28,7 +28,7 @@ use crate::{
     request::{BuildOutput, BuildRequest, BuildResult},
 };
 
-/// Bytes of the largest message that is taken: a result with as many outputs and needles as a request can have.
+/// Bytes of the largest message that is accepted: a result with the most outputs and needles that a request can have.
 const MAX_MESSAGE_BYTES: usize = 256 * 1024 * 1024;
 
 /// A daemon.
@@ -45,12 +45,12 @@ impl Daemon {
         Ok(Self { addr: addr.to_owned(), client })
     }
 
-    /// For requests.
+    /// A client for requests.
     pub(super) fn client(&self) -> BuildServiceClient<Channel> {
         self.client.clone()
     }
 
-    /// Has something built, and tells how it goes. `accepted` is given the build's id as soon as it is known.
+    /// Submits a build and shows its progress. `accepted` is called with the build's id as soon as that is known.
     pub(super) async fn build(
         &self,
         message: wire::BuildRequest,
@@ -59,7 +59,7 @@ impl Daemon {
         accepted: impl Fn(&str) -> Result<(), CliError>,
         cancel: &CancellationToken,
     ) -> Result<Built, CliError> {
-        // Leaving is what ends a build.
+        // Dropping the stream cancels the build.
         let built = async {
             let mut events = self.client().build(message).await.map_err(|status| self.refused(&status))?.into_inner();
             let mut id = String::new();
@@ -82,7 +82,7 @@ impl Daemon {
                     return self.outcome(outcome, request);
                 }
             }
-            Err(self.broken("its answer ended before the build"))
+            Err(self.broken("the stream of events ended before the build"))
         };
         let built = tokio::select! {
             biased;
@@ -124,9 +124,9 @@ impl Daemon {
         self.error(failure)
     }
 
-    /// The failure of a stream about a build: if the daemon went away, how to follow the build.
+    /// The failure of a stream about a build. If the daemon went away, it says how to follow the build.
     pub(super) fn left(&self, status: &Status, id: &str) -> CliError {
-        // The daemon's own statuses have no source.
+        // Only an error of the connection has a source.
         if status.source().is_none() || id.is_empty() {
             return self.refused(status);
         }
@@ -153,7 +153,7 @@ impl Daemon {
     }
 }
 
-/// Connects a terminal with a failed build; what goes wrong ends the shell, and the build's own end tells the rest.
+/// Connects the terminal with a failed build's shell. An error ends the shell; the build's own end is reported anyway.
 async fn shell(mut client: BuildServiceClient<Channel>, id: String, terminal: Terminal) {
     let Terminal { kind, size: size_at_first, input, output } = terminal;
     let size = |size: WindowSize| TerminalSize { rows: size.rows.into(), columns: size.columns.into() };
@@ -175,7 +175,7 @@ async fn shell(mut client: BuildServiceClient<Channel>, id: String, terminal: Te
     }
 }
 
-/// A result as a daemon tells it, whom nobody need trust.
+/// Checks a daemon's result: the daemon is not trusted.
 fn result(response: BuildResponse, request: &BuildRequest) -> Result<BuildResult, String> {
     let (count, needles) = (request.outputs.len(), request.refscan_needles.len() as u64);
     if response.outputs.len() != count {
@@ -191,7 +191,7 @@ fn result(response: BuildResponse, request: &BuildRequest) -> Result<BuildResult
     Ok(BuildResult { outputs: response.outputs.into_iter().map(output).collect::<Result<_, _>>()? })
 }
 
-/// Shows an event, unless it is the end.
+/// Shows an event, or returns the outcome if it is the last one.
 fn tell(event: Event, progress: &Progress) -> Option<Outcome> {
     match event.event? {
         Said::Accepted(accepted) => {
@@ -202,7 +202,7 @@ fn tell(event: Event, progress: &Progress) -> Option<Outcome> {
                     progress.note("built before, by another client; --rebuild builds it again");
                 }
                 (true, _) => progress.note(&format!("built before, as build {id}; --rebuild builds it again")),
-                (false, true) => progress.note(&format!("build {id}, which an equal request has started")),
+                (false, true) => progress.note(&format!("build {id}, started by an equal request")),
                 (false, false) => progress.note(&format!("build {id}")),
             }
         }
@@ -224,14 +224,14 @@ fn tell(event: Event, progress: &Progress) -> Option<Outcome> {
     None
 }
 
-/// A failure as a daemon tells it.
+/// The failure in a daemon's message.
 pub(super) fn failed(failure: wire::Failure) -> Failure {
     let kind = match failure.kind() {
         wire::failure::Kind::BuildFailed => FailureKind::BuildFailed,
         wire::failure::Kind::RequestWrong => FailureKind::RequestWrong,
         wire::failure::Kind::ExecutorFailed | wire::failure::Kind::Unspecified => FailureKind::ExecutorFailed,
     };
-    // What is no JSON is text.
+    // A value that is not JSON counts as text.
     let fields = failure.fields.into_iter().map(|(key, text)| {
         let value = serde_json::from_str(&text).unwrap_or(Value::String(text));
         (key, value)

@@ -23,9 +23,9 @@ use super::{
     node_text::{self, Reference},
     store,
 };
-use crate::request::{BuildRequest, SYSTEM};
+use crate::request::{BuildRequest, RequestError, RequestErrorKind, SYSTEM};
 
-/// The directory that is always writable, and where a command starts.
+/// The directory that is always writable, and the default working directory.
 const SCRATCH: &str = "build";
 
 const EXAMPLES: &str = "\
@@ -40,39 +40,41 @@ Examples:
 
 /// Runs a command in a clean, sealed machine
 ///
-/// The command sees its inputs read-only, can write in scratch directories (`build` always, others with --scratch),
-/// has exactly the environment given, and no network. Paths are relative to the build's root, without a slash before
-/// them; the empty path is the root. What it writes to stdout and stderr comes to stderr as it happens; stdout gets one
-/// line an output: path, node and, with --needle, the needles found, with tabs between. With --json stdout gets a
-/// snix.build.v1.BuildResponse in ProtoJSON; with a daemon, a line before it tells the build's id: {"build":ID}.
+/// The command can read its inputs and write to its scratch directories (`build`, and those of --scratch). It has exactly
+/// the given environment, and no network. Paths are relative to the build's root and begin without a slash; the empty path
+/// is the root.
+///
+/// The command's stdout and stderr go to stderr as they come. stdout gets one line for each output: path, node and, with
+/// --needle, the needles found; tabs between. With --json it gets a snix.build.v1.BuildResponse in ProtoJSON. With a
+/// daemon, the line before that has the build's id: {"build":ID}.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, after_long_help = format!("{}\n\n{EXAMPLES}", node_text::HELP))]
 pub(super) struct RunArgs {
-    /// Show PATH (imported first) or what the store has by NODE or DIGEST as NAME in the inputs' directory
+    /// Add an input NAME: a PATH, which is imported first, or a NODE or DIGEST of the store
     #[arg(long = "input", value_name = "NAME=PATH|NODE|DIGEST", value_parser = clap::value_parser!(OsString))]
     inputs: Vec<OsString>,
-    /// Where the inputs appear; '' for the build's root
+    /// The directory of the inputs; '' for the build's root
     #[arg(long, value_name = "DIR", default_value = "inputs")]
     inputs_dir: String,
-    /// Set a variable; the environment is empty otherwise
+    /// Set an environment variable; the environment has no others
     #[arg(long = "env", value_name = "K=V", value_parser = clap::value_parser!(OsString))]
     environment: Vec<OsString>,
-    /// Where the command starts
+    /// The working directory
     #[arg(long, value_name = "DIR", default_value = SCRATCH)]
     workdir: String,
-    /// One more directory that the build can write to, beside `build`
+    /// Another writable directory, beside `build`
     #[arg(long, value_name = "DIR")]
     scratch: Vec<String>,
-    /// What the command makes: a file, a directory or a symbolic link
+    /// An output: a file, directory or symbolic link that the command must make
     #[arg(long = "output", value_name = "PATH")]
     outputs: Vec<String>,
-    /// Tell which outputs hold this text, in contents, names or links
+    /// Report the outputs that contain this text, in files, names or link targets
     #[arg(long = "needle", value_name = "STR")]
     needles: Vec<String>,
     /// Provide a /bin/sh
     #[arg(long)]
     bin_sh: bool,
-    /// Give the build network access (no host has any to give yet)
+    /// Give the build network access (not supported yet)
     #[arg(long)]
     network: bool,
     /// The command and its arguments, as the build sees them
@@ -92,7 +94,7 @@ enum Source {
 impl RunArgs {
     pub(super) async fn execute(self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
         let sources = self.sources()?;
-        // Everything but the inputs is checked before the work of importing them.
+        // Importing is work, so everything else is checked first.
         let request = BuildRequest::try_from(self.message()?)?;
         let ready = self.execute.prepare(client, &request)?;
         let mut inputs = BTreeMap::new();
@@ -102,19 +104,22 @@ impl RunArgs {
         ready.execute(request.with_inputs(inputs)?, cancel).await
     }
 
-    /// Where the inputs come from, by their names.
+    /// The source of each input, by name.
     fn sources(&self) -> Result<BTreeMap<PathComponent, Source>, CliError> {
         let mut sources = BTreeMap::new();
         for argument in &self.inputs {
             let (name, source) = source(argument)?;
             if sources.insert(name, source).is_some() {
-                return Err(CliError::wrong(format!("--input {argument:?}: another input has this name")));
+                let rule = "must not have a duplicate name";
+                return Err(RequestError::new(RequestErrorKind::Invalid, "inputs", rule)
+                    .got(format!("{argument:?}"))
+                    .into());
             }
         }
         Ok(sources)
     }
 
-    /// The request without its inputs; of a variable given twice, the last.
+    /// The request without its inputs. If a variable is given twice, the last one counts.
     fn message(&self) -> Result<proto::BuildRequest, CliError> {
         let mut environment_vars = self.environment.iter().rev().map(variable).collect::<Result<Vec<_>, _>>()?;
         environment_vars.sort_by(|one, other| one.key.cmp(&other.key));
@@ -193,6 +198,8 @@ async fn load(
 
 #[cfg(test)]
 mod tests {
+    use std::error::Error as _;
+
     use clap::Parser;
     use cofferdam_castore::B3Digest;
 
@@ -320,7 +327,8 @@ mod tests {
         assert!(variable(&"KEY".into()).unwrap_err().to_string().contains("no \"=\""));
         let error = parse(&["--input", "n=a", "--input", "n=b", "--", "a"]).sources().unwrap_err();
         assert_eq!(error.exit().code(), 2);
-        assert!(error.to_string().contains("\"n=b\": another input has this name"), "{error}");
+        let source = error.source().unwrap().to_string();
+        assert_eq!(source, "inputs must not have a duplicate name (got \"n=b\")");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The subcommands of `store`, and looking up what a command names.
+//! The subcommands of `store`, and the lookup of nodes by their digest.
 
 mod copy;
 mod gc;
@@ -15,7 +15,7 @@ use tokio::io::AsyncSeekExt;
 use super::{CliError, ClientArgs, node_text::Reference};
 pub(super) use verbs::StoreCommandArgs;
 
-/// The store as one in files of this machine.
+/// The store, which must be in files of this machine.
 fn local(client: &ClientArgs) -> Result<LocalStore, CliError> {
     let addrs = client.store_addrs();
     if let Some(local) = addrs.open_local()? {
@@ -35,14 +35,14 @@ fn local(client: &ClientArgs) -> Result<LocalStore, CliError> {
     })
 }
 
-/// What a reference stands for, which must be in the store if only its digest is given.
+/// The node of a reference. A digest alone must be in the store.
 pub(super) async fn find(store: &Store, reference: &Reference, client: &ClientArgs) -> Result<Node, CliError> {
     let node = resolve(store, reference).await;
     let node = node.map_err(|error| CliError::failed("can't read from the store", error))?;
     node.ok_or_else(|| missing(reference, client))
 }
 
-/// What a reference stands for: itself, or what the store has by its digest; `None` if it has nothing.
+/// The node of a reference; `None` if the store has nothing with its digest.
 async fn resolve(store: &Store, reference: &Reference) -> io::Result<Option<Node>> {
     match reference {
         Reference::Node(node) => Ok(Some(node.clone())),
@@ -51,7 +51,7 @@ async fn resolve(store: &Store, reference: &Reference) -> io::Result<Option<Node
 }
 
 async fn look_up(store: &Store, digest: B3Digest) -> io::Result<Option<Node>> {
-    // No bytes are the empty directory's encoding as well as the empty file's contents. Every store has both.
+    // The empty directory's encoding and the empty file have the same digest. A store has both without storing them.
     if digest != B3Digest::EMPTY
         && let Some(directory) = store.directories.get(&digest).await?
     {
@@ -64,7 +64,7 @@ async fn look_up(store: &Store, digest: B3Digest) -> io::Result<Option<Node>> {
     Ok(Some(Node::File { digest, size, executable: false }))
 }
 
-/// The store has nothing by this digest.
+/// The error for a digest that the store doesn't have.
 fn missing(reference: &Reference, client: &ClientArgs) -> CliError {
     let text = match reference {
         Reference::Digest(digest) => digest.to_string(),

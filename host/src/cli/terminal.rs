@@ -1,4 +1,4 @@
-//! The terminal of this process, lent to the shell of a failed build.
+//! Lends this process's terminal to the shell of a failed build.
 
 use std::{
     env,
@@ -20,10 +20,10 @@ use tokio::{
 
 use crate::build::{Terminal, TerminalInput};
 
-/// Messages on the way to or from the shell, each way.
+/// Messages that wait in each direction.
 const QUEUE: usize = 4;
 
-/// Most bytes that are read at a time of what is typed.
+/// Bytes of typed input that are read at a time.
 const TYPED_BYTES: usize = 4096;
 
 /// Whether there is a terminal to lend.
@@ -31,7 +31,7 @@ pub(super) fn is_there() -> bool {
     stdin().is_terminal() && stderr().is_terminal()
 }
 
-/// Lends the terminal. It is as it was when the task has ended, which is soon after the shell has.
+/// Lends the terminal. The task ends soon after the shell, when the terminal's settings have been restored.
 pub(super) fn lend(runtime: &Handle) -> io::Result<(Terminal, JoinHandle<()>)> {
     let _entered = runtime.enter();
     let mut resized = signal(SignalKind::window_change())?;
@@ -40,7 +40,7 @@ pub(super) fn lend(runtime: &Handle) -> io::Result<(Terminal, JoinHandle<()>)> {
     let (typed, input) = mpsc::channel(QUEUE);
     let (output, mut shown) = mpsc::channel::<Bytes>(QUEUE);
     let resizes = typed.clone();
-    // Ends with the process at the latest: nothing wakes who waits for a key.
+    // It ends with the process at the latest: nothing wakes a thread that waits for a key.
     thread::Builder::new().name("terminal".to_owned()).spawn(move || read_keys(&typed))?;
     let watching = runtime.spawn(async move {
         while resized.recv().await.is_some() {
@@ -77,17 +77,17 @@ fn size() -> io::Result<WindowSize> {
     Ok(WindowSize { rows: size.ws_row, columns: size.ws_col })
 }
 
-/// How the terminal was before it was lent.
+/// The terminal's settings before it was lent.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 
-/// Takes back the terminal if it is lent, for who ends this process at once.
+/// Restores the settings of a lent terminal, before this process ends at once.
 pub(super) fn take_back() {
     if let Some(before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take() {
         let _ = tcsetattr(stdin(), SetArg::TCSADRAIN, &before);
     }
 }
 
-/// A terminal that passes on every byte as it comes, until dropped.
+/// The terminal in raw mode, until dropped.
 struct Raw;
 
 impl Raw {

@@ -16,7 +16,7 @@ use crate::cli::{
     quantity::show_size,
 };
 
-/// What stands for the store of the flags and the environment.
+/// The argument that means the store of the flags and the environment.
 const DEFAULT: &str = "default";
 
 const EXAMPLES: &str = "\
@@ -30,10 +30,10 @@ Addresses:
   SCHEME://…           one address of both
   DIR                  a store of cofferdam's own: DIR/blobs and DIR/directories.redb";
 
-/// Copies from one store to another what the other one lacks
+/// Copies nodes from one store to another
 ///
-/// Without nodes it copies all that is in a local store. With --json stdout gets an object: blobs, directories, and what
-/// had to be copied.
+/// Blobs that the other store has are skipped. Without nodes it copies everything in a local store. With --json stdout gets
+/// an object: blobs, directories, and the blobs and bytes that were copied.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct CopyArgs {
@@ -43,7 +43,7 @@ pub(super) struct CopyArgs {
     /// The store to copy to
     #[arg(value_name = "TO")]
     to: String,
-    /// What to copy, with all below it [default: all that is there]
+    /// What to copy, with everything below it [default: the whole store]
     #[arg(value_name = "NODE|DIGEST")]
     references: Vec<Reference>,
 }
@@ -68,7 +68,7 @@ impl CopyArgs {
             watch.progress.clear();
             Ok::<_, CliError>(copied?)
         };
-        // Waited for, so that it ends in order.
+        // Waited for, even if interrupted: it ends in order.
         let copied = blocking(&CancellationToken::new(), work).await?;
         let Copied { blobs, blobs_copied, bytes_copied, directories, .. } = copied;
         let bytes = show_size(bytes_copied);

@@ -1,4 +1,4 @@
-//! `store gc`: frees what nothing needs.
+//! `store gc`: removes unused contents.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::local;
 use crate::cli::{CliError, ClientArgs, interrupt::blocking, progress::Progress, quantity::show_size};
 
-/// What is younger stays.
+/// Younger contents stay.
 const KEEP: &str = "1d";
 
 const EXAMPLES: &str = "\
@@ -20,23 +20,23 @@ Examples:
   What would go, if only the last hour and the roots were kept:
     cofferdam store gc --keep 1h --dry-run";
 
-/// Removes what nothing needs from a local store
+/// Removes unused contents from a local store
 ///
-/// What stays: named roots (see `store root`), the inputs of running builds, and what was imported, built or found within
-/// the time of --keep, each with all below it. Builds and imports may run meanwhile, on this store and in any process.
+/// It keeps named roots (see `store root`), the inputs of running builds, and anything imported, built, kept from a failure
+/// or looked up within the time of --keep; each with everything below it. Builds and imports may run at the same time.
 /// With --json stdout gets an object: blobs, bytes and directories removed and left.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct GcArgs {
-    /// Keep what is younger, such as 90s, 12h or 7d. It must be longer than any upload over the network takes
+    /// Keep younger contents, such as 90s, 12h or 7d. It must be longer than the longest upload over the network
     #[arg(long, value_name = "DUR", value_parser = age, default_value = KEEP)]
     keep: Duration,
-    /// Remove nothing, tell what would be removed
+    /// Remove nothing; print what would be removed
     #[arg(long)]
     dry_run: bool,
 }
 
-/// Unlike other times this may be 0.
+/// Unlike other durations, it may be 0.
 fn age(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| format!("{error}; write it with its unit: 90s, 12h, 7d"))
 }

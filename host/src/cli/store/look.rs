@@ -1,4 +1,4 @@
-//! `store ls`, `store cat` and `store stat`: what a node is and holds.
+//! `store ls`, `store cat` and `store stat`: a node's properties and contents.
 
 use std::{
     io::{self, ErrorKind, Write as _},
@@ -53,7 +53,7 @@ impl Place {
         Ok(node)
     }
 
-    /// As messages name it.
+    /// The place's name in messages.
     fn name(&self) -> String {
         let reference = match &self.reference {
             Reference::Digest(digest) => digest.to_string(),
@@ -69,7 +69,7 @@ impl Place {
 async fn directory(store: &Store, digest: &B3Digest, client: &ClientArgs) -> Result<Directory, CliError> {
     let found = store.directories.get(digest).await;
     let found = found.map_err(|error| CliError::failed("can't read from the store", error))?;
-    // It needs not be stored to be known.
+    // A store has the empty directory without storing it.
     let found = found.or_else(|| (*digest == B3Digest::EMPTY).then(Directory::new));
     found.ok_or_else(|| missing(&Reference::Digest(*digest), client))
 }
@@ -89,13 +89,13 @@ Examples:
   file:blake3-…:1100\tREADME
   cofferdam store ls --recursive dir:blake3-…:62 share";
 
-/// Lists what is in a directory: one line an entry, its node and its name, with a tab between
+/// Lists a directory: one line for each entry, its node and its name, with a tab between
 #[derive(Debug, Args)]
 #[command(after_help = LS_EXAMPLES)]
 pub(super) struct LsArgs {
     #[command(flatten)]
     place: Place,
-    /// List what is in the directories in it, too, with paths
+    /// List subdirectories, too, with paths
     #[arg(long, short = 'R')]
     recursive: bool,
 }
@@ -107,7 +107,7 @@ impl LsArgs {
         let Node::Directory { digest, .. } = node else {
             return print_line(client, self.place.name().as_bytes(), &node);
         };
-        // Directories whose entries are still to be listed, the next one last; a tab apart from its path.
+        // Directories that are still to be listed, with their paths, the next one last.
         let mut waiting = vec![(Vec::new(), digest)];
         while let Some((path, digest)) = waiting.pop() {
             let mut below = Vec::new();
@@ -158,7 +158,7 @@ impl CatArgs {
             let write_error = |source| ExportError::Write { path: "stdout".into(), action: "write to it", source };
             let mut take = |bytes: &[u8]| out.write_all(bytes).map_err(write_error);
             match read_blob(&store, &digest, size, Path::new(&name), &|| false, &mut take) {
-                // Its reader has seen enough.
+                // The reader has closed the pipe.
                 Err(ExportError::Write { source, .. }) if source.kind() == ErrorKind::BrokenPipe => Ok(()),
                 read => read.and_then(|()| out.flush().map_err(write_error)),
             }
@@ -173,7 +173,7 @@ Examples:
   The hash that Nix knows it by:
     cofferdam store stat --json dir:blake3-…:62 | jq -r .nar_hash";
 
-/// Tells what a node is: kind, digest, size, and the hash and size of its NAR
+/// Prints a node's kind, digest and size, and the hash and size of its NAR
 #[derive(Debug, Args)]
 #[command(after_help = STAT_EXAMPLES, after_long_help = format!("{}\n\n{STAT_EXAMPLES}", node_text::HELP))]
 pub(super) struct StatArgs {

@@ -1,4 +1,4 @@
-//! `store root`: names for what `store gc` must keep.
+//! `store root`: names for nodes that `store gc` must keep.
 
 use clap::{Args, Subcommand};
 use cofferdam_castore::{Node, RootError};
@@ -18,7 +18,7 @@ Examples:
   cofferdam store root list
   cofferdam store root remove lua";
 
-/// Names what must stay when garbage is collected
+/// Names nodes that `store gc` must keep
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct RootArgs {
@@ -28,7 +28,7 @@ pub(super) struct RootArgs {
 
 #[derive(Debug, Subcommand)]
 enum RootCommand {
-    /// Keeps a node, and all below it, under a name; it takes the place of what had the name
+    /// Keeps a node, and everything below it, under a name; replaces a root of the same name
     Add {
         /// Any name without a slash
         name: String,
@@ -36,9 +36,9 @@ enum RootCommand {
         #[arg(value_name = "NODE|DIGEST")]
         reference: Reference,
     },
-    /// Prints one line a root: its node and its name, with a tab between; with --json an object, name and node
+    /// Prints one line for each root: its node and its name, with a tab between; with --json an object: name and node
     List,
-    /// Keeps what has this name no longer
+    /// Removes a root; `store gc` may then remove its contents
     Remove {
         /// The root's name
         name: String,

@@ -1,4 +1,4 @@
-//! `store`: what can be done with a store beside importing and exporting.
+//! `store`: operations on a store other than import and export.
 
 use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
@@ -18,7 +18,7 @@ Examples:
   cofferdam store verify
   cofferdam store root add lua dir:blake3-…:62 && cofferdam store gc";
 
-/// Looks into the store, verifies it, copies from it and frees its space
+/// Lists, verifies, copies and cleans up the store
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(in crate::cli) struct StoreCommandArgs {

@@ -1,4 +1,4 @@
-//! `store verify`: every blob and directory against its digest.
+//! `store verify`: checks every blob and directory against its digest.
 
 use std::path::Path;
 
@@ -25,13 +25,13 @@ Examples:
 
 /// Verifies every blob and every directory against its digest
 ///
-/// Prints one line for each that is damaged or missing, and exits with 3 if there is one. Without nodes it verifies all
-/// that is in a local store; a collection of garbage waits for it. With --json stdout gets an object: blobs, bytes,
-/// directories and the list of faults.
+/// Prints one line for each that is damaged or missing, and exits with 3 if there is one. Without nodes it verifies a whole
+/// local store, and `store gc` waits for it. With --json stdout gets an object: blobs, bytes, directories and the list of
+/// faults.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct VerifyArgs {
-    /// What to verify, with all below it [default: all that is there]
+    /// What to verify, with everything below it [default: the whole store]
     #[arg(value_name = "NODE|DIGEST")]
     references: Vec<Reference>,
 }
