@@ -2,6 +2,8 @@
 
 use tokio::io::AsyncRead;
 
+pub use crate::outputs::Receiver;
+
 use crate::{
     cli::plain_text::PlainText,
     devices::inputs::Request,

@@ -11,33 +11,35 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`cli`] | the command line: arguments, printing, progress |
-//! | [`daemon`] | configuration, start, systemd, drain |
-//! | [`frontend`] | one folder for each protocol: from the wire to a submission and back |
-//! | [`scheduler`] | the queue, active builds, and who may see or end them |
-//! | [`telemetry`] | metrics and traces |
-//! | [`records`] | builds that ended, and their logs |
-//! | [`build`] | one build, from admission to result |
-//! | [`outputs`] | the outputs as they arrive: check, scan, ingest |
-//! | [`devices`] | the processes that serve a guest |
-//! | [`machine`] | VMMs, the jail of helper processes, run directories |
-//! | [`request`] | the validated request and its digest |
-//! | [`state`] | the state directory, and the store in it |
+//! | `cli` | the command line: arguments, printing, progress |
+//! | `daemon` | configuration, start, systemd, drain |
+//! | `frontend` | one folder for each protocol: from the wire to a submission and back |
+//! | `scheduler` | the queue, active builds, and who may see or end them |
+//! | `telemetry` | metrics and traces |
+//! | `records` | builds that ended, and their logs |
+//! | `build` | one build, from admission to result |
+//! | `outputs` | the outputs as they arrive: check, scan, ingest |
+//! | `devices` | the processes that serve a guest |
+//! | `machine` | VMMs, the jail of helper processes, run directories |
+//! | `request` | the validated request and its digest |
+//! | `state` | the state directory, and the store in it |
 
-pub mod build;
+mod build;
 pub mod cli;
-pub mod daemon;
+mod daemon;
 pub mod devices;
-pub mod frontend;
+mod frontend;
 #[doc(hidden)]
 pub mod fuzzing;
 #[cfg(test)]
 mod layering;
 pub mod machine;
-pub mod outputs;
+mod outputs;
 mod quantity;
-pub mod records;
+mod records;
 pub mod request;
-pub mod scheduler;
-pub mod state;
-pub mod telemetry;
+mod scheduler;
+mod state;
+mod telemetry;
+
+pub use build::Settings;

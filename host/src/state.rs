@@ -48,7 +48,7 @@ impl StateError {
 /// # Errors
 ///
 /// None is set, or the path can't be made absolute.
-pub fn state_dir() -> Result<PathBuf, StateError> {
+pub(crate) fn state_dir() -> Result<PathBuf, StateError> {
     let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let state = set("COFFERDAM_STATE_DIR")
         .or_else(|| set("XDG_STATE_HOME").map(|home| home.join("cofferdam")))
@@ -58,7 +58,7 @@ pub fn state_dir() -> Result<PathBuf, StateError> {
 
 /// The addresses of a store, as far as they are given. The rest is in the state directory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct StoreAddrs {
+pub(crate) struct StoreAddrs {
     /// Where blobs are.
     pub blobs: Option<String>,
     /// Where directories are.
@@ -71,7 +71,7 @@ impl StoreAddrs {
     /// # Errors
     ///
     /// One is not given, and there is no state directory.
-    pub fn resolve(&self) -> Result<(String, String), StateError> {
+    pub(crate) fn resolve(&self) -> Result<(String, String), StateError> {
         let default = |scheme: &str, name: &str| {
             let path = state_dir()?.join("store").join(name);
             match path.to_str() {
@@ -88,7 +88,7 @@ impl StoreAddrs {
 
     /// These addresses, and those of `others` where one is not given.
     #[must_use]
-    pub fn or(&self, others: &Self) -> Self {
+    pub(crate) fn or(&self, others: &Self) -> Self {
         let first = |given: &Option<String>, other: &Option<String>| {
             given.clone().filter(|addr| !addr.is_empty()).or_else(|| other.clone())
         };
@@ -96,7 +96,7 @@ impl StoreAddrs {
     }
 
     /// The addresses of the store that a daemon serves.
-    pub fn of_daemon(addr: &str) -> Self {
+    pub(crate) fn of_daemon(addr: &str) -> Self {
         Self { blobs: Some(addr.to_owned()), directories: Some(addr.to_owned()) }
     }
 
@@ -105,7 +105,7 @@ impl StoreAddrs {
     /// # Errors
     ///
     /// See [`StateError`].
-    pub fn open(&self) -> Result<Store, StateError> {
+    pub(crate) fn open(&self) -> Result<Store, StateError> {
         let (blobs, directories) = self.resolve()?;
         Store::from_addrs(&blobs, &directories).map_err(addr_error)
     }
@@ -115,7 +115,7 @@ impl StoreAddrs {
     /// # Errors
     ///
     /// See [`StateError`].
-    pub fn open_local(&self) -> Result<Option<LocalStore>, StateError> {
+    pub(crate) fn open_local(&self) -> Result<Option<LocalStore>, StateError> {
         let (blobs, directories) = self.resolve()?;
         LocalStore::from_addr(&blobs, &directories).map_err(StateError::OpenLocal)
     }

@@ -3,7 +3,7 @@
 
 use std::{env, sync::LazyLock, time::Duration};
 
-use cofferdam::build::Settings;
+use cofferdam::Settings;
 
 /// Holds the factor, a whole number; 1 without it.
 pub const SETTING: &str = "COFFERDAM_TEST_PATIENCE";

@@ -30,10 +30,18 @@ fn host() -> io::Result<TempDir> {
     Ok(host)
 }
 
+/// A daemon that lets builds see them.
+fn start(cofferdam: &Cofferdam, host: &TempDir) -> Daemon {
+    let [data, file] = ["data", "file"].map(|name| host.path().join(name));
+    Daemon::start(cofferdam, &format!("[host_paths]\n'/opt/data' = {data:?}\n'/etc/key' = {file:?}"))
+}
+
 /// Has a daemon that allows them run a script that makes `build/out`.
 fn build(cofferdam: &Cofferdam, host: &TempDir, asked: &[&str], script: &str) -> Outcome {
-    let [data, file] = ["data", "file"].map(|name| host.path().join(name));
-    let daemon = Daemon::start(cofferdam, &format!("[host_paths]\n'/opt/data' = {data:?}\n'/etc/key' = {file:?}"));
+    build_on(start(cofferdam, host), cofferdam, asked, script)
+}
+
+fn build_on(daemon: Daemon, cofferdam: &Cofferdam, asked: &[&str], script: &str) -> Outcome {
     let outcome = cofferdam.build().on(&daemon).exported().request(&json!({
         "commandArgs": ["/bin/sh", "-c", script],
         "workingDir": "build",
@@ -97,10 +105,11 @@ fn what_is_not_allowed_is_refused_by_name() {
 }
 
 #[test]
-fn a_path_that_is_not_there_is_named() {
-    let host = host().unwrap();
+fn a_path_that_has_gone_since_the_daemon_started_is_named() {
+    let (cofferdam, host) = (Cofferdam::new(), host().unwrap());
+    let daemon = start(&cofferdam, &host);
     fs::remove_file(host.path().join("file")).unwrap();
-    let failed = build(&Cofferdam::new(), &host, &["/etc/key"], "true").exits_with(3);
+    let failed = build_on(daemon, &cofferdam, &["/etc/key"], "true").exits_with(3);
     failed.says(&format!("can't show builds the path {}", host.path().join("file").display()));
 }
 

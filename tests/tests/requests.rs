@@ -228,3 +228,11 @@ fn an_image_that_is_not_whole_is_named_with_what_makes_it() {
     let failed = cofferdam.build().without_slot().run(["a"]).executor_fails("host");
     failed.says("initramfs").says("just image");
 }
+
+#[test]
+fn more_than_this_host_has_is_refused_at_once() {
+    let cofferdam = Cofferdam::new();
+    let build = || cofferdam.build().without_slot();
+    build().flag("--cpus", "254").shell("true").exits_with(2).says("--cpus 254 is more than this host has");
+    build().memory("1000T").shell("true").exits_with(2).says("is more than this host has");
+}

@@ -243,11 +243,13 @@ async fn who_waits_knows_its_place_and_who_leaves_ends_its_build() {
     assert!(gone.ended_unix_ms >= gone.started_unix_ms && gone.started_unix_ms >= gone.submitted_unix_ms);
 
     // Nothing is known of what there is not.
-    for id in ["", "1", "01923456-789a-7000-8000-000000000000", &"x".repeat(100_000)] {
+    for id in ["", "1", "01923456-789a-7000-8000-000000000000", &"x".repeat(4000)] {
         let refused = client.get(ours::GetRequest { id: id.to_owned() }).await.unwrap_err();
         assert_eq!(refused.code(), Code::NotFound, "{refused}");
         assert_eq!(client.cancel(ours::CancelRequest { id: id.into() }).await.unwrap_err().code(), Code::NotFound);
     }
+    let long = client.get(ours::GetRequest { id: "x".repeat(100_000) }).await.unwrap_err();
+    assert_eq!(long.code(), Code::InvalidArgument, "{long}");
     daemon.end().succeeds();
 }
 

@@ -16,6 +16,10 @@ use std::{
     time::Duration,
 };
 
+use cofferdam_castore::{
+    B3Digest, Node,
+    proto::{Entry, EntryExt as _},
+};
 use cofferdam_proto::cofferdam::v1::{self as ours, build_service_client::BuildServiceClient};
 use cofferdam_tests::{Cofferdam, Daemon, Outcome, Running, program, request::encoded, stretched};
 use nix::{
@@ -311,9 +315,10 @@ fn with_mutual_tls_strangers_stay_out_and_clients_see_only_their_own_builds() {
         cofferdam.command_with(&variables, arguments)
     };
     let [one, other] = ["one", "other"].map(|name| authority.sign(&cofferdam, name).unwrap());
-    // Refused without a VM: whose build it is doesn't depend on how it ends.
-    let run = ["run", "--daemon", &addr, "--json", "--input", "x=link:nowhere", "--network", "--", "/bin/true"];
-    as_client(Some(&one), &run).is_refused("unsupported");
+    // It fails without a VM: whose build it is doesn't depend on how it ends.
+    let missing = format!("x=file:{}:7", B3Digest::of(b"missing"));
+    let run = ["run", "--daemon", &addr, "--json", "--input", &missing, "--", "/bin/true"];
+    as_client(Some(&one), &run).is_refused("missing");
     let list = |identity| as_client(Some(identity), &["builds", "--daemon", &addr, "list"]).succeeds().stdout;
     let listed = list(&one);
     let (header, line) = listed.trim_end().split_once('\n').unwrap();
@@ -382,9 +387,10 @@ async fn spans_continue_a_clients_trace() {
     let (endpoint, mut spans) = collector();
     let cofferdam = Cofferdam::new();
     let daemon = Daemon::start(&cofferdam, &format!("[traces]\nendpoint = '{endpoint}'"));
-    // It needs no machine to fail.
+    // Without its input it needs no machine to fail.
     let mut request = cofferdam_tests::request::shell("true", &[]);
-    request.constraints.as_mut().unwrap().network_access = true;
+    let missing = Node::File { digest: B3Digest::of(b"missing"), size: 7, executable: false };
+    request.inputs = vec![Entry::named("missing".try_into().unwrap(), missing)];
     let request = ours::BuildRequest { request: Some(encoded(request)), ..Default::default() };
     let mut request = Request::new(request);
     let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";

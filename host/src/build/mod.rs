@@ -20,7 +20,7 @@ mod ending;
 mod environment;
 mod error;
 mod exchange;
-pub mod failure;
+pub(crate) mod failure;
 mod guest;
 mod interruption;
 mod line;
@@ -42,23 +42,23 @@ use crate::{
     machine::jail::Spawner,
     machine::vmm,
     machine::{FileError, sweep},
-    request::{self, AbsolutePath, BuildRequest, BuildResult, Host, RequestError, RequestErrorKind},
+    request::{self, AbsolutePath, Admitted, BuildRequest, BuildResult, Host, RequestError, RequestErrorKind},
 };
 
 use conversation::Conversation;
 use ending::{Ending, HangUp};
-pub use error::{BuildError, ExecutorError, Failed, Kept, Limit, ProtocolError, Reason};
+pub(crate) use error::{BuildError, ExecutorError, Failed, Kept, Limit, ProtocolError, Reason};
 use guest::Size;
 use interruption::Interruptions;
-pub use phase::Phase;
+pub(crate) use phase::Phase;
 use progress::Progress;
-pub use shell::{Terminal, TerminalInput};
+pub(crate) use shell::{Terminal, TerminalInput};
 
 /// Largest scratch disk, in bytes: the image's template reserves room to grow to this size.
-pub const MAX_SCRATCH_BYTES: u64 = 1 << 40;
+pub(crate) const MAX_SCRATCH_BYTES: u64 = 1 << 40;
 
 /// How long a shell in a failed build may run by default.
-pub const SHELL_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+pub(crate) const SHELL_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 /// How long the other side of a broken connection has to explain itself.
 const AFTERMATH: Duration = Duration::from_secs(2);
@@ -108,7 +108,7 @@ impl Settings {
 
 /// One build's resources and limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Options {
+pub(crate) struct Options {
     /// Memory that the build finds, in bytes, when its request asks for less.
     pub memory_bytes: u64,
     /// Virtual CPUs. This is all that a build is told about cores: its environment is exactly its request's, where a
@@ -137,7 +137,7 @@ pub struct Options {
 impl Options {
     /// What a build can see of them: under options that agree in it, equal requests make equal builds. How long a build may
     /// take, or how much it may produce, doesn't show in one that has succeeded.
-    pub fn visible(&self) -> [u64; 4] {
+    pub(crate) fn visible(&self) -> [u64; 4] {
         [self.memory_bytes, self.cpus.into(), self.scratch_bytes, self.processes.into()]
     }
 
@@ -166,7 +166,7 @@ impl Default for Options {
 }
 
 /// Watches a build. Called from the build's own threads; a slow observer holds the build back, it loses nothing.
-pub trait Observer: Send + Sync {
+pub(crate) trait Observer: Send + Sync {
     /// A phase begins.
     fn phase(&self, phase: Phase);
     /// The command wrote these bytes: any bytes at all, at any boundary, meant by an untrusted build.
@@ -183,7 +183,7 @@ pub trait Observer: Send + Sync {
 
 /// A successful build.
 #[derive(Debug, Clone)]
-pub struct Built {
+pub(crate) struct Built {
     /// The outputs, in the request's order.
     pub result: BuildResult,
     /// What the build used inside its guest.
@@ -194,7 +194,7 @@ pub struct Built {
 
 /// How long each phase took.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Times {
+pub(crate) struct Times {
     /// Resolving the inputs.
     pub resolve: Duration,
     /// From the VMM's start to the guest's first message.
@@ -206,7 +206,7 @@ pub struct Times {
 }
 
 /// Runs builds on this host, any number at a time.
-pub struct Builder {
+pub(crate) struct Builder {
     store: Store,
     settings: Settings,
     spawner: Spawner,
@@ -222,7 +222,7 @@ impl Builder {
     /// # Errors
     ///
     /// The place for run directories can't be made private or cleaned, or no thread can be started.
-    pub fn new(store: Store, settings: Settings) -> Result<Self, ExecutorError> {
+    pub(crate) fn new(store: Store, settings: Settings) -> Result<Self, ExecutorError> {
         sweep(&settings.run_dir)?;
         let spawner = Spawner::new(tokio::runtime::Handle::current()).map_err(|source| FileError {
             action: "start the thread that forks, for",
@@ -244,27 +244,27 @@ impl Builder {
     /// # Errors
     ///
     /// The image can't be read.
-    pub fn environment(&self) -> std::io::Result<B3Digest> {
+    pub(crate) fn environment(&self) -> std::io::Result<B3Digest> {
         environment::digest(&self.settings, &self.image_digest)
     }
 
-    /// Whether this host can build a request.
+    /// Admits a request if this host can build it.
     ///
     /// # Errors
     ///
     /// The first constraint that it can't meet.
-    pub fn admit(&self, request: &BuildRequest) -> Result<(), RequestError> {
+    pub(crate) fn admit(&self, request: BuildRequest) -> Result<Admitted, RequestError> {
         request::admit(request, &self.host)
     }
 
-    /// Runs one build of an admitted request.
+    /// Runs one build.
     ///
     /// # Errors
     ///
     /// See [`BuildError`]; its variants differ in who has to act.
-    pub async fn build(
+    pub(crate) async fn build(
         &self,
-        request: &BuildRequest,
+        request: &Admitted,
         options: &Options,
         observer: Arc<dyn Observer>,
         cancel: &CancellationToken,

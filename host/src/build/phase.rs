@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// Where a build is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Phase {
+pub(crate) enum Phase {
     /// Waiting in the queue.
     Queued,
     /// Reading the closure of the inputs.
@@ -24,7 +24,7 @@ pub enum Phase {
 
 impl Phase {
     /// A word for machines, stable across versions.
-    pub fn word(self) -> &'static str {
+    pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Queued => "queued",
             Self::Resolving => "resolving",

@@ -25,7 +25,7 @@ const MAX_KIND_BYTES: usize = 64;
 /// A client's terminal, lent to the shell of a failed build. What comes from the shell was written by an untrusted
 /// build, and may be anything that controls a terminal.
 #[derive(Debug)]
-pub struct Terminal {
+pub(crate) struct Terminal {
     /// Its kind, for `TERM`; left out unless it is short and plain.
     pub kind: String,
     /// Its size at first.
@@ -38,7 +38,7 @@ pub struct Terminal {
 
 /// What comes from a client's terminal.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TerminalInput {
+pub(crate) enum TerminalInput {
     /// Somebody has typed.
     Bytes(Bytes),
     /// The size has changed.

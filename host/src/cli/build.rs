@@ -50,7 +50,7 @@ impl BuildArgs {
         let (path, format) = (self.request.clone(), self.format());
         // stdin can be slow: a program, or a person who types.
         let request = blocking(cancel, move || read(&path, format)).await?;
-        self.execute.prepare(client, &request)?.execute(request, cancel).await
+        self.execute.prepare(client, request)?.execute(cancel).await
     }
 
     fn format(&self) -> Format {

@@ -1,6 +1,7 @@
 //! The common part of `run` and `build`: from a request to its outputs on stdout.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::ErrorKind,
     path::{Path, PathBuf},
@@ -10,7 +11,7 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
-use cofferdam_castore::{Node, Store, export::ExportError};
+use cofferdam_castore::{Node, PathComponent, Store, export::ExportError};
 use cofferdam_images::{Image, SCRATCH_TEMPLATE_BYTES, default_dir};
 use cofferdam_proto::cofferdam::v1 as wire;
 use cofferdam_protocol::tree;
@@ -28,7 +29,7 @@ use super::{
 use crate::{
     build::{BuildError, Builder, Built, MAX_SCRATCH_BYTES, Options, SHELL_TIMEOUT, Settings, Times},
     machine::vmm,
-    request::{BuildRequest, BuildResult, Host, RelativePath, admit},
+    request::{Admitted, BuildRequest, BuildResult, Host, RelativePath, admit},
 };
 
 /// How a build runs, and where its outputs go.
@@ -123,14 +124,23 @@ pub(super) struct Ready<'a> {
 
 /// Where the build runs.
 enum Place {
-    Here(Box<Settings>),
-    Daemon(Box<Daemon>),
+    Here(Box<Settings>, Admitted),
+    Daemon(Box<Daemon>, BuildRequest),
+}
+
+impl Place {
+    fn request(&self) -> &BuildRequest {
+        match self {
+            Self::Here(_, request) => request,
+            Self::Daemon(_, request) => request,
+        }
+    }
 }
 
 impl ExecuteArgs {
     /// Checks everything that needs no work: that the host can build the request, the image, the VMM, the store, and that
     /// no output exists yet.
-    pub(super) fn prepare<'a>(&'a self, client: &'a ClientArgs, request: &BuildRequest) -> Result<Ready<'a>, CliError> {
+    pub(super) fn prepare<'a>(&'a self, client: &'a ClientArgs, request: BuildRequest) -> Result<Ready<'a>, CliError> {
         if self.shell_on_failure && !terminal::is_there() {
             return Err(CliError::wrong("--shell-on-failure needs a terminal for stdin and stderr")
                 .try_this("--keep-failed, which needs none"));
@@ -143,10 +153,10 @@ impl ExecuteArgs {
         let store = client.store_addrs();
         if let Some(addr) = client.daemon() {
             let daemon = self.daemon(addr)?;
-            let place = Place::Daemon(Box::new(daemon));
+            let place = Place::Daemon(Box::new(daemon), request);
             return Ok(Ready { args: self, client, place, store: store.open()?, progress: self.progress() });
         }
-        self.check_host(request)?;
+        let request = self.admit(request)?;
         let image = Image::open(&self.image.clone().unwrap_or_else(default_dir))
             .map_err(|error| CliError::failed("there is no guest image to boot", error))?;
         let asked = match (self.vmm, &self.cpu_model) {
@@ -167,11 +177,11 @@ impl ExecuteArgs {
         if emulated {
             progress.note("running under emulation (QEMU TCG), which is no security boundary");
         }
-        Ok(Ready { args: self, client, place: Place::Here(Box::new(settings)), store, progress })
+        Ok(Ready { args: self, client, place: Place::Here(Box::new(settings), request), store, progress })
     }
 
     /// Refuses what this host doesn't have.
-    fn check_host(&self, request: &BuildRequest) -> Result<(), CliError> {
+    fn admit(&self, request: BuildRequest) -> Result<Admitted, CliError> {
         if self.rebuild {
             return Err(CliError::wrong("--rebuild is for daemons: without one, every build runs")
                 .try_this("leave out --rebuild, or name a daemon with --daemon"));
@@ -265,14 +275,26 @@ impl ExecuteArgs {
 }
 
 impl Ready<'_> {
+    /// Gives the request its inputs.
+    pub(super) fn with_inputs(self, inputs: BTreeMap<PathComponent, Node>) -> Result<Self, CliError> {
+        let place = match self.place {
+            Place::Here(settings, request) => Place::Here(settings, request.with_inputs(inputs)?),
+            Place::Daemon(daemon, request) => Place::Daemon(daemon, request.with_inputs(inputs)?),
+        };
+        Ok(Self { place, ..self })
+    }
+
     /// Builds, prints the result, then exports: a failed export doesn't lose the result.
-    pub(super) async fn execute(self, request: BuildRequest, cancel: &CancellationToken) -> Result<(), CliError> {
+    pub(super) async fn execute(self, cancel: &CancellationToken) -> Result<(), CliError> {
         let Self { args, client, place, store, progress } = self;
-        let built = match place {
-            Place::Here(settings) => build_here(&store, *settings, &request, &args.options(), &progress, cancel).await,
-            Place::Daemon(daemon) => {
+        let request = place.request();
+        let built = match &place {
+            Place::Here(settings, request) => {
+                build_here(&store, Settings::clone(settings), request, &args.options(), &progress, cancel).await
+            }
+            Place::Daemon(daemon, request) => {
                 let accepted = |id: &str| client.print("", &json!({ "build": id }));
-                daemon.build(args.message(&request), &request, &progress, accepted, cancel).await
+                daemon.build(args.message(request), request, &progress, accepted, cancel).await
             }
         };
         let built = built.inspect_err(|error| match error.exit() {
@@ -283,11 +305,11 @@ impl Ready<'_> {
         progress.finish(&summary("built in", &built.times));
         match client.json {
             true => print(&format!("{}\n", built.result.to_json())),
-            false => print(&lines(&request, &built.result)),
+            false => print(&lines(request, &built.result)),
         }?;
         let Some(out) = &args.out else { return Ok(()) };
         progress.step("exporting outputs");
-        let written = write_outputs(&store, out, &request, &built.result, cancel).await;
+        let written = write_outputs(&store, out, request, &built.result, cancel).await;
         progress.clear();
         written.map_err(|error| CliError::AfterResult(Box::new(error)))
     }
@@ -296,7 +318,7 @@ impl Ready<'_> {
 async fn build_here(
     store: &Store,
     settings: Settings,
-    request: &BuildRequest,
+    request: &Admitted,
     options: &Options,
     progress: &Arc<Progress>,
     cancel: &CancellationToken,

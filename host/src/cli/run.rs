@@ -96,12 +96,12 @@ impl RunArgs {
         let sources = self.sources()?;
         // Importing is work, so everything else is checked first.
         let request = BuildRequest::try_from(self.message()?)?;
-        let ready = self.execute.prepare(client, &request)?;
+        let ready = self.execute.prepare(client, request)?;
         let mut inputs = BTreeMap::new();
         for (name, source) in sources {
             inputs.insert(name, load(&ready, source, client, cancel).await?);
         }
-        ready.execute(request.with_inputs(inputs)?, cancel).await
+        ready.with_inputs(inputs)?.execute(cancel).await
     }
 
     /// The source of each input, by name.
@@ -337,7 +337,7 @@ mod tests {
         for (flag, value) in [("--memory", "1000T"), ("--cpus", &one_more.to_string())] {
             let args = parse(&[flag, value, "--", "a"]);
             let request = BuildRequest::try_from(args.message().unwrap()).unwrap();
-            let error = args.execute.prepare(&ClientArgs::default(), &request).err().unwrap();
+            let error = args.execute.prepare(&ClientArgs::default(), request).err().unwrap();
             assert_eq!(error.exit().code(), 2);
             assert!(error.to_string().starts_with(flag), "{error}");
         }

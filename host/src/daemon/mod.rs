@@ -36,7 +36,7 @@ use crate::{
     state::{StateError, state_dir},
     telemetry::{Metrics, Traces},
 };
-pub use config::{Config, ListenAddr, Overrides, TlsConfig};
+pub(crate) use config::{Config, ListenAddr, Overrides, TlsConfig};
 pub(crate) use problem::{Problem, chain};
 
 /// File descriptors for connections, builds and readers.
@@ -46,14 +46,14 @@ const MAX_DESCRIPTORS: u64 = 65_536;
 const AFTER_DRAIN: Duration = Duration::from_secs(10);
 
 /// Called with each address that the daemon listens on, as clients write it.
-pub type Listening<'a> = &'a (dyn Fn(&str) + Send + Sync);
+pub(crate) type Listening<'a> = &'a (dyn Fn(&str) + Send + Sync);
 
 /// Checks a configuration without opening the store or a machine.
 ///
 /// # Errors
 ///
 /// All that is wrong with it, and all that this host lacks for it.
-pub fn check(config: &Config) -> Result<(), Failure> {
+pub(crate) fn check(config: &Config) -> Result<(), Failure> {
     check::check(config).map(drop).map_err(problem::failure)
 }
 
@@ -67,7 +67,7 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
 /// # Errors
 ///
 /// The daemon can't start, or can't go on.
-pub async fn run(config: &Config, listening: Listening<'_>, cancel: &CancellationToken) -> Result<(), Failure> {
+pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &CancellationToken) -> Result<(), Failure> {
     let Checked { options, image, vmm, tls } = check::check(config).map_err(problem::failure)?;
     tracing::info!(kind = %vmm.kind, accelerator = %vmm.accelerator, reason = vmm.reason, "VMM chosen");
     allow_descriptors(MAX_DESCRIPTORS);

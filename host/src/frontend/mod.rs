@@ -43,12 +43,12 @@ use crate::{
 };
 
 /// The services' names, as health checks ask for them.
-pub const SERVICES: [&str; 3] =
+pub(crate) const SERVICES: [&str; 3] =
     ["cofferdam.v1.BuildService", "snix.build.v1.BuildService", "tvix.build.v1.BuildService"];
 
 /// What builds get.
 #[derive(Debug, Clone)]
-pub struct Allowed {
+pub(crate) struct Allowed {
     /// What a build gets without asking, and the most that it gets.
     pub options: Options,
     /// The most memory that a build gets when it asks for it, in bytes.
@@ -59,7 +59,7 @@ pub struct Allowed {
 
 /// All front ends of one scheduler.
 #[derive(Clone)]
-pub struct Frontends(Arc<Shared>);
+pub(crate) struct Frontends(Arc<Shared>);
 
 /// What the front ends share.
 struct Shared {
@@ -69,12 +69,12 @@ struct Shared {
 
 impl Frontends {
     /// Front ends that submit to this scheduler.
-    pub fn new(scheduler: Scheduler, allowed: Allowed) -> Self {
+    pub(crate) fn new(scheduler: Scheduler, allowed: Allowed) -> Self {
         Self(Arc::new(Shared { scheduler, allowed }))
     }
 
     /// Adds their services to those that are served.
-    pub fn add_to(self, routes: &mut RoutesBuilder) {
+    pub(crate) fn add_to(self, routes: &mut RoutesBuilder) {
         let (most, memory) = (cofferdam_v1::MAX_BUILD_BYTES, MemoryBudget::default());
         let Self(shared) = self;
         let snix = snix::BuildService(Arc::clone(&shared));

@@ -17,7 +17,7 @@ use super::{
 };
 
 /// Most bytes that a reader returns at a time.
-pub const MAX_CHUNK_BYTES: usize = 64 * 1024;
+pub(crate) const MAX_CHUNK_BYTES: usize = 64 * 1024;
 
 /// zstd's own default.
 const LEVEL: i32 = 3;
@@ -193,7 +193,7 @@ impl LogWriter {
 ///
 /// Its methods are cancel safe.
 #[derive(Debug)]
-pub struct LogReader {
+pub(crate) struct LogReader {
     id: BuildId,
     logs: Logs,
     position: u64,
@@ -225,7 +225,7 @@ impl LogReader {
     }
 
     /// The offset of the next bytes.
-    pub fn position(&self) -> u64 {
+    pub(crate) fn position(&self) -> u64 {
         self.position
     }
 
@@ -234,7 +234,7 @@ impl LogReader {
     /// # Errors
     ///
     /// The log can't be read, or has been deleted.
-    pub async fn next(&mut self) -> Result<Option<Bytes>> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>> {
         loop {
             let ended = self.progress.borrow_and_update().ended;
             let available = self.available().await?;
@@ -252,7 +252,7 @@ impl LogReader {
     /// # Errors
     ///
     /// As for [`next`](Self::next).
-    pub async fn available(&mut self) -> Result<Option<Bytes>> {
+    pub(crate) async fn available(&mut self) -> Result<Option<Bytes>> {
         let length = self.progress.borrow().bytes;
         let most = usize::try_from(length - self.position).unwrap_or(usize::MAX).min(MAX_CHUNK_BYTES);
         if most == 0 {

@@ -51,16 +51,16 @@ use self::{
 
 use crate::build::failure::Failure;
 
-pub use crate::build::Phase;
-pub use error::RecordsError;
-pub use id::{BuildId, BuildIdError};
-pub use log::{LogReader, MAX_CHUNK_BYTES};
-pub use record::{Log, Machine, Outcome, Output, Record, Status, describe};
-pub use recording::{End, MAX_JOINED, Recording, Request};
-pub use retention::Retention;
+pub(crate) use crate::build::Phase;
+pub(crate) use error::RecordsError;
+pub(crate) use id::BuildId;
+pub(crate) use log::LogReader;
+pub(crate) use record::{Log, Machine, Outcome, Output, Record, Status, describe};
+pub(crate) use recording::{End, Recording, Request};
+pub(crate) use retention::Retention;
 
 /// Most records in a [`Page`].
-pub const MAX_PAGE: usize = 1000;
+pub(crate) const MAX_PAGE: usize = 1000;
 
 /// Most records that are read for a [`Page`].
 const MAX_EXAMINED: usize = 10_000;
@@ -69,7 +69,7 @@ const MAX_EXAMINED: usize = 10_000;
 const RETENTION_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
 /// The records and logs of one directory. One process at a time has it open.
-pub struct Records {
+pub(crate) struct Records {
     shared: Arc<Shared>,
     packer: Option<JoinHandle<()>>,
 }
@@ -96,7 +96,7 @@ struct Todo {
 
 /// A page of the wanted records.
 #[derive(Debug, Clone)]
-pub struct Page {
+pub(crate) struct Page {
     /// Newest first. May be fewer than asked for, even none, although there are more.
     pub records: Vec<Record>,
     /// Where the next page begins, if there may be one.
@@ -110,7 +110,7 @@ impl Records {
     /// # Errors
     ///
     /// Another process has them open, a newer version made them, or they can't be read and written.
-    pub fn open(dir: &Path, retention: Retention) -> Result<Self> {
+    pub(crate) fn open(dir: &Path, retention: Retention) -> Result<Self> {
         let logs = dir.join("logs");
         DirBuilder::new().recursive(true).mode(0o700).create(&logs).map_err(failed("make the directory", &logs))?;
         let lock = Lock::take(dir)?;
@@ -135,7 +135,7 @@ impl Records {
     }
 
     /// Begins the record of a build, in memory.
-    pub fn begin(&self, request: Request) -> Recording {
+    pub(crate) fn begin(&self, request: Request) -> Recording {
         Recording::new(Arc::clone(&self.shared), request)
     }
 
@@ -144,7 +144,7 @@ impl Records {
     /// # Errors
     ///
     /// The database can't be read.
-    pub fn get(&self, id: BuildId) -> Result<Option<Record>> {
+    pub(crate) fn get(&self, id: BuildId) -> Result<Option<Record>> {
         // The map's lock is released before the record's is taken.
         let live = self.shared.live().get(&id).cloned();
         if let Some(live) = live {
@@ -159,7 +159,7 @@ impl Records {
     /// # Errors
     ///
     /// The database can't be read.
-    pub fn list(&self, wanted: &dyn Fn(&Record) -> bool, before: Option<BuildId>, most: usize) -> Result<Page> {
+    pub(crate) fn list(&self, wanted: &dyn Fn(&Record) -> bool, before: Option<BuildId>, most: usize) -> Result<Page> {
         let most = most.clamp(1, MAX_PAGE);
         let mut page = Page { records: Vec::new(), next: before };
         let (mut examined, mut bytes) = (0, 0);
@@ -205,7 +205,7 @@ impl Records {
     /// # Errors
     ///
     /// The database can't be read.
-    pub fn result_for(&self, key: &B3Digest) -> Result<Option<Record>> {
+    pub(crate) fn result_for(&self, key: &B3Digest) -> Result<Option<Record>> {
         self.shared.database.latest(key)
     }
 
@@ -214,7 +214,7 @@ impl Records {
     /// # Errors
     ///
     /// The log is shorter, or the database can't be read.
-    pub fn read_log(&self, id: BuildId, offset: u64) -> Result<Option<LogReader>> {
+    pub(crate) fn read_log(&self, id: BuildId, offset: u64) -> Result<Option<LogReader>> {
         let live = self.shared.live().get(&id).map(|live| live.progress());
         let progress = match live {
             Some(progress) => progress,

@@ -24,7 +24,7 @@ pub(super) const LOST: &str = "lost";
 
 /// What is known of one build. Durations are the monotonic clock's, from `created` on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Record {
+pub(crate) struct Record {
     /// The build's id.
     #[serde(with = "text")]
     pub id: BuildId,
@@ -65,7 +65,7 @@ pub struct Record {
 
 /// The VMM that ran a build.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Machine {
+pub(crate) struct Machine {
     /// The kind of VMM, as in `cloud-hypervisor`.
     pub vmm: String,
     /// Its version.
@@ -86,7 +86,7 @@ impl From<&vmm::Choice> for Machine {
 
 /// The size of a log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Log {
+pub(crate) struct Log {
     /// Its length in bytes, uncompressed.
     pub bytes: u64,
     /// Whether the build wrote more than was kept.
@@ -96,7 +96,7 @@ pub struct Log {
 /// How a build ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// It succeeded, with these outputs in the request's order.
     Built(Vec<Output>),
     /// It has no result.
@@ -127,7 +127,7 @@ impl From<Output> for BuildOutput {
 
 /// A build's state, for lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Status {
+pub(crate) enum Status {
     /// It waits or runs.
     Unfinished,
     /// It has succeeded.
@@ -138,7 +138,7 @@ pub enum Status {
 
 impl Record {
     /// The build's state.
-    pub fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> Status {
         match self.outcome {
             None => Status::Unfinished,
             Some(Outcome::Built(_)) => Status::Built,
@@ -147,12 +147,12 @@ impl Record {
     }
 
     /// Whether the process that ran the build was killed, or could not record how it ended.
-    pub fn is_lost(&self) -> bool {
+    pub(crate) fn is_lost(&self) -> bool {
         matches!(&self.outcome, Some(Outcome::Failed(failure)) if failure.reason == LOST)
     }
 
     /// Each phase, from its beginning to the next phase or the build's end.
-    pub fn spans(&self) -> impl Iterator<Item = (Phase, Range<Duration>)> {
+    pub(crate) fn spans(&self) -> impl Iterator<Item = (Phase, Range<Duration>)> {
         let ends = self.phases.iter().skip(1).map(|(_, begun)| *begun).chain(self.ended);
         self.phases.iter().zip(ends).map(|((phase, begun), end)| (*phase, *begun..end.max(*begun)))
     }
@@ -177,7 +177,7 @@ fn unknown() -> B3Digest {
 }
 
 /// A command line as one short line without control characters.
-pub fn describe(command_args: &[String]) -> String {
+pub(crate) fn describe(command_args: &[String]) -> String {
     let mut line = String::new();
     for arg in command_args {
         if line.len() > 4 * MAX_DESCRIPTION_CHARS {

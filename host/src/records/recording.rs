@@ -20,14 +20,14 @@ use crate::{
 };
 
 /// Most clients in [`Record::joined`].
-pub const MAX_JOINED: usize = 256;
+pub(crate) const MAX_JOINED: usize = 256;
 
 /// Most phases in a record.
 const MAX_PHASES: usize = 64;
 
 /// What is known of a build when it is submitted.
 #[derive(Debug, Clone)]
-pub struct Request {
+pub(crate) struct Request {
     /// [`crate::request::BuildRequest::digest`].
     pub digest: B3Digest,
     /// See [`Record::environment`].
@@ -46,7 +46,7 @@ pub struct Request {
 
 /// What is known of a build at its end.
 #[derive(Debug, Clone)]
-pub struct End {
+pub(crate) struct End {
     /// How it ended.
     pub outcome: Outcome,
     /// What it used in its guest.
@@ -77,7 +77,7 @@ impl From<&Result<Built, BuildError>> for End {
 /// The record of an active build. If it is dropped before [`finish`](Self::finish), the build is recorded as lost.
 ///
 /// Its methods block for a transaction or a write to a file at most.
-pub struct Recording {
+pub(crate) struct Recording {
     shared: Arc<Shared>,
     live: Arc<Live>,
 }
@@ -136,12 +136,12 @@ impl Recording {
     }
 
     /// The build's id.
-    pub fn id(&self) -> BuildId {
+    pub(crate) fn id(&self) -> BuildId {
         locked(&self.live.record).id
     }
 
     /// The record as it stands.
-    pub fn record(&self) -> Record {
+    pub(crate) fn record(&self) -> Record {
         self.live.record()
     }
 
@@ -150,7 +150,7 @@ impl Recording {
     /// # Errors
     ///
     /// The database can't be written.
-    pub fn start(&self, machine: Machine) -> Result<()> {
+    pub(crate) fn start(&self, machine: Machine) -> Result<()> {
         let record = {
             let mut record = locked(&self.live.record);
             record.machine = Some(machine);
@@ -160,7 +160,7 @@ impl Recording {
     }
 
     /// Adds a client to those that have joined.
-    pub fn join(&self, client: &str) {
+    pub(crate) fn join(&self, client: &str) {
         let mut record = locked(&self.live.record);
         let is_known = record.client == client || record.joined.iter().any(|joined| joined == client);
         if !is_known && record.joined.len() < MAX_JOINED {
@@ -169,7 +169,7 @@ impl Recording {
     }
 
     /// Records the beginning of a phase.
-    pub fn phase(&self, phase: Phase) {
+    pub(crate) fn phase(&self, phase: Phase) {
         let mut record = locked(&self.live.record);
         if record.phases.len() < MAX_PHASES && record.phases.last().is_none_or(|(latest, _)| *latest != phase) {
             record.phases.push((phase, self.live.begun.elapsed()));
@@ -181,7 +181,7 @@ impl Recording {
     /// # Errors
     ///
     /// The file can't be written. The build should be ended, since its log is incomplete.
-    pub fn log(&self, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn log(&self, bytes: &[u8]) -> Result<()> {
         let mut log = locked(&self.live.log);
         let appended = log.append(bytes);
         self.live.progress.send_replace(Progress { bytes: log.log.bytes, ended: false });
@@ -193,7 +193,7 @@ impl Recording {
     /// # Errors
     ///
     /// The database can't be written. The build counts as lost then.
-    pub fn finish(&self, end: End) -> Result<Record> {
+    pub(crate) fn finish(&self, end: End) -> Result<Record> {
         let log = {
             let mut log = locked(&self.live.log);
             log.close();

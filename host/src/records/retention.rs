@@ -7,7 +7,7 @@ const MAX_STEP: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How long finished builds are kept, and how many bytes of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Retention {
+pub(crate) struct Retention {
     /// Age at which a record is deleted, from its build's end. Time without a daemon counts as a day at most.
     pub max_age: Duration,
     /// Most bytes of compressed logs and records. The oldest are deleted first.

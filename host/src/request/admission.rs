@@ -1,6 +1,8 @@
 //! Whether a host can build a request. A pure decision: the host's abilities are passed in.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, ops::Deref, path::PathBuf};
+
+use cofferdam_castore::{Node, PathComponent};
 
 use super::{AbsolutePath, BuildRequest, RequestError, RequestErrorKind};
 
@@ -37,12 +39,35 @@ impl Host {
     }
 }
 
-/// Whether `host` can build `request`.
+/// A request that a host can build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admitted(BuildRequest);
+
+impl Deref for Admitted {
+    type Target = BuildRequest;
+
+    fn deref(&self) -> &BuildRequest {
+        &self.0
+    }
+}
+
+impl Admitted {
+    /// See [`BuildRequest::with_inputs`]. No constraint depends on inputs.
+    pub(crate) fn with_inputs(self, inputs: BTreeMap<PathComponent, Node>) -> Result<Self, RequestError> {
+        self.0.with_inputs(inputs).map(Self)
+    }
+}
+
+/// Admits a request if `host` can build it.
 ///
 /// # Errors
 ///
 /// The first constraint that the host can't meet.
-pub fn admit(request: &BuildRequest, host: &Host) -> Result<(), RequestError> {
+pub fn admit(request: BuildRequest, host: &Host) -> Result<Admitted, RequestError> {
+    check(&request, host).map(|()| Admitted(request))
+}
+
+fn check(request: &BuildRequest, host: &Host) -> Result<(), RequestError> {
     let Some(constraints) = &request.constraints else {
         return Ok(());
     };
@@ -93,7 +118,7 @@ mod tests {
     fn decide_on(host: &Host, constraints: Option<BuildConstraints>) -> Result<(), String> {
         let message =
             proto::BuildRequest { command_args: vec!["true".into()], constraints, ..proto::BuildRequest::default() };
-        admit(&message.try_into().unwrap(), host).map_err(|error| {
+        admit(message.try_into().unwrap(), host).map(drop).map_err(|error| {
             assert_eq!(error.kind, RequestErrorKind::Unsupported);
             error.to_string()
         })

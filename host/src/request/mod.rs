@@ -32,7 +32,7 @@ use prost::{DecodeError, Message};
 use self::counts::Counts;
 
 pub(crate) use admission::KVM;
-pub use admission::{Host, SYSTEM, admit};
+pub use admission::{Admitted, Host, SYSTEM, admit};
 pub use error::{RequestError, RequestErrorKind};
 pub(crate) use json::entry_to_json;
 pub use output_order::OutputOrder;

@@ -8,7 +8,7 @@ use crate::{build::failure::Failure, records::Record};
 
 /// Something that a client wants of a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operation {
+pub(crate) enum Operation {
     /// Finding it in a list.
     List,
     /// Reading what is known of it.
@@ -25,7 +25,7 @@ pub enum Operation {
 
 /// What a client is to a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Relation {
+pub(crate) enum Relation {
     /// It submitted the request that began the build.
     Owner,
     /// It submitted an equal request while the build was active.
@@ -38,7 +38,7 @@ pub enum Relation {
 
 impl Relation {
     /// The relation of a client to the build of a record.
-    pub fn of(client: &Client, record: &Record) -> Self {
+    pub(crate) fn of(client: &Client, record: &Record) -> Self {
         let name = client.to_string();
         if name == record.client {
             Self::Owner
@@ -52,7 +52,7 @@ impl Relation {
     }
 
     /// Whether it lets the client do this.
-    pub fn allows(self, operation: Operation) -> bool {
+    pub(crate) fn allows(self, operation: Operation) -> bool {
         match self {
             Self::Owner | Self::Operator => true,
             // Its owner waits for it, too.
@@ -76,6 +76,6 @@ impl Relation {
 }
 
 /// The client has no such build.
-pub fn unknown() -> Failure {
+pub(crate) fn unknown() -> Failure {
     Failure::wrong("unknown_build", "you have no build of this id; `cofferdam builds list` shows those that you have")
 }

@@ -17,12 +17,12 @@ use super::queue::Waiting;
 use crate::{
     build::{Phase, Terminal, failure::Failure},
     records::{BuildId, Outcome, Record, Recording},
-    request::{BuildRequest, OutputOrder},
+    request::{Admitted, OutputOrder},
 };
 
 /// Where a build is.
 #[derive(Debug, Clone)]
-pub enum State {
+pub(crate) enum State {
     /// It waits for room.
     Queued {
         /// Builds before it.
@@ -44,8 +44,8 @@ pub enum State {
 }
 
 /// A build that waits, runs or has just ended.
-pub struct ActiveBuild {
-    pub(super) request: BuildRequest,
+pub(crate) struct ActiveBuild {
+    pub(super) request: Admitted,
     /// Equal for builds that can stand in for each other.
     pub(super) key: B3Digest,
     pub(super) recording: Recording,
@@ -67,17 +67,17 @@ impl fmt::Debug for ActiveBuild {
 
 impl ActiveBuild {
     /// The build's id.
-    pub fn id(&self) -> BuildId {
+    pub(crate) fn id(&self) -> BuildId {
         self.recording.id()
     }
 
     /// What is known of it now.
-    pub fn record(&self) -> Record {
+    pub(crate) fn record(&self) -> Record {
         self.recording.record()
     }
 
     /// Where it is, and each change of that.
-    pub fn state(&self) -> watch::Receiver<State> {
+    pub(crate) fn state(&self) -> watch::Receiver<State> {
         self.state.clone()
     }
 
@@ -93,7 +93,7 @@ impl ActiveBuild {
 
 /// Keeps a build from being cancelled: the build ends when the last of its subscriptions is dropped.
 #[derive(Debug, Clone)]
-pub struct Subscription {
+pub(crate) struct Subscription {
     /// The build.
     pub build: Arc<ActiveBuild>,
     /// Whether the build was there before this subscription.
@@ -109,7 +109,7 @@ impl Subscription {
     /// # Errors
     ///
     /// The build's task has panicked.
-    pub async fn done(&self) -> Result<Arc<Record>, Failure> {
+    pub(crate) async fn done(&self) -> Result<Arc<Record>, Failure> {
         let mut state = self.build.state();
         let done = state.wait_for(|state| matches!(state, State::Done(_))).await;
         match done.as_deref() {
@@ -119,7 +119,7 @@ impl Subscription {
     }
 
     /// The record with its outputs in the order that this client wants.
-    pub fn arranged(&self, record: &Arc<Record>) -> Arc<Record> {
+    pub(crate) fn arranged(&self, record: &Arc<Record>) -> Arc<Record> {
         match &self.order {
             Some(order) if *order != record.output_order => {
                 arranged(Record::clone(record), order).map_or_else(|| Arc::clone(record), Arc::new)

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     build::{Options, failure::Failure},
     records::{self, BuildId},
-    request::{RequestError, RequestErrorKind},
+    request::{Admitted, RequestError, RequestErrorKind},
     telemetry::Amounts,
 };
 
@@ -103,7 +103,7 @@ impl EventLoop {
         }
     }
 
-    fn submit(&mut self, submission: Submission, environment: Environment) -> Result<Subscription, Failure> {
+    fn submit(&mut self, submission: Submission<Admitted>, environment: Environment) -> Result<Subscription, Failure> {
         if self.draining {
             return Err(draining());
         }
@@ -152,7 +152,7 @@ impl EventLoop {
         Ok(Subscription { build, joined: false, order: None, subscribers })
     }
 
-    fn join(&mut self, submission: &Submission, key: B3Digest) -> Option<Subscription> {
+    fn join(&mut self, submission: &Submission<Admitted>, key: B3Digest) -> Option<Subscription> {
         let entry = self.entries.get_mut(self.by_key.get(&key)?)?;
         if !entry.is_open() || entry.options != submission.options {
             return None;

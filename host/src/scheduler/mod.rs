@@ -24,7 +24,7 @@ mod access;
 mod active_build;
 mod event_loop;
 mod operations;
-pub mod queue;
+pub(crate) mod queue;
 mod reuse;
 mod run;
 mod submission;
@@ -41,14 +41,15 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use access::{Operation, Relation, unknown};
-pub use active_build::{ActiveBuild, State, Subscription};
-pub use operations::{Found, Listed, Page};
-pub use submission::{Submission, Submitted};
+pub(crate) use access::{Operation, Relation, unknown};
+pub(crate) use active_build::{ActiveBuild, State, Subscription};
+pub(crate) use operations::{Found, Listed};
+pub(crate) use submission::{Submission, Submitted};
 
 use crate::{
     build::{Builder, failure::Failure},
     records::{BuildId, Machine, Records},
+    request::Admitted,
     scheduler::queue::{Bounds, Budget},
     telemetry::{Metrics, Traces},
 };
@@ -61,7 +62,7 @@ const MAX_LOOKUPS: usize = 2;
 
 /// What the scheduler may do.
 #[derive(Debug, Clone)]
-pub struct SchedulerSettings {
+pub(crate) struct SchedulerSettings {
     /// What all running builds may use together.
     pub budget: Budget,
     /// How many builds may wait.
@@ -73,7 +74,7 @@ pub struct SchedulerSettings {
 }
 
 /// What the scheduler works with.
-pub struct Backend {
+pub(crate) struct Backend {
     /// Where outputs are.
     pub store: Store,
     /// Runs the builds.
@@ -89,7 +90,7 @@ pub struct Backend {
 }
 
 enum Message {
-    Submit(Box<Submission>, Environment, oneshot::Sender<Result<Subscription, Failure>>),
+    Submit(Box<Submission<Admitted>>, Environment, oneshot::Sender<Result<Subscription, Failure>>),
     Find(BuildId, oneshot::Sender<Option<Subscription>>),
     List(oneshot::Sender<Vec<Arc<ActiveBuild>>>),
     Ended(BuildId),
@@ -104,7 +105,7 @@ struct Environment {
 
 /// A handle to the scheduler.
 #[derive(Clone)]
-pub struct Scheduler {
+pub(crate) struct Scheduler {
     messages: mpsc::Sender<Message>,
     backend: Arc<Backend>,
     /// Permits to look for earlier successes; none if these don't count.
@@ -114,7 +115,11 @@ pub struct Scheduler {
 impl Scheduler {
     /// Starts the scheduler. Its task ends when `drain` is cancelled and all builds have ended; those that take longer than
     /// the drain timeout are cancelled.
-    pub fn start(backend: Backend, settings: SchedulerSettings, drain: CancellationToken) -> (Self, JoinHandle<()>) {
+    pub(crate) fn start(
+        backend: Backend,
+        settings: SchedulerSettings,
+        drain: CancellationToken,
+    ) -> (Self, JoinHandle<()>) {
         let (messages, inbox) = mpsc::channel(BUFFERED_MESSAGES);
         let lookups = settings.reuse.then(|| Arc::new(Semaphore::new(MAX_LOOKUPS)));
         let scheduler = Self { messages, backend: Arc::new(backend), lookups };
@@ -126,8 +131,9 @@ impl Scheduler {
     ///
     /// # Errors
     ///
-    /// The build is refused: it is too large for the budget, the queue is full, or the daemon drains.
-    pub async fn submit(&self, submission: Submission) -> Result<Submitted, Failure> {
+    /// The build is refused: this host can't build it, it is too large for the budget, the queue is full, or the daemon
+    /// drains.
+    pub(crate) async fn submit(&self, submission: Submission) -> Result<Submitted, Failure> {
         let client = submission.client.clone();
         let submitted = self.take(submission).await;
         match &submitted {
@@ -149,12 +155,13 @@ impl Scheduler {
     }
 
     /// Notes that a request is refused.
-    pub fn refused(&self, client: &Client, failure: &Failure) {
+    pub(crate) fn refused(&self, client: &Client, failure: &Failure) {
         self.backend.metrics.refused(failure);
         tracing::info!(%client, reason = failure.reason, why = failure.chain(), "refused");
     }
 
     async fn take(&self, submission: Submission) -> Result<Submitted, Failure> {
+        let submission = submission.admitted_by(&self.backend.builder)?;
         let environment = self.environment(&submission).await?;
         if let Some(lookups) = self.lookups.as_ref().filter(|_| !submission.rebuild)
             && let Ok(_turn) = lookups.acquire().await
@@ -167,7 +174,7 @@ impl Scheduler {
         answer.unwrap_or_else(|| Err(draining())).map(Submitted::Active)
     }
 
-    async fn environment(&self, submission: &Submission) -> Result<Environment, Failure> {
+    async fn environment(&self, submission: &Submission<Admitted>) -> Result<Environment, Failure> {
         let backend = Arc::clone(&self.backend);
         let digest = spawn_blocking(move || backend.builder.environment()).await;
         let digest = digest.map_err(|error| Failure::executor("host", error.to_string()))?;

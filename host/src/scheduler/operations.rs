@@ -13,7 +13,7 @@ use crate::{
 
 /// A build that a client has found.
 #[derive(Debug)]
-pub enum Found {
+pub(crate) enum Found {
     /// It waits or runs. It isn't cancelled as long as this is kept.
     Active(Subscription),
     /// It has ended.
@@ -22,7 +22,7 @@ pub enum Found {
 
 /// A build in a list.
 #[derive(Debug)]
-pub struct Listed {
+pub(crate) struct Listed {
     /// What is known of it.
     pub record: Record,
     /// Where it is, if it is active.
@@ -31,7 +31,7 @@ pub struct Listed {
 
 /// Part of a list.
 #[derive(Debug)]
-pub struct Page {
+pub(crate) struct Page {
     /// The latest first. May be fewer than asked for, even none, although there are more.
     pub builds: Vec<Listed>,
     /// Where the next page begins, if there may be one.
@@ -44,7 +44,7 @@ impl Scheduler {
     /// # Errors
     ///
     /// There is none, or the client may not do that.
-    pub async fn find(&self, client: &Client, id: BuildId, operation: Operation) -> Result<Found, Failure> {
+    pub(crate) async fn find(&self, client: &Client, id: BuildId, operation: Operation) -> Result<Found, Failure> {
         let active = self.ask(|reply| Message::Find(id, reply)).await.flatten();
         let found = match active {
             Some(subscription) => Found::Active(subscription),
@@ -65,7 +65,7 @@ impl Scheduler {
     /// # Errors
     ///
     /// There is none, or the client may not do that.
-    pub async fn cancel(&self, client: &Client, id: BuildId) -> Result<(), Failure> {
+    pub(crate) async fn cancel(&self, client: &Client, id: BuildId) -> Result<(), Failure> {
         if let Found::Active(subscription) = self.find(client, id, Operation::Cancel).await? {
             subscription.build.cancel.cancel();
         }
@@ -78,7 +78,7 @@ impl Scheduler {
     /// # Errors
     ///
     /// The records can't be read.
-    pub async fn list(
+    pub(crate) async fn list(
         &self,
         client: &Client,
         only_active: bool,
@@ -106,7 +106,7 @@ impl Scheduler {
     /// # Errors
     ///
     /// There is no such build, the client may not do that, or the log is shorter.
-    pub async fn read_log(&self, client: &Client, id: BuildId, offset: u64) -> Result<LogReader, Failure> {
+    pub(crate) async fn read_log(&self, client: &Client, id: BuildId, offset: u64) -> Result<LogReader, Failure> {
         self.find(client, id, Operation::ReadLog).await?;
         self.ask_records(move |records| records.read_log(id, offset)).await?.ok_or_else(unknown)
     }
@@ -116,7 +116,12 @@ impl Scheduler {
     /// # Errors
     ///
     /// There is no such build, the client may not do that, or the build offers no shell.
-    pub async fn use_shell(&self, client: &Client, id: BuildId, terminal: Terminal) -> Result<Subscription, Failure> {
+    pub(crate) async fn use_shell(
+        &self,
+        client: &Client,
+        id: BuildId,
+        terminal: Terminal,
+    ) -> Result<Subscription, Failure> {
         if let Found::Active(subscription) = self.find(client, id, Operation::UseShell).await?
             && subscription.build.lend(terminal)
         {
@@ -126,7 +131,7 @@ impl Scheduler {
     }
 
     /// Waits until the scheduler's task answers, or has ended.
-    pub async fn answers(&self) {
+    pub(crate) async fn answers(&self) {
         drop(self.ask(Message::List).await);
     }
 

@@ -9,13 +9,14 @@ use super::{Backend, Submission, active_build::arranged};
 use crate::{
     devices::inputs,
     records::{Outcome, Record},
+    request::Admitted,
 };
 
 /// Separates keys from all other digests.
 const KEY_CONTEXT: &str = "cofferdam v2: what a build can see of its request, its limits and its environment";
 
 /// What a result is found by: everything that a build can see. Builds with equal keys can stand in for each other.
-pub(super) fn key(submission: &Submission, environment: &B3Digest) -> B3Digest {
+pub(super) fn key(submission: &Submission<Admitted>, environment: &B3Digest) -> B3Digest {
     let mut hasher = blake3::Hasher::new_derive_key(KEY_CONTEXT);
     hasher.update(submission.digest.as_slice()).update(environment.as_slice());
     for limit in submission.options.visible() {
@@ -26,7 +27,7 @@ pub(super) fn key(submission: &Submission, environment: &B3Digest) -> B3Digest {
 
 /// The record of a build with this key that has succeeded, if the store still has all of its outputs. An error on the way
 /// is logged, since the build can run again.
-pub(super) async fn find(backend: &Arc<Backend>, submission: &Submission, key: B3Digest) -> Option<Record> {
+pub(super) async fn find(backend: &Arc<Backend>, submission: &Submission<Admitted>, key: B3Digest) -> Option<Record> {
     let theirs = Arc::clone(backend);
     let found = spawn_blocking(move || theirs.records.result_for(&key)).await.ok()?;
     let record = found

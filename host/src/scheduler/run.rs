@@ -82,7 +82,6 @@ async fn run_to_end(
     let noted = noted.map_err(|error| Failure::executor("host", error.to_string()))?;
     tracing::info!(build = %build.id(), "started");
     noted.map_err(|error| Failure::executor_because("records", "the build can't be recorded", &error))?;
-    backend.builder.admit(&build.request)?;
     let watch = Arc::new(Watch { state: state.clone(), build: Arc::clone(build), runtime: Handle::current() });
     let built = backend.builder.build(&build.request, options, watch, &build.cancel).await;
     match build.log_failure.get() {

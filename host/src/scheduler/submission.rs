@@ -3,15 +3,19 @@ use cofferdam_rpc::{Client, MemoryPermit};
 use opentelemetry::Context;
 
 use super::{Subscription, queue::Need};
-use crate::{build::Options, records::Record, request::BuildRequest};
+use crate::{
+    build::{Builder, Options},
+    records::Record,
+    request::{Admitted, BuildRequest, RequestError},
+};
 
 /// A build that a client wants.
 #[derive(Debug)]
-pub struct Submission {
+pub(crate) struct Submission<R = BuildRequest> {
     /// Who submits it.
     pub client: Client,
     /// What to build.
-    pub request: BuildRequest,
+    pub request: R,
     /// The request's digest.
     pub digest: B3Digest,
     /// What the build gets.
@@ -27,6 +31,15 @@ pub struct Submission {
 }
 
 impl Submission {
+    /// The same submission, if the builder can build its request.
+    pub(super) fn admitted_by(self, builder: &Builder) -> Result<Submission<Admitted>, RequestError> {
+        let Self { client, request, digest, options, detached, rebuild, context, memory } = self;
+        let request = builder.admit(request)?;
+        Ok(Submission { client, request, digest, options, detached, rebuild, context, memory })
+    }
+}
+
+impl Submission<Admitted> {
     /// What the build takes of the budget.
     pub(super) fn need(&self) -> Need {
         let asked = self.request.constraints.as_ref().map_or(0, |constraints| constraints.min_memory);
@@ -36,7 +49,7 @@ impl Submission {
 
 /// What becomes of a submission.
 #[derive(Debug)]
-pub enum Submitted {
+pub(crate) enum Submitted {
     /// A build to wait for.
     Active(Subscription),
     /// An equal build has succeeded before, and its outputs are in the store.

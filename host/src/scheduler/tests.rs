@@ -175,8 +175,9 @@ async fn each_operation_is_decided_by_the_relation_of_its_client_to_the_build() 
 }
 
 /// Records a success under the key of a submission.
-async fn record_success(scheduler: &Scheduler, submission: &Submission, outputs: &[&str]) -> BuildId {
-    let environment = scheduler.environment(submission).await.unwrap();
+async fn record_success(scheduler: &Scheduler, submission: Submission, outputs: &[&str]) -> BuildId {
+    let submission = submission.admitted_by(&scheduler.backend.builder).unwrap();
+    let environment = scheduler.environment(&submission).await.unwrap();
     let recording: Recording = scheduler.backend.records.begin(crate::records::Request {
         digest: submission.digest,
         environment: environment.digest,
@@ -205,7 +206,7 @@ fn targets(record: &crate::records::Record) -> Vec<String> {
 async fn an_earlier_success_answers_in_the_order_of_the_request_and_names_itself_to_those_who_may_see_it() {
     let dir = tempfile::tempdir().unwrap();
     let scheduler = start(dir.path());
-    record_success(&scheduler, &submission(&OWNER, &["b", "a"]), &["B", "A"]).await;
+    record_success(&scheduler, submission(&OWNER, &["b", "a"]), &["B", "A"]).await;
     for (client, visible) in [(OWNER, true), (STRANGER, false), (operators()[0].clone(), true)] {
         for (order, expected) in [(["a", "b"], ["A", "B"]), (["b", "a"], ["B", "A"])] {
             match scheduler.submit(submission(&client, &order)).await.unwrap() {
@@ -223,7 +224,7 @@ async fn an_earlier_success_answers_in_the_order_of_the_request_and_names_itself
 async fn a_success_answers_only_in_the_environment_that_it_was_made_in() {
     let dir = tempfile::tempdir().unwrap();
     let scheduler = start(dir.path());
-    let id = record_success(&scheduler, &submission(&OWNER, &[]), &[]).await;
+    let id = record_success(&scheduler, submission(&OWNER, &[]), &[]).await;
     let answered = scheduler.submit(submission(&OWNER, &[])).await.unwrap();
     assert!(matches!(answered, Submitted::Earlier { record, .. } if record.id == id));
     let initramfs = dir.path().join("initramfs");

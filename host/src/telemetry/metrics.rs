@@ -44,7 +44,7 @@ pub(crate) struct Amounts {
 }
 
 /// All metrics.
-pub struct Metrics {
+pub(crate) struct Metrics {
     registry: Registry,
     ended: Family<Label<2>, Counter>,
     refused: Family<Label<1>, Counter>,
@@ -62,7 +62,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// The metrics of a daemon with this state directory.
-    pub fn new(state_dir: std::path::PathBuf) -> Self {
+    pub(crate) fn new(state_dir: std::path::PathBuf) -> Self {
         // From 10 ms to some two hours.
         let histogram: fn() -> Histogram = || Histogram::new(exponential_buckets(0.01, 2.5, 16));
         let this = Self {
@@ -147,7 +147,7 @@ impl Metrics {
     }
 
     /// All metrics in the OpenMetrics text format.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         if let Ok(found) = statvfs(&self.state_dir) {
             let free = found.blocks_available().saturating_mul(found.fragment_size());
             self.free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
@@ -162,7 +162,7 @@ impl Metrics {
     /// # Errors
     ///
     /// The address can't be bound.
-    pub async fn serve(
+    pub(crate) async fn serve(
         self: Arc<Self>,
         addr: SocketAddr,
     ) -> io::Result<(SocketAddr, impl Future<Output = Infallible> + Send + 'static)> {

@@ -4,6 +4,6 @@ mod metrics;
 mod traces;
 
 pub(crate) use metrics::Amounts;
-pub use metrics::Metrics;
-pub use traces::Traces;
+pub(crate) use metrics::Metrics;
+pub(crate) use traces::Traces;
 pub(crate) use traces::context;

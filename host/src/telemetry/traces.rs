@@ -21,7 +21,7 @@ use crate::records::{Outcome, Record};
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sends spans to a collector, from a thread of its own. Nothing waits for it; excess spans are dropped.
-pub struct Traces {
+pub(crate) struct Traces {
     provider: SdkTracerProvider,
     tracer: SdkTracer,
 }
@@ -32,7 +32,7 @@ impl Traces {
     /// # Errors
     ///
     /// The address is invalid.
-    pub fn to(endpoint: &str) -> Result<Self, ExporterBuildError> {
+    pub(crate) fn to(endpoint: &str) -> Result<Self, ExporterBuildError> {
         let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).build()?;
         let resource = Resource::builder().with_service_name("cofferdam").build();
         let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build();

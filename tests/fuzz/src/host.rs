@@ -2,7 +2,10 @@
 
 use std::{path::Path, sync::LazyLock};
 
-use cofferdam::{fuzzing, outputs::Receiver, request::BuildRequest};
+use cofferdam::{
+    fuzzing::{self, Receiver},
+    request::BuildRequest,
+};
 use cofferdam_castore::{Store, refscan::ReferencePattern, verify::verify_node};
 use cofferdam_proto::{EncodedRequest, cofferdam::v1 as ours, snix::build::v1 as proto};
 use cofferdam_protocol::{

@@ -17,7 +17,7 @@ use serde::{Deserialize, Deserializer};
 
 pub(super) use self::source::Key;
 use self::source::Source;
-pub use self::values::ListenAddr;
+pub(crate) use self::values::ListenAddr;
 pub(super) use self::values::{Count, Endpoint, GuestPath, Size, SocketMode, Time, VmmName};
 use super::problem::{Place, Problem};
 use crate::{
@@ -34,7 +34,7 @@ const DEFAULT_MEMORY_PERCENT: u64 = 75;
 /// The settings of a daemon. Every setting has a default.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Config {
+pub(crate) struct Config {
     /// The file that it was read from.
     #[serde(skip)]
     source: Option<Source>,
@@ -81,7 +81,7 @@ pub struct Config {
 /// The daemon's certificate and key, and the CAs of its clients.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct TlsConfig {
+pub(crate) struct TlsConfig {
     pub(crate) certificate: PathBuf,
     pub(crate) key: PathBuf,
     pub(crate) client_ca: Option<PathBuf>,
@@ -156,7 +156,7 @@ pub(super) struct BuildConfig {
 
 /// Flags and variables of the environment. They take precedence over the file.
 #[derive(Debug, Default)]
-pub struct Overrides {
+pub(crate) struct Overrides {
     /// Addresses to listen on. Empty leaves those of the file.
     pub listen: Vec<ListenAddr>,
     /// Certificates for TCP.
@@ -176,7 +176,7 @@ impl Config {
     /// # Errors
     ///
     /// The file can't be read, or isn't TOML.
-    pub fn read(path: &Path) -> Result<Self, Failure> {
+    pub(crate) fn read(path: &Path) -> Result<Self, Failure> {
         Self::from_source(Source::read(path)?)
     }
 
@@ -192,7 +192,7 @@ impl Config {
     }
 
     /// Takes in flags and variables.
-    pub fn override_with(&mut self, overrides: Overrides) {
+    pub(crate) fn override_with(&mut self, overrides: Overrides) {
         let Overrides { listen, tls, allow_anonymous_tcp, allow_emulation, store } = overrides;
         if !listen.is_empty() {
             self.listen = listen;

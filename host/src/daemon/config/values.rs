@@ -27,7 +27,7 @@ impl TryFrom<String> for GuestPath {
 
 /// HOST:PORT, or the path of a Unix socket.
 #[derive(Debug, Clone)]
-pub struct ListenAddr(pub(in crate::daemon) String);
+pub(crate) struct ListenAddr(pub(in crate::daemon) String);
 
 impl FromStr for ListenAddr {
     type Err = String;

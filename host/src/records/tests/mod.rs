@@ -14,7 +14,7 @@ use proptest::{collection::vec, prelude::*};
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::*;
+use super::{log::MAX_CHUNK_BYTES, *};
 use crate::{
     build::failure::FailureKind,
     build::{BuildError, ExecutorError, Failed, Reason},

@@ -7,7 +7,10 @@ use proptest::{collection::vec, prelude::*};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-use super::{super::*, built, files, log_from, open, request, tidy};
+use super::{
+    super::{log::MAX_CHUNK_BYTES, *},
+    built, files, log_from, open, request, tidy,
+};
 
 fn pattern(bytes: usize) -> Vec<u8> {
     (0..bytes).map(|index| (index % 251) as u8 ^ (index / 65_536) as u8).collect()

@@ -31,10 +31,10 @@ use std::{
 mod tests;
 
 /// The cost of a build that needs all of the budget.
-pub const MACHINE: u64 = 1 << 20;
+pub(crate) const MACHINE: u64 = 1 << 20;
 
 /// How far a build's tag may be beyond the first one's if it starts before it.
-pub const WINDOW: u64 = 2 * MACHINE;
+pub(crate) const WINDOW: u64 = 2 * MACHINE;
 
 /// The shortest retry hint.
 const MIN_RETRY: Duration = Duration::from_secs(1);
@@ -50,7 +50,7 @@ const DURATIONS: u32 = 8;
 
 /// Resources that all builds may use, or do use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Budget {
+pub(crate) struct Budget {
     /// Memory of all machines, in bytes.
     pub memory_bytes: u64,
     /// CPUs of all machines.
@@ -61,7 +61,7 @@ pub struct Budget {
 
 /// What one build uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Need {
+pub(crate) struct Need {
     /// Memory of its machine, in bytes.
     pub memory_bytes: u64,
     /// CPUs of its machine.
@@ -70,7 +70,7 @@ pub struct Need {
 
 /// How many builds may wait. Each is at least 1, since every build waits for a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bounds {
+pub(crate) struct Bounds {
     /// Of all clients together.
     pub queued: usize,
     /// Of one client.
@@ -79,11 +79,11 @@ pub struct Bounds {
 
 /// Identifies a build in the queue. Tickets ascend and are never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Ticket(u64);
+pub(crate) struct Ticket(u64);
 
 /// Why a build was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub(crate) enum Refusal {
     /// It would never start.
     #[error("the build needs {needed} {resource}, and all builds together may use {budget}")]
     Unsatisfiable {
@@ -108,7 +108,7 @@ pub enum Refusal {
 
 /// What a waiting build waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Waiting {
+pub(crate) enum Waiting {
     /// The end of any running build: the budget allows no more.
     Builds,
     /// Memory.
@@ -121,10 +121,10 @@ pub enum Waiting {
 
 impl Waiting {
     /// All of them, in the order of their declaration.
-    pub const ALL: [Self; 4] = [Self::Builds, Self::Memory, Self::Cpus, Self::Turn];
+    pub(crate) const ALL: [Self; 4] = [Self::Builds, Self::Memory, Self::Cpus, Self::Turn];
 
     /// A word for machines, stable across versions.
-    pub fn word(self) -> &'static str {
+    pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Builds => "builds",
             Self::Memory => "memory",
@@ -136,7 +136,7 @@ impl Waiting {
 
 /// The waiting and the running builds of the clients `C`.
 #[derive(Debug)]
-pub struct Queue<C> {
+pub(crate) struct Queue<C> {
     budget: Budget,
     bounds: Bounds,
     used: Budget,
@@ -177,7 +177,7 @@ struct Client {
 
 impl<C: Ord + Clone> Queue<C> {
     /// An empty queue.
-    pub fn new(budget: Budget, bounds: Bounds) -> Self {
+    pub(crate) fn new(budget: Budget, bounds: Bounds) -> Self {
         Self {
             budget,
             bounds,
@@ -198,7 +198,7 @@ impl<C: Ord + Clone> Queue<C> {
     /// # Errors
     ///
     /// It would never start, or too many wait.
-    pub fn push(&mut self, client: C, need: Need) -> Result<Ticket, Refusal> {
+    pub(crate) fn push(&mut self, client: C, need: Need) -> Result<Ticket, Refusal> {
         self.check_budget(need)?;
         let of_client = self.clients.get(&client).map_or(0, |client| client.waiting.len());
         let Bounds { queued, queued_per_client } = self.bounds;
@@ -226,7 +226,7 @@ impl<C: Ord + Clone> Queue<C> {
     }
 
     /// Starts a build, if one can start at `now`.
-    pub fn next(&mut self, now: Instant) -> Option<Ticket> {
+    pub(crate) fn next(&mut self, now: Instant) -> Option<Ticket> {
         let rank = self.choose()?;
         let build = self.leave(rank)?;
         for (_, overtaken) in self.waiting.range_mut(..rank) {
@@ -243,7 +243,7 @@ impl<C: Ord + Clone> Queue<C> {
     }
 
     /// Frees what a running build uses; `false` if it doesn't run.
-    pub fn finish(&mut self, ticket: Ticket, now: Instant) -> bool {
+    pub(crate) fn finish(&mut self, ticket: Ticket, now: Instant) -> bool {
         let Some((need, started)) = self.running.remove(&ticket) else { return false };
         self.used.memory_bytes -= need.memory_bytes;
         self.used.cpus -= need.cpus;
@@ -255,7 +255,7 @@ impl<C: Ord + Clone> Queue<C> {
     }
 
     /// Takes a waiting build out of the queue, without a cost for its client. `false` if it doesn't wait.
-    pub fn remove(&mut self, ticket: Ticket) -> bool {
+    pub(crate) fn remove(&mut self, ticket: Ticket) -> bool {
         let now = self.virtual_now();
         let Some(build) = self.ranks.get(&ticket).copied().and_then(|rank| self.leave(rank)) else { return false };
         let Some(client) = self.clients.get_mut(&build.client) else { return true };
@@ -278,41 +278,24 @@ impl<C: Ord + Clone> Queue<C> {
     }
 
     /// The waiting builds in the order in which they start, as far as each fits when its turn comes.
-    pub fn order(&self) -> impl Iterator<Item = Ticket> {
+    pub(crate) fn order(&self) -> impl Iterator<Item = Ticket> {
         let others = self.waiting.keys().filter(|rank| self.reserved != Some(**rank));
         self.reserved.iter().chain(others).map(|rank| rank.ticket)
     }
 
-    /// How many builds come before this one in [`order`](Self::order); `None` if it doesn't wait. Takes time proportional to
-    /// the position.
-    pub fn position(&self, ticket: Ticket) -> Option<usize> {
-        self.ranks.get(&ticket)?;
-        self.order().position(|other| other == ticket)
-    }
-
     /// What a build waits for; `None` if it doesn't wait.
-    pub fn waiting_for(&self, ticket: Ticket) -> Option<Waiting> {
+    pub(crate) fn waiting_for(&self, ticket: Ticket) -> Option<Waiting> {
         let build = self.waiting.get(self.ranks.get(&ticket)?)?;
         Some(self.lacks(build.need).unwrap_or(Waiting::Turn))
     }
 
-    /// How many wait.
-    pub fn len(&self) -> usize {
-        self.waiting.len()
-    }
-
-    /// Whether none waits.
-    pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
-    }
-
     /// What the running builds use.
-    pub fn used(&self) -> Budget {
+    pub(crate) fn used(&self) -> Budget {
         self.used
     }
 
     /// What they may use.
-    pub fn budget(&self) -> Budget {
+    pub(crate) fn budget(&self) -> Budget {
         self.budget
     }
 
