@@ -5,7 +5,7 @@ mod checks;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{CliError, StoreArgs, print};
+use super::{CliError, ClientArgs, print};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -14,14 +14,10 @@ Examples:
 
 /// Shows what this host can do, what is missing, and how to fix it
 ///
-/// Exits with 0 if builds can run here, else with 3.
+/// Exits with 0 if builds can run here, else with 3. With --json it prints one object: can_build and the list of checks.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct DoctorArgs {
-    /// Print one JSON object: can_build and the list of checks
-    #[arg(long)]
-    json: bool,
-}
+pub(super) struct DoctorArgs {}
 
 /// The result of one check.
 #[derive(Debug)]
@@ -53,10 +49,10 @@ impl State {
 }
 
 impl DoctorArgs {
-    pub(super) fn execute(&self, store: &StoreArgs) -> Result<(), CliError> {
-        let checks = checks::all(store);
+    pub(super) fn execute(&self, client: &ClientArgs) -> Result<(), CliError> {
+        let checks = checks::all(&client.store);
         let can_build = checks.iter().all(|check| check.state != State::Missing);
-        if self.json {
+        if client.json {
             let checks: Vec<_> = checks.iter().map(Check::json).collect();
             print(&format!("{}\n", json!({ "can_build": can_build, "checks": checks })))?;
         } else {
@@ -107,7 +103,7 @@ mod tests {
 
     #[test]
     fn every_check_has_details_and_a_fix_unless_all_is_well() {
-        for check in checks::all(&StoreArgs::default()) {
+        for check in checks::all(&ClientArgs::default().store) {
             assert!(!check.detail.is_empty() && !check.detail.contains('\n'), "{check:?}");
             assert_eq!(check.state == State::Fine, check.fix.is_none(), "{check:?}");
         }

@@ -129,7 +129,7 @@ impl Cli {
                 client.refuse_json("the addresses that the daemon listens on")?;
                 until_interrupted(|cancel| async move { args.execute(&client.store, &cancel).await })
             }
-            Command::Doctor(args) => args.execute(&client.store),
+            Command::Doctor(args) => args.execute(&client),
             // It confines its own thread, so it must start before any other thread and any runtime.
             Command::Device { device } => {
                 devices::run(device).map_err(|error| CliError::failed(format!("the {device} failed"), error))

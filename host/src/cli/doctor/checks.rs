@@ -4,7 +4,7 @@ use std::{fmt::Write as _, fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Pa
 
 use cofferdam_images::{Image, default_dir};
 
-use super::{Check, StoreArgs};
+use super::{super::StoreArgs, Check};
 use crate::{
     build::Options,
     daemon::{self, Overrides, Problem, chain},
