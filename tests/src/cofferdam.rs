@@ -218,10 +218,7 @@ impl Cofferdam {
         let deadline = Instant::now() + stretched(Duration::from_secs(30));
         loop {
             let processes = self.processes();
-            let is_it = |process: &&Process| {
-                let works_in_run_directory = process.working_directory.starts_with(self.run_directory());
-                process.name == name && process.parent == of.pid() && works_in_run_directory
-            };
+            let is_it = |process: &&Process| process.name == name && process.parent == of.pid() && process.is_walled;
             if let Some(found) = processes.iter().find(is_it) {
                 return found.clone();
             }

@@ -1,18 +1,13 @@
 //! Which processes belong to a state directory, as `/proc` tells it.
 
-use std::{
-    fs,
-    os::unix::ffi::OsStrExt,
-    path::{Path, PathBuf},
-    process,
-};
+use std::{fs, os::unix::ffi::OsStrExt, path::Path, process};
 
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 
-/// A process that works in, or was told of, a directory.
+/// A process that works in, sees, or was told of, a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
     /// Its id.
@@ -21,8 +16,8 @@ pub struct Process {
     pub parent: i32,
     /// The file name of what it executes.
     pub name: String,
-    /// Where it works.
-    pub working_directory: PathBuf,
+    /// Whether it is in a namespace of its own.
+    pub is_walled: bool,
     /// Its arguments, for messages.
     pub command_line: String,
 }
@@ -34,7 +29,7 @@ impl Process {
     }
 }
 
-/// All processes, beside this one, whose working directory is in `directory`, or whose arguments or environment name
+/// All processes, beside this one, whose working directory is in `directory`, or whose mounts, arguments or environment name
 /// it. The dead that nobody has waited for have none of these.
 pub fn of(directory: &Path) -> Vec<Process> {
     let entries = fs::read_dir("/proc").expect("/proc is mounted").flatten();
@@ -51,7 +46,10 @@ fn look(pid: i32, directory: &Path) -> Option<Process> {
     };
     let working_directory = fs::read_link(place.join("cwd")).unwrap_or_default();
     let arguments = read("cmdline");
-    if !working_directory.starts_with(directory) && !told(&arguments) && !told(&read("environ")) {
+    // A mount tells its path in its file system, of which the unique name is the end of ours.
+    let name = directory.file_name()?.as_bytes();
+    let mounted = || read("mountinfo").windows(name.len()).any(|window| window == name);
+    if !working_directory.starts_with(directory) && !told(&arguments) && !told(&read("environ")) && !mounted() {
         return None;
     }
     let executes = fs::read_link(place.join("exe")).ok()?;
@@ -59,7 +57,9 @@ fn look(pid: i32, directory: &Path) -> Option<Process> {
     let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()?;
     let name = executes.file_name()?.to_string_lossy().into_owned();
     let command_line = String::from_utf8_lossy(&arguments).replace('\0', " ");
-    Some(Process { pid, parent, name, working_directory, command_line })
+    let namespace = |place: &Path| fs::read_link(place.join("ns/pid")).ok();
+    let is_walled = namespace(&place) != namespace("/proc/self".as_ref());
+    Some(Process { pid, parent, name, is_walled, command_line })
 }
 
 /// The most memory that a process has had resident so far, in bytes; `None` when it is gone.

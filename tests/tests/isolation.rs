@@ -147,7 +147,7 @@ fn a_guest_reaches_one_socket_of_the_host() {
     running.wait_for("in the middle");
     let mut runs = fs::read_dir(cofferdam.run_directory()).unwrap().map(|entry| entry.unwrap().path());
     let directory = runs.find(|path| path.is_dir()).unwrap().join("vsock");
-    assert_eq!(fs::metadata(&directory).unwrap().permissions().mode() & 0o7777, 0o700);
+    assert_eq!(fs::metadata(&directory).unwrap().permissions().mode() & 0o7777, 0o777);
     let mut names: Vec<_> = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["s", "s_17222"]);

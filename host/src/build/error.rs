@@ -8,7 +8,7 @@ use cofferdam_protocol::{UnsupportedKind, Usage, frame::FrameError, tree::TreeEr
 use super::phase::Phase;
 use crate::{
     devices::{self, inputs::ResolveError},
-    machine::{Cause, ConnectError, Death, FileError, StartError, vmm},
+    machine::{Cause, ConnectError, Death, FileError, StartError, jail::WallsError, vmm},
     request::RequestError,
 };
 
@@ -262,6 +262,9 @@ pub enum ExecutorError {
     /// The state directory or a run directory in it.
     #[error(transparent)]
     File(#[from] FileError),
+    /// Its helper processes can't be walled in.
+    #[error("can't wall helper processes in")]
+    Walls(#[from] WallsError),
     /// The inputs can't be read from the store.
     #[error("can't resolve the inputs")]
     Resolve(#[source] ResolveError),

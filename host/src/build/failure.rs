@@ -255,6 +255,7 @@ fn executor_code(error: &ExecutorError) -> &'static str {
         ExecutorError::Guest { .. } => "guest",
         ExecutorError::Protocol(_) => "protocol",
         ExecutorError::Vmm(_) => "vmm",
+        ExecutorError::Walls(_) => "walls",
         ExecutorError::Device(error) => error.device.code(),
         ExecutorError::Store(_) | ExecutorError::Resolve(_) => "store",
         _ => "host",

@@ -122,6 +122,7 @@ pub(super) async fn end(machine: Machine, error: BuildError) -> BuildError {
 
 async fn start(builder: &Builder, size: &Size<'_>) -> Result<(Machine, Unbound, Vec<HostPath>), ExecutorError> {
     let Builder { settings, spawner, store, .. } = builder;
+    let spawner = &spawner.for_machine()?;
     let run_dir = RunDir::create(&settings.run_dir)?;
     run_dir.copy_sparse(&settings.image.scratch, vmm::SCRATCH_DISK, size.scratch_bytes)?;
     let (inputs, unbound) = inputs::Device::start(spawner, run_dir.path(), store).await?;

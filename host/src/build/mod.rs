@@ -39,9 +39,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     devices::inputs,
-    machine::jail::Spawner,
+    machine::jail::{Spawner, Walls},
+    machine::sweep,
     machine::vmm,
-    machine::{FileError, sweep},
     request::{self, AbsolutePath, Admitted, BuildRequest, BuildResult, Host, RequestError, RequestErrorKind},
 };
 
@@ -84,6 +84,8 @@ pub struct Settings {
     pub withhold_network: bool,
     /// See [`Host::nested`].
     pub nested: bool,
+    /// The walls that helper processes must have at least.
+    pub walls: Walls,
 }
 
 impl Settings {
@@ -102,6 +104,7 @@ impl Settings {
             ro_paths: BTreeMap::new(),
             withhold_network: false,
             nested: false,
+            walls: Walls::None,
         }
     }
 }
@@ -224,11 +227,7 @@ impl Builder {
     /// The place for run directories can't be made private or cleaned, or no thread can be started.
     pub(crate) fn new(store: Store, settings: Settings) -> Result<Self, ExecutorError> {
         sweep(&settings.run_dir)?;
-        let spawner = Spawner::new(tokio::runtime::Handle::current()).map_err(|source| FileError {
-            action: "start the thread that forks, for",
-            path: settings.run_dir.clone(),
-            source,
-        })?;
+        let spawner = Spawner::new(tokio::runtime::Handle::current(), settings.walls)?;
         let host = Host {
             ro_paths: settings.ro_paths.clone(),
             withholds_network: settings.withhold_network,

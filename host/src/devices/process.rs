@@ -1,14 +1,12 @@
 //! A device's process from the outside: how each is started, watched and ended.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use super::kind::{Kind, SUBCOMMAND};
-use crate::machine::jail::{Child, Program, SpawnError, Spawner};
-use crate::machine::{Cause, Death};
+use crate::machine::jail::{Child, Program, SpawnError, Spawner, View};
+use crate::machine::{Cause, Death, bind};
 
 /// This very program, even if its file has been replaced since it was started.
 const THIS_PROGRAM: &str = "/proc/self/exe";
@@ -65,7 +63,10 @@ impl Process {
         socket: &'static str,
         descriptors: Vec<OwnedFd>,
     ) -> Result<Self, StartError> {
-        let program = Program::new(device.to_string(), THIS_PROGRAM, run_dir).args([SUBCOMMAND, device.argument()]);
+        let program = Program::new(device.to_string(), THIS_PROGRAM, run_dir)
+            .title(format!("cofferdam: {device} in {}", run_dir.display()))
+            .args([SUBCOMMAND, device.argument()])
+            .walled(View::nothing());
         Self::start_program(spawner, program, (run_dir, socket), descriptors).await.map_err(|cause| cause.of(device))
     }
 
@@ -76,7 +77,9 @@ impl Process {
         (run_dir, socket): (&Path, &'static str),
         descriptors: Vec<OwnedFd>,
     ) -> Result<Self, StartCause> {
-        let program = program.descriptor(listen(run_dir, socket)?);
+        let listener = bind(run_dir, socket);
+        let listener = listener.map_err(|source| StartCause::Listen { socket, run_dir: run_dir.to_owned(), source })?;
+        let program = program.descriptor(listener);
         let program = descriptors.into_iter().fold(program, Program::descriptor);
         Ok(Self(spawner.spawn(program).await?))
     }
@@ -90,11 +93,4 @@ impl Process {
     pub(super) async fn kill(&mut self) {
         self.0.kill().await;
     }
-}
-
-/// Binds a device's socket. The path's length doesn't matter: the kernel sees one of a few bytes.
-fn listen(run_dir: &Path, socket: &'static str) -> Result<UnixListener, StartCause> {
-    let bind = |directory: File| UnixListener::bind(format!("/proc/self/fd/{}/{socket}", directory.as_raw_fd()));
-    let failed = |source| StartCause::Listen { socket, run_dir: run_dir.to_owned(), source };
-    File::open(run_dir).and_then(bind).map_err(failed)
 }

@@ -10,5 +10,5 @@ pub mod vmm;
 pub(crate) use booted::{ConnectError, Machine, StartError};
 pub use death::{Cause, Death};
 pub use device::{Attachment, AttachmentKind, Device};
-pub(crate) use run_dir::RunDir;
 pub use run_dir::{FileError, sweep};
+pub(crate) use run_dir::{RunDir, bind};

@@ -6,13 +6,16 @@
 //!   PARENT/XXXXXXXX/…      sockets, scratch
 //! ```
 //!
+//! PARENT is for its owner alone, and so is everything in it. What is in one machine's directory is open to every user who
+//! gets there: the machine's helpers, another user, see their directory and nothing else of PARENT.
+//!
 //! A kernel releases a killed process's locks, so a directory whose lock is free belongs to nobody.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io,
     os::{
-        fd::AsFd,
+        fd::{AsFd, AsRawFd},
         unix::{
             fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt},
             net::UnixListener,
@@ -56,11 +59,13 @@ impl RunDir {
         let path = tempfile::Builder::new()
             .prefix("")
             .rand_bytes(8)
-            .permissions(Permissions::from_mode(0o700))
+            .permissions(Permissions::from_mode(0o777))
             .tempdir_in(parent)
             .map_err(failed("make a run directory in", parent))?
             .keep();
-        match lock(&path.join(LOCK)) {
+        // The umask has taken some.
+        let opened = fs::set_permissions(&path, Permissions::from_mode(0o777));
+        match opened.map_err(failed("open", &path)).and_then(|()| lock(&path.join(LOCK))) {
             Ok(lock) => Ok(Self { path, _lock: lock }),
             Err(error) => {
                 let _ = fs::remove_dir_all(&path);
@@ -73,31 +78,39 @@ impl RunDir {
         &self.path
     }
 
-    /// Makes a directory in here, as private as this one.
+    /// Makes a directory in here.
     pub(crate) fn directory(&self, name: &str) -> Result<(), FileError> {
         let path = self.path.join(name);
-        DirBuilder::new().mode(0o700).create(&path).map_err(failed("make", &path))
+        let made =
+            DirBuilder::new().create(&path).and_then(|()| fs::set_permissions(&path, Permissions::from_mode(0o777)));
+        made.map_err(failed("make", &path))
     }
 
     /// Binds a Unix socket in here. The path's length doesn't matter: the kernel sees one of a few bytes.
     pub(crate) fn bind(&self, name: &str) -> Result<UnixListener, FileError> {
-        let error = failed("bind a socket in", &self.path);
-        let directory = match File::open(&self.path) {
-            Ok(directory) => directory,
-            Err(source) => return Err(error(source)),
-        };
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&directory);
-        UnixListener::bind(format!("/proc/self/fd/{fd}/{name}")).map_err(error)
+        bind(&self.path, name).map_err(failed("bind a socket in", &self.path))
     }
 
     /// Copies a sparse `template` to `name`, holes left out, and lets it end at `size` bytes.
     pub(crate) fn copy_sparse(&self, template: &Path, name: &str, size: u64) -> Result<(), FileError> {
         let path = self.path.join(name);
         let from = File::open(template).map_err(failed("open", template))?;
-        let to =
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed("create", &path))?;
-        copy_data(&from, &to).and_then(|()| to.set_len(size)).map_err(failed("copy the scratch template to", &path))
+        let to = OpenOptions::new().write(true).create_new(true).open(&path).map_err(failed("create", &path))?;
+        let opened = to.set_permissions(Permissions::from_mode(0o666));
+        opened
+            .and_then(|()| copy_data(&from, &to))
+            .and_then(|()| to.set_len(size))
+            .map_err(failed("copy the scratch template to", &path))
     }
+}
+
+/// Binds a Unix socket in a run directory, see [`RunDir::bind`].
+pub(crate) fn bind(run_dir: &Path, name: &str) -> io::Result<UnixListener> {
+    let directory = File::open(run_dir)?;
+    let path = format!("/proc/self/fd/{}/{name}", directory.as_raw_fd());
+    let listener = UnixListener::bind(&path)?;
+    fs::set_permissions(path, Permissions::from_mode(0o777))?;
+    Ok(listener)
 }
 
 impl Drop for RunDir {
@@ -119,6 +132,8 @@ pub fn sweep(parent: &Path) -> Result<(), FileError> {
         .mode(0o700)
         .create(parent)
         .map_err(failed("make the private directory", parent))?;
+    // It may be from a time when others could enter it.
+    fs::set_permissions(parent, Permissions::from_mode(0o700)).map_err(failed("make private", parent))?;
     let _sweeping = lock(&parent.join(LOCK))?;
     for entry in fs::read_dir(parent).map_err(failed("read", parent))? {
         let entry = entry.map_err(failed("read", parent))?;
@@ -197,10 +212,12 @@ mod tests {
     #[test]
     fn a_run_directory_is_private_and_gone_afterwards() {
         let parent = tempfile::tempdir().unwrap();
+        fs::set_permissions(parent.path(), Permissions::from_mode(0o755)).unwrap();
         sweep(parent.path()).unwrap();
         let run_dir = RunDir::create(parent.path()).unwrap();
         let path = run_dir.path().to_owned();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(parent.path()), mode(&path)), (0o700, 0o777));
         fs::write(path.join("scratch"), "x").unwrap();
         drop(run_dir);
         assert!(!path.exists());

@@ -226,9 +226,8 @@ async fn at_once(cofferdam: &Arc<Cofferdam>, daemon: Daemon, arguments: &Argumen
 async fn kill_helpers(cofferdam: Arc<Cofferdam>, mut random: OutputReader, killed: Arc<AtomicUsize>) {
     loop {
         sleep(KILL_EVERY).await;
-        let runs = cofferdam.run_directory();
         let mut helpers = cofferdam.processes();
-        helpers.retain(|process| process.working_directory.starts_with(&runs));
+        helpers.retain(|process| process.is_walled);
         let mut byte = [0];
         random.fill(&mut byte);
         if let Some(helper) = helpers.get(usize::from(byte[0]) % helpers.len().max(1)) {

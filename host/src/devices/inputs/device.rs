@@ -116,7 +116,7 @@ mod tests {
     async fn replaced(run_dir: &Path, script: &str) -> Device {
         let store = Store::memory();
         let tree = resolve(&store, &inputs(&[("f", file(&store, b"f").await)])).await.unwrap();
-        let spawner = Spawner::new(Handle::current()).unwrap();
+        let spawner = Spawner::without_walls(Handle::current()).unwrap();
         let program = Program::new("inputs' device", "/bin/sh", run_dir).args(["-c", script]);
         let (device, inputs) = Device::start_program((&spawner, run_dir), &store, Some(program)).await.unwrap();
         inputs.bind(Arc::new(tree));
@@ -156,7 +156,7 @@ mod tests {
     #[tokio::test]
     async fn a_run_directory_that_is_not_there_is_named() {
         let store = Store::memory();
-        let spawner = Spawner::new(Handle::current()).unwrap();
+        let spawner = Spawner::without_walls(Handle::current()).unwrap();
         let error = Device::start(&spawner, "/nonexistent/run".as_ref(), &store).await.unwrap_err();
         assert_eq!(error.to_string(), "can't start the inputs' device");
         let cause = std::error::Error::source(&error).unwrap().to_string();

@@ -1,24 +1,31 @@
 //! One helper process that runs, or has ended.
 
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{WaitId, WaitIdOptions, waitid};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::fork::Started;
+use super::ids::Ids;
 use super::tail::Tail;
 
 /// How long the end of a child's output is waited for once it has ended. Only something that it started and that
 /// still holds the pipe uses this up.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// How long a killed process is waited for where that blocks a thread.
-const DROP_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a killed process is waited for where that blocks a thread, in seconds.
+const DROP_PATIENCE_S: i64 = 1;
 
 /// Something for the spawner's thread to do.
 pub(super) type Job = Box<dyn FnOnce() + Send>;
@@ -26,28 +33,36 @@ pub(super) type Job = Box<dyn FnOnce() + Send>;
 /// Held by each child: as long as a sender lives, so does the spawner's thread.
 pub(super) type KeepSpawner = mpsc::Sender<Job>;
 
-/// A helper process. Dropping it kills it and whatever is in its process group, and waits a moment until it is dead, so
+/// A helper process. Dropping it kills it and everything in its process group, and waits a moment until it is dead, so
 /// that what is done next with its files happens without it.
 #[derive(Debug)]
 pub struct Child {
     name: String,
     pid: u32,
-    process: tokio::process::Child,
+    /// Readable once the process has ended.
+    process: AsyncFd<OwnedFd>,
+    /// Once it is reaped.
+    status: Option<ExitStatus>,
     tail: Tail,
     reader: Option<JoinHandle<()>>,
     /// The thread that forked it must not end before it does.
     _spawner: KeepSpawner,
+    /// No other machine gets them before it has ended.
+    _ids: Option<Ids>,
 }
 
 impl Child {
+    /// Must be called within a tokio runtime.
     pub(super) fn new(
         name: String,
-        pid: u32,
-        process: tokio::process::Child,
+        Started { pid, pidfd }: Started,
         (tail, reader): (Tail, JoinHandle<()>),
         spawner: KeepSpawner,
-    ) -> Self {
-        Self { name, pid, process, tail, reader: Some(reader), _spawner: spawner }
+        ids: Option<Ids>,
+    ) -> io::Result<Self> {
+        // SAFETY: nobody else has the descriptor, and it stays open and the same until it is dropped with what this returns.
+        let process = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?;
+        Ok(Self { name, pid, process, status: None, tail, reader: Some(reader), _spawner: spawner, _ids: ids })
     }
 
     /// Its name in messages.
@@ -62,9 +77,15 @@ impl Child {
 
     /// Waits until it has ended. Cancel safe; once it has ended, every call returns the same at once.
     pub async fn wait(&mut self) -> ExitStatus {
-        // The status of a child of our own that nobody else reaps can always be read (see `Spawner::new`). If it
-        // nevertheless can't, the child is gone, and the way it went isn't known to be a good one.
-        let status = self.process.wait().await.unwrap_or_else(|_| ExitStatus::from_raw(Signal::SIGKILL as i32));
+        let status = loop {
+            if let Some(status) = self.reap() {
+                break status;
+            }
+            match self.process.readable().await {
+                Ok(mut ready) => ready.clear_ready(),
+                Err(_) => break self.block(),
+            }
+        };
         if let Some(reader) = &mut self.reader {
             if tokio::time::timeout(LAST_WORDS_TIMEOUT, &mut *reader).await.is_err() {
                 reader.abort();
@@ -86,27 +107,57 @@ impl Child {
         self.wait().await
     }
 
+    /// How it ended, if it has.
+    fn reap(&mut self) -> Option<ExitStatus> {
+        if self.status.is_none() {
+            self.status = reap(self.process.get_ref(), WaitIdOptions::NOHANG);
+        }
+        self.status
+    }
+
+    /// For a runtime that is shutting down.
+    fn block(&mut self) -> ExitStatus {
+        let status = reap(self.process.get_ref(), WaitIdOptions::empty());
+        *self.status.get_or_insert(status.unwrap_or(ExitStatus::from_raw(Signal::SIGKILL as i32)))
+    }
+
     /// Its group and not it alone, since a program may be a wrapper around the real one. As long as it isn't reaped
     /// its number can't belong to anyone else.
-    fn kill_group(&self) {
-        if self.process.id().is_some() {
+    fn kill_group(&mut self) {
+        if self.reap().is_none() {
             // The one error is that it has just ended, which is what is wanted.
             let _ = killpg(Pid::from_raw(self.pid.cast_signed()), Signal::SIGKILL);
         }
     }
 }
 
+/// How a process ended: nothing as long as it runs.
+fn reap(process: &OwnedFd, options: WaitIdOptions) -> Option<ExitStatus> {
+    match waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED | options) {
+        Ok(None) => None,
+        Ok(Some(ended)) => {
+            let code = ended.exit_status().map(|code| (code & 0xff) << 8);
+            Some(ExitStatus::from_raw(code.or(ended.terminating_signal()).unwrap_or_default()))
+        }
+        Err(rustix::io::Errno::INTR) => None,
+        // The status of a child of our own that nobody else reaps can always be read (see `Spawner::new`). If it
+        // nevertheless can't, the child is gone, and the way it went isn't known to be a good one.
+        Err(_) => Some(ExitStatus::from_raw(Signal::SIGKILL as i32)),
+    }
+}
+
 impl Drop for Child {
     fn drop(&mut self) {
         self.kill_group();
-        let deadline = Instant::now() + DROP_PATIENCE;
-        let runs = || {
-            // Left unreaped, which is the runtime's task.
-            let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-            matches!(waitid(Id::Pid(Pid::from_raw(self.pid.cast_signed())), flags), Ok(WaitStatus::StillAlive))
-        };
-        while self.process.id().is_some() && runs() && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(1));
+        if self.status.is_none() {
+            let mut ended = [PollFd::new(self.process.get_ref(), PollFlags::IN)];
+            let _ = poll(&mut ended, Some(&Timespec { tv_sec: DROP_PATIENCE_S, tv_nsec: 0 }));
+        }
+        if self.reap().is_none()
+            && let Ok(process) = self.process.get_ref().try_clone()
+        {
+            // The kernel still takes it apart.
+            thread::spawn(move || reap(&process, WaitIdOptions::empty()));
         }
         if let Some(reader) = &self.reader {
             reader.abort();

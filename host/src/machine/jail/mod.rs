@@ -27,9 +27,15 @@
 mod child;
 mod confine;
 mod descriptors;
+mod filter;
+mod fork;
+mod ids;
+mod libraries;
 mod program;
 mod spawner;
 mod tail;
+mod view;
+mod walls;
 
 pub use child::Child;
 pub use confine::{ConfineError, confine_to_reading, confine_without_files, landlock_version};
@@ -37,6 +43,8 @@ pub(crate) use descriptors::allow_descriptors;
 pub use program::Program;
 pub use spawner::{SpawnError, Spawner};
 pub(crate) use tail::{escape, one_line};
+pub use view::View;
+pub use walls::{Walls, WallsError};
 
 #[cfg(test)]
 mod tests;

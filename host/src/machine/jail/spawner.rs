@@ -1,27 +1,37 @@
 //! The thread that forks.
 
+use std::ffi::CString;
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 
 use nix::fcntl::{FcntlArg, fcntl};
-use nix::sys::prctl;
-use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use nix::unistd::{Pid, getppid, setsid};
+use rustix::process::{Resource, WaitId, WaitIdOptions, waitid};
 use thiserror::Error;
 use tokio::net::unix::pipe;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use super::child::{Child, Job, KeepSpawner};
+use super::filter;
+use super::fork::{self, Executable, Launch};
+use super::ids::{Ids, Source};
+use super::libraries::Libraries;
 use super::program::{FIRST_INHERITED, Program};
 use super::tail::Tail;
+use super::view::{Plan, View, c_string};
+use super::walls::{Walls, WallsError};
 
 /// Programs that wait for the thread; further callers wait for room.
 const QUEUE_LENGTH: usize = 16;
+
+/// Most processes and threads of one helper. A VMM has some for each CPU and each device.
+const MAX_THREADS: u64 = 1024;
 
 /// Why a program could not be started.
 #[derive(Debug, Error)]
@@ -34,7 +44,7 @@ pub enum SpawnError {
         /// The system's reason.
         source: io::Error,
     },
-    /// It could not be forked or executed.
+    /// It could not be forked, walled in or executed.
     #[error("cannot start {name} ({})", path.display())]
     Start {
         /// The program's name in messages.
@@ -57,11 +67,49 @@ pub enum SpawnError {
 #[derive(Clone, Debug)]
 pub struct Spawner {
     jobs: mpsc::Sender<Job>,
+    shared: Arc<Shared>,
+    /// Of the machine that the helpers belong to.
+    ids: Option<Ids>,
+}
+
+/// What all helpers have in common.
+#[derive(Debug)]
+struct Shared {
+    /// Nothing where there are no walls.
+    source: Option<Source>,
+    libraries: Libraries,
 }
 
 impl Spawner {
-    /// Starts the thread; children are watched on the runtime of `handle`, which needs its I/O and time drivers.
-    pub fn new(handle: Handle) -> io::Result<Self> {
+    /// Starts the thread; children are watched on the runtime of `handle`, which needs its I/O and time drivers. Helpers get
+    /// the best walls that this host has.
+    ///
+    /// # Errors
+    ///
+    /// The host hasn't even the required ones, or no thread can be started.
+    pub fn new(handle: Handle, required: Walls) -> Result<Self, WallsError> {
+        let Best { walls, source, reason } = Best::find();
+        if walls < required {
+            return Err(WallsError::Weaker { required, walls, reason });
+        }
+        match walls {
+            Walls::Uids => {}
+            Walls::Namespaces => tracing::info!("helper processes have this user's id: {reason}"),
+            Walls::None => tracing::warn!("helper processes have no namespaces of their own: {reason}"),
+        }
+        Self::with(handle, source).map_err(WallsError::Thread)
+    }
+
+    /// As [`new`](Self::new), for helpers that nobody attacks: they have no walls.
+    ///
+    /// # Errors
+    ///
+    /// No thread can be started.
+    pub fn without_walls(handle: Handle) -> io::Result<Self> {
+        Self::with(handle, None)
+    }
+
+    fn with(handle: Handle, source: Option<Source>) -> io::Result<Self> {
         heed_children()?;
         let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE_LENGTH);
         thread::Builder::new().name("spawner".to_owned()).spawn(move || {
@@ -70,23 +118,41 @@ impl Spawner {
                 job();
             }
         })?;
-        Ok(Self { jobs })
+        Ok(Self { jobs, shared: Arc::new(Shared { source, libraries: Libraries::default() }), ids: None })
+    }
+
+    /// One that starts the helpers of one new machine, under ids of its own where the host has such.
+    ///
+    /// # Errors
+    ///
+    /// No id is free.
+    pub fn for_machine(&self) -> Result<Self, WallsError> {
+        let ids = self.shared.source.as_ref().map(Source::reserve).transpose().map_err(WallsError::NoId)?;
+        Ok(Self { ids, ..self.clone() })
     }
 
     /// Starts `program`. Returns once it is executing, so a missing file or directory is an error here.
+    ///
+    /// # Errors
+    ///
+    /// See [`SpawnError`].
     pub async fn spawn(&self, program: Program) -> Result<Child, SpawnError> {
         let name = program.name.clone();
         let (reply, answer) = oneshot::channel();
-        let keep = self.jobs.clone();
+        let (keep, shared, ids) = (self.jobs.clone(), Arc::clone(&self.shared), self.ids.clone());
         let job = Box::new(move || {
             // The caller may have gone; then the child is dropped here, and so killed.
-            let _ = reply.send(start(program, keep));
+            let _ = reply.send(start(program, (&shared, ids), keep));
         });
         if self.jobs.send(job).await.is_err() {
             return Err(SpawnError::ThreadEnded { name });
         }
         answer.await.unwrap_or(Err(SpawnError::ThreadEnded { name }))
     }
+}
+
+fn prepare(name: &str, source: io::Error) -> SpawnError {
+    SpawnError::Prepare { name: name.to_owned(), source }
 }
 
 /// A process that ignores SIGCHLD never learns how its children ended; and it inherits that from its parent.
@@ -101,22 +167,75 @@ fn heed_children() -> io::Result<()> {
     Ok(())
 }
 
-fn start(program: Program, keep: KeepSpawner) -> Result<Child, SpawnError> {
-    let Program { name, path, args, working_dir, descriptors } = program;
-    match Prepared::new(&descriptors) {
-        Err(source) => Err(SpawnError::Prepare { name, source }),
-        Ok(prepared) => {
-            let mut command = tokio::process::Command::new(&path);
-            command.args(args).current_dir(working_dir).env_clear().kill_on_drop(true);
-            match prepared.spawn(command) {
-                Err(source) => Err(SpawnError::Start { name, path, source }),
-                Ok((process, output)) => {
-                    let tail = Tail::default();
-                    let reader = tokio::spawn(tail.clone().follow(output));
-                    let pid = process.id().expect("a child that was not waited for has its id");
-                    Ok(Child::new(name, pid, process, (tail, reader), keep))
-                }
+fn start(program: Program, (shared, ids): (&Shared, Option<Ids>), keep: KeepSpawner) -> Result<Child, SpawnError> {
+    let Program { name, path, title, args, working_dir, descriptors, view, file_bytes } = program;
+    let failed = |source| SpawnError::Start { name: name.clone(), path: path.clone(), source };
+    let prepared = Prepared::new(&descriptors).map_err(|source| prepare(&name, source))?;
+    let Prepared { descriptors, output, standard } = prepared;
+    let file = File::open(&path).map_err(failed)?;
+    let walls = match (view, &ids) {
+        (Some(view), Some(ids)) => {
+            let libraries = shared.libraries.of(&file).map_err(failed)?;
+            let walls = wall(ids.clone(), &view, (&libraries, &working_dir)).map_err(failed)?;
+            let longest = file_bytes.map(|bytes| (Resource::Fsize, bytes));
+            Some(fork::Walls { limits: walls.limits.into_iter().chain(longest).collect(), ..walls })
+        }
+        _ => None,
+    };
+    let title = title.as_deref().unwrap_or(path.as_os_str());
+    let arguments = [title].into_iter().chain(args.iter().map(|argument| &**argument));
+    let arguments: Result<_, _> = arguments.map(|argument| CString::new(argument.as_bytes())).collect();
+    let arguments = arguments.map_err(|error| failed(error.into()))?;
+    let executable = Executable { path: c_string(&path).map_err(failed)?, file: file.into(), arguments };
+    let working_dir = c_string(&working_dir).map_err(failed)?;
+    let launch = Launch { program: Some(executable), working_dir, standard, descriptors, walls };
+    let started = fork::start(&launch).map_err(failed)?;
+    let tail = Tail::default();
+    let reader = tokio::spawn(tail.clone().follow(output));
+    Child::new(name.clone(), started, (tail, reader), keep, ids).map_err(|source| prepare(&name, source))
+}
+
+/// The walls of a helper that works in `run_dir`.
+fn wall(ids: Ids, view: &View, (libraries, run_dir): (&[PathBuf], &Path)) -> io::Result<fork::Walls> {
+    Ok(fork::Walls {
+        plan: Plan::new(view, libraries, run_dir)?,
+        ids,
+        rules: filter::files(view.has_run_dir().then_some(run_dir)).map_err(io::Error::other)?,
+        filters: filter::calls().map_err(io::Error::other)?.into(),
+        limits: vec![(Resource::Nproc, MAX_THREADS)],
+    })
+}
+
+/// The best walls of this host.
+struct Best {
+    walls: Walls,
+    source: Option<Source>,
+    /// Why they aren't better.
+    reason: String,
+}
+
+impl Best {
+    /// Tried with a process that ends as soon as its walls stand.
+    fn find() -> Self {
+        let (source, weaker) = Source::find();
+        match Self::probe(&source) {
+            Ok(()) => {
+                let walls = if source == Source::Own { Walls::Namespaces } else { Walls::Uids };
+                Self { walls, source: Some(source), reason: weaker.unwrap_or_default() }
             }
+            Err(error) => Self { walls: Walls::None, source: None, reason: error.to_string() },
+        }
+    }
+
+    fn probe(source: &Source) -> io::Result<()> {
+        let Prepared { descriptors, standard, .. } = Prepared::new(&[])?;
+        let walls = Some(wall(source.reserve()?, &View::nothing(), (&[], Path::new("/")))?);
+        let working_dir = CString::default();
+        let started = fork::start(&Launch { program: None, working_dir, standard, descriptors, walls })?;
+        let ended = waitid(WaitId::PidFd(started.pidfd.as_fd()), WaitIdOptions::EXITED)?;
+        match ended.and_then(|ended| ended.exit_status()) {
+            Some(0) => Ok(()),
+            _ => Err(io::Error::other("a process that tried them was killed")),
         }
     }
 }
@@ -126,11 +245,7 @@ fn start(program: Program, keep: KeepSpawner) -> Result<Child, SpawnError> {
 struct Prepared {
     descriptors: Vec<OwnedFd>,
     output: pipe::Receiver,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
-    /// The numbers that the child is to see, as far as they were free: kept taken so that the pipe on which a failed
-    /// `exec` is reported, and which is made while forking, gets none of them.
-    _taken: Vec<OwnedFd>,
+    standard: [OwnedFd; 3],
 }
 
 impl Prepared {
@@ -139,27 +254,10 @@ impl Prepared {
         let descriptors = inherited.iter().map(|one| duplicate(one, end)).collect::<io::Result<_>>()?;
         let (output, stdout) = io::pipe()?;
         let output = pipe::Receiver::from_owned_fd(output.into())?;
-        let stderr = stdout.try_clone()?.into();
-        let stdout: OwnedFd = stdout.into();
-        let mut taken = vec![];
-        loop {
-            let next = duplicate(&stdout, FIRST_INHERITED)?;
-            if next.as_raw_fd() >= end {
-                break;
-            }
-            taken.push(next);
-        }
-        Ok(Self { descriptors, output, stdout, stderr, _taken: taken })
-    }
-
-    fn spawn(self, mut command: tokio::process::Command) -> io::Result<(tokio::process::Child, pipe::Receiver)> {
-        let Self { descriptors, output, stdout, stderr, _taken } = self;
-        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
-        let parent = Pid::this();
-        // SAFETY: the closure runs in the forked child, where only async-signal-safe functions may be called: it makes
-        // plain system calls and allocates nothing. It owns the descriptors that it copies.
-        unsafe { command.pre_exec(move || confine(parent, &descriptors)) };
-        Ok((command.spawn()?, output))
+        let stdout = OwnedFd::from(stdout);
+        let null = OwnedFd::from(File::open("/dev/null")?);
+        let standard = [duplicate(&null, end)?, duplicate(&stdout, end)?, duplicate(&stdout, end)?];
+        Ok(Self { descriptors, output, standard })
     }
 }
 
@@ -168,27 +266,4 @@ fn duplicate(descriptor: &OwnedFd, least: RawFd) -> io::Result<OwnedFd> {
     let raw = fcntl(descriptor, FcntlArg::F_DUPFD_CLOEXEC(least))?;
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
     Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(raw) })
-}
-
-/// Runs in the child between fork and exec; see the table in the module above for the reasons.
-fn confine(parent: Pid, descriptors: &[OwnedFd]) -> io::Result<()> {
-    setsid()?;
-    prctl::set_pdeathsig(Signal::SIGKILL)?;
-    if getppid() != parent {
-        return Err(nix::Error::ESRCH.into());
-    }
-    prctl::set_no_new_privs()?;
-    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
-    // Marked and not closed at once, since a failed exec is still to be reported through one of them.
-    let (first, last) = (FIRST_INHERITED.cast_unsigned(), u32::MAX);
-    // SAFETY: sets a flag on descriptors and touches no memory.
-    let marked = unsafe { libc::close_range(first, last, libc::CLOSE_RANGE_CLOEXEC.cast_signed()) };
-    nix::Error::result(marked)?;
-    for (descriptor, number) in descriptors.iter().zip(FIRST_INHERITED..) {
-        // SAFETY: after the fork this process is a copy with one thread, and what its numbers from 3 on meant before
-        // is used no more.
-        let copy = unsafe { nix::unistd::dup2_raw(descriptor, number) }?;
-        let _ = copy.into_raw_fd();
-    }
-    Ok(())
 }

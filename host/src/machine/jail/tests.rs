@@ -12,7 +12,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use super::{Program, SpawnError, Spawner};
 
 fn spawner() -> Spawner {
-    Spawner::new(tokio::runtime::Handle::current()).unwrap()
+    Spawner::without_walls(tokio::runtime::Handle::current()).unwrap()
 }
 
 fn shell(script: &str) -> Program {

@@ -40,7 +40,7 @@ use serde_json::{Value, json};
 
 use crate::machine::death::{Cause, Death};
 use crate::machine::device::{Attachment, AttachmentKind};
-use crate::machine::jail::{Child, Program, Spawner, landlock_version};
+use crate::machine::jail::{Child, Program, Spawner, View, landlock_version};
 
 use super::api::{Api, NAME};
 use super::config::Config;
@@ -104,7 +104,9 @@ impl Vmm for CloudHypervisor {
         let program = Program::new(NAME, &self.program, run_dir)
             .args(["--api-socket", "fd=3", "--event-monitor", "fd=4", "--seccomp", "true"])
             .descriptor(listener)
-            .descriptor(events_writer);
+            .descriptor(events_writer)
+            .walled(view(&config))
+            .longest_file(config.longest_file(run_dir));
         let process = spawner.spawn(program).await.map_err(|error| self.unusable(String::new(), error.into()))?;
         self.drive(process, stream, events.into(), &config).await
     }
@@ -162,6 +164,12 @@ pub(super) fn unconfined(version: Version, landlock: u32) -> Vec<String> {
         ways.push(format!("it guesses the scratch disk's format, which it takes from version {KNOWS_IMAGE_TYPE} on"));
     }
     ways
+}
+
+/// What it opens by its path.
+fn view(config: &Config) -> View {
+    let view = View::nothing().run_dir().file(&config.kernel).file(&config.initramfs);
+    ["/dev/kvm", "/dev/urandom"].into_iter().fold(view, View::device)
 }
 
 /// A socket that listens and a connection that waits in its queue.

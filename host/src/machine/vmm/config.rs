@@ -1,9 +1,10 @@
 //! The size of a machine and what it boots.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::error::VmmError;
+use super::layout::SCRATCH_DISK;
 use crate::machine::device::Attachment;
 
 /// The least memory with which the guest image boots and leaves a command something, in bytes.
@@ -73,6 +74,12 @@ impl Config {
             attachments: self.attachments.clone(),
             nested: self.nested,
         })
+    }
+
+    /// The longest file that a VMM writes, in bytes: its machine's scratch disk, or the memory, which is a file to its devices.
+    pub(super) fn longest_file(&self, run_dir: &Path) -> u64 {
+        let scratch = fs::metadata(run_dir.join(SCRATCH_DISK)).map_or(0, |disk| disk.len());
+        scratch.max(self.memory_bytes)
     }
 
     /// The size of the pages that its memory is made of, in bytes, where that isn't left to the kernel.

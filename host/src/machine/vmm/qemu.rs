@@ -19,7 +19,7 @@ use async_trait::async_trait;
 
 use crate::machine::death::{Cause, Death};
 use crate::machine::device::{Attachment, AttachmentKind};
-use crate::machine::jail::{Child, Program, Spawner};
+use crate::machine::jail::{Child, Program, Spawner, View};
 
 use super::config::Config;
 use super::error::VmmError;
@@ -36,6 +36,10 @@ const VSOCK_DEVICE_SOCKET: &str = "vsock.sock";
 
 /// How long that device may take to listen, in seconds. It takes a few milliseconds.
 const LISTEN_TIMEOUT_S: u64 = 10;
+
+/// Where packages put its firmware and its modules, below the prefix that it is installed under.
+const DIRECTORIES: [&str; 4] =
+    ["share/qemu", "share/seabios", "lib/qemu", concat!("lib/", "x86_64-linux-gnu", "/qemu")];
 
 /// Time between two attempts to connect to it.
 const CONNECT_INTERVAL: Duration = Duration::from_millis(2);
@@ -54,7 +58,9 @@ impl Vmm for Qemu {
         tsc::prepare();
         let config = config.checked()?;
         let device = Program::new(VSOCK_DEVICE, &self.vsock_device, run_dir)
-            .args(["--vm".to_owned(), format!("guest-cid={GUEST_CID},socket={VSOCK_DEVICE_SOCKET},uds-path={VSOCK}")]);
+            .args(["--vm".to_owned(), format!("guest-cid={GUEST_CID},socket={VSOCK_DEVICE_SOCKET},uds-path={VSOCK}")])
+            .walled(View::nothing().run_dir())
+            .longest_file(config.memory_bytes);
         let mut device = spawner.spawn(device).await?;
         match self.start_machine(spawner, run_dir, &config, &mut device).await {
             Ok(vmm) => Ok(Vm::new(vmm, Some(device), None)),
@@ -76,8 +82,26 @@ impl Qemu {
     ) -> Result<Child, VmmError> {
         let vsock = connect(run_dir, device).await?;
         let arguments = self.arguments(config, tsc::khz().await);
-        let qemu = Program::new("qemu", &self.program, run_dir).args(arguments).descriptor(vsock);
+        let qemu = Program::new("qemu", &self.program, run_dir)
+            .args(arguments)
+            .descriptor(vsock)
+            .walled(self.view(config))
+            .longest_file(config.longest_file(run_dir));
         Ok(spawner.spawn(qemu).await?)
+    }
+
+    /// Firmware and modules are in directories that lie beside its program's.
+    fn view(&self, config: &Config) -> View {
+        let prefix = self.program.canonicalize().ok().and_then(|program| Some(program.parent()?.parent()?.to_owned()));
+        let there = DIRECTORIES.iter().flat_map(|directory| prefix.iter().map(move |prefix| prefix.join(directory)));
+        // It finds them by the place of its own program, and tries file locks on the null device.
+        let view = View::nothing().run_dir().device("/dev/null").file(&self.program);
+        let view = view.file(&config.kernel).file(&config.initramfs);
+        let view = there.filter(|directory| directory.is_dir()).fold(view, View::file);
+        match self.accelerator {
+            Accelerator::Kvm => view.device("/dev/kvm"),
+            Accelerator::Tcg => view,
+        }
     }
 
     /// The command line, whose order has no meaning. Descriptor 3 is the connection to the vsock device.

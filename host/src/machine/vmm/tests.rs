@@ -57,7 +57,7 @@ impl RunDir {
     }
 
     async fn start(&self, vmm: &dyn Vmm) -> Result<Vm, VmmError> {
-        let spawner = Spawner::new(Handle::current()).unwrap();
+        let spawner = Spawner::without_walls(Handle::current()).unwrap();
         vmm.start(&spawner, &self.path, &self.config()).await
     }
 
@@ -158,7 +158,7 @@ async fn a_half_started_qemu_leaves_nothing() {
 async fn qemu_shows_the_cpu_that_was_asked_for() {
     let run = RunDir::new();
     let _listener = run.listen("vsock.sock");
-    let spawner = Spawner::new(Handle::current()).unwrap();
+    let spawner = Spawner::without_walls(Handle::current()).unwrap();
     for (accelerator, nested, cpu) in [
         (Accelerator::Tcg, false, "-cpu Nehalem,enforce "),
         (Accelerator::Kvm, false, "enforce,-vmx,-svm "),
@@ -243,7 +243,7 @@ fn works(call: &str) -> Option<(u16, &'static str)> {
 impl Played {
     async fn start(script: &str, answers: Answers) -> (Self, Result<Vm, VmmError>) {
         let run = RunDir::new();
-        let spawner = Spawner::new(Handle::current()).unwrap();
+        let spawner = Spawner::without_walls(Handle::current()).unwrap();
         let program = run.program("ch", script);
         let process = spawner.spawn(Program::new("cloud-hypervisor", &program, &run.path)).await.unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
@@ -407,7 +407,7 @@ async fn what_a_running_cloud_hypervisor_refuses_is_told_with_its_words() {
 #[tokio::test]
 async fn a_machine_out_of_bounds_starts_nothing() {
     let run = RunDir::new();
-    let spawner = Spawner::new(Handle::current()).unwrap();
+    let spawner = Spawner::without_walls(Handle::current()).unwrap();
     let vmms: [Box<dyn Vmm>; 2] =
         [Box::new(qemu("/bin/true".into(), "/bin/true".into())), Box::new(CloudHypervisor::new("/bin/true".into()))];
     for vmm in vmms {

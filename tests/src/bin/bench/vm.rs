@@ -81,7 +81,7 @@ async fn read_in_one_vm(
     let node = import_path(&store, tree)?;
     let inputs = [(PathComponent::try_from("tree")?, node)].into();
     let resolved = Arc::new(inputs::resolve(&store, &inputs).await?);
-    let spawner = Spawner::new(tokio::runtime::Handle::current())?;
+    let spawner = Spawner::without_walls(tokio::runtime::Handle::current())?;
     let (mut device, unbound) = Device::start(&spawner, run_dir.path(), &store).await?;
     unbound.bind(resolved);
 

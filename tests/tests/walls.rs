@@ -1,0 +1,289 @@
+//! A helper process that its guest has taken over holds one build, and nothing else of the host.
+//!
+//! The same program makes the same attempts twice: without walls, which shows that they work here, and behind those of a
+//! helper.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, Permissions},
+    net::TcpListener,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            fs::PermissionsExt,
+            net::{SocketAddr, UnixDatagram},
+        },
+    },
+    path::{Path, PathBuf},
+    process,
+};
+
+use cofferdam::machine::jail::{Program, Spawner, View, Walls};
+use cofferdam_tests::{Cofferdam, Daemon, Running, processes::Process, vmm};
+use nix::sys::signal::Signal;
+use tokio::runtime::{Handle, Runtime};
+
+const ATTACKER: &str = env!("CARGO_BIN_EXE_attacker");
+
+/// Longest file of an attacker, in bytes.
+const LONGEST_FILE: u64 = 64 << 20;
+
+/// Attempts without a target.
+const ALONE: &[&str] = &[
+    "choose-signal",
+    "become-root",
+    "become-another",
+    "change-group",
+    "change-groups",
+    "raise-capability",
+    "new-user-namespace",
+    "new-network",
+    "new-mounts",
+    "mount",
+    "mount-new",
+    "clone-mount",
+    "change-root",
+    "outlive-daemon",
+    "raise-limit",
+    "raise-priority",
+    "lock-memory",
+    "packet-socket",
+    "internet-socket",
+    "internet6-socket",
+    "list-sockets",
+    "crypto-socket",
+    "guest-socket",
+    "bpf",
+    "performance-counters",
+    "page-faults",
+    "keyring",
+    "key",
+    "io-uring",
+    "shared-memory",
+    "message-queue",
+    "personality",
+    "kernel-log",
+    "host-name",
+    "fork",
+    "fork-as-clone",
+    "grow-memory-file",
+    "run=/bin/true",
+    "read=/etc/passwd",
+    "list=/proc",
+    "list=/sys",
+    "list=/home",
+    "list=/tmp",
+    "make-directory=.",
+    "make-file=.",
+    "make-symlink=.",
+    "make-pipe=.",
+    "rename=.",
+    "link=.",
+    "grow=.",
+    "threads",
+];
+
+/// Attempts on another process.
+const ON_PROCESSES: &[&str] = &[
+    "memory",
+    "descriptors",
+    "root-of",
+    "signal",
+    "signal-thread",
+    "queue-signal",
+    "own-signals",
+    "own-signals-ex",
+    "own-signals-ioctl",
+    "trace",
+    "write-memory",
+    "compare",
+    "open-process",
+    "limit-process",
+    "schedule-process",
+    "enter-network",
+    "enter-files",
+];
+
+/// What kernels may lack, so that a control proves nothing.
+const OPTIONAL: &[&str] = &[
+    "compare",
+    "crypto-socket",
+    "guest-socket",
+    "io-uring",
+    "key",
+    "keyring",
+    "page-faults",
+    "performance-counters",
+    "raise-limit",
+];
+
+/// A daemon, and another tenant's machine.
+struct Victims {
+    cofferdam: Cofferdam,
+    daemon: Daemon,
+    build: Running,
+}
+
+impl Victims {
+    fn start() -> Self {
+        let cofferdam = Cofferdam::new();
+        let daemon = Daemon::start(&cofferdam, "");
+        let build = cofferdam.build().on(&daemon).start_shell("echo begun; sleep 1000");
+        build.wait_for("begun");
+        Self { cofferdam, daemon, build }
+    }
+
+    fn helper(&self) -> Process {
+        self.cofferdam.helper(&vmm::processes()[0].0, self.daemon.running())
+    }
+
+    /// Attempts on its sockets, its files and its processes.
+    fn attempts(&self) -> Vec<String> {
+        let run_dir = self.run_dir();
+        let socket = self.daemon.addr();
+        let connect = [socket.trim_start_matches("grpc+unix://").to_owned(), path(&run_dir.join("vsock/s"))];
+        let files = [run_dir.join("scratch.ext4"), run_dir.join("lock")];
+        let files = files.iter().flat_map(|file| ["read", "write"].map(|how| format!("{how}={}", path(file))));
+        let pids = [self.daemon.running().pid(), self.helper().pid, process::id().cast_signed()];
+        let processes = pids.iter().flat_map(|pid| ON_PROCESSES.iter().map(move |attempt| format!("{attempt}={pid}")));
+        let lists = [format!("list={}", path(&run_dir)), format!("list={}", path(&self.cofferdam.run_directory()))];
+        connect.into_iter().map(|path| format!("connect={path}")).chain(files).chain(lists).chain(processes).collect()
+    }
+
+    fn end(self) {
+        self.build.signal(Signal::SIGINT);
+        self.build.end().executor_fails("interrupted");
+        self.daemon.end().succeeds();
+    }
+
+    fn run_dir(&self) -> PathBuf {
+        let runs = fs::read_dir(self.cofferdam.run_directory()).unwrap().map(|entry| entry.unwrap().path());
+        let mut runs = runs.filter(|path| path.is_dir());
+        runs.next().expect("a machine runs")
+    }
+}
+
+fn path(path: &Path) -> String {
+    path.to_str().expect("temporary directories are UTF-8").to_owned()
+}
+
+/// A run directory of the attacker's own.
+fn run_dir() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).unwrap();
+    let disk = directory.path().join("disk");
+    fs::write(&disk, [0; 1 << 20]).unwrap();
+    fs::set_permissions(disk, Permissions::from_mode(0o666)).unwrap();
+    directory
+}
+
+/// How each attempt went: nothing where it succeeded, else the reason.
+async fn attack(spawner: &Spawner, view: View, attempts: &[String]) -> BTreeMap<String, Option<String>> {
+    let mut answers = BTreeMap::new();
+    // A process and a directory for each, since some change who the attacker is, or what there is.
+    for attempt in attempts {
+        let run_dir = run_dir();
+        let program = Program::new("attacker", ATTACKER, run_dir.path()).arg(attempt).longest_file(LONGEST_FILE);
+        let mut attacker = spawner.spawn(program.walled(view.clone())).await.unwrap();
+        let status = attacker.wait().await;
+        let said = attacker.said();
+        assert!(status.success(), "{status}: {said}");
+        let reason = said.split_once(" refused: ").map(|(_, reason)| reason.to_owned());
+        assert!(reason.is_some() || said.ends_with(" done"), "{attempt}: {said}");
+        answers.insert(attempt.clone(), reason);
+    }
+    answers
+}
+
+#[test]
+fn a_helper_that_was_taken_over_reaches_nobody_else() {
+    let victims = Victims::start();
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let name = format!("victim-{}", process::id());
+    let _abstract = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+    let mut attempts = victims.attempts();
+    attempts.push(format!("connect-tcp={}", tcp.local_addr().unwrap()));
+    attempts.push(format!("connect-abstract={name}"));
+    attempts.extend(ALONE.iter().map(|attempt| (*attempt).to_owned()));
+
+    let runtime = Runtime::new().unwrap();
+    let _guard = runtime.enter();
+    let free = Spawner::without_walls(Handle::current()).unwrap();
+    let control = runtime.block_on(attack(&free, View::nothing(), &attempts));
+    let mut shown: Vec<_> = attempts.iter().filter(|attempt| control[*attempt].is_none()).collect();
+    for (attempt, reason) in control.iter().filter_map(|(attempt, reason)| Some((attempt, reason.as_ref()?))) {
+        let kind = attempt.split('=').next().unwrap();
+        assert!(OPTIONAL.contains(&kind), "the control {attempt} was refused: {reason}");
+        println!("not shown on this host, which refuses it to all: {attempt}: {reason}");
+    }
+    shown.sort();
+
+    let walled = Spawner::new(Handle::current(), Walls::Namespaces).unwrap();
+    let mut count = 0;
+    for (helper, view) in [("device", View::nothing()), ("VMM", View::nothing().run_dir().device("/dev/null"))] {
+        let machine = walled.for_machine().unwrap();
+        let answers = runtime.block_on(attack(&machine, view, &attempts));
+        let done: Vec<_> = shown.iter().filter(|attempt| answers[**attempt].is_none()).collect();
+        assert!(done.is_empty(), "a {helper} that was taken over succeeded in {done:?}");
+        count += shown.len();
+    }
+    victims.end();
+    println!("{count} attempts were refused");
+    assert!(count >= 100, "{count}");
+}
+
+/// `Key:` lines of a process's status.
+fn status(pid: i32, thread: i32) -> BTreeMap<String, String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{thread}/status")).unwrap();
+    let lines = text.lines().filter_map(|line| line.split_once(':'));
+    lines.map(|(key, value)| (key.to_owned(), value.trim().to_owned())).collect()
+}
+
+const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"];
+
+#[test]
+fn helpers_share_nothing_with_the_daemon_or_with_each_other() {
+    let victims = Victims::start();
+    let daemon = victims.daemon.running().pid();
+    let helpers: Vec<_> = victims.cofferdam.processes().into_iter().filter(|process| process.is_walled).collect();
+    assert_eq!(helpers.len(), vmm::processes().len() + 1, "{helpers:#?}");
+    let namespaces = |pid: i32| {
+        NAMESPACES.map(|kind| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap().to_string_lossy().into_owned())
+    };
+    let mut seen = namespaces(daemon).to_vec();
+    for helper in &helpers {
+        for namespace in namespaces(helper.pid) {
+            assert!(!seen.contains(&namespace), "{helper:?} shares {namespace}");
+            seen.push(namespace);
+        }
+        let limits = fs::read_to_string(format!("/proc/{}/limits", helper.pid)).unwrap();
+        let limit = |name: &str| limits.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+        assert!(limit("Max core file size").starts_with("0 "), "{helper:?}: {limits}");
+        assert!(limit("Max processes").starts_with("1024 "), "{helper:?}: {limits}");
+        for thread in fs::read_dir(format!("/proc/{}/task", helper.pid)).unwrap() {
+            let thread = thread.unwrap().file_name().to_str().unwrap().parse().unwrap();
+            let (status, of_daemon) = (status(helper.pid, thread), status(daemon, daemon));
+            for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+                assert_eq!(status[set], "0000000000000000", "{helper:?}: {set}");
+            }
+            for (line, value) in [("NoNewPrivs", "1"), ("Seccomp", "2")] {
+                assert_eq!(status[line], value, "{helper:?}: {line}");
+            }
+            for ids in ["Uid", "Gid"] {
+                assert_ne!(status[ids], of_daemon[ids], "{helper:?}: {ids}");
+                assert!(!status[ids].split_whitespace().any(|id| id == "0"), "{helper:?}: {ids}");
+            }
+        }
+        let root = fs::read_dir(format!("/proc/{}/root", helper.pid)).unwrap();
+        let mut root: Vec<_> = root.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        root.retain(|name| {
+            !["dev", "lib", "lib64", "machine", "root", "usr", "home", "tmp", "work"].contains(&&**name)
+        });
+        assert!(root.is_empty(), "{helper:?} sees {root:?}");
+    }
+    let uids = |helpers: &[Process]| -> Vec<_> {
+        helpers.iter().map(|helper| status(helper.pid, helper.pid)["Uid"].clone()).collect()
+    };
+    assert!(uids(&helpers).iter().all(|uid| *uid == uids(&helpers)[0]), "one machine's helpers have one user");
+    victims.end();
+}
