@@ -50,6 +50,11 @@ echo up > "$status"
 set +e
 env -i"#;
 
+/// Follows the variables. The tree is moved to the root of a mount namespace, since processes that are only chrooted can make no
+/// user namespaces.
+const ENTER: &str = r#" unshare -m /sh -c 'cd /build-root && mount -o move . / &&
+    exec chroot . /bin/sh -c "cd \"\$0\" && exec \"\$@\"" "$@"' sh"#;
+
 /// Follows the working directory and the command.
 const AFTER: &str = r#" < /dev/null > "$output" 2>&1
 echo "exit $?" > "$status"
@@ -67,7 +72,7 @@ pub(super) fn script(command: &[OsString]) -> Result<Vec<u8>> {
         assignment.push(value);
         word(&mut script, &assignment);
     }
-    script.extend_from_slice(br#" chroot /build-root /bin/sh -c 'cd "$0" && exec "$@"'"#);
+    script.extend_from_slice(ENTER.as_bytes());
     word(&mut script, env::current_dir().context("this process has no working directory")?.as_os_str());
     for argument in command {
         word(&mut script, argument);

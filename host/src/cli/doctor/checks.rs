@@ -8,7 +8,7 @@ use super::{super::StoreArgs, Check};
 use crate::{
     build::Options,
     daemon::{self, Overrides, Problem, chain},
-    machine::jail::landlock_version,
+    machine::jail::{Best, Walls, landlock_version},
     machine::vmm::{self, Accelerator, Candidate, Survey},
     quantity::show_size,
     request::Host,
@@ -35,6 +35,7 @@ pub(super) fn all(store: &StoreArgs) -> Vec<Check> {
         choice(survey),
         daemon(store),
         landlock(),
+        walls(),
         memory(&Host::this()),
     ]
 }
@@ -156,6 +157,24 @@ fn landlock() -> Check {
             name,
             "this kernel has none, so that helper processes are confined by other means alone",
             "boot with lsm=landlock, or a kernel of version 5.13 or later",
+        ),
+    }
+}
+
+fn walls() -> Check {
+    let name = "helper processes";
+    let Best { walls, reason, .. } = Best::find();
+    match walls {
+        Walls::Uids => Check::fine(name, "each machine's have namespaces and a user id of their own"),
+        Walls::Namespaces => Check::absent(
+            name,
+            format!("they have namespaces of their own, and the daemon's user id: {reason}"),
+            "give this user subordinate ids, and install newuidmap (Debian's package uidmap), or run as root",
+        ),
+        Walls::None => Check::absent(
+            name,
+            format!("they can't have namespaces of their own: {reason}"),
+            "sudo sysctl user.max_user_namespaces=10000; in a container, allow it to make namespaces",
         ),
     }
 }

@@ -7,7 +7,7 @@ use cofferdam_images::{Image, default_dir};
 use super::Checks;
 use crate::{
     daemon::{config::VmmName, problem::chain},
-    machine::vmm,
+    machine::{jail::Best, vmm},
     quantity::show_size,
 };
 
@@ -73,6 +73,15 @@ impl Checks<'_> {
             _ => {}
         }
         Some(choice)
+    }
+
+    pub(super) fn walls(&mut self) {
+        let (Best { walls, reason, .. }, required) = (Best::find(), self.config.walls());
+        if walls < required {
+            let what = format!("helper processes get {walls} here, and {required} are required: {reason}");
+            self.lacking("jail.require", what)
+                .advise(format!("`cofferdam doctor`, or require less: [jail] require = \"{walls}\""));
+        }
     }
 
     pub(super) fn huge_pages(&mut self, build_bytes: u64) {

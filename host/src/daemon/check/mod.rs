@@ -40,6 +40,7 @@ pub(super) fn check(config: &Config) -> Result<Checked, Vec<Problem>> {
     checks.host_paths();
     checks.listen();
     checks.store();
+    checks.walls();
     let (image, vmm, tls) = (checks.image(), checks.vmm(), checks.tls());
     match (image, vmm, tls) {
         (Some(image), Some(vmm), Some(tls)) if checks.problems.is_empty() => Ok(Checked { options, image, vmm, tls }),

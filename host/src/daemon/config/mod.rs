@@ -18,10 +18,11 @@ use serde::{Deserialize, Deserializer};
 pub(super) use self::source::Key;
 use self::source::Source;
 pub(crate) use self::values::ListenAddr;
-pub(super) use self::values::{Count, Endpoint, GuestPath, Size, SocketMode, Time, VmmName};
+pub(super) use self::values::{Count, Endpoint, GuestPath, Size, SocketMode, Time, VmmName, WallsName};
 use super::problem::{Place, Problem};
 use crate::{
     build::{Options, SHELL_TIMEOUT, Settings, failure::Failure},
+    machine::jail::Walls,
     records::Retention,
     request::Host,
     scheduler::queue::{Bounds, Budget},
@@ -74,6 +75,7 @@ pub(crate) struct Config {
     pub(super) queue: QueueConfig,
     pub(super) build: BuildConfig,
     pub(super) records: RecordsConfig,
+    pub(super) jail: JailConfig,
     pub(super) metrics: Option<MetricsConfig>,
     pub(super) traces: Option<TracesConfig>,
 }
@@ -113,6 +115,14 @@ pub(super) struct BudgetConfig {
 pub(super) struct QueueConfig {
     max: Option<Count>,
     max_per_client: Option<Count>,
+}
+
+/// What separates helper processes from the daemon and from each other.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct JailConfig {
+    /// The daemon refuses to start with less.
+    require: WallsName,
 }
 
 /// Where metrics are served.
@@ -288,9 +298,15 @@ impl Config {
         settings.hugepages = self.hugepages;
         settings.withhold_network = self.withhold_network;
         settings.nested = self.nested;
+        settings.walls = self.walls();
         settings.ro_paths =
             self.host_paths.iter().map(|(GuestPath(seen), host)| (seen.clone(), host.clone())).collect();
         settings.connect_timeout = self.connect_timeout.map_or(settings.connect_timeout, |Time(time)| time);
+    }
+
+    /// What must separate helper processes.
+    pub(super) fn walls(&self) -> Walls {
+        self.jail.require.into()
     }
 
     /// How long a client may use a shell in a failed build.

@@ -6,7 +6,7 @@ use nix::sys::socket::UnixAddr;
 use serde::{Deserialize, Deserializer, de};
 use tonic::transport::Uri;
 
-use crate::{quantity, request::AbsolutePath};
+use crate::{machine::jail::Walls, quantity, request::AbsolutePath};
 
 /// A path in builds.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
@@ -93,6 +93,26 @@ impl TryFrom<u32> for SocketMode {
 pub(in crate::daemon) enum VmmName {
     CloudHypervisor,
     Qemu,
+}
+
+/// The least that separates helper processes.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(in crate::daemon) enum WallsName {
+    None,
+    #[default]
+    Namespaces,
+    Uids,
+}
+
+impl From<WallsName> for Walls {
+    fn from(name: WallsName) -> Self {
+        match name {
+            WallsName::None => Self::None,
+            WallsName::Namespaces => Self::Namespaces,
+            WallsName::Uids => Self::Uids,
+        }
+    }
 }
 
 /// Bytes: a number, or text such as "2G"; see [`quantity::size`].

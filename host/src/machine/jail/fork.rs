@@ -1,8 +1,8 @@
 //! The moment between fork and exec, in which a helper gets its namespaces, its root and its user, and loses its rights.
 //!
 //! ```text
-//!   parent: clone3(namespaces) ─▶ map ids ─▶ go ─────────────────────────────▶ read: nothing is success
-//!   child:                                    └▶ mounts ─▶ become the user ─▶ root ─▶ no capability ─▶ filter ─▶ exec
+//!   parent: clone3(namespaces) ─────▶ map ids ─▶ go ──────────────────────────▶ read: nothing is success
+//!   child:                   └▶ ready ─┘          └▶ mounts ─▶ user ─▶ root ─▶ no capability ─▶ filter ─▶ exec
 //! ```
 //!
 //! The child is a copy of a process with many threads, of which it has one: it may use nothing that another thread can have
@@ -202,7 +202,11 @@ pub(super) fn start(launch: &Launch) -> io::Result<Started> {
     };
     let started = Started { pid, pidfd };
     drop((failed, gone));
-    let prepared = launch.walls.as_ref().map_or(Ok(()), |walls| walls.ids.map(pid)).and_then(|()| go.write_all(&[1]));
+    let prepared = match &launch.walls {
+        Some(walls) => failure.read_exact(&mut [0]).and_then(|()| walls.ids.map(pid)),
+        None => Ok(()),
+    };
+    let prepared = prepared.and_then(|()| go.write_all(&[1]));
     drop(go);
     let mut bytes = [0; FAILURE_BYTES];
     let outcome = match (prepared, failure.read_exact(&mut bytes)) {
@@ -260,6 +264,11 @@ fn become_program(
     (gone, failed): (&PipeReader, &PipeWriter),
 ) -> Result<Infallible, Failure> {
     setsid().map_err(Failure::at(Step::Session))?;
+    if launch.walls.is_some() {
+        // A process that isn't dumpable, as the daemon isn't, belongs to root in /proc, where its ids are mapped.
+        set_dumpable(true).map_err(Failure::at(Step::Namespaces))?;
+        rustix::io::write(failed, &[0]).map_err(Failure::at(Step::Namespaces))?;
+    }
     let mut go = [0];
     match rustix::io::read(gone, &mut go) {
         Ok(1) => {}
@@ -267,6 +276,7 @@ fn become_program(
         Err(errno) => return Err(Failure::at(Step::Session)(errno)),
     }
     if let Some(walls) = &launch.walls {
+        set_dumpable(false).map_err(Failure::at(Step::Namespaces))?;
         wall_in(walls, mounts)?;
     } else {
         chdir(launch.working_dir.as_c_str()).map_err(Failure::at(Step::WorkingDirectory))?;
@@ -335,6 +345,10 @@ fn wall_in(walls: &Walls, mounts: &mut Vec<OwnedFd>) -> Result<(), Failure> {
     unmount(c".", UnmountFlags::DETACH).map_err(&root)?;
     set_attributes(CWD, c"/", 0, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOEXEC).map_err(&root)?;
     chdir(plan.working_dir.as_c_str()).map_err(Failure::at(Step::WorkingDirectory))
+}
+
+fn set_dumpable(dumpable: bool) -> Result<(), Errno> {
+    nix::sys::prctl::set_dumpable(dumpable).map_err(|error| Errno::from_raw_os_error(error as i32))
 }
 
 fn set_attributes(tree: impl AsFd, path: &CStr, flags: i32, attributes: u64) -> Result<(), Errno> {

@@ -11,10 +11,13 @@ use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::ops::Range;
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+
+use rustix::process::Gid;
 
 use nix::unistd::{Uid, User, getegid, geteuid};
 
@@ -71,6 +74,14 @@ impl Source {
             Ok((uids, gids)) => (Self::Subordinate { uids, gids }, None),
             Err(why) => (Self::Own, Some(why)),
         }
+    }
+
+    /// The groups that a helper needs beside its own, where it may have others than the daemon: that of `/dev/kvm`.
+    pub(super) fn groups(&self) -> Option<Vec<Gid>> {
+        matches!(self, Self::Root(_)).then(|| {
+            let group = fs::metadata("/dev/kvm").ok().map(|kvm| kvm.gid()).filter(|group| *group != 0);
+            group.map(Gid::from_raw).into_iter().collect()
+        })
     }
 
     /// Ids that no other machine of this host has, as long as the answer is held.

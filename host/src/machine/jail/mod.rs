@@ -9,7 +9,8 @@
 //!                     tail of stdout and stderr, 16 KiB
 //! ```
 //!
-//! Our own device processes also give up everything that they haven't opened by then, see [`confine_without_files`].
+//! A program with a [`View`] is walled in as well, see `fork`, where the host can do that ([`Walls`]). Our own device processes
+//! also give up everything that they haven't opened by then, see [`confine_without_files`].
 //!
 //! What holds for each child, and why:
 //!
@@ -21,6 +22,9 @@
 //! | `no_new_privs` | nothing that it runs can gain what we don't have |
 //! | no core dump | a VMM's memory is the guest's: up to gigabytes, and somebody's sources |
 //! | empty environment, null stdin | nothing of the host's session (tokens, paths, a terminal) is in reach of a broken VMM |
+//! | walled in: seven namespaces, and a root with its libraries and its view | no path leads to the daemon's socket, the store, another machine or `/proc` |
+//! | walled in: a user id for each machine, where the host has such | a path that is found after all leads to somebody else's file |
+//! | walled in: no capability, and a filter of system calls on every thread | rights that a user namespace gives, and the kernel's rarely used parts |
 //! | every descriptor closed but those handed down | a socket or file of another build must not leak into this one's processes |
 //! | output kept in a bounded tail | it is somebody else's text, possibly a guest's: enough to explain a death, never enough to fill memory |
 
@@ -44,6 +48,7 @@ pub use program::Program;
 pub use spawner::{SpawnError, Spawner};
 pub(crate) use tail::{escape, one_line};
 pub use view::View;
+pub(crate) use walls::Best;
 pub use walls::{Walls, WallsError};
 
 #[cfg(test)]

@@ -3,35 +3,31 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use rustix::process::{Resource, WaitId, WaitIdOptions, waitid};
+use rustix::process::Resource;
 use thiserror::Error;
 use tokio::net::unix::pipe;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use super::child::{Child, Job, KeepSpawner};
-use super::filter;
 use super::fork::{self, Executable, Launch};
 use super::ids::{Ids, Source};
 use super::libraries::Libraries;
 use super::program::{FIRST_INHERITED, Program};
 use super::tail::Tail;
-use super::view::{Plan, View, c_string};
-use super::walls::{Walls, WallsError};
+use super::view::c_string;
+use super::walls::{self, Best, Walls, WallsError};
 
 /// Programs that wait for the thread; further callers wait for room.
 const QUEUE_LENGTH: usize = 16;
-
-/// Most processes and threads of one helper. A VMM has some for each CPU and each device.
-const MAX_THREADS: u64 = 1024;
 
 /// Why a program could not be started.
 #[derive(Debug, Error)]
@@ -112,8 +108,15 @@ impl Spawner {
     fn with(handle: Handle, source: Option<Source>) -> io::Result<Self> {
         heed_children()?;
         let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE_LENGTH);
+        let groups = source.as_ref().and_then(Source::groups);
         thread::Builder::new().name("spawner".to_owned()).spawn(move || {
             let _in_runtime = handle.enter();
+            // The helpers of root's daemon have none of root's groups. This call is about this thread alone.
+            if let Some(groups) = groups
+                && let Err(error) = rustix::thread::set_thread_groups(&groups)
+            {
+                tracing::warn!("helper processes keep this process's groups: {error}");
+            }
             while let Some(job) = queue.blocking_recv() {
                 job();
             }
@@ -176,7 +179,7 @@ fn start(program: Program, (shared, ids): (&Shared, Option<Ids>), keep: KeepSpaw
     let walls = match (view, &ids) {
         (Some(view), Some(ids)) => {
             let libraries = shared.libraries.of(&file).map_err(failed)?;
-            let walls = wall(ids.clone(), &view, (&libraries, &working_dir)).map_err(failed)?;
+            let walls = walls::build(ids.clone(), &view, (&libraries, &working_dir)).map_err(failed)?;
             let longest = file_bytes.map(|bytes| (Resource::Fsize, bytes));
             Some(fork::Walls { limits: walls.limits.into_iter().chain(longest).collect(), ..walls })
         }
@@ -193,51 +196,6 @@ fn start(program: Program, (shared, ids): (&Shared, Option<Ids>), keep: KeepSpaw
     let tail = Tail::default();
     let reader = tokio::spawn(tail.clone().follow(output));
     Child::new(name.clone(), started, (tail, reader), keep, ids).map_err(|source| prepare(&name, source))
-}
-
-/// The walls of a helper that works in `run_dir`.
-fn wall(ids: Ids, view: &View, (libraries, run_dir): (&[PathBuf], &Path)) -> io::Result<fork::Walls> {
-    Ok(fork::Walls {
-        plan: Plan::new(view, libraries, run_dir)?,
-        ids,
-        rules: filter::files(view.has_run_dir().then_some(run_dir)).map_err(io::Error::other)?,
-        filters: filter::calls().map_err(io::Error::other)?.into(),
-        limits: vec![(Resource::Nproc, MAX_THREADS)],
-    })
-}
-
-/// The best walls of this host.
-struct Best {
-    walls: Walls,
-    source: Option<Source>,
-    /// Why they aren't better.
-    reason: String,
-}
-
-impl Best {
-    /// Tried with a process that ends as soon as its walls stand.
-    fn find() -> Self {
-        let (source, weaker) = Source::find();
-        match Self::probe(&source) {
-            Ok(()) => {
-                let walls = if source == Source::Own { Walls::Namespaces } else { Walls::Uids };
-                Self { walls, source: Some(source), reason: weaker.unwrap_or_default() }
-            }
-            Err(error) => Self { walls: Walls::None, source: None, reason: error.to_string() },
-        }
-    }
-
-    fn probe(source: &Source) -> io::Result<()> {
-        let Prepared { descriptors, standard, .. } = Prepared::new(&[])?;
-        let walls = Some(wall(source.reserve()?, &View::nothing(), (&[], Path::new("/")))?);
-        let working_dir = CString::default();
-        let started = fork::start(&Launch { program: None, working_dir, standard, descriptors, walls })?;
-        let ended = waitid(WaitId::PidFd(started.pidfd.as_fd()), WaitIdOptions::EXITED)?;
-        match ended.and_then(|ended| ended.exit_status()) {
-            Some(0) => Ok(()),
-            _ => Err(io::Error::other("a process that tried them was killed")),
-        }
-    }
 }
 
 /// Descriptors for one child, all of them numbered above those that the child is to see. So the child can copy them

@@ -1,6 +1,21 @@
 //! How strong the walls around helpers are.
 
-use std::{fmt, io};
+use std::ffi::CString;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Resource, WaitId, WaitIdOptions, waitid};
+
+use super::filter;
+use super::fork::{self, Launch};
+use super::ids::{Ids, Source};
+use super::view::{Plan, View};
+
+/// Most processes and threads of one helper. A VMM has some for each CPU and each device.
+const MAX_THREADS: u64 = 1024;
 
 /// What separates a helper from the daemon and from other machines, weakest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,4 +57,52 @@ pub enum WallsError {
     /// No thread.
     #[error("can't start the thread that forks")]
     Thread(#[source] io::Error),
+}
+
+/// The walls of a helper that works in `run_dir`.
+pub(super) fn build(ids: Ids, view: &View, (libraries, run_dir): (&[PathBuf], &Path)) -> io::Result<fork::Walls> {
+    Ok(fork::Walls {
+        plan: Plan::new(view, libraries, run_dir)?,
+        ids,
+        rules: filter::files(view.has_run_dir().then_some(run_dir)).map_err(io::Error::other)?,
+        filters: filter::calls().map_err(io::Error::other)?.into(),
+        limits: vec![(Resource::Nproc, MAX_THREADS)],
+    })
+}
+
+/// The best walls of this host.
+#[derive(Debug)]
+pub(crate) struct Best {
+    /// How strong they are.
+    pub(crate) walls: Walls,
+    pub(super) source: Option<Source>,
+    /// Why they aren't stronger.
+    pub(crate) reason: String,
+}
+
+impl Best {
+    /// Tried with a process that ends as soon as its walls stand.
+    pub(crate) fn find() -> Self {
+        let (source, weaker) = Source::find();
+        match Self::probe(&source) {
+            Ok(()) => {
+                let walls = if source == Source::Own { Walls::Namespaces } else { Walls::Uids };
+                Self { walls, source: Some(source), reason: weaker.unwrap_or_default() }
+            }
+            Err(error) => Self { walls: Walls::None, source: None, reason: error.to_string() },
+        }
+    }
+
+    fn probe(source: &Source) -> io::Result<()> {
+        let null = || File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
+        let (standard, descriptors) = ([null()?, null()?, null()?], Vec::new());
+        let walls = Some(build(source.reserve()?, &View::nothing(), (&[], Path::new("/")))?);
+        let working_dir = CString::default();
+        let started = fork::start(&Launch { program: None, working_dir, standard, descriptors, walls })?;
+        let ended = waitid(WaitId::PidFd(started.pidfd.as_fd()), WaitIdOptions::EXITED)?;
+        match ended.and_then(|ended| ended.exit_status()) {
+            Some(0) => Ok(()),
+            _ => Err(io::Error::other("a process that tried them was killed")),
+        }
+    }
 }
