@@ -28,6 +28,8 @@ fn a_user_without_privileges_can_run_a_daemon_that_builds() {
             line.is_some_and(|line| line.split_whitespace().all(|word| word == value))
         };
         assert!(!has("Uid", "0") && has("CapEff", "0000000000000000"), "{process:?}:\n{status}");
+        let is_helper = !process.command_line.contains(" run ") && !process.command_line.contains(" daemon ");
+        assert_eq!(process.is_walled, is_helper, "{process:?}");
         assert!(!by_root || has("NoNewPrivs", "1"), "{process:?}:\n{status}");
     }
     let state = fs::metadata(cofferdam.run_directory()).unwrap();

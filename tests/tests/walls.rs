@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    env,
     fs::{self, Permissions},
     net::TcpListener,
     os::{
@@ -15,18 +16,21 @@ use std::{
         },
     },
     path::{Path, PathBuf},
-    process,
+    process::{self, Command},
 };
 
 use cofferdam::machine::jail::{Program, Spawner, View, Walls};
 use cofferdam_tests::{Cofferdam, Daemon, Running, processes::Process, vmm};
-use nix::sys::signal::Signal;
+use nix::{sys::signal::Signal, unistd::geteuid};
 use tokio::runtime::{Handle, Runtime};
 
 const ATTACKER: &str = env!("CARGO_BIN_EXE_attacker");
 
 /// Longest file of an attacker, in bytes.
 const LONGEST_FILE: u64 = 64 << 20;
+
+/// Memory of an attacker's machine, in bytes.
+const MEMORY_BYTES: u64 = 256 << 20;
 
 /// Attempts without a target.
 const ALONE: &[&str] = &[
@@ -67,6 +71,7 @@ const ALONE: &[&str] = &[
     "fork",
     "fork-as-clone",
     "grow-memory-file",
+    "reserve-memory",
     "run=/bin/true",
     "read=/etc/passwd",
     "list=/proc",
@@ -178,12 +183,17 @@ fn run_dir() -> tempfile::TempDir {
 }
 
 /// How each attempt went: nothing where it succeeded, else the reason.
-async fn attack(spawner: &Spawner, view: View, attempts: &[String]) -> BTreeMap<String, Option<String>> {
+async fn attack(
+    program: &Path,
+    spawner: &Spawner,
+    view: View,
+    attempts: &[String],
+) -> BTreeMap<String, Option<String>> {
     let mut answers = BTreeMap::new();
     // A process and a directory for each, since some change who the attacker is, or what there is.
     for attempt in attempts {
         let run_dir = run_dir();
-        let program = Program::new("attacker", ATTACKER, run_dir.path()).arg(attempt).longest_file(LONGEST_FILE);
+        let program = Program::new("attacker", program, run_dir.path()).arg(attempt).longest_file(LONGEST_FILE);
         let mut attacker = spawner.spawn(program.walled(view.clone())).await.unwrap();
         let status = attacker.wait().await;
         let said = attacker.said();
@@ -209,27 +219,72 @@ fn a_helper_that_was_taken_over_reaches_nobody_else() {
     let runtime = Runtime::new().unwrap();
     let _guard = runtime.enter();
     let free = Spawner::without_walls(Handle::current()).unwrap();
-    let control = runtime.block_on(attack(&free, View::nothing(), &attempts));
-    let mut shown: Vec<_> = attempts.iter().filter(|attempt| control[*attempt].is_none()).collect();
+    let control = runtime.block_on(attack(ATTACKER.as_ref(), &free, View::nothing(), &attempts));
     for (attempt, reason) in control.iter().filter_map(|(attempt, reason)| Some((attempt, reason.as_ref()?))) {
         let kind = attempt.split('=').next().unwrap();
         assert!(OPTIONAL.contains(&kind), "the control {attempt} was refused: {reason}");
         println!("not shown on this host, which refuses it to all: {attempt}: {reason}");
     }
-    shown.sort();
-
-    let walled = Spawner::new(Handle::current(), Walls::Namespaces).unwrap();
-    let mut count = 0;
-    for (helper, view) in [("device", View::nothing()), ("VMM", View::nothing().run_dir().device("/dev/null"))] {
-        let machine = walled.for_machine().unwrap();
-        let answers = runtime.block_on(attack(&machine, view, &attempts));
-        let done: Vec<_> = shown.iter().filter(|attempt| answers[**attempt].is_none()).collect();
-        assert!(done.is_empty(), "a {helper} that was taken over succeeded in {done:?}");
-        count += shown.len();
-    }
+    let count = runtime.block_on(all_are_refused(ATTACKER.as_ref(), &control));
     victims.end();
-    println!("{count} attempts were refused");
     assert!(count >= 100, "{count}");
+}
+
+/// Makes the attempts that succeeded in the control once more from behind the walls of each kind of helper.
+async fn all_are_refused(program: &Path, control: &BTreeMap<String, Option<String>>) -> usize {
+    let shown: Vec<_> = control.iter().filter(|(_, refused)| refused.is_none()).map(|(name, _)| name.clone()).collect();
+    let walled = Spawner::new(Handle::current(), Walls::Namespaces).unwrap();
+    for (helper, view) in [("device", View::nothing()), ("VMM", View::nothing().run_dir().device("/dev/null"))] {
+        let answers = attack(program, &walled.for_machine(MEMORY_BYTES).unwrap(), view, &shown).await;
+        let done: Vec<_> = answers.iter().filter(|(_, refused)| refused.is_none()).map(|(name, _)| name).collect();
+        assert!(done.is_empty(), "a {helper} that was taken over succeeded in {done:?}");
+    }
+    println!("2 × {} attempts were refused", shown.len());
+    2 * shown.len()
+}
+
+/// Names the attacker's file to [`as_an_ordinary_user`].
+const AS_AN_ORDINARY_USER: &str = "COFFERDAM_TEST_ATTACKER_OF_AN_ORDINARY_USER";
+
+/// Is the process in [`the_helpers_of_an_ordinary_user_are_walled_in_too`]; without the variable there is nothing to do.
+#[test]
+fn as_an_ordinary_user() {
+    let Some(attacker) = env::var_os(AS_AN_ORDINARY_USER).map(PathBuf::from) else { return };
+    let runtime = Runtime::new().unwrap();
+    let _guard = runtime.enter();
+    runtime.block_on(async {
+        let free = Spawner::without_walls(Handle::current()).unwrap();
+        let mut victim = free.spawn(Program::new("victim", "/bin/sleep", "/").arg("1000")).await.unwrap();
+        let pids = [victim.pid(), process::id()];
+        let on_processes = pids.iter().flat_map(|pid| ON_PROCESSES.iter().map(move |name| format!("{name}={pid}")));
+        let attempts: Vec<_> = ALONE.iter().map(|attempt| (*attempt).to_owned()).chain(on_processes).collect();
+        let control = attack(&attacker, &free, View::nothing(), &attempts).await;
+        let count = all_are_refused(&attacker, &control).await;
+        assert!(count >= 60, "{count}");
+        victim.kill().await;
+    });
+}
+
+#[test]
+fn the_helpers_of_an_ordinary_user_are_walled_in_too() {
+    // Others may not be let into the directories of root's that these are in.
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
+    let copy = |from: &Path, name: &str| {
+        let to = directory.path().join(name);
+        fs::copy(from, &to).unwrap();
+        to
+    };
+    let (test, attacker) = (copy(&env::current_exe().unwrap(), "test"), copy(ATTACKER.as_ref(), "attacker"));
+    let user = ["--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"];
+    let mut command = if geteuid().is_root() { Command::new("setpriv") } else { Command::new("env") };
+    command.args(user.iter().filter(|_| geteuid().is_root())).arg(test);
+    command.args(["--exact", "as_an_ordinary_user", "--nocapture"]).env(AS_AN_ORDINARY_USER, attacker);
+    let ended = command.current_dir("/").env("TMPDIR", "/tmp").output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stdout);
+    assert!(ended.status.success(), "{said}\n{}", String::from_utf8_lossy(&ended.stderr));
+    assert!(said.contains("attempts were refused"), "{said}");
+    print!("{said}");
 }
 
 /// `Key:` lines of a process's status.
@@ -260,6 +315,7 @@ fn helpers_share_nothing_with_the_daemon_or_with_each_other() {
         let limit = |name: &str| limits.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
         assert!(limit("Max core file size").starts_with("0 "), "{helper:?}: {limits}");
         assert!(limit("Max processes").starts_with("1024 "), "{helper:?}: {limits}");
+        assert!(!limit("Max address space").starts_with("unlimited"), "{helper:?}: {limits}");
         for thread in fs::read_dir(format!("/proc/{}/task", helper.pid)).unwrap() {
             let thread = thread.unwrap().file_name().to_str().unwrap().parse().unwrap();
             let (status, of_daemon) = (status(helper.pid, thread), status(daemon, daemon));

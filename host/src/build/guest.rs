@@ -53,6 +53,11 @@ impl<'r> Size<'r> {
             ro_paths: constraints.iter().flat_map(|constraints| &constraints.available_ro_paths).collect(),
         }
     }
+
+    /// The memory of its machine, in bytes.
+    fn machine_bytes(&self) -> u64 {
+        self.memory_bytes + self.memory_bytes / GUEST_OVERHEAD_SHARE + GUEST_OVERHEAD_BYTES
+    }
 }
 
 /// Whether an admitted request is to run VMs of its own.
@@ -122,7 +127,7 @@ pub(super) async fn end(machine: Machine, error: BuildError) -> BuildError {
 
 async fn start(builder: &Builder, size: &Size<'_>) -> Result<(Machine, Unbound, Vec<HostPath>), ExecutorError> {
     let Builder { settings, spawner, store, .. } = builder;
-    let spawner = &spawner.for_machine()?;
+    let spawner = &spawner.for_machine(size.machine_bytes())?;
     let run_dir = RunDir::create(&settings.run_dir)?;
     run_dir.copy_sparse(&settings.image.scratch, vmm::SCRATCH_DISK, size.scratch_bytes)?;
     let (inputs, unbound) = inputs::Device::start(spawner, run_dir.path(), store).await?;
@@ -134,7 +139,7 @@ async fn start(builder: &Builder, size: &Size<'_>) -> Result<(Machine, Unbound, 
     let config = vmm::Config {
         kernel: settings.image.kernel.clone(),
         initramfs: settings.image.initramfs.clone(),
-        memory_bytes: size.memory_bytes + size.memory_bytes / GUEST_OVERHEAD_SHARE + GUEST_OVERHEAD_BYTES,
+        memory_bytes: size.machine_bytes(),
         cpus: size.cpus,
         cpu_model: settings.cpu_model.clone(),
         hugepages: settings.hugepages,

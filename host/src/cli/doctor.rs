@@ -2,14 +2,18 @@
 
 mod checks;
 
+use std::path::PathBuf;
+
 use clap::Args;
 use serde_json::{Value, json};
 
 use super::{CliError, ClientArgs, print};
+use crate::daemon::Config;
 
 const EXAMPLES: &str = "\
 Examples:
   cofferdam doctor
+  cofferdam doctor --config /etc/cofferdam/daemon.toml
   cofferdam doctor --json | jq .can_build";
 
 /// Shows what this host can do, what is missing, and how to fix it
@@ -17,7 +21,11 @@ Examples:
 /// Exits with 0 if builds can run here, else with 3. With --json it prints one object: can_build and the list of checks.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct DoctorArgs {}
+pub(super) struct DoctorArgs {
+    /// The configuration of the daemon that is to run here
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
 
 /// The result of one check.
 #[derive(Debug)]
@@ -34,6 +42,8 @@ enum State {
     Fine,
     /// Builds can run without it.
     Absent,
+    /// The host would be safer with it.
+    Weak,
     /// Builds need it.
     Missing,
 }
@@ -43,6 +53,7 @@ impl State {
         match self {
             Self::Fine => "ok",
             Self::Absent => "absent",
+            Self::Weak => "weak",
             Self::Missing => "missing",
         }
     }
@@ -50,7 +61,8 @@ impl State {
 
 impl DoctorArgs {
     pub(super) fn execute(&self, client: &ClientArgs) -> Result<(), CliError> {
-        let checks = checks::all(&client.store);
+        let config = self.config.as_deref().map_or_else(|| Ok(Config::default()), Config::read)?;
+        let checks = checks::all(&client.store, config);
         let can_build = checks.iter().all(|check| check.state != State::Missing);
         if client.json {
             let checks: Vec<_> = checks.iter().map(Check::json).collect();
@@ -71,6 +83,10 @@ impl Check {
 
     fn absent(name: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { name, state: State::Absent, detail: detail.into(), fix: Some(fix.into()) }
+    }
+
+    fn weak(name: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { name, state: State::Weak, detail: detail.into(), fix: Some(fix.into()) }
     }
 
     fn missing(name: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Self {
@@ -103,7 +119,7 @@ mod tests {
 
     #[test]
     fn every_check_has_details_and_a_fix_unless_all_is_well() {
-        for check in checks::all(&ClientArgs::default().store) {
+        for check in checks::all(&ClientArgs::default().store, Config::default()) {
             assert!(!check.detail.is_empty() && !check.detail.contains('\n'), "{check:?}");
             assert_eq!(check.state == State::Fine, check.fix.is_none(), "{check:?}");
         }

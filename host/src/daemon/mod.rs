@@ -70,6 +70,11 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
 pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &CancellationToken) -> Result<(), Failure> {
     let Checked { options, image, vmm, tls } = check::check(config).map_err(problem::failure)?;
     tracing::info!(kind = %vmm.kind, accelerator = %vmm.accelerator, reason = vmm.reason, "VMM chosen");
+    let weaknesses = config.weaknesses(vmm.schedules_cores());
+    if !weaknesses.is_empty() {
+        let names: Vec<_> = weaknesses.iter().map(|weakness| weakness.name).collect();
+        tracing::warn!("this host could be safer, see `cofferdam doctor`: {}", names.join(", "));
+    }
     allow_descriptors(MAX_DESCRIPTORS);
     let state = state_dir()?;
     let records = Records::open(&state.join("records"), config.retention())

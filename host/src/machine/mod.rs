@@ -3,6 +3,7 @@
 mod booted;
 mod death;
 mod device;
+pub(crate) mod hardening;
 pub mod jail;
 mod run_dir;
 pub mod vmm;

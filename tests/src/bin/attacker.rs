@@ -173,6 +173,13 @@ const ATTEMPTS: &[(&str, Attempt)] = &[
         let mut file = OpenOptions::new().append(true).open(format!("{path}/disk"))?;
         (0..80).try_for_each(|_| file.write_all(&[1; 1 << 20]))
     }),
+    ("reserve-memory", |_| {
+        let (rights, kind) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+        // SAFETY: asks for unused memory, at any address.
+        let memory = unsafe { libc::mmap(ptr::null_mut(), 64 << 30, rights, kind, -1, 0) };
+        if memory == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }),
     ("grow-memory-file", |_| {
         // SAFETY: the name is terminated.
         let memory = unsafe { libc::memfd_create(c"memory".as_ptr(), libc::MFD_CLOEXEC) };

@@ -9,7 +9,7 @@ use crate::{
     build::Options,
     daemon::{self, Overrides, Problem, chain},
     machine::jail::{Best, Walls, landlock_version},
-    machine::vmm::{self, Accelerator, Candidate, Survey},
+    machine::vmm::{self, Accelerator, Candidate, Choice, ChooseError},
     quantity::show_size,
     request::Host,
     state::state_dir,
@@ -18,26 +18,32 @@ use crate::{
 /// Free space below which larger builds will fail, in bytes.
 const LITTLE_SPACE_BYTES: u64 = 1 << 30;
 
-pub(super) fn all(store: &StoreArgs) -> Vec<Check> {
+pub(super) fn all(store: &StoreArgs, config: daemon::Config) -> Vec<Check> {
     let survey = vmm::survey();
     let kvm = match &survey.kvm {
         Ok(()) => Check::fine("kvm", "/dev/kvm works"),
         Err(error) => Check::absent("kvm", chain(error), error.remedy()),
     };
-    vec![
+    let cloud_hypervisor = candidate("cloud-hypervisor", &survey.cloud_hypervisor);
+    let (qemu, vsock_device) = (candidate("qemu", &survey.qemu), vsock_device(&survey.qemu));
+    let choice = survey.choose(None);
+    let weaknesses = config.weaknesses(choice.as_ref().is_ok_and(Choice::schedules_cores));
+    let mut checks = vec![
         state(),
         stores(store),
         image(),
         kvm,
-        candidate("cloud-hypervisor", &survey.cloud_hypervisor),
-        candidate("qemu", &survey.qemu),
-        vsock_device(&survey.qemu),
-        choice(survey),
-        daemon(store),
+        cloud_hypervisor,
+        qemu,
+        vsock_device,
+        machines(choice),
+        daemon(store, config),
         landlock(),
         walls(),
         memory(&Host::this()),
-    ]
+    ];
+    checks.extend(weaknesses.into_iter().map(|weakness| Check::weak(weakness.name, weakness.finding, weakness.fix)));
+    checks
 }
 
 fn state() -> Check {
@@ -118,9 +124,9 @@ fn vsock_device(qemu: &Candidate) -> Check {
     }
 }
 
-fn choice(survey: Survey) -> Check {
+fn machines(choice: Result<Choice, ChooseError>) -> Check {
     let name = "virtual machines";
-    match survey.choose(None) {
+    match choice {
         Err(_) => Check::missing(name, "neither cloud-hypervisor nor QEMU can run here", "fix what one of them lacks"),
         Ok(choice) => {
             let mut detail = format!("{} with {}: {}", choice.kind, choice.accelerator, choice.reason);
@@ -133,13 +139,12 @@ fn choice(survey: Survey) -> Check {
 }
 
 /// A daemon is stricter than `run`, above all about emulation.
-fn daemon(store: &StoreArgs) -> Check {
+fn daemon(store: &StoreArgs, mut config: daemon::Config) -> Check {
     let name = "daemon";
-    let mut config = daemon::Config::default();
     config.override_with(Overrides { store: store.addrs(), ..Overrides::default() });
     let problems = daemon::problems(&config);
     if problems.is_empty() {
-        return Check::fine(name, "would start with the default configuration");
+        return Check::fine(name, "would start");
     }
     let texts: Vec<_> = problems.iter().map(Problem::text).collect();
     let mut fixes: Vec<_> = problems.iter().filter_map(Problem::advice).collect();

@@ -18,11 +18,14 @@ use serde::{Deserialize, Deserializer};
 pub(super) use self::source::Key;
 use self::source::Source;
 pub(crate) use self::values::ListenAddr;
-pub(super) use self::values::{Count, Endpoint, GuestPath, Size, SocketMode, Time, VmmName, WallsName};
+pub(super) use self::values::{Count, Endpoint, GuestPath, Size, SocketMode, Time, VmmName, WallsName, WeaknessName};
 use super::problem::{Place, Problem};
 use crate::{
     build::{Options, SHELL_TIMEOUT, Settings, failure::Failure},
-    machine::jail::Walls,
+    machine::{
+        hardening::{self, Weakness},
+        jail::Walls,
+    },
     records::Retention,
     request::Host,
     scheduler::queue::{Bounds, Budget},
@@ -76,6 +79,7 @@ pub(crate) struct Config {
     pub(super) build: BuildConfig,
     pub(super) records: RecordsConfig,
     pub(super) jail: JailConfig,
+    pub(super) host: HostConfig,
     pub(super) metrics: Option<MetricsConfig>,
     pub(super) traces: Option<TracesConfig>,
 }
@@ -123,6 +127,14 @@ pub(super) struct QueueConfig {
 pub(super) struct JailConfig {
     /// The daemon refuses to start with less.
     require: WallsName,
+}
+
+/// What is known of the host and accepted.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct HostConfig {
+    /// Weaknesses that nobody needs to be told of.
+    waive: Vec<WeaknessName>,
 }
 
 /// Where metrics are served.
@@ -302,6 +314,13 @@ impl Config {
         settings.ro_paths =
             self.host_paths.iter().map(|(GuestPath(seen), host)| (seen.clone(), host.clone())).collect();
         settings.connect_timeout = self.connect_timeout.map_or(settings.connect_timeout, |Time(time)| time);
+    }
+
+    /// The host's weaknesses that the operator hasn't waived. `core_scheduling` as in [`hardening::weaknesses`].
+    pub(crate) fn weaknesses(&self, core_scheduling: bool) -> Vec<Weakness> {
+        let mut found = hardening::weaknesses(core_scheduling);
+        found.retain(|weakness| !self.host.waive.iter().any(|waived| waived.0 == weakness.name));
+        found
     }
 
     /// What must separate helper processes.

@@ -6,7 +6,11 @@ use nix::sys::socket::UnixAddr;
 use serde::{Deserialize, Deserializer, de};
 use tonic::transport::Uri;
 
-use crate::{machine::jail::Walls, quantity, request::AbsolutePath};
+use crate::{
+    machine::{hardening, jail::Walls},
+    quantity,
+    request::AbsolutePath,
+};
 
 /// A path in builds.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
@@ -111,6 +115,22 @@ impl From<WallsName> for Walls {
             WallsName::None => Self::None,
             WallsName::Namespaces => Self::Namespaces,
             WallsName::Uids => Self::Uids,
+        }
+    }
+}
+
+/// A weakness of the host, by its name.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "String")]
+pub(in crate::daemon) struct WeaknessName(pub(in crate::daemon) String);
+
+impl TryFrom<String> for WeaknessName {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        match hardening::NAMES.contains(&name.as_str()) {
+            true => Ok(Self(name)),
+            false => Err(format!("{name:?} is no weakness of a host: write one of {}", hardening::NAMES.join(", "))),
         }
     }
 }

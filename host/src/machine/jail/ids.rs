@@ -2,7 +2,7 @@
 //!
 //! | the daemon | its helpers |
 //! |---|---|
-//! | root | a user id of each machine's own, which nobody else on the host has |
+//! | root, or a user with `CAP_SETUID` and `CAP_SETGID` | a user id of each machine's own, which nobody else on the host has |
 //! | a user with subordinate ids, and `newuidmap` | one of these ids for each machine |
 //! | another user | that user, in namespaces |
 
@@ -17,13 +17,14 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use caps::{CapSet, Capability};
 use rustix::process::Gid;
 
 use nix::unistd::{Uid, User, getegid, geteuid};
 
-/// Ids for root's machines. No distribution gives any of this range to a user or a container: see systemd's list of
+/// Ids for machines of a daemon that may take any. No distribution gives any of this range to a user or a container: see systemd's list of
 /// special ids, "Users, Groups, UIDs and GIDs on systemd Systems".
-const ROOTS_IDS: Range<u32> = 1_879_048_192..1_879_048_192 + 65_536;
+const SPARE_IDS: Range<u32> = 1_879_048_192..1_879_048_192 + 65_536;
 
 /// How many ids are tried for one that no machine has.
 const TRIES: u32 = 1024;
@@ -41,8 +42,8 @@ pub(super) struct Ids {
 /// How ids get into a user namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mapping {
-    /// Written by root.
-    Root,
+    /// Written by a process that may map any id.
+    Any,
     /// By `newuidmap` and `newgidmap`.
     Subordinate,
     /// The daemon's own, which it may write itself.
@@ -52,7 +53,7 @@ enum Mapping {
 /// From where machines get their ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Source {
-    Root(Range<u32>),
+    Any(Range<u32>),
     Subordinate {
         uids: Range<u32>,
         gids: Range<u32>,
@@ -64,9 +65,10 @@ pub(super) enum Source {
 impl Source {
     /// The best that this process has, and why it isn't better.
     pub(super) fn find() -> (Self, Option<String>) {
-        if geteuid().is_root() {
+        let can_set = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
+        if can_set(Capability::CAP_SETUID) && can_set(Capability::CAP_SETGID) {
             return match among(&fs::read_to_string("/proc/self/uid_map").unwrap_or_default()) {
-                Some(ids) => (Self::Root(ids), None),
+                Some(ids) => (Self::Any(ids), None),
                 None => (Self::Own, Some("this user namespace has no user ids to spare".to_owned())),
             };
         }
@@ -78,7 +80,7 @@ impl Source {
 
     /// The groups that a helper needs beside its own, where it may have others than the daemon: that of `/dev/kvm`.
     pub(super) fn groups(&self) -> Option<Vec<Gid>> {
-        matches!(self, Self::Root(_)).then(|| {
+        matches!(self, Self::Any(_)).then(|| {
             let group = fs::metadata("/dev/kvm").ok().map(|kvm| kvm.gid()).filter(|group| *group != 0);
             group.map(Gid::from_raw).into_iter().collect()
         })
@@ -91,7 +93,7 @@ impl Source {
                 let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
                 return Ok(Ids { uid, gid, mapping: Mapping::Own, _reserved: None });
             }
-            Self::Root(ids) => (ids, ids, Mapping::Root),
+            Self::Any(ids) => (ids, ids, Mapping::Any),
             Self::Subordinate { uids, gids } => (uids, gids, Mapping::Subordinate),
         };
         let count = uids.len().min(gids.len()) as u64;
@@ -127,7 +129,7 @@ impl Ids {
                 run("newuidmap", pid, *uid)?;
                 run("newgidmap", pid, *gid)
             }
-            Mapping::Root | Mapping::Own => {
+            Mapping::Any | Mapping::Own => {
                 if *mapping == Mapping::Own {
                     // Who maps a group without being root must give up changing groups.
                     write("setgroups", "deny")?;
@@ -149,7 +151,7 @@ fn run(program: &str, pid: u32, id: u32) -> io::Result<()> {
     Err(io::Error::other(format!("{program} refused id {id}: {said}")))
 }
 
-/// Ids of root's that this user namespace has: the range for machines, or else the end of the largest range.
+/// Ids that this user namespace has: the range for machines, or else the end of the largest range.
 fn among(uid_map: &str) -> Option<Range<u32>> {
     let ranges = uid_map.lines().filter_map(|line| {
         let mut numbers = line.split_whitespace().map(|number| number.parse::<u32>().ok());
@@ -157,8 +159,8 @@ fn among(uid_map: &str) -> Option<Range<u32>> {
         Some(start..start.checked_add(count).unwrap_or(u32::MAX))
     });
     let ranges: Vec<_> = ranges.collect();
-    if ranges.iter().any(|range| range.start <= ROOTS_IDS.start && ROOTS_IDS.end <= range.end) {
-        return Some(ROOTS_IDS);
+    if ranges.iter().any(|range| range.start <= SPARE_IDS.start && SPARE_IDS.end <= range.end) {
+        return Some(SPARE_IDS);
     }
     let largest = ranges.into_iter().max_by_key(ExactSizeIterator::len)?;
     // The first half has users.
@@ -201,8 +203,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn root_takes_ids_that_its_namespace_has() {
-        assert_eq!(among("         0          0 4294967295\n"), Some(ROOTS_IDS));
+    fn ids_are_taken_that_the_namespace_has() {
+        assert_eq!(among("         0          0 4294967295\n"), Some(SPARE_IDS));
         assert_eq!(among("0 100000 65536\n"), Some(32_768..65_536));
         assert_eq!(among("0 1000 1\n"), None);
         assert_eq!(among("0 1000 1\n1 100000 65536\n"), Some(32_769..65_537));

@@ -29,6 +29,13 @@ use super::walls::{self, Best, Walls, WallsError};
 /// Programs that wait for the thread; further callers wait for room.
 const QUEUE_LENGTH: usize = 16;
 
+/// Most processes and threads of one helper. A VMM has some for each CPU and each device.
+const MAX_THREADS: u64 = 1024;
+
+/// Address space of a helper beside its machine's memory, in bytes. QEMU reserves a gibibyte for translated code, and the C library
+/// 64 MiB for each thread.
+const HELPER_BYTES: u64 = 8 << 30;
+
 /// Why a program could not be started.
 #[derive(Debug, Error)]
 pub enum SpawnError {
@@ -64,8 +71,15 @@ pub enum SpawnError {
 pub struct Spawner {
     jobs: mpsc::Sender<Job>,
     shared: Arc<Shared>,
-    /// Of the machine that the helpers belong to.
-    ids: Option<Ids>,
+    /// Nothing where there are no walls.
+    machine: Option<Of>,
+}
+
+/// What the helpers of one machine have in common.
+#[derive(Clone, Debug)]
+struct Of {
+    ids: Ids,
+    memory_bytes: u64,
 }
 
 /// What all helpers have in common.
@@ -121,17 +135,18 @@ impl Spawner {
                 job();
             }
         })?;
-        Ok(Self { jobs, shared: Arc::new(Shared { source, libraries: Libraries::default() }), ids: None })
+        Ok(Self { jobs, shared: Arc::new(Shared { source, libraries: Libraries::default() }), machine: None })
     }
 
-    /// One that starts the helpers of one new machine, under ids of its own where the host has such.
+    /// One that starts the helpers of one new machine with so much memory, under ids of its own where the host has such.
     ///
     /// # Errors
     ///
     /// No id is free.
-    pub fn for_machine(&self) -> Result<Self, WallsError> {
+    pub fn for_machine(&self, memory_bytes: u64) -> Result<Self, WallsError> {
         let ids = self.shared.source.as_ref().map(Source::reserve).transpose().map_err(WallsError::NoId)?;
-        Ok(Self { ids, ..self.clone() })
+        let machine = ids.map(|ids| Of { ids, memory_bytes });
+        Ok(Self { machine, ..self.clone() })
     }
 
     /// Starts `program`. Returns once it is executing, so a missing file or directory is an error here.
@@ -142,10 +157,10 @@ impl Spawner {
     pub async fn spawn(&self, program: Program) -> Result<Child, SpawnError> {
         let name = program.name.clone();
         let (reply, answer) = oneshot::channel();
-        let (keep, shared, ids) = (self.jobs.clone(), Arc::clone(&self.shared), self.ids.clone());
+        let (keep, shared, machine) = (self.jobs.clone(), Arc::clone(&self.shared), self.machine.clone());
         let job = Box::new(move || {
             // The caller may have gone; then the child is dropped here, and so killed.
-            let _ = reply.send(start(program, (&shared, ids), keep));
+            let _ = reply.send(start(program, (&shared, machine), keep));
         });
         if self.jobs.send(job).await.is_err() {
             return Err(SpawnError::ThreadEnded { name });
@@ -170,18 +185,20 @@ fn heed_children() -> io::Result<()> {
     Ok(())
 }
 
-fn start(program: Program, (shared, ids): (&Shared, Option<Ids>), keep: KeepSpawner) -> Result<Child, SpawnError> {
+fn start(program: Program, (shared, machine): (&Shared, Option<Of>), keep: KeepSpawner) -> Result<Child, SpawnError> {
     let Program { name, path, title, args, working_dir, descriptors, view, file_bytes } = program;
     let failed = |source| SpawnError::Start { name: name.clone(), path: path.clone(), source };
     let prepared = Prepared::new(&descriptors).map_err(|source| prepare(&name, source))?;
     let Prepared { descriptors, output, standard } = prepared;
     let file = File::open(&path).map_err(failed)?;
-    let walls = match (view, &ids) {
-        (Some(view), Some(ids)) => {
+    let walls = match (view, &machine) {
+        (Some(view), Some(Of { ids, memory_bytes })) => {
             let libraries = shared.libraries.of(&file).map_err(failed)?;
             let walls = walls::build(ids.clone(), &view, (&libraries, &working_dir)).map_err(failed)?;
+            let address_space = (Resource::As, memory_bytes.saturating_add(HELPER_BYTES));
             let longest = file_bytes.map(|bytes| (Resource::Fsize, bytes));
-            Some(fork::Walls { limits: walls.limits.into_iter().chain(longest).collect(), ..walls })
+            let limits = [Some((Resource::Nproc, MAX_THREADS)), Some(address_space), longest];
+            Some(fork::Walls { limits: limits.into_iter().flatten().collect(), ..walls })
         }
         _ => None,
     };
@@ -195,7 +212,8 @@ fn start(program: Program, (shared, ids): (&Shared, Option<Ids>), keep: KeepSpaw
     let started = fork::start(&launch).map_err(failed)?;
     let tail = Tail::default();
     let reader = tokio::spawn(tail.clone().follow(output));
-    Child::new(name.clone(), started, (tail, reader), keep, ids).map_err(|source| prepare(&name, source))
+    Child::new(name.clone(), started, (tail, reader), keep, machine.map(|machine| machine.ids))
+        .map_err(|source| prepare(&name, source))
 }
 
 /// Descriptors for one child, all of them numbered above those that the child is to see. So the child can copy them

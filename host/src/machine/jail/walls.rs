@@ -7,15 +7,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::process::{Resource, WaitId, WaitIdOptions, waitid};
+use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use super::filter;
 use super::fork::{self, Launch};
 use super::ids::{Ids, Source};
 use super::view::{Plan, View};
-
-/// Most processes and threads of one helper. A VMM has some for each CPU and each device.
-const MAX_THREADS: u64 = 1024;
 
 /// What separates a helper from the daemon and from other machines, weakest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,7 +63,7 @@ pub(super) fn build(ids: Ids, view: &View, (libraries, run_dir): (&[PathBuf], &P
         ids,
         rules: filter::files(view.has_run_dir().then_some(run_dir)).map_err(io::Error::other)?,
         filters: filter::calls().map_err(io::Error::other)?.into(),
-        limits: vec![(Resource::Nproc, MAX_THREADS)],
+        limits: Vec::new(),
     })
 }
 

@@ -37,6 +37,11 @@ pub struct Choice {
 }
 
 impl Choice {
+    /// Whether it keeps other machines off the processor cores that a guest runs on.
+    pub(crate) fn schedules_cores(&self) -> bool {
+        self.kind == Kind::CloudHypervisor && Version::of(&self.version) >= cloud_hypervisor::SCHEDULES_CORES
+    }
+
     /// The VMM, ready to start machines.
     pub fn vmm(&self) -> Box<dyn Vmm> {
         // QEMU wants two readings of a counter some time apart; the earlier the first, the less it has to wait.

@@ -70,6 +70,9 @@ const KNOWS_LANDLOCK: Version = Version(41, 0);
 /// The first version that knows `cpus.nested`.
 const KNOWS_NESTED: Version = Version(50, 0);
 
+/// The first version that, unless told otherwise, gives all vCPUs of a machine one cookie of Linux's core scheduling.
+pub(super) const SCHEDULES_CORES: Version = Version(52, 0);
+
 /// The first version that knows `disks.image_type`; 50.0 doesn't.
 const KNOWS_IMAGE_TYPE: Version = Version(50, 1);
 
