@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     env,
+    ffi::OsStr,
     fs::{self, Permissions},
     net::TcpListener,
     os::{
@@ -20,7 +21,7 @@ use std::{
 };
 
 use cofferdam::machine::jail::{Program, Spawner, View, Walls};
-use cofferdam_tests::{Cofferdam, Daemon, Running, processes::Process, vmm};
+use cofferdam_tests::{Cofferdam, Daemon, Running, processes::Process, program, vmm};
 use nix::{sys::signal::Signal, unistd::geteuid};
 use tokio::runtime::{Handle, Runtime};
 
@@ -285,6 +286,32 @@ fn the_helpers_of_an_ordinary_user_are_walled_in_too() {
     assert!(ended.status.success(), "{said}\n{}", String::from_utf8_lossy(&ended.stderr));
     assert!(said.contains("attempts were refused"), "{said}");
     print!("{said}");
+}
+
+#[test]
+fn a_host_without_user_namespaces_is_told_and_accepted_only_where_the_operator_says_so() {
+    let cofferdam = Cofferdam::new();
+    let without = |arguments: &[&str]| {
+        let script = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$0\" \"$@\"";
+        let before = ["--user", "--map-root-user", "sh", "-c", script, program().to_str().unwrap()];
+        let arguments: Vec<_> = before.iter().chain(arguments).map(|argument| OsStr::new(*argument)).collect();
+        cofferdam.start_program("unshare".as_ref(), arguments, &[]).end()
+    };
+    let told = without(&["doctor", "--json"]);
+    let checks = told.json()["checks"].as_array().unwrap().clone();
+    let row = checks.iter().find(|check| check["name"] == "helper processes").unwrap().clone();
+    assert_eq!(row["state"], "absent", "{row}");
+    assert!(row["fix"].as_str().unwrap().contains("user.max_user_namespaces"), "{row}");
+
+    for (required, words) in [("", "namespaces are required"), ("require = \"uids\"", "uids are required")] {
+        let config = format!("allow_emulation = true\n[jail]\n{required}\n");
+        let file = cofferdam.file("daemon.toml", config);
+        without(&["daemon", "--check-config", "--config", file.to_str().unwrap()]).exits_with(3).says(words);
+    }
+    let file = cofferdam.file("daemon.toml", "allow_emulation = true\n[jail]\nrequire = \"none\"\n");
+    without(&["daemon", "--check-config", "--config", file.to_str().unwrap()]).succeeds();
+    let run = ["run", "--bin-sh", "--memory", "256M", "--", "/bin/sh", "-c", "echo built"];
+    without(&run).says("no namespaces of their own").says("built").succeeds();
 }
 
 /// `Key:` lines of a process's status.

@@ -195,6 +195,8 @@ pub(super) fn start(launch: &Launch) -> io::Result<Started> {
     let arguments = launch.program.iter().flat_map(|program| &program.arguments);
     let arguments: Vec<_> = arguments.map(|argument| argument.as_ptr()).chain([ptr::null()]).collect();
     let Some((pid, pidfd)) = fork(if launch.walls.is_some() { NAMESPACES } else { 0 })? else {
+        // The parent's ends, by which the child learns that there is no parent any more.
+        drop((failure, go));
         let Err(error) = become_program(launch, &arguments, &mut mounts, (&gone, &failed));
         let _ = rustix::io::write(&failed, &error.encode());
         // SAFETY: ends this process at once, without running anything of the one it is a copy of.
@@ -264,6 +266,7 @@ fn become_program(
     (gone, failed): (&PipeReader, &PipeWriter),
 ) -> Result<Infallible, Failure> {
     setsid().map_err(Failure::at(Step::Session))?;
+    set_parent_process_death_signal(Some(Signal::KILL)).map_err(Failure::at(Step::Session))?;
     if launch.walls.is_some() {
         // A process that isn't dumpable, as the daemon isn't, belongs to root in /proc, where its ids are mapped.
         set_dumpable(true).map_err(Failure::at(Step::Namespaces))?;
@@ -281,7 +284,7 @@ fn become_program(
     } else {
         chdir(launch.working_dir.as_c_str()).map_err(Failure::at(Step::WorkingDirectory))?;
     }
-    // After the change of user, which takes it back.
+    // Once more, since the change of user has taken it back.
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(Failure::at(Step::Session))?;
     // A parent that has died before that has closed the other end.
     let mut ends = [PollFd::new(failed, PollFlags::empty())];

@@ -9,6 +9,7 @@
 //! | directories | 10,000 directories got over gRPC | the same from the redb file |
 //! | cache | many blobs through a cache, cold and warm | the remote store without it; plain files |
 //! | build | a trivial build | a bare boot of the same kernel by the same VMM, whose init powers off |
+//! | walls | a trivial build | the same where helper processes can't be walled in |
 //! | service | a trivial build by a daemon, from the call to the result, less its VM | its VM |
 //! | service | 64 MiB of log | as much through a pipe in the VM |
 //! | service | 1,000 requests until they know their places in the queue | 1,000 health checks |
@@ -33,7 +34,7 @@ mod vm;
 
 type Part = fn(&TempDir) -> Result<()>;
 
-const PARTS: [(&str, Part); 9] = [
+const PARTS: [(&str, Part); 10] = [
     ("import", store::import_tree),
     ("large", store::import_large),
     ("scan", store::scan),
@@ -41,6 +42,7 @@ const PARTS: [(&str, Part); 9] = [
     ("directories", transfer::directories),
     ("cache", transfer::cache),
     ("build", vm::trivial_build),
+    ("walls", vm::walls),
     ("service", service::service),
     ("inputs", vm::small_inputs),
 ];

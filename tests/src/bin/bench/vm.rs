@@ -49,6 +49,28 @@ pub(crate) fn trivial_build(directory: &TempDir) -> Result<()> {
     Ok(())
 }
 
+/// A trivial build whose helper processes are walled in, and one on a host that has no namespaces for them.
+pub(crate) fn walls(directory: &TempDir) -> Result<()> {
+    let build = |command: &mut Command| {
+        let state = directory.path().join("state");
+        command.args(["run", "--bin-sh", "--output", "build/out", "--", "/bin/sh", "-c", "echo > out"]);
+        command.env("COFFERDAM_STATE_DIR", state).env("COFFERDAM_IMAGE", image().0);
+    };
+    let switch_off = "echo 0 > /proc/sys/user/max_user_namespaces; exec \"$0\" \"$@\"";
+    let switch_on = "exec \"$0\" \"$@\"";
+    let (mut ours, mut peer) = (Series::default(), Series::default());
+    for _ in 0..ROUNDS {
+        for (series, script) in [(&mut ours, switch_on), (&mut peer, switch_off)] {
+            let mut command = Command::new("unshare");
+            command.args(["--user", "--map-root-user", "sh", "-c", script]).arg(program());
+            build(&mut command);
+            series.run(&mut command)?;
+        }
+    }
+    report("trivial build : without walls", &ours, &peer, "≤ 1.05");
+    Ok(())
+}
+
 /// Many small inputs, each read once.
 pub(crate) fn small_inputs(directory: &TempDir) -> Result<()> {
     let tree = &directory.path().join("shared/tree");
