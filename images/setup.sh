@@ -24,8 +24,9 @@ tools=${XDG_CACHE_HOME:-$HOME/.cache}/cofferdam/tools
 # xz-utils            to decompress kernel modules and the kernel's source
 # ca-certificates     for cargo to download crates
 # python3-grpcio, python3-grpc-tools, python3-pip   for tests with a client in Python
+# uidmap              user ids for machines of an ordinary user's daemon
 packages='build-essential pkg-config libcap-ng-dev qemu-system-x86 e2fsprogs xz-utils ca-certificates
-    python3-grpcio python3-grpc-tools python3-pip'
+    python3-grpcio python3-grpc-tools python3-pip uidmap'
 
 case ${1-} in
 '') ;;

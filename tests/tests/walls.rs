@@ -314,6 +314,39 @@ fn a_host_without_user_namespaces_is_told_and_accepted_only_where_the_operator_s
     without(&run).says("no namespaces of their own").says("built").succeeds();
 }
 
+#[test]
+fn an_ordinary_user_has_ids_for_machines_by_capabilities_or_by_subordinate_ids() {
+    if !geteuid().is_root() {
+        println!("not run: only root can become a user with capabilities or subordinate ids");
+        return;
+    }
+    let cofferdam = Cofferdam::new();
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).unwrap();
+    let (ours, state) = (directory.path().join("cofferdam"), directory.path().join("state"));
+    fs::copy(program(), &ours).unwrap();
+    let ids = cofferdam.file("ids", "65534:200000:65536\n");
+    let mounts =
+        format!("mount --bind {0} /etc/subuid && mount --bind {0} /etc/subgid && exec \"$0\" \"$@\"", ids.display());
+    let user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    let capabilities = ["--inh-caps=+setuid,+setgid", "--ambient-caps=+setuid,+setgid", "--no-new-privs"];
+    let subordinate = ["unshare", "--mount", "sh", "-c", &mounts];
+    for (before, more, expected) in [
+        (&[][..], &["--no-new-privs"][..], "absent"),
+        (&[][..], &capabilities[..], "ok"),
+        (&subordinate[..], &[][..], "ok"),
+    ] {
+        let command: Vec<_> = before.iter().chain(&user).chain(more).map(|word| OsStr::new(*word)).collect();
+        let command: Vec<_> =
+            command.into_iter().chain([ours.as_os_str(), "doctor".as_ref(), "--json".as_ref()]).collect();
+        let variables = [("COFFERDAM_STATE_DIR", state.as_os_str())];
+        let told = cofferdam.start_program(command[0].as_ref(), command[1..].iter().copied(), &variables).end();
+        let checks = told.json()["checks"].as_array().unwrap().clone();
+        let row = checks.iter().find(|check| check["name"] == "helper processes").unwrap();
+        assert_eq!(row["state"], expected, "{command:?}: {row}");
+    }
+}
+
 /// `Key:` lines of a process's status.
 fn status(pid: i32, thread: i32) -> BTreeMap<String, String> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{thread}/status")).unwrap();

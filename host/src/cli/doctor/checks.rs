@@ -174,7 +174,8 @@ fn walls() -> Check {
         Walls::Namespaces => Check::absent(
             name,
             format!("they have namespaces of their own, and the daemon's user id: {reason}"),
-            "give this user subordinate ids, and install newuidmap (Debian's package uidmap), or run as root",
+            "give the daemon CAP_SETUID and CAP_SETGID, or its user subordinate ids (subuid(5)) and newuidmap \
+             (Debian's package uidmap)",
         ),
         Walls::None => Check::absent(
             name,
