@@ -4,6 +4,7 @@ mod booted;
 mod death;
 mod device;
 pub mod jail;
+mod peer;
 mod run_dir;
 pub mod vmm;
 
