@@ -174,8 +174,9 @@ async fn qemu_is_connected_to_the_device_that_was_started_for_it_and_to_nobody_e
         async { run.start(&vmm).await.unwrap() },
         tokio::task::spawn_blocking(move || {
             let mut said = Vec::new();
-            let connections = stranger.incoming().take(3);
-            connections.for_each(|stream| drop(stream.unwrap().read_to_end(&mut said).unwrap()));
+            for stream in stranger.incoming().take(3) {
+                stream.unwrap().read_to_end(&mut said).unwrap();
+            }
             fs::write(go, "").unwrap();
             said
         })
