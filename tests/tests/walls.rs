@@ -1,11 +1,11 @@
 //! Walls between machines: a process that has been taken over holds its own machine, and no other one.
 
 use std::{
-    fs,
+    fs::{self, File},
     io::Read as _,
-    os::unix::net::UnixStream,
+    os::unix::{fs::MetadataExt as _, net::UnixStream, process::CommandExt as _},
     path::Path,
-    process,
+    process::{self, Command},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -18,8 +18,8 @@ use cofferdam_protocol::{
     FromGuest, PORT, VERSION,
     frame::{FrameWriter, MAX_FROM_GUEST_BYTES},
 };
-use cofferdam_tests::Cofferdam;
-use nix::unistd::geteuid;
+use cofferdam_tests::{Cofferdam, Daemon};
+use nix::{libc, sys::signal::Signal, unistd::geteuid};
 
 /// Threads that attack at the same time: enough that the queue of connections is seldom empty.
 const ATTACKERS: usize = 3;
@@ -97,4 +97,53 @@ fn whoever_connects_in_place_of_a_guest_learns_nothing_and_the_guest_is_heard() 
     let built = built.says(&format!("{warning}: only process"));
     let built = built.says(&format!("pid={} uid={}", process::id(), geteuid()));
     assert!(built.stderr.matches(warning).count() < 10, "{built}");
+}
+
+/// How a process of this user gets at the memory or the descriptors of another one.
+fn intrusions(user: u32, victim: i32) -> Vec<&'static str> {
+    let intrude = move || {
+        if geteuid().as_raw() != user {
+            // SAFETY: it changes the user of this thread alone, which ends soon, and takes no pointer.
+            let changed = unsafe { libc::syscall(libc::SYS_setresuid, user, user, user) };
+            assert_eq!(changed, 0, "{}", std::io::Error::last_os_error());
+        }
+        let place = Path::new("/proc").join(victim.to_string());
+        let files = [("memory", "mem"), ("environment", "environ"), ("map", "maps")];
+        let opened = files.into_iter().filter(|(_, file)| File::open(place.join(file)).is_ok()).map(|(what, _)| what);
+        let descriptors = fs::read_dir(place.join("fd")).is_ok().then_some("descriptors");
+        // SAFETY: it takes no pointer. The victim isn't stopped, and is let go when this thread ends.
+        let traced = unsafe { libc::ptrace(libc::PTRACE_SEIZE, victim, 0, 0) } == 0;
+        opened.chain(descriptors).chain(traced.then_some("trace")).collect()
+    };
+    thread::spawn(intrude).join().expect("it only looks")
+}
+
+#[test]
+fn no_process_of_the_daemons_user_gets_at_the_memory_of_the_daemon_or_its_devices() {
+    let cofferdam = Cofferdam::unprivileged();
+    let user = fs::metadata(cofferdam.files()).unwrap().uid();
+    let mut open = Command::new("/bin/sleep");
+    open.arg("1000").uid(user);
+    let mut open = open.spawn().unwrap();
+    let all = ["memory", "environment", "map", "descriptors", "trace"];
+    assert_eq!(intrusions(user, open.id().cast_signed()), all, "this test tests nothing");
+    open.kill().unwrap();
+    open.wait().unwrap();
+
+    let daemon = Daemon::start(&cofferdam, "");
+    let build = cofferdam.build().on(&daemon).start_shell("echo begun; sleep 1000");
+    build.wait_for("begun");
+    let own: Vec<_> = cofferdam.processes().into_iter().filter(|process| process.name == "cofferdam").collect();
+    for kind in [" daemon ", " device ", " run "] {
+        assert!(own.iter().any(|process| process.command_line.contains(kind)), "no{kind}among {own:#?}");
+    }
+    for process in own {
+        assert_eq!(intrusions(user, process.pid), [""; 0], "{process:?}");
+        let limits = fs::read_to_string(format!("/proc/{}/limits", process.pid)).unwrap();
+        let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
+        assert!(core.split_whitespace().eq(["0", "0", "bytes"]), "{limits}");
+    }
+    build.signal(Signal::SIGINT);
+    build.end().executor_fails("interrupted");
+    daemon.end().succeeds();
 }
