@@ -14,11 +14,12 @@ use std::{
     time::Duration,
 };
 
+use cofferdam_castore::B3Digest;
 use cofferdam_protocol::{
     FromGuest, PORT, VERSION,
     frame::{FrameWriter, MAX_FROM_GUEST_BYTES},
 };
-use cofferdam_tests::{Cofferdam, Daemon};
+use cofferdam_tests::{Cofferdam, Daemon, Outcome};
 use nix::{libc, sys::signal::Signal, unistd::geteuid};
 
 /// Threads that attack at the same time: enough that the queue of connections is seldom empty.
@@ -97,6 +98,41 @@ fn whoever_connects_in_place_of_a_guest_learns_nothing_and_the_guest_is_heard() 
     let built = built.says(&format!("{warning}: only process"));
     let built = built.says(&format!("pid={} uid={}", process::id(), geteuid()));
     assert!(built.stderr.matches(warning).count() < 10, "{built}");
+}
+
+/// What a client sees of a build of somebody else.
+fn look(cofferdam: &Cofferdam, addr: &str, id: &str) -> (String, [Outcome; 2]) {
+    let ask = |arguments: &[&str]| cofferdam.command([&["builds", "--daemon", addr], arguments].concat());
+    (ask(&["list"]).succeeds().stdout, [ask(&["show", id]), ask(&["cancel", id])])
+}
+
+/// Every helper once had the daemon's user, and could ask the daemon for everybody's builds.
+#[test]
+fn the_daemons_own_user_sees_the_builds_of_others_only_if_the_configuration_says_so() {
+    let cofferdam = Cofferdam::unprivileged();
+    let config = "listen = ['127.0.0.1:0']\n";
+    let daemon = Daemon::start(&cofferdam, config);
+    let [own, theirs] = daemon.addrs(2).try_into().unwrap();
+    // It fails without a VM: whose build it is doesn't depend on how it ends. Over TCP it is another client's.
+    let missing = format!("x=file:{}:7", B3Digest::of(b"missing"));
+    let run = ["run", "--daemon", &theirs, "--json", "--input", &missing, "--", "/bin/true"];
+    let id = cofferdam.command(run).is_refused("missing").build_id().unwrap();
+    let (list, refused) = look(&cofferdam, &own, &id);
+    assert_eq!(list, "ID\tSTATE\tAGE\tRAN\tCOMMAND\n");
+    for refused in refused {
+        refused.exits_with(2).says("you have no build of this id").says("`[operators]`");
+    }
+    daemon.end().succeeds();
+
+    let user = fs::metadata(cofferdam.files()).unwrap().uid();
+    let daemon = Daemon::start(&cofferdam, &format!("{config}[operators]\nusers = [{user}]"));
+    let [own, theirs] = daemon.addrs(2).try_into().unwrap();
+    let (list, allowed) = look(&cofferdam, &own, &id);
+    assert!(list.contains("CLIENT") && list.contains("address:127.0.0.1") && list.contains(&id), "{list}");
+    allowed.into_iter().for_each(|allowed| drop(allowed.succeeds()));
+    let (list, _) = look(&cofferdam, &theirs, &id);
+    assert!(!list.contains("CLIENT"), "an operator over TCP: {list}");
+    daemon.end().succeeds();
 }
 
 /// How a process of this user gets at the memory or the descriptors of another one.
