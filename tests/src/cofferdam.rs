@@ -219,7 +219,8 @@ impl Cofferdam {
         loop {
             let processes = self.processes();
             let is_it = |process: &&Process| {
-                let works_in_run_directory = process.working_directory.starts_with(self.run_directory());
+                let directory = &process.working_directory;
+                let works_in_run_directory = directory.starts_with(self.run_directory()) || directory == Path::new("");
                 process.name == name && process.parent == of.pid() && works_in_run_directory
             };
             if let Some(found) = processes.iter().find(is_it) {

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::ErrorKind,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     process,
@@ -36,13 +37,30 @@ impl Process {
 
 /// All processes, beside this one, whose working directory is in `directory`, or whose arguments or environment name
 /// it. The dead that nobody has waited for have none of these.
+///
+/// Of `cofferdam` itself, root alone sees more than the arguments. Another user takes what it has started for its own, and
+/// takes its working directory for unknown: an empty path.
 pub fn of(directory: &Path) -> Vec<Process> {
     let entries = fs::read_dir("/proc").expect("/proc is mounted").flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|&pid| pid.unsigned_abs() != process::id()).filter_map(|pid| look(pid, directory)).collect()
+    let others = pids.filter(|&pid| pid.unsigned_abs() != process::id());
+    let seen: Vec<_> = others.filter_map(|pid| look(pid, directory)).collect();
+    let belongs = |one: &Seen| {
+        one.is_told || one.is_closed && seen.iter().any(|of| of.is_told && of.process.pid == one.process.parent)
+    };
+    seen.iter().filter(|one| belongs(one)).map(|one| one.process.clone()).collect()
 }
 
-fn look(pid: i32, directory: &Path) -> Option<Process> {
+/// A process, and whether it belongs to a directory.
+struct Seen {
+    process: Process,
+    /// It works there, or was told of it.
+    is_told: bool,
+    /// Only its arguments can be read.
+    is_closed: bool,
+}
+
+fn look(pid: i32, directory: &Path) -> Option<Seen> {
     let place = Path::new("/proc").join(pid.to_string());
     let read = |name| fs::read(place.join(name)).unwrap_or_default();
     let told = |bytes: &[u8]| {
@@ -51,15 +69,18 @@ fn look(pid: i32, directory: &Path) -> Option<Process> {
     };
     let working_directory = fs::read_link(place.join("cwd")).unwrap_or_default();
     let arguments = read("cmdline");
-    if !working_directory.starts_with(directory) && !told(&arguments) && !told(&read("environ")) {
-        return None;
-    }
-    let executes = fs::read_link(place.join("exe")).ok()?;
+    let is_told = working_directory.starts_with(directory) || told(&arguments) || told(&read("environ"));
     let status = fs::read_to_string(place.join("status")).ok()?;
-    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()?;
-    let name = executes.file_name()?.to_string_lossy().into_owned();
+    let value = |key| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+    let (name, is_closed) = match fs::read_link(place.join("exe")) {
+        Ok(executes) => (executes.file_name()?.to_string_lossy().into_owned(), false),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => (value("Name:")?.to_owned(), true),
+        Err(_) => return None,
+    };
+    let parent = value("PPid:")?.parse().ok()?;
     let command_line = String::from_utf8_lossy(&arguments).replace('\0', " ");
-    Some(Process { pid, parent, name, working_directory, command_line })
+    let process = Process { pid, parent, name, working_directory, command_line };
+    Some(Seen { process, is_told, is_closed })
 }
 
 /// The most memory that a process has had resident so far, in bytes; `None` when it is gone.

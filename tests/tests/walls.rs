@@ -49,8 +49,8 @@ impl Attack {
             thread::spawn(move || {
                 let mut loot = Loot::default();
                 while !is_over.load(Ordering::Relaxed) {
-                    let machines = fs::read_dir(&run_directory).into_iter().flatten().flatten();
-                    if !machines.fold(false, |any, machine| loot.pretend_to_be_the_guest_of(&machine.path()) || any) {
+                    let mut machines = fs::read_dir(&run_directory).into_iter().flatten().flatten();
+                    if !machines.any(|machine| loot.pretend_to_be_the_guest_of(&machine.path())) {
                         thread::sleep(Duration::from_millis(1));
                     }
                 }
