@@ -6,7 +6,7 @@ use std::{
 };
 
 /// The modules, top first.
-const ORDER: [&str; 13] = [
+const ORDER: [&str; 14] = [
     "cli",
     "daemon",
     "frontend",
@@ -19,6 +19,7 @@ const ORDER: [&str; 13] = [
     "machine",
     "request",
     "state",
+    "privacy",
     "quantity",
 ];
 

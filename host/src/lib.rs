@@ -23,6 +23,7 @@
 //! | `machine` | VMMs, the jail of helper processes, run directories |
 //! | `request` | the validated request and its digest |
 //! | `state` | the state directory, and the store in it |
+//! | `privacy` | what keeps this process's memory from others |
 
 mod build;
 pub mod cli;
@@ -35,6 +36,7 @@ pub mod fuzzing;
 mod layering;
 pub mod machine;
 mod outputs;
+mod privacy;
 mod quantity;
 mod records;
 pub mod request;

@@ -1,6 +1,6 @@
 //! Which processes belong to a state directory, as `/proc` tells it.
 
-use std::{fs, os::unix::ffi::OsStrExt, path::Path, process};
+use std::{fs, io::ErrorKind, os::unix::ffi::OsStrExt, path::Path, process};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -16,7 +16,7 @@ pub struct Process {
     pub parent: i32,
     /// The file name of what it executes.
     pub name: String,
-    /// Whether it is in a namespace of its own.
+    /// Whether it is in a namespace of its own, or in one that can't be looked at.
     pub is_walled: bool,
     /// Its arguments, for messages.
     pub command_line: String,
@@ -31,13 +31,29 @@ impl Process {
 
 /// All processes, beside this one, whose working directory is in `directory`, or whose mounts, arguments or environment name
 /// it. The dead that nobody has waited for have none of these.
+///
+/// Of `cofferdam` itself, root alone sees more than the arguments. Another user takes what it has started for its own.
 pub fn of(directory: &Path) -> Vec<Process> {
     let entries = fs::read_dir("/proc").expect("/proc is mounted").flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|&pid| pid.unsigned_abs() != process::id()).filter_map(|pid| look(pid, directory)).collect()
+    let others = pids.filter(|&pid| pid.unsigned_abs() != process::id());
+    let seen: Vec<_> = others.filter_map(|pid| look(pid, directory)).collect();
+    let belongs = |one: &Seen| {
+        one.is_told || one.is_closed && seen.iter().any(|of| of.is_told && of.process.pid == one.process.parent)
+    };
+    seen.iter().filter(|one| belongs(one)).map(|one| one.process.clone()).collect()
 }
 
-fn look(pid: i32, directory: &Path) -> Option<Process> {
+/// A process, and whether it belongs to a directory.
+struct Seen {
+    process: Process,
+    /// It works there, sees it, or was told of it.
+    is_told: bool,
+    /// Only its arguments can be read.
+    is_closed: bool,
+}
+
+fn look(pid: i32, directory: &Path) -> Option<Seen> {
     let place = Path::new("/proc").join(pid.to_string());
     let read = |name| fs::read(place.join(name)).unwrap_or_default();
     let told = |bytes: &[u8]| {
@@ -49,17 +65,20 @@ fn look(pid: i32, directory: &Path) -> Option<Process> {
     // A mount tells its path in its file system, of which the unique name is the end of ours.
     let name = directory.file_name()?.as_bytes();
     let mounted = || read("mountinfo").windows(name.len()).any(|window| window == name);
-    if !working_directory.starts_with(directory) && !told(&arguments) && !told(&read("environ")) && !mounted() {
-        return None;
-    }
-    let executes = fs::read_link(place.join("exe")).ok()?;
+    let is_told = working_directory.starts_with(directory) || told(&arguments) || told(&read("environ")) || mounted();
     let status = fs::read_to_string(place.join("status")).ok()?;
-    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()?;
-    let name = executes.file_name()?.to_string_lossy().into_owned();
+    let value = |key| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+    let (name, is_closed) = match fs::read_link(place.join("exe")) {
+        Ok(executes) => (executes.file_name()?.to_string_lossy().into_owned(), false),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => (value("Name:")?.to_owned(), true),
+        Err(_) => return None,
+    };
+    let parent = value("PPid:")?.parse().ok()?;
     let command_line = String::from_utf8_lossy(&arguments).replace('\0', " ");
     let namespace = |place: &Path| fs::read_link(place.join("ns/pid")).ok();
     let is_walled = namespace(&place) != namespace("/proc/self".as_ref());
-    Some(Process { pid, parent, name, is_walled, command_line })
+    let process = Process { pid, parent, name, is_walled, command_line };
+    Some(Seen { process, is_told, is_closed })
 }
 
 /// The most memory that a process has had resident so far, in bytes; `None` when it is gone.

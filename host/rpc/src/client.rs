@@ -1,6 +1,5 @@
 use std::{fmt, net::IpAddr};
 
-use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 use tonic::{
     Extensions, Request, Status,
@@ -48,11 +47,6 @@ impl Client {
     pub(crate) fn at(address: IpAddr) -> Self {
         Self::Address(address.to_canonical())
     }
-
-    /// Root, and the user that runs the daemon.
-    pub fn is_operator(&self) -> bool {
-        matches!(self, Self::User(uid) if *uid == 0 || *uid == geteuid().as_raw())
-    }
 }
 
 impl fmt::Display for Client {
@@ -68,13 +62,6 @@ impl fmt::Display for Client {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_users_of_this_host_are_operators() {
-        assert!(Client::User(0).is_operator() && Client::User(geteuid().as_raw()).is_operator());
-        assert!(!Client::User(u32::MAX - 1).is_operator());
-        assert!(!Client::Address([127, 0, 0, 1].into()).is_operator());
-    }
 
     #[test]
     fn a_connection_that_shows_nothing_is_no_client() {

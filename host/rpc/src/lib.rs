@@ -10,6 +10,7 @@
 //! Clients may be hostile. Every message has a limit, every wait an end, and of everything that there is a limited amount
 //! of (connections, memory, threads) one [`Client`] has at most its share.
 
+mod children;
 mod client;
 mod guard;
 mod listener;

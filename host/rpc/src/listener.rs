@@ -29,7 +29,12 @@ use tonic::{
     transport::{Certificate, Identity, Server, ServerTlsConfig, server::Connected},
 };
 
-use crate::{Client, ServeError, Share, Shares, serve::limited_server, share::Permit};
+use crate::{
+    Client, ServeError, Share, Shares,
+    children::{is_child, log_refusal},
+    serve::limited_server,
+    share::Permit,
+};
 
 /// Connections that one listener has open; more wait in its queue.
 const MAX_CONNECTIONS: usize = 512;
@@ -191,9 +196,14 @@ impl Accept for UnixListener {
     type Connection = UnixStream;
 
     async fn accept_one(&self) -> io::Result<(UnixStream, Client)> {
-        let (connection, _) = self.accept().await?;
-        let user = connection.peer_cred()?.uid();
-        Ok((connection, Client::User(user)))
+        loop {
+            let (connection, _) = self.accept().await?;
+            let peer = connection.peer_cred()?;
+            match peer.pid() {
+                Some(pid) if is_child(pid) => log_refusal(pid),
+                _ => return Ok((connection, Client::User(peer.uid()))),
+            }
+        }
     }
 }
 

@@ -36,7 +36,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::{
-    devices, quantity,
+    devices, privacy, quantity,
     request::node_text,
     state::{StoreAddrs, state_dir},
 };
@@ -118,6 +118,8 @@ impl Cli {
     /// The error to report, with its exit code.
     pub fn execute(self) -> Result<(), CliError> {
         let Self { client, command } = self;
+        privacy::keep_memory_private()
+            .map_err(|error| CliError::failed("can't keep other processes from this one's memory", error))?;
         match command {
             Command::Run(args) => until_interrupted(|cancel| async move { args.execute(&client, &cancel).await }),
             Command::Build(args) => until_interrupted(|cancel| async move { args.execute(&client, &cancel).await }),

@@ -68,7 +68,7 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
 ///
 /// The daemon can't start, or can't go on.
 pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &CancellationToken) -> Result<(), Failure> {
-    let Checked { options, image, vmm, tls } = check::check(config).map_err(problem::failure)?;
+    let Checked { options, image, vmm, tls, operators } = check::check(config).map_err(problem::failure)?;
     tracing::info!(kind = %vmm.kind, accelerator = %vmm.accelerator, reason = vmm.reason, "VMM chosen");
     let weaknesses = config.weaknesses(vmm.schedules_cores());
     if !weaknesses.is_empty() {
@@ -89,7 +89,8 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let metrics = Arc::new(Metrics::new(state.clone()));
     let traces = config.traces.as_ref().map(|traces| Traces::to(&traces.endpoint.0)).transpose();
     let traces = traces.map_err(|error| wrong("traces.endpoint can't be used", &error))?;
-    let backend = Backend { store: store.clone(), builder, records, machine, metrics: Arc::clone(&metrics), traces };
+    let backend =
+        Backend { store: store.clone(), builder, records, machine, operators, metrics: Arc::clone(&metrics), traces };
     let scheduler_settings = SchedulerSettings {
         budget: config.budget(),
         bounds: config.bounds(),

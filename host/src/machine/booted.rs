@@ -6,17 +6,18 @@
 //!                                        └── died / finish / kill
 //! ```
 
-use std::{io, os::unix::net::UnixStream, time::Duration};
+use std::{io, os::unix::net, time::Duration};
 
 use cofferdam_protocol::PORT;
 use futures::future::select_all;
 use nix::sys::statvfs::statvfs;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 
 use super::{
     death::Death,
     device::Device,
     jail::Spawner,
+    peer::accept_from,
     run_dir::{FileError, RunDir},
     vmm::{self, Vm, Vmm, VmmError},
 };
@@ -76,15 +77,24 @@ impl Machine {
         devices: Vec<Box<dyn Device>>,
         config: vmm::Config,
     ) -> Result<Self, StartError> {
-        let listener = listen(&run_dir)?;
+        run_dir.directory(vmm::VSOCK_DIRECTORY)?;
         let attachments = devices.iter().map(|device| device.attachment()).collect();
         let config = vmm::Config { attachments, ..config };
-        let vm = vmm.start(spawner, run_dir.path(), &config).await?;
-        Ok(Self { vm, devices, listener: Some(listener), run_dir })
+        let mut vm = vmm.start(spawner, run_dir.path(), &config).await?;
+        // Only now, so that no process that ended before can have the number of the one that may connect. The guest tries
+        // until it is let in.
+        match listen(&run_dir) {
+            Ok(listener) => Ok(Self { vm, devices, listener: Some(listener), run_dir }),
+            Err(error) => {
+                vm.kill().await;
+                Err(error.into())
+            }
+        }
     }
 
-    /// Waits for the guest's one connection, and takes no other after it.
-    pub(crate) async fn connected(&mut self, limit: Duration) -> Result<UnixStream, ConnectError> {
+    /// Waits for the guest's one connection, and takes no other after it. Connections of processes that aren't this
+    /// machine's are closed.
+    pub(crate) async fn connected(&mut self, limit: Duration) -> Result<net::UnixStream, ConnectError> {
         let failed = |run_dir: &RunDir| {
             let path = run_dir.path().to_owned();
             move |source| FileError { action: "accept the guest's connection in", path, source }
@@ -92,15 +102,19 @@ impl Machine {
         let Some(listener) = self.listener.take() else {
             return Err(failed(&self.run_dir)(io::ErrorKind::NotConnected.into()).into());
         };
+        let pid = self.vm.connecting_pid();
         tokio::select! {
-            accepted = listener.accept() => {
-                let stream = accepted.and_then(|(stream, _)| stream.into_std());
-                let stream = stream.and_then(|stream| stream.set_nonblocking(false).map(|()| stream));
-                Ok(stream.map_err(failed(&self.run_dir))?)
-            }
+            // The death first: the number of a process that is reaped proves nothing. The connections last, so that no
+            // flood of them keeps the others from being looked at.
+            biased;
             death = self.died() => Err(ConnectError::Died(death)),
             () = tokio::time::sleep(limit) => {
                 Err(ConnectError::Timeout { limit, console: self.vm.console() })
+            }
+            accepted = accept_from(&listener, pid) => {
+                let stream = accepted.and_then(UnixStream::into_std);
+                let stream = stream.and_then(|stream| stream.set_nonblocking(false).map(|()| stream));
+                Ok(stream.map_err(failed(&self.run_dir))?)
             }
         }
     }
@@ -160,7 +174,6 @@ impl Machine {
 /// Listens for the guest.
 fn listen(run_dir: &RunDir) -> Result<UnixListener, FileError> {
     let failed = |source| FileError { action: "listen for the guest in", path: run_dir.path().to_owned(), source };
-    run_dir.directory(vmm::VSOCK_DIRECTORY)?;
     let listener = run_dir.bind(&format!("{}_{PORT}", vmm::VSOCK))?;
     listener.set_nonblocking(true).map_err(failed)?;
     UnixListener::from_std(listener).map_err(failed)

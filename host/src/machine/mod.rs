@@ -5,6 +5,7 @@ mod death;
 mod device;
 pub(crate) mod hardening;
 pub mod jail;
+mod peer;
 mod run_dir;
 pub mod vmm;
 

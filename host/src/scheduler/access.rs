@@ -2,6 +2,8 @@
 //!
 //! A build that a client may not even see is unknown to it, whether there is such a build or not.
 
+use std::collections::BTreeSet;
+
 use cofferdam_rpc::Client;
 
 use crate::{build::failure::Failure, records::Record};
@@ -30,27 +32,47 @@ pub(crate) enum Relation {
     Owner,
     /// It submitted an equal request while the build was active.
     Joined,
-    /// It runs the daemon, or is root.
+    /// It is an operator, see [`Operators`].
     Operator,
     /// None of these.
     Stranger,
 }
 
-impl Relation {
-    /// The relation of a client to the build of a record.
-    pub(crate) fn of(client: &Client, record: &Record) -> Self {
-        let name = client.to_string();
-        if name == record.client {
-            Self::Owner
-        } else if client.is_operator() {
-            Self::Operator
-        } else if record.joined.contains(&name) {
-            Self::Joined
-        } else {
-            Self::Stranger
-        }
+/// The users of this host who may do everything with every build: root, and those that the configuration lists.
+///
+/// The daemon's own user isn't one by itself: a process that a guest has taken over may run as that user.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Operators {
+    users: BTreeSet<u32>,
+}
+
+impl Operators {
+    /// Root and these users.
+    pub(crate) fn new(users: impl IntoIterator<Item = u32>) -> Self {
+        Self { users: users.into_iter().collect() }
     }
 
+    /// Whether a client is one of them. A client over TCP never is.
+    pub(crate) fn include(&self, client: &Client) -> bool {
+        matches!(client, Client::User(uid) if *uid == 0 || self.users.contains(uid))
+    }
+
+    /// The relation of a client to the build of a record.
+    pub(crate) fn relate(&self, client: &Client, record: &Record) -> Relation {
+        let name = client.to_string();
+        if name == record.client {
+            Relation::Owner
+        } else if self.include(client) {
+            Relation::Operator
+        } else if record.joined.contains(&name) {
+            Relation::Joined
+        } else {
+            Relation::Stranger
+        }
+    }
+}
+
+impl Relation {
     /// Whether it lets the client do this.
     pub(crate) fn allows(self, operation: Operation) -> bool {
         match self {
@@ -66,7 +88,8 @@ impl Relation {
         if self.allows(operation) {
             Ok(())
         } else if self.allows(Operation::Get) {
-            let message = "only the client that submitted this build first, or an operator, may cancel it";
+            let message = "only the client that submitted this build first, or an operator (root, and the users that \
+                           the daemon's configuration lists in `[operators]`), may cancel it";
             Err(Failure::wrong("not_allowed", message)
                 .advised("stop waiting for it; it is cancelled when nobody waits for it any more"))
         } else {
@@ -77,5 +100,7 @@ impl Relation {
 
 /// The client has no such build.
 pub(crate) fn unknown() -> Failure {
-    Failure::wrong("unknown_build", "you have no build of this id; `cofferdam builds list` shows those that you have")
+    let message = "you have no build of this id; `cofferdam builds list` shows those that you have. Root has all, and so \
+                   have the users that the daemon's configuration lists in `[operators]`";
+    Failure::wrong("unknown_build", message)
 }

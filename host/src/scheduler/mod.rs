@@ -41,7 +41,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use access::{Operation, Relation, unknown};
+pub(crate) use access::{Operation, Operators, unknown};
 pub(crate) use active_build::{ActiveBuild, State, Subscription};
 pub(crate) use operations::{Found, Listed};
 pub(crate) use submission::{Submission, Submitted};
@@ -83,6 +83,8 @@ pub(crate) struct Backend {
     pub records: Records,
     /// What runs the builds, for their records.
     pub machine: Machine,
+    /// Who may do everything with every build.
+    pub operators: Operators,
     /// Counts builds.
     pub metrics: Arc<Metrics>,
     /// Where spans of builds go.
@@ -167,7 +169,7 @@ impl Scheduler {
             && let Ok(_turn) = lookups.acquire().await
             && let Some(record) = reuse::find(&self.backend, &submission, environment.key).await
         {
-            let is_visible = Relation::of(&submission.client, &record).allows(Operation::Get);
+            let is_visible = self.backend.operators.relate(&submission.client, &record).allows(Operation::Get);
             return Ok(Submitted::Earlier { record: Box::new(record), is_visible });
         }
         let answer = self.ask(|reply| Message::Submit(Box::new(submission), environment, reply)).await;

@@ -1,11 +1,11 @@
-//! What clients do with builds that are there. Each operation is decided by [`Relation`].
+//! What clients do with builds that are there. Each operation is decided by the client's relation to the build.
 
 use std::{collections::HashMap, sync::Arc};
 
 use cofferdam_rpc::Client;
 use tokio::task::spawn_blocking;
 
-use super::{Message, Operation, Relation, Scheduler, State, Subscription, access::unknown};
+use super::{Message, Operation, Scheduler, State, Subscription, access::unknown};
 use crate::{
     build::{Terminal, failure::Failure},
     records::{BuildId, LogReader, Record, Records, RecordsError, Status},
@@ -53,9 +53,10 @@ impl Scheduler {
                 Found::Ended(Box::new(record.ok_or_else(unknown)?))
             }
         };
+        let operators = &self.backend.operators;
         let relation = match &found {
-            Found::Active(subscription) => Relation::of(client, &subscription.build.record()),
-            Found::Ended(record) => Relation::of(client, record),
+            Found::Active(subscription) => operators.relate(client, &subscription.build.record()),
+            Found::Ended(record) => operators.relate(client, record),
         };
         relation.check(operation).map(|()| found)
     }
@@ -88,11 +89,11 @@ impl Scheduler {
         let active = self.active().await;
         let mut states: HashMap<_, _> =
             active.iter().map(|build| (build.id(), build.state().borrow().clone())).collect();
-        let client = client.clone();
+        let (client, operators) = (client.clone(), self.backend.operators.clone());
         let page = self.ask_records(move |records| {
             let wanted = |record: &Record| {
                 (!only_active || record.status() == Status::Unfinished)
-                    && Relation::of(&client, record).allows(Operation::List)
+                    && operators.relate(&client, record).allows(Operation::List)
             };
             records.list(&wanted, before, most)
         });
@@ -128,6 +129,11 @@ impl Scheduler {
             return Ok(subscription);
         }
         Err(Failure::wrong("no_shell", "the build offers no shell now; an event does when it has failed"))
+    }
+
+    /// Whether a client may do everything with every build.
+    pub(crate) fn is_operator(&self, client: &Client) -> bool {
+        self.backend.operators.include(client)
     }
 
     /// Waits until the scheduler's task answers, or has ended.

@@ -16,7 +16,6 @@ use futures::{
     future::pending,
     stream::{self, BoxStream},
 };
-use nix::unistd::geteuid;
 use opentelemetry::Context;
 use tokio::sync::mpsc;
 use tonic::async_trait;
@@ -32,6 +31,8 @@ use crate::{
 const OWNER: Client = Client::User(u32::MAX - 1);
 const JOINED: Client = Client::User(u32::MAX - 2);
 const STRANGER: Client = Client::User(u32::MAX - 3);
+const OPERATOR: Client = Client::User(OPERATORS_UID);
+const OPERATORS_UID: u32 = u32::MAX - 4;
 
 /// A store of directories that is there and never answers.
 struct Silent;
@@ -55,9 +56,7 @@ impl DirectoryService for Silent {
     }
 }
 
-fn operators() -> [Client; 2] {
-    [Client::User(0), Client::User(geteuid().as_raw())]
-}
+const OPERATORS: [Client; 2] = [Client::User(0), OPERATOR];
 
 fn backend(dir: &Path) -> Backend {
     for name in ["kernel", "initramfs", "scratch.ext4"] {
@@ -72,6 +71,7 @@ fn backend(dir: &Path) -> Backend {
         store,
         records: Records::open(&dir.join("records"), Retention::default()).unwrap(),
         machine,
+        operators: Operators::new([OPERATORS_UID]),
         metrics: Arc::new(Metrics::new(dir.to_owned())),
         traces: None,
     }
@@ -144,7 +144,7 @@ async fn each_operation_is_decided_by_the_relation_of_its_client_to_the_build() 
     let joined = ["ok", "ok", "ok", "ok", "no_shell", "not_allowed"];
     let none = ["unknown_build"; 6];
     let table = [(STRANGER, none), (JOINED, joined), (OWNER, all)];
-    let table = || table.clone().into_iter().chain(operators().map(|operator| (operator, all)));
+    let table = || table.clone().into_iter().chain(OPERATORS.map(|operator| (operator, all)));
 
     let dir = tempfile::tempdir().unwrap();
     let scheduler = start(dir.path());
@@ -171,6 +171,24 @@ async fn each_operation_is_decided_by_the_relation_of_its_client_to_the_build() 
     let nothing: BuildId = "00000000-0000-7000-8000-000000000000".parse().unwrap();
     for (client, _) in table() {
         assert_eq!(tried(&scheduler, &client, nothing).await, none, "no build, {client}");
+    }
+}
+
+/// Not even the user that the daemon runs as.
+#[test]
+fn nobody_but_root_is_an_operator_whom_the_configuration_does_not_list() {
+    let this = Client::User(nix::unistd::geteuid().as_raw());
+    let address = Client::Address([127, 0, 0, 1].into());
+    for (users, client, expected) in [
+        (&[][..], Client::User(0), true),
+        (&[], this.clone(), this == Client::User(0)),
+        (&[], OPERATOR, false),
+        (&[7, OPERATORS_UID], OPERATOR, true),
+        (&[7, OPERATORS_UID], STRANGER, false),
+        (&[7, OPERATORS_UID], address, false),
+        (&[7, OPERATORS_UID], Client::Certificate(String::new()), false),
+    ] {
+        assert_eq!(Operators::new(users.iter().copied()).include(&client), expected, "{client} among {users:?}");
     }
 }
 
@@ -207,7 +225,7 @@ async fn an_earlier_success_answers_in_the_order_of_the_request_and_names_itself
     let dir = tempfile::tempdir().unwrap();
     let scheduler = start(dir.path());
     record_success(&scheduler, submission(&OWNER, &["b", "a"]), &["B", "A"]).await;
-    for (client, visible) in [(OWNER, true), (STRANGER, false), (operators()[0].clone(), true)] {
+    for (client, visible) in [(OWNER, true), (STRANGER, false), (OPERATOR, true)] {
         for (order, expected) in [(["a", "b"], ["A", "B"]), (["b", "a"], ["B", "A"])] {
             match scheduler.submit(submission(&client, &order)).await.unwrap() {
                 Submitted::Earlier { record, is_visible } => {

@@ -10,9 +10,10 @@ use std::net::ToSocketAddrs as _;
 use cofferdam_castore::{blobservice, directoryservice, is_addr};
 use cofferdam_images::Image;
 use cofferdam_rpc::{Tls, forbid_anonymous_tcp};
+use nix::unistd::User;
 
 use super::{
-    config::{Config, GuestPath, Key, ListenAddr},
+    config::{Config, GuestPath, Key, ListenAddr, UserName},
     problem::{Problem, chain},
     sockets::ANONYMOUS_ADVICE,
 };
@@ -22,6 +23,7 @@ use crate::{
     machine::vmm,
     quantity::show_size,
     request::Host,
+    scheduler::Operators,
 };
 
 /// What the checks have found for the daemon to use.
@@ -30,6 +32,7 @@ pub(super) struct Checked {
     pub(super) image: Image,
     pub(super) vmm: vmm::Choice,
     pub(super) tls: Option<Tls>,
+    pub(super) operators: Operators,
 }
 
 /// Looks for all problems at once.
@@ -41,9 +44,12 @@ pub(super) fn check(config: &Config) -> Result<Checked, Vec<Problem>> {
     checks.listen();
     checks.store();
     checks.walls();
+    let operators = checks.operators();
     let (image, vmm, tls) = (checks.image(), checks.vmm(), checks.tls());
     match (image, vmm, tls) {
-        (Some(image), Some(vmm), Some(tls)) if checks.problems.is_empty() => Ok(Checked { options, image, vmm, tls }),
+        (Some(image), Some(vmm), Some(tls)) if checks.problems.is_empty() => {
+            Ok(Checked { options, image, vmm, tls, operators })
+        }
         _ => Err(checks.problems),
     }
 }
@@ -118,6 +124,24 @@ impl Checks<'_> {
                 Ok(_) => {}
             }
         }
+    }
+
+    fn operators(&mut self) -> Operators {
+        let mut found = Vec::new();
+        for (index, UserName(name)) in self.config.operators.users.iter().enumerate() {
+            let key = || Key::from("operators.users").element(index);
+            // The number of a user needs no entry among the users' names.
+            if let Ok(uid) = name.parse() {
+                found.push(uid);
+                continue;
+            }
+            match User::from_name(name) {
+                Ok(Some(user)) => found.push(user.uid.as_raw()),
+                Ok(None) => drop(self.wrong(key(), "this host has no user of that name")),
+                Err(error) => drop(self.lacking(key(), format!("can't look up the user: {error}"))),
+            }
+        }
+        Operators::new(found)
     }
 
     fn store(&mut self) {

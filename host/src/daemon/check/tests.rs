@@ -6,6 +6,7 @@ fn limits(text: &str) -> String {
     let mut checks = Checks { config: &config, problems: Vec::new() };
     checks.limits(&config.options());
     checks.host_paths();
+    checks.operators();
     checks.listen();
     failure(checks.problems).message
 }
@@ -23,6 +24,11 @@ fn limits_stay_within_the_budget_and_the_budget_within_the_host() {
         ("[budget]\ncpus = 1000\n[build]\ncpus = 255", "build.cpus = 255: must be from 1 to 254"),
         ("[build]\nscratch_size = '1000T'", "build.scratch_size = '1000T': must be from"),
         ("hugepages = true\n[build]\nmemory = '100G'", "test.toml:1: hugepages = true: a build's 100.00 GiB take"),
+        (
+            "[operators]\nusers = ['root', 'no one']",
+            "test.toml:2: operators.users = 'no one': this host has no user of",
+        ),
+        ("[operators]\nusers = [0,\n-1]", "test.toml:3: operators.users = -1: this host has no user of that name"),
         ("[host_paths]\n'/x' = '/nowhere'", "test.toml:2: host_paths.\"/x\" = '/nowhere': can't be read"),
     ] {
         let message = limits(text);
@@ -40,6 +46,7 @@ fn limits_stay_within_the_budget_and_the_budget_within_the_host() {
     }
     for text in [
         "listen = ['/x', '127.0.0.1:1', '[::1]:1', 'localhost:1']",
+        "[operators]\nusers = ['root', 'nobody', 1000, '1001']",
         "allow_anonymous_tcp = true\nlisten = ['[::]:1']",
         &format!("listen = ['[::]:1']\n{mutual}"),
         // Who may connect shows when the table can be read.

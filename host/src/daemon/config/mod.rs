@@ -18,7 +18,9 @@ use serde::{Deserialize, Deserializer};
 pub(super) use self::source::Key;
 use self::source::Source;
 pub(crate) use self::values::ListenAddr;
-pub(super) use self::values::{Count, Endpoint, GuestPath, Size, SocketMode, Time, VmmName, WallsName, WeaknessName};
+pub(super) use self::values::{
+    Count, Endpoint, GuestPath, Size, SocketMode, Time, UserName, VmmName, WallsName, WeaknessName,
+};
 use super::problem::{Place, Problem};
 use crate::{
     build::{Options, SHELL_TIMEOUT, Settings, failure::Failure},
@@ -74,6 +76,7 @@ pub(crate) struct Config {
     pub(crate) tls: Option<TlsConfig>,
     #[serde(deserialize_with = "store_addrs")]
     pub(crate) store: StoreAddrs,
+    pub(super) operators: OperatorsConfig,
     pub(super) budget: BudgetConfig,
     pub(super) queue: QueueConfig,
     pub(super) build: BuildConfig,
@@ -103,6 +106,13 @@ struct StoreConfig {
 fn store_addrs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<StoreAddrs, D::Error> {
     let StoreConfig { blob_service_addr, directory_service_addr } = StoreConfig::deserialize(deserializer)?;
     Ok(StoreAddrs { blobs: blob_service_addr, directories: directory_service_addr })
+}
+
+/// Who may see and cancel the builds of all clients, beside root.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct OperatorsConfig {
+    pub(super) users: Vec<UserName>,
 }
 
 /// For all running builds together.

@@ -60,6 +60,11 @@ fn a_value_that_does_not_fit_is_reported_with_its_line_and_its_key() {
         ("listen = [':80']", "listen = ':80': \":80\" is not an address to listen on"),
         ("[traces]\nendpoint = 'localhost:4317'", "test.toml:2: traces.endpoint = 'localhost:4317': "),
         ("[traces]\nendpoint = 'https://localhost:4317'", "write http://HOST:PORT"),
+        (
+            "[operators]\nusers = [true]",
+            "test.toml:2: operators.users = true: invalid type: boolean `true`, expected a user",
+        ),
+        ("[operators]\nuser = []", "test.toml:2: operators.user = []: unknown field `user`, expected `users`"),
         ("vmm = 'firecracker'", "vmm = 'firecracker': unknown variant `firecracker`, expected `cloud-hypervisor`"),
         ("[metrics]\nlisten = 'here'", "test.toml:2: metrics.listen = 'here': invalid socket address"),
         ("\n[tls]\nkey = 'k'", "test.toml:2: tls: missing field `certificate`"),

@@ -72,6 +72,16 @@ impl TryFrom<String> for Endpoint {
     }
 }
 
+/// A user of this host: a name or a number.
+#[derive(Debug, Clone)]
+pub(in crate::daemon) struct UserName(pub(in crate::daemon) String);
+
+impl<'de> Deserialize<'de> for UserName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text_or_number(deserializer, "a user's name or number", |text| Ok(Self(text.to_owned())))
+    }
+}
+
 /// A file's permissions.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(try_from = "u32")]

@@ -137,7 +137,7 @@ impl build_service_server::BuildService for BuildService {
                 break;
             }
         }
-        Ok(Response::new(ListResponse { builds, of_all_clients: client.is_operator() }))
+        Ok(Response::new(ListResponse { builds, of_all_clients: self.0.scheduler.is_operator(&client) }))
     }
 
     async fn log(&self, request: Request<LogRequest>) -> Result<Response<Self::LogStream>, Status> {

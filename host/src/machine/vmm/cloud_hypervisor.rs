@@ -41,6 +41,7 @@ use serde_json::{Value, json};
 use crate::machine::death::{Cause, Death};
 use crate::machine::device::{Attachment, AttachmentKind};
 use crate::machine::jail::{Child, Program, Spawner, View, landlock_version};
+use crate::machine::peer::Peer;
 
 use super::api::{Api, NAME};
 use super::config::Config;
@@ -182,8 +183,12 @@ fn api_socket(run_dir: &Path) -> io::Result<(UnixListener, UnixStream)> {
     let path = format!("/proc/self/fd/{}/{API_SOCKET}", directory.as_raw_fd());
     let listener = UnixListener::bind(&path)?;
     let stream = UnixStream::connect(&path)?;
-    // Control of the API is control of the VMM: nobody else must find the socket.
+    // Control of the API is control of the VMM: nobody else must find the socket, or have put another in its place.
     fs::remove_file(&path)?;
+    let peer = Peer::of(&stream)?;
+    if peer.pid != std::process::id() {
+        return Err(io::Error::other(format!("{peer} listens in its place")));
+    }
     Ok((listener, stream))
 }
 

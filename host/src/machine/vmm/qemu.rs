@@ -20,6 +20,7 @@ use async_trait::async_trait;
 use crate::machine::death::{Cause, Death};
 use crate::machine::device::{Attachment, AttachmentKind};
 use crate::machine::jail::{Child, Program, Spawner, View};
+use crate::machine::peer::Peer;
 
 use super::config::Config;
 use super::error::VmmError;
@@ -176,17 +177,29 @@ fn kernel_command_line(tsc_khz: u64) -> String {
     format!("console=ttyS0 quiet panic=-1 reboot=t tsc_early_khz={tsc_khz} tsc=reliable no_timer_check")
 }
 
-/// Connects to the vsock device as soon as it listens.
+/// Connects to the vsock device as soon as it listens. Another process that listens in its place is given nothing.
 async fn connect(run_dir: &Path, device: &mut Child) -> Result<UnixStream, VmmError> {
     let socket_error = |source| VmmError::Socket { name: VSOCK_DEVICE_SOCKET, source };
     // Through the open directory, since its path may be too long for a socket's address.
     let directory = File::options().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(run_dir);
     let directory = directory.map_err(socket_error)?;
     let path = PathBuf::from(format!("/proc/self/fd/{}/{VSOCK_DEVICE_SOCKET}", directory.as_raw_fd()));
+    let (pid, mut is_told) = (device.pid(), false);
     let attempts = async {
         loop {
             match UnixStream::connect(&path) {
-                Ok(stream) => return Ok(stream),
+                Ok(stream) => {
+                    let peer = Peer::of(&stream).map_err(socket_error)?;
+                    if peer.pid == pid {
+                        return Ok(stream);
+                    }
+                    if !std::mem::replace(&mut is_told, true) {
+                        tracing::warn!(
+                            "{peer} listens on {VSOCK_DEVICE_SOCKET}, and not {VSOCK_DEVICE}, process {pid}"
+                        );
+                    }
+                    tokio::time::sleep(CONNECT_INTERVAL).await;
+                }
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
                     tokio::time::sleep(CONNECT_INTERVAL).await;
                 }

@@ -82,6 +82,14 @@ impl RunDir {
     }
 }
 
+/// A script of a process that listens on the vsock device's socket, and then goes on in Perl.
+fn listening(then: &str) -> String {
+    format!(
+        "exec perl -MSocket -e 'socket(my $l, PF_UNIX, SOCK_STREAM, 0); unlink \"vsock.sock\"; \
+         bind($l, pack_sockaddr_un(\"vsock.sock\")) && listen($l, 9) || die; $| = 1; {then}'"
+    )
+}
+
 fn qemu(program: PathBuf, vsock_device: PathBuf) -> Qemu {
     Qemu { program, vsock_device, accelerator: Accelerator::Tcg }
 }
@@ -89,10 +97,9 @@ fn qemu(program: PathBuf, vsock_device: PathBuf) -> Qemu {
 #[tokio::test]
 async fn qemu_gets_its_machine_and_its_end_is_the_machines() {
     let run = RunDir::new();
-    let _listener = run.listen("vsock.sock");
     let vmm = qemu(
         run.program("qemu", "until [ -s seen ]; do sleep 0.01; done; echo \"$@\"; readlink /proc/self/fd/3; exit 5"),
-        run.program("device", "echo \"$@\" > seen; exec sleep 1000"),
+        run.program("device", &format!("echo \"$@\" > seen; {}", listening("sleep"))),
     );
     let mut vm = run.start(&vmm).await.unwrap();
     let death = vm.died().await;
@@ -122,11 +129,8 @@ async fn qemu_gets_its_machine_and_its_end_is_the_machines() {
 #[tokio::test]
 async fn the_end_of_the_device_is_the_machines_too() {
     let run = RunDir::new();
-    let _listener = run.listen("vsock.sock");
-    let vmm = qemu(
-        run.program("qemu", "exec sleep 1000"),
-        run.program("device", "until [ -e go ]; do sleep 0.01; done; echo gone; exit 4"),
-    );
+    let device = listening("select(undef, undef, undef, 0.01) until -e \"go\"; print \"gone\"; exit 4");
+    let vmm = qemu(run.program("qemu", "exec sleep 1000"), run.program("device", &device));
     let mut vm = run.start(&vmm).await.unwrap();
     assert!(tokio::time::timeout(Duration::from_millis(50), vm.died()).await.is_err());
     fs::write(run.path.join("go"), "").unwrap();
@@ -147,24 +151,51 @@ async fn a_half_started_qemu_leaves_nothing() {
     let error = run.start(&qemu("/bin/true".into(), "/does/not/exist".into())).await.unwrap_err();
     assert_eq!(error.to_string(), "cannot start vhost-device-vsock (/does/not/exist)");
 
-    let _listener = run.listen("vsock.sock");
-    let device = run.program("device", "exec sleep 1000");
+    let device = run.program("device", &listening("sleep"));
     let error = run.start(&qemu("/does/not/exist".into(), device)).await.unwrap_err();
     assert_eq!(error.to_string(), "cannot start qemu (/does/not/exist)");
     assert_eq!(run.processes(), 0);
 }
 
+/// Whoever listens there could be the guest's other end.
+#[tokio::test]
+async fn qemu_is_connected_to_the_device_that_was_started_for_it_and_to_nobody_else() {
+    let run = RunDir::new();
+    let stranger = run.listen("vsock.sock");
+    let vmm = qemu(
+        run.program("qemu", "exec sleep 1000"),
+        run.program(
+            "device",
+            &format!("until [ -e go ]; do sleep 0.01; done; {}", listening("accept(my $c, $l); sleep")),
+        ),
+    );
+    let go = run.path.join("go");
+    let (mut vm, strangers) = tokio::join!(
+        async { run.start(&vmm).await.unwrap() },
+        tokio::task::spawn_blocking(move || {
+            let mut said = Vec::new();
+            for stream in stranger.incoming().take(3) {
+                stream.unwrap().read_to_end(&mut said).unwrap();
+            }
+            fs::write(go, "").unwrap();
+            said
+        })
+    );
+    assert_eq!(strangers.unwrap(), b"", "it is told something");
+    assert_eq!(run.processes(), 2);
+    vm.kill().await;
+}
+
 #[tokio::test]
 async fn qemu_shows_the_cpu_that_was_asked_for() {
     let run = RunDir::new();
-    let _listener = run.listen("vsock.sock");
     let spawner = Spawner::without_walls(Handle::current()).unwrap();
     for (accelerator, nested, cpu) in [
         (Accelerator::Tcg, false, "-cpu Nehalem,enforce "),
         (Accelerator::Kvm, false, "enforce,-vmx,-svm "),
         (Accelerator::Kvm, true, "-cpu Nehalem,enforce "),
     ] {
-        let device = run.program("device", "exec sleep 1000");
+        let device = run.program("device", &listening("sleep"));
         let vmm = Qemu { accelerator, ..qemu(run.program("qemu", "echo \"$@\""), device) };
         let config = Config { cpu_model: Some("Nehalem".into()), nested, ..run.config() };
         let mut vm = vmm.start(&spawner, &run.path, &config).await.unwrap();

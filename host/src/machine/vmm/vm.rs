@@ -42,6 +42,11 @@ impl Vm {
         Self { vmm, device, control }
     }
 
+    /// The process that connects to the host for the guest: the vsock device, or the VMM that has one built in.
+    pub(crate) fn connecting_pid(&self) -> u32 {
+        self.device.as_ref().unwrap_or(&self.vmm).pid()
+    }
+
     /// Waits until the machine ends: with the first of its processes, or because the VMM tells that the guest is no
     /// more. Cancel safe, and can be called again.
     pub async fn died(&mut self) -> Death {
