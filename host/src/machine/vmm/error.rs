@@ -46,7 +46,7 @@ pub enum VmmError {
     },
     /// There are too few huge pages on this host.
     #[error(
-        "the machine takes {needed} huge pages, and {available} are to be had; to mend it: sudo sysctl \
+        "the machine needs {needed} huge pages, but only {available} are free; to fix it: sudo sysctl \
          vm.nr_hugepages={remedy}"
     )]
     HugePages {
