@@ -1,4 +1,4 @@
-//! Which processes belong to a state directory, as `/proc` tells it.
+//! Finds the processes that belong to a state directory, from `/proc`.
 
 use std::{
     fs,
@@ -12,30 +12,30 @@ use nix::{
     unistd::Pid,
 };
 
-/// A process that works in, or was told of, a directory.
+/// A process whose working directory, arguments or environment refer to a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
     /// Its id.
     pub pid: i32,
     /// Its parent's id.
     pub parent: i32,
-    /// The file name of what it executes.
+    /// The file name of its executable.
     pub name: String,
-    /// Where it works.
+    /// Its working directory.
     pub working_directory: PathBuf,
     /// Its arguments, for messages.
     pub command_line: String,
 }
 
 impl Process {
-    /// Ends it at once.
+    /// Kills it.
     pub fn kill(&self) {
         kill(Pid::from_raw(self.pid), Signal::SIGKILL).unwrap_or_else(|error| panic!("can't kill {self:?}: {error}"));
     }
 }
 
-/// All processes, beside this one, whose working directory is in `directory`, or whose arguments or environment name
-/// it. The dead that nobody has waited for have none of these.
+/// All other processes whose working directory is in `directory`, or whose arguments or environment name it. Zombies have
+/// none of these.
 pub fn of(directory: &Path) -> Vec<Process> {
     let entries = fs::read_dir("/proc").expect("/proc is mounted").flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
@@ -62,7 +62,7 @@ fn look(pid: i32, directory: &Path) -> Option<Process> {
     Some(Process { pid, parent, name, working_directory, command_line })
 }
 
-/// The most memory that a process has had resident so far, in bytes; `None` when it is gone.
+/// The peak resident memory of a process, in bytes. `None` if it is gone.
 pub fn peak_resident_bytes(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

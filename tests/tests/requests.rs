@@ -1,11 +1,11 @@
-//! Requests that are wrong: refused with exit code 2, naming field, rule and value, before any VM is there.
+//! Wrong requests are refused with exit code 2, naming field, rule and value, before a VM starts.
 
 use std::{fs, io, os::unix::fs::PermissionsExt, path::PathBuf};
 
 use cofferdam_tests::{Cofferdam, vmm};
 use serde_json::{Value, json};
 
-/// A request that is right, but for its command, which does not exist.
+/// A valid request. Only its command does not exist.
 fn request() -> Value {
     json!({
         "commandArgs": ["/nothing"],
@@ -16,7 +16,7 @@ fn request() -> Value {
     })
 }
 
-/// A VMM that can say its version, and leaves a mark when it is asked to do anything else.
+/// A fake VMM that prints its version. Any other use of it leaves a mark.
 fn vmm_that_leaves_a_mark(cofferdam: &Cofferdam) -> io::Result<(PathBuf, PathBuf)> {
     let mark = cofferdam.files().join("started");
     let script = format!(
@@ -29,8 +29,7 @@ fn vmm_that_leaves_a_mark(cofferdam: &Cofferdam) -> io::Result<(PathBuf, PathBuf
     Ok((path, mark))
 }
 
-/// Each of `wrong` is put in the place of a field, and must be refused with a message that starts with the name of
-/// what is wrong and holds the words.
+/// Replaces a field by each value of `wrong`. The error must start with the name of the wrong field and contain the words.
 fn all_are_refused(reason: &str, wrong: Vec<(&str, Value, &str, &str)>) {
     let cofferdam = Cofferdam::new();
     let (marking, mark) = vmm_that_leaves_a_mark(&cofferdam).expect("the test's directory can be written");
@@ -42,10 +41,10 @@ fn all_are_refused(reason: &str, wrong: Vec<(&str, Value, &str, &str)>) {
         assert_eq!(refused.json()["fields"]["field"], named, "{request}: {refused}");
     }
     assert!(!mark.exists(), "a VM was started");
-    // A request with nothing wrong leaves the mark.
+    // A valid request leaves the mark.
     let build = cofferdam.build().without_slot().host_variable(vmm::setting(), &marking);
     build.request(&request()).exits_with(3);
-    assert!(mark.exists(), "this test tests nothing: whoever starts this VMM is not noticed");
+    assert!(mark.exists(), "this test can't fail: a start of this VMM leaves no mark");
 }
 
 #[test]
@@ -81,7 +80,7 @@ fn unclean_and_repeated_paths_are_refused_in_every_field() {
 }
 
 #[test]
-fn commands_and_environments_are_held_to_their_rules() {
+fn rules_of_commands_and_environments_are_enforced() {
     let variable = |key: &str| json!({ "key": key, "value": "eA==" });
     all_are_refused(
         "invalid",
@@ -119,7 +118,7 @@ fn inputs_are_held_to_their_rules() {
 }
 
 #[test]
-fn what_the_store_lacks_is_named_before_any_machine_boots() {
+fn missing_inputs_are_named_before_a_machine_boots() {
     let base64 = |bytes: &[u8]| data_encoding::BASE64.encode(bytes);
     let digest = base64(&[7; 32]);
     let input = |kind: &str| {
@@ -134,7 +133,7 @@ fn what_the_store_lacks_is_named_before_any_machine_boots() {
 }
 
 #[test]
-fn what_this_host_does_not_offer_is_refused() {
+fn unsupported_constraints_are_refused() {
     all_are_refused(
         "unsupported",
         vec![
@@ -180,7 +179,7 @@ fn what_this_host_does_not_offer_is_refused() {
 }
 
 #[test]
-fn what_is_no_request_is_refused() {
+fn malformed_requests_are_refused() {
     let cofferdam = Cofferdam::new();
     for (text, words) in [
         ("", "EOF"),
@@ -216,7 +215,7 @@ fn flags_are_held_to_the_same_rules() {
 }
 
 #[test]
-fn an_image_that_is_not_whole_is_named_with_what_makes_it() {
+fn an_incomplete_image_is_reported_with_a_fix() {
     let cofferdam = Cofferdam::with_image("/nowhere/image");
     let failed = cofferdam.build().without_slot().run(["a"]).executor_fails("host");
     failed.says("/nowhere/image/kernel").says("just image");
@@ -230,7 +229,7 @@ fn an_image_that_is_not_whole_is_named_with_what_makes_it() {
 }
 
 #[test]
-fn more_than_this_host_has_is_refused_at_once() {
+fn memory_and_cpus_beyond_the_host_are_refused_at_once() {
     let cofferdam = Cofferdam::new();
     let build = || cofferdam.build().without_slot();
     build().flag("--cpus", "254").shell("true").exits_with(2).says("--cpus 254 is more than this host has");

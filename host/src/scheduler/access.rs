@@ -1,36 +1,36 @@
-//! Which client may do what with which build: the one place that decides it.
+//! Decides which client may do which operation on which build.
 //!
-//! A build that a client may not even see is unknown to it, whether there is such a build or not.
+//! A client gets the same error for a build that it may not see and for one that doesn't exist.
 
 use cofferdam_rpc::Client;
 
 use crate::{build::failure::Failure, records::Record};
 
-/// Something that a client wants of a build.
+/// An operation on a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Operation {
-    /// Finding it in a list.
+    /// Seeing it in a list.
     List,
-    /// Reading what is known of it.
+    /// Reading its record.
     Get,
-    /// Following it as it goes on. It isn't cancelled as long as somebody does.
+    /// Following its progress. A build with followers isn't cancelled.
     Watch,
     /// Reading its log.
     ReadLog,
-    /// Using the shell that it offers when it has failed.
+    /// Using its shell after a failure.
     UseShell,
-    /// Ending it for everybody.
+    /// Cancelling it for all clients.
     Cancel,
 }
 
-/// What a client is to a build.
+/// A client's relation to a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Relation {
-    /// It submitted the request that began the build.
+    /// The client submitted the request that began the build.
     Owner,
-    /// It submitted an equal request while the build was active.
+    /// The client submitted an equal request while the build was active.
     Joined,
-    /// It runs the daemon, or is root.
+    /// The client is root, or the daemon's own user.
     Operator,
     /// None of these.
     Stranger,
@@ -51,7 +51,7 @@ impl Relation {
         }
     }
 
-    /// Whether it lets the client do this.
+    /// Whether this relation permits an operation.
     pub(crate) fn allows(self, operation: Operation) -> bool {
         match self {
             Self::Owner | Self::Operator => true,
@@ -61,21 +61,21 @@ impl Relation {
         }
     }
 
-    /// Checks the same.
+    /// Like [`allows`](Self::allows), with an error for the client.
     pub(super) fn check(self, operation: Operation) -> Result<(), Failure> {
         if self.allows(operation) {
             Ok(())
         } else if self.allows(Operation::Get) {
             let message = "only the client that submitted this build first, or an operator, may cancel it";
             Err(Failure::wrong("not_allowed", message)
-                .advised("stop waiting for it; it is cancelled when nobody waits for it any more"))
+                .advised("stop waiting for it: a build is cancelled when no client waits for it"))
         } else {
             Err(unknown())
         }
     }
 }
 
-/// The client has no such build.
+/// The error for a build that doesn't exist, or that the client may not see.
 pub(crate) fn unknown() -> Failure {
-    Failure::wrong("unknown_build", "you have no build of this id; `cofferdam builds list` shows those that you have")
+    Failure::wrong("unknown_build", "you have no build with this id; `cofferdam builds list` shows your builds")
 }
