@@ -39,7 +39,7 @@ fuzz *ARGS: setup
 bench *ARGS: setup
     cargo run --release --package cofferdam-tests --bin bench -- {{ ARGS }}
 
-# Have a daemon run many builds, kill what can be killed, and look for what is left.
+# Have a daemon run many builds, kill its processes at random, and check for leftovers.
 soak *ARGS: setup
     cargo run --release --package cofferdam-tests --bin soak -- {{ ARGS }}
 

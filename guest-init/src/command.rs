@@ -62,7 +62,7 @@ const OPEN_FILES: (u64, u64) = (1024, 524_288);
 /// `PATH` of a request that sets none.
 const DEFAULT_PATH: &[u8] = b"/bin:/usr/bin";
 
-/// What the build's processes report to guest-init.
+/// A report of the build's processes to guest-init.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Outcome {
     /// A system call failed before the command ran or while waiting for it. `action` follows "can't".
@@ -194,7 +194,7 @@ fn pipe() -> nix::Result<(File, OwnedFd)> {
 
 /// The init inherits guest-init's ends of the pipes, too. This is harmless, since it ends before guest-init does.
 fn start_init(command: &Command, files: InitFiles) -> Result<Pid, SetupError> {
-    // The namespace of an earlier init, which is dead, allows no new one to be made.
+    // The namespace of an earlier, dead init doesn't allow making a new one.
     let own = File::open("/proc/self/ns/pid").context(Step::Start, || "open /proc/self/ns/pid")?;
     setns(own, CloneFlags::CLONE_NEWPID).context(Step::Start, || "return to the PID namespace")?;
     unshare(CloneFlags::CLONE_NEWPID).context(Step::Start, || "make a PID namespace")?;

@@ -1,4 +1,4 @@
-//! PID 1 of the guest. It runs one build, then powers the machine off, whatever happened.
+//! PID 1 of the guest. It runs one build and powers the machine off, even after an error.
 //!
 //! The modules, top first; each uses only modules below it:
 //!

@@ -123,7 +123,7 @@ struct Kept<'a> {
     /// Paths in the walk, and the directories to send instead.
     writable: &'a BTreeMap<PathBuf, PathBuf>,
     skipped: u64,
-    // What is left of each limit.
+    // The remainder of each limit.
     entries: u64,
     bytes: u64,
     metadata_bytes: u64,

@@ -27,7 +27,7 @@ use crate::error::{SetupError, is_path_error};
 /// Limit on the symlinks followed in one path, the same as Linux's.
 const MAX_SYMLINKS: usize = 40;
 
-/// What the inputs have at a path.
+/// The kind of the inputs' entry at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Kind {
     Directory,
@@ -54,7 +54,7 @@ pub(crate) struct Mount {
     pub(crate) content: Content,
 }
 
-/// What is mounted.
+/// The contents of a mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Content {
     /// An upper layer, and perhaps a lower one.
@@ -136,7 +136,7 @@ const DEFAULT_FILES: [(&str, &str); 3] = [
     ("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
 ];
 
-/// What must be at one path.
+/// The requirements for one path.
 #[derive(Debug, Default)]
 struct Claim {
     /// The path is `inputs_dir`.

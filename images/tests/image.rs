@@ -24,7 +24,7 @@ fn two_images_from_the_same_inputs_are_byte_identical() {
 }
 
 #[test]
-fn an_image_that_is_up_to_date_stays_and_a_broken_one_is_replaced() {
+fn a_current_image_stays_and_a_broken_one_is_replaced() {
     let directory = tempfile::tempdir().unwrap();
     let image = image_in(directory.path());
     let inode = fs::metadata(&image.initramfs).unwrap().ino();

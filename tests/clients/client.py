@@ -1,8 +1,8 @@
-"""A client of cofferdam.v1 and snix.build.v1 that knows nothing but the published .proto files.
+"""A client of cofferdam.v1 and snix.build.v1, made only from the published .proto files.
 
-Arguments: the path of a socket for a channel without options, that of one for a channel that names the server localhost, and
-the directory of the modules that grpc_tools.protoc has made. Prints the version of gRPC, and exits with 0 if the daemon keeps to
-the protocol.
+Arguments: the path of a socket for a channel without options, the path of a socket for a channel that names the server
+localhost, and the directory of the modules that grpc_tools.protoc generated. Prints the version of gRPC, and exits with 0 if
+the daemon follows the protocol.
 """
 
 import json

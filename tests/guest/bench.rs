@@ -1,5 +1,7 @@
-//! The first program of the benchmarks' guests. `job=off` on the kernel's command line: power off at once.
-//! `job=read:A,B`: mount the virtiofs devices A and B, read all files of each, print how long each took, power off.
+//! The init of the benchmarks' guests. The kernel's command line has its job:
+//!
+//! - `job=off`: power off at once.
+//! - `job=read:A,B`: mount the virtiofs devices A and B, read all files of each, print the times, power off.
 
 use std::{
     ffi::CString,

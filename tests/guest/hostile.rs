@@ -1,4 +1,4 @@
-//! The first program of guests that misbehave, each in the way that `/job` names.
+//! The init of hostile guests. The file `/job` names the misbehaviour.
 
 use std::{
     ffi::{CString, c_char},
@@ -41,16 +41,16 @@ const AF_VSOCK: u16 = 40;
 const SOCK_STREAM: i32 = 1;
 const RESTART: i32 = 0x0123_4567;
 
-/// Where the host listens.
+/// The port on which the host listens.
 const HOST: u32 = 2;
 const PORT: u32 = 17_222;
 
-/// The first byte of messages, and their parts that are numbers, as postcard writes small ones.
+/// The first byte of each message. postcard writes small numbers as one byte.
 const HELLO: [u8; 3] = [0, 2, 0];
 const SETUP_FAILED: u8 = 1;
 const SCRATCH: u8 = 0;
 const LOG_TO_STDOUT: [u8; 2] = [2, 0];
-/// Status 1; no memory, disk or processes lacking; nothing used.
+/// A report: status 1, no lack of memory, disk or processes, and no resource usage.
 const EXITED_WITH_1: [u8; 11] = [3, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
 const KEPT: [u8; 2] = [9, 0];
 const OUTPUT: [u8; 3] = [10, 1, b'x'];
@@ -59,7 +59,7 @@ const SAMPLE: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 0];
 
 fn dial(cid: u32, port: u32) -> io::Result<File> {
     let address = Address { family: AF_VSOCK, reserved: 0, port, cid, rest: 0 };
-    // SAFETY: three numbers; the descriptor that comes back is new and nobody else's.
+    // SAFETY: three numbers; the returned descriptor is new and has no other owner.
     let stream = unsafe {
         let descriptor = socket(AF_VSOCK.into(), SOCK_STREAM, 0);
         assert!(descriptor >= 0, "no vsock: {}", io::Error::last_os_error());
@@ -86,7 +86,7 @@ fn varint(mut number: usize) -> Vec<u8> {
     bytes
 }
 
-/// The one connection that the host accepts, however busy it is.
+/// The one connection that the host accepts. Tries until the host is ready.
 fn connection() -> File {
     loop {
         match dial(HOST, PORT) {
@@ -105,7 +105,7 @@ fn begun() -> File {
     stream
 }
 
-/// The last message: the host shows its text.
+/// Sends a last message. The host shows its text.
 fn setup_failed(stream: &mut File, text: &str) {
     let message = [&[SETUP_FAILED, SCRATCH][..], &varint(text.len()), text.as_bytes()].concat();
     stream.write_all(&frame(&message)).unwrap();
@@ -116,7 +116,7 @@ fn reset() {
     unsafe { reboot(RESTART) };
 }
 
-/// What became of dialling everything that isn't this build's.
+/// Dials all other ports and peers, and returns the results.
 fn trespass(stream: &mut File) {
     let mut reached = Vec::new();
     for (cid, port) in [(HOST, PORT + 1), (HOST, PORT - 1), (HOST, 1), (HOST, 22), (0, PORT), (4, PORT), (HOST, PORT)] {
@@ -127,7 +127,8 @@ fn trespass(stream: &mut File) {
     setup_failed(stream, &format!("reached beside the host: {reached:?}"));
 }
 
-/// What became of all that the kernel can ask of the device with the host's paths, which are shown as their numbers.
+/// Tries each operation that the kernel can send to the device with the host's paths, and returns the results. The paths are
+/// shown by number.
 fn use_paths(stream: &mut File) {
     fs::create_dir("/paths").unwrap();
     let path = |path: &str| CString::new(format!("/paths/0/{path}")).unwrap();
@@ -165,7 +166,7 @@ fn use_paths(stream: &mut File) {
     setup_failed(stream, &format!("sub/file has {} bytes; succeeded beside: {succeeded:?}", known.len()));
 }
 
-/// Many frames at a time, so that each write needs many packets.
+/// Writes many frames at a time, so that each write needs many packets.
 fn write_much(stream: &mut File) {
     let contents = [b'x'; 20_000];
     let message = [&LOG_TO_STDOUT[..], &varint(contents.len()), &contents].concat();
@@ -173,11 +174,11 @@ fn write_much(stream: &mut File) {
     setup_failed(stream, "wrote much at a time");
 }
 
-/// A failed build, and then something that nobody has asked for.
+/// Reports a failed build, and then sends an unrequested message.
 fn failed_and(message: &[u8]) {
     let mut stream = begun();
     stream.write_all(&[frame(&EXITED_WITH_1), frame(message)].concat()).unwrap();
-    // The host has it when it hangs up.
+    // The host hangs up when it has read the message.
     let _ = io::copy(&mut stream, &mut io::sink());
 }
 

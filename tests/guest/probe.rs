@@ -1,4 +1,4 @@
-//! A static program for the inside of guests: does what their shell can't.
+//! A static program that runs in guests, for tests that a shell can't do.
 
 use std::{
     env, fs, io,
@@ -24,7 +24,7 @@ const SOCK_SEQPACKET: i64 = 5;
 const ENOSYS: i32 = 38;
 const EAFNOSUPPORT: i32 = 97;
 
-/// The error that a system call with these arguments ends with, if it does.
+/// The error of a system call with these arguments, if it fails.
 fn refusal(number: i64, arguments: [i64; 3]) -> Option<i32> {
     let [first, second, third] = arguments;
     // SAFETY: every pointer among the arguments is null, which the kernel answers with EFAULT.
@@ -59,7 +59,7 @@ const KVM_EXIT_IO: u32 = 2;
 const GUEST: [u8; 4] = [0xb0, 42, 0xe6, 16];
 const GUEST_AT: u64 = 0x1000;
 
-/// Runs a machine of two instructions; the byte that it writes to a port.
+/// Runs a VM with two instructions, and returns the byte that it writes to a port.
 fn run_in_kvm() -> u8 {
     let map = |fd: i64, length: i64, flags: i64| {
         // SAFETY: a new mapping, at a place of the kernel's choice.
@@ -103,7 +103,7 @@ fn main() {
         [_, "socket", path] => drop(UnixListener::bind(path).unwrap()),
         // Neither the socket that reaches the host nor the way to open one past the filter.
         [_, "vsock"] => {
-            assert_eq!(refusal(SOCKET, [AF_INET, SOCK_STREAM, 0]), None, "no socket at all can be had here");
+            assert_eq!(refusal(SOCKET, [AF_INET, SOCK_STREAM, 0]), None, "no sockets work here");
             for kind in [SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET] {
                 assert_eq!(refusal(SOCKET, [AF_VSOCK, kind, 0]), Some(EAFNOSUPPORT), "a vsock socket of kind {kind}");
             }

@@ -14,10 +14,10 @@ use crate::{
     vmm,
 };
 
-/// Enough for a shell, and quick to start; a test that cares says otherwise.
+/// Memory for a shell, and quick to start. A test that needs more sets its own.
 const MEMORY: &str = "256M";
 
-/// A build to be.
+/// A build to be started.
 #[derive(Debug)]
 pub struct Build<'a> {
     cofferdam: &'a Cofferdam,
@@ -83,7 +83,7 @@ impl<'a> Build<'a> {
         self.flag("--input", format!("{name}={node}"))
     }
 
-    /// Memory, when the usual is too much or too little.
+    /// Memory, instead of the usual amount.
     pub fn memory(mut self, size: &str) -> Self {
         self.memory = Some(size.to_owned());
         self
@@ -95,7 +95,7 @@ impl<'a> Build<'a> {
         self
     }
 
-    /// Results for people and not as JSON.
+    /// Prints results as text, not as JSON.
     pub fn plain(mut self) -> Self {
         self.plain = true;
         self
@@ -148,7 +148,7 @@ impl<'a> Build<'a> {
         self.request_text(&request.to_string())
     }
 
-    /// Runs what may or may not be a request.
+    /// Runs a text that may not be a valid request.
     pub fn request_text(mut self, text: &str) -> Outcome {
         if let Ok(request) = serde_json::from_str::<Value>(text) {
             let outputs = request["outputs"].as_array().into_iter().flatten();
@@ -169,7 +169,7 @@ impl<'a> Build<'a> {
             process.args(["--memory", memory]);
         }
         let here = [("--vmm", vmm::asked().map(str::to_owned)), ("--connect-timeout", patience::connect_timeout())];
-        // A daemon has them in its configuration.
+        // With a daemon they are in its configuration.
         let elsewhere = self.flags.iter().any(|flag| flag == "--daemon")
             || self.environment.iter().any(|(key, _)| key == "COFFERDAM_DAEMON");
         for (name, value) in here.into_iter().filter_map(|(name, value)| Some((name, value?))) {

@@ -1,5 +1,5 @@
-//! A second, small implementation of castore's digests, made from the format's description alone, so that a mistake
-//! in the program under test is not repeated here.
+//! A second, small implementation of castore's digests. It was written from the format's description alone, so that it
+//! doesn't repeat a mistake of the program under test.
 
 use std::{
     fmt, fs,
@@ -55,7 +55,7 @@ impl NodeText {
         Self(text.to_owned())
     }
 
-    /// As on a command line.
+    /// In the form of a command line.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -111,7 +111,7 @@ impl Entry {
         let (mut directories, mut files, mut symlinks) = (Vec::new(), Vec::new(), Vec::new());
         let mut size = 0;
         for name in names {
-            // As the programs of snix do.
+            // Like the programs of snix.
             size += 2;
             let (list, number, mut message) = match Self::of(&path.join(&name)) {
                 Self::Directory { digest, size: below } => {

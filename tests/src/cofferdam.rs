@@ -1,4 +1,4 @@
-//! One user of the program: a state directory, and everything that is done with it.
+//! One user of the program: a state directory, and the commands and builds that use it.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -19,12 +19,12 @@ use crate::{
     slots::Slots, stretched, vmm,
 };
 
-/// A state directory of its own. When it is dropped, no process and no file of a build may be left.
+/// A state directory. Dropping it checks that no process and no file of a build is left.
 #[derive(Debug)]
 pub struct Cofferdam {
     directory: TempDir,
     image: PathBuf,
-    /// What becomes the program, as a user without privileges.
+    /// The command that runs the program as an unprivileged user.
     through: Vec<OsString>,
     /// Variables that name copies of programs.
     copies: Vec<(&'static str, PathBuf)>,
@@ -37,12 +37,12 @@ impl Default for Cofferdam {
 }
 
 impl Cofferdam {
-    /// An empty one.
+    /// An empty state directory.
     pub fn new() -> Self {
         Self::with_image(image().0)
     }
 
-    /// One whose guests boot from the image in `directory`, which need not be there.
+    /// A state directory whose guests boot from the image in `directory`, which may be missing.
     pub fn with_image(directory: impl Into<PathBuf>) -> Self {
         let image = directory.into();
         let directory = tempfile::Builder::new().prefix("cofferdam-test-").tempdir();
@@ -53,8 +53,8 @@ impl Cofferdam {
         Self { directory, image, through: Vec::new(), copies: Vec::new() }
     }
 
-    /// One of a user without any privileges. Where root runs the tests, that is `nobody`, who gets copies of what may be
-    /// in root's own directories, and the group of `/dev/kvm` as the daemon's unit does.
+    /// The state directory of an unprivileged user. If root runs the tests, the user is `nobody`, with copies of files that
+    /// may be in root's own directories, and with the group of `/dev/kvm`, as the daemon's unit has it.
     pub fn unprivileged() -> Self {
         let mut this = Self::new();
         if !geteuid().is_root() {
@@ -109,12 +109,12 @@ impl Cofferdam {
         path
     }
 
-    /// Where run directories are.
+    /// The directory of run directories.
     pub fn run_directory(&self) -> PathBuf {
         self.directory.path().join("state/run")
     }
 
-    /// Where blobs are before they are durable.
+    /// The directory of blobs that are not durable yet.
     pub fn staging_directory(&self) -> PathBuf {
         self.directory.path().join("state/store/blobs/staging")
     }
@@ -124,7 +124,7 @@ impl Cofferdam {
         self.command_with(&[], arguments)
     }
 
-    /// The same, with variables of the host.
+    /// Like [`command`](Self::command), with environment variables.
     pub fn command_with<S: AsRef<OsStr>>(
         &self,
         variables: &[(&str, &Path)],
@@ -142,7 +142,7 @@ impl Cofferdam {
         Running::start(command, Expected::default(), None)
     }
 
-    /// Starts another program that will become ours, with variables.
+    /// Starts another program that executes ours, with environment variables.
     pub fn start_program<'a>(
         &self,
         program: &Path,
@@ -161,7 +161,7 @@ impl Cofferdam {
         Running::start(command, Expected::default(), None)
     }
 
-    /// Imports a path and gives what was printed for it.
+    /// Imports a path, and returns the printed node.
     #[track_caller]
     pub fn import(&self, path: &Path) -> NodeText {
         let printed = self.command([OsStr::new("import"), path.as_os_str()]).succeeds();
@@ -177,7 +177,7 @@ impl Cofferdam {
         to
     }
 
-    /// A path that nothing has.
+    /// A path that doesn't exist.
     pub(crate) fn fresh(&self, prefix: &str) -> PathBuf {
         let made = tempfile::Builder::new().prefix(prefix).tempdir_in(self.files());
         let path = made.expect("the test's directory can be written").keep();
@@ -212,7 +212,7 @@ impl Cofferdam {
         processes::of(self.directory.path())
     }
 
-    /// Waits for the process that a build has started in its run directory from an executable of this name.
+    /// Waits for the build's process with an executable of this name.
     #[track_caller]
     pub fn helper(&self, name: &str, of: &Running) -> Process {
         let deadline = Instant::now() + stretched(Duration::from_secs(30));
@@ -227,7 +227,7 @@ impl Cofferdam {
         }
     }
 
-    /// Waits until no process is left; the time is stretched as [`stretched`] does.
+    /// Waits until no process is left. The time is [`stretched`].
     #[track_caller]
     pub fn processes_are_gone_within(&self, patience: Duration) {
         let deadline = Instant::now() + stretched(patience);
@@ -237,12 +237,12 @@ impl Cofferdam {
         }
     }
 
-    /// What killed or failed builds have left in run directories, in staging areas and among temporary files.
+    /// Files that killed or failed builds left in run directories, staging areas and the temporary directory.
     pub fn leftovers(&self) -> Vec<PathBuf> {
         let places = [self.run_directory(), self.staging_directory(), self.directory.path().join("tmp")];
         let entries = places.iter().filter_map(|place| fs::read_dir(place).ok()).flatten();
         let paths = entries.map(|entry| entry.expect("the state directory can be read").path());
-        // The lock of the place itself stays.
+        // The directory's own lock file stays.
         paths.filter(|path| path.file_name() != Some(OsStr::new("lock"))).collect()
     }
 
@@ -251,7 +251,7 @@ impl Cofferdam {
         self.directory.path().join("state/store/blobs/b3").join(&hex[..2]).join(hex)
     }
 
-    /// Reads every blob of the store and checks that its name is its digest; gives the names, sorted.
+    /// Checks that the name of every blob in the store is its digest. Returns the names, sorted.
     #[track_caller]
     pub fn verified_blobs(&self) -> Vec<String> {
         let mut names = Vec::new();

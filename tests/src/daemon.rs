@@ -1,4 +1,4 @@
-//! A daemon that builds, on a socket of its own.
+//! A daemon on a socket of its own.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -19,7 +19,7 @@ use crate::{
     stretched, vmm,
 };
 
-/// One VM at a time, with little memory.
+/// The usual configuration: one VM at a time, with little memory.
 const CONFIG: &str = "
     allow_emulation = true
     [budget]
@@ -37,14 +37,14 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts one on this state directory, with what `config` adds to the tests' usual configuration (top-level keys,
-    /// then tables), and waits until it listens.
+    /// Starts a daemon on this state directory, and waits until it listens. `config` is added to the tests' usual
+    /// configuration (top-level keys, then tables).
     #[track_caller]
     pub fn start(cofferdam: &Cofferdam, config: &str) -> Self {
         Self::start_with(cofferdam, config, &[])
     }
 
-    /// The same, with variables of its environment.
+    /// Like [`start`](Self::start), with environment variables.
     #[track_caller]
     pub fn start_with(cofferdam: &Cofferdam, config: &str, variables: &[(&str, &OsStr)]) -> Self {
         let slots = slots::take_one();
@@ -70,13 +70,13 @@ impl Daemon {
         format!("grpc+unix://{}", self.socket.display())
     }
 
-    /// The addresses that it says it listens on, as soon as it has said so many.
+    /// The addresses that it has printed, as soon as there are so many.
     #[track_caller]
     pub fn addrs(&self, count: usize) -> Vec<String> {
         self.running.stdout_lines(count)
     }
 
-    /// A connection to it, on the runtime of whoever calls.
+    /// A connection to it, on the caller's runtime.
     pub fn peer(&self) -> Peer {
         Peer::from_addr(&self.addr(), &PeerOptions::default()).expect("the address is right")
     }
@@ -86,20 +86,20 @@ impl Daemon {
         &self.running
     }
 
-    /// Asks it to end, and waits until it has.
+    /// Ends it with SIGTERM, and waits for its end.
     pub fn end(self) -> Outcome {
         self.running.signal(Signal::SIGTERM);
         self.end_of()
     }
 
-    /// Waits until it has ended, which something else has asked it to.
+    /// Waits for its end, which the test has caused in another way.
     pub fn end_of(self) -> Outcome {
         self.running.end()
     }
 }
 
-/// The usual configuration, with this socket and what the tests' VMM wants, and the added one, whose lists and tables come
-/// after the usual ones of the same name.
+/// The usual configuration, with this socket and the settings for the tests' VMM, and the added one. Added lists and tables
+/// extend the usual ones of the same name.
 fn merged(config: &str, socket: &Path) -> String {
     let mut both: toml::Table = toml::from_str(CONFIG).expect("it is a constant");
     let listen = socket.to_str().expect("temporary directories are UTF-8");

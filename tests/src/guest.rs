@@ -1,4 +1,4 @@
-//! What goes into guests besides the image: static programs, and images that misbehave.
+//! Programs for guests, and images of hostile guests.
 
 use std::{
     env, fs,
@@ -13,7 +13,7 @@ static HOSTILE: LazyLock<PathBuf> = LazyLock::new(|| compile("hostile"));
 
 static BENCH: LazyLock<PathBuf> = LazyLock::new(|| compile("bench"));
 
-/// What programs of `guest/` share.
+/// Code shared by the programs of `guest/`.
 const SHARED: &str = "modules.rs";
 
 /// Compiles a program of `guest/`, unless its source has been compiled before.
@@ -28,7 +28,7 @@ fn compile(name: &str) -> PathBuf {
     if path.exists() {
         return path;
     }
-    // Others may be compiling it, too; the name stands for the whole program at any time.
+    // Other tests may be compiling it, too. The final name never refers to an incomplete file.
     let aside = tempfile::tempdir_in(&directory).expect("the cache directory can be written");
     let made = aside.path().join(name);
     let compiler = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
@@ -45,29 +45,29 @@ fn compile(name: &str) -> PathBuf {
     path
 }
 
-/// A static program for the inside of guests, compiled once; `guest/probe.rs` says what it does.
+/// A static program that runs in guests, see `guest/probe.rs`. It is compiled once.
 pub fn probe() -> &'static Path {
     &PROBE
 }
 
-/// The first program of the benchmarks' guests, compiled once; `guest/bench.rs` says what it does.
+/// The init of the benchmarks' guests, see `guest/bench.rs`. It is compiled once.
 pub fn bench() -> &'static Path {
     &BENCH
 }
 
-/// Compiles all programs; where this has run, and the cache is the same, no compiler is needed.
+/// Compiles all programs into the cache. Later uses of the same cache need no compiler.
 pub fn compile_all() {
     for program in [&PROBE, &HOSTILE, &BENCH] {
         LazyLock::force(program);
     }
 }
 
-/// Makes a copy of the guest image whose first program does what `guest/hostile.rs` says of this job.
+/// Makes a copy of the guest image whose init does this job, see `guest/hostile.rs`.
 pub fn hostile_image(directory: &Path, job: &str) {
     image_with(directory, &[("init", &read(&HOSTILE)), ("job", job.as_bytes())]);
 }
 
-/// Makes a copy of the guest image with another first program.
+/// Makes a copy of the guest image with another init.
 pub fn image_with_init(directory: &Path, init: &Path) {
     image_with(directory, &[("init", &read(init))]);
 }
@@ -76,13 +76,13 @@ fn read(program: &Path) -> Vec<u8> {
     fs::read(program).expect("the program is there")
 }
 
-/// Makes a copy of the guest image with these files beside or instead of its own.
+/// Makes a copy of the guest image with these files added or replaced.
 fn image_with(directory: &Path, files: &[(&str, &[u8])]) {
     let (_, image) = crate::image();
     let mut initramfs = fs::read(&image.initramfs).expect("the image is there");
     initramfs.resize(initramfs.len().next_multiple_of(4), 0);
-    // The kernel unpacks one archive after the other, and the later file stays.
-    // Rust's runtime aborts where there is neither a console nor this.
+    // The kernel unpacks the archives in turn, and a later file replaces an earlier one.
+    // Rust's runtime aborts without a console or this.
     append(&mut initramfs, "dev/null", 0o020_666, (1, 3), &[]);
     for (name, contents) in files {
         append(&mut initramfs, name, 0o100_755, (0, 0), contents);

@@ -1,15 +1,15 @@
-//! What the whole-system tests are written with: the real program, real VMs, nothing faked.
+//! The harness of the whole-system tests. They use the real program and real VMs.
 //!
 //! ```text
-//!   Cofferdam         a user's own state directory; proves at its end that no process and no file is left
+//!   Cofferdam         a user's own state directory; checks at its end that no process and no file is left
 //!     .build()  ───▶ Build      the flags of `cofferdam run`, or a ProtoJSON request for `cofferdam build`
 //!       .shell() ──▶ Running    the live process: its output so far, its signals, its peak memory
 //!         .end() ──▶ Outcome    exit code, stdout, stderr, outputs
 //! ```
 //!
-//! The program is compiled and the guest image is made once, by whichever test comes first, unless `COFFERDAM_BIN` and
-//! `COFFERDAM_TEST_IMAGE` name what was made before. At most [`slots`] VMs run at a time over all test programs. A test
-//! that can't run on a machine fails and says what mends it; none is skipped.
+//! The first test compiles the program and makes the guest image, unless `COFFERDAM_BIN` and `COFFERDAM_TEST_IMAGE` name
+//! existing ones. At most [`slots`] VMs run at a time over all test programs. A test that can't run on a machine fails with
+//! advice. None is skipped.
 
 mod build;
 pub mod castore;

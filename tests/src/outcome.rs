@@ -1,4 +1,4 @@
-//! How a command ended.
+//! The end of a command, with its output.
 
 use std::{fs, os::unix::process::ExitStatusExt, path::PathBuf, process::ExitStatus, time::Duration};
 
@@ -6,12 +6,12 @@ use serde_json::Value;
 
 use crate::{castore::NodeText, program::MEND};
 
-/// What the harness knows beforehand about a command.
+/// The expected outputs of a command.
 #[derive(Debug, Default)]
 pub(crate) struct Expected {
-    /// Names of the outputs, in the order asked for.
+    /// Names of the outputs, in the order of the request.
     pub(crate) outputs: Vec<String>,
-    /// Where they are exported to.
+    /// The directory to which they are exported.
     pub(crate) exported_to: Option<PathBuf>,
 }
 
@@ -19,13 +19,13 @@ pub(crate) struct Expected {
 #[derive(Debug)]
 pub struct Outcome {
     status: ExitStatus,
-    /// From its start to its end.
+    /// Its duration.
     pub took: Duration,
-    /// Most memory that the `cofferdam` process itself had resident, in bytes.
+    /// Peak resident memory of the `cofferdam` process itself, in bytes.
     pub peak_bytes: u64,
-    /// What it wrote to stdout.
+    /// Its stdout.
     pub stdout: String,
-    /// What it wrote to stderr, the build's own output included.
+    /// Its stderr, the build's own output included.
     pub stderr: String,
     expected: Expected,
 }
@@ -33,7 +33,7 @@ pub struct Outcome {
 /// One output of a successful build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
-    /// What it is.
+    /// Its node.
     pub node: NodeText,
     /// Indexes of the needles found in it.
     pub needles: Vec<u64>,
@@ -49,31 +49,31 @@ impl Outcome {
         expected: Expected,
     ) -> Self {
         let stdout = String::from_utf8(stdout).expect("results are UTF-8");
-        // A build writes what it likes.
+        // A build's output may be any bytes.
         let stderr = String::from_utf8_lossy(stderr).into_owned();
         Self { status, took, peak_bytes, stdout, stderr, expected }
     }
 
-    /// It exited with 0.
+    /// Asserts exit code 0.
     #[track_caller]
     pub fn succeeds(self) -> Self {
         assert!(self.status.success(), "it did not succeed: {self}");
         self
     }
 
-    /// It exited with 1: the build failed, for the reason of this code.
+    /// Asserts exit code 1: the build failed with this reason.
     #[track_caller]
     pub fn build_fails(self, reason: &str) -> Self {
         self.fails_as(1, "build_failed", reason)
     }
 
-    /// It exited with 2: the request is wrong, in the way of this code.
+    /// Asserts exit code 2: the request is wrong, with this reason.
     #[track_caller]
     pub fn is_refused(self, reason: &str) -> Self {
         self.fails_as(2, "request_wrong", reason)
     }
 
-    /// It exited with 3: the executor failed, for the reason of this code.
+    /// Asserts exit code 3: the executor failed with this reason.
     #[track_caller]
     pub fn executor_fails(self, reason: &str) -> Self {
         self.fails_as(3, "executor_failed", reason)
@@ -86,19 +86,19 @@ impl Outcome {
         assert_eq!(json["kind"], kind, "{this}");
         assert_eq!(json["reason"], reason, "{this}");
         let message = json["message"].as_str().unwrap_or_default();
-        assert!(this.stderr.contains("error: "), "people are told nothing: {this}");
-        assert!(!message.is_empty(), "machines are told nothing: {this}");
+        assert!(this.stderr.contains("error: "), "no error on stderr: {this}");
+        assert!(!message.is_empty(), "no message in the JSON: {this}");
         this
     }
 
-    /// It exited with this code.
+    /// Asserts this exit code.
     #[track_caller]
     pub fn exits_with(self, code: i32) -> Self {
         assert_eq!(self.status.code(), Some(code), "expected exit code {code}: {self}");
         self
     }
 
-    /// Its stderr holds `text`.
+    /// Asserts that its stderr contains `text`.
     #[track_caller]
     pub fn says(self, text: &str) -> Self {
         assert!(self.stderr.contains(text), "it does not say {text:?}: {self}");
@@ -110,7 +110,7 @@ impl Outcome {
         self.status.signal()
     }
 
-    /// Its stdout as JSON, but for the line that tells the id of a daemon's build.
+    /// Its stdout as JSON, without the line with the id of a daemon's build.
     #[track_caller]
     pub fn json(&self) -> Value {
         let text = match self.build_id() {
@@ -120,7 +120,7 @@ impl Outcome {
         serde_json::from_str(text).unwrap_or_else(|error| panic!("stdout is not JSON ({error}): {self}"))
     }
 
-    /// The id that a daemon gave to the build, from the first line of its stdout.
+    /// The daemon's id of the build, from the first line of its stdout.
     pub fn build_id(&self) -> Option<String> {
         let first: Value = serde_json::from_str(self.stdout.lines().next()?).ok()?;
         first["build"].as_str().map(str::to_owned)
@@ -148,21 +148,21 @@ impl Outcome {
         output.clone()
     }
 
-    /// Where an output was exported to.
+    /// The path of an exported output.
     #[track_caller]
     pub fn exported(&self, output: &str) -> PathBuf {
-        assert!(self.expected.outputs.iter().any(|name| name == output), "{output:?} was not asked for");
+        assert!(self.expected.outputs.iter().any(|name| name == output), "{output:?} was not requested");
         let directory = self.expected.exported_to.as_ref().expect("the build exports its outputs");
         directory.join(output)
     }
 
-    /// What is in an output, as text.
+    /// The contents of an output, as text.
     #[track_caller]
     pub fn read(&self, output: &str) -> String {
         String::from_utf8(self.read_bytes(output)).unwrap_or_else(|error| panic!("{output:?} holds no text: {error}"))
     }
 
-    /// What is in an output, as bytes.
+    /// The contents of an output, as bytes.
     #[track_caller]
     pub fn read_bytes(&self, output: &str) -> Vec<u8> {
         let path = self.exported(output);
@@ -176,7 +176,7 @@ fn integers(list: &Value) -> Vec<u64> {
     list.as_array().map(|list| list.iter().filter_map(integer).collect()).unwrap_or_default()
 }
 
-/// Everything that a failed assertion should show.
+/// Shows everything about the command, for failed assertions.
 impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} after {:.1} s", self.status, self.took.as_secs_f64())?;

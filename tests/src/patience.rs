@@ -1,11 +1,11 @@
-//! How long things may take: tests say what suits an emulated guest on a busy host, and where even that is emulated,
-//! all of it is stretched by one factor.
+//! Time limits of tests. They suit an emulated guest on a busy host. If that host is emulated, too, one factor stretches them
+//! all.
 
 use std::{env, sync::LazyLock, time::Duration};
 
 use cofferdam::Settings;
 
-/// Holds the factor, a whole number; 1 without it.
+/// The variable with the factor, a whole number. Default: 1.
 pub const SETTING: &str = "COFFERDAM_TEST_PATIENCE";
 
 static FACTOR: LazyLock<u32> = LazyLock::new(|| {
@@ -18,7 +18,7 @@ pub fn stretched(time: Duration) -> Duration {
     time * *FACTOR
 }
 
-/// How long a guest may take to connect, as settings have it, where the default is too short.
+/// The time limit for a guest to connect, as a setting, if the default is too short.
 pub(crate) fn connect_timeout() -> Option<String> {
     let patience = stretched(Settings::CONNECT_TIMEOUT);
     (patience > Settings::CONNECT_TIMEOUT).then(|| format!("{}s", patience.as_secs()))

@@ -1,4 +1,4 @@
-//! Which processes belong to a state directory, as `/proc` tells it.
+//! Finds the processes that belong to a state directory, from `/proc`.
 
 use std::{fs, io::ErrorKind, os::unix::ffi::OsStrExt, path::Path, process};
 
@@ -7,14 +7,14 @@ use nix::{
     unistd::Pid,
 };
 
-/// A process that works in, sees, or was told of, a directory.
+/// A process whose working directory, mounts, arguments or environment refer to a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
     /// Its id.
     pub pid: i32,
     /// Its parent's id.
     pub parent: i32,
-    /// The file name of what it executes.
+    /// The file name of its executable.
     pub name: String,
     /// Whether it is in a namespace of its own, or in one that can't be looked at.
     pub is_walled: bool,
@@ -23,16 +23,16 @@ pub struct Process {
 }
 
 impl Process {
-    /// Ends it at once.
+    /// Kills it.
     pub fn kill(&self) {
         kill(Pid::from_raw(self.pid), Signal::SIGKILL).unwrap_or_else(|error| panic!("can't kill {self:?}: {error}"));
     }
 }
 
-/// All processes, beside this one, whose working directory is in `directory`, or whose mounts, arguments or environment name
-/// it. The dead that nobody has waited for have none of these.
+/// All other processes whose working directory is in `directory`, or whose mounts, arguments or environment name it. Zombies
+/// have none of these.
 ///
-/// Of `cofferdam` itself, root alone sees more than the arguments. Another user takes what it has started for its own.
+/// Of `cofferdam` itself, other users than root see only the arguments. They take its children for its own.
 pub fn of(directory: &Path) -> Vec<Process> {
     let entries = fs::read_dir("/proc").expect("/proc is mounted").flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
@@ -81,7 +81,7 @@ fn look(pid: i32, directory: &Path) -> Option<Seen> {
     Some(Seen { process, is_told, is_closed })
 }
 
-/// The most memory that a process has had resident so far, in bytes; `None` when it is gone.
+/// The peak resident memory of a process, in bytes. `None` if it is gone.
 pub fn peak_resident_bytes(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

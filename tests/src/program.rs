@@ -12,7 +12,7 @@ use std::{
 use cofferdam_images::{Image, Options};
 use serde_json::Value;
 
-/// What each test is told that needs what could not be made.
+/// The failure of every test that needs the program or the image, if it could not be made.
 type Made<T> = LazyLock<Result<T, String>>;
 
 static PROGRAM: Made<PathBuf> = LazyLock::new(|| match env::var_os("COFFERDAM_BIN") {
@@ -27,7 +27,7 @@ static IMAGE: Made<(PathBuf, Image)> = LazyLock::new(|| {
     }
     let options = Options::default();
     let image = cofferdam_images::ensure(&options).map_err(|error| no_image(&error))?;
-    // Another checkout may put its own image in this one's place, but this version is in use.
+    // Another checkout may replace this image by its own. The version in use stays.
     let version = image.kernel.parent().expect("it is a file").to_owned();
     Ok((version, image))
 });
@@ -42,7 +42,7 @@ fn no_image(error: &dyn Error) -> String {
     format!("{told}\n{MEND}")
 }
 
-/// What to do on a machine that can't run the tests.
+/// Advice for a machine that can't run the tests.
 pub(crate) const MEND: &str = "If something is missing on this machine, run: images/setup.sh";
 
 /// The `cofferdam` program: `$COFFERDAM_BIN`, or compiled now, in the profile of the tests.
@@ -50,7 +50,7 @@ pub fn program() -> &'static Path {
     PROGRAM.as_deref().unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// The guest image's directory and its files: `$COFFERDAM_TEST_IMAGE` as it is, or the user's own, made if need be.
+/// The guest image's directory and its files: `$COFFERDAM_TEST_IMAGE`, or else the user's own, made if necessary.
 pub fn image() -> (&'static Path, &'static Image) {
     let (directory, image) = IMAGE.as_ref().unwrap_or_else(|error| panic!("{error}"));
     (directory, image)
@@ -67,8 +67,8 @@ pub fn test_executables() -> Result<Vec<PathBuf>, String> {
 }
 
 fn compile() -> Result<PathBuf, String> {
-    // Beside what its dependencies were compiled for already, lest they get other features and are compiled again: all
-    // tests, or the programs of this package, which are released.
+    // Selects the same packages as the call that compiled the dependencies, all tests or this package's programs. Otherwise
+    // the dependencies would get other features and be compiled again.
     let beside = if cfg!(debug_assertions) {
         ["--workspace", "--test=daemon"]
     } else {
@@ -79,7 +79,7 @@ fn compile() -> Result<PathBuf, String> {
     program.ok_or_else(|| "cargo does not say where the program is that it has made".to_owned())
 }
 
-/// Has cargo make executables; gives those of this kind of target.
+/// Compiles with cargo, and returns the executables of this kind of target.
 fn cargo(arguments: &[&str], kind: &str) -> Result<Vec<(String, PathBuf)>, String> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
@@ -87,14 +87,14 @@ fn cargo(arguments: &[&str], kind: &str) -> Result<Vec<(String, PathBuf)>, Strin
     if !cfg!(debug_assertions) {
         command.arg("--release");
     }
-    // What cargo tells this package's programs of it would make ring's build script, which looks, run once more.
+    // Cargo sets these variables for this package's programs. ring's build script looks at them, and would run again.
     for (key, _) in env::vars_os() {
         if ["CARGO_MANIFEST_", "CARGO_PKG_"].iter().any(|prefix| key.as_encoded_bytes().starts_with(prefix.as_bytes()))
         {
             command.env_remove(key);
         }
     }
-    // It is set for the tests alone, so that they tell their times, and would have half the dependencies compiled again.
+    // It is set only for the tests, to print their times. Half the dependencies would be compiled again because of it.
     command.env_remove("RUSTC_BOOTSTRAP");
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let made = command.current_dir(workspace).stderr(Stdio::inherit()).output().expect("cargo can be started");

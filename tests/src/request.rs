@@ -1,9 +1,9 @@
-//! Requests as clients of a daemon send them.
+//! Requests in the form that clients send to a daemon.
 
 use cofferdam::request::{BuildRequest, SYSTEM};
 use cofferdam_proto::{EncodedRequest, snix::build::v1 as proto};
 
-/// A script for the shell that the guest provides, with its outputs.
+/// A request for a script, which runs in the guest's shell, with these outputs.
 pub fn shell(script: &str, outputs: &[&str]) -> proto::BuildRequest {
     let strings = |items: &[&str]| items.iter().map(ToString::to_string).collect();
     proto::BuildRequest {
@@ -21,7 +21,7 @@ pub fn shell(script: &str, outputs: &[&str]) -> proto::BuildRequest {
     }
 }
 
-/// A right request in the form that is sent.
+/// A valid request in the form that is sent.
 pub fn encoded(request: proto::BuildRequest) -> EncodedRequest {
     (&BuildRequest::try_from(request).expect("the request is right")).into()
 }

@@ -1,4 +1,4 @@
-//! A `cofferdam` process while it lives.
+//! A running `cofferdam` process.
 
 use std::{
     fs::File,
@@ -23,13 +23,13 @@ use crate::{
     terminal::{self, Terminal},
 };
 
-/// Longer than any command of any test may take, on a slow and busy machine.
+/// Time limit for any command of any test, on a slow and busy machine.
 const PATIENCE: Duration = Duration::from_secs(900);
 
-/// How often a living process is looked at.
+/// Interval between two looks at a running process.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// A started command. Dropped before its end, it is killed.
+/// A started command. It is killed when dropped before its end.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
@@ -43,7 +43,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts a command, which keeps `slots` to its end.
+    /// Starts a command. It keeps `slots` until its end.
     pub(crate) fn start(mut command: Command, expected: Expected, slots: Option<Slots>) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("can't start {command:?}: {error}"));
@@ -52,11 +52,11 @@ impl Running {
         Self { child, begun: Instant::now(), stdout, stderr, expected, peak_bytes: 0, person: None, _slots: slots }
     }
 
-    /// Starts a command on a terminal, whose screen counts as its stderr.
+    /// Starts a command on a terminal. The terminal's output counts as its stderr.
     pub(crate) fn start_on(terminal: Terminal, command: &Command, expected: Expected, slots: Option<Slots>) -> Self {
         let mut command = terminal.put_on(command);
         let mut child = command.stdout(Stdio::piped()).spawn().expect("setsid is there");
-        // It has copies of the program's side of the terminal, which would keep that open.
+        // It holds copies of the program's side of the terminal, which would keep the terminal open.
         drop(command);
         let stdout = Capture::of(child.stdout.take().expect("stdout is a pipe"));
         let person = terminal.into_person();
@@ -100,12 +100,12 @@ impl Running {
         self.stdout.text().lines().take(count).map(str::to_owned).collect()
     }
 
-    /// How long it has run.
+    /// The time since its start.
     pub fn age(&self) -> Duration {
         self.begun.elapsed()
     }
 
-    /// What it has written to stderr so far.
+    /// Its stderr so far.
     pub fn stderr_so_far(&self) -> String {
         self.stderr.text()
     }
@@ -116,7 +116,7 @@ impl Running {
         self
     }
 
-    /// Whether it has not ended yet.
+    /// Whether it still runs.
     pub fn is_alive(&mut self) -> bool {
         self.child.try_wait().expect("it is our child").is_none()
     }
@@ -150,7 +150,7 @@ impl Drop for Running {
     }
 }
 
-/// What a pipe has delivered, read by a thread.
+/// The contents of a pipe, read by a thread.
 #[derive(Debug)]
 struct Capture {
     shared: Arc<(Mutex<Said>, Condvar)>,
@@ -195,7 +195,7 @@ impl Capture {
         String::from_utf8_lossy(&lock(&self.shared.0).bytes).into_owned()
     }
 
-    /// Everything to the pipe's end; it ends with the last process that has it.
+    /// Everything up to the pipe's end, which comes when the last process with it ends.
     fn finish(&mut self) -> Vec<u8> {
         assert!(
             self.wait_until(stretched(Duration::from_secs(5)), |_| false) || lock(&self.shared.0).ended,

@@ -1,4 +1,4 @@
-//! How many VMs run at a time: as many locked files, so that it holds over threads and over test programs.
+//! Limits the number of VMs that run at a time. Each holds a locked file, so the limit covers all threads and test programs.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-/// VMs at a time: emulated ones keep a core busy each.
+/// VMs at a time. Each emulated one keeps a core busy.
 pub static COUNT: LazyLock<usize> =
     LazyLock::new(|| thread::available_parallelism().map_or(2, usize::from).clamp(2, 3));
 
@@ -32,7 +32,7 @@ pub fn take_all() -> Slots {
     Slots(take(*COUNT))
 }
 
-/// Whoever waits holds the gate, so that one who wants everything gets it.
+/// The first to wait holds the gate, so that a test which needs all slots gets them in the end.
 fn take(wanted: usize) -> Vec<File> {
     let open = |name: &str| File::create(DIRECTORY.join(name)).expect("the cache directory can be written");
     let gate = open("gate");

@@ -1,4 +1,4 @@
-//! A terminal, with a program on it and a test in the place of a person.
+//! A terminal with a program on one side. The test plays the person on the other side.
 
 use std::{
     fs::{File, OpenOptions},
@@ -23,7 +23,7 @@ pub(crate) struct Terminal {
 }
 
 impl Terminal {
-    /// One of this many rows and columns. What other tests start meanwhile has no part in it.
+    /// Makes a terminal with this many rows and columns. Programs that other tests start at this time don't inherit it.
     pub(crate) fn new(size: (u16, u16)) -> Self {
         let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC);
         let master = master.expect("a pseudo-terminal can be made");
@@ -35,7 +35,7 @@ impl Terminal {
         Self { person, program: program.expect("it is unlocked").into() }
     }
 
-    /// The same command, its stdin and stderr on this terminal, which controls it.
+    /// The command with its stdin and stderr on this terminal, as its controlling terminal.
     pub(crate) fn put_on(&self, command: &Command) -> Command {
         let side = || Stdio::from(self.program.try_clone().expect("descriptors can be copied"));
         let mut this = Command::new("setsid");
@@ -53,7 +53,7 @@ impl Terminal {
         this
     }
 
-    /// What the person sees and types; the program's side is left to the program.
+    /// The person's side. The program's side is closed here.
     pub(crate) fn into_person(self) -> File {
         self.person
     }
@@ -64,7 +64,7 @@ pub(crate) fn type_into(mut person: &File, text: &str) {
     person.write_all(text.as_bytes()).expect("the terminal is there");
 }
 
-/// Changes the size, of which whoever runs there is told.
+/// Changes the size. The terminal's processes get SIGWINCH.
 pub(crate) fn resize(person: &File, (rows, columns): (u16, u16)) {
     let mut stty = Command::new("stty");
     stty.args(["rows", &rows.to_string(), "cols", &columns.to_string()]);

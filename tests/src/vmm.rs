@@ -1,4 +1,4 @@
-//! The VMM that the tests run with.
+//! The VMM under test.
 
 use std::{env, sync::LazyLock};
 
@@ -6,7 +6,7 @@ use cofferdam::machine::vmm::{self, Choice, Kind};
 
 use crate::program::MEND;
 
-/// Names the VMM to test, as `--vmm` does. Without it each command chooses as it would for anybody.
+/// The variable that names the VMM to test, as `--vmm` does. Without it each command chooses by itself.
 pub const SETTING: &str = "COFFERDAM_TEST_VMM";
 
 static CHOICE: LazyLock<Result<Choice, String>> = LazyLock::new(|| {
@@ -19,18 +19,18 @@ static CHOICE: LazyLock<Result<Choice, String>> = LazyLock::new(|| {
     vmm::choose(asked).map_err(|error| format!("{error}\n{MEND}"))
 });
 
-/// The VMM that was asked for, as `--vmm` names it.
+/// The requested VMM, by its name for `--vmm`.
 pub fn asked() -> Option<&'static str> {
     static ASKED: LazyLock<Option<String>> = LazyLock::new(|| env::var(SETTING).ok());
     ASKED.as_deref()
 }
 
-/// The VMM that builds get.
+/// The VMM that runs the builds.
 pub fn choice() -> &'static Choice {
     CHOICE.as_ref().unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// The processes that a build has for its VMM: the file name of what each executes, and what messages call it.
+/// The processes of a build's VMM: the file name of each executable, and its name in messages.
 pub fn processes() -> Vec<(String, &'static str)> {
     let program = choice().program.canonicalize().expect("the VMM is there");
     let file_name = program.file_name().expect("it is a file").to_string_lossy().into_owned();

@@ -1,11 +1,11 @@
-//! What can be had of a failed build: what it left, and a shell in its place.
+//! After a failed build: its remains, and a shell in its machine.
 
 use std::{fs, thread, time::Duration};
 
 use cofferdam_tests::{Build, Cofferdam, Outcome, Running, guest, stretched};
 use nix::sys::signal::Signal;
 
-/// The node of what was kept, from the object on stdout.
+/// The node of the remains, from the object on stdout.
 #[track_caller]
 fn kept(ended: &Outcome) -> String {
     let json = ended.json();
@@ -13,7 +13,7 @@ fn kept(ended: &Outcome) -> String {
 }
 
 #[test]
-fn what_a_failed_build_has_left_is_kept_and_can_be_exported() {
+fn remains_of_a_failed_build_can_be_exported() {
     let cofferdam = Cofferdam::new();
     let input = cofferdam.file("input", "not the build's own");
     let build = cofferdam.build().switch("--keep-failed").input("stays", &input).input("goes", &input);
@@ -39,7 +39,7 @@ fn what_a_failed_build_has_left_is_kept_and_can_be_exported() {
 }
 
 #[test]
-fn every_kind_of_failure_leaves_something() {
+fn every_kind_of_failure_has_remains() {
     let cofferdam = Cofferdam::new();
     let limit = |time| format!("{}s", stretched(Duration::from_secs(time)).as_secs());
     let keeping = || cofferdam.build().switch("--keep-failed").output("build/out");
@@ -53,7 +53,7 @@ fn every_kind_of_failure_leaves_something() {
         (keeping().flag("--timeout", limit(90)), "echo here > trace; while sleep 1; do echo x; done", "timeout"),
         (keeping().flag("--log-limit", "64K"), "echo here > trace; yes", "limit_reached"),
     ];
-    // Some only wait.
+    // Some builds only wait.
     thread::scope(|scope| {
         for (build, script, reason) in cases {
             scope.spawn(|| {
@@ -66,7 +66,7 @@ fn every_kind_of_failure_leaves_something() {
 }
 
 #[test]
-fn what_is_kept_stays_within_the_limits_on_outputs() {
+fn remains_stay_within_the_output_limits() {
     let cofferdam = Cofferdam::new();
     let build = cofferdam.build().switch("--keep-failed").flag("--output-limit", "1M");
     let failed = build.shell("echo small > a; head -c 2097152 /dev/zero > b; echo small > c; exit 1");
@@ -76,7 +76,7 @@ fn what_is_kept_stays_within_the_limits_on_outputs() {
     assert_eq!(failed.json()["fields"]["kept_skipped"], 1, "{failed}");
 }
 
-/// A failed build, and the shell in its place.
+/// A failed build with a shell in its machine.
 fn in_shell(build: Build<'_>, script: &str) -> Running {
     let running = build.switch("--shell-on-failure").on_terminal((30, 100)).start_shell(script);
     running.wait_for("the machine ends with it").wait_for("$ ");
@@ -84,7 +84,7 @@ fn in_shell(build: Build<'_>, script: &str) -> Running {
 }
 
 #[test]
-fn a_shell_in_a_failed_build_is_where_the_build_was() {
+fn a_shell_has_the_failed_builds_environment() {
     let cofferdam = Cofferdam::new();
     let build = cofferdam.build().flag("--env", "GREETING=hello").switch("--keep-failed");
     let running = in_shell(build, "echo left > trace; exit 7");
@@ -94,16 +94,16 @@ fn a_shell_in_a_failed_build_is_where_the_build_was() {
     }
     running.resizes((40, 120)).types("until stty size | grep 40; do sleep 0.1; done; echo now $(stty size)\n");
     running.wait_for("now 40 120\r\n");
-    // A controlling terminal: a key ends what runs in front, and the shell stays.
+    // The terminal controls the shell: Ctrl-C ends the foreground command, and the shell stays.
     running.types("sh -c 'echo in front; sleep 1000'\n").wait_for("in front\r\n").types("\x03");
     running.types("tty; echo still $((6 * 7))\n").wait_for("/dev/pts/0\r\n").wait_for("still 42\r\n");
-    // It is confined as the build was.
+    // The shell is confined as the build was.
     running.types("grep -c . /proc/net/dev; mount -t tmpfs x /build || echo nothing is mounted\n");
     running.wait_for("nothing is mounted\r\n");
     running.types("echo afterwards > trace; exit\n");
     let ended = running.end().build_fails("exit_code");
     assert_eq!(ended.json()["fields"]["exit_code"], 7, "{ended}");
-    // Kept before the shell could change it.
+    // The remains were kept before the shell could change them.
     assert_eq!(fs::read_to_string(cofferdam.export(&kept(&ended)).join("build/trace")).unwrap(), "left\n");
 }
 
@@ -118,7 +118,7 @@ fn a_build_without_a_shell_of_its_own_gets_one() {
 }
 
 #[test]
-fn a_shell_ends_when_its_time_is_up_and_when_somebody_interrupts_and_the_build_has_failed_all_the_same() {
+fn a_shell_ends_at_its_time_limit_and_on_an_interrupt() {
     let cofferdam = Cofferdam::new();
     let limit = stretched(Duration::from_secs(5));
     let running = in_shell(cofferdam.build().flag("--shell-timeout", format!("{}s", limit.as_secs())), "exit 3");

@@ -1,4 +1,4 @@
-//! The command line as a daemon's client: whose store it uses, and what it tells where no daemon answers.
+//! The command line as a daemon's client: the store that it uses, and its errors if no daemon answers.
 
 use std::{os::unix::net::UnixListener, path::Path};
 
@@ -25,12 +25,12 @@ fn the_advised_import_makes_a_build_with_a_daemon_succeed() {
     user.command(advised).succeeds();
     assert_eq!(run().shell("cp /inputs/in out").succeeds().read("build/out"), "from the client\n");
 
-    // A person sees the id at once, and how long a failure took.
+    // On a terminal it prints the id at once, and the duration after a failure.
     let failed = user.build().on(&daemon).on_terminal((24, 120)).start_shell("exit 3").end().build_fails("exit_code");
     let id = failed.build_id().expect("it is told");
     failed.says(&format!("build {id}")).says("failed after ").says("(boot ");
 
-    // The variable alone does it, too, and the client's own store has nothing of it.
+    // The variable alone is enough, too, and nothing goes into the client's own store.
     let there = |arguments: &[&str]| user.command_with(&variables, arguments);
     let other = user.file("other", "more\n");
     let imported = there(&["import", "--json", other.to_str().unwrap()]).succeeds().json();
@@ -48,7 +48,7 @@ fn the_advised_import_makes_a_build_with_a_daemon_succeed() {
 }
 
 #[test]
-fn what_keeps_a_client_from_its_daemon_is_told_by_its_name() {
+fn connection_errors_name_their_cause() {
     let cofferdam = Cofferdam::new();
     let daemon = Daemon::start(&cofferdam, "listen = ['127.0.0.1:0']");
     let list = |addr: &str| cofferdam.command(["builds", "list", "--json", "--daemon", addr]).executor_fails("daemon");
@@ -68,7 +68,7 @@ fn what_keeps_a_client_from_its_daemon_is_told_by_its_name() {
         assert_eq!(import.executor_fails("daemon").says("nobody listens").json()["fields"]["cause"], "nobody_listens");
     }
     if geteuid().is_root() {
-        // Its own directory is open to others, the daemon's socket is not.
+        // Others may enter the directory, but not use the daemon's socket.
         let addr = daemon.addr();
         let nobody = Cofferdam::unprivileged();
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);

@@ -1,4 +1,4 @@
-//! Digests are those of castore, whoever computes them.
+//! Digests equal those of castore's definition, computed here independently.
 
 use std::{
     ffi::OsStr,
@@ -28,7 +28,7 @@ fn well_known_digests_are_these() {
 }
 
 #[test]
-fn imported_trees_have_the_digests_that_the_format_gives_and_come_back_whole() {
+fn imported_trees_have_castores_digests_and_export_unchanged() {
     let cofferdam = Cofferdam::new();
     let tree = cofferdam.files().join("tree");
     for (number, name) in [&b"a"[..], b"a.b", b"a-b", b"A", b"~", b"\xff", b"\xc3\xa4", b" ", b"\n"].iter().enumerate()
@@ -60,7 +60,7 @@ fn imported_trees_have_the_digests_that_the_format_gives_and_come_back_whole() {
 }
 
 #[test]
-fn what_castore_cannot_hold_is_refused_by_path() {
+fn unsupported_files_are_refused_by_path() {
     let cofferdam = Cofferdam::new();
     cofferdam.file("tree/a/file", "x");
     nix::unistd::mkfifo(&cofferdam.files().join("tree/a/pipe"), Mode::S_IRWXU).unwrap();

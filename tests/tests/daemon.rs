@@ -13,12 +13,12 @@ use std::{
 use cofferdam_tests::{Cofferdam, Outcome, Running, castore, stretched};
 use nix::sys::signal::Signal;
 
-/// What a store that is served may take of memory, whatever goes through it.
+/// Most memory that a daemon may use while it serves its store, for transfers of any size.
 const MAX_PEAK_BYTES: u64 = 150 * 1024 * 1024;
 
 const LARGE_BYTES: usize = 512 * 1024 * 1024;
 
-/// A daemon on a socket of that name, and the flags by which others use it.
+/// A daemon on a socket of that name, and the flags to use its store.
 fn serve(cofferdam: &Cofferdam, socket: &str) -> (Running, [String; 4]) {
     let path = cofferdam.files().join(socket);
     let daemon = cofferdam.start_command(
@@ -48,7 +48,7 @@ fn write_large(path: &Path) {
 }
 
 #[test]
-fn what_one_process_imports_through_a_daemon_another_one_exports_and_memory_stays_bounded() {
+fn large_transfers_through_a_daemon_need_bounded_memory() {
     let cofferdam = Cofferdam::new();
     let tree = cofferdam.files().join("tree");
     for number in 0..300 {
@@ -67,13 +67,13 @@ fn what_one_process_imports_through_a_daemon_another_one_exports_and_memory_stay
     for outcome in [&imported, &exported, &served] {
         assert!(outcome.peak_bytes < MAX_PEAK_BYTES, "{} bytes\n{outcome}", outcome.peak_bytes);
     }
-    // It was durable in the daemon's own store, and the socket has gone with the daemon.
+    // The blobs are durable in the daemon's own store, and the daemon has removed its socket.
     cofferdam.export(node);
     assert!(!cofferdam.files().join("socket").exists());
 }
 
 #[test]
-fn a_socket_that_a_killed_daemon_left_is_taken_over_and_one_in_use_is_not() {
+fn only_the_socket_of_a_dead_daemon_is_replaced() {
     let cofferdam = Cofferdam::new();
     let (killed, _) = serve(&cofferdam, "socket");
     killed.signal(Signal::SIGKILL);

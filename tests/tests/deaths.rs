@@ -1,5 +1,5 @@
-//! Builds that end because somebody dies: the host, the VMM, the devices, the guest. Nothing is ever left behind, and
-//! whoever died is named.
+//! Builds that end because a process dies: the host, the VMM, a device, the guest. Nothing is left behind, and the error
+//! names the process.
 
 use std::{
     fs, thread,
@@ -41,14 +41,14 @@ fn a_build_can_be_interrupted_while_it_boots() {
 }
 
 #[test]
-fn a_killed_host_takes_its_processes_along_and_the_next_start_its_files() {
+fn a_killed_hosts_processes_die_and_the_next_start_removes_its_files() {
     let cofferdam = Cofferdam::new();
     let killed = running(cofferdam.build());
     killed.signal(Signal::SIGKILL);
     let ended = killed.end();
     assert_eq!(ended.signal(), Some(9), "{ended}");
     cofferdam.processes_are_gone_within(Duration::from_secs(5));
-    assert!(!cofferdam.leftovers().is_empty(), "this test tests nothing: a killed host can't have cleaned up");
+    assert!(!cofferdam.leftovers().is_empty(), "this test can't fail: a killed host can't have cleaned up");
 
     cofferdam.build().output("build/out").shell("echo fine > out").succeeds();
     assert!(cofferdam.leftovers().is_empty(), "{:#?}", cofferdam.leftovers());
@@ -89,15 +89,15 @@ fn a_killed_host_does_not_disturb_the_builds_beside_it() {
     let _all = slots::take_all();
     let build = cofferdam.build().without_slot().output("build/out").exported();
     let mut survivor = build.start_shell("echo survivor runs; sleep 5; echo fine > out");
-    // Stopped, it lives for as long as this test wants.
+    // It is stopped, so that it lives as long as this test needs it.
     survivor.wait_for("survivor runs").signal(Signal::SIGSTOP);
     let its_own = cofferdam.leftovers();
     let killed = running(cofferdam.build().without_slot());
     killed.signal(Signal::SIGKILL);
     killed.end();
     let others = cofferdam.leftovers().into_iter().filter(|path| !its_own.contains(path));
-    assert_ne!(others.count(), 0, "this test tests nothing: a killed host can't have cleaned up");
-    // Cleans up after the killed one, and must leave the living one alone.
+    assert_ne!(others.count(), 0, "this test can't fail: a killed host can't have cleaned up");
+    // The next build cleans up after the killed one, but must not touch the living one.
     cofferdam.build().without_slot().shell("true").succeeds();
     assert!(survivor.is_alive(), "it has ended before the others: {}", survivor.stderr_so_far());
     assert_eq!(cofferdam.leftovers(), its_own, "a living build's files are gone, or a killed one's are not");
@@ -106,7 +106,7 @@ fn a_killed_host_does_not_disturb_the_builds_beside_it() {
 }
 
 #[test]
-fn a_dead_vmm_is_named_and_so_is_each_process_beside_it() {
+fn each_dead_process_is_named() {
     let cofferdam = Cofferdam::new();
     for (program, name) in vmm::processes() {
         let running = running(cofferdam.build());
@@ -131,13 +131,13 @@ fn a_vmm_that_dies_while_it_boots_is_named() {
     let running = cofferdam.build().start_shell("true");
     cofferdam.helper(program, &running).kill();
     let ended = running.end().exits_with(3).says(&format!("{name} died")).says("SIGKILL");
-    // A VMM with an API is found before it has been told what to boot.
+    // A VMM with an API can be found before it has got its configuration.
     let phases = ["while the guest booted", "while it was started"];
     assert!(phases.iter().any(|phase| ended.stderr.contains(phase)), "{ended}");
 }
 
 #[test]
-fn a_guest_that_never_calls_is_given_up() {
+fn a_guest_that_never_connects_times_out() {
     let images = tempfile::tempdir().unwrap();
     guest::hostile_image(images.path(), "never dial");
     let cofferdam = Cofferdam::with_image(images.path());
@@ -147,26 +147,26 @@ fn a_guest_that_never_calls_is_given_up() {
 }
 
 #[test]
-fn a_guest_without_a_first_program_is_no_mystery() {
+fn a_guest_without_init_is_explained() {
     let images = tempfile::tempdir().unwrap();
     guest::hostile_image(images.path(), "never dial");
     fs::write(images.path().join("initramfs"), "").unwrap();
     let cofferdam = Cofferdam::with_image(images.path());
     let limit = format!("{}s", stretched(Duration::from_secs(20)).as_secs());
     let ended = cofferdam.build().flag("--connect-timeout", limit).run(["a"]);
-    // Under cloud-hypervisor a kernel whose console is a module has none yet when it panics, but is heard to reset.
+    // Under cloud-hypervisor a kernel whose console is a module has no console yet when it panics, but its reset is reported.
     let told = ["init", "panic", "the guest reset itself"].iter().any(|words| ended.stderr.contains(words));
     assert!(told, "nothing tells why: {ended}");
     assert_eq!(ended.json()["kind"], "executor_failed", "{ended}");
 }
 
 #[test]
-fn a_panic_and_a_reset_of_the_guest_are_told_at_once() {
+fn panics_and_resets_are_reported_at_once() {
     const DRIVERS: &str =
         "#!/sh\nmkdir -p /proc /dev; ln -s sh /mount; /mount -t proc proc /proc; mount -t devtmpfs dev /dev
         test ! -e /modules.order || while read -r module; do insmod /lib/$module; done < /modules.order
         echo '<3>out of luck' > /dev/kmsg\n";
-    // Without a first program a kernel panics. QEMU ends for either, and tells no more than that.
+    // A kernel without init panics. QEMU ends after a panic and after a reset, and doesn't report which it was.
     for (end, reason) in [("exit 0", "guest_panicked"), ("reboot -f", "guest_reset")] {
         let images = tempfile::tempdir().unwrap();
         let init = images.path().join("script");

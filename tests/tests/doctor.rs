@@ -1,4 +1,4 @@
-//! What a host can do and lacks, with the step that mends it.
+//! `doctor`: what this host can do, what is missing, and how to fix it.
 
 use std::{
     fs::{self, Permissions},
@@ -10,7 +10,7 @@ use cofferdam::machine::vmm::Accelerator;
 use cofferdam_tests::{Cofferdam, vmm};
 
 #[test]
-fn a_host_that_can_build_is_told_so() {
+fn doctor_says_that_a_host_can_build() {
     let cofferdam = Cofferdam::new();
     let told = cofferdam.command(["doctor"]).succeeds();
     assert!(told.stdout.contains("builds can run here"), "{told}");
@@ -19,7 +19,7 @@ fn a_host_that_can_build_is_told_so() {
     }
     let json = cofferdam.command(["doctor", "--json"]).succeeds().json();
     assert_eq!(json["can_build"], true);
-    // What it says of a daemon is what a daemon does.
+    // Its checks of a daemon agree with those at a daemon's start.
     let checks = json["checks"].as_array().unwrap();
     let daemon = checks.iter().find(|check| check["name"] == "daemon").unwrap();
     let file = cofferdam.file("daemon.toml", "");
@@ -37,7 +37,7 @@ fn a_host_that_can_build_is_told_so() {
 }
 
 #[test]
-fn what_is_missing_is_told_with_what_mends_it() {
+fn missing_parts_are_reported_with_a_fix() {
     let cofferdam = Cofferdam::with_image("/nowhere/image");
     let told = cofferdam.command(["doctor", "--json"]).exits_with(3);
     let json = told.json();
@@ -50,7 +50,7 @@ fn what_is_missing_is_told_with_what_mends_it() {
 }
 
 #[test]
-fn a_cloud_hypervisor_that_is_no_use_is_told_with_its_file_its_words_and_the_next_step() {
+fn an_unusable_cloud_hypervisor_is_reported_with_path_output_and_fix() {
     let cofferdam = Cofferdam::new();
     let place = |name: &str, script: &str, mode| {
         let path = cofferdam.file(&format!("{name}/cloud-hypervisor"), format!("#!/bin/sh\n{script}\n"));
@@ -59,14 +59,14 @@ fn a_cloud_hypervisor_that_is_no_use_is_told_with_its_file_its_words_and_the_nex
     };
     for (file, words, next) in [
         (place("other", "echo 'another program 3'", 0o755), "is not cloud-hypervisor", "name another file in"),
-        (place("broken", "echo 'no libc' >&2; exit 127", 0o755), "saying \"no libc\"", "name another file in"),
+        (place("broken", "echo 'no libc' >&2; exit 127", 0o755), "the output \"no libc\"", "name another file in"),
         (place("old", "echo cloud-hypervisor v38.0", 0o755), "the oldest that works is 39.0", "install v53"),
-        (place("forbidden", "echo cloud-hypervisor v53.0", 0o644), "may not be executed", "chmod a+x"),
+        (place("forbidden", "echo cloud-hypervisor v53.0", 0o644), "not executable", "chmod a+x"),
     ] {
         let path = file.parent().unwrap();
-        // Named by the setting, and found where the setting is empty.
+        // Named by the setting, and found in PATH without the setting.
         for (named, path) in [(file.as_path(), Path::new("")), (Path::new(""), path)] {
-            // The exit code tells of QEMU, which is in no such PATH.
+            // The exit code doesn't matter: it reports QEMU, which is not in this PATH.
             let variables = [("COFFERDAM_CLOUD_HYPERVISOR", named), ("PATH", path)];
             let told = cofferdam.command_with(&variables, ["doctor", "--json"]);
             let json = told.json();

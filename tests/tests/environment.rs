@@ -1,4 +1,4 @@
-//! What a command is given: environment, working directory, machine, files.
+//! The command's environment: variables, working directory, machine, files.
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 
@@ -6,9 +6,9 @@ use cofferdam_tests::Cofferdam;
 use serde_json::json;
 
 #[test]
-fn the_environment_is_exactly_what_was_asked_for() {
+fn the_environment_is_exactly_the_requested_one() {
     let cofferdam = Cofferdam::new();
-    // What the shell was started with, whatever it makes of it.
+    // The shell's initial environment, without its own changes.
     let script = "cat /proc/$$/environ > out; true";
     let build = cofferdam.build().output("build/out").exported();
     let built = build
@@ -28,7 +28,7 @@ fn the_environment_is_exactly_what_was_asked_for() {
 }
 
 #[test]
-fn memory_and_processors_are_really_there() {
+fn a_build_has_its_memory_and_cpus() {
     let cofferdam = Cofferdam::new();
     let asked_mib: u64 = 700;
     let built = cofferdam
@@ -51,7 +51,7 @@ fn memory_and_processors_are_really_there() {
 }
 
 #[test]
-fn min_memory_of_a_request_is_really_there() {
+fn a_build_has_its_min_memory() {
     let cofferdam = Cofferdam::new();
     let request = json!({
         "commandArgs": ["/bin/sh", "-c", "dd if=/dev/zero of=/dev/null bs=600M count=1"],
@@ -62,7 +62,7 @@ fn min_memory_of_a_request_is_really_there() {
 }
 
 #[test]
-fn a_shell_is_there_only_when_asked_for() {
+fn a_shell_is_provided_only_on_request() {
     let cofferdam = Cofferdam::new();
     let refused = cofferdam.build().run(["/bin/sh", "-c", "true"]).build_fails("command_not_found");
     refused.says("\"/bin/sh\"").says("--bin-sh");
@@ -124,7 +124,7 @@ fn additional_files_are_placed_byte_for_byte() {
 }
 
 #[test]
-fn a_build_ends_with_its_command_whatever_it_leaves_behind() {
+fn background_processes_end_with_the_command() {
     let cofferdam = Cofferdam::new();
     let built = cofferdam
         .build()
@@ -142,7 +142,7 @@ fn a_build_ends_with_its_command_whatever_it_leaves_behind() {
         )
         .succeeds()
         .says("the command ends");
-    // One file, sent a second time long after the first.
+    // The same file is sent twice, the second time much later.
     let [first, _, second] = &built.outputs()[..] else { panic!("{built}") };
     assert_eq!(first.node, second.node, "something wrote after the command had ended");
 }

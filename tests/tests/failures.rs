@@ -1,4 +1,4 @@
-//! Builds that fail: each reason told apart in the message, in JSON and by the exit code.
+//! Failed builds: each reason has its own message, JSON and exit code.
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -6,7 +6,7 @@ use cofferdam_tests::{Cofferdam, guest, stretched};
 use nix::mount::{MsFlags, mount, umount};
 
 #[test]
-fn an_exit_code_is_told() {
+fn an_exit_code_is_reported() {
     let cofferdam = Cofferdam::new();
     let failed = cofferdam.build().shell("echo last words; exit 7").build_fails("exit_code").says("last words");
     let failed = failed.says("the command exited with status 7");
@@ -14,14 +14,14 @@ fn an_exit_code_is_told() {
 }
 
 #[test]
-fn a_signal_is_told_by_number_and_name() {
+fn a_signal_is_reported_by_number_and_name() {
     let cofferdam = Cofferdam::new();
     let failed = cofferdam.build().shell("kill -SEGV $$; sleep 5").build_fails("signal").says("signal 11 (SIGSEGV)");
     assert_eq!(failed.json()["fields"]["signal"], 11, "{failed}");
 }
 
 #[test]
-fn a_command_that_is_not_there_is_named() {
+fn a_missing_command_is_named() {
     let cofferdam = Cofferdam::new();
     let failed = cofferdam.build().run(["/inputs/missing", "argument"]).build_fails("command_not_found");
     let failed = failed.says("\"/inputs/missing\" was not found");
@@ -29,7 +29,7 @@ fn a_command_that_is_not_there_is_named() {
 }
 
 #[test]
-fn a_command_that_is_no_program_is_named() {
+fn an_unexecutable_command_is_named() {
     let cofferdam = Cofferdam::new();
     let text = cofferdam.file("text", "just text");
     let build = cofferdam.build().input("text", &text);
@@ -41,14 +41,14 @@ fn a_command_that_is_no_program_is_named() {
 }
 
 #[test]
-fn a_working_directory_that_is_not_there_is_named() {
+fn a_missing_working_directory_is_named() {
     let cofferdam = Cofferdam::new();
     let build = cofferdam.build().flag("--workdir", "inputs/nowhere");
     build.shell("true").build_fails("no_working_dir").says("\"inputs/nowhere\"").says("No such file");
 }
 
 #[test]
-fn running_out_of_memory_is_no_mere_signal() {
+fn running_out_of_memory_is_reported_as_such() {
     let cofferdam = Cofferdam::new();
     let failed = cofferdam.build().memory("200M").shell("tail /dev/zero").build_fails("out_of_memory");
     let failed = failed.says("ran out of memory").says("--memory");
@@ -56,7 +56,7 @@ fn running_out_of_memory_is_no_mere_signal() {
 }
 
 #[test]
-fn a_full_scratch_disk_is_no_mere_exit_code() {
+fn a_full_scratch_disk_is_reported_as_such() {
     let cofferdam = Cofferdam::new();
     let build = cofferdam.build().flag("--scratch-size", "64M");
     let failed = build.shell("dd if=/dev/zero of=big bs=1M count=100 || exit 4").build_fails("scratch_full");
@@ -67,7 +67,7 @@ fn a_full_scratch_disk_is_no_mere_exit_code() {
 #[test]
 fn a_build_that_takes_too_long_is_stopped() {
     let cofferdam = Cofferdam::new();
-    // A guest that hangs in its first minute boots once more.
+    // A guest that hangs while it boots is tried once more after a minute.
     let limit = stretched(Duration::from_secs(90));
     let build = cofferdam.build().flag("--timeout", format!("{}s", limit.as_secs()));
     let failed = build
@@ -80,7 +80,7 @@ fn a_build_that_takes_too_long_is_stopped() {
 }
 
 #[test]
-fn a_silent_command_is_stopped_and_one_that_speaks_is_not() {
+fn only_a_silent_command_is_stopped() {
     let cofferdam = Cofferdam::new();
     let limit = stretched(Duration::from_secs(8));
     let build = cofferdam.build().flag("--silence", format!("{}s", limit.as_secs()));
@@ -93,7 +93,7 @@ fn a_silent_command_is_stopped_and_one_that_speaks_is_not() {
 }
 
 #[test]
-fn too_many_processes_are_no_mere_exit_code() {
+fn too_many_processes_are_reported_as_such() {
     let cofferdam = Cofferdam::new();
     let script = "n=0; while [ $n -lt 40 ]; do sleep 100 & n=$((n + 1)); done; echo started all";
     let failed = cofferdam.build().flag("--processes", "20").shell(script).build_fails("too_many_processes");
@@ -103,7 +103,7 @@ fn too_many_processes_are_no_mere_exit_code() {
 }
 
 #[test]
-fn what_a_build_produces_is_limited_by_name_and_setting() {
+fn limits_on_logs_and_outputs_name_their_flag() {
     let cofferdam = Cofferdam::new();
     let before = cofferdam.verified_blobs();
     for (flag, value, script, limit, allowed) in [
@@ -112,14 +112,14 @@ fn what_a_build_produces_is_limited_by_name_and_setting() {
         ("--output-files", "5", "mkdir out; cd out; touch 1 2 3 4 5", "output_entries", 5),
     ] {
         let build = cofferdam.build().output("build/out").flag(flag, value);
-        let failed = build.shell(script).build_fails("limit_reached").says(&format!("more with {flag}"));
+        let failed = build.shell(script).build_fails("limit_reached").says(&format!("raise the limit with {flag}"));
         assert_eq!(failed.json()["fields"]["limit"], limit, "{failed}");
         assert_eq!(failed.json()["fields"]["allowed"], allowed, "{failed}");
     }
     assert_eq!(cofferdam.verified_blobs(), before);
 }
 
-/// A mount that is gone with the value.
+/// A mount. Dropping it unmounts it.
 struct Mounted(PathBuf);
 
 impl Drop for Mounted {
@@ -129,7 +129,7 @@ impl Drop for Mounted {
 }
 
 #[test]
-fn a_full_disk_of_the_host_is_no_fault_of_the_builds() {
+fn a_full_disk_of_the_host_is_the_executors_failure() {
     let cofferdam = Cofferdam::new();
     let place = cofferdam.run_directory();
     fs::create_dir_all(&place).unwrap();
@@ -154,7 +154,7 @@ fn missing_outputs_are_all_named() {
 }
 
 #[test]
-fn outputs_with_a_fifo_or_a_socket_are_refused_with_their_place() {
+fn outputs_with_a_fifo_or_a_socket_are_refused_by_path() {
     let cofferdam = Cofferdam::new();
     let build = cofferdam.build().output("build/out");
     let failed = build.shell("mkdir -p out/deep; mkfifo out/deep/pipe").build_fails("output_unsupported");
@@ -166,7 +166,7 @@ fn outputs_with_a_fifo_or_a_socket_are_refused_with_their_place() {
 }
 
 #[test]
-fn outputs_that_cannot_be_stored_do_not_reach_the_store() {
+fn refused_outputs_leave_nothing_in_the_store() {
     let cofferdam = Cofferdam::new();
     let before = cofferdam.verified_blobs();
     let build = cofferdam.build().output("build/out");

@@ -1,15 +1,15 @@
-//! Guests that have been taken over, or were never ours: whatever they do with the devices that they have, the build
-//! ends soon, is told apart from a failed command, and leaves nothing.
+//! Guests that have been taken over, or that run another image. They may misuse their devices in any way: the build ends
+//! soon, its error differs from that of a failed command, and nothing is left behind.
 
 use std::time::Duration;
 
 use cofferdam::machine::vmm::Kind;
 use cofferdam_tests::{Cofferdam, Outcome, guest, stretched, vmm};
 
-/// How long a guest that says nothing is waited for.
+/// The time limit for a silent guest.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long a build may take: longer than two guests that say nothing.
+/// The time limit for a build: longer than two silent guests.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The outcome of a build whose guest does this job, see `guest/hostile.rs`.
@@ -17,7 +17,7 @@ fn outcome_of(job: &str) -> Outcome {
     outcome_with(job, &[])
 }
 
-/// The same, with these flags.
+/// Like `outcome_of`, with these flags.
 fn outcome_with(job: &str, flags: &[&str]) -> Outcome {
     let images = tempfile::tempdir().expect("a temporary directory can be made");
     guest::hostile_image(images.path(), job);
@@ -36,7 +36,7 @@ fn outcome_with(job: &str, flags: &[&str]) -> Outcome {
 fn a_guest_that_resets_its_machine_ends_it() {
     let reason = match vmm::choice().kind {
         Kind::CloudHypervisor => "guest_reset",
-        // QEMU is told to end then, and nothing more is known.
+        // QEMU ends at a reset, and doesn't report more.
         Kind::Qemu => "process_died",
     };
     outcome_of("reset").executor_fails(reason).says("while the guest booted");
@@ -44,7 +44,7 @@ fn a_guest_that_resets_its_machine_ends_it() {
 }
 
 #[test]
-fn a_guest_that_hangs_up_is_not_waited_for() {
+fn a_guest_that_hangs_up_ends_its_build_at_once() {
     for job in ["hang up", "hang up when begun"] {
         outcome_of(job).executor_fails("protocol").says("the vsock connection failed");
     }
@@ -61,8 +61,8 @@ fn a_guest_may_write_much_at_a_time() {
     let choice = vmm::choice();
     let older_than_51 = || choice.version.split('.').next().is_some_and(|major| major.parse::<u32>().unwrap() < 51);
     if (choice.kind == Kind::Qemu || older_than_51()) && ended.json()["reason"] == "timeout" {
-        // vhost-device-vsock 0.3.0 and cloud-hypervisor before v51 stall for ever where the guest's kernel uses several
-        // descriptors for a packet, as 6.12 does and 6.1 doesn't; that harms nobody else.
+        // vhost-device-vsock 0.3.0 and cloud-hypervisor before v51 stall for ever if the guest's kernel uses several
+        // descriptors for a packet. Linux 6.12 does, and 6.1 doesn't. This harms no other build.
         ended.build_fails("timeout");
     } else {
         ended.executor_fails("guest").says("wrote much at a time");
@@ -70,10 +70,10 @@ fn a_guest_may_write_much_at_a_time() {
 }
 
 #[test]
-fn a_guest_that_floods_its_console_is_given_up() {
+fn a_flooded_console_needs_bounded_memory() {
     let ended = outcome_of("flood the console").executor_fails("never_connected").says("####");
     assert!(ended.peak_bytes < 200 << 20, "it filled {} bytes of the host's memory", ended.peak_bytes);
-    assert!(ended.stderr.len() < 64 << 10, "all of it is repeated: {} bytes", ended.stderr.len());
+    assert!(ended.stderr.len() < 64 << 10, "too much of it is on stderr: {} bytes", ended.stderr.len());
 }
 
 #[test]
@@ -88,19 +88,19 @@ fn a_flood_of_samples_is_dropped() {
 fn messages_out_of_place_end_the_build() {
     for (job, complaint) in [
         ("sample at once", "a sample instead of its hello"),
-        ("keep at once", "the end of what is kept while the command ran"),
+        ("keep at once", "the end of the remains while the command ran"),
         ("output at once", "a shell's output while the command ran"),
         ("end a shell at once", "a shell's end while the command ran"),
     ] {
         outcome_of(job).executor_fails("protocol").says(complaint);
     }
-    // Of a build that has failed nothing else is wanted.
+    // After a failure, a guest may send nothing else.
     outcome_of("fail and output").build_fails("exit_code");
 }
 
-/// Whoever wants what is left waits for the guest to stop its command, but not for ever.
+/// With `--keep-failed` the host waits for the guest to stop its command, but not for ever.
 #[test]
-fn a_guest_that_does_not_stop_its_command_is_stopped_with_it() {
+fn a_guest_that_ignores_stop_is_killed() {
     let ended = outcome_with("never stop", &["--keep-failed", "--silence=2s"]).build_fails("silence");
     assert_eq!(ended.json()["fields"]["kept"], serde_json::Value::Null, "{ended}");
 }

@@ -1,4 +1,4 @@
-//! What goes into a build: how inputs look, and that nothing changes them.
+//! The inputs of a build: how they look, and that nothing changes them.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -12,7 +12,7 @@ use std::{
 
 use cofferdam_tests::{Cofferdam, castore::NodeText, guest};
 
-/// A directory with everything that castore knows.
+/// A directory with every kind of node that castore has.
 fn tree(cofferdam: &Cofferdam) -> io::Result<PathBuf> {
     let tree = cofferdam.files().join("tree");
     fs::create_dir_all(tree.join("directory/empty"))?;
@@ -67,7 +67,7 @@ fn inputs_look_the_same_everywhere_and_cannot_be_written() {
 }
 
 #[test]
-fn a_build_that_overwrites_its_inputs_changes_nothing_in_the_store() {
+fn overwritten_inputs_do_not_change_in_the_store() {
     let cofferdam = Cofferdam::new();
     let node = cofferdam.import(&tree(&cofferdam).unwrap());
     let plain = cofferdam.import(&cofferdam.file("plain", "as it was\n"));
@@ -151,7 +151,7 @@ fn large_files_and_odd_names_are_read_correctly() {
 }
 
 #[test]
-fn a_machine_starts_before_its_inputs_have_come() {
+fn a_machine_starts_before_its_inputs_have_arrived() {
     let cofferdam = Cofferdam::new();
     let remote = cofferdam.files().join("remote");
     let remote_addr = format!("objectstore+file://{}", remote.display());
@@ -163,7 +163,7 @@ fn a_machine_starts_before_its_inputs_have_come() {
     let printed = cofferdam.command(import).succeeds();
     let node = NodeText::printed(printed.stdout.split_whitespace().next().unwrap());
 
-    // What is not there can't come, so a build that runs did not wait for it.
+    // A missing blob never arrives, so the build ran without waiting for it.
     let lost = blake3::hash(&unused[..512 * 1024]).to_hex();
     fs::remove_file(remote.join("chunks/b3").join(&lost[..4]).join(lost.as_str())).unwrap();
     let cache = cofferdam.files().join("cache");

@@ -1,11 +1,11 @@
-//! What a command can see and reach: nothing but its build.
+//! Isolation: a command can see and reach only its own build.
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
 use cofferdam_tests::{Cofferdam, Outcome, guest};
 use nix::sys::signal::Signal;
 
-/// Runs a script and gives what it printed.
+/// Runs a script, and returns its output.
 fn printed_by(script: &str) -> String {
     let cofferdam = Cofferdam::new();
     let build = cofferdam.build().output("build/facts").exported();
@@ -14,7 +14,7 @@ fn printed_by(script: &str) -> String {
 }
 
 #[test]
-fn the_command_is_an_unprivileged_user_in_a_place_of_its_own() {
+fn the_command_is_unprivileged_and_isolated() {
     let facts = printed_by(
         "pwd; id -u; id -g; id -G; hostname; umask
          wc -c < /dev/stdin
@@ -100,7 +100,7 @@ fn only_its_own_processes_are_visible() {
 }
 
 #[test]
-fn dev_has_what_programs_expect_and_nothing_else() {
+fn dev_has_only_the_usual_devices() {
     let facts = printed_by(
         "echo $(ls /dev)
          echo thrown away > /dev/null
@@ -139,7 +139,7 @@ fn tmp_is_writable_and_the_root_is_not() {
     );
 }
 
-/// A guest reaches whatever socket of the host is in that directory under the name `s_PORT`, for any port it dials.
+/// A guest that dials a port reaches the socket named `s_PORT` in that directory, so there must be only one.
 #[test]
 fn a_guest_reaches_one_socket_of_the_host() {
     let cofferdam = Cofferdam::new();

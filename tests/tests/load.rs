@@ -1,4 +1,4 @@
-//! Much of everything: bytes, files, builds.
+//! Large amounts of bytes, files and builds.
 
 use std::{fs, thread, time::Instant};
 
@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 
 const MIB: u64 = 1 << 20;
 
-/// Far less than the outputs that go through; the program itself and its buffers have to fit.
+/// Most memory of the program with its buffers, far less than the size of the outputs.
 const MOST_RESIDENT_BYTES: u64 = 200 * MIB;
 
 #[test]
@@ -33,7 +33,7 @@ fn a_gibibyte_of_output_needs_little_memory_of_the_host() {
 }
 
 #[test]
-fn twenty_thousand_small_files_come_out() {
+fn twenty_thousand_small_files_can_be_outputs() {
     let cofferdam = Cofferdam::new();
     let script = "for d in $(seq 100); do
                       mkdir -p many/$d
@@ -66,7 +66,7 @@ fn four_builds_at_once_share_a_store() {
                 .start_shell(&format!("mkdir out; echo {number} > out/own; echo ready; sleep 5; cp /inputs/shared out"))
         })
         .collect();
-    // Stopped in the middle of its command, which needs the host for the input, a build waits for the others.
+    // Each host process is stopped in the middle of its command. The command needs the host for its input, so it waits.
     thread::scope(|scope| {
         for build in &builds {
             scope.spawn(|| build.wait_for("ready").signal(Signal::SIGSTOP));

@@ -1,11 +1,11 @@
-//! What a build writes while it runs.
+//! The log and the samples of a running build.
 
 use std::fmt::Write;
 
 use cofferdam_tests::Cofferdam;
 
 #[test]
-fn what_a_build_uses_is_sampled_about_once_a_second() {
+fn resource_use_is_sampled_about_once_a_second() {
     let cofferdam = Cofferdam::new();
     let build = cofferdam.build().host_variable("COFFERDAM_LOG", "cofferdam::build=debug");
     let script = "head -c 20971520 /dev/zero > file; (sleep 5; true) & sleep 5; wait";
@@ -21,7 +21,7 @@ fn what_a_build_uses_is_sampled_about_once_a_second() {
         assert!(later - earlier > 500_000, "too many: {built}");
     }
     for (name, least) in [("wall_us", 1_000_000), ("scratch_bytes", 20 << 20), ("memory_bytes", 1), ("processes", 3)] {
-        // The last one may come when the command has ended.
+        // The last sample may arrive after the command's end.
         let most = samples.iter().map(|sample| field(sample, name)).max();
         assert!(most >= Some(least), "{name}: {built}");
     }

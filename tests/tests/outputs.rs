@@ -1,4 +1,4 @@
-//! What comes out of a build: every kind of output, in order, in both forms.
+//! The outputs of a build: every kind, in order, as text and as JSON.
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
@@ -9,7 +9,7 @@ use cofferdam_tests::{
 use serde_json::json;
 
 #[test]
-fn hello_comes_out_by_node_and_by_digest() {
+fn an_output_is_exported_by_node_and_by_digest() {
     let cofferdam = Cofferdam::new();
     let built = cofferdam.build().output("build/out").plain().shell("echo hello > out").succeeds();
 
@@ -21,7 +21,7 @@ fn hello_comes_out_by_node_and_by_digest() {
 }
 
 #[test]
-fn outputs_of_every_kind_come_in_the_order_of_the_request() {
+fn outputs_of_every_kind_have_the_requests_order() {
     let cofferdam = Cofferdam::new();
     let built = cofferdam
         .build()
@@ -64,7 +64,7 @@ fn outputs_of_every_kind_come_in_the_order_of_the_request() {
 }
 
 #[test]
-fn json_is_the_build_response_and_equal_requests_give_equal_responses() {
+fn equal_requests_give_equal_json_responses() {
     let cofferdam = Cofferdam::new();
     let response = || {
         let build = cofferdam.build().output("build/one").output("build/two").flag("--needle", "absent");
@@ -93,9 +93,9 @@ fn an_output_may_lie_within_another() {
 }
 
 #[test]
-fn a_result_is_told_even_when_it_can_not_be_exported() {
+fn a_result_is_printed_even_if_its_export_fails() {
     let cofferdam = Cofferdam::new();
-    // A name in /proc is free until somebody tries to take it.
+    // A name in /proc looks free, but can't be created.
     let build = cofferdam.build().output("build/out").flag("--out", "/proc/cofferdam");
     let built = build.shell("echo hello > out").exits_with(2);
     let node = built.output().node;
@@ -105,7 +105,7 @@ fn a_result_is_told_even_when_it_can_not_be_exported() {
     assert_eq!(fs::read_to_string(cofferdam.export(node.as_str())).unwrap(), "hello\n");
 }
 
-/// What snix asks for when it builds a Nix derivation.
+/// A request like snix's for a Nix derivation.
 #[test]
 fn a_nix_build_writes_its_output_beside_its_inputs() {
     let cofferdam = Cofferdam::new();

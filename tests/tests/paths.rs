@@ -1,4 +1,4 @@
-//! Paths of the host: shown where the operator allows it, read-only, and nothing beside them.
+//! Paths of the host: builds see only allowed ones, read-only.
 
 use std::{
     ffi::OsStr,
@@ -14,7 +14,7 @@ use cofferdam_tests::{Cofferdam, Daemon, Outcome, guest, image, processes, vmm};
 use serde_json::json;
 use tempfile::TempDir;
 
-/// What there is on the host: `data` and `file`, which are allowed, and `secret`, which isn't.
+/// Files on the host: `data` and `file` are allowed, `secret` isn't.
 fn host() -> io::Result<TempDir> {
     let host = tempfile::tempdir()?;
     let at = |path: &str| host.path().join(path);
@@ -30,13 +30,13 @@ fn host() -> io::Result<TempDir> {
     Ok(host)
 }
 
-/// A daemon that lets builds see them.
+/// A daemon that allows `data` and `file`.
 fn start(cofferdam: &Cofferdam, host: &TempDir) -> Daemon {
     let [data, file] = ["data", "file"].map(|name| host.path().join(name));
     Daemon::start(cofferdam, &format!("[host_paths]\n'/opt/data' = {data:?}\n'/etc/key' = {file:?}"))
 }
 
-/// Has a daemon that allows them run a script that makes `build/out`.
+/// Runs a script that makes `build/out` on a daemon that allows the paths.
 fn build(cofferdam: &Cofferdam, host: &TempDir, asked: &[&str], script: &str) -> Outcome {
     build_on(start(cofferdam, host), cofferdam, asked, script)
 }
@@ -56,7 +56,7 @@ fn build_on(daemon: Daemon, cofferdam: &Cofferdam, asked: &[&str], script: &str)
 }
 
 #[test]
-fn allowed_paths_are_readable_and_nothing_else_is_reached_through_them() {
+fn allowed_paths_are_readable_and_lead_nowhere_else() {
     let host = host().unwrap();
     let script = "
         try() { \"$@\" 2>/dev/null && echo \"$* succeeded\"; }
@@ -93,7 +93,7 @@ fn a_build_that_asks_for_none_sees_none() {
 }
 
 #[test]
-fn what_is_not_allowed_is_refused_by_name() {
+fn forbidden_paths_are_refused_by_name() {
     for (asked, rule) in [
         ("/etc/shadow", "must have only those that the host's configuration allows (got \"/etc/shadow\")"),
         ("/opt/data/sub", "must have only those that the host's configuration allows (got \"/opt/data/sub\")"),
@@ -105,7 +105,7 @@ fn what_is_not_allowed_is_refused_by_name() {
 }
 
 #[test]
-fn a_path_that_has_gone_since_the_daemon_started_is_named() {
+fn a_path_removed_since_the_daemons_start_is_named() {
     let (cofferdam, host) = (Cofferdam::new(), host().unwrap());
     let daemon = start(&cofferdam, &host);
     fs::remove_file(host.path().join("file")).unwrap();
@@ -113,9 +113,9 @@ fn a_path_that_has_gone_since_the_daemon_started_is_named() {
     failed.says(&format!("can't show builds the path {}", host.path().join("file").display()));
 }
 
-/// What a build may not do its kernel refuses already; a guest that has been taken over asks the device itself.
+/// The guest's own kernel already stops a build. A guest that has been taken over can ask the device directly.
 #[test]
-fn a_guest_that_has_been_taken_over_changes_nothing_and_reads_what_everybody_may() {
+fn a_hostile_guest_only_reads_world_readable_files() {
     let images = tempfile::tempdir().unwrap();
     guest::hostile_image(images.path(), "use paths");
     let host = host().unwrap();
@@ -126,7 +126,7 @@ fn a_guest_that_has_been_taken_over_changes_nothing_and_reads_what_everybody_may
 }
 
 #[test]
-fn builds_run_machines_of_their_own_where_they_are_let() {
+fn builds_can_run_machines_only_with_nested() {
     let cofferdam = Cofferdam::new();
     let probe = fs::read(guest::probe()).expect("it has been compiled");
     let request = json!({
@@ -147,7 +147,7 @@ fn builds_run_machines_of_their_own_where_they_are_let() {
         refused.exits_with(2).says("this host's KVM has `nested` off");
         return;
     }
-    // With one CPU, since QEMU 7.2 emulates two in a way that kernels which patch themselves, as KVM does, don't survive.
+    // With one CPU: a kernel with KVM patches its own code, and doesn't survive that on two CPUs emulated by QEMU 7.2.
     let daemon = Daemon::start(&cofferdam, "nested = true\n[build]\ncpus = 1");
     let kernel = fs::read_to_string(image().0.join("made-from")).expect("images say what they are made from");
     if kernel.contains("linux-image") {

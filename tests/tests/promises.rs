@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Where each crate's modules are.
+/// The directory of each crate's modules.
 const CRATES: [(&str, &str); 6] = [
     ("cofferdam", "host/src"),
     ("cofferdam-castore", "host/castore/src"),
@@ -20,7 +20,7 @@ fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// What is wrong with a name such as `isolation::there_is_no_vsock` or `cofferdam-castore gc::tests`.
+/// The fault of a name such as `isolation::there_is_no_vsock` or `cofferdam-castore gc::tests`, if it has one.
 fn missing(name: &str) -> Option<String> {
     let (dir, path) = match name.split_once(' ') {
         None => match CRATES.iter().find(|(known, _)| *known == name) {
@@ -50,7 +50,7 @@ fn missing(name: &str) -> Option<String> {
         .map(|part| format!("neither a module nor a function {part} in {}", file.display()))
 }
 
-/// The names in the last column of the table, each in backquotes; commands and other documents are none.
+/// The names of tests in the last column of the table, without the commands and documents there.
 fn names(document: &str) -> BTreeSet<&str> {
     let rows = document.lines().filter(|line| line.starts_with("| "));
     let cells = rows.filter_map(|row| row.trim_end_matches(" |").rsplit_once(" | ")).map(|(_, tests)| tests);

@@ -1,14 +1,14 @@
 //! A client in Python, with code generated from the published .proto files.
 //!
-//! From 1.57 on, gRPC's C core sends the percent-encoded path of a Unix socket as `:authority`. That is no host, so that our
-//! HTTP/2 library refuses the request. It takes the part before an `@` for a user's name, where percent signs may stand.
+//! From 1.57 on, gRPC's C core sends the percent-encoded path of a Unix socket as `:authority`. That is not a valid host, so
+//! our HTTP/2 library refuses the request. Before an `@` it accepts percent signs, since it takes that part for a user name.
 
 use std::{ffi::OsStr, fs, path::Path, process::Command};
 
 use cofferdam_tests::{Cofferdam, Daemon};
 
-/// Builds with the client in Python, on a channel without options to the daemon's socket of this name, and returns gRPC's
-/// version. Python finds gRPC in `packages` before its own places.
+/// Builds with the Python client over the daemon's socket of this name, without options for the channel. Returns gRPC's
+/// version. Python searches `packages` first.
 fn build_with_python(packages: &Path, socket: &str) -> String {
     let cofferdam = Cofferdam::new();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -40,12 +40,12 @@ fn build_with_python(packages: &Path, socket: &str) -> String {
 }
 
 #[test]
-fn a_client_made_from_the_published_protocol_in_another_language_builds() {
+fn a_python_client_of_the_published_protocol_builds() {
     build_with_python(Path::new(""), "daemon.sock");
 }
 
 #[test]
-fn a_client_with_a_current_grpc_builds_through_a_socket_with_a_host_in_its_name() {
+fn a_current_grpc_client_builds_over_a_socket_named_at_localhost() {
     let packages = cofferdam_images::cache_dir().join("tools/grpcio");
     let version = build_with_python(&packages, "daemon@localhost");
     let minor: u32 = version.split('.').nth(1).unwrap().parse().unwrap();

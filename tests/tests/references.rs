@@ -1,17 +1,17 @@
-//! Needles are found wherever they are, and only where they are.
+//! Needles are found everywhere in outputs, and no others are reported.
 
 use std::{fs, os::unix::fs::symlink, path::Path};
 
 use cofferdam_tests::{Cofferdam, Outcome};
 
-/// A needle as Nix has them: 32 characters of its alphabet. Another for each number.
+/// A needle like Nix's: 32 characters of its alphabet, different for each number.
 fn needle(number: usize) -> String {
     const ALPHABET: &[u8; 32] = b"0123456789abcdfghijklmnpqrsvwxyz";
     let bytes = blake3::hash(format!("needle {number}").as_bytes());
     bytes.as_bytes().iter().map(|byte| char::from(ALPHABET[usize::from(byte % 32)])).collect()
 }
 
-/// Copies a tree through a build and gives the indexes of the needles found in it.
+/// Copies a tree in a build, and returns the indexes of the needles found in the copy.
 fn found_in(cofferdam: &Cofferdam, tree: &Path, needles: &[String]) -> (Vec<u64>, Outcome) {
     let mut build = cofferdam.build().input("tree", tree).output("build/copy");
     for needle in needles {
@@ -21,11 +21,10 @@ fn found_in(cofferdam: &Cofferdam, tree: &Path, needles: &[String]) -> (Vec<u64>
     (built.output().needles, built)
 }
 
-/// Contents come in pieces; whatever their size is, each needle here lies across another multiple of it, at another
-/// offset.
+/// Contents arrive in pieces. For a piece of any size, some needle here lies across a boundary, at every offset.
 #[test]
 fn needles_are_found_across_every_boundary() {
-    // What one message holds, what a guest may write at once, pages, and usual sizes of buffers.
+    // Sizes of messages, of a guest's writes, of pages, and of usual buffers.
     const PIECES: [usize; 6] = [28 * 1024 - 64, 28 * 1024, 4096, 8192, 64 * 1024, 128 * 1024];
     let cofferdam = Cofferdam::new();
     let tree = cofferdam.files().join("tree");
@@ -49,7 +48,7 @@ fn needles_are_found_across_every_boundary() {
 }
 
 #[test]
-fn needles_of_any_length_are_found_in_contents_names_and_targets() {
+fn needles_are_found_in_contents_names_and_targets() {
     let cofferdam = Cofferdam::new();
     let tree = cofferdam.files().join("tree");
     fs::create_dir_all(tree.join("a-directory-name/deep")).unwrap();
@@ -61,7 +60,7 @@ fn needles_of_any_length_are_found_in_contents_names_and_targets() {
     fs::write(tree.join("contents"), contents).unwrap();
     fs::write(tree.join("a-directory-name/deep/a-file-name"), "grün\0and more").unwrap();
     symlink("/to/a-target/below", tree.join("a-link-name")).unwrap();
-    // One ends where the next begins, which makes no needle.
+    // The end of one file and the beginning of the next make no needle.
     fs::write(tree.join("split-1"), "first half ").unwrap();
     fs::write(tree.join("split-2"), "second half").unwrap();
 
@@ -75,7 +74,7 @@ fn needles_of_any_length_are_found_in_contents_names_and_targets() {
 }
 
 #[test]
-fn each_output_has_needles_of_its_own_and_the_plain_form_shows_them() {
+fn each_output_shows_its_own_needles() {
     let cofferdam = Cofferdam::new();
     let (one, two) = (needle(1), needle(2));
     let build = cofferdam.build().plain().output("build/a").output("build/b").output("build/c");

@@ -1,11 +1,11 @@
-//! Requests that are wrong: refused with exit code 2, naming field, rule and value, before any VM is there.
+//! Wrong requests are refused with exit code 2, naming field, rule and value, before a VM starts.
 
 use std::{fs, io, os::unix::fs::PermissionsExt, path::PathBuf};
 
 use cofferdam_tests::{Cofferdam, vmm};
 use serde_json::{Value, json};
 
-/// A request that is right, but for its command, which does not exist.
+/// A valid request. Only its command does not exist.
 fn request() -> Value {
     json!({
         "commandArgs": ["/nothing"],
@@ -27,8 +27,7 @@ fn vmm_that_cannot_be_started(cofferdam: &Cofferdam) -> io::Result<PathBuf> {
 /// Why it is refused.
 const NOT_STARTED: &str = "it is a script";
 
-/// Each of `wrong` is put in the place of a field, and must be refused with a message that starts with the name of
-/// what is wrong and holds the words.
+/// Replaces a field by each value of `wrong`. The error must start with the name of the wrong field and contain the words.
 fn all_are_refused(reason: &str, wrong: Vec<(&str, Value, &str, &str)>) {
     let cofferdam = Cofferdam::new();
     let vmm = vmm_that_cannot_be_started(&cofferdam).expect("the test's directory can be written");
@@ -78,7 +77,7 @@ fn unclean_and_repeated_paths_are_refused_in_every_field() {
 }
 
 #[test]
-fn commands_and_environments_are_held_to_their_rules() {
+fn rules_of_commands_and_environments_are_enforced() {
     let variable = |key: &str| json!({ "key": key, "value": "eA==" });
     all_are_refused(
         "invalid",
@@ -116,7 +115,7 @@ fn inputs_are_held_to_their_rules() {
 }
 
 #[test]
-fn what_the_store_lacks_is_named_before_any_machine_boots() {
+fn missing_inputs_are_named_before_a_machine_boots() {
     let base64 = |bytes: &[u8]| data_encoding::BASE64.encode(bytes);
     let digest = base64(&[7; 32]);
     let input = |kind: &str| {
@@ -131,7 +130,7 @@ fn what_the_store_lacks_is_named_before_any_machine_boots() {
 }
 
 #[test]
-fn what_this_host_does_not_offer_is_refused() {
+fn unsupported_constraints_are_refused() {
     all_are_refused(
         "unsupported",
         vec![
@@ -177,7 +176,7 @@ fn what_this_host_does_not_offer_is_refused() {
 }
 
 #[test]
-fn what_is_no_request_is_refused() {
+fn malformed_requests_are_refused() {
     let cofferdam = Cofferdam::new();
     for (text, words) in [
         ("", "EOF"),
@@ -213,7 +212,7 @@ fn flags_are_held_to_the_same_rules() {
 }
 
 #[test]
-fn an_image_that_is_not_whole_is_named_with_what_makes_it() {
+fn an_incomplete_image_is_reported_with_a_fix() {
     let cofferdam = Cofferdam::with_image("/nowhere/image");
     let failed = cofferdam.build().without_slot().run(["a"]).executor_fails("host");
     failed.says("/nowhere/image/kernel").says("just image");
@@ -227,7 +226,7 @@ fn an_image_that_is_not_whole_is_named_with_what_makes_it() {
 }
 
 #[test]
-fn more_than_this_host_has_is_refused_at_once() {
+fn memory_and_cpus_beyond_the_host_are_refused_at_once() {
     let cofferdam = Cofferdam::new();
     let build = || cofferdam.build().without_slot();
     build().flag("--cpus", "254").shell("true").exits_with(2).says("--cpus 254 is more than this host has");

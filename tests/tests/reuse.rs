@@ -1,4 +1,4 @@
-//! When a daemon answers with the result of an earlier build.
+//! Answers of a daemon with the result of an earlier build.
 
 use std::{
     fs::{self, File},
@@ -14,7 +14,7 @@ use cofferdam_tests::{
     request::{encoded, shell},
 };
 
-/// Has the same built as always. Whether an earlier result answered, and the digest of the environment that it was made in.
+/// Submits the usual request. Returns whether an earlier result answered it, and the digest of that result's environment.
 async fn build(daemon: &Daemon) -> (bool, Vec<u8>) {
     let mut client = BuildServiceClient::new(daemon.peer().raw_channel());
     let request =
@@ -42,10 +42,9 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Each is the same daemon on the same state: as it was, with more in its configuration, with another image, and with what it
-/// had at first.
+/// The same daemon on the same state: unchanged, with more configuration, with another image, and as at first.
 #[tokio::test]
-async fn an_equal_request_runs_anew_after_a_change_of_what_builds_see() {
+async fn a_changed_environment_runs_an_equal_request_again() {
     let directory = tempfile::tempdir().expect("a temporary directory can be made");
     copy(image().0, directory.path());
     let cofferdam = Cofferdam::with_image(directory.path());

@@ -1,4 +1,4 @@
-//! Builds by a daemon, as snix's and tvix's clients ask for them, and as ours do.
+//! Builds by a daemon for clients of snix, of tvix and of its own.
 
 use std::{collections::HashMap, fs::File, thread, time::Duration};
 
@@ -90,7 +90,7 @@ impl Watched {
 }
 
 #[tokio::test]
-async fn snix_and_tvix_get_outputs_with_their_references_and_errors_with_details() {
+async fn snix_and_tvix_get_references_and_error_details() {
     let cofferdam = Cofferdam::new();
     let daemon = Daemon::start(&cofferdam, "");
     let channel = daemon.peer().raw_channel();
@@ -117,7 +117,7 @@ async fn snix_and_tvix_get_outputs_with_their_references_and_errors_with_details
     let needles: Vec<_> = answer.outputs_needles.into_iter().map(|found| found.needles).collect();
     assert_eq!(needles, [vec![0], vec![1], vec![1]]);
 
-    // In another order it is an equal request, whose answer comes in its own order.
+    // A request in another order is equal, and its answer has that order.
     request.outputs = ["build/z/one", "build/a", "build/m"].map(ToOwned::to_owned).into();
     let answer = snix.do_build(encoded(request.clone())).await.unwrap().into_inner();
     let needles: Vec<_> = answer.outputs.iter().map(|output| output.needles.clone()).collect();
@@ -147,7 +147,7 @@ async fn snix_and_tvix_get_outputs_with_their_references_and_errors_with_details
         assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
         assert_eq!(refused.get_details_bad_request().unwrap().field_violations[0].field, field);
     }
-    // More than any request may have is refused before it is taken.
+    // A request beyond the limits is refused before it is read.
     let huge = EncodedRequest::from(vec![0; cofferdam::request::MAX_ENCODED_BYTES + (1 << 20)]);
     let refused = tvix.do_build(huge).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
@@ -156,7 +156,7 @@ async fn snix_and_tvix_get_outputs_with_their_references_and_errors_with_details
 }
 
 #[tokio::test]
-async fn equal_requests_are_one_build_for_all_who_wait_and_a_success_is_remembered() {
+async fn equal_requests_share_a_build_and_a_success_is_reused() {
     let cofferdam = Cofferdam::new();
     let daemon = Daemon::start(&cofferdam, "");
     let mut client = Client::new(daemon.peer().raw_channel());
@@ -175,7 +175,7 @@ async fn equal_requests_are_one_build_for_all_who_wait_and_a_success_is_remember
     let mut second = Watched::start(&mut client, request()).await;
     assert!(!first.joined && second.joined);
     assert_eq!(first.id, second.id);
-    // Whoever goes away takes nothing from the others, who have the whole log.
+    // A client that leaves doesn't affect the others, which get the whole log.
     drop(first);
     let Outcome::Success(success) = second.outcome().await else { panic!("it failed") };
     assert_eq!(second.log, b"begun\n");
@@ -186,7 +186,7 @@ async fn equal_requests_are_one_build_for_all_who_wait_and_a_success_is_remember
     assert!(matches!(again.outcome().await, Outcome::Success(again) if again.response == success.response));
     let rebuilt = Watched::start(&mut client, ours::BuildRequest { rebuild: true, ..request() }).await;
     assert!(!rebuilt.from_record && rebuilt.id != second.id);
-    // A build can see how many processes it may have, but not how long it may take.
+    // A build can see its limit on processes, but not its time limit.
     let limited = |limits| ours::BuildRequest { limits: Some(limits), ..request() };
     let fewer = ours::Limits { processes: 100, ..Default::default() };
     let fewer = Watched::start(&mut client, limited(fewer)).await;
@@ -194,7 +194,7 @@ async fn equal_requests_are_one_build_for_all_who_wait_and_a_success_is_remember
     let shorter = ours::Limits { timeout_ms: 60_000, ..Default::default() };
     let shorter = Watched::start(&mut client, limited(shorter)).await;
     assert!(shorter.from_record && shorter.id == second.id);
-    // Without its output in the store, a success is worth nothing.
+    // A success without its output in the store is not reused.
     drop((rebuilt, fewer));
     daemon.end().succeeds();
     std::fs::remove_dir_all(cofferdam.files().join("../state/store")).unwrap();
@@ -207,7 +207,7 @@ async fn equal_requests_are_one_build_for_all_who_wait_and_a_success_is_remember
 }
 
 #[tokio::test]
-async fn who_waits_knows_its_place_and_who_leaves_ends_its_build() {
+async fn waiting_clients_know_their_place_and_leaving_cancels() {
     let cofferdam = Cofferdam::new();
     let daemon = Daemon::start(&cofferdam, "[queue]\nmax = 2");
     let mut client = Client::new(daemon.peer().raw_channel());
@@ -232,7 +232,7 @@ async fn who_waits_knows_its_place_and_who_leaves_ends_its_build() {
     assert_eq!(states[&running.id], ours::build_info::State::Running);
     assert_eq!(states[&last.id], ours::build_info::State::Queued);
 
-    // One that waits is cancelled by a request, one that runs by its only client's leaving.
+    // A request cancels a waiting build. A running one is cancelled when its only client leaves.
     client.cancel(ours::CancelRequest { id: last.id.clone() }).await.unwrap();
     assert_eq!(last.failure().await.reason, "interrupted");
     let (id, mut witness) = (running.id.clone(), client.clone());
@@ -242,7 +242,7 @@ async fn who_waits_knows_its_place_and_who_leaves_ends_its_build() {
     assert_eq!(gone.state(), ours::build_info::State::Failed);
     assert!(gone.ended_unix_ms >= gone.started_unix_ms && gone.started_unix_ms >= gone.submitted_unix_ms);
 
-    // Nothing is known of what there is not.
+    // An unknown id is an error.
     for id in ["", "1", "01923456-789a-7000-8000-000000000000", &"x".repeat(4000)] {
         let refused = client.get(ours::GetRequest { id: id.to_owned() }).await.unwrap_err();
         assert_eq!(refused.code(), Code::NotFound, "{refused}");
@@ -253,10 +253,10 @@ async fn who_waits_knows_its_place_and_who_leaves_ends_its_build() {
     daemon.end().succeeds();
 }
 
-/// A connection of the user `nobody`. This thread is that user's from then on, and the rest of the process is not.
+/// A connection of the user `nobody`. This changes the user of this thread only.
 fn connect_as_nobody(socket_dir: &File) -> Channel {
     const NOBODY: libc::uid_t = 65534;
-    // From a working directory of this thread's own: those above the socket are closed to that user.
+    // The thread gets its own working directory, since that user may not enter the directories above the socket.
     unshare(CloneFlags::CLONE_FS).expect("root may have one");
     fchdir(socket_dir).expect("it is a directory");
     // SAFETY: it changes the user of this thread alone, and takes no pointer.
@@ -266,7 +266,7 @@ fn connect_as_nobody(socket_dir: &File) -> Channel {
 }
 
 #[tokio::test]
-async fn users_of_a_shared_socket_see_their_own_builds_alone_and_root_sees_all() {
+async fn users_see_only_their_own_builds_and_root_sees_all() {
     let cofferdam = Cofferdam::new();
     let daemon = Daemon::start(&cofferdam, "socket_mode = 0o666");
     let mut root = Client::new(daemon.peer().raw_channel());
@@ -303,7 +303,7 @@ async fn users_of_a_shared_socket_see_their_own_builds_alone_and_root_sees_all()
 }
 
 #[tokio::test]
-async fn a_slow_reader_of_a_log_holds_nobody_back_and_misses_nothing() {
+async fn a_slow_log_reader_delays_nobody_and_misses_nothing() {
     const LINES: usize = 200_000;
     let cofferdam = Cofferdam::new();
     let daemon = Daemon::start(&cofferdam, "");
@@ -312,7 +312,7 @@ async fn a_slow_reader_of_a_log_holds_nobody_back_and_misses_nothing() {
     let request = ours::BuildRequest { without_log: true, ..asked(&script) };
     let mut build = Watched::start(&mut client, request).await;
     let request = ours::LogRequest { id: build.id.clone(), offset: 0, follow: true };
-    // It has more to say than fits between the two, and nobody listens before the build has ended.
+    // The log is larger than all buffers between daemon and client, and the client reads only after the build's end.
     let mut slow = client.log(request).await.unwrap().into_inner();
     assert!(matches!(build.outcome().await, Outcome::Success(_)));
     assert!(build.log.is_empty());
@@ -332,7 +332,7 @@ async fn a_slow_reader_of_a_log_holds_nobody_back_and_misses_nothing() {
     let beyond = client.log(part(info.log_bytes + 1)).await.unwrap_err();
     assert_eq!(beyond.code(), Code::OutOfRange, "{beyond}");
 
-    // What was a build's log is still there in the next daemon, packed or not.
+    // The log is still available in the next daemon, compressed or not.
     daemon.end().succeeds();
     let daemon = Daemon::start(&cofferdam, "");
     let mut client = Client::new(daemon.peer().raw_channel());
@@ -344,7 +344,7 @@ async fn a_slow_reader_of_a_log_holds_nobody_back_and_misses_nothing() {
 }
 
 #[tokio::test]
-async fn limits_go_down_and_a_daemon_that_is_to_end_lets_builds_end() {
+async fn clients_can_lower_limits_and_draining_lets_builds_finish() {
     let cofferdam = Cofferdam::new();
     let daemon = Daemon::start(&cofferdam, "");
     let mut client = Client::new(daemon.peer().raw_channel());
@@ -370,7 +370,7 @@ async fn limits_go_down_and_a_daemon_that_is_to_end_lets_builds_end() {
 }
 
 #[tokio::test]
-async fn a_failed_build_is_kept_and_can_be_looked_into_from_afar() {
+async fn remote_clients_can_keep_and_inspect_failed_builds() {
     let cofferdam = Cofferdam::new();
     let daemon = Daemon::start(&cofferdam, "");
     let mut client = Client::new(daemon.peer().raw_channel());
@@ -386,7 +386,7 @@ async fn a_failed_build_is_kept_and_can_be_looked_into_from_afar() {
     let start = ours::ShellStart { id: build.id.clone(), kind: "dumb".into(), size: None };
     let typed = "cat behind; exit\n".into();
     let inputs = [say(ours::shell_input::Input::Start(start)), say(ours::shell_input::Input::Typed(typed))];
-    // The stream of what is typed stays open, as a terminal does.
+    // The input stays open, as a terminal does.
     let inputs = futures::StreamExt::chain(futures::stream::iter(inputs), futures::stream::pending());
     let mut shown = client.shell(inputs).await.unwrap().into_inner();
     let mut screen = Vec::new();
@@ -409,7 +409,7 @@ async fn a_failed_build_is_kept_and_can_be_looked_into_from_afar() {
 }
 
 #[tokio::test]
-async fn run_and_builds_do_with_a_daemon_what_they_do_without() {
+async fn run_and_builds_work_alike_with_a_daemon() {
     let cofferdam = Cofferdam::new();
     let daemon = Daemon::start(&cofferdam, "");
     let input = cofferdam.file("input", "from here\n");
@@ -428,7 +428,7 @@ async fn run_and_builds_do_with_a_daemon_what_they_do_without() {
     let builds = |arguments: &[&str]| cofferdam.command(["builds", "--daemon", &addr].iter().chain(arguments));
     let list = builds(&["list"]).succeeds().stdout;
     let mut lines: Vec<Vec<_>> = list.lines().map(|line| line.split('\t').collect()).collect();
-    // Who runs the tests runs the daemon.
+    // The tests' user is the daemon's user.
     assert_eq!(lines.remove(0), ["ID", "STATE", "AGE", "RAN", "CLIENT", "COMMAND"]);
     assert_eq!(lines.iter().map(|line| line[1]).collect::<Vec<_>>(), ["failed", "succeeded"]);
     let [failed, built] = [lines[0][0], lines[1][0]];

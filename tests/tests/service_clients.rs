@@ -1,4 +1,4 @@
-//! A daemon's clients that come later, from elsewhere, or with a lot.
+//! A daemon's clients that come later, over the network, or with large requests.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -26,7 +26,7 @@ use tonic_reflection::pb::v1::{
 
 type Client = BuildServiceClient<Channel>;
 
-/// What a stream of events has told.
+/// The contents of a stream of events.
 #[derive(Default)]
 struct Told {
     accepted: ours::Accepted,
@@ -35,7 +35,7 @@ struct Told {
 }
 
 impl Told {
-    /// Listens until the log has this text, or to the end.
+    /// Reads events until the log has this text, or to the end.
     async fn listen(&mut self, events: &mut Streaming<ours::Event>, until: Option<&str>) {
         let enough = |log: &[u8]| until.is_some_and(|text| log.windows(text.len()).any(|part| part == text.as_bytes()));
         let patience = stretched(Duration::from_secs(240));
@@ -60,7 +60,7 @@ async fn built(client: &mut Client, request: ours::BuildRequest) -> Told {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_running_build_is_watched_from_within_its_log_followed_and_cancelled() {
+async fn running_builds_can_be_watched_followed_and_cancelled() {
     let cofferdam = Cofferdam::new();
     let daemon = Daemon::start(&cofferdam, "");
     let mut client = Client::new(daemon.peer().raw_channel());
@@ -69,7 +69,7 @@ async fn a_running_build_is_watched_from_within_its_log_followed_and_cancelled()
     let (mut first, mut events) = (Told::default(), client.build(request).await.unwrap().into_inner());
     first.listen(&mut events, Some("9\n")).await;
     let id = first.accepted.id;
-    // The only one who waits goes away.
+    // The only waiting client leaves.
     drop(events);
 
     let watch = ours::WatchRequest { id: id.clone(), log_offset: 4, ..Default::default() };
@@ -82,7 +82,7 @@ async fn a_running_build_is_watched_from_within_its_log_followed_and_cancelled()
     let builds = |arguments: &[&str]| cofferdam.start_command(["builds", "--daemon", &addr].iter().chain(arguments));
     let mut follower = builds(&["log", "-f", "--offset", "8", &id]);
     assert_eq!(follower.stdout_lines(1), ["89"]);
-    assert!(follower.is_alive(), "there may be more to come");
+    assert!(follower.is_alive(), "it must follow until the build's end");
     tokio::task::block_in_place(|| {
         builds(&["cancel", &id]).end().succeeds();
         assert_eq!(follower.end().succeeds().stdout, "89\n");
@@ -95,7 +95,7 @@ async fn a_running_build_is_watched_from_within_its_log_followed_and_cancelled()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_daemon_on_tcp_is_checked_described_and_builds_for_clients_that_share_nothing_with_it() {
+async fn a_daemon_on_tcp_builds_for_remote_clients() {
     let cofferdam = Cofferdam::new();
     let daemon = Daemon::start(&cofferdam, "listen = ['127.0.0.1:0']");
     let addr = daemon.addrs(2).remove(1);
@@ -140,7 +140,7 @@ async fn a_daemon_on_tcp_is_checked_described_and_builds_for_clients_that_share_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_success_is_built_again_when_its_client_or_the_daemon_wants_it() {
+async fn a_success_is_rebuilt_by_request_or_configuration() {
     let cofferdam = Cofferdam::new();
     let request =
         || ours::BuildRequest { request: Some(encoded(shell("echo > out", &["build/out"]))), ..Default::default() };

@@ -1,4 +1,4 @@
-//! The daemon's life: configuration, systemd, signals, who may see what, and what is seen from outside.
+//! The daemon's life: configuration, systemd, signals, access of clients, metrics and traces.
 
 use std::{
     ffi::OsStr,
@@ -44,7 +44,7 @@ fn check_config(file: &Path) -> [&OsStr; 5] {
 }
 
 #[test]
-fn a_configuration_is_checked_and_what_is_wrong_named_with_file_line_and_value() {
+fn configuration_errors_name_file_line_and_value() {
     let cofferdam = Cofferdam::new();
     let check = |text: &str| {
         let file = cofferdam.file("daemon.toml", text);
@@ -87,7 +87,7 @@ fn a_configuration_is_checked_and_what_is_wrong_named_with_file_line_and_value()
     let [certificate, key] = authority.sign(&cofferdam, "host").unwrap();
     let tls = format!("[tls]\ncertificate = {certificate:?}\nkey = {key:?}");
     check(&tls).succeeds();
-    // A server's certificate proves no client.
+    // A server's certificate doesn't identify clients.
     check(&format!("listen = ['[::]:8000']\n{tls}")).exits_with(2).says("allow_anonymous_tcp = true");
     let ca = cofferdam.file("ca.pem", authority.0.pem());
     check(&format!("listen = ['[::]:8000']\n{tls}\nclient_ca = {ca:?}")).succeeds();
@@ -95,19 +95,19 @@ fn a_configuration_is_checked_and_what_is_wrong_named_with_file_line_and_value()
     check(&format!("{tls}\nclient_ca = {key:?}")).exits_with(2).says("host.key");
     let [_, other] = authority.sign(&cofferdam, "other").unwrap();
     check(&format!("[tls]\ncertificate = {certificate:?}\nkey = {other:?}")).exits_with(2).says("other.key");
-    // An empty variable is none, so it doesn't hide what the file says.
+    // An empty variable counts as unset, so the file's value applies.
     let file = cofferdam.file("daemon.toml", "[store]\nblob_service_addr = '/var/store'");
     let variables = |value| [("BLOB_SERVICE_ADDR", Path::new(value))];
     cofferdam.command_with(&variables(""), check_config(&file)).exits_with(2).says("daemon.toml:2").says("no scheme");
     cofferdam.command_with(&variables("memory://"), check_config(&file)).succeeds();
     let nowhere = cofferdam.command(check_config(Path::new("nowhere.toml")));
     nowhere.exits_with(2).says("nowhere.toml");
-    // Nothing but the checks was done.
+    // Only the checks ran.
     assert!(!cofferdam.run_directory().exists());
 }
 
 #[test]
-fn all_that_is_wrong_with_a_configuration_is_reported_at_once() {
+fn all_configuration_errors_are_reported_at_once() {
     let cofferdam = Cofferdam::new();
     let text = "colour = 'red'\nvmm = 'cloud-hypervisor'\nimage = '/nowhere'\n[budget]\ncpus = 0\nmemory = '1M'\n";
     let file = cofferdam.file("daemon.toml", text);
@@ -117,17 +117,17 @@ fn all_that_is_wrong_with_a_configuration_is_reported_at_once() {
     let says_all =
         |outcome| lines.iter().fold(outcome, |told: Outcome, line| told.says(&format!("daemon.toml:{line}")));
     says_all(told);
-    // The daemon itself starts with nothing less.
+    // The daemon itself makes the same checks.
     let arguments = [OsStr::new("daemon"), "--config".as_ref(), file.as_os_str()];
     says_all(cofferdam.command_with(&variable, arguments).exits_with(2));
-    // What the host lacks is no fault of the configuration's.
+    // A lack of the host is not a fault of the configuration.
     let cofferdam = Cofferdam::with_image("/nowhere/image");
     let told = cofferdam.command(check_config(&cofferdam.file("daemon.toml", ""))).exits_with(3);
     told.says("image: the guest image lacks /nowhere/image/");
 }
 
 #[test]
-fn the_documented_configuration_is_right() {
+fn the_documented_configuration_is_valid() {
     let cofferdam = Cofferdam::new();
     let authority = Authority::new().unwrap();
     authority.sign(&cofferdam, "host").unwrap();
@@ -135,7 +135,7 @@ fn the_documented_configuration_is_right() {
     let document = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/daemon.md")).unwrap();
     let (_, example) = document.split_once("```toml\n").unwrap();
     let (example, _) = example.split_once("```").unwrap();
-    // The files that it names are elsewhere here.
+    // The documented file names are replaced by existing ones.
     let (files, image) = (cofferdam.files(), cofferdam_tests::image().0);
     let example = [
         ("/etc/cofferdam/", format!("{}/", files.display())),
@@ -163,11 +163,11 @@ fn emulation_must_be_allowed_and_the_socket_is_private() {
 }
 
 #[test]
-fn strangers_on_the_network_are_let_in_only_if_that_is_said() {
+fn unauthenticated_tcp_must_be_allowed() {
     let cofferdam = Cofferdam::new();
     let open = ["daemon", "--allow-emulation", "--listen", "0.0.0.0:0"];
     cofferdam.command(open).exits_with(2).says("listen: anyone who reaches").says("--allow-anonymous-tcp");
-    // systemd's socket, which no configuration names.
+    // A socket from systemd that is not in the configuration.
     let listener = TcpListener::bind("0.0.0.0:0").unwrap();
     let addr = listener.local_addr().unwrap();
     activated(&cofferdam, &listener, &[], &[]).end().exits_with(2).says(&format!("anyone who reaches {addr}"));
@@ -177,7 +177,7 @@ fn strangers_on_the_network_are_let_in_only_if_that_is_said() {
     allowed.end().succeeds();
 }
 
-/// A daemon with a socket of systemd's, who names the process that it starts, and hands over descriptors from 3 on.
+/// Starts a daemon as systemd does: with a socket as descriptor 3, and with its process id in a variable.
 fn activated(
     cofferdam: &Cofferdam,
     listener: &(impl AsFd + AsRawFd),
@@ -209,7 +209,7 @@ fn systemds_socket_may_be_in_the_configuration_beside_others() {
 }
 
 #[test]
-fn systemd_passes_the_socket_and_is_told_of_begin_life_and_end() {
+fn systemd_passes_the_socket_and_gets_notifications() {
     let cofferdam = Cofferdam::new();
     let told = UnixDatagram::bind(cofferdam.files().join("notify")).unwrap();
     told.set_read_timeout(Some(stretched(Duration::from_secs(60)))).unwrap();
@@ -235,7 +235,7 @@ fn systemd_passes_the_socket_and_is_told_of_begin_life_and_end() {
 }
 
 #[test]
-fn builds_that_outlast_the_drain_are_cancelled_and_those_of_a_killed_daemon_are_lost() {
+fn builds_end_with_the_drain_timeout_or_a_killed_daemon() {
     let cofferdam = Cofferdam::new();
     let daemon = Daemon::start(&cofferdam, "drain_timeout = '1s'");
     let build = |daemon: &Daemon| {
@@ -259,7 +259,7 @@ fn builds_that_outlast_the_drain_are_cancelled_and_those_of_a_killed_daemon_are_
         (&"went_away".into(), &id.clone().into())
     );
     let daemon = Daemon::start(&cofferdam, "");
-    // The advice, with the id shortened.
+    // The advised commands work, also with a shortened id.
     let builds = |arguments: &[&str]| cofferdam.command(["builds", "--daemon", &daemon.addr()].iter().chain(arguments));
     assert_eq!(builds(&["log", "-f", &id[..30]]).succeeds().stdout, "begun\n");
     assert_eq!(builds(&["show", "--json", &id]).succeeds().json()["state"], "lost");
@@ -296,7 +296,7 @@ impl Authority {
 }
 
 #[test]
-fn with_mutual_tls_strangers_stay_out_and_clients_see_only_their_own_builds() {
+fn mutual_tls_refuses_strangers_and_separates_clients() {
     let cofferdam = Cofferdam::new();
     let authority = Authority::new().unwrap();
     let ca = cofferdam.file("ca.pem", authority.0.pem());
@@ -315,10 +315,10 @@ fn with_mutual_tls_strangers_stay_out_and_clients_see_only_their_own_builds() {
         cofferdam.command_with(&variables, arguments)
     };
     let [one, other] = ["one", "other"].map(|name| authority.sign(&cofferdam, name).unwrap());
-    // It fails without a VM: whose build it is doesn't depend on how it ends.
+    // The build fails before a VM starts, which is enough to check its owner.
     let missing = format!("x=file:{}:7", B3Digest::of(b"missing"));
     let run = ["run", "--daemon", &addr, "--json", "--input", &missing, "--", "/bin/true"];
-    as_client(Some(&one), &run).is_refused("missing");
+    as_client(Some(&one), &run).is_refused("missing").says(&format!("`cofferdam import --daemon {addr} PATH`"));
     let list = |identity| as_client(Some(identity), &["builds", "--daemon", &addr, "list"]).succeeds().stdout;
     let listed = list(&one);
     let (header, line) = listed.trim_end().split_once('\n').unwrap();
@@ -329,7 +329,7 @@ fn with_mutual_tls_strangers_stay_out_and_clients_see_only_their_own_builds() {
     for verb in ["show", "log", "cancel"] {
         as_client(Some(&one), &["builds", "--daemon", &addr, verb, id]).succeeds();
         let refused = as_client(Some(&other), &["builds", "--daemon", &addr, verb, id]);
-        refused.exits_with(2).says("you have no build of this id");
+        refused.exits_with(2).says("you have no build with this id");
     }
     let anonymous = as_client(None, &["builds", "--daemon", &addr, "list"]);
     anonymous.exits_with(3).says("requires a client certificate").says("COFFERDAM_TLS_CERTIFICATE");
@@ -369,7 +369,7 @@ fn scrape(addr: &str) -> io::Result<String> {
     Ok(answer)
 }
 
-/// A collector's address, and the spans that it gets. It is served by the runtime of whoever calls.
+/// A collector's address, and the spans that it gets. It runs on the caller's runtime.
 fn collector() -> (String, mpsc::Receiver<Vec<Span>>) {
     let (sender, spans) = mpsc::channel(16);
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("there are free ports");
@@ -387,7 +387,7 @@ async fn spans_continue_a_clients_trace() {
     let (endpoint, mut spans) = collector();
     let cofferdam = Cofferdam::new();
     let daemon = Daemon::start(&cofferdam, &format!("[traces]\nendpoint = '{endpoint}'"));
-    // Without its input it needs no machine to fail.
+    // Its input is missing, so it fails without a machine.
     let mut request = cofferdam_tests::request::shell("true", &[]);
     let missing = Node::File { digest: B3Digest::of(b"missing"), size: 7, executable: false };
     request.inputs = vec![Entry::named("missing".try_into().unwrap(), missing)];
@@ -422,7 +422,7 @@ async fn metrics_count_builds_and_traces_have_a_span_a_phase() {
         build.shell(script).build_fails("exit_code")
     };
     tokio::task::block_in_place(|| run("echo 12345678; exit 3"));
-    // The client knows of the end before the scheduler does.
+    // The client gets the end before the scheduler does.
     let mut text = scrape(&metrics).unwrap();
     while !text.contains("\ncofferdam_builds_running 0\n") {
         assert!(daemon.running().age() < stretched(Duration::from_secs(300)), "{text}");
@@ -438,7 +438,7 @@ async fn metrics_count_builds_and_traces_have_a_span_a_phase() {
     ] {
         assert!(text.lines().any(|found| found.starts_with(line)), "no {line} in {text}");
     }
-    // What has not been sent yet is sent at the end.
+    // The remaining spans are sent at the daemon's end.
     let ended = tokio::task::block_in_place(|| daemon.end().succeeds());
     let lines =
         ended.stderr.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("a line is JSON"));

@@ -1,5 +1,5 @@
-//! The store as a person uses it: archives in and out, looking into it, verifying, collecting garbage, copying; and that
-//! nothing which was acknowledged is ever lost, whoever is killed when, and on a full disk.
+//! The store from the command line: archives in and out, reading, verifying, garbage collection and copying. Nothing that
+//! was acknowledged is lost after a kill at any moment, or on a full disk.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +23,7 @@ fn store() -> Cofferdam {
     Cofferdam::with_image("/nonexistent")
 }
 
-/// A tree of some files, of which `id` and all below 8 share a part.
+/// A tree of some files. A third of them are the same in all trees.
 fn tree(cofferdam: &Cofferdam, id: usize) -> PathBuf {
     for number in 0..24 {
         let contents = if number % 3 == 0 { format!("shared {number}") } else { format!("{id} {number}") };
@@ -45,7 +45,7 @@ fn printed(stdout: &str) -> Option<NodeText> {
 }
 
 #[test]
-fn archives_of_other_programs_come_in_and_ours_are_theirs() {
+fn archives_are_compatible_with_other_programs() {
     let cofferdam = store();
     let tree = tree(&cofferdam, 1);
     let node = castore::node_of(&tree);
@@ -82,7 +82,7 @@ fn archives_of_other_programs_come_in_and_ours_are_theirs() {
 }
 
 #[test]
-fn a_bad_archive_is_named_with_its_entry_and_leaves_nothing() {
+fn a_bad_archive_is_reported_by_entry_and_leaves_nothing() {
     let cofferdam = store();
     cofferdam.file("d/a", vec![7; 100_000]);
     nix::unistd::mkfifo(&cofferdam.files().join("d/fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -126,7 +126,7 @@ fn the_store_can_be_looked_into() {
 }
 
 #[test]
-fn damage_is_named_and_told_by_the_exit_code() {
+fn damage_is_named_and_changes_the_exit_code() {
     let cofferdam = store();
     let tree = tree(&cofferdam, 1);
     let node = cofferdam.import(&tree);
@@ -140,9 +140,9 @@ fn damage_is_named_and_told_by_the_exit_code() {
     fs::write(&path, "something else").unwrap();
     let damaged = cofferdam.command(["store", "verify"]).exits_with(3);
     assert!(damaged.stdout.starts_with("damaged_blob\t") && damaged.stdout.contains(&name), "{damaged}");
-    let told = cofferdam.command(["store", "verify", node.as_str()]).exits_with(3).says("not whole");
+    let told = cofferdam.command(["store", "verify", node.as_str()]).exits_with(3).says("the store is damaged");
     told.says("has the digest").says("remove this file");
-    // What the message says mends it.
+    // The advised command fixes it.
     fs::remove_file(&path).unwrap();
     cofferdam.import(&tree);
     cofferdam.command(["store", "verify"]).succeeds();
@@ -181,16 +181,16 @@ fn a_running_build_keeps_its_inputs() {
     running.wait_for("in the middle");
     let collected = cofferdam.command(["store", "gc", "--keep", "0s", "--json"]).succeeds().json();
     assert_eq!(collected["left"], json!({ "blobs": 1, "directories": 1 }));
-    assert!(running.is_alive(), "this test tests nothing: the build ended before");
+    assert!(running.is_alive(), "this test can't fail: the build has ended already");
     let built = running.end().succeeds();
     assert_eq!(built.output().node, NodeText::file(b"still here", false));
-    // It was nothing but the build that kept them.
+    // Only the build kept them.
     cofferdam.command(["store", "gc", "--keep", "0s"]).succeeds();
     assert!(cofferdam.verified_blobs().is_empty());
 }
 
 #[test]
-fn a_copy_holds_what_the_other_store_does() {
+fn a_copy_has_the_same_contents() {
     let cofferdam = store();
     let [one, other] = [1, 2].map(|id| cofferdam.import(&tree(&cofferdam, id)));
     let run = |arguments: &[&str]| cofferdam.command([&["store"], arguments].concat());
@@ -226,13 +226,13 @@ fn a_copy_goes_to_an_object_store_and_back() {
 }
 
 #[test]
-fn a_full_disk_is_an_error_and_the_store_stays_sound() {
+fn a_full_disk_is_an_error_and_the_store_stays_intact() {
     let cofferdam = store();
     cofferdam.file("small", vec![1; 100_000]);
     cofferdam.file("large", vec![2; 20_000_000]);
     tar(&cofferdam.files(), &["-c", "-f", "large.tar", "large"]);
     fs::create_dir(cofferdam.files().join("disk")).unwrap();
-    // A disk that only this script sees.
+    // The disk is visible only to this script.
     let script = r#"
         mount -t tmpfs -o size=12m none disk || exit 99
         export COFFERDAM_STATE_DIR="$PWD/disk/state"
@@ -267,7 +267,7 @@ fn a_full_disk_is_an_error_and_the_store_stays_sound() {
     assert_eq!(castore::node_of(&cofferdam.files().join("exported")), NodeText::file(&[1; 100_000], false));
 }
 
-/// Numbers that look random, the same in every run.
+/// Pseudo-random numbers, the same in every run.
 struct Random(u64);
 
 impl Random {
@@ -283,7 +283,7 @@ impl Random {
     }
 }
 
-/// What is done to the store, by a process that is killed.
+/// An operation on the store, by a process that is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Work {
     ImportPath,
@@ -326,18 +326,18 @@ impl Work {
     }
 }
 
-/// What the store must have.
+/// The required contents of the store.
 struct Acknowledged {
-    /// What an import has printed, since anything unrooted was collected last.
+    /// Nodes imported since the last collection of unrooted ones.
     imported: Vec<usize>,
     rooted: BTreeMap<String, NodeText>,
 }
 
-/// Pairs of processes, each of which is killed.
+/// Pairs of processes. Each process is killed.
 const PAIRS: usize = 200;
 
 #[test]
-fn hundreds_of_kills_lose_nothing_and_leave_nothing_half_done() {
+fn hundreds_of_kills_lose_and_corrupt_nothing() {
     let cofferdam = store();
     let mut nodes = Vec::new();
     for id in 0..4 {
@@ -348,7 +348,7 @@ fn hundreds_of_kills_lose_nothing_and_leave_nothing_half_done() {
         }
         nodes.push(node);
     }
-    // What a kill may wait for; it follows the machine, which gets busier or idle.
+    // The longest delay of a kill. It adapts to the machine's speed.
     let mut durations: BTreeMap<_, _> =
         Work::ALL.map(|work| (work, work.start(&cofferdam, 0, &nodes[0]).end().took)).into();
     let mut acknowledged = Acknowledged { imported: Vec::new(), rooted: BTreeMap::new() };
@@ -381,7 +381,7 @@ fn hundreds_of_kills_lose_nothing_and_leave_nothing_half_done() {
             }
             done.push((work, id, ended));
         }
-        // Anything else than roots may have gone, if this was begun.
+        // If a collection began, everything but roots may be gone.
         let collected_all = works.iter().any(|(work, _)| *work == Work::CollectAll);
         if collected_all {
             acknowledged.imported.clear();
@@ -417,7 +417,7 @@ fn hundreds_of_kills_lose_nothing_and_leave_nothing_half_done() {
     assert!(cofferdam.leftovers().is_empty(), "{:#?}", cofferdam.leftovers());
 }
 
-/// Reads the roots: those that were there are, and others only if they were `attempted`.
+/// Reads the roots. Earlier ones must exist, and new ones only if they were `attempted`.
 fn resynchronise(cofferdam: &Cofferdam, acknowledged: &mut Acknowledged, attempted: &[(usize, NodeText)]) {
     let listed = cofferdam.command(["store", "root", "list"]).succeeds().stdout;
     let listed: BTreeMap<_, _> = listed
@@ -431,7 +431,7 @@ fn resynchronise(cofferdam: &Cofferdam, acknowledged: &mut Acknowledged, attempt
     for (name, node) in &listed {
         let is_new = attempted.iter().any(|(id, new)| *name == format!("tree-{id}") && node == new);
         let was_there = acknowledged.rooted.contains_key(name) || acknowledged.rooted.is_empty();
-        assert!(is_new || was_there, "a root has come from nowhere: {name}");
+        assert!(is_new || was_there, "an unknown root: {name}");
     }
     acknowledged.rooted = listed;
 }

@@ -1,4 +1,4 @@
-//! The daemon as its unit runs it, without any privilege.
+//! The daemon without privileges, as its systemd unit runs it.
 
 use std::{fs, os::unix::fs::MetadataExt as _};
 
@@ -6,7 +6,7 @@ use cofferdam_tests::{Cofferdam, Daemon, vmm};
 use nix::{sys::signal::Signal, unistd::geteuid};
 
 #[test]
-fn a_user_without_privileges_can_run_a_daemon_that_builds() {
+fn a_daemon_and_its_builds_need_no_privileges() {
     let cofferdam = Cofferdam::unprivileged();
     let daemon = Daemon::start(&cofferdam, "");
     let input = cofferdam.file("input", "from here\n");

@@ -219,7 +219,7 @@ pub enum End {
     NotExecuted(i32),
 }
 
-/// What a build used, as counted inside the guest.
+/// A build's resource usage, as counted inside the guest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// Time from the command's start to the end of all its processes, in microseconds.
@@ -234,7 +234,7 @@ pub struct Usage {
     pub scratch_bytes: u64,
 }
 
-/// What a build uses at one moment, as counted inside the guest.
+/// A build's resource usage at one moment, as counted inside the guest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
     /// Usage up to now.

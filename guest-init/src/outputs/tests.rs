@@ -158,7 +158,7 @@ fn large_files_are_sent_in_several_frames() {
 }
 
 #[test]
-fn an_unsupported_file_is_reported_and_nothing_is_sent_after_it() {
+fn an_unsupported_file_ends_the_outputs() {
     let (_root, path) = root();
     create_dir_all(path.join("out/d")).unwrap();
     fs::write(path.join("out/a"), "").unwrap();
@@ -196,7 +196,7 @@ fn many_names_in_one_directory_are_sorted() {
 }
 
 #[test]
-fn kept_files_have_the_builds_layout_and_unsupported_ones_are_skipped() {
+fn remains_have_the_builds_layout_without_unsupported_files() {
     // Whiteouts can't be made on an overlay, which /tmp is in a container.
     let root = TempDir::new_in("/dev/shm").unwrap();
     let path = root.path();

@@ -54,7 +54,7 @@ fn owners(plan: &Plan<'_>, path: &str) -> Vec<Owner> {
 }
 
 #[test]
-fn a_nix_build_has_an_overlay_at_its_store_and_a_scratch_directory() {
+fn a_nix_build_gets_an_overlay_and_a_scratch_directory() {
     let specification = specification("nix/store", &["build", "nix/store"]);
     let plan = Plan::new(&specification, &inputs_with(&[])).unwrap();
     let layers = |writable, lower: Option<&str>| Some((writable, lower.map(str::to_owned)));

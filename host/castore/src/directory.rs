@@ -1,8 +1,6 @@
 use std::collections::{BTreeMap, btree_map};
 
-use prost::Message as _;
-
-use crate::{B3Digest, Node, PathComponent, proto};
+use crate::{B3Digest, Node, PathComponent};
 
 /// Largest encoded directory, in bytes, that is exchanged with other programs: a million entries with short names.
 pub(crate) const MAX_DIRECTORY_BYTES: usize = 64 * 1024 * 1024;
@@ -130,38 +128,12 @@ impl Directory {
         self.nodes.is_empty()
     }
 
-    /// The digest of the canonical encoding.
-    pub fn digest(&self) -> B3Digest {
-        B3Digest::of(&self.encode())
-    }
-
-    /// The node that stands for this directory.
-    pub fn to_node(&self) -> Node {
-        Node::Directory { digest: self.digest(), size: self.size }
-    }
-
     /// Digest and size of each directory in this one, sorted by name.
     pub fn children(&self) -> impl Iterator<Item = (B3Digest, u64)> + Send {
         self.nodes.values().filter_map(|node| match node {
             Node::Directory { digest, size } => Some((*digest, *size)),
             Node::File { .. } | Node::Symlink { .. } => None,
         })
-    }
-
-    /// The canonical encoding: a `snix.castore.v1.Directory` message with its fields in order, without default values, and
-    /// with sorted lists.
-    pub fn encode(&self) -> Vec<u8> {
-        proto::Directory::from(self).encode_to_vec()
-    }
-
-    /// Decodes the canonical encoding.
-    ///
-    /// # Errors
-    ///
-    /// The bytes are not a valid message, break a rule, or are not the canonical encoding.
-    pub fn decode(bytes: &[u8]) -> Result<Self, proto::DecodeError> {
-        let directory = Self::try_from(proto::Directory::decode(bytes)?)?;
-        if directory.encode() == bytes { Ok(directory) } else { Err(proto::DecodeError::NotCanonical) }
     }
 }
 
@@ -170,7 +142,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::{arb_directory, file, name, symlink};
+    use crate::{
+        proto,
+        testing::{arb_directory, file, name, symlink},
+    };
 
     #[test]
     fn the_empty_directory_has_the_digest_of_no_bytes() {

@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_says_which_part_of_an_object_stores_address_is_wrong() {
+    fn errors_name_the_wrong_part_of_an_object_stores_address() {
         for (addr, part) in [
             ("objectstore+ftp://host/p", "the scheme \"objectstore+ftp\""),
             ("objectstore+file", "the URL \"file\""),

@@ -33,14 +33,14 @@
 //! threads. The redb service may have to wait for another process. It does so on a blocking thread if there is a tokio
 //! runtime.
 //!
-//! Each module uses only the ones after it, but for two things. `blobservice` and `directoryservice` re-export the services
-//! and `from_addr`, for the crate's users. `directory` and `proto` convert into each other.
+//! Each module uses only the ones after it, with one exception: `blobservice` and `directoryservice` re-export the services
+//! and `from_addr`, for the crate's users.
 //!
-//! - `copy`, `verify`, `gc`, `local_store`, `tar`, `nar`, `archive`, `import`, `export`: what is done with stores
+//! - `copy`, `verify`, `gc`, `local_store`, `tar`, `nar`, `archive`, `import`, `export`: operations on stores
 //! - `from_addr`: opens stores
 //! - `cache`, `grpc`, `objectstore`: services that need others, or a network
 //! - `blobservice`, `directoryservice`: the traits; services in memory and in files
-//! - `proto`, `directory`, `node`, `name`, `digest`, `addr`, `runtime`: what all of them need
+//! - `proto`, `directory`, `node`, `name`, `digest`, `addr`, `runtime`: the common base
 //! - `refscan`: independent of the others
 
 mod addr;

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 pub use cofferdam_proto::snix::castore::v1::*;
+use prost::Message as _;
 
 use crate::{
     B3Digest, DigestError, DirectoryError, NameError, Node, PathComponent, SymlinkTarget, TargetError, escape,
@@ -78,6 +79,35 @@ pub enum DecodeError {
     /// A message that keeps the rules, in another encoding than the canonical one.
     #[error("the directory is not in its canonical encoding (unknown fields, or fields out of order)")]
     NotCanonical,
+}
+
+/// The canonical encoding, and the digest that it has.
+impl crate::Directory {
+    /// The canonical encoding: a `snix.castore.v1.Directory` message with its fields in order, without default values, and
+    /// with sorted lists.
+    pub fn encode(&self) -> Vec<u8> {
+        Directory::from(self).encode_to_vec()
+    }
+
+    /// Decodes the canonical encoding.
+    ///
+    /// # Errors
+    ///
+    /// The bytes are not a valid message, break a rule, or are not the canonical encoding.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let directory = Self::try_from(Directory::decode(bytes)?)?;
+        if directory.encode() == bytes { Ok(directory) } else { Err(DecodeError::NotCanonical) }
+    }
+
+    /// The digest of the canonical encoding.
+    pub fn digest(&self) -> B3Digest {
+        B3Digest::of(&self.encode())
+    }
+
+    /// The node that stands for this directory.
+    pub fn to_node(&self) -> Node {
+        Node::Directory { digest: self.digest(), size: self.size() }
+    }
 }
 
 impl From<&crate::Directory> for Directory {
@@ -228,7 +258,7 @@ mod tests {
         SymlinkEntry { name: name.to_owned().into(), target: target.into() }
     }
 
-    /// The whole chain of what is wrong.
+    /// The error with all its causes, in one line.
     fn refused(message: Directory) -> String {
         let error = crate::Directory::try_from(message).unwrap_err();
         let mut text = error.to_string();

@@ -19,7 +19,7 @@ pub(crate) fn spawn<T: Send + 'static>(
     let (done, outcome) = oneshot::channel();
     let task = runtime().map(|runtime| {
         AbortOnDropHandle::new(runtime.spawn(async move {
-            // Fails when nobody waits for the result.
+            // Fails if the caller no longer waits for the result.
             let _ = done.send(work.await);
         }))
     });
@@ -34,12 +34,12 @@ pub(crate) fn enter() -> io::Result<EnterGuard<'static>> {
     runtime().map(Runtime::enter)
 }
 
-/// Starts a task that nobody waits for.
+/// Starts a detached task.
 pub(crate) fn detach(work: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
     runtime().map(|runtime| drop(runtime.spawn(work)))
 }
 
-/// Starts blocking work that nobody waits for.
+/// Starts detached blocking work.
 pub(crate) fn spawn_blocking(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     runtime().map(|runtime| drop(runtime.spawn_blocking(work)))
 }
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_thread_of_a_runtime_may_block_on_work_as_often_as_it_likes() {
+    async fn runtime_threads_can_block_on_work_repeatedly() {
         for number in 0..1000 {
             let worked = futures::executor::block_on(spawn(async move { Ok(number) }));
             assert_eq!(worked.unwrap(), number);

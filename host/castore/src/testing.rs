@@ -135,7 +135,7 @@ impl Tree {
         }
     }
 
-    /// Reads what is at a path.
+    /// Reads the tree at a path.
     pub(crate) fn read(path: &Path) -> Self {
         use std::os::unix::fs::PermissionsExt as _;
         let metadata = fs::symlink_metadata(path).unwrap();

@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_every_wire_type_are_kept_and_those_cut_short_refused() {
+    fn every_wire_type_is_kept_and_truncated_ones_are_refused() {
         for fields in [&b"\x08\x96\x01"[..], b"\x0d1234", b"\x0912345678", b"\x0a\x02ab", b""] {
             let mut outer = vec![0x0a, u8::try_from(fields.len()).unwrap()];
             outer.extend_from_slice(fields);

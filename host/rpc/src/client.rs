@@ -6,7 +6,7 @@ use tonic::{
     transport::server::{TcpConnectInfo, TlsConnectInfo, UdsConnectInfo},
 };
 
-/// Who is at the other end of a connection, as the connection itself proves it.
+/// A client, as its connection identifies it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Client {
@@ -40,7 +40,7 @@ impl Client {
             Some(Self::at(addr.ip()))
         };
         let client = user.or_else(certificate).or_else(address);
-        client.ok_or_else(|| Status::unauthenticated("this connection does not tell who is at its other end"))
+        client.ok_or_else(|| Status::unauthenticated("this connection does not identify its client"))
     }
 
     /// Anyone at this address.

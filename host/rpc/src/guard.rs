@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_that_does_not_come_is_given_up_and_a_stream_may_take_its_time() {
+    async fn a_request_must_arrive_in_time_but_a_stream_may_pause() {
         let hanging = |first: Vec<u8>, takes| {
             let first = stream::iter([Ok::<_, Status>(Frame::data(Bytes::from(first)))]);
             let body = Body::new(StreamBody::new(futures::StreamExt::chain(first, stream::pending())));

@@ -1,4 +1,4 @@
-//! What every gRPC service of this host shares, whatever it serves.
+//! The common part of every gRPC service.
 //!
 //! ```text
 //!   Listener ─▶ TLS ─▶ connection ─▶ Guarded ─────────▶ a service ─▶ Work

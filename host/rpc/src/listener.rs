@@ -36,17 +36,17 @@ use crate::{
     share::Permit,
 };
 
-/// Connections that one listener has open; more wait in its queue.
+/// Most open connections of a listener. More wait in its queue.
 const MAX_CONNECTIONS: usize = 512;
 
-/// Of which one client has so many at most, and others are closed: more than it may have builds waiting by default, and
-/// each may come over a connection of its own.
+/// Most open connections of one client. Others are closed. It exceeds the default number of waiting builds of one client, since
+/// each may have its own connection.
 const CLIENT_CONNECTIONS: usize = 320;
 
-/// Connections that are at their handshake, beside those that are open; more wait in the listener's queue.
+/// Most connections at their handshake, in addition to the open ones. More wait in the listener's queue.
 const MAX_HANDSHAKES: usize = 256;
 
-/// Of which one client has half at most, and others are closed.
+/// Most connections of one client at their handshake. Others are closed.
 const CLIENT_HANDSHAKES: usize = MAX_HANDSHAKES / 2;
 
 /// How long a client may take for the TLS handshake.
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_listener_is_checked_by_its_address_and_a_unix_socket_proves_its_clients() {
+    async fn anonymous_tcp_is_allowed_only_on_loopback() {
         let bind = async |addr| Listener::Tcp(TcpListener::bind(addr).await.unwrap());
         bind("127.0.0.1:0").await.forbid_anonymous_tcp().unwrap();
         bind("0.0.0.0:0").await.forbid_anonymous_tcp().unwrap_err();

@@ -11,7 +11,7 @@ use crate::{
 /// Bytes of a budget.
 const BUDGET_BYTES: usize = 1 << 30;
 
-/// Memory for the messages that clients send, of which each client has at most half. Services share it by cloning it.
+/// Memory for the messages of clients. Each client gets at most half of it. Services share it by cloning it.
 #[derive(Debug, Clone)]
 pub struct MemoryBudget {
     shares: Shares,
@@ -53,7 +53,7 @@ impl MemoryShare {
     }
 }
 
-/// The memory of a request, given back when the last copy of the permit is dropped. Whoever keeps the request keeps a copy.
+/// A permit for the memory of a request. Keep a copy with the request: dropping the last one frees the memory.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryPermit(Arc<Mutex<Option<Permit>>>);
 

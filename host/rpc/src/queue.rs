@@ -30,7 +30,7 @@ impl<T> Clone for Sender<T> {
 }
 
 impl<T> Sender<T> {
-    /// Waits until there is room for so many bytes; an error when nobody will take the item. Needs tokio.
+    /// Waits until there is room for so many bytes. Fails if the receiver is gone. Needs tokio.
     pub async fn send(&mut self, item: T, bytes: usize) -> Result<(), SendError> {
         let bytes = u32::try_from(bytes.min(MAX_BYTES)).unwrap_or(u32::MAX);
         // It is never closed.

@@ -9,7 +9,7 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 use crate::Client;
 
-/// A limited amount of something, of which each client has at most its share.
+/// A limited amount of a resource. Each client gets at most its share.
 #[derive(Debug, Clone)]
 pub struct Shares {
     total: Arc<Semaphore>,
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_client_has_more_than_its_share_nor_all_of_them_more_than_there_is() {
+    fn shares_and_the_total_are_never_exceeded() {
         let shares = Shares::new(4, 3);
         let [one, other] = [1, 2].map(|uid| shares.of(&Client::User(uid)));
         let mut taken = one.try_take(2).unwrap();
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_has_its_share_waits_and_holds_up_nobody_else() {
+    async fn a_client_with_its_full_share_waits_alone() {
         let shares = Shares::new(3, 2);
         let [one, other] = [1, 2].map(|uid| shares.of(&Client::User(uid)));
         let first = one.clone().take().await.unwrap();

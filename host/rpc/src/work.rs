@@ -16,10 +16,10 @@ use tonic::{Response, Status, Streaming};
 
 use crate::{Client, ServeOptions, Shares, queue};
 
-/// Requests that are worked on at a time, each on a thread of its own; more wait for their turn.
+/// Most requests in progress, each on a thread of its own. More wait for their turn.
 const MAX_REQUESTS: usize = 256;
 
-/// Of which one client has half at most.
+/// Most requests of one client in progress.
 const CLIENT_REQUESTS: usize = MAX_REQUESTS / 2;
 
 /// Bytes a second that a client must send or take after its request's timeout.
@@ -111,8 +111,8 @@ impl Work {
         Self { requests: Shares::new(MAX_REQUESTS, CLIENT_REQUESTS), patience, stop }
     }
 
-    /// Does the work of a request as soon as its client has less than its share of requests, and of `scarce` if that is given:
-    /// something that the work needs and of which there is less.
+    /// Does the work of a request as soon as its client is below its share of requests. `scarce` is the share of a scarcer
+    /// resource that the work needs, too.
     ///
     /// # Errors
     ///
@@ -168,7 +168,7 @@ impl Work {
         let this = self.clone();
         let task = AbortOnDropHandle::new(tokio::spawn(async move {
             if let Err(status) = this.run(&client, scarce.as_ref(), working).await {
-                // Of no interest to a client that is gone.
+                // If the client is gone, nothing needs this.
                 let _ = sender.send(Err(status), 0).await;
             }
         }));

@@ -1,5 +1,5 @@
-//! The build's task while the guest talks: it starts the session's thread, and waits for whichever comes first: the
-//! session's outcome, a death, or an interruption. [`ending`](super::ending) decides which of them ends the build.
+//! The build's task during the conversation with the guest. It starts the session's thread, and waits for the first of three:
+//! the session's outcome, a death, or an interruption. [`ending`](super::ending) decides which of them ends the build.
 
 use std::{os::unix::net::UnixStream, pin::pin, sync::Arc};
 
@@ -17,20 +17,20 @@ use super::{
 };
 use crate::machine::Machine;
 
-/// What one conversation is about.
+/// One conversation with a guest.
 pub(super) struct Conversation {
     pub(super) specification: Specification,
     pub(super) store: Store,
     pub(super) needles: ReferencePattern,
     pub(super) options: Options,
-    /// The memory that the build was promised, in bytes.
+    /// The build's promised memory, in bytes.
     pub(super) memory_bytes: u64,
     pub(super) progress: Arc<Progress>,
     pub(super) ending: Arc<Ending>,
 }
 
 impl Conversation {
-    /// Talks to the guest until the build has ended, whichever way.
+    /// Talks to the guest until the build's end.
     pub(super) async fn hold(
         self,
         machine: &mut Machine,
@@ -56,7 +56,7 @@ impl Conversation {
             }
             return match ending.claim(Party::Task) {
                 Claim::Won => Err(interruption.into()),
-                // What is being stored can't be taken back, and its result is worth the wait. A failure stands.
+                // Outputs that are being stored can't be taken back, and their result is worth the wait. A failure stands.
                 Claim::Lost => {
                     ending.hang_up();
                     outcome.await
@@ -77,7 +77,7 @@ impl Conversation {
             let exchange =
                 Exchange { line, store: &store, handle, progress: &progress, ending: &ending, options: &options };
             let session = Session { exchange, specification, needles: &needles, memory_bytes };
-            // Nobody waits any more when the build was stopped.
+            // If the build was stopped, nothing waits for the outcome.
             let _ = sender.send(session.converse());
         })?;
         Ok(receiver)

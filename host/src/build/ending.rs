@@ -1,8 +1,8 @@
 //! How a build ends.
 //!
 //! Two parties can end a build that runs: its *session*, the thread that talks to the guest, and its *task*, which waits for
-//! limits on time, cancellation and the deaths of processes. They may come at the same moment, so that each has to claim the
-//! end, and the first one has it:
+//! limits on time, cancellation and the deaths of processes. Both may want to end it at the same moment. Therefore each has
+//! to claim the end, and the first claim wins:
 //!
 //! ```text
 //!            ┌──────── stop ───────▶ Stopping ─┐
@@ -14,16 +14,17 @@
 //!
 //! - **Open**: the guest boots, runs the command or sends outputs.
 //! - **Stopping**: a limit was reached while the command ran, and the guest is needed after the failure. It was told to kill
-//!   the command. The build fails for the limit's reason, whatever the guest then reports. Only the first reason counts.
-//! - **Session**: the session has the end. All outputs have come and are being stored, or the build has failed and its
-//!   remains are kept or shown in a shell. The task can't take this back: it hangs up, which ends keeping and the shell but
-//!   not the storing of outputs, and waits for the session's outcome.
-//! - **Task**: the task has the end, because of a limit, a cancellation or a death. The session stores nothing more, and the
-//!   machine is killed without waiting for it.
-//! - **Over**: the connection is closed on purpose, so that errors on it mean nothing. A build whose future is dropped comes
-//!   here from any state, and then stores nothing.
+//!   the command. The build fails because of the limit, even if the guest then reports another end. Only the first limit
+//!   counts.
+//! - **Session**: the session's claim has won. All outputs have arrived and are being stored, or the build has failed and
+//!   its remains are kept or shown in a shell. The task can't undo this. It can hang up, which ends keeping and the shell
+//!   but not the storing of outputs, and then waits for the session's outcome.
+//! - **Task**: the task's claim has won, because of a limit, a cancellation or a death. The session stores nothing more, and
+//!   the machine is killed at once.
+//! - **Over**: the connection was closed on purpose, so errors on it are ignored. A build whose future is dropped goes to
+//!   this state from any other, and then stores nothing.
 //!
-//! Before the session there is no second party: then the task ends the build without a claim.
+//! Before the session starts there is no second party, so the task ends the build without a claim.
 
 use std::{future::Future, io, os::unix::net::UnixStream, sync::Arc, sync::OnceLock, time::Instant};
 
@@ -32,7 +33,7 @@ use tokio::sync::watch;
 
 use super::{Reason, line::Line};
 
-/// Where a build's end stands, see the module.
+/// The state of a build's end, see the module.
 #[derive(Debug)]
 enum State {
     Open,
@@ -63,7 +64,7 @@ pub(super) struct Ending {
     line: OnceLock<Line>,
 }
 
-/// Hangs up when it is dropped, so that no session outlives its build for want of a client.
+/// Hangs up when dropped, so that no session outlives its build.
 pub(super) struct HangUp(pub(super) Arc<Ending>);
 
 impl Drop for HangUp {
@@ -92,7 +93,8 @@ impl Ending {
         if claimed { Claim::Won } else { Claim::Lost }
     }
 
-    /// Has the build fail for this reason once its command has been stopped. Returns whether this changed anything.
+    /// Makes the build fail for this reason, once its command has been stopped. Returns `false` if something
+    /// else came first.
     pub(super) fn stop(&self, reason: Reason) -> bool {
         self.state.send_if_modified(|state| {
             let is_open = matches!(state, State::Open);
@@ -103,7 +105,7 @@ impl Ending {
         })
     }
 
-    /// Since when and why the command is being stopped, if it is.
+    /// When stopping the command began, and why. `None` if it isn't being stopped.
     pub(super) fn stopping(&self) -> Option<(Instant, Reason)> {
         match &*self.state.borrow() {
             State::Stopping { since, reason } => Some((*since, reason.clone())),
@@ -123,11 +125,11 @@ impl Ending {
     /// Tells the guest to kill its command.
     pub(super) fn tell_to_stop(self: &Arc<Self>) {
         let this = Arc::clone(self);
-        // The guest may be slow to read, or may never do it; then its connection ends, and this with it.
+        // A guest that never reads blocks this until its connection ends.
         tokio::task::spawn_blocking(move || this.line().map(|line| line.say(&FromHost::Stop)));
     }
 
-    /// Ends the conversation, whatever the session waits for.
+    /// Ends the conversation, and with it all that the session waits for.
     pub(super) fn hang_up(&self) {
         self.state.send_replace(State::Over);
         if let Some(line) = self.line() {
@@ -135,12 +137,12 @@ impl Ending {
         }
     }
 
-    /// Whether somebody has hung up.
+    /// Whether the conversation was ended.
     pub(super) fn is_over(&self) -> bool {
         matches!(*self.state.borrow(), State::Over)
     }
 
-    /// Waits for something, but not beyond the end of the conversation.
+    /// Waits for a future, but not beyond the end of the conversation.
     pub(super) async fn unless_over<T>(&self, future: impl Future<Output = T>) -> Option<T> {
         let mut state = self.state.subscribe();
         tokio::select! {

@@ -1,4 +1,4 @@
-//! What a build can see of its host, as one digest.
+//! The environment of a build as one digest: everything that the build can see of its host.
 
 use std::{
     fs::{self, File},
@@ -15,15 +15,15 @@ use parking_lot::Mutex;
 
 use super::Settings;
 
-/// Separates these digests from all others. Its number is raised when what a build sees changes in a way that nothing below
-/// tells.
+/// Separates these digests from all others. Its number must be raised when the environment changes in a way that the fields
+/// below don't show.
 const CONTEXT: &str = "cofferdam v1: the environment of builds";
 
-/// The digest of an image's files, made again when one of them has changed.
+/// The digest of an image's files, computed again when one of them has changed.
 #[derive(Debug, Default)]
 pub(super) struct ImageDigest(Mutex<Option<([Stamp; 3], B3Digest)>>);
 
-/// What changes whenever a file does: device, inode, size, and the times of its last changes.
+/// Identifies a version of a file: device, inode, size, and the times of its last changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp([i128; 5]);
 
@@ -66,13 +66,13 @@ impl ImageDigest {
     }
 }
 
-/// The digest of what builds with these settings see.
+/// The digest of the environment of builds with these settings.
 pub(super) fn digest(settings: &Settings, image: &ImageDigest) -> io::Result<B3Digest> {
     let Settings { vmm, cpu_model, ro_paths, withhold_network, nested, .. } = settings;
     let mut fields = Fields(Hasher::new_derive_key(CONTEXT));
     fields.add("protocol", &VERSION.to_le_bytes());
     fields.add("image", image.get(&settings.image)?.as_slice());
-    // Without a model of its own, the CPU is what the VMM and the accelerator make of the host's.
+    // Without `cpu_model`, the CPU depends on the host's, the VMM and the accelerator.
     fields.add("vmm", vmm.kind.to_string().as_bytes());
     fields.add("vmm version", vmm.version.as_bytes());
     fields.add("accelerator", vmm.accelerator.to_string().as_bytes());
@@ -86,7 +86,7 @@ pub(super) fn digest(settings: &Settings, image: &ImageDigest) -> io::Result<B3D
     Ok(fields.0.finalize().into())
 }
 
-/// Names and values, each with its length, so that no two lists of them are the same bytes.
+/// Names and values, each with its length, so that two different lists have different bytes.
 struct Fields(Hasher);
 
 impl Fields {

@@ -1,4 +1,4 @@
-//! The three ways in which a build ends without a result, never mixed.
+//! Why a build has no result: the build failed, the request is wrong, or the executor failed.
 
 use std::{fmt, io, time::Duration};
 
@@ -12,17 +12,16 @@ use crate::{
     request::RequestError,
 };
 
-/// Why there is no result. Each variant asks something else of the caller: mend the build, mend the request, or try
-/// again elsewhere.
+/// Why there is no result. Each variant calls for another action: fix the build, fix the request, or try again elsewhere.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// The command ran without success.
+    /// The command ran and failed, or an output was missing or refused.
     #[error("the build failed")]
     Failed(#[source] Box<Failed>),
-    /// The request can't be built by anybody, or not here.
+    /// The request can't be built anywhere, or not on this host.
     #[error("the request is wrong")]
     Request(#[source] RequestError),
-    /// The request is fine; this host could not do it.
+    /// The request is valid, but this host could not build it.
     #[error("the executor failed")]
     Executor(#[source] ExecutorError),
 }
@@ -31,51 +30,51 @@ pub enum BuildError {
 #[derive(Debug, thiserror::Error)]
 #[error("{reason}")]
 pub struct Failed {
-    /// What went wrong.
+    /// Why it failed.
     pub reason: Reason,
-    /// What the build used up to its end; absent when its guest was stopped with it.
+    /// Resources that the build used. `None` if its guest was stopped before it could report them.
     pub usage: Option<Usage>,
-    /// Its remains, if they were asked for and could be kept.
+    /// Files that it left, if they were requested and could be kept.
     pub kept: Option<Kept>,
 }
 
-/// What a failed build has left in its scratch paths, and in `/tmp`; in the store, and not scanned for needles.
+/// Files that a failed build left in its scratch paths and in `/tmp`. They are in the store, and not scanned for needles.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kept {
-    /// A directory that is laid out as the build's root was.
+    /// A directory with the layout of the build's root.
     pub node: Node,
-    /// How many entries are not in it: beyond the limits on outputs, or of a kind that castore has no node for.
+    /// The number of entries left out: beyond the limits on outputs, or of a kind that castore can't store.
     pub skipped: u64,
 }
 
-/// What went wrong in a build.
+/// Why a build failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reason {
     /// The command exited with a status other than 0.
     ExitCode(u8),
-    /// A signal that did not come from the guest's kernel for want of memory killed the command.
+    /// A signal killed the command. [`Reason::OutOfMemory`] if the guest's kernel sent it to free memory.
     Signal(u8),
     /// The command failed after the guest had run out of memory.
     OutOfMemory {
         /// The guest's memory, in bytes.
         memory_bytes: u64,
     },
-    /// The command failed after the scratch disk had run full.
+    /// The command failed after the scratch disk was full.
     ScratchFull {
         /// The scratch disk's size, in bytes.
         scratch_bytes: u64,
     },
     /// The command failed after it could start no more processes or threads.
     TooManyProcesses {
-        /// How many it could have at a time.
+        /// The limit at any one time.
         allowed: u32,
     },
-    /// The command was not found, neither as a path nor along the request's `PATH`.
+    /// The command was not found, either as a path or in the request's `PATH`.
     CommandNotFound {
         /// `command_args[0]`.
         command: String,
     },
-    /// The command is there and can't be executed.
+    /// The command exists, but can't be executed.
     CommandNotExecutable {
         /// `command_args[0]`.
         command: String,
@@ -89,40 +88,40 @@ pub enum Reason {
         /// Linux's `errno`.
         errno: i32,
     },
-    /// The build took longer than it may.
+    /// The build exceeded its time limit.
     Timeout {
-        /// The time that it had.
+        /// The limit.
         limit: Duration,
     },
-    /// The command wrote nothing for longer than it may.
+    /// The command wrote nothing for too long.
     Silence {
-        /// How long it may be silent.
+        /// The limit.
         limit: Duration,
     },
-    /// Outputs that do not exist after a successful command.
+    /// The command succeeded, but did not make these outputs.
     OutputMissing {
         /// All of them, in the request's order.
         outputs: Vec<String>,
     },
-    /// Something in an output that castore has no node for.
+    /// An output holds something that castore can't store.
     OutputUnsupported {
         /// The output, as the request names it.
         output: String,
-        /// Where in it, escaped; empty for the output itself.
+        /// The path within the output, escaped. Empty for the output itself.
         path: String,
-        /// What is there.
+        /// Its type.
         kind: UnsupportedKind,
     },
-    /// A limit on what a build may produce.
+    /// The build exceeded a limit on its log or its outputs.
     LimitReached {
-        /// What was exceeded.
+        /// The limit that was exceeded.
         limit: Limit,
-        /// How much is allowed, in the limit's own unit.
+        /// The limit's value, in its own unit.
         allowed: u64,
     },
 }
 
-/// The limits on what a build may produce.
+/// The limits on a build's log and outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
     /// Bytes on stdout and stderr together.
@@ -136,7 +135,7 @@ pub enum Limit {
 }
 
 impl Limit {
-    /// A stable word for machines.
+    /// A word for machines, stable across versions.
     pub fn code(self) -> &'static str {
         match self {
             Self::LogBytes => "log_bytes",
@@ -167,24 +166,24 @@ impl Reason {
         }
     }
 
-    /// What the person who asked for the build can do about it, where that is known.
+    /// What the build's author can do about it, if that is known.
     pub fn advice(&self) -> Option<&'static str> {
         Some(match self {
             Self::OutOfMemory { .. } => "give the build more memory with --memory (min_memory in a request)",
-            Self::ScratchFull { .. } => "give the build more room with --scratch-size",
+            Self::ScratchFull { .. } => "enlarge the scratch disk with --scratch-size",
             Self::TooManyProcesses { .. } => {
-                "allow it more with --processes; a machine with more --memory can have more, too"
+                "raise the limit with --processes; a machine with little memory allows fewer, so raise --memory, too"
             }
             Self::CommandNotFound { .. } => {
                 "name it by its path inside the build, put its directory into PATH with --env, or ask for a shell with --bin-sh"
             }
-            Self::NoWorkingDir { .. } => "name a directory that an input or a scratch path makes",
-            Self::Timeout { .. } => "give it more time with --timeout",
-            Self::Silence { .. } => "have it tell how far it is, or let it be silent for longer with --silence",
+            Self::NoWorkingDir { .. } => "name a directory in an input or below a scratch path",
+            Self::Timeout { .. } => "raise the limit with --timeout",
+            Self::Silence { .. } => "have the command print its progress, or raise the limit with --silence",
             Self::LimitReached { limit, .. } => match limit {
-                Limit::LogBytes => "allow it more with --log-limit",
-                Limit::OutputBytes => "allow it more with --output-limit",
-                Limit::OutputEntries => "allow it more with --output-files",
+                Limit::LogBytes => "raise the limit with --log-limit",
+                Limit::OutputBytes => "raise the limit with --output-limit",
+                Limit::OutputEntries => "raise the limit with --output-files",
                 Limit::OutputMetadata => return None,
             },
             _ => return None,
@@ -204,7 +203,7 @@ impl fmt::Display for Reason {
                 write!(f, "the build filled its scratch disk of {scratch_bytes} bytes")
             }
             Self::TooManyProcesses { allowed } => {
-                write!(f, "the build wanted more than the {allowed} processes and threads that it can have at a time")
+                write!(f, "the build needed more than the {allowed} processes and threads that it may have at a time")
             }
             Self::CommandNotFound { command } => write!(f, "the command {command:?} was not found"),
             Self::CommandNotExecutable { command, errno } => {
@@ -226,13 +225,13 @@ impl fmt::Display for Reason {
                     UnsupportedKind::BlockDevice => write!(f, "a block device"),
                     UnsupportedKind::CharacterDevice => write!(f, "a character device"),
                     UnsupportedKind::TooDeep => write!(f, "directories nested too deeply"),
-                    UnsupportedKind::TooManyNames => write!(f, "more names than can be held in memory"),
+                    UnsupportedKind::TooManyNames => write!(f, "a directory with too many names to hold in memory"),
                     UnsupportedKind::Unreadable(errno) => {
-                        write!(f, "what can't be read ({})", io::Error::from_raw_os_error(*errno))
+                        write!(f, "something unreadable ({})", io::Error::from_raw_os_error(*errno))
                     }
                 }?;
                 if path.is_empty() { Ok(()) } else { write!(f, " at \"{path}\"") }?;
-                write!(f, "; outputs are made of files, directories and symlinks")
+                write!(f, "; outputs may hold only files, directories and symlinks")
             }
             Self::LimitReached { limit, allowed } => match limit {
                 Limit::LogBytes => write!(f, "the build wrote more than {allowed} bytes to stdout and stderr"),
@@ -256,10 +255,10 @@ fn signal_name(number: u8) -> &'static str {
     nix::sys::signal::Signal::try_from(i32::from(number)).map_or("unknown", nix::sys::signal::Signal::as_str)
 }
 
-/// What this host could not do.
+/// Why this host could not build a valid request.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecutorError {
-    /// The state directory or a run directory in it.
+    /// The state directory, or a run directory in it, can't be used.
     #[error(transparent)]
     File(#[from] FileError),
     /// Its helper processes can't be walled in.
@@ -268,53 +267,53 @@ pub enum ExecutorError {
     /// The inputs can't be read from the store.
     #[error("can't resolve the inputs")]
     Resolve(#[source] ResolveError),
-    /// A device's process.
+    /// A device's process can't be started.
     #[error(transparent)]
     Device(#[from] devices::StartError),
-    /// The VMM.
+    /// The VMM can't be started.
     #[error("can't start the virtual machine")]
     Vmm(#[source] vmm::VmmError),
-    /// A process that the build needs has died, or the guest's kernel.
+    /// The guest's kernel, or a process that the build needs, has died.
     #[error("{what} {when}{}", last_words(.said))]
     Died {
-        /// Who, and how.
+        /// Its name, and how it died.
         what: String,
-        /// What brought it about.
+        /// The cause.
         cause: Cause,
-        /// Which phase the build was in.
+        /// The build's phase, as part of a sentence.
         when: &'static str,
-        /// The last that it wrote, escaped; may be empty.
+        /// Its last output, escaped. May be empty.
         said: String,
     },
-    /// The guest's side of the conversation never began.
+    /// The guest did not connect in time.
     #[error("the guest did not connect within {} seconds{}", limit.as_secs(), last_words(.console))]
     NeverConnected {
         /// The time that it had.
         limit: Duration,
-        /// The last lines of its console, escaped; may be empty.
+        /// The last lines of its console, escaped. May be empty.
         console: String,
     },
-    /// The guest reports that it can't make the build's machine.
+    /// The guest reports that it can't prepare the build, or read its outputs.
     #[error("the guest failed at {step}: {detail}")]
     Guest {
         /// The step's name.
         step: &'static str,
-        /// What the guest says, escaped.
+        /// The guest's explanation, escaped.
         detail: String,
     },
-    /// The guest broke the rules of the conversation.
+    /// The guest broke a rule of the protocol.
     #[error("the guest broke the protocol")]
     Protocol(#[source] ProtocolError),
-    /// The store refused outputs.
+    /// The store could not take the outputs.
     #[error("can't store the outputs")]
     Store(#[source] io::Error),
     /// No thread can be started for the build.
     #[error("can't start a thread")]
     Thread(#[source] io::Error),
-    /// A defect of this program; the log has the panic's message.
+    /// This program has a defect. The log has the panic's message.
     #[error("the thread that talks to the guest panicked")]
     SessionPanicked,
-    /// Somebody asked for the end.
+    /// The build was cancelled.
     #[error("the build was interrupted")]
     Interrupted,
 }
@@ -346,35 +345,35 @@ impl From<ConnectError> for ExecutorError {
 }
 
 fn last_words(text: &str) -> String {
-    if text.is_empty() { String::new() } else { format!("; the last that it said:\n{text}") }
+    if text.is_empty() { String::new() } else { format!("; its last output:\n{text}") }
 }
 
-/// A rule of the conversation that the guest broke.
+/// The rule of the protocol that the guest broke.
 #[derive(Debug, thiserror::Error)]
 pub enum ProtocolError {
-    /// A frame.
-    #[error("its frame can't be taken")]
+    /// A frame is malformed, or cut short.
+    #[error("its frame can't be read")]
     Frame(#[source] FrameError),
-    /// A guest image of another version.
+    /// The guest image has another version.
     #[error("it speaks version {version}, this host version {expected}; build the image again with `just image`")]
     Version {
-        /// What the guest said.
+        /// The guest's version.
         version: u32,
         /// [`cofferdam_protocol::VERSION`].
         expected: u32,
     },
-    /// A message that has no place now.
+    /// A message arrived at the wrong time.
     #[error("it sent {message} {state}")]
     OutOfPlace {
         /// The message's name.
         message: &'static str,
-        /// Where the conversation was.
+        /// When, as part of a sentence.
         state: &'static str,
     },
-    /// A log message without a byte.
+    /// A log message was empty.
     #[error("it sent an empty piece of the log")]
     EmptyLog,
-    /// A field that exceeds its bound.
+    /// A field exceeds its bound.
     #[error("{field} has {length} bytes, the limit is {limit}")]
     TooLong {
         /// The field's name.
@@ -384,7 +383,7 @@ pub enum ProtocolError {
         /// The limit.
         limit: usize,
     },
-    /// The tree stream.
+    /// An output's tree breaks a rule.
     #[error("its output tree is malformed")]
     Tree(#[source] TreeError),
 }

@@ -1,4 +1,4 @@
-//! Messages to and from a guest, and the errors that they lead to. A session, what follows a failure, and a shell share it.
+//! Messages to and from a guest, and their errors. Shared by the session, the keeping of remains, and the shell.
 
 use cofferdam_castore::Store;
 use cofferdam_protocol::{
@@ -45,7 +45,7 @@ pub(super) fn out_of_place(message: &FromGuest<'_>, state: &'static str) -> Buil
         FromGuest::Tree(_) => "a piece of an output",
         FromGuest::Finished => "the end of the outputs",
         FromGuest::Sample(_) => "a sample",
-        FromGuest::Kept { .. } => "the end of what is kept",
+        FromGuest::Kept { .. } => "the end of the remains",
         FromGuest::Output(_) => "a shell's output",
         FromGuest::ShellEnded => "a shell's end",
     };
@@ -74,7 +74,7 @@ pub(super) fn receive_failed(error: ReceiveError) -> BuildError {
     }
 }
 
-/// The connection ended in mid-conversation, which says less than why it ended.
+/// Whether the connection just ended. A death of the guest or a helper process is then the better explanation.
 pub(super) fn is_disconnect(error: &BuildError) -> bool {
     matches!(error, BuildError::Executor(ExecutorError::Protocol(ProtocolError::Frame(FrameError::Io(_)))))
 }

@@ -1,4 +1,4 @@
-//! A build's failure as it leaves this process: as JSON, over gRPC and in records.
+//! A build's failure in the form that is reported: as text, as JSON, over gRPC and in records.
 //!
 //! ```text
 //!   BuildError ──▶ Failure ──▶ --json, stderr and exit code · gRPC status and details · the build's record
@@ -18,10 +18,10 @@ use crate::{
     request::{RequestError, RequestErrorKind},
 };
 
-/// Most bytes of one text that is kept or told.
+/// Most bytes of one text in a failure.
 const MAX_TEXT_BYTES: usize = 32 * 1024;
 
-/// Whom a failure asks to act.
+/// Who has to act on a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
@@ -34,7 +34,7 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 3] = [Self::BuildFailed, Self::RequestWrong, Self::ExecutorFailed];
 
     /// A word for machines, stable across versions.
@@ -50,22 +50,22 @@ impl FailureKind {
 /// Why a build has no result, for people and for machines.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Failure {
-    /// Whom it asks to act.
+    /// Who has to act.
     pub kind: FailureKind,
     /// What happened, as a word for machines that is stable across versions.
     pub reason: String,
     /// What happened, as a sentence.
     pub message: String,
-    /// What brought it about, the nearest cause first.
+    /// The causes, the nearest first.
     pub causes: Vec<String>,
     /// What to do about it.
     pub advice: Option<Box<str>>,
-    /// What goes with the reason: `exit_code`, `signal`, `limit`, `field` and others.
+    /// Details of the reason: `exit_code`, `signal`, `limit`, `field` and others.
     pub fields: Map<String, Value>,
 }
 
 impl Failure {
-    /// A failure of this host that is no build's own.
+    /// A failure of this host.
     pub fn executor(reason: &str, message: impl Into<String>) -> Self {
         Self {
             kind: FailureKind::ExecutorFailed,
@@ -99,14 +99,14 @@ impl Failure {
         self
     }
 
-    /// Adds what to do about it.
+    /// Adds advice.
     #[must_use]
     pub fn advised(mut self, text: impl Into<Box<str>>) -> Self {
         self.advice = Some(text.into());
         self
     }
 
-    /// The sentence and its causes in one line, as far as they have one.
+    /// The message and its causes, separated by colons.
     pub fn chain(&self) -> String {
         let mut text = self.message.clone();
         for cause in &self.causes {
@@ -145,7 +145,7 @@ impl From<RequestError> for Failure {
     }
 }
 
-/// As much of a text as is kept or told.
+/// A text, cut at [`MAX_TEXT_BYTES`].
 pub(crate) fn shorten(mut text: String) -> String {
     if text.len() > MAX_TEXT_BYTES {
         text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
@@ -154,14 +154,14 @@ pub(crate) fn shorten(mut text: String) -> String {
     text
 }
 
-/// The first of these texts, up to as many bytes as are kept or told.
+/// The first of these texts, [`MAX_TEXT_BYTES`] together at most.
 fn shortened(texts: &[impl AsRef<str>]) -> Vec<&str> {
     let mut room = MAX_TEXT_BYTES;
     let fits = |text: &&str| room.checked_sub(text.len()).map(|left| room = left).is_some();
     texts.iter().map(AsRef::as_ref).take_while(fits).collect()
 }
 
-/// Whether an error is about the path that was named, and not about this host.
+/// Whether the user's path caused the error, rather than this host.
 pub(crate) fn blames_path(error: &io::Error) -> bool {
     use Errno::{EACCES, EEXIST, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EROFS};
     let errno = error.raw_os_error().map(Errno::from_raw);
@@ -173,7 +173,7 @@ fn with_causes(error: &(dyn Error + 'static)) -> Vec<String> {
     std::iter::once(error).chain(causes(error)).map(|cause| shorten(cause.to_string())).collect()
 }
 
-/// The causes of an error, from its own to the first.
+/// The causes of an error, the nearest first.
 pub(crate) fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(error.source(), |&error| error.source())
 }
@@ -183,7 +183,7 @@ fn advice(error: &BuildError) -> Option<&'static str> {
         BuildError::Failed(failed) => failed.reason.advice(),
         BuildError::Request(error) => match error.kind {
             RequestErrorKind::Missing => Some(
-                "import it with `cofferdam import`, or name the store that has it with --blob-service-addr and \
+                "import it with `cofferdam import PATH`, or name the store that has it with --blob-service-addr and \
                  --directory-service-addr",
             ),
             RequestErrorKind::Unsupported if error.field.starts_with("limits.") => {
@@ -196,9 +196,9 @@ fn advice(error: &BuildError) -> Option<&'static str> {
         },
         BuildError::Executor(ExecutorError::Interrupted) => None,
         BuildError::Executor(ExecutorError::Died { cause: Cause::Reset, .. }) => {
-            Some("--vmm qemu, whose serial console shows what a kernel says before its drivers are up, too")
+            Some("--vmm qemu: its serial console shows the kernel's earliest messages, too")
         }
-        BuildError::Executor(_) => Some("`cofferdam doctor` tells what this host lacks, if anything"),
+        BuildError::Executor(_) => Some("`cofferdam doctor`, which shows what this host lacks"),
     }
 }
 
@@ -234,7 +234,7 @@ fn failed_fields(failed: &Failed) -> Map<String, Value> {
     fields
 }
 
-/// What a build used, for machines.
+/// A build's resource usage as JSON.
 pub(crate) fn usage_fields(usage: &Usage) -> Value {
     json!({
         "wall_us": usage.wall_us,
@@ -274,7 +274,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_is_to_blame_for_what_another_path_mends() {
+    fn errors_that_another_path_avoids_blame_the_path() {
         for (errno, blamed) in [
             (Errno::ENOENT, true),
             (Errno::ENOTDIR, true),

@@ -1,4 +1,4 @@
-//! What ends a build from outside of its guest: its client, or a limit on its time.
+//! Interruptions of a build from outside its guest: by its client, or by a limit on its time.
 
 use std::future::Future;
 
@@ -6,11 +6,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{BuildError, ExecutorError, Failed, Reason, progress::Progress};
 
-/// Why a build is to end now.
+/// Why a build must end now.
 pub(super) enum Interruption {
-    /// Its client wants no result any more.
+    /// Its client has cancelled it.
     Cancelled,
-    /// It has reached a limit on its time.
+    /// It has exceeded a limit on its time.
     Overdue(Reason),
 }
 
@@ -23,14 +23,14 @@ impl From<Interruption> for BuildError {
     }
 }
 
-/// Where interruptions of one build come from.
+/// The sources of one build's interruptions.
 pub(super) struct Interruptions<'b> {
     pub(super) cancel: &'b CancellationToken,
     pub(super) progress: &'b Progress,
 }
 
 impl Interruptions<'_> {
-    /// Waits for the next one.
+    /// Waits for an interruption.
     pub(super) async fn next(&self) -> Interruption {
         tokio::select! {
             biased;
@@ -39,7 +39,7 @@ impl Interruptions<'_> {
         }
     }
 
-    /// Waits for something unless the build is interrupted before.
+    /// Waits for a future, or for an interruption if that comes first.
     pub(super) async fn before<T>(&self, future: impl Future<Output = T>) -> Result<T, BuildError> {
         tokio::select! {
             biased;

@@ -16,7 +16,7 @@ pub(crate) enum Phase {
     Running,
     /// From the command's end to the last output.
     Ingesting,
-    /// From the build's failure to the last of what is kept of it.
+    /// From the build's failure until its remains are kept.
     Keeping,
     /// While a shell runs in the guest of a failed build.
     Shell,

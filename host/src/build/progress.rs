@@ -1,4 +1,4 @@
-//! Where a build is, for its observer, for its error messages, for the times of its result, and for its limits on time.
+//! The progress of a build: its phase and times, for its observer, error messages, result and time limits.
 
 use std::{
     sync::Arc,
@@ -11,10 +11,10 @@ use tokio::{sync::Notify, time::sleep_until};
 
 use super::{Observer, Options, Phase, Reason, Terminal, Times, ending::Ending};
 
-/// How long a guest may take to end a command that is being stopped, and its host to take what that wrote last.
+/// Time limit for the guest to end a command that is being stopped, and for the host to read the rest of its log.
 const STOPPING: Duration = Duration::from_secs(30);
 
-/// How long it may take to keep what a failed build has left.
+/// Time limit for keeping the remains of a failed build.
 const KEEPING: Duration = Duration::from_secs(10 * 60);
 
 pub(super) struct Progress {
@@ -24,7 +24,7 @@ pub(super) struct Progress {
     shell: Option<Duration>,
     state: Mutex<State>,
     ending: Arc<Ending>,
-    /// A limit may be reached earlier than before.
+    /// Notified when a limit may be reached earlier than before.
     sooner: Notify,
 }
 
@@ -33,9 +33,9 @@ struct State {
     phase: Phase,
     since: Instant,
     times: Times,
-    /// When the command wrote last, or began.
+    /// The time of the command's last output, or of its start.
     written: Instant,
-    /// The observer has what the command wrote last, and has not come back.
+    /// Whether the observer is still busy with the command's last output.
     observing: bool,
 }
 
@@ -60,7 +60,7 @@ impl Progress {
         self.state.lock().phase
     }
 
-    /// The times of all phases, the current one up to now.
+    /// The durations of all phases. The current one counts up to now.
     pub(super) fn times(&self) -> Times {
         self.book(self.phase());
         self.state.lock().times
@@ -82,8 +82,8 @@ impl Progress {
         self.observer.terminal(reason)
     }
 
-    /// The running command is to be stopped, and the build to fail for this reason, unless there is another one
-    /// already. Says whether this is the first.
+    /// Records that the running command is being stopped, so that the build fails for this reason. Returns `false` if the
+    /// command doesn't run, or if something else came first.
     pub(super) fn stop(&self, reason: Reason) -> bool {
         let is_first = self.phase() == Phase::Running && self.ending.stop(reason);
         if is_first {
@@ -124,7 +124,7 @@ impl Progress {
         if let Some(limit) = own {
             return Some((state.since.checked_add(limit)?, Reason::Timeout { limit }));
         }
-        // A limit beyond what a clock can show is none.
+        // A limit beyond the clock's range has no effect.
         let timeout = state.begun.checked_add(self.timeout).map(|at| (at, Reason::Timeout { limit: self.timeout }));
         let silent_since = if state.observing { now } else { state.written };
         let silence = self.silence.filter(|_| state.phase == Phase::Running);
@@ -136,7 +136,7 @@ impl Progress {
         let mut state = self.state.lock();
         let now = Instant::now();
         let spent = now - state.since;
-        // Not in a result: the queue is somebody else's, and results are of builds that succeed.
+        // Not in a result: the queue belongs to the scheduler, and results are those of successful builds.
         let mut elsewhere = Duration::ZERO;
         let State { phase, times, .. } = &mut *state;
         *match phase {
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_command_writes_ends_its_silence_and_a_slow_observer_is_no_silence() {
+    fn output_ends_silence_and_a_slow_observer_does_not_count() {
         let progress = progress(60 * SECOND, Some(SECOND));
         progress.enter(Phase::Running);
         let at = |now| progress.due(now).unwrap().0;
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_build_that_is_stopped_and_what_comes_after_a_failure_have_times_of_their_own() {
+    fn stopping_and_keeping_have_their_own_time_limits() {
         let options = Options { timeout: SECOND, shell: Some(30 * SECOND), ..Options::default() };
         let progress = Progress::new(Arc::new(Deaf), &options, Arc::new(Ending::new()));
         assert!(!progress.stop(Reason::Signal(1)), "nothing runs yet");
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_limit_that_a_phase_brings_is_seen_by_who_waits_already() {
+    async fn a_waiting_task_sees_the_limit_of_a_new_phase() {
         let progress = progress(600 * SECOND, Some(Duration::from_nanos(1)));
         let waiting = tokio::time::timeout(60 * SECOND, progress.overdue());
         let (reason, ()) = tokio::join!(waiting, async { progress.enter(Phase::Running) });

@@ -1,5 +1,4 @@
-//! What is done with the guest of a failed build before it ends: what the build has left is kept, and somebody may look
-//! around in a shell.
+//! The end of a failed build: its remains are kept, and a client may use a shell in its guest.
 
 use cofferdam_castore::refscan::ReferencePattern;
 use cofferdam_protocol::{FromGuest, FromHost};
@@ -13,16 +12,16 @@ use super::{
 use crate::outputs::Receiver;
 
 impl Exchange<'_> {
-    /// The build has failed, and its guest waits to be told what to do next. Whatever becomes of that, the failure
-    /// stands.
+    /// Keeps the remains of a failed build and runs its shell, as the options say. Its guest waits for orders. An error here
+    /// is only logged: the build's own failure stands.
     pub(super) fn look_after(&self, mut failed: Failed, reader: &mut Reader<'_>) -> BuildError {
         if self.options.needs_failed_guest() && self.ending.claim(Party::Session) == Claim::Won {
             match self.take_remains(&mut failed, reader) {
-                // Somebody has hung up, and knows.
+                // The build was interrupted, and that was reported elsewhere.
                 Err(_) if self.ending.is_over() => {}
                 Err(error) => {
                     let error: &dyn std::error::Error = &error;
-                    tracing::warn!(error, "the guest of the failed build is of no more use");
+                    tracing::warn!(error, "the remains of the failed build can't be kept, or its shell failed");
                 }
                 Ok(()) => {}
             }
@@ -44,7 +43,7 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    /// Ingests what the build has left, as a tree that is laid out as its root was.
+    /// Ingests the build's remains, as a tree with the layout of its root.
     fn keep(&self, reader: &mut Reader<'_>) -> Result<Option<Kept>, BuildError> {
         let store = |error| BuildError::Executor(ExecutorError::Store(error));
         self.line.say(&FromHost::Keep(self.options.outputs)).map_err(frame)?;
@@ -59,7 +58,7 @@ impl Exchange<'_> {
                     node = tree.map(|tree| tree.node);
                 }
                 FromGuest::Kept { skipped } if !receiver.is_inside_tree() => break skipped,
-                other => return Err(out_of_place(&other, "where a piece of what is kept was due")),
+                other => return Err(out_of_place(&other, "among the remains")),
             }
         };
         if self.ending.is_over() {

@@ -3,13 +3,13 @@
 //! ```text
 //!   hello ──▶ running ──▶ outputs ──▶ done
 //!     │          │           │
-//!     │          └───────────┴──▶ the build has failed ──▶ what it left, if somebody wants it
+//!     │          └───────────┴──▶ the build has failed ──▶ its remains and a shell, if requested
 //!     │          │           │
 //!     └──────────┴───────────┴──▶ an error, after which the guest is killed
 //! ```
 //!
-//! Everything read here was written by a guest that may have been taken over: frames are bounded before they are
-//! read, and a message without a place in the state is the end.
+//! The guest may have been taken over, so nothing that it sends is trusted. Frames are bounded before they are read, and a
+//! message that doesn't fit the state ends the session.
 
 use std::{
     io,
@@ -36,10 +36,10 @@ use crate::{
     request::{BuildOutput, BuildResult, RequestError, RequestErrorKind},
 };
 
-/// Samples that come sooner after the one before are dropped, whatever they say.
+/// Least time between two samples. Samples that arrive sooner are dropped.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// What one conversation is about.
+/// One conversation with a guest.
 pub(super) struct Session<'a> {
     pub(super) exchange: Exchange<'a>,
     pub(super) specification: Specification,
@@ -48,11 +48,11 @@ pub(super) struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// Talks until the build has a result, which is durable when this returns.
+    /// Talks to the guest until the build's end. A result is durable when this returns.
     pub(super) fn converse(self) -> Outcome {
         let outcome = self.until_last_message();
         let line = self.exchange.line;
-        // The guest may be gone already, or read no more, and has nothing more to say in any case.
+        // The guest has nothing more to say. It may have gone, or stopped reading.
         let _ = line.stream().set_write_timeout(Some(AFTERMATH));
         let _ = line.say(&FromHost::Acknowledge);
         let _ = line.stream().shutdown(Shutdown::Write);
@@ -68,7 +68,7 @@ impl Session<'_> {
         let report = self.run(&mut reader)?;
         if let Some(reason) = ending.stopping().map(|(_, reason)| reason).or_else(|| self.reason(&report)) {
             let failed = Failed { reason, usage: Some(report.usage), kept: None };
-            // A command that succeeds although it is being stopped has a guest that sends outputs.
+            // If the command succeeded while it was being stopped, its guest sends outputs, and can't keep remains.
             return Err(match report.succeeded() {
                 true => BuildError::Failed(Box::new(failed)),
                 false => self.exchange.look_after(failed, &mut reader),
@@ -77,7 +77,7 @@ impl Session<'_> {
         progress.enter(Phase::Ingesting);
         match self.receive(&mut reader, report.usage) {
             Ok(outputs) => Ok((BuildResult { outputs }, report.usage)),
-            // The guest still sends what is beyond the limit.
+            // At a limit on outputs the guest is still sending.
             Err(BuildError::Failed(failed)) if !matches!(failed.reason, Reason::LimitReached { .. }) => {
                 Err(self.exchange.look_after(*failed, &mut reader))
             }
@@ -138,7 +138,7 @@ impl Session<'_> {
                 Reason::ScratchFull { scratch_bytes: self.exchange.options.scratch_bytes }
             }
             End::Exited(_) | End::Signaled(_) if let Some(allowed) = report.too_many_processes => {
-                // Whatever a guest says, it was allowed no more.
+                // The guest isn't trusted with the number.
                 Reason::TooManyProcesses { allowed: allowed.min(self.specification.processes) }
             }
             End::Exited(code) => Reason::ExitCode(code),
@@ -146,7 +146,7 @@ impl Session<'_> {
         })
     }
 
-    /// Ingests every output of the request, in its order.
+    /// Ingests the request's outputs, in its order.
     fn receive(&self, reader: &mut Reader<'_>, usage: Usage) -> Result<Vec<BuildOutput>, BuildError> {
         let Exchange { store, handle, ending, options, .. } = &self.exchange;
         let expected = &self.specification.outputs;
@@ -163,7 +163,7 @@ impl Session<'_> {
                 }
                 (FromGuest::Missing, Some(output)) if !receiver.is_inside_tree() => missing.push(output.clone()),
                 (FromGuest::Unsupported { path, kind }, Some(output)) => {
-                    check_length("the path of what can't be stored", path)?;
+                    check_length("the path of an unsupported entry", path)?;
                     let (output, path) = (output.clone(), path.escape_ascii().to_string());
                     if let UnsupportedKind::Unreadable(errno) = kind {
                         let error = io::Error::from_raw_os_error(errno);
@@ -205,7 +205,7 @@ fn setup_failed(failure: &SetupFailure<'_>) -> Result<BuildError, BuildError> {
         Ok(BuildError::Request(RequestError::new(RequestErrorKind::Invalid, field, rule).got(&detail)))
     };
     let step = match failure.step {
-        Step::Places => return wrong("inputs", "must leave room for what else the request names"),
+        Step::Places => return wrong("inputs", "must not conflict with the request's other paths"),
         Step::AdditionalFiles => return wrong("additional_files", "must fit into the build's root"),
         Step::Scratch => "preparing the scratch disk",
         Step::Inputs => "mounting the inputs",

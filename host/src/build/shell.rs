@@ -1,4 +1,4 @@
-//! A shell in the guest of a failed build, and the terminal of a client that it is connected to.
+//! A shell in the guest of a failed build, connected to a client's terminal.
 //!
 //! ```text
 //!   guest ── Output ──▶ session ───────────▶ Terminal::output ──▶ client
@@ -22,31 +22,31 @@ use super::{
 /// Longest name of a kind of terminal, in bytes.
 const MAX_KIND_BYTES: usize = 64;
 
-/// A client's terminal, lent to the shell of a failed build. What comes from the shell was written by an untrusted
-/// build, and may be anything that controls a terminal.
+/// A client's terminal, lent to the shell of a failed build. The shell's output is untrusted, and may contain any control
+/// sequence.
 #[derive(Debug)]
 pub(crate) struct Terminal {
-    /// Its kind, for `TERM`; left out unless it is short and plain.
+    /// Its kind, for `TERM`. Ignored unless it is short and plain.
     pub kind: String,
-    /// Its size at first.
+    /// Its initial size.
     pub size: WindowSize,
-    /// What is typed. Its end ends the shell.
+    /// The user's input. Closing it ends the shell.
     pub input: mpsc::Receiver<TerminalInput>,
-    /// What to show, at most 28 KiB in one piece. Closing it ends the shell; the shell's end drops it.
+    /// The shell's output, in pieces of at most 28 KiB. Closing it ends the shell. The shell's end drops it.
     pub output: mpsc::Sender<Bytes>,
 }
 
-/// What comes from a client's terminal.
+/// Input from a client's terminal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum TerminalInput {
-    /// Somebody has typed.
+    /// Typed bytes.
     Bytes(Bytes),
-    /// The size has changed.
+    /// A new size.
     Resize(WindowSize),
 }
 
 impl Exchange<'_> {
-    /// Connects a shell in the guest with a terminal, until either ends or somebody hangs up.
+    /// Connects a shell in the guest with a terminal, until one of them ends or the build is interrupted.
     pub(super) fn run_shell(&self, terminal: Terminal, reader: &mut Reader<'_>) -> Result<(), BuildError> {
         let Terminal { kind, size, input, output } = terminal;
         let term = if is_plain(&kind) { kind } else { String::new() };
@@ -56,7 +56,7 @@ impl Exchange<'_> {
                 thread::Builder::new().name("shell".to_owned()).spawn_scoped(scope, || self.pass_input(input));
             started.map_err(|error| BuildError::Executor(ExecutorError::Thread(error)))?;
             let passed = self.pass_output(&output, reader);
-            // Ends the other thread, whatever that waits for.
+            // Wakes and ends the other thread.
             self.ending.hang_up();
             passed
         })

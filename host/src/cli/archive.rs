@@ -83,7 +83,7 @@ pub(super) fn import(store: &Store, path: &Path, format: ImportFormat, limits: L
             _ => CliError::wrong_because(message, error),
         };
         match advice {
-            Some(flag) => error.try_this(format!("more with {flag}, if you trust whoever made the archive")),
+            Some(flag) => error.try_this(format!("{flag} with a larger value, if you trust the archive's author")),
             None => error,
         }
     };
@@ -110,8 +110,8 @@ pub(super) fn export(
 ) -> Result<(), CliError> {
     if format != ExportFormat::Nar && !matches!(node, Node::Directory { .. }) {
         let node = node_text::format(node);
-        return Err(CliError::wrong(format!("a tar archive holds what is in a directory, and {node} is none"))
-            .try_this("--format nar, or no --format for the thing itself"));
+        return Err(CliError::wrong(format!("a tar archive needs a directory, and {node} is not one"))
+            .try_this("--format nar, or no --format to export it as it is"));
     }
     if dest == Path::new(STANDARD) {
         return match write(store, node, format, dest, &mut io::stdout().lock(), interrupted) {

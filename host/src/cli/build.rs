@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn both_forms_are_read_and_what_is_neither_is_refused() {
+    fn only_json_and_binary_requests_are_read() {
         let directory = tempfile::tempdir().unwrap();
         let write = |name: &str, bytes: &[u8]| {
             let path = directory.path().join(name);

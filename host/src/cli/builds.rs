@@ -62,7 +62,7 @@ enum Command {
         #[arg(long, value_name = "N", default_value_t = 100)]
         limit: u32,
     },
-    /// Prints what is known of a build
+    /// Prints the record of a build
     #[command(after_help = "Examples:\n  cofferdam builds show 0197b3a2-…\n  cofferdam builds show --json 0197b3a2-…")]
     Show {
         /// The build

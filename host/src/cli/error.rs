@@ -9,11 +9,11 @@ use std::{
 
 use serde_json::{Map, Value};
 
-use super::{plain_text::PlainText, transport};
+use super::{plain_text::PlainText, store::advise_import, transport};
 use crate::{
     build::failure::{Failure, FailureKind, blames_path, causes},
     build::{BuildError, ExecutorError},
-    request::RequestError,
+    request::{RequestError, RequestErrorKind},
     state::StateError,
 };
 
@@ -227,6 +227,10 @@ impl CliError {
         }
         let (kind, reason, advice) = match self {
             Self::Build(error) => return error.into(),
+            // The daemon doesn't know the address by which this client reaches it.
+            Self::Daemon { failure, addr } if failure.reason == RequestErrorKind::Missing.code() => {
+                return failure.as_ref().clone().advised(advise_import(addr));
+            }
             Self::Daemon { failure, .. } | Self::Failure(failure) => return failure.as_ref().clone(),
             Self::AfterResult(error) => return error.failure(),
             Self::Wrong { advice, .. } => (FailureKind::RequestWrong, "command_line", advice),
@@ -280,17 +284,14 @@ impl CliError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        build::{Failed, Reason},
-        request::RequestErrorKind,
-    };
+    use crate::build::{Failed, Reason};
 
     fn failed(reason: Reason) -> CliError {
         BuildError::Failed(Box::new(Failed { reason, usage: None, kept: None })).into()
     }
 
     #[test]
-    fn the_chain_is_told_line_by_line_with_advice_at_its_end() {
+    fn the_chain_is_printed_line_by_line_with_advice_last() {
         let error = CliError::failed("can't open the store", io::Error::other("disk on fire")).try_this("water");
         assert_eq!(error.text(), "error: can't open the store\n  caused by: disk on fire\n  try: water\n");
         assert_eq!(error.exit().code(), 3);
@@ -311,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_of_a_build_are_told_apart() {
+    fn failures_of_a_build_are_distinguished() {
         let error = failed(Reason::ExitCode(7));
         assert_eq!(error.exit().code(), 1);
         assert_eq!(
@@ -324,7 +325,16 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_after_the_result_asks_the_same_people_to_act() {
+    fn the_advice_for_a_missing_input_names_the_daemon() {
+        let error = RequestError::new(RequestErrorKind::Missing, "inputs[0]", "must be in the store").got("blake3-");
+        let failure = Box::new(Failure::from(error));
+        let error = CliError::Daemon { failure, addr: "grpc+unix:///socket".to_owned() };
+        let advice = "  try: import it with `cofferdam import --daemon grpc+unix:///socket PATH`\n";
+        assert!(error.text().ends_with(advice), "{}", error.text());
+    }
+
+    #[test]
+    fn failures_after_the_result_keep_their_exit_code() {
         for (error, code) in [(CliError::wrong("w"), 2), (CliError::interrupted(), 3)] {
             assert_eq!(CliError::AfterResult(Box::new(error)).exit().code(), code);
         }

@@ -33,7 +33,7 @@ Examples:
     cofferdam run --input src=$(cofferdam import ./lua-5.4 | cut -f1) -- …
   Into the store of a daemon, for builds there:
     cofferdam import --daemon grpc+unix:///run/cofferdam/daemon.sock ./lua-5.4
-  What is in an archive, without unpacking it:
+  The contents of an archive, without unpacking it:
     curl … | cofferdam import --format tar -";
 
 /// Puts files, directories and symbolic links, or the contents of archives, into the store
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_in_trouble_is_told_from_a_path_that_can_not_be_imported() {
+    fn host_errors_differ_from_errors_of_the_imported_path() {
         for (errno, code) in [(Errno::ENOENT, 2), (Errno::EACCES, 2), (Errno::EIO, 3), (Errno::EMFILE, 3)] {
             let error = ImportError::Read { path: "p".into(), action: "open the file", source: errno.into() };
             assert_eq!(CliError::from(error).exit().code(), code, "{errno}");

@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flag_has_its_field_and_what_is_unsorted_gets_sorted() {
+    fn every_flag_sets_its_field_and_lists_are_sorted() {
         let args = parse(&[
             "--inputs-dir",
             "",
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn what_this_host_does_not_have_is_refused_before_anything_is_opened() {
+    fn excessive_requests_are_refused_before_anything_is_opened() {
         let one_more = std::thread::available_parallelism().unwrap().get() + 1;
         for (flag, value) in [("--memory", "1000T"), ("--cpus", &one_more.to_string())] {
             let args = parse(&[flag, value, "--", "a"]);

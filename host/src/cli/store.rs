@@ -64,6 +64,11 @@ async fn look_up(store: &Store, digest: B3Digest) -> io::Result<Option<Node>> {
     Ok(Some(Node::File { digest, size, executable: false }))
 }
 
+/// Advice for a node that a daemon's store lacks: a command to copy.
+pub(super) fn advise_import(daemon: &str) -> String {
+    format!("import it with `cofferdam import --daemon {daemon} PATH`")
+}
+
 /// The error for a digest that the store doesn't have.
 fn missing(reference: &Reference, client: &ClientArgs) -> CliError {
     let text = match reference {
@@ -72,7 +77,7 @@ fn missing(reference: &Reference, client: &ClientArgs) -> CliError {
     };
     let error = CliError::wrong(format!("the store has neither a directory nor a file {text}"));
     error.try_this(match client.daemon_of_store() {
-        Some(addr) => format!("import it with `cofferdam import --daemon {addr} PATH`"),
+        Some(addr) => advise_import(addr),
         None => "import it with `cofferdam import PATH`, or name the store that has it with --daemon, or with \
                  --blob-service-addr and --directory-service-addr"
             .to_owned(),

@@ -1,8 +1,8 @@
 //! The system calls that a device still needs once its VMM is connected; all others fail with `EPERM`.
 //!
-//! They fail rather than kill, so that a C library which tries something new first still works. What is left works on
-//! descriptors that are open already and on the process's own memory, of which no more can be made executable. There
-//! is no way to open, connect, start, signal or inspect anything.
+//! The others fail instead of killing the process, so that a C library can try a new call and fall back to an old one. The
+//! allowed calls work on descriptors that are open already and on the process's own memory. They can't make memory
+//! executable, and can't open, connect, start, signal or inspect anything.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use seccompiler::{
     SeccompRule, TargetArch, apply_filter_all_threads,
 };
 
-/// Allowed whatever their arguments.
+/// Allowed with any arguments.
 const ALLOWED: &[libc::c_long] = &[
     // Blobs into guest memory; eventfds; messages of the VMM and the host process; the log.
     libc::SYS_read,
@@ -43,7 +43,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_madvise,
     libc::SYS_mremap,
     libc::SYS_munmap,
-    // Threads that have been made, the last of which may still be starting: registration, locks, time, signals, end.
+    // Existing threads, also if one is still starting: registration, locks, time, signals, end.
     libc::SYS_rseq,
     libc::SYS_set_robust_list,
     libc::SYS_sched_getaffinity,

@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_that_is_too_large_is_told_as_a_wrong_field() {
+    fn a_too_large_request_is_an_invalid_field() {
         let status = refused(Refusal::TooLarge { bytes: MAX_ENCODED_BYTES + 1, limit: MAX_ENCODED_BYTES });
         assert_eq!(status.code(), Code::InvalidArgument, "{status}");
         assert_eq!(status.get_details_bad_request().unwrap().field_violations[0].field, "the request");
@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_without_memory_is_told_to_come_again() {
+    fn a_client_beyond_its_memory_is_told_when_to_retry() {
         let status = refused(Refusal::NoMemory { who: "a client", limit: 512 });
         assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
         assert!(status.message().contains("of a client together may have 512 bytes"), "{status}");

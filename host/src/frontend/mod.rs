@@ -132,7 +132,7 @@ impl Shared {
     }
 
     /// Submits a request and waits for its outputs, which come with their paths, in the request's order. The build is
-    /// cancelled when this is dropped and nobody else waits for it.
+    /// cancelled when this is dropped and no other client waits for it.
     async fn build_and_wait(
         &self,
         Origin { client, context, memory }: Origin,

@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_tells_machines_everything_and_people_the_end_of_the_log() {
+    fn a_status_has_all_details_and_the_end_of_the_log() {
         let status = status(&failed(Reason::ExitCode(7)), Some("b1"), b"one\ntwo\n");
         assert_eq!(status.code(), Code::Aborted);
         assert!(status.message().starts_with("the build failed: the command exited with status 7"), "{status}");
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_is_small_whatever_the_failure() {
+    fn a_status_is_small_for_any_failure() {
         let outputs = vec!["\u{1f980}".repeat(1000); 1000];
         let log = "\u{1f980}\n".repeat(10_000);
         let status = status(&failed(Reason::OutputMissing { outputs }), Some("b1"), log.as_bytes());

@@ -32,7 +32,7 @@ pub struct Death {
 impl fmt::Display for Death {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.what())?;
-        if self.said.is_empty() { f.write_str(" without a word") } else { f.write_str(&last_words(&self.said)) }
+        if self.said.is_empty() { f.write_str(" without output") } else { f.write_str(&last_words(&self.said)) }
     }
 }
 
@@ -55,5 +55,5 @@ impl Death {
 
 /// The last output of a program, as the end of a sentence; nothing if there is none.
 pub(super) fn last_words(said: &str) -> String {
-    if said.is_empty() { String::new() } else { format!(", last saying: {said}") }
+    if said.is_empty() { String::new() } else { format!("; its last output: {said}") }
 }

@@ -1,4 +1,5 @@
-//! The outputs as they come in over vsock: checked, scanned and ingested in one pass, nothing kept but what is open.
+//! Ingests outputs as the guest sends them over vsock. One pass checks, scans and stores them. Memory holds only the open
+//! file and the open directories.
 //!
 //! ```text
 //!   tree::Event ─▶ tree::Check ─▶ names, targets, contents ─▶ refscan
@@ -9,7 +10,7 @@
 //!   commit: all blobs with one sync, then the directories of each output
 //! ```
 //!
-//! Until [`Receiver::commit`] nothing that a guest sent can be found in the store.
+//! Nothing from the guest is visible in the store before [`Receiver::commit`].
 
 use std::{io, mem};
 
@@ -24,32 +25,32 @@ use tokio::{io::AsyncWriteExt, runtime::Handle};
 
 use crate::request::BuildOutput;
 
-/// Why an event was not taken.
+/// Why an event was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiveError {
     /// The guest broke a rule of the tree stream.
     #[error("the tree stream is malformed")]
     Tree(#[source] TreeError),
-    /// The store.
+    /// The store failed.
     #[error("can't store the outputs")]
     Store(#[source] io::Error),
 }
 
 /// Receives the outputs of one build, one after the other.
 ///
-/// Must be used from a thread that may block: writes to the store are awaited in place.
+/// It blocks its thread while the store writes.
 pub struct Receiver<'a> {
     store: &'a Store,
     handle: Handle,
     check: tree::Check,
     needles: &'a ReferencePattern,
     scanner: ReferenceScanner,
-    /// Directories between the root and where the guest is, outermost first.
+    /// The open directories, outermost first.
     open: Vec<OpenDirectory>,
     file: Option<OpenFile>,
     root: Option<Node>,
     putter: Option<Box<dyn DirectoryPutter + 'a>>,
-    /// What has been put for complete outputs and waits for [`Receiver::commit`].
+    /// The directories of complete outputs, to be closed by [`Receiver::commit`].
     putters: Vec<Box<dyn DirectoryPutter + 'a>>,
 }
 
@@ -82,16 +83,16 @@ impl<'a> Receiver<'a> {
         }
     }
 
-    /// Something of an output has come, but not its end.
+    /// Whether an output has begun, but not ended.
     pub fn is_inside_tree(&self) -> bool {
         self.root.is_none() && (self.file.is_some() || !self.open.is_empty())
     }
 
-    /// Takes one event of the current output; gives the output when this was its last.
+    /// Takes one event of the current output. Returns the output after its last event.
     ///
     /// # Errors
     ///
-    /// The guest broke a rule, or the store failed; the receiver must not be used further.
+    /// The guest broke a rule, or the store failed. The receiver must not be used after that.
     pub fn take(&mut self, event: &Event<'_>) -> Result<Option<BuildOutput>, ReceiveError> {
         self.check.admit(event).map_err(ReceiveError::Tree)?;
         match *event {
@@ -129,7 +130,7 @@ impl<'a> Receiver<'a> {
     ///
     /// # Errors
     ///
-    /// What the store said.
+    /// The store failed.
     pub fn commit(mut self) -> io::Result<()> {
         self.handle.block_on(async {
             self.store.blobs.commit().await?;
@@ -167,7 +168,7 @@ impl<'a> Receiver<'a> {
     }
 }
 
-/// The check admits nothing that castore's own types refuse; should the two ever differ, the stricter one wins.
+/// An error of castore's own types. The check has applied the same rules before; should the two differ, the stricter wins.
 fn refused(error: impl std::error::Error + Send + Sync + 'static) -> ReceiveError {
     ReceiveError::Store(io::Error::new(io::ErrorKind::InvalidData, error))
 }

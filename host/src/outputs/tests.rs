@@ -7,7 +7,7 @@ use super::*;
 
 const LIMITS: tree::Limits = tree::Limits { entries: 1_000, bytes: 1 << 20 };
 
-/// A tree as a guest has it.
+/// A tree in the guest.
 #[derive(Debug, Clone)]
 enum Tree {
     Directory(BTreeMap<Vec<u8>, Tree>),
@@ -33,7 +33,7 @@ impl Tree {
         }
     }
 
-    /// The node of this tree, made without a stream.
+    /// The node of this tree, computed without the receiver.
     fn node(&self) -> Node {
         match self {
             Self::Directory(entries) => {
@@ -51,7 +51,7 @@ impl Tree {
         }
     }
 
-    /// Whether `needle` stands in a name, a target or the contents of a file.
+    /// Whether `needle` occurs in a name, a target or the contents of a file.
     fn holds(&self, needle: &[u8]) -> bool {
         let within = |bytes: &[u8]| bytes.windows(needle.len()).any(|window| window == needle);
         match self {
@@ -62,7 +62,7 @@ impl Tree {
     }
 }
 
-/// Few letters, so that needles occur.
+/// Bytes of a small alphabet, so that needles occur.
 fn text(length: std::ops::Range<usize>) -> impl Strategy<Value = Vec<u8>> {
     proptest::collection::vec(prop_oneof![Just(b'a'), Just(b'b'), Just(0xff)], length)
 }
@@ -77,7 +77,7 @@ fn trees() -> impl Strategy<Value = Tree> {
     })
 }
 
-/// Receives one output after the other, as a session does on its own thread.
+/// Receives the outputs in turn, as a session does on its own thread.
 fn received(outputs: &[Tree], piece: usize, needles: &[&[u8]]) -> Result<Vec<BuildOutput>, ReceiveError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
     let needles = ReferencePattern::new(needles).unwrap();
@@ -102,7 +102,7 @@ fn received(outputs: &[Tree], piece: usize, needles: &[&[u8]]) -> Result<Vec<Bui
 
 proptest! {
     #[test]
-    fn what_is_received_is_what_was_sent(outputs in proptest::collection::vec(trees(), 1..4), piece in 1_usize..20) {
+    fn received_outputs_equal_the_sent_ones(outputs in proptest::collection::vec(trees(), 1..4), piece in 1_usize..20) {
         let needles: [&[u8]; 4] = [b"ab", b"abba", b"\xff\xff\xff", b"bbbbbb"];
         let received = received(&outputs, piece, &needles).unwrap();
         prop_assert_eq!(received.len(), outputs.len());
@@ -113,9 +113,9 @@ proptest! {
         }
     }
 
-    /// Cut short, out of order or repeated: never a panic, and never an output that is not whole.
+    /// An event out of place causes no panic and no incomplete output.
     #[test]
-    fn a_mangled_stream_gives_no_half_output(tree in trees(), from in 0_usize..60, to in 0_usize..60) {
+    fn a_reordered_stream_gives_no_incomplete_output(tree in trees(), from in 0_usize..60, to in 0_usize..60) {
         let mut events = Vec::new();
         tree.events(b"", 7, &mut events);
         let (from, to) = (from % events.len(), to % events.len());

@@ -54,7 +54,7 @@ pub(super) struct Batch {
 impl Batch {
     const MOST: usize = 256;
 
-    /// Reading stops at the record with which this is reached.
+    /// Reading stops after the record that reaches this.
     pub(super) const MOST_BYTES: usize = 16 * 1024 * 1024;
 
     pub(super) fn is_last(&self) -> bool {
@@ -106,7 +106,7 @@ impl Database {
         })
     }
 
-    /// Stores that a log of so many bytes was compressed to so many. `false` if the record has been deleted.
+    /// Stores a log's sizes before and after compression. `false` if the record has been deleted.
     pub(super) fn packed(&self, mut record: Record, log_bytes: u64, packed_bytes: u64) -> Result<bool> {
         record.log.truncated |= log_bytes < record.log.bytes;
         record.log.bytes = log_bytes;
@@ -231,7 +231,7 @@ impl Database {
     fn with<T>(&self, action: &'static str, work: impl Fn(&redb::Database) -> Work<T>) -> Result<T> {
         let mut result = self.once(&work);
         if matches!(result, Err(redb::Error::PreviousIo)) {
-            // An earlier transaction failed, and ours did nothing.
+            // An earlier transaction failed, and this one changed nothing.
             result = self.once(&work);
         }
         result.map_err(|error| self.failed(action, error))

@@ -12,16 +12,16 @@ pub enum RecordsError {
     /// A file or directory can't be used.
     #[error("can't {action} {}", path.display())]
     File {
-        /// What was tried, as a verb.
+        /// The attempted action, as a verb.
         action: &'static str,
-        /// On which path.
+        /// The path.
         path: PathBuf,
         /// The kernel's answer.
         #[source]
         source: io::Error,
     },
     /// Another process has the directory open.
-    #[error("{} is in use by {}; stop that first, or name another state directory", path.display(), holder(*.pid))]
+    #[error("{} is in use by {}; stop it first, or use another state directory", path.display(), holder(*.pid))]
     InUse {
         /// The directory.
         path: PathBuf,
@@ -73,7 +73,7 @@ pub enum RecordsError {
         /// The log's length.
         length: u64,
     },
-    /// A log file is shorter than what was written.
+    /// A log file is too short.
     #[error("the log of build {id} ends after {found} of {length} bytes")]
     LogCut {
         /// The build.

@@ -13,7 +13,7 @@ const RANDOM_BITS: u32 = 74;
 /// Random bits after the variant.
 const LOW_BITS: u32 = 62;
 
-/// Random bits by which an id exceeds its predecessor when the clock has not moved.
+/// Random bits of the step from one id to the next when the clock has not moved.
 const STEP_BITS: u32 = 56;
 
 /// A build's id: a UUIDv7, so ids sort by time and can't be guessed.
@@ -107,7 +107,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn ids_ascend_whatever_the_clock_does_and_read_back(times in vec(0..10_u64.pow(15), 1..50)) {
+        fn ids_ascend_with_any_clock_and_survive_a_round_trip(times in vec(0..10_u64.pow(15), 1..50)) {
             let mut ids = Ids::after(None);
             let mut latest = None;
             for (index, millis) in times.into_iter().enumerate() {

@@ -22,7 +22,7 @@ pub(crate) const MAX_CHUNK_BYTES: usize = 64 * 1024;
 /// zstd's own default.
 const LEVEL: i32 = 3;
 
-/// Largest zstd window that is accepted, as a power of two. Our compression level needs 21.
+/// Base-2 logarithm of the largest zstd window that is accepted. Our compression level needs 21.
 const MAX_WINDOW_LOG: u32 = 23;
 
 /// The directory of log files.
@@ -36,7 +36,7 @@ pub(super) struct Logs {
 pub(super) enum Form {
     Plain,
     Packed,
-    /// Compressed, and not complete yet.
+    /// Compressed, but not complete yet.
     Unfinished,
 }
 
@@ -91,8 +91,8 @@ impl Logs {
         }
     }
 
-    /// Compresses a plain file into a new one, and keeps the plain one. Returns the sizes of both; `None` if there is no plain
-    /// file.
+    /// Compresses a plain file into a new one, and keeps the plain one. Returns the sizes of both, or `None` if there is no
+    /// plain file.
     pub(super) fn pack(&self, id: BuildId) -> Result<Option<(u64, u64)>> {
         let (from, to) = (self.path(id, Form::Plain), self.path(id, Form::Unfinished));
         let mut plain = match File::open(&from) {
@@ -299,7 +299,7 @@ impl Source {
         open().map_err(failed("open the log", &path))
     }
 
-    /// Reads from a position, which is where the last read ended.
+    /// Reads from a position, which must be the end of the last read.
     fn read_at(&mut self, position: u64, bytes: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Plain(file) => file.read_at(bytes, position),

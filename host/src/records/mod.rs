@@ -14,7 +14,7 @@
 //!
 //! Functions that aren't `async` block for short I/O. [`Recording::finish`] and [`Records::open`] wait for the disk.
 //!
-//! A stored record without an outcome whose build is not in memory belongs to a killed process. The build counts as lost.
+//! If a stored record has no outcome and its build is not in memory, a process was killed. The build counts as lost.
 
 mod database;
 mod error;
@@ -97,7 +97,7 @@ struct Todo {
 /// A page of the wanted records.
 #[derive(Debug, Clone)]
 pub(crate) struct Page {
-    /// Newest first. May be fewer than asked for, even none, although there are more.
+    /// Newest first. A page may have fewer than requested, or none, although more follow.
     pub records: Vec<Record>,
     /// Where the next page begins, if there may be one.
     pub next: Option<BuildId>,
@@ -153,8 +153,8 @@ impl Records {
         Ok(self.shared.database.get(id)?.map(|record| self.shared.settled(record)))
     }
 
-    /// The wanted records, newest first: at most `most`, from 1 to [`MAX_PAGE`], of those before `before`, which is
-    /// the [`Page::next`] of the page before. Every record that is there all the time is on exactly one page.
+    /// A page of the wanted records, newest first. It has at most `most` records, from 1 to [`MAX_PAGE`]. `before` is the
+    /// [`Page::next`] of the page before. A record that exists throughout is on exactly one page.
     ///
     /// # Errors
     ///
@@ -176,7 +176,7 @@ impl Records {
             bytes += stored.bytes;
             let mut found = BTreeMap::new();
             for (id, record) in stored.records {
-                // An unfinished one may have ended since, or runs.
+                // An unfinished one may still run, or have ended since.
                 let is_unfinished = record.as_ref().is_some_and(|record| record.outcome.is_none());
                 let record = if is_unfinished { self.get(id)? } else { record };
                 found.extend(record.map(|record| (id, record)));

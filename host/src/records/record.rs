@@ -22,7 +22,7 @@ const MAX_DESCRIPTION_CHARS: usize = 200;
 /// The reason of a failed build whose end was not recorded.
 pub(super) const LOST: &str = "lost";
 
-/// What is known of one build. Durations are the monotonic clock's, from `created` on.
+/// The record of one build. Durations count from `created`, by the monotonic clock.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Record {
     /// The build's id.
@@ -49,7 +49,7 @@ pub(crate) struct Record {
     pub ended: Option<Duration>,
     /// The VMM that ran it.
     pub machine: Option<Machine>,
-    /// Resources that it used in its guest.
+    /// Its resource usage.
     pub usage: Option<Usage>,
     /// The size of its log, see [`super::Records::read_log`].
     pub log: Log,
@@ -58,7 +58,7 @@ pub(crate) struct Record {
     pub output_order: OutputOrder,
     /// How it ended; `None` while it waits or runs.
     pub outcome: Option<Outcome>,
-    /// What a failed build left, if that was kept.
+    /// The remains of a failed build, if they were kept.
     #[serde(with = "optional_node")]
     pub kept: Option<Node>,
 }
@@ -89,7 +89,7 @@ impl From<&vmm::Choice> for Machine {
 pub(crate) struct Log {
     /// Its length in bytes, uncompressed.
     pub bytes: u64,
-    /// Whether the build wrote more than was kept.
+    /// Whether the log was cut at its limit.
     pub truncated: bool,
 }
 
@@ -132,7 +132,7 @@ pub(crate) enum Status {
     Unfinished,
     /// It has succeeded.
     Built,
-    /// It has not.
+    /// It has failed.
     Failed,
 }
 

@@ -25,7 +25,7 @@ pub(crate) const MAX_JOINED: usize = 256;
 /// Most phases in a record.
 const MAX_PHASES: usize = 64;
 
-/// What is known of a build when it is submitted.
+/// A build at its submission.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
     /// [`crate::request::BuildRequest::digest`].
@@ -44,14 +44,14 @@ pub(crate) struct Request {
     pub log_bytes: u64,
 }
 
-/// What is known of a build at its end.
+/// The end of a build.
 #[derive(Debug, Clone)]
 pub(crate) struct End {
     /// How it ended.
     pub outcome: Outcome,
-    /// What it used in its guest.
+    /// Its resource usage.
     pub usage: Option<Usage>,
-    /// What a failed build left, if it was kept.
+    /// The remains of a failed build, if they were kept.
     pub kept: Option<Node>,
 }
 
@@ -76,13 +76,13 @@ impl From<&Result<Built, BuildError>> for End {
 
 /// The record of an active build. If it is dropped before [`finish`](Self::finish), the build is recorded as lost.
 ///
-/// Its methods block for a transaction or a write to a file at most.
+/// Its methods block at most for one transaction, or one write to a file.
 pub(crate) struct Recording {
     shared: Arc<Shared>,
     live: Arc<Live>,
 }
 
-/// What is in memory of an active build.
+/// The part of an active build's record that is in memory.
 pub(super) struct Live {
     begun: Instant,
     key: B3Digest,
@@ -223,9 +223,9 @@ impl Drop for Recording {
         if locked(&self.live.record).outcome.is_some() {
             return;
         }
-        let outcome = Outcome::Failed(Failure::executor(LOST, "the build was given up before it ended"));
+        let outcome = Outcome::Failed(Failure::executor(LOST, "the build was abandoned before it ended"));
         if let Err(error) = self.finish(End { outcome, usage: None, kept: None }) {
-            tracing::warn!(error = &error as &dyn std::error::Error, "can't record that a build was given up");
+            tracing::warn!(error = &error as &dyn std::error::Error, "can't record that a build was abandoned");
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Which records are kept. A pure decision: times and sizes are passed in.
+//! Decides which records are deleted. It is pure: times and sizes are passed in.
 
 use std::time::{Duration, SystemTime};
 
-/// Most by which the age clock moves between two readings of the wall clock.
+/// Most that the age clock advances between two readings of the wall clock.
 const MAX_STEP: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How long finished builds are kept, and how many bytes of them.
@@ -20,8 +20,8 @@ impl Default for Retention {
     }
 }
 
-/// The clock by which records age. It never goes back, and a jump of the wall clock moves it by at most [`MAX_STEP`]. So no
-/// jump deletes everything at once, and none keeps everything for ever.
+/// The clock by which records age. It never goes back, and a jump of the wall clock advances it by at most [`MAX_STEP`]. So
+/// a jump can neither delete all records at once nor keep them for ever.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct AgeClock {
     /// Its time, in microseconds.
@@ -39,7 +39,7 @@ impl AgeClock {
     }
 }
 
-/// What a finished build takes.
+/// Age and size of a finished build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Kept<K> {
     pub(super) key: K,
@@ -82,7 +82,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_goes_is_what_is_too_old_and_as_many_of_the_oldest_as_must(
+        fn too_old_records_are_deleted_then_the_oldest_until_the_rest_fits(
             builds in vec((0..100_u64, 0..100_u64), 0..20),
             max_age in 0..100_u64,
             max_bytes in 0..1000_u64,
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_jumps_ages_nothing_by_more_than_a_day_and_does_not_stop_ageing() {
+    fn a_jump_of_the_clock_ages_records_by_a_day_at_most() {
         let clock = AgeClock::default().at(day(20_000));
         let age_days = |before: AgeClock, after: AgeClock| (after.age_us - before.age_us) / (DAY * 1_000_000);
         let jumped = clock.at(day(60_000));

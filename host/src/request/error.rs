@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_is_one_short_line_whatever_the_value() {
+    fn an_error_is_one_short_line_for_any_value() {
         let hostile = "\n\u{1b}[2J\u{202e}".repeat(1000);
         let text = RequestError::invalid("outputs[0]", "must be clean").got_quoted(hostile.as_bytes()).to_string();
         assert!(text.len() < 1000 && !text.contains(char::is_control) && !text.contains('\u{202e}'), "{text}");
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn field_rule_and_value_are_told() {
+    fn an_error_names_field_rule_and_value() {
         let error = RequestError::invalid("outputs[1]", "must not be empty");
         assert_eq!(error.to_string(), "outputs[1] must not be empty");
         assert_eq!(error.got_quoted(b"a\tb").to_string(), r#"outputs[1] must not be empty (got "a\tb")"#);

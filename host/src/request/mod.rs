@@ -89,7 +89,7 @@ pub struct EnvVar {
 pub struct AdditionalFile {
     /// Where; not the root.
     pub path: RelativePath,
-    /// What is in it.
+    /// Its contents.
     pub contents: Bytes,
 }
 

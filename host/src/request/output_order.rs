@@ -13,7 +13,7 @@ use super::RelativePath;
 pub struct OutputOrder(Vec<u32>);
 
 impl OutputOrder {
-    /// The order of these outputs, none of which is there twice.
+    /// The order of these outputs, which must be unique.
     pub(super) fn of(outputs: &[RelativePath]) -> Self {
         if outputs.is_sorted() {
             return Self::default();
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_order_of_the_items_arranges_nothing() {
+    fn an_invalid_order_is_ignored() {
         let sorted = OutputOrder::default();
         for ranks in [vec![0, 0], vec![0, 2], vec![1], vec![1, 0, 2]] {
             let damaged = OutputOrder(ranks);

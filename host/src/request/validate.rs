@@ -4,8 +4,8 @@
 //! be the build's root, the last is everywhere); strings that the kernel takes NUL-terminated hold none; counts and
 //! sizes are bounded. An output may lie within another one.
 //!
-//! The format asks for sorted lists. Its clients don't all sort (snix has the outputs in the order of their names), and no
-//! order changes what is built, so any order is taken.
+//! The format requires sorted lists. Not all of its clients sort them (snix sends the outputs in the order of their names). The
+//! order doesn't change the build, so any order is accepted.
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map},
@@ -45,7 +45,7 @@ pub const MAX_ADDITIONAL_FILES: usize = 65_536;
 pub const MAX_NEEDLES: usize = 65_536;
 /// Longest of `refscan_needles`, in bytes.
 pub const MAX_NEEDLE_BYTES: usize = 4096;
-/// Most pairs of an output and a needle, each of which may be an index in the result.
+/// Most pairs of an output and a needle. Each pair may be an index in the result.
 pub const MAX_OUTPUT_NEEDLES: usize = 4 * 1024 * 1024;
 /// Most bytes of what a guest is told: it goes over in one frame.
 pub const MAX_SPECIFICATION_BYTES: usize = frame::MAX_FROM_HOST_BYTES - 1024;

@@ -1,6 +1,6 @@
-//! Which client may do what with which build: the one place that decides it.
+//! Decides which client may do which operation on which build.
 //!
-//! A build that a client may not even see is unknown to it, whether there is such a build or not.
+//! A client gets the same error for a build that it may not see and for one that doesn't exist.
 
 use std::collections::BTreeSet;
 
@@ -8,31 +8,31 @@ use cofferdam_rpc::Client;
 
 use crate::{build::failure::Failure, records::Record};
 
-/// Something that a client wants of a build.
+/// An operation on a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Operation {
-    /// Finding it in a list.
+    /// Seeing it in a list.
     List,
-    /// Reading what is known of it.
+    /// Reading its record.
     Get,
-    /// Following it as it goes on. It isn't cancelled as long as somebody does.
+    /// Following its progress. A build with followers isn't cancelled.
     Watch,
     /// Reading its log.
     ReadLog,
-    /// Using the shell that it offers when it has failed.
+    /// Using its shell after a failure.
     UseShell,
-    /// Ending it for everybody.
+    /// Cancelling it for all clients.
     Cancel,
 }
 
-/// What a client is to a build.
+/// A client's relation to a build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Relation {
-    /// It submitted the request that began the build.
+    /// The client submitted the request that began the build.
     Owner,
-    /// It submitted an equal request while the build was active.
+    /// The client submitted an equal request while the build was active.
     Joined,
-    /// It is an operator, see [`Operators`].
+    /// The client is an operator, see [`Operators`].
     Operator,
     /// None of these.
     Stranger,
@@ -73,7 +73,7 @@ impl Operators {
 }
 
 impl Relation {
-    /// Whether it lets the client do this.
+    /// Whether this relation permits an operation.
     pub(crate) fn allows(self, operation: Operation) -> bool {
         match self {
             Self::Owner | Self::Operator => true,
@@ -83,7 +83,7 @@ impl Relation {
         }
     }
 
-    /// Checks the same.
+    /// Like [`allows`](Self::allows), with an error for the client.
     pub(super) fn check(self, operation: Operation) -> Result<(), Failure> {
         if self.allows(operation) {
             Ok(())
@@ -91,14 +91,14 @@ impl Relation {
             let message = "only the client that submitted this build first, or an operator (root, and the users that \
                            the daemon's configuration lists in `[operators]`), may cancel it";
             Err(Failure::wrong("not_allowed", message)
-                .advised("stop waiting for it; it is cancelled when nobody waits for it any more"))
+                .advised("stop waiting for it: a build is cancelled when no client waits for it"))
         } else {
             Err(unknown())
         }
     }
 }
 
-/// The client has no such build.
+/// The error for a build that doesn't exist, or that the client may not see.
 pub(crate) fn unknown() -> Failure {
     let message = "you have no build of this id; `cofferdam builds list` shows those that you have. Root has all, and so \
                    have the users that the daemon's configuration lists in `[operators]`";

@@ -1,4 +1,4 @@
-//! A build that waits or runs, and those who wait for it.
+//! A build that waits or runs, and its subscriptions.
 
 use std::{
     fmt,
@@ -20,23 +20,23 @@ use crate::{
     request::{Admitted, OutputOrder},
 };
 
-/// Where a build is.
+/// The state of a build.
 #[derive(Debug, Clone)]
 pub(crate) enum State {
-    /// It waits for room.
+    /// It waits in the queue.
     Queued {
-        /// Builds before it.
+        /// The number of builds before it.
         position: u64,
-        /// What it lacks.
+        /// What it waits for.
         waiting_for: Waiting,
     },
-    /// It has what it needs.
+    /// It runs.
     Running {
-        /// What it does.
+        /// The phase that it is in.
         phase: Phase,
-        /// What its command used last.
+        /// The latest sample of its command's resource usage.
         sample: Option<Sample>,
-        /// Why it failed, while it waits for a terminal.
+        /// Why it failed, while it waits for a terminal for its shell.
         shell: Option<Arc<str>>,
     },
     /// It has ended.
@@ -46,10 +46,10 @@ pub(crate) enum State {
 /// A build that waits, runs or has just ended.
 pub(crate) struct ActiveBuild {
     pub(super) request: Admitted,
-    /// Equal for builds that can stand in for each other.
+    /// Builds with equal keys can replace each other.
     pub(super) key: B3Digest,
     pub(super) recording: Recording,
-    /// Where the terminal goes that a failed build waits for.
+    /// Takes the terminal that a failed build waits for.
     pub(super) shell: Mutex<Option<oneshot::Sender<Terminal>>>,
     /// Why the log ended before the build.
     pub(super) log_failure: OnceLock<Failure>,
@@ -71,12 +71,12 @@ impl ActiveBuild {
         self.recording.id()
     }
 
-    /// What is known of it now.
+    /// Its record as it stands.
     pub(crate) fn record(&self) -> Record {
         self.recording.record()
     }
 
-    /// Where it is, and each change of that.
+    /// Its state, and each change of it.
     pub(crate) fn state(&self) -> watch::Receiver<State> {
         self.state.clone()
     }
@@ -85,20 +85,20 @@ impl ActiveBuild {
         self.recording.join(&client.to_string());
     }
 
-    /// Lends a terminal to a failed build that waits for one. Whether it did.
+    /// Lends a terminal to a failed build. Returns `false` if the build doesn't wait for one.
     pub(super) fn lend(&self, terminal: Terminal) -> bool {
         self.shell.lock().take().is_some_and(|shell| shell.send(terminal).is_ok())
     }
 }
 
-/// Keeps a build from being cancelled: the build ends when the last of its subscriptions is dropped.
+/// A client's interest in a build. The build is cancelled when its last subscription is dropped.
 #[derive(Debug, Clone)]
 pub(crate) struct Subscription {
     /// The build.
     pub build: Arc<ActiveBuild>,
-    /// Whether the build was there before this subscription.
+    /// Whether the client joined a build that another submission began.
     pub joined: bool,
-    /// In which order its client wants the outputs; without one, in that of the request that began the build.
+    /// The client's order of the outputs. `None` for the order of the request that began the build.
     pub(super) order: Option<OutputOrder>,
     pub(super) subscribers: Arc<Subscribers>,
 }
@@ -114,11 +114,11 @@ impl Subscription {
         let done = state.wait_for(|state| matches!(state, State::Done(_))).await;
         match done.as_deref() {
             Ok(State::Done(record)) => Ok(self.arranged(record)),
-            _ => Err(Failure::executor("host", "the task of the build broke down")),
+            _ => Err(Failure::executor("host", "the build's task panicked")),
         }
     }
 
-    /// The record with its outputs in the order that this client wants.
+    /// The record with its outputs in this client's order.
     pub(crate) fn arranged(&self, record: &Arc<Record>) -> Arc<Record> {
         match &self.order {
             Some(order) if *order != record.output_order => {

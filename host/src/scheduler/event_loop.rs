@@ -89,7 +89,7 @@ impl EventLoop {
     }
 
     fn handle(&mut self, message: Message) {
-        // The sender may have gone away. Then its answer is dropped, and the subscription in it.
+        // If the sender has gone, this drops the answer with its subscription.
         match message {
             Message::Submit(submission, environment, reply) => drop(reply.send(self.submit(*submission, environment))),
             Message::Find(id, reply) => {
@@ -210,7 +210,7 @@ impl EventLoop {
         self.scheduler.backend.metrics.queue(counts, amounts(self.queue.used()), amounts(self.queue.budget()));
     }
 
-    /// Refuses waiting builds and all that are submitted from now on.
+    /// Refuses waiting builds, and all later submissions.
     fn drain(&mut self) {
         self.draining = true;
         tracing::info!(builds = self.entries.len(), waiting = self.queue.order().count(), "draining");
@@ -228,7 +228,7 @@ fn refused(refusal: Refusal) -> Failure {
     match refusal {
         Refusal::Unsatisfiable { resource, .. } => {
             let field = if resource == "CPUs" { "limits.cpus" } else { "constraints.min_memory" };
-            let rule = "must not exceed what this daemon may use for all builds together";
+            let rule = "must not exceed this daemon's budget for all builds together";
             let error = RequestError::new(RequestErrorKind::Unsupported, field, rule);
             Failure::from(error.got(refusal))
         }

@@ -1,4 +1,4 @@
-//! Which builds there are, in which order they run, and who may do what with them.
+//! Runs the builds of all clients: their queue, their states, and the access to them.
 //!
 //! ```text
 //!   submit ──▶ an earlier success whose outputs are still in the store ──▶ its record
@@ -12,8 +12,8 @@
 //!     └── cancelled, or drained ─────────────────────────────────────▲
 //! ```
 //!
-//! A build is queued until the budget has room for it, then it runs, then it is done. It is done without having run when it
-//! is cancelled while it waits, or when the daemon drains.
+//! A build is queued until the budget has room for it. Then it runs until it is done. A queued build is done without having
+//! run if it is cancelled, or if the daemon drains.
 //!
 //! Equal submissions share one build. It is cancelled when its last [`Subscription`] is dropped, unless one of its
 //! submissions was detached.
@@ -57,37 +57,37 @@ use crate::{
 /// Messages that wait for the event loop. The sender of one more waits.
 const BUFFERED_MESSAGES: usize = 64;
 
-/// Submissions whose earlier success is looked for at a time: each look-up reads all directories of its outputs.
+/// Most submissions at a time for which an earlier success is looked up. Each look-up reads all directories of the outputs.
 const MAX_LOOKUPS: usize = 2;
 
-/// What the scheduler may do.
+/// Settings of the scheduler.
 #[derive(Debug, Clone)]
 pub(crate) struct SchedulerSettings {
-    /// What all running builds may use together.
+    /// Resources for all running builds together.
     pub budget: Budget,
     /// How many builds may wait.
     pub bounds: Bounds,
-    /// How long running builds may go on when the daemon drains.
+    /// How long running builds get to finish when the daemon drains.
     pub drain_timeout: Duration,
     /// Whether an earlier success answers an equal submission.
     pub reuse: bool,
 }
 
-/// What the scheduler works with.
+/// The scheduler's collaborators.
 pub(crate) struct Backend {
-    /// Where outputs are.
+    /// The store of the outputs.
     pub store: Store,
     /// Runs the builds.
     pub builder: Builder,
-    /// Keeps what is known of each build.
+    /// The records of all builds.
     pub records: Records,
-    /// What runs the builds, for their records.
+    /// The VMM that runs the builds, for their records.
     pub machine: Machine,
     /// Who may do everything with every build.
     pub operators: Operators,
     /// Counts builds.
     pub metrics: Arc<Metrics>,
-    /// Where spans of builds go.
+    /// The collector of the builds' spans.
     pub traces: Option<Traces>,
 }
 
@@ -98,7 +98,7 @@ enum Message {
     Ended(BuildId),
 }
 
-/// What a build would see now, and the key that this and the submission give.
+/// The digest of a build's environment now, and the key of the submission in it.
 #[derive(Debug, Clone, Copy)]
 struct Environment {
     digest: B3Digest,
@@ -110,13 +110,13 @@ struct Environment {
 pub(crate) struct Scheduler {
     messages: mpsc::Sender<Message>,
     backend: Arc<Backend>,
-    /// Permits to look for earlier successes; none if these don't count.
+    /// Permits to look up earlier successes. `None` if they are not reused.
     lookups: Option<Arc<Semaphore>>,
 }
 
 impl Scheduler {
-    /// Starts the scheduler. Its task ends when `drain` is cancelled and all builds have ended; those that take longer than
-    /// the drain timeout are cancelled.
+    /// Starts the scheduler. Its task ends when `drain` is cancelled and all builds have ended. Builds that exceed the drain
+    /// timeout are cancelled.
     pub(crate) fn start(
         backend: Backend,
         settings: SchedulerSettings,
@@ -129,7 +129,7 @@ impl Scheduler {
         (scheduler, tokio::spawn(event_loop.run(inbox, drain)))
     }
 
-    /// Has something built, joins an equal active build, or finds an earlier success.
+    /// Starts a build, joins an equal active one, or returns an earlier success.
     ///
     /// # Errors
     ///
@@ -156,7 +156,7 @@ impl Scheduler {
         submitted
     }
 
-    /// Notes that a request is refused.
+    /// Counts and logs a refused request.
     pub(crate) fn refused(&self, client: &Client, failure: &Failure) {
         self.backend.metrics.refused(failure);
         tracing::info!(%client, reason = failure.reason, why = failure.chain(), "refused");
@@ -193,5 +193,5 @@ impl Scheduler {
 }
 
 fn draining() -> Failure {
-    Failure::executor("draining", "the daemon is about to end and takes no builds").advised("try again, or elsewhere")
+    Failure::executor("draining", "the daemon is shutting down and takes no builds").advised("try again, or elsewhere")
 }

@@ -1,4 +1,4 @@
-//! What clients do with builds that are there. Each operation is decided by the client's relation to the build.
+//! Operations of clients on existing builds. [`Relation`] decides each one.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -14,7 +14,7 @@ use crate::{
 /// A build that a client has found.
 #[derive(Debug)]
 pub(crate) enum Found {
-    /// It waits or runs. It isn't cancelled as long as this is kept.
+    /// It waits or runs. Keeping this keeps it from being cancelled.
     Active(Subscription),
     /// It has ended.
     Ended(Box<Record>),
@@ -23,23 +23,23 @@ pub(crate) enum Found {
 /// A build in a list.
 #[derive(Debug)]
 pub(crate) struct Listed {
-    /// What is known of it.
+    /// Its record.
     pub record: Record,
-    /// Where it is, if it is active.
+    /// Its state, if it is active.
     pub state: Option<State>,
 }
 
 /// Part of a list.
 #[derive(Debug)]
 pub(crate) struct Page {
-    /// The latest first. May be fewer than asked for, even none, although there are more.
+    /// The latest first. A page may have fewer than requested, or none, although more follow.
     pub builds: Vec<Listed>,
     /// Where the next page begins, if there may be one.
     pub next: Option<BuildId>,
 }
 
 impl Scheduler {
-    /// Finds a build to do something with.
+    /// Finds a build for an operation.
     ///
     /// # Errors
     ///
@@ -61,7 +61,7 @@ impl Scheduler {
         relation.check(operation).map(|()| found)
     }
 
-    /// Ends a build for everybody. One that has ended stays as it is.
+    /// Cancels a build for all clients. A build that has ended is not changed.
     ///
     /// # Errors
     ///
@@ -112,7 +112,7 @@ impl Scheduler {
         self.ask_records(move |records| records.read_log(id, offset)).await?.ok_or_else(unknown)
     }
 
-    /// Lends a terminal to a failed build that offers a shell. The build stays as long as what is returned is kept.
+    /// Lends a terminal to a failed build that offers a shell. Keeping the returned subscription keeps the build.
     ///
     /// # Errors
     ///
@@ -128,7 +128,7 @@ impl Scheduler {
         {
             return Ok(subscription);
         }
-        Err(Failure::wrong("no_shell", "the build offers no shell now; an event does when it has failed"))
+        Err(Failure::wrong("no_shell", "the build offers no shell now; an event announces it after a failure"))
     }
 
     /// Whether a client may do everything with every build.

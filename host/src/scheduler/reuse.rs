@@ -15,7 +15,7 @@ use crate::{
 /// Separates keys from all other digests.
 const KEY_CONTEXT: &str = "cofferdam v2: what a build can see of its request, its limits and its environment";
 
-/// What a result is found by: everything that a build can see. Builds with equal keys can stand in for each other.
+/// The key of a result: a digest of everything that the build could see. Builds with equal keys can replace each other.
 pub(super) fn key(submission: &Submission<Admitted>, environment: &B3Digest) -> B3Digest {
     let mut hasher = blake3::Hasher::new_derive_key(KEY_CONTEXT);
     hasher.update(submission.digest.as_slice()).update(environment.as_slice());
@@ -25,8 +25,8 @@ pub(super) fn key(submission: &Submission<Admitted>, environment: &B3Digest) -> 
     hasher.finalize().into()
 }
 
-/// The record of a build with this key that has succeeded, if the store still has all of its outputs. An error on the way
-/// is logged, since the build can run again.
+/// The record of a successful build with this key, if the store still has all its outputs. Errors are only logged, since the
+/// build can run again.
 pub(super) async fn find(backend: &Arc<Backend>, submission: &Submission<Admitted>, key: B3Digest) -> Option<Record> {
     let theirs = Arc::clone(backend);
     let found = spawn_blocking(move || theirs.records.result_for(&key)).await.ok()?;

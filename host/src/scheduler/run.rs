@@ -30,7 +30,7 @@ pub(super) async fn run(
 ) {
     let backend = &scheduler.backend;
     let ended = AssertUnwindSafe(run_to_end(backend, &build, &options, started, &state)).catch_unwind().await;
-    let end = ended.unwrap_or_else(|_| Err(Failure::executor("host", "the task of the build broke down")));
+    let end = ended.unwrap_or_else(|_| Err(Failure::executor("host", "the build's task panicked")));
     let record = record(&build, end.unwrap_or_else(failed)).await;
     backend.metrics.ended(&record);
     let (outcome, reason) = match &record.outcome {
@@ -43,7 +43,7 @@ pub(super) async fn run(
         traces.ended(&record, &build.context);
     }
     state.send_replace(State::Done(Arc::new(record)));
-    // Nothing is left to free when the event loop has ended.
+    // If the event loop has ended, there is nothing to free.
     let _ = scheduler.messages.send(Message::Ended(build.id())).await;
 }
 
@@ -51,7 +51,7 @@ fn failed(failure: Failure) -> End {
     End { outcome: Outcome::Failed(failure), usage: None, kept: None }
 }
 
-/// Records a build's end. If that can't be made durable, the record is in memory only.
+/// Records a build's end. If it can't be written to the disk, it is in memory only.
 async fn record(build: &Arc<ActiveBuild>, end: End) -> Record {
     let theirs = Arc::clone(build);
     match spawn_blocking(move || theirs.recording.finish(end)).await {

@@ -9,24 +9,24 @@ use crate::{
     request::{Admitted, BuildRequest, RequestError},
 };
 
-/// A build that a client wants.
+/// A client's submission of a build.
 #[derive(Debug)]
 pub(crate) struct Submission<R = BuildRequest> {
-    /// Who submits it.
+    /// The client.
     pub client: Client,
     /// What to build.
     pub request: R,
     /// The request's digest.
     pub digest: B3Digest,
-    /// What the build gets.
+    /// The build's resources and limits.
     pub options: Options,
-    /// Whether it goes on when nobody waits for it.
+    /// Whether it goes on without subscriptions.
     pub detached: bool,
     /// Whether it runs even if an equal one has succeeded.
     pub rebuild: bool,
-    /// The trace that it is part of.
+    /// The client's trace.
     pub context: Context,
-    /// For the memory that the request takes.
+    /// The permit for the request's memory.
     pub memory: MemoryPermit,
 }
 
@@ -40,23 +40,23 @@ impl Submission {
 }
 
 impl Submission<Admitted> {
-    /// What the build takes of the budget.
+    /// The build's share of the budget.
     pub(super) fn need(&self) -> Need {
         let asked = self.request.constraints.as_ref().map_or(0, |constraints| constraints.min_memory);
         Need { memory_bytes: self.options.memory_bytes.max(asked), cpus: self.options.cpus }
     }
 }
 
-/// What becomes of a submission.
+/// The answer to a submission.
 #[derive(Debug)]
 pub(crate) enum Submitted {
     /// A build to wait for.
     Active(Subscription),
     /// An equal build has succeeded before, and its outputs are in the store.
     Earlier {
-        /// Its record; the outputs are in the order of the submission's.
+        /// Its record, with the outputs in the submission's order.
         record: Box<Record>,
-        /// Whether the client may ask for this build by its id.
+        /// Whether the client may see this build.
         is_visible: bool,
     },
 }

@@ -1,4 +1,4 @@
-//! The scheduler with real records, whose builds run for ever: the store that has their input never answers.
+//! The scheduler with real records. Its builds run for ever, since the store of their input never answers.
 
 use std::{fs, io, path::Path};
 
@@ -34,7 +34,7 @@ const STRANGER: Client = Client::User(u32::MAX - 3);
 const OPERATOR: Client = Client::User(OPERATORS_UID);
 const OPERATORS_UID: u32 = u32::MAX - 4;
 
-/// A store of directories that is there and never answers.
+/// A directory service that never answers.
 struct Silent;
 
 #[async_trait]
@@ -52,7 +52,7 @@ impl DirectoryService for Silent {
     }
 
     fn put_multiple_start(&self) -> Box<dyn DirectoryPutter + '_> {
-        unreachable!("nobody puts anything")
+        unreachable!("nothing is put")
     }
 }
 
@@ -121,7 +121,7 @@ fn terminal() -> Terminal {
     Terminal { kind: String::new(), size: WindowSize { rows: 1, columns: 1 }, input, output }
 }
 
-/// What each operation comes to: `ok`, or the reason of its failure. The last one is to cancel.
+/// The outcome of each operation: `ok`, or the reason of its failure. Cancelling comes last.
 async fn tried(scheduler: &Scheduler, client: &Client, id: BuildId) -> [String; 6] {
     let word = |outcome: Result<(), Failure>| outcome.map_or_else(|failure| failure.reason, |()| "ok".to_owned());
     let list = scheduler.list(client, false, None, 100).await.unwrap();
@@ -136,10 +136,10 @@ async fn tried(scheduler: &Scheduler, client: &Client, id: BuildId) -> [String; 
     ]
 }
 
-/// An operator may do everything with every build, its owner with his, who joined all but cancel it, and to a stranger it is
-/// as unknown as one that isn't there. That no shell is offered is told those alone who might use it.
+/// Operators and the owner may do everything. A client that joined may do everything but cancel. For a stranger the build
+/// does not exist. Only clients that may use a shell learn that none is offered.
 #[tokio::test]
-async fn each_operation_is_decided_by_the_relation_of_its_client_to_the_build() {
+async fn the_clients_relation_to_a_build_decides_each_operation() {
     let all = ["ok", "ok", "ok", "ok", "no_shell", "ok"];
     let joined = ["ok", "ok", "ok", "ok", "no_shell", "not_allowed"];
     let none = ["unknown_build"; 6];
@@ -221,7 +221,7 @@ fn targets(record: &crate::records::Record) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn an_earlier_success_answers_in_the_order_of_the_request_and_names_itself_to_those_who_may_see_it() {
+async fn a_reused_success_is_reordered_and_named_only_to_its_clients() {
     let dir = tempfile::tempdir().unwrap();
     let scheduler = start(dir.path());
     record_success(&scheduler, submission(&OWNER, &["b", "a"]), &["B", "A"]).await;
@@ -239,7 +239,7 @@ async fn an_earlier_success_answers_in_the_order_of_the_request_and_names_itself
 }
 
 #[tokio::test]
-async fn a_success_answers_only_in_the_environment_that_it_was_made_in() {
+async fn a_success_is_reused_only_in_an_equal_environment() {
     let dir = tempfile::tempdir().unwrap();
     let scheduler = start(dir.path());
     let id = record_success(&scheduler, submission(&OWNER, &[]), &[]).await;

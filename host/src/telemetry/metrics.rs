@@ -35,7 +35,7 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 type Label<const N: usize> = [(&'static str, String); N];
 
-/// Amounts of each resource that builds share.
+/// Amounts of the resources in the budget.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Amounts {
     pub(crate) memory_bytes: u64,
@@ -86,18 +86,18 @@ impl Metrics {
     fn registered(mut self) -> Self {
         let to = &mut self.registry;
         to.register("builds", "Builds that ended, by outcome and reason", self.ended.clone());
-        to.register("builds_refused", "Requests that were not taken, by reason", self.refused.clone());
-        to.register("builds_joined", "Requests that joined an equal build in build", self.joined.clone());
-        to.register("builds_reused", "Requests that an earlier success answered", self.reused.clone());
-        let phases = "Time of each phase of builds that ended, by phase";
+        to.register("builds_refused", "Refused requests, by reason", self.refused.clone());
+        to.register("builds_joined", "Requests that joined an equal active build", self.joined.clone());
+        to.register("builds_reused", "Requests answered with an earlier success", self.reused.clone());
+        let phases = "Duration of the phases of ended builds, by phase";
         to.register_with_unit("build_phase", phases, Unit::Seconds, self.phases.clone());
-        to.register("builds_waiting", "Builds that wait, by what they wait for", self.waiting.clone());
-        to.register("builds_running", "Builds that run, each with one VM at most", self.running.clone());
-        let log = "What builds that ended wrote to stdout and stderr";
+        to.register("builds_waiting", "Waiting builds, by what they wait for", self.waiting.clone());
+        to.register("builds_running", "Running builds, each with one VM at most", self.running.clone());
+        let log = "Size of the logs of ended builds, stdout and stderr together";
         to.register_with_unit("build_log", log, Unit::Bytes, self.log_bytes.clone());
-        to.register("budget_used", "What running builds have been given, by resource", self.used.clone());
-        to.register("budget", "What running builds may be given, by resource", self.budget.clone());
-        let free = "Room on the file system of the state directory, where a local store is, too";
+        to.register("budget_used", "Resources in use by running builds, by resource", self.used.clone());
+        to.register("budget", "Resources for all running builds together, by resource", self.budget.clone());
+        let free = "Free space on the file system of the state directory";
         to.register_with_unit("state_free", free, Unit::Bytes, self.free_bytes.clone());
         self
     }
@@ -131,7 +131,7 @@ impl Metrics {
         self.reused.inc();
     }
 
-    /// Sets how many builds wait for what, and how much of the budget running builds use.
+    /// Sets the numbers of waiting and running builds, and the used part of the budget.
     pub(crate) fn queue(&self, waiting: impl IntoIterator<Item = (&'static str, i64)>, used: Amounts, budget: Amounts) {
         for (word, count) in waiting {
             self.waiting.get_or_create(&[("for", word.to_owned())]).set(count);

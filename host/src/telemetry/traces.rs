@@ -17,7 +17,7 @@ use tonic::metadata::MetadataMap;
 
 use crate::records::{Outcome, Record};
 
-/// How long sending the last spans may take at the end.
+/// How long sending the last spans may take when the daemon ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sends spans to a collector, from a thread of its own. Nothing waits for it; excess spans are dropped.

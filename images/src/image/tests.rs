@@ -45,7 +45,7 @@ fn an_open_image_stays_unchanged_and_is_deleted_after_use() {
 }
 
 #[test]
-fn an_image_opened_during_a_replacement_has_files_of_one_version() {
+fn an_image_opened_during_a_replacement_is_consistent() {
     let directory = tempfile::tempdir().unwrap();
     let out = directory.path().join("image");
     let link = directory.path().join("link");
@@ -61,7 +61,7 @@ fn an_image_opened_during_a_replacement_has_files_of_one_version() {
 }
 
 #[test]
-fn an_image_without_versions_and_an_empty_directory_are_replaced() {
+fn unversioned_images_and_empty_directories_are_replaced() {
     let directory = tempfile::tempdir().unwrap();
     for earlier in [None, Some("earlier")] {
         let out = directory.path().join(earlier.unwrap_or("empty"));
@@ -78,7 +78,7 @@ fn an_image_without_versions_and_an_empty_directory_are_replaced() {
 }
 
 #[test]
-fn other_files_and_directories_are_neither_replaced_nor_deleted() {
+fn foreign_files_are_neither_replaced_nor_deleted() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("file");
     let with_others = directory.path().join("an image and more");

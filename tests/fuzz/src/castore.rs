@@ -1,4 +1,4 @@
-//! What the store decodes.
+//! Targets for the store's decoders.
 
 use std::{io::Write as _, path::Path};
 
@@ -13,7 +13,7 @@ use futures::executor::block_on;
 use prost::Message as _;
 use tokio::io::AsyncWriteExt as _;
 
-/// So small that an archive which unpacks to more is found out soon.
+/// Small, so that an archive that unpacks to more is refused soon.
 const LIMITS: Limits = Limits { entries: 1_000, bytes: 1 << 20 };
 
 fn name(name: &str) -> PathComponent {
@@ -36,7 +36,7 @@ fn tree() -> [Directory; 2] {
     [below, root.expect("seeds have unique names")]
 }
 
-/// The same with its blobs.
+/// The same directory, with its blobs.
 fn store() -> (Store, Node) {
     let store = Store::memory();
     let [below, root] = tree();
@@ -142,7 +142,7 @@ pub(crate) fn nar_seeds() -> Vec<Vec<u8>> {
 pub fn tar(bytes: &[u8]) -> bool {
     let store = Store::memory();
     let Ok(plain) = decompress(bytes) else { return false };
-    // What a packed archive holds is bounded by the import alone.
+    // Only the import bounds the contents of a compressed archive.
     let Ok(node) = tar::import(&store, plain, LIMITS) else { return false };
     let mut again = Vec::new();
     tar::write(&store, &node, Path::new("tar"), &mut again, &|| false).expect("what was taken can be given");

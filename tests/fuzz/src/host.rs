@@ -1,4 +1,4 @@
-//! What the host decodes of clients, guests, and the processes that guests may have taken over.
+//! Targets for the host's decoders of bytes from clients, guests and helper processes.
 
 use std::{path::Path, sync::LazyLock};
 
@@ -99,7 +99,7 @@ pub(crate) fn input_request_seeds() -> Vec<Vec<u8>> {
     vec![vec![0], [&[1][..], &[7; 32]].concat(), [&[2][..], &[7; 64]].concat()]
 }
 
-/// The event stream of a VMM. After the first cause of a machine's end, nothing changes it.
+/// The event stream of a VMM. Later events don't change the first cause of the machine's end.
 pub fn vmm_events(bytes: &[u8]) -> bool {
     let cause = RUNTIME.block_on(fuzzing::vmm_events(bytes));
     let more = [bytes, b"\n\n{\"source\":\"guest\",\"event\":\"panic\"}\n\n"].concat();
@@ -113,7 +113,7 @@ pub(crate) fn vmm_events_seeds() -> Vec<Vec<u8>> {
     vec![reset.into_bytes(), event("guest", "panic").into_bytes()]
 }
 
-/// Text for a terminal is the same however its bytes are split, and has no control characters.
+/// Text for a terminal. The result has no control characters, and doesn't depend on how the bytes are split.
 pub fn plain_text(bytes: &[u8]) -> bool {
     let shown = fuzzing::plain_text([bytes]);
     assert!(!shown.contains(|c: char| c.is_control() && !matches!(c, '\n' | '\t')), "{shown:?}");
@@ -125,7 +125,7 @@ pub(crate) fn plain_text_seeds() -> Vec<Vec<u8>> {
     vec![b"\x1b[31mred\x1b[0m 10%\r20%\r\n".to_vec(), "gr\u{fc}n \u{1f980} \u{202e}back\x1b]0;title\x07".into()]
 }
 
-/// Messages of host and guest. An accepted message survives being sent again.
+/// Messages of host and guest. An accepted message survives encoding.
 pub fn guest_frames(bytes: &[u8]) -> bool {
     let (mut reader, mut taken) = (FrameReader::new(bytes, FRAME_BYTES), 0);
     while let Ok(message) = reader.read::<FromGuest<'_>>() {
@@ -186,7 +186,7 @@ pub(crate) fn guest_frames_seeds() -> Vec<Vec<u8>> {
     vec![guest, host, framed(&[&FromGuest::SetupFailed(failure)])]
 }
 
-/// Outputs as a guest sends them. Whatever is accepted is complete in the store.
+/// Outputs as a guest sends them. Accepted ones are complete in the store.
 pub fn guest_tree(bytes: &[u8]) -> bool {
     let store = Store::memory();
     let mut receiver = Receiver::new(&store, RUNTIME.handle().clone(), &NEEDLES, LIMITS);

@@ -1,6 +1,6 @@
 //! Fuzz targets for every decoder of untrusted bytes.
 //!
-//! A target must hold for any bytes: no panic, no hang, bounded memory, and whatever it accepts must survive encoding.
+//! A target must hold for any bytes: no panic, no hang, bounded memory, and accepted bytes must survive encoding.
 //! `fuzz_targets` has a program for each, as cargo-fuzz expects, and `corpus` the inputs worth keeping. `cargo test`
 //! replays the corpus, and the seeds with every kind of small damage; `just fuzz` looks for new inputs.
 
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_seed_is_accepted_and_nothing_near_it_does_harm() {
+    fn seeds_are_accepted_and_damaged_ones_do_no_harm() {
         for target in TARGETS {
             let seeds = (target.seeds)();
             assert!(!seeds.is_empty(), "{} has no seeds", target.name);

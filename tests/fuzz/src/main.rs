@@ -7,9 +7,9 @@
 //!                     the best new inputs go into its corpus
 //! ```
 //!
-//! cargo-fuzz does the same, but only on a nightly toolchain. Here any toolchain will do: the counters are a pass of
-//! LLVM's that rustc can be asked for, and the crate `libfuzzer-sys` compiles libFuzzer. Only the crates of this workspace
-//! get counters, with their instantiations of others, so the tests' compiled dependencies are used again.
+//! cargo-fuzz does the same, but needs a nightly toolchain. This program works with any: the counters are a pass of LLVM that
+//! rustc can run, and the crate `libfuzzer-sys` compiles libFuzzer. Only the crates of this workspace get counters, so the
+//! dependencies that were compiled for the tests can be used again.
 
 mod merge;
 
@@ -30,10 +30,10 @@ use cofferdam_fuzz::{TARGETS, Target};
 
 const DEFAULT_SECONDS: NonZeroU32 = NonZeroU32::new(60).expect("not zero");
 
-/// Set for the runs of this program in which it is rustc's wrapper.
+/// Set where this program runs as rustc's wrapper.
 const WRAP: &str = "COFFERDAM_FUZZ_WRAP";
 
-/// What one input may take; more is a finding.
+/// Limits for one input. Exceeding one is a finding.
 const LIMITS: [&str; 3] = ["-rss_limit_mb=1024", "-timeout=120", "-max_len=16384"];
 
 fn main() -> Result<()> {
@@ -96,7 +96,7 @@ fn build(targets: &[Target]) -> Result<PathBuf> {
     cargo.args(["build", "--quiet", "--package", env!("CARGO_PKG_NAME")]);
     cargo.args(targets.iter().flat_map(|target| ["--bin", target.name]));
     cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
-    // ring's build script runs anew when they change, and they are there only if cargo has started this program.
+    // ring's build script runs again when they change, and they are set only if cargo has started this program.
     for (name, _) in env::vars_os() {
         if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
             cargo.env_remove(name);
@@ -141,7 +141,7 @@ fn fuzz(programs: &Path, target: &Target, seconds: NonZeroU32) -> Result<()> {
     Ok(())
 }
 
-/// Runs libFuzzer and returns its log, the end of which goes to stderr if it fails.
+/// Runs libFuzzer and returns its log. After a failure it also prints the end of the log to stderr.
 fn run(mut command: Command, log_path: &Path) -> Result<String> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(log_path)?);
     let status = command.status().with_context(|| format!("can't start {}", command.get_program().display()))?;
@@ -155,7 +155,7 @@ fn run(mut command: Command, log_path: &Path) -> Result<String> {
     Ok(log)
 }
 
-/// How many places the corpus reaches, as libFuzzer says at this event; not zero.
+/// The number of places that the corpus reaches, from libFuzzer's line for this event. Not zero.
 fn coverage(log: &str, event: &str) -> Option<u64> {
     let line = log.lines().rfind(|line| line.starts_with('#') && line.contains(event))?;
     let count = line.split_once("cov: ")?.1.split(' ').next()?.parse().ok()?;

@@ -1,7 +1,7 @@
-//! Which of a fuzzer's inputs are worth committing.
+//! Chooses the fuzzer's inputs that are worth committing.
 //!
-//! A fuzzer keeps hundreds of inputs for each target, most of them for one new branch. A few of them reach nearly all of
-//! the code, and are chosen greedily: next comes the one that reaches the most code that the corpus doesn't reach yet.
+//! A fuzzer keeps hundreds of inputs for each target, most of them for one new branch. A few inputs reach nearly all of the
+//! code. The choice is greedy: the next input is always the one that adds the most code to the corpus.
 
 use std::{
     collections::HashSet,
@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{LIMITS, run};
 
-/// A new input has to reach this many places that no other does.
+/// Least number of new places for an input to be added.
 const NEW_PLACES: usize = 4;
 
 /// An input and the places in the program that it reaches.
@@ -30,7 +30,7 @@ pub(crate) fn merge(program: &Path, corpus: &Path, found: &Path, scratch: &Path)
     }
     let (merged, control) = (scratch.join("merged"), scratch.join("control"));
     fs::create_dir_all(&merged)?;
-    // libFuzzer's own choice, in `merged`, is of too many; its control file says what each input reaches.
+    // libFuzzer itself keeps too many, in `merged`. Its control file lists the places that each input reaches.
     let mut fuzzer = Command::new(program);
     fuzzer.args(LIMITS).args(["-merge=1", "-set_cover_merge=1", "-use_counters=0"]);
     fuzzer.arg(format!("-merge_control_file={}", control.display())).args([&merged, corpus, found]);

@@ -1,4 +1,4 @@
-//! Compiles Lua inside a microVM and shows each step: the commands that it prints are those that it runs.
+//! Compiles Lua inside a microVM. It prints each command before it runs it.
 //!
 //! ```text
 //!   gcc, make, … ── Debian's packages, unpacked ──┐
@@ -19,7 +19,7 @@ use anyhow::{Context, Result, ensure};
 use cofferdam_images::{cache_dir, debian::Debian};
 use cofferdam_tests::{image, program};
 
-/// What compiling C takes. Their dependencies come along.
+/// The packages for compiling C. Their dependencies come along.
 const TOOLCHAIN: [&str; 6] = ["binutils", "coreutils", "dash", "gcc", "libc6-dev", "make"];
 
 /// The directories of a toolchain that a build sees at its root.
@@ -79,7 +79,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Makes the build's root below `root`; returns the number of packages in it.
+/// Makes the build's root below `root`, and returns the number of packages in it.
 fn unpack(root: &Path) -> Result<usize> {
     let debian = Debian::open(&cache_dir(), false, |line| eprintln!("  {line}"))?;
     let packages = debian.closure(&TOOLCHAIN)?;
@@ -105,7 +105,7 @@ struct Cofferdam {
 }
 
 impl Cofferdam {
-    /// One build of Lua; returns what it printed about its output.
+    /// Builds Lua, and returns the printed line about its output.
     fn build(&self, inputs: &[String], more: &[String]) -> Result<String> {
         let build = ["run", "--inputs-dir", "", "--env", "PATH=/usr/bin:/bin", "--output", "build/src/lua"];
         let mut arguments: Vec<_> = build.map(str::to_owned).into();
@@ -118,12 +118,12 @@ impl Cofferdam {
         Ok(printed)
     }
 
-    /// Shows and runs one command; returns its stdout and its time.
+    /// Shows and runs one command, and returns its stdout and its time.
     fn run(&self, arguments: &[String]) -> Result<(String, Duration)> {
         println!("  $ cofferdam {}", arguments.iter().map(|argument| quoted(argument)).collect::<Vec<_>>().join(" "));
         let mut command = Command::new(self.program);
         command.args(arguments).env("COFFERDAM_STATE_DIR", &self.state).stderr(Stdio::inherit());
-        // On a terminal the command sums its times up by itself.
+        // On a terminal the command itself prints a summary of its times.
         if !stderr().is_terminal() && env::var_os("COFFERDAM_LOG").is_none() {
             command.env("COFFERDAM_LOG", "cofferdam::cli=info");
         }

@@ -7,14 +7,14 @@ use clap::Parser;
 use cofferdam_tests::nested::Outer;
 use tokio::time::sleep;
 
-/// Run a command where KVM works: in an emulated machine that sees this host's files. What it writes is lost.
+/// Run a command where KVM works: in an emulated machine that sees this host's files. Files that it writes are lost.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
-    /// Memory of the machine in MiB, everything included that the command writes to files
+    /// Memory of the machine in MiB, which also has to hold the files that the command writes
     #[arg(long, default_value_t = 4096)]
     memory_mib: u32,
-    /// How long the command may take
+    /// Time limit for the command
     #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
     time_limit: Duration,
     /// Give the processor XSAVE, which older cloud-hypervisors (v49) need

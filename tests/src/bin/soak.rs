@@ -1,11 +1,11 @@
-//! `soak`: many builds by one daemon, and whatever can die does.
+//! `soak`: many builds by one daemon, whose processes are killed at random.
 //!
 //! ```text
 //!   in a row ──▶ at once, while clients cancel and leave, helper processes are killed, and once the daemon is ──▶ the end
 //!   result of each            result of each that somebody waited for                       nothing is left, or has grown
 //! ```
 //!
-//! The fates are drawn from a seed, which is printed; so a run can be repeated, but for its timing.
+//! The clients' actions are drawn from a seed, which is printed. So a run can be repeated, except for its timing.
 
 use std::{
     collections::BTreeMap,
@@ -42,16 +42,16 @@ use nix::{
 use tokio::{task::JoinSet, time::sleep};
 use tonic::{Code, Status, Streaming, transport::Channel};
 
-/// What the daemon may gain between the first tenth of the builds in a row and the last of them, in bytes.
+/// Most by which the daemon's memory may grow between the first tenth of the builds in a row and the last one, in bytes.
 const MAX_GROWTH_BYTES: u64 = 32 << 20;
 
-/// How long a client goes on asking for one build.
+/// How long a client retries one build.
 const PATIENCE: Duration = Duration::from_secs(60 * 60);
 
-/// How long a client waits before it asks again.
+/// A client's pause before it retries.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// How often a helper process of some build is killed.
+/// Interval between two kills of helper processes.
 const KILL_EVERY: Duration = Duration::from_secs(10);
 
 const CONFIG: &str = "
@@ -64,17 +64,17 @@ const CONFIG: &str = "
     max_per_client = 1000
 ";
 
-/// Have a daemon run many builds, kill what can be killed, and look for what is left.
+/// Have a daemon run many builds, kill its processes at random, and check for leftovers.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
     /// Builds one after the other
     #[arg(long, default_value_t = 500)]
     in_a_row: usize,
-    /// Builds at once, most of which come to some harm
+    /// Builds at once, most of them disturbed in some way
     #[arg(long, default_value_t = 50)]
     at_once: usize,
-    /// From which the fates are drawn
+    /// Seed of the clients' actions
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
@@ -99,7 +99,7 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// Runs builds one after the other; their daemon must not grow.
+/// Runs builds one after the other. The daemon must not grow.
 async fn in_a_row(daemon: &Daemon, builds: usize) -> Result<()> {
     let begun = Instant::now();
     let warm = builds.div_ceil(10);
@@ -112,7 +112,7 @@ async fn in_a_row(daemon: &Daemon, builds: usize) -> Result<()> {
         }
     }
     let Some(before) = before else { return Ok(()) };
-    // The last connection is closed some time after its client has.
+    // The daemon closes the last connection some time after its client does.
     let deadline = Instant::now() + stretched(Duration::from_secs(10));
     let after = loop {
         let now = Use::of(daemon.running().pid())?;
@@ -130,7 +130,7 @@ async fn in_a_row(daemon: &Daemon, builds: usize) -> Result<()> {
     Ok(())
 }
 
-/// What a process has of what it might leak.
+/// The resources that a process might leak.
 #[derive(Debug)]
 struct Use {
     resident_bytes: u64,
@@ -149,14 +149,14 @@ impl Use {
     }
 }
 
-/// What becomes of a client.
+/// A client's action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Fate {
-    /// It waits for the result, and asks again when the executor failed.
+    /// It waits for the result, and retries if the executor fails.
     Waits,
     /// It cancels its build after so many events.
     Cancels(u8),
-    /// It goes away after so many.
+    /// It disconnects after so many events.
     Leaves(u8),
 }
 
@@ -181,7 +181,7 @@ impl Fate {
     }
 }
 
-/// Runs builds at once, and gives the daemon that is there in the end.
+/// Runs builds at once, and returns the daemon that runs at the end.
 async fn at_once(cofferdam: &Arc<Cofferdam>, daemon: Daemon, arguments: &Arguments) -> Result<Daemon> {
     let begun = Instant::now();
     let mut random = blake3::Hasher::new().update(&arguments.seed.to_le_bytes()).finalize_xof();
@@ -239,7 +239,7 @@ async fn kill_helpers(cofferdam: Arc<Cofferdam>, mut random: OutputReader, kille
     }
 }
 
-/// One client, to its fate; gives its name.
+/// Runs one client to its end, and returns the name of its action.
 async fn client(addr: &str, text: &str, fate: Fate) -> Result<&'static str> {
     let begun = Instant::now();
     loop {
@@ -260,7 +260,7 @@ async fn client(addr: &str, text: &str, fate: Fate) -> Result<&'static str> {
     }
 }
 
-/// Asks for a build once, and gives the outcome if it has waited for that.
+/// Submits a build once. Returns the outcome if the client waited for it.
 async fn attempt(addr: &str, text: &str, fate: Fate) -> Result<Option<Outcome>, Status> {
     let mut watched = Watched::start(addr, text).await?;
     match fate {
@@ -277,7 +277,7 @@ async fn attempt(addr: &str, text: &str, fate: Fate) -> Result<Option<Outcome>, 
     watched.outcome().await.map(Some)
 }
 
-/// Whether the outcome is the file that was asked for.
+/// Checks that the outcome is the expected file.
 fn check(outcome: &Outcome, text: &str) -> Result<()> {
     let contents = format!("{text}\n");
     let expected = B3Digest::of(contents.as_bytes());
@@ -293,7 +293,7 @@ fn check(outcome: &Outcome, text: &str) -> Result<()> {
     bail!("this is not the file {contents:?}: {outcome:?}")
 }
 
-/// Waits until the daemon knows of no build that waits or runs.
+/// Waits until the daemon has no active build.
 async fn nothing_runs(daemon: &Daemon) -> Result<()> {
     let mut client = BuildServiceClient::new(daemon.peer().raw_channel());
     let deadline = Instant::now() + stretched(Duration::from_secs(120));
@@ -303,7 +303,7 @@ async fn nothing_runs(daemon: &Daemon) -> Result<()> {
         if active.is_empty() {
             return Ok(());
         }
-        ensure!(Instant::now() < deadline, "these still wait or run, and nobody waits for them: {active:?}");
+        ensure!(Instant::now() < deadline, "these builds are still active without a client: {active:?}");
         sleep(RETRY).await;
     }
 }

@@ -1,4 +1,4 @@
-//! The first program of the outer machine: a script for busybox.
+//! The init of the outer machine: a script for busybox.
 
 use std::{
     env,
@@ -8,10 +8,10 @@ use std::{
 
 use anyhow::{Context, Result};
 
-/// Ends with the variables of the command's environment as assignments, one after the other.
+/// The script's beginning. Assignments of the command's environment variables follow.
 ///
-/// The shell finds its own programs in /proc, so the first one is called by hand. When anything fails, the shell ends,
-/// the kernel panics, and the machine is gone.
+/// The shell finds its own programs through /proc, so the mount of /proc itself needs the program's path. If anything fails,
+/// the shell exits, the kernel panics, and the machine ends.
 const BEFORE: &str = r#"#!/sh
 set -e
 (exec -a mount /sh -t proc proc /proc)
@@ -55,16 +55,16 @@ env -i"#;
 const ENTER: &str = r#" unshare -m /sh -c 'cd /build-root && mount -o move . / &&
     exec chroot . /bin/sh -c "cd \"\$0\" && exec \"\$@\"" "$@"' sh"#;
 
-/// Follows the working directory and the command.
+/// The script's end, after the working directory and the command.
 const AFTER: &str = r#" < /dev/null > "$output" 2>&1
 echo "exit $?" > "$status"
 poweroff -f
 "#;
 
-/// The script that runs `command`, found along `PATH`, with this process's environment and in its working directory.
+/// The script that runs `command`, found in `PATH`, with this process's environment and working directory.
 pub(super) fn script(command: &[OsString]) -> Result<Vec<u8>> {
     let mut script = BEFORE.as_bytes().to_vec();
-    // Where temporary files are in memory and nothing else: the host's directory is below a layer that costs time.
+    // Temporary files go straight to memory. The host's directory is below an overlay, which costs time.
     let variables = env::vars_os().filter(|(key, _)| key != "TMPDIR").chain([("TMPDIR".into(), "/run".into())]);
     for (key, value) in variables {
         let mut assignment = key;

@@ -1,10 +1,10 @@
-//! The outer machine: an emulated one whose KVM works, for hosts whose own does not. Slow, and no wall against anybody:
-//! whatever runs in it can read what this user can read.
+//! The outer machine: an emulated one whose KVM works, for hosts whose own does not. It is slow, and no security boundary:
+//! programs in it can read the files of this user.
 //!
 //! ```text
-//!   QEMU, emulating a CPU with SVM ── Debian's cloud kernel, kvm-amd, a script as the first program
-//!     virtiofs  "host"     this host's whole file tree, read-only; what the command writes goes to memory above it
-//!     port      "output"   the command's stdout and stderr, passed on as they come
+//!   QEMU, emulating a CPU with SVM ── Debian's cloud kernel, kvm-amd, a script as init
+//!     virtiofs  "host"     this host's whole file tree, read-only, below an overlay in memory for the command's writes
+//!     port      "output"   the command's stdout and stderr, passed on at once
 //!     port      "status"   "up" before the command, "exit N" after it; the command can't write there by accident
 //!     serial               the kernel's console, shown when something goes wrong
 //! ```
@@ -38,42 +38,42 @@ use tokio::{
 /// `kvm_amd` because QEMU emulates SVM and not VMX.
 const MODULES: &[&str] = &["virtio_pci", "virtiofs", "virtio_console", "overlay", "kvm_amd"];
 
-/// Without XSAVE and what builds on it, about which the kernels of inner guests warn.
+/// A CPU without XSAVE and the features that need it. The kernels of inner guests would warn about these.
 const CPU: &str = "max,-xsave,-xsaveopt,-xgetbv1,-avx,-pku,-mpx";
 
-/// With it, for those that insist. Kernels can't cope with the others: no PKRU, no bounds registers.
+/// A CPU with XSAVE, for VMMs that need it. Two features stay off, since kernels fail with them: PKRU and bounds registers.
 const CPU_WITH_XSAVE: &str = "max,-pku,-mpx";
 
-/// With two, and QEMU 7.2, the kernel dies within minutes: it patches its own code whenever a first VM is made or a last
-/// one ends, and an emulated processor that runs into the patch traps after it is gone ("Oops: int3").
+/// One CPU. With two, and QEMU 7.2, the kernel dies within minutes: it patches its own code when the first VM starts or the
+/// last one ends, and an emulated CPU may trap on a patch that is gone already ("Oops: int3").
 const CPUS: &str = "1";
 
-/// From the start to the first word on the status port; on an idle host it takes five seconds.
+/// Time limit from the start to the first word on the status port. It takes five seconds on an idle host.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
-/// From the command's end to that of the machine.
+/// Time limit from the command's end to the machine's.
 const END_LIMIT: Duration = Duration::from_secs(60);
 
-/// An outer machine to be.
+/// An outer machine to be started.
 #[derive(Debug, Clone)]
 pub struct Outer {
-    /// Memory, which is also where everything goes that the command writes.
+    /// Memory, which also holds the files that the command writes.
     pub memory_mib: u32,
-    /// Whether the processor has XSAVE, without which older cloud-hypervisors (v49) start no machine.
+    /// Whether the processor has XSAVE. Older versions of cloud-hypervisor (v49) need it.
     pub xsave: bool,
 }
 
 impl Outer {
-    /// Runs a command in a new machine, with this process's environment and working directory, as root. Its output is
-    /// written to `output` as it comes. The result is its exit code, or 128 and the signal that ended it. Dropping the
-    /// future ends the machine.
+    /// Runs a command in a new machine, as root, with this process's environment and working directory. Its output is copied
+    /// to `output` at once. Returns its exit code, or 128 plus the signal that ended it. Dropping the future ends the
+    /// machine.
     ///
-    /// `overdue` is polled from the command's start. Once it is ready, the machine is ended.
+    /// `overdue` is polled from the command's start. When it is ready, the machine is ended.
     ///
     /// # Errors
     ///
-    /// The machine can't be started, does not come up, ends early, or `overdue` says why it had to end. The message has
-    /// the end of the console.
+    /// The machine can't be started, does not come up, or ends early, or `overdue` returned a reason to end it. The message
+    /// has the end of the console.
     pub async fn run(
         &self,
         command: &[OsString],
@@ -165,7 +165,7 @@ fn pass_on(
         loop {
             match written.read(&mut chunk)? {
                 0 => return Ok(()),
-                // At once, whatever buffer the output has.
+                // Flushed at once, in case the output is buffered.
                 length => output.write_all(&chunk[..length]).and_then(|()| output.flush())?,
             }
         }
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_hangs_or_falls_over_is_an_error_in_time() {
+    fn hangs_and_crashes_are_errors_in_time() {
         let error = outcome(Duration::from_secs(1), "sleep 1000").unwrap_err().to_string();
         assert!(error.contains("it is overdue"), "{error}");
         let script = "echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger; sleep 1000";

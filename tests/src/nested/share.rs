@@ -12,7 +12,7 @@ use virtiofsd::{
 };
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
-/// What the guest has seen it may take for unchanged: nobody writes to what a test run reads.
+/// The guest may cache files for ever, since nothing writes to the files of a test run.
 const TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// Serves one connection to a new socket, on threads of this process.
@@ -33,7 +33,7 @@ pub(super) fn serve(socket: &Path) -> Result<()> {
     let mut daemon = daemon.map_err(|error| anyhow::anyhow!("can't share this host's files: {error}"))?;
     let mut listener = Listener::new(socket, true).context("can't listen for QEMU")?;
     thread::Builder::new().name("host files".to_owned()).spawn(move || {
-        // It ends when QEMU does, however that is; why QEMU did is told elsewhere.
+        // It ends with QEMU, whose end is reported elsewhere.
         let _ = daemon.start(&mut listener).and_then(|()| daemon.wait());
     })?;
     Ok(())

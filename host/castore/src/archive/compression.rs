@@ -56,7 +56,7 @@ pub fn decompress<'a>(mut source: impl Read + 'a) -> Result<Box<dyn Read + 'a>, 
     })
 }
 
-/// Compresses what is written to it. The output depends on nothing but the input.
+/// Compresses the written bytes. The output depends only on the input.
 pub enum Compressor<W: Write> {
     /// Not at all.
     None(W),
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_short_or_changed_is_an_error() {
+    fn truncated_and_damaged_data_are_errors() {
         for compression in [Compression::Gzip, Compression::Zstd] {
             let whole = compressed(&(0..50_000_u32).flat_map(u32::to_le_bytes).collect::<Vec<_>>(), compression);
             assert!(decompressed(&whole[..whole.len() - 1]).is_err());

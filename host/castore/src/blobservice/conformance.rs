@@ -52,7 +52,7 @@ fn grpc_services() -> Services {
     services
 }
 
-/// The services that hold back what is written through a batch.
+/// The services in which blobs of a batch are invisible until a commit.
 fn batching_services() -> Services {
     let dir = tempfile::tempdir().unwrap();
     let local = LocalBlobService::open(&dir.path().join("store")).unwrap();
@@ -86,7 +86,7 @@ async fn get(service: &dyn BlobService, digest: &B3Digest) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn what_is_put_can_be_read_before_and_after_a_commit() {
+async fn blobs_can_be_read_before_and_after_a_commit() {
     let large = large();
     for (service, _dir) in services() {
         for contents in [b"x".as_slice(), b"some text", &large] {

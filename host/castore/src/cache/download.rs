@@ -97,7 +97,7 @@ impl Downloads {
         }
     }
 
-    /// Begins to download a blob that nobody waits for yet, unless many downloads run.
+    /// Starts the download of a blob that no reader waits for yet, unless many downloads run.
     pub(super) fn begin(self: &Arc<Self>, digest: &B3Digest) {
         if self.permits.available_permits() > CONCURRENT_DOWNLOADS / 2 {
             let download = self.join(digest);
@@ -108,7 +108,7 @@ impl Downloads {
         }
     }
 
-    /// The download of this blob. It is given up when nobody waits for it any more.
+    /// The download of this blob. It is cancelled when no reader waits for it.
     fn join(self: &Arc<Self>, digest: &B3Digest) -> Shared<BoxFuture<'static, Outcome>> {
         let mut running = self.running.lock();
         if let Some(download) = running.get(digest).and_then(WeakShared::upgrade) {

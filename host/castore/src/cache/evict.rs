@@ -130,7 +130,7 @@ impl Evictor {
     /// Removes a blob that is not used. `true` when it is gone.
     fn remove_unused(&self, digest: &B3Digest) -> io::Result<bool> {
         let _removing = self.removing.blocking_write();
-        // Locked until the blob is gone, so that nobody pins it meanwhile.
+        // Locked until the blob is gone, so that no reader pins it meanwhile.
         let pins = self.pins.lock();
         if pins.contains_key(digest) || self.pending.contains(digest)? {
             return Ok(false);
@@ -138,7 +138,7 @@ impl Evictor {
         let hex = digest.to_hex();
         let path = format!("/proc/self/fd/{}/{}/{hex}", self.local.committed().as_raw_fd(), &hex[..2]);
         match File::open(path) {
-            // `LocalBlobService::mark_used` has locked it, so somebody has it open.
+            // `LocalBlobService::mark_used` has locked it, so a reader has it open.
             Ok(file) if file.try_lock().is_err() => Ok(false),
             Ok(_) => self.local.remove(digest).map(|()| true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),

@@ -97,7 +97,7 @@ async fn a_directory_that_is_put_can_be_got() {
 }
 
 #[tokio::test]
-async fn a_tree_comes_root_first_each_directory_once_and_after_a_parent() {
+async fn a_walk_lists_each_directory_once_and_after_a_parent() {
     let (leaf, empty) = (leaf(), Directory::new());
     let middle = above(&[&leaf, &empty]);
     let root = above(&[&middle, &leaf, &middle, &empty]);
@@ -122,7 +122,7 @@ async fn an_unknown_root_gives_an_empty_stream() {
 }
 
 #[tokio::test]
-async fn a_directory_can_be_put_alone_when_what_is_below_it_is_there() {
+async fn a_directory_can_be_put_if_its_children_exist() {
     let leaf = leaf();
     let middle = above(&[&leaf]);
     // The leaf is below the middle, too, and comes before it as well as after it.

@@ -24,7 +24,7 @@ fn a_file_system_without_rename_flags_will_do() {
         for (name, node) in [("file", &plain), ("link", &link("nowhere")), ("tree", &tree)] {
             export(&store, node, &path.join(name)).unwrap();
         }
-        // What nobody sees who looks before an export but not after it.
+        // A destination that appears during the export.
         for node in [&plain, &tree] {
             let taken = path.join("taken");
             let appears = || {
@@ -61,7 +61,7 @@ fn files_and_directories_get_the_modes_that_users_expect() {
     let nodes = [("plain", put(&store, b"x", false)), ("program", put(&store, b"#!", true))];
     let out = dir.path().join("out");
     export(&store, &put_directory(&store, nodes), &out).unwrap();
-    // The umask of whoever runs this may take some away.
+    // The umask of this process may remove some permissions.
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7700;
     assert_eq!((mode(&out), mode(&out.join("plain")), mode(&out.join("program"))), (0o700, 0o600, 0o700));
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
@@ -145,7 +145,7 @@ fn a_node_that_lies_about_a_size_is_refused() {
 }
 
 #[test]
-fn a_destination_must_end_with_a_name_in_a_directory_that_is_there() {
+fn a_destination_is_a_name_in_an_existing_directory() {
     let dir = tempfile::tempdir().unwrap();
     let (store, node) = (Store::memory(), link("t"));
     let error = export(&store, &node, &dir.path().join("nowhere/out")).unwrap_err();

@@ -54,7 +54,7 @@ impl Place {
         for (digest, _) in local.stored_blobs().unwrap() {
             let hex = digest.to_hex();
             let path = self.0.path().join("blobs/b3").join(&hex[..2]).join(hex);
-            // Not while somebody finds it, which only a clock that is set back could do.
+            // Locked, so that no look-up renews it at the same time.
             let _alone = lock(path.parent().unwrap(), FlockArg::LockExclusive).unwrap();
             if let Ok(file) = File::open(path) {
                 file.set_modified(then).unwrap();
@@ -170,7 +170,7 @@ fn a_deep_tree_is_verified_kept_and_collected() {
 }
 
 #[test]
-fn a_deep_tree_is_written_to_archives_which_are_too_deep_to_be_read() {
+fn exported_archives_may_be_too_deep_to_import() {
     let store = Store::memory();
     let node = put_deep_tree(&store);
     verify_node(&store, &node, Path::new("node"), &|| false).unwrap();
@@ -375,7 +375,7 @@ proptest! {
 
     /// Against a model: a tree is there exactly if it is new or rooted.
     #[test]
-    fn exactly_what_is_new_or_rooted_is_left(steps in proptest::collection::vec(arb_step(), 1..24)) {
+    fn exactly_new_and_rooted_blobs_are_left(steps in proptest::collection::vec(arb_step(), 1..24)) {
         let place = Place::new();
         let store = place.store();
         let (mut there, mut new, mut rooted) = (HashSet::new(), HashSet::new(), HashSet::new());

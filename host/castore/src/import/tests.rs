@@ -35,7 +35,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_is_imported_and_exported_is_the_same_tree(tree in arb_tree()) {
+    fn an_exported_tree_equals_the_imported_one(tree in arb_tree()) {
         let dir = tempfile::tempdir().unwrap();
         let source = dir.path().join("source");
         tree.write(&source);
@@ -212,7 +212,7 @@ fn a_file_that_changes_while_it_is_read_is_named() {
 #[test]
 fn a_file_that_vanishes_is_named() {
     let dir = tempfile::tempdir().unwrap();
-    // In one batch, in whatever order: reading the first removes the other.
+    // One batch reads both in any order, and reading the first one removes the other.
     let paths = [dir.path().join("a"), dir.path().join("b")];
     paths.iter().for_each(|path| fs::write(path, "x").unwrap());
     let victims = paths.clone();
@@ -223,7 +223,7 @@ fn a_file_that_vanishes_is_named() {
 }
 
 #[test]
-fn what_the_store_refuses_is_told() {
+fn errors_of_the_store_are_reported() {
     let dir = tempfile::tempdir().unwrap();
     let error = import_path(&Interfering::store(|| {}, false), dir.path()).unwrap_err();
     assert!(matches!(&error, ImportError::Store { source, .. } if source.kind() == io::ErrorKind::StorageFull));

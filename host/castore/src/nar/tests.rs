@@ -94,7 +94,7 @@ fn well_known_hashes_are_these() {
 }
 
 #[test]
-fn what_is_spelt_out_is_read() {
+fn a_literal_nar_can_be_read() {
     let store = Store::memory();
     let (node, spelt) = sample(&Store::memory());
     assert_eq!(import(&store, &*spelt, Limits::default()).unwrap(), node);

@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_compressed_comes_back_and_no_more_than_asked_for() {
+    fn decompression_is_bounded_and_restores_the_bytes() {
         let contents = vec![7; 1_000_000];
         let compressed = compress(&contents).unwrap();
         assert_eq!(decompress(&compressed, 1_000_000).unwrap(), contents);

@@ -44,7 +44,7 @@ impl S3Server {
             .unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines().map(Result::unwrap);
         let endpoint = lines.find_map(|line| Some(line.split_once("server is running at ")?.1.to_owned())).unwrap();
-        // It must not come to wait for somebody to read on.
+        // Reads the rest of its log, so that it never blocks on the pipe.
         thread::spawn(move || lines.count());
         Self { process, endpoint, _dir: dir }
     }

@@ -240,7 +240,7 @@ mod tests {
         (0..).zip(needles).filter(|(_, needle)| occurs(needle)).map(|(index, _)| index).collect()
     }
 
-    /// What is found when the haystack comes in pieces of these sizes, over and over.
+    /// The needles found when the haystack is fed in pieces of these sizes, in turn.
     fn found_in_pieces(needles: &ReferencePattern, haystack: &[u8], sizes: &[usize]) -> BTreeSet<u64> {
         let mut scanner = needles.scanner();
         let mut rest = haystack;
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_looked_for_without_needles_and_empty_ones_are_refused() {
+    fn no_needles_match_nothing_and_empty_ones_are_refused() {
         let none = all::<&str>([]);
         assert!(none.is_empty() && none.scanner().is_complete());
         assert_eq!(found_in_pieces(&none, b"anything", &[2]), BTreeSet::new());

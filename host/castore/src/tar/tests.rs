@@ -339,7 +339,7 @@ fn an_archive_that_is_cut_short_is_refused() {
 }
 
 #[test]
-fn what_is_no_archive_is_told_so() {
+fn bytes_that_are_no_archive_are_refused() {
     let error = refused(&[b'x'; 2000]);
     assert!(error.contains("not a tar archive, or is damaged"), "{error}");
     let mut bytes = Made::new().file("a", b"x").end();

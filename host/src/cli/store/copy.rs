@@ -61,7 +61,7 @@ impl CopyArgs {
         let watch = Watch { progress: Progress::new(), cancel: cancel.clone() };
         let work = move || {
             if let Some(local) = all {
-                watch.progress.step("looking what is there");
+                watch.progress.step("comparing the stores");
                 nodes = everything(&local).map_err(|error| CliError::failed("the store can't be read", error))?;
             }
             let copied = copy(&from, &to, &nodes, &watch);

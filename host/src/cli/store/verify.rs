@@ -62,8 +62,8 @@ impl VerifyArgs {
         match verified.faults.len() {
             0 => Ok(()),
             faults => {
-                let damaged = CliError::damaged(format!("what is in the store is not whole; faults: {faults}"))
-                    .try_this("remove damaged files, then import or build again what they belong to");
+                let damaged = CliError::damaged(format!("the store is damaged; faults: {faults}"))
+                    .try_this("remove the damaged files, then import or build their trees again");
                 Err(CliError::AfterResult(Box::new(damaged)))
             }
         }
@@ -76,9 +76,8 @@ impl VerifyArgs {
             let (name, store) = (node_text::format(&node), store.clone());
             progress.step("verifying");
             let work = move || verify_node(&store, &node, Path::new(&name), &|| false);
-            let verified = blocking(cancel, move || {
-                work().map_err(|error| CliError::failed("what is in the store is not whole", error))
-            });
+            let verified =
+                blocking(cancel, move || work().map_err(|error| CliError::failed("the store is damaged", error)));
             let verified = verified.await;
             progress.clear();
             verified?;

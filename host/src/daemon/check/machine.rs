@@ -1,6 +1,6 @@
-//! What runs builds: the image, the VMM and what it is to do, the host's huge pages.
+//! Checks of the image, the VMM with its settings, and the host's huge pages.
 
-use std::{fs, path::Path, process::Command};
+use std::{path::Path, process::Command};
 
 use cofferdam_images::{Image, default_dir};
 
@@ -85,10 +85,8 @@ impl Checks<'_> {
     }
 
     pub(super) fn huge_pages(&mut self, build_bytes: u64) {
-        // If the file can't be read, there are none.
-        let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let (page_bytes, pages) = huge_pages(&meminfo);
-        let needed = build_bytes.div_ceil(page_bytes);
+        let vmm::HugePages { size_bytes, total: pages, .. } = vmm::HugePages::of_host();
+        let needed = build_bytes.div_ceil(size_bytes);
         if pages < needed {
             let size = show_size(build_bytes);
             self.wrong("hugepages", format!("a build's {size} take {needed} huge pages, and this host has {pages}"))
@@ -97,35 +95,10 @@ impl Checks<'_> {
     }
 }
 
-/// The size of the host's huge pages in bytes, and how many of them there are.
-fn huge_pages(meminfo: &str) -> (u64, u64) {
-    let value = |name: &str| {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.and_then(|line| line.split_ascii_whitespace().next()?.parse().ok()).unwrap_or(0)
-    };
-    let page_bytes = match value("Hugepagesize") {
-        0 => 2 << 20,
-        kibibytes => kibibytes * 1024,
-    };
-    (page_bytes, value("HugePages_Total"))
-}
-
 /// Whether this QEMU has a CPU model. A QEMU that can't list its models is given the benefit of the doubt.
 fn knows_cpu(qemu: &Path, model: &str) -> bool {
     let Ok(listed) = Command::new(qemu).args(["-cpu", "help"]).output() else { return true };
     // A line is `x86 MODEL  DESCRIPTION`. Not every version begins it with the architecture.
     let listed = String::from_utf8_lossy(&listed.stdout);
     listed.is_empty() || listed.lines().any(|line| line.split_whitespace().take(2).any(|word| word == model))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn huge_pages_are_counted_whether_free_or_not() {
-        let meminfo = "MemTotal: 1 kB\nHugePages_Total:     512\nHugePages_Free:  3\nHugepagesize:       2048 kB\n";
-        assert_eq!(huge_pages(meminfo), (2 << 20, 512));
-        assert_eq!(huge_pages(""), (2 << 20, 0));
-    }
 }

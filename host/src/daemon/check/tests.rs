@@ -12,7 +12,7 @@ fn limits(text: &str) -> String {
 }
 
 #[test]
-fn limits_stay_within_the_budget_and_the_budget_within_the_host() {
+fn limits_fit_the_budget_and_the_budget_fits_the_host() {
     let nothing = failure(Vec::new()).message;
     assert_eq!(limits("[build]\nmemory = '256M'"), nothing);
     for (text, words) in [

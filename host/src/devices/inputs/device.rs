@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_socket_is_there_when_the_device_has_started_however_long_the_path() {
+    async fn a_started_device_has_its_socket_at_a_path_of_any_length() {
         let base = tempfile::tempdir().unwrap();
         let run_dir = base.path().join("n".repeat(200));
         std::fs::create_dir(&run_dir).unwrap();
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_device_that_breaks_the_protocol_is_killed_and_the_reason_told() {
+    async fn a_device_that_breaks_the_protocol_is_killed_with_a_reason() {
         let run_dir = tempfile::tempdir().unwrap();
         let mut device = replaced(run_dir.path(), "printf garbage >&4; sleep 100").await;
         let death = device.died().await;

@@ -21,7 +21,7 @@ const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 const BLOCK_BYTES: u32 = 4096;
 
-/// `st_blocks` counts these, whatever the file system's own blocks are.
+/// The unit of `st_blocks`, which doesn't depend on the file system.
 const STAT_BLOCK_BYTES: u64 = 512;
 
 /// Every time stamp, in seconds since the epoch.
@@ -115,8 +115,8 @@ impl FileSystem for InputsFs {
     type Handle = u64;
     type DirIter = Entries;
 
-    /// READDIRPLUS always, rather than when the guest guesses that it pays: whoever lists a directory of 3,000 files and
-    /// then opens them costs 148 requests so, and 3,029 otherwise. A mere listing costs 148 instead of 52.
+    /// Always uses READDIRPLUS, instead of leaving that to the guest's heuristic. To list a directory of 3,000 files and
+    /// open them takes 148 requests this way, and 3,029 otherwise. A mere listing takes 148 instead of 52.
     fn init(&self, _capable: FsOptions) -> io::Result<FsOptions> {
         Ok(FsOptions::ZERO_MESSAGE_OPEN
             | FsOptions::ZERO_MESSAGE_OPENDIR

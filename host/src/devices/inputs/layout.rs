@@ -8,7 +8,7 @@
 //!   5 └─ lib      (sizes in castore count all entries below, so no directory is read to number its siblings)
 //! ```
 //!
-//! Most programs count them twice, so some numbers are nobody's.
+//! Most programs count them twice, so some numbers are unused.
 //!
 //! Number to path is a descent by binary search; nothing is kept for what the guest looks up, so there is nothing to
 //! forget, and any number that a guest makes up is either an inode or none. Each path has an inode of its own even
@@ -43,7 +43,7 @@ pub(super) struct Entry {
     /// Its inode's number less that of its directory.
     offset: u64,
     pub(super) node: Node,
-    /// For a directory: what is in it, once it has been needed.
+    /// A directory's entries, once they have been needed.
     dir: OnceLock<Arc<Dir>>,
 }
 
@@ -156,7 +156,7 @@ impl Layout {
         Ok(inode)
     }
 
-    /// What is in a directory: `ENOTDIR` for anything else.
+    /// The entries of a directory. `ENOTDIR` for anything else.
     pub(super) fn dir(&self, inode: &Inode) -> io::Result<Arc<Dir>> {
         match inode.entry() {
             None => self.root().map(Arc::clone),

@@ -81,7 +81,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// What is wrong with inputs, or with the store that should have them.
+/// A fault of the inputs, or of their store.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
     /// The store lacks a directory or a blob.
@@ -106,7 +106,7 @@ pub enum ResolveError {
         /// What the reference says.
         claimed: u64,
     },
-    /// A limit on what is served.
+    /// The inputs exceed a limit.
     #[error("{place}: exceeds the limit of {limit} {what}")]
     Limit {
         /// Where it is reached.
@@ -159,7 +159,7 @@ impl ResolveError {
 
 /// Reads every directory below the inputs, and checks that every blob is there.
 ///
-/// It takes a while, but suspends often whatever the store does, so it can be stopped: drop it.
+/// It takes a while, but yields often with any store, so that dropping it stops it soon.
 ///
 /// # Errors
 ///

@@ -84,7 +84,7 @@ impl Request {
 /// Waits for the next request; `None` when the device has gone.
 pub(super) fn receive_request(socket: impl AsFd) -> io::Result<Option<Result<Request, NoRequest>>> {
     let mut packet = [0; MAX_REQUEST_BYTES];
-    // Without room for control messages the kernel closes whatever descriptors a hostile device attaches.
+    // There is no room for control messages, so the kernel closes any descriptors that a hostile device attaches.
     let length = retry(|| recv(socket.as_fd().as_raw_fd(), &mut packet, MsgFlags::MSG_TRUNC))?;
     Ok(match packet.get(..length) {
         Some([]) => None,
@@ -100,7 +100,7 @@ pub(super) fn send_directory(socket: impl AsFd, encoded: &[u8]) -> io::Result<()
     encoded.chunks(MAX_PACKET_BYTES).try_for_each(|piece| send_packet(&socket, piece))
 }
 
-/// Answers a request for at most [`MAX_BLOBS`] blobs, the first of which is there.
+/// Answers a request for at most [`MAX_BLOBS`] blobs. The first one must be there.
 pub(super) fn send_blobs(socket: impl AsFd, files: &[Option<File>]) -> io::Result<()> {
     let there = files.iter().enumerate().fold(0_u64, |there, (at, file)| there | u64::from(file.is_some()) << at);
     let descriptors: Vec<_> = files.iter().flatten().map(AsRawFd::as_raw_fd).collect();
@@ -164,8 +164,8 @@ impl Host {
         })
     }
 
-    /// Whatever goes wrong here is `EIO` to the guest; the connection's own errors (`EPIPE`) would mislead it. Why, the
-    /// host process knows.
+    /// The guest gets `EIO` for any failure, since the connection's own errors (`EPIPE`) would mislead it. The host process
+    /// reports the cause.
     fn ask<T>(&self, request: &Request, receive: impl FnOnce(&OwnedFd) -> io::Result<T>) -> io::Result<T> {
         let mut idle = self.idle.lock();
         self.became_idle.wait_while(&mut idle, |idle| idle.is_empty());

@@ -28,7 +28,7 @@ const MAX_INODES: usize = 1 << 20;
 /// Most bytes of a directory that are read at once.
 const MAX_LISTING_BYTES: usize = 64 * 1024;
 
-/// Permissions that show: nobody writes, and no program changes its user.
+/// The visible permissions: without write bits, setuid and setgid.
 const SHOWN_MODE: u32 = libc::S_IFMT | 0o555;
 
 /// The shown paths. The root has no listing; it holds them by their numbers, from 0 on.
@@ -65,7 +65,7 @@ impl PathsFs {
         self.inodes.lock().places.get(&inode).map(|(place, _)| place.clone()).ok_or_else(|| errno(libc::ESTALE))
     }
 
-    /// Opens what is at a place and nothing else, whatever anybody puts there.
+    /// Opens the file at a place itself. It follows no symlink and crosses no mount, even if the path was just replaced.
     fn open_at(&self, place: &Place, flags: OFlag) -> io::Result<OwnedFd> {
         let (root, path) = &**place;
         let root = self.roots.get(*root).ok_or_else(|| errno(libc::ENOENT))?;
@@ -81,7 +81,7 @@ impl PathsFs {
         Ok(openat2(root, path, OpenHow::new().flags(flags).resolve(resolve))?)
     }
 
-    /// What is at a place, and its type.
+    /// The file at a place, and its metadata.
     fn look(&self, place: &Place) -> io::Result<(OwnedFd, FileStat)> {
         let found = self.open_at(place, OFlag::O_PATH)?;
         let stat = fstat(&found)?;

@@ -6,10 +6,12 @@
 //!                 guest: bind of PATHS/N at the path ◀── paths.sock ◀── device process, ▼ confined
 //! ```
 //!
-//! What a build sees is what is below such a path on its own mount and readable by everybody: files, directories and
-//! symlinks, which the guest follows in its own root, never in the host's. The device looks every path up anew, beneath
-//! the descriptor of the shown directory and through no symlink, as the kernel's `openat2` makes sure; and Landlock lets
-//! its process read in those directories alone. So a guest that takes the device over has what it is shown anyway.
+//! A build sees the files, directories and symlinks below such a path that are on the same mount and readable by everybody.
+//! The guest follows symlinks in its own root, never in the host's.
+//!
+//! The device opens every path anew with `openat2`, beneath the descriptor of the shown directory and without following
+//! symlinks. Landlock lets its process read only in the shown directories. So a guest that takes the device over gains
+//! nothing.
 
 mod device;
 mod fs;
@@ -33,7 +35,7 @@ pub struct Shown {
 }
 
 impl Shown {
-    /// Opens what is at a path of the host, where symlinks are followed.
+    /// Opens a path of the host, following symlinks.
     ///
     /// # Errors
     ///

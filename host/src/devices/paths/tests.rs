@@ -98,7 +98,7 @@ fn some_fs() -> (TempDir, PathsFs) {
 }
 
 #[test]
-fn what_is_there_is_shown_read_only() {
+fn existing_files_are_shown_read_only() {
     let (_dir, fs) = some_fs();
     assert_eq!(read(&fs, "0/sub/file").unwrap(), "in a directory");
     assert_eq!(read(&fs, "1").unwrap(), "a file alone");
@@ -171,7 +171,7 @@ fn what_the_host_puts_in_a_places_stead_leads_nowhere_else() {
 }
 
 #[test]
-fn what_is_mounted_below_is_not_shown() {
+fn mounts_below_are_not_shown() {
     use nix::mount::{MntFlags, MsFlags, mount, umount2};
     let (dir, fs) = some_fs();
     let deep = dir.path().join("shown/sub/deep");
@@ -183,7 +183,7 @@ fn what_is_mounted_below_is_not_shown() {
 }
 
 #[test]
-fn what_is_forgotten_takes_no_memory() {
+fn forgotten_inodes_take_no_memory() {
     let (_dir, fs) = some_fs();
     for _ in 0..3 {
         let first = lookup(&fs, "1").unwrap().inode;
@@ -208,7 +208,7 @@ fn only_files_and_directories_can_be_shown() {
 
 /// In a thread of its own, since what it gives up is the thread's.
 #[test]
-fn a_device_that_is_taken_over_reads_what_is_shown_and_nothing_else() {
+fn a_hostile_device_reads_only_the_shown_paths() {
     let (dir, _) = some_fs();
     let shown = File::open(dir.path().join("shown")).unwrap();
     std::thread::spawn(move || {

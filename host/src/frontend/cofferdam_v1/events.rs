@@ -47,7 +47,7 @@ impl Teller {
                 () = self.outlet.closed() => return Err(Gone),
                 changed = state.changed() => {
                     if changed.is_err() {
-                        return self.outlet.refuse(Status::internal("the task of the build broke down"));
+                        return self.outlet.refuse(Status::internal("the build's task panicked"));
                     }
                     let now = state.borrow_and_update().clone();
                     match now {

@@ -247,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_names_every_build_and_is_bounded_all_the_same() {
+    fn a_bounded_list_names_every_build() {
         let info = |letters| {
             let failure = Failure { message: "x".repeat(letters), ..Failure::default() };
             BuildInfo { done: Some(Done { outcome: Some(Outcome::Failure(failure)) }), ..BuildInfo::default() }

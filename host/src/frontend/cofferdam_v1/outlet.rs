@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_takes_nothing_for_too_long_misses_nothing_unknowingly() {
+    async fn a_client_that_stops_reading_gets_an_error() {
         let (outlet, stream) = outlet(Duration::ZERO);
         let told = async {
             for number in 0.. {

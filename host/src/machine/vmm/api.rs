@@ -19,10 +19,10 @@ use super::error::VmmError;
 /// The name of cloud-hypervisor in messages.
 pub(super) const NAME: &str = "cloud-hypervisor";
 
-/// The longest answer that is read, in bytes.
+/// Longest answer that is accepted, in bytes.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
-/// How long a change may take. Booting takes the longest, where KVM itself is emulated.
+/// Time limit for a change. The slowest is booting where KVM itself is emulated.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One connection to the API, closed on drop.
@@ -44,7 +44,7 @@ impl Api {
         Ok(Self { sender, connection })
     }
 
-    /// Asks for something that is there at once, within `limit`.
+    /// Asks a question that needs no work, within `limit`.
     pub(super) async fn get<T: DeserializeOwned>(
         &mut self,
         call: &'static str,
@@ -72,7 +72,7 @@ impl Api {
         if status.is_success() {
             return Ok(said);
         }
-        // Its own words are a list of messages, each the cause of the one before.
+        // The answer is a list of messages, each the cause of the one before.
         let chain = serde_json::from_slice(&said).map(|messages: Vec<String>| Bytes::from(messages.join(": ")));
         let said = escape(&chain.unwrap_or(said));
         Err(VmmError::Refused { program: NAME, call, status: status.as_u16(), said })
@@ -86,7 +86,7 @@ impl Api {
             .header("Content-Type", "application/json")
             .body(Full::new(body))
             .map_err(io::Error::other)?;
-        // It takes a moment after one answer until the next request may be sent.
+        // After an answer it takes a moment until the next request can be sent.
         self.sender.ready().await.map_err(io::Error::other)?;
         let response = self.sender.send_request(request).await.map_err(io::Error::other)?;
         let status = response.status();

@@ -1,8 +1,8 @@
 //! Which VMM runs on this host.
 //!
 //! ```text
-//!   survey: what is there ──▶ choose: cloud-hypervisor where it is found and KVM works,
-//!                                     else QEMU, with KVM where it works, else by emulation
+//!   survey: programs and KVM ──▶ choose: cloud-hypervisor if it is found and KVM works,
+//!                                        else QEMU, with KVM if it works, else by emulation
 //! ```
 
 use std::path::PathBuf;
@@ -22,15 +22,15 @@ use super::vm::Vmm;
 /// The VMM to use, and why.
 #[derive(Clone, Debug)]
 pub struct Choice {
-    /// Which one.
+    /// Which VMM.
     pub kind: Kind,
-    /// With what.
+    /// KVM or emulation.
     pub accelerator: Accelerator,
     /// Its file.
     pub program: PathBuf,
     /// Its version.
     pub version: String,
-    /// Why it and not the other, as part of a sentence.
+    /// Why this VMM was chosen, as part of a sentence.
     pub reason: String,
     /// The file of `vhost-device-vsock`, which QEMU needs.
     vsock_device: PathBuf,
@@ -44,7 +44,7 @@ impl Choice {
 
     /// The VMM, ready to start machines.
     pub fn vmm(&self) -> Box<dyn Vmm> {
-        // QEMU wants two readings of a counter some time apart; the earlier the first, the less it has to wait.
+        // QEMU needs two readings of a counter some time apart. An early first one saves waiting later.
         tsc::prepare();
         match self.kind {
             Kind::CloudHypervisor => Box::new(CloudHypervisor::new(self.program.clone())),
@@ -60,46 +60,46 @@ impl Choice {
 /// Why there is no VMM to use.
 #[derive(Debug, Error)]
 pub enum ChooseError {
-    /// The one that was asked for can't run here.
+    /// The requested VMM can't run here.
     #[error("{kind} was asked for, but can't run here: {}", list(missing))]
     Asked {
-        /// Which one.
+        /// The requested VMM.
         kind: Kind,
-        /// Its missing parts.
+        /// Why it can't run.
         missing: Vec<Missing>,
     },
-    /// None can.
+    /// No VMM can run here.
     #[error("no VMM can run here. qemu: {}. cloud-hypervisor: {}", list(qemu), list(cloud_hypervisor))]
     Neither {
-        /// What QEMU lacks.
+        /// Why QEMU can't run.
         qemu: Vec<Missing>,
-        /// What cloud-hypervisor lacks.
+        /// Why cloud-hypervisor can't run.
         cloud_hypervisor: Vec<Missing>,
     },
 }
 
 fn list(missing: &[Missing]) -> String {
-    missing.iter().map(|one| format!("{} (to mend it: {})", one.what, one.remedy)).collect::<Vec<_>>().join("; ")
+    missing.iter().map(|one| format!("{} (to fix it: {})", one.what, one.remedy)).collect::<Vec<_>>().join("; ")
 }
 
 /// One VMM on this host.
 #[derive(Clone, Debug)]
 pub struct Candidate {
-    /// Which one.
+    /// Which VMM.
     pub kind: Kind,
-    /// Where it is, if it is here.
+    /// Its program, if found.
     pub found: Option<Found>,
-    /// The program that serves vsock beside it, if it needs one and that is here.
+    /// The separate program for its vsock, if it needs one and that was found.
     pub vsock_device: Option<Found>,
-    /// Its accelerator; nothing if it can't run.
+    /// KVM or emulation. `None` if it can't run.
     pub accelerator: Option<Accelerator>,
-    /// What keeps it from running. Empty if it can run.
+    /// Why it can't run. Empty if it can.
     pub missing: Vec<Missing>,
-    /// The ways in which it runs less confined here than it could, each as part of a sentence.
+    /// Protections that are off on this host, each as part of a sentence.
     pub unconfined: Vec<String>,
 }
 
-/// What this host has.
+/// The VMMs of this host, and whether KVM works.
 #[derive(Debug)]
 pub struct Survey {
     /// Whether KVM works.
@@ -110,12 +110,12 @@ pub struct Survey {
     pub qemu: Candidate,
 }
 
-/// Looks at what this host has. Runs each program that it finds for its version; takes some ten milliseconds.
+/// Looks for KVM and the VMMs. It runs each program with `--version`, which takes some ten milliseconds.
 pub fn survey() -> Survey {
     survey_with(kvm::check(), &|name| std::env::var_os(name))
 }
 
-/// Chooses a VMM, or checks that the one asked for can run.
+/// Chooses a VMM, or checks that the requested one can run.
 pub fn choose(asked: Option<Kind>) -> Result<Choice, ChooseError> {
     survey().choose(asked)
 }
@@ -152,7 +152,7 @@ fn describe(error: &KvmError) -> String {
 }
 
 impl Survey {
-    /// Chooses among what was found, see [`choose`].
+    /// Chooses from this survey, see [`choose`].
     pub fn choose(self, asked: Option<Kind>) -> Result<Choice, ChooseError> {
         let Self { kvm, cloud_hypervisor, qemu } = self;
         let emulating = kvm.err().map(|error| format!("KVM does not work: {}", describe(&error)));
@@ -165,7 +165,7 @@ impl Survey {
                 let reason = emulating.map_or_else(|| "asked for".to_owned(), |why| format!("asked for; {why}"));
                 candidate.into_choice(reason).map_err(|missing| ChooseError::Asked { kind, missing })
             }
-            None => match cloud_hypervisor.into_choice("it is here and KVM works".to_owned()) {
+            None => match cloud_hypervisor.into_choice("it is installed and KVM works".to_owned()) {
                 Ok(choice) => Ok(choice),
                 Err(cloud_hypervisor) => {
                     let whats: Vec<&str> = cloud_hypervisor.iter().map(|one| one.what.as_str()).collect();
@@ -221,13 +221,16 @@ mod tests {
     }
 
     #[test]
-    fn the_choice_follows_from_what_the_host_has() {
+    fn the_choice_depends_on_kvm_and_the_installed_programs() {
         let chosen = |asked, survey: Survey| {
             let Choice { kind, accelerator, reason, .. } = survey.choose(asked).unwrap();
             (kind, accelerator, reason)
         };
         let (ch, qemu) = (Kind::CloudHypervisor, Kind::Qemu);
-        assert_eq!(chosen(None, host(true, true, true)), (ch, Accelerator::Kvm, "it is here and KVM works".into()));
+        assert_eq!(
+            chosen(None, host(true, true, true)),
+            (ch, Accelerator::Kvm, "it is installed and KVM works".into())
+        );
         assert_eq!(
             chosen(None, host(true, false, true)),
             (qemu, Accelerator::Kvm, "KVM works, but cloud-hypervisor lacks x".into())
@@ -245,20 +248,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_said_with_its_remedy() {
+    fn missing_parts_are_reported_with_a_remedy() {
         let refused = |asked, survey: Survey| survey.choose(asked).unwrap_err().to_string();
         assert_eq!(
             refused(Some(Kind::CloudHypervisor), host(false, false, true)),
-            "cloud-hypervisor was asked for, but can't run here: cloud-hypervisor lacks x (to mend it: get x)"
+            "cloud-hypervisor was asked for, but can't run here: cloud-hypervisor lacks x (to fix it: get x)"
         );
         assert_eq!(
             refused(Some(Kind::Qemu), host(true, true, false)),
-            "qemu was asked for, but can't run here: qemu lacks x (to mend it: get x)"
+            "qemu was asked for, but can't run here: qemu lacks x (to fix it: get x)"
         );
         assert_eq!(
             refused(None, host(false, false, false)),
-            "no VMM can run here. qemu: qemu lacks x (to mend it: get x). \
-             cloud-hypervisor: cloud-hypervisor lacks x (to mend it: get x)"
+            "no VMM can run here. qemu: qemu lacks x (to fix it: get x). \
+             cloud-hypervisor: cloud-hypervisor lacks x (to fix it: get x)"
         );
     }
 

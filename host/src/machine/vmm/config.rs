@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::error::VmmError;
+use super::huge_pages::HugePages;
 use super::layout::SCRATCH_DISK;
 use crate::machine::device::Attachment;
 
@@ -15,7 +16,7 @@ pub const MAX_CPUS: u32 = 254;
 
 const MEBIBYTE: u64 = 1024 * 1024;
 
-/// What is to be started.
+/// The machine to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The kernel: a bzImage, or an ELF file with a PVH entry.
@@ -26,15 +27,15 @@ pub struct Config {
     pub memory_bytes: u64,
     /// Virtual CPUs, from 1 to [`MAX_CPUS`]; the guest sees as many cores of one socket.
     pub cpus: u32,
-    /// The model of CPU that the guest sees, by QEMU's name for it, which only QEMU can set; without one, the host's own
-    /// or the most that emulation can do.
+    /// The guest's CPU model, by QEMU's name for it. Only QEMU can set one. Default: the host's own CPU, or the most capable
+    /// one that QEMU emulates.
     pub cpu_model: Option<String>,
-    /// Whether memory is made of the host's huge pages, of which enough must be free.
+    /// Whether the host's huge pages back its memory. Enough of them must be free.
     pub hugepages: bool,
-    /// Its devices that are served by processes of their own.
+    /// The devices that have a process of their own.
     pub attachments: Vec<Attachment>,
-    /// Whether it sees the virtualisation of its CPU, and so can run machines itself. A guest that doesn't see it can't
-    /// attack the host's.
+    /// Whether the guest can run machines itself, with the CPU's virtualisation. A guest without it can't attack the host's
+    /// support for that.
     pub nested: bool,
 }
 
@@ -82,50 +83,9 @@ impl Config {
         scratch.max(self.memory_bytes)
     }
 
-    /// The size of the pages that its memory is made of, in bytes, where that isn't left to the kernel.
+    /// The size of the huge pages that back its memory, in bytes. Without `hugepages` the kernel chooses.
     pub(super) fn huge_page_bytes(&self) -> Option<u64> {
         self.hugepages.then(|| HugePages::of_host().size_bytes)
-    }
-}
-
-/// The host's huge pages of the default size.
-#[derive(Debug, Default)]
-struct HugePages {
-    size_bytes: u64,
-    total: u64,
-    free: u64,
-    reserved: u64,
-}
-
-impl HugePages {
-    fn of_host() -> Self {
-        // An unreadable file says that there are none.
-        Self::read(&fs::read_to_string("/proc/meminfo").unwrap_or_default())
-    }
-
-    fn read(meminfo: &str) -> Self {
-        let value = |name: &str| {
-            let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-            line.and_then(|line| line.split_ascii_whitespace().next()?.parse().ok()).unwrap_or(0)
-        };
-        Self {
-            size_bytes: value("Hugepagesize") * 1024,
-            total: value("HugePages_Total"),
-            free: value("HugePages_Free"),
-            reserved: value("HugePages_Rsvd"),
-        }
-    }
-
-    /// The size of a page, if there are enough of them for so much memory. VMMs find out too late: the one that is
-    /// missing kills them when the guest first touches it.
-    fn take(&self, memory_bytes: u64) -> Result<u64, VmmError> {
-        let unit = self.size_bytes.max(MEBIBYTE);
-        let (needed, available) = (memory_bytes.div_ceil(unit), self.free.saturating_sub(self.reserved));
-        if needed > available {
-            let remedy = self.total + needed - available;
-            return Err(VmmError::HugePages { needed, available, remedy });
-        }
-        Ok(unit)
     }
 }
 
@@ -162,18 +122,5 @@ mod tests {
             message(Config { kernel: "/nowhere/kernel".into(), ..good }),
             "the machine's kernel must be a file, not /nowhere/kernel"
         );
-    }
-
-    #[test]
-    fn huge_pages_are_counted_before_they_are_missed() {
-        let host = "MemTotal: 1 kB\nHugePages_Total:     300\nHugePages_Free:      200\nHugePages_Rsvd:       72\n\
-                    HugePages_Surp:        0\nHugepagesize:       2048 kB\nHugetlb: 614400 kB\n";
-        let pages = HugePages::read(host);
-        assert_eq!(pages.take(256 << 20).unwrap(), 2 << 20);
-        assert_eq!(
-            pages.take((256 << 20) + 1).unwrap_err().to_string(),
-            "the machine takes 129 huge pages, and 128 are to be had; to mend it: sudo sysctl vm.nr_hugepages=301"
-        );
-        assert!(HugePages::read("").take(1).is_err());
     }
 }

@@ -9,17 +9,17 @@ use super::api::Api;
 use super::error::VmmError;
 use super::events::Events;
 
-/// How long a question may take to which the answer is there at once.
+/// Time limit for a question that needs no work.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What is held of a process that serves its API.
+/// A VMM's API and its events.
 #[derive(Debug)]
 pub(super) struct Control {
     pub(super) api: Api,
     pub(super) events: Events,
 }
 
-/// What `vm.info` answers, as far as it is of use.
+/// The useful part of the answer to `vm.info`.
 #[derive(Debug, Deserialize)]
 struct Info {
     state: String,

@@ -10,20 +10,20 @@ use crate::machine::jail::SpawnError;
 /// Why a machine could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum VmmError {
-    /// The machine asked for is out of bounds.
+    /// The requested machine is out of bounds.
     #[error("the machine's {field} {rule}, not {value}")]
     Machine {
         /// The field of [`Machine`](super::Config).
         field: &'static str,
-        /// What holds for it.
+        /// The rule that it breaks.
         rule: String,
         /// Its value.
         value: String,
     },
-    /// One of its programs doesn't start.
+    /// One of the machine's programs doesn't start.
     #[error(transparent)]
     Spawn(#[from] SpawnError),
-    /// One of its programs ended at once.
+    /// One of the machine's programs ended during the start.
     #[error("the machine ended while it was started: {0}")]
     Died(Death),
     /// A socket in the run directory can't be made or reached.
@@ -39,34 +39,34 @@ pub enum VmmError {
     Timeout {
         /// The program's name in messages.
         program: &'static str,
-        /// The step that it did not take.
+        /// The missing step, as a verb.
         what: &'static str,
-        /// How long it was waited for.
+        /// The time that it had, in seconds.
         seconds: u64,
     },
     /// There are too few huge pages on this host.
     #[error(
-        "the machine takes {needed} huge pages, and {available} are to be had; to mend it: sudo sysctl \
+        "the machine needs {needed} huge pages, but only {available} are free; to fix it: sudo sysctl \
          vm.nr_hugepages={remedy}"
     )]
     HugePages {
-        /// Pages that it takes.
+        /// Pages that the machine needs.
         needed: u64,
-        /// Pages that are free and promised to nobody.
+        /// Pages that are free and not reserved.
         available: u64,
-        /// The setting with which they suffice.
+        /// A sufficient value for `vm.nr_hugepages`.
         remedy: u64,
     },
-    /// The VMM has a file, and that runs no machine.
+    /// The VMM's program is there, but can't run a machine.
     #[error(
-        "{} runs no machine{}; to mend it: name another file in COFFERDAM_CLOUD_HYPERVISOR, or use --vmm qemu",
+        "{} can't run a machine{}; to fix it: name another file in COFFERDAM_CLOUD_HYPERVISOR, or use --vmm qemu",
         file.display(),
         last_words(said)
     )]
     Unusable {
         /// The file.
         file: PathBuf,
-        /// The last that it said where the cause doesn't tell, escaped.
+        /// Its last output, escaped. Empty if the cause has it already.
         said: String,
         /// The failure.
         source: Box<VmmError>,
@@ -76,19 +76,19 @@ pub enum VmmError {
     TooOld {
         /// The version that it reports.
         version: String,
-        /// The oldest one.
+        /// The oldest version that works.
         oldest: String,
-        /// Why.
+        /// Why no older one works, as part of a sentence.
         reason: &'static str,
     },
     /// The VMM doesn't answer a call.
-    #[error("{program} gave no answer to {call} within {} s", limit.as_secs_f64())]
+    #[error("{program} did not answer {call} within {} s", limit.as_secs_f64())]
     Silent {
         /// The program's name in messages.
         program: &'static str,
         /// The call.
         call: &'static str,
-        /// How long it was waited for.
+        /// The time that it had.
         limit: Duration,
     },
     /// The connection to the VMM's API broke.
@@ -98,7 +98,7 @@ pub enum VmmError {
         program: &'static str,
         /// The call.
         call: &'static str,
-        /// What went wrong.
+        /// The failure.
         source: io::Error,
     },
     /// The VMM refused a call.
@@ -110,7 +110,7 @@ pub enum VmmError {
         call: &'static str,
         /// The HTTP status.
         status: u16,
-        /// Its words, escaped.
+        /// The answer's text, escaped.
         said: String,
     },
 }

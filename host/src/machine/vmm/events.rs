@@ -1,11 +1,12 @@
 //! The output of cloud-hypervisor's event monitor: JSON objects with an empty line after each.
 //!
 //! ```text
-//!   guest / panic      the guest's kernel has written to the panic device  ──▶ Cause::Panic
-//!   vm / rebooting     the guest has reset itself, and is about to be started anew  ──▶ Cause::Reset
+//!   guest / panic      the guest's kernel has written to the panic device       ──▶ Cause::Panic
+//!   vm / rebooting     the guest has reset itself, and is about to boot again   ──▶ Cause::Reset
 //! ```
 //!
-//! Everything else (devices, booting, shutting down) is for the log. A guest that powers off ends the process instead.
+//! All other events (devices, booting, shutting down) are only logged. A guest that powers off has no event here: it ends
+//! the process.
 
 use std::os::fd::OwnedFd;
 
@@ -17,10 +18,10 @@ use tokio::task::JoinHandle;
 
 use crate::machine::death::Cause;
 
-/// The longest event that is looked at, in bytes; they have some hundred.
+/// Longest event that is parsed, in bytes. Usual ones have some hundred.
 const MAX_EVENT_BYTES: usize = 16 * 1024;
 
-/// What stands between two events. Within one there is no empty line.
+/// The empty line between two events. No event contains one.
 const SEPARATOR: &[u8] = b"\n\n";
 
 #[derive(Debug, Deserialize)]
@@ -29,7 +30,7 @@ struct Event {
     event: String,
 }
 
-/// The watch over one process's events.
+/// The events of one process.
 #[derive(Debug)]
 pub(super) struct Events {
     cause: watch::Receiver<Option<Cause>>,
@@ -37,14 +38,15 @@ pub(super) struct Events {
 }
 
 impl Events {
-    /// Begins to read from a pipe, and never stops, so that the writer never has to wait.
+    /// Reads a pipe on a task of its own, to its end, so that the writer never has to wait.
     pub(super) fn read(pipe: OwnedFd) -> std::io::Result<Self> {
         let pipe = pipe::Receiver::from_owned_fd(pipe)?;
         let (sender, cause) = watch::channel(None);
         Ok(Self { cause, reader: tokio::spawn(follow(pipe, sender)) })
     }
 
-    /// Waits for the event that says how the guest ended; nothing if the events end without one. Cancel safe, and can be called again.
+    /// Waits for the event that says how the guest ended. `None` if there is no such event. Cancel safe, and can be called
+    /// again.
     pub(super) async fn ended(&mut self) -> Option<Cause> {
         *self.cause.wait_for(Option::is_some).await.ok()?
     }
@@ -56,7 +58,7 @@ impl Drop for Events {
     }
 }
 
-/// The guest's end according to all events.
+/// How the guest ended, by all events of a stream.
 pub(crate) async fn told(events: impl AsyncRead + Unpin) -> Option<Cause> {
     let (sender, cause) = watch::channel(None);
     follow(events, sender).await;
@@ -71,7 +73,7 @@ async fn follow(mut events: impl AsyncRead + Unpin, cause: watch::Sender<Option<
         while let Some(end) = pending.windows(SEPARATOR.len()).position(|part| part == SEPARATOR) {
             let event: Vec<u8> = pending.drain(..end + SEPARATOR.len()).collect();
             if let Some(told) = judge(&event) {
-                // The first is the cause, a reset after a panic its consequence.
+                // The first one counts: a reset after a panic is the panic's consequence.
                 cause.send_if_modified(|cause| cause.is_none() && cause.replace(told).is_none());
             }
         }
@@ -83,7 +85,7 @@ async fn follow(mut events: impl AsyncRead + Unpin, cause: watch::Sender<Option<
 
 fn judge(event: &[u8]) -> Option<Cause> {
     let Event { source, event } = serde_json::from_slice(event).ok()?;
-    tracing::trace!(source, event, "cloud-hypervisor tells");
+    tracing::trace!(source, event, "an event of cloud-hypervisor");
     match (source.as_str(), event.as_str()) {
         ("guest", "panic") => Some(Cause::Panic),
         ("vm", "rebooting") => Some(Cause::Reset),
@@ -112,7 +114,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reset_is_told_from_a_panic_and_from_all_else() {
+    async fn resets_and_panics_are_distinguished() {
         for (name, source, cause) in [("rebooting", "vm", Cause::Reset), ("panic", "guest", Cause::Panic)] {
             let (mut events, mut writer) = events();
             writer.write_all(event("vmm", "starting").as_bytes()).unwrap();
@@ -136,7 +138,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_end_of_the_events_tells_nothing() {
+    async fn events_without_a_panic_or_reset_give_no_cause() {
         let (mut events, mut writer) = events();
         writer.write_all(event("vm", "shutdown").as_bytes()).unwrap();
         drop(writer);
@@ -144,7 +146,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn nonsense_is_passed_over_and_never_kept() {
+    async fn malformed_events_are_skipped_in_bounded_memory() {
         let (mut events, mut writer) = events();
         for _ in 0..64 {
             writer.write_all(&[b'x'; 4096]).unwrap();

@@ -1,5 +1,4 @@
-//! Where the programs are that this one doesn't bring along, which version they have, and what is wrong with those that
-//! are no use.
+//! Finds the VMMs' programs: their files, their versions, and the faults of unusable ones.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -16,12 +15,12 @@ use nix::unistd::{AccessFlags, Pid, access};
 
 use crate::machine::jail::escape;
 
-/// One thing that a VMM lacks on this host.
+/// A reason why a VMM can't run on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing {
-    /// What, as part of a sentence.
+    /// The reason, as part of a sentence.
     pub what: String,
-    /// The command or the step that mends it.
+    /// The command or the step that fixes it.
     pub remedy: String,
 }
 
@@ -34,31 +33,31 @@ pub struct Found {
     pub version: String,
 }
 
-/// How much of what a program says about its version is read, in bytes.
+/// Most bytes of a program's answer that are read.
 const MAX_ANSWER_BYTES: u64 = 4096;
 
-/// How much of it is told where it names no version, in characters.
+/// Most characters of an unusable answer that are quoted.
 const MAX_QUOTED_CHARS: usize = 200;
 
-/// How long a program may take to tell its version. It takes some ten milliseconds.
+/// How long a program may take to print its version. Usually it takes some ten milliseconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A program that is looked for.
+/// A program to find.
 #[derive(Debug)]
 pub(super) struct Tool {
     /// Its file name.
     pub(super) name: &'static str,
-    /// The environment variable that names its file and goes before everything else.
+    /// The environment variable that names its file. It comes before PATH.
     pub(super) setting: &'static str,
-    /// Whether it is also looked for where cargo and our own set-up install programs.
+    /// Whether to search the directories of cargo and of `images/setup.sh`, too.
     pub(super) installed_by_cargo: bool,
-    /// What stands before the version in its answer to `--version`.
+    /// The text before the version in its answer to `--version`.
     pub(super) calls_itself: &'static str,
     /// The oldest version that works.
     pub(super) oldest: Version,
-    /// Why no older one does.
+    /// Why no older one works, as part of a sentence.
     pub(super) reason: &'static str,
-    /// How to get it.
+    /// How to install it.
     pub(super) install: &'static str,
 }
 
@@ -92,12 +91,12 @@ pub(super) const VHOST_DEVICE_VSOCK: Tool = Tool {
     install: "cargo install --locked --version 0.3.0 vhost-device-vsock",
 };
 
-/// The first two numbers of a version, which order it.
+/// The first two numbers of a version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Version(pub(super) u32, pub(super) u32);
 
 impl Version {
-    /// Reads `53.0-12-gabc` and the like; what is no number counts as 0.
+    /// Reads a version such as `53.0-12-gabc`. A part that is not a number counts as 0.
     pub(super) fn of(text: &str) -> Self {
         let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(|digits| digits.parse().unwrap_or(0));
         Self(numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
@@ -110,10 +109,10 @@ impl fmt::Display for Version {
     }
 }
 
-/// How environment variables are read.
+/// Looks up an environment variable.
 pub(super) type Variables<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
-/// Looks for `tool`. What is found may be no use all the same; then the second part says why.
+/// Finds `tool`. A program that is too old is returned with the reason.
 pub(super) fn look(tool: &Tool, variables: Variables<'_>) -> (Option<Found>, Option<Missing>) {
     match locate(tool, variables).and_then(|program| ask(tool, program)) {
         Err(missing) => (None, Some(missing)),
@@ -144,8 +143,8 @@ fn locate(tool: &Tool, variables: Variables<'_>) -> Result<PathBuf, Missing> {
         };
         return match std::path::absolute(&path) {
             Ok(absolute) if is_program(&absolute) => Ok(absolute),
-            Ok(absolute) if absolute.is_file() => Err(missing("may not be executed", permit(&absolute))),
-            _ => Err(missing("is not a file", format!("name the file of {} there, or unset it", tool.name))),
+            Ok(absolute) if absolute.is_file() => Err(missing("is not executable", permit(&absolute))),
+            _ => Err(missing("is not a file", format!("set it to the file of {}, or unset it", tool.name))),
         };
     }
     let mut directories: Vec<PathBuf> =
@@ -158,14 +157,14 @@ fn locate(tool: &Tool, variables: Variables<'_>) -> Result<PathBuf, Missing> {
         directories.extend(below("CARGO_HOME", ".cargo").map(|cargo| cargo.join("bin")));
         directories.extend(below("XDG_CACHE_HOME", ".cache").map(|cache| cache.join("cofferdam/tools/bin")));
     }
-    // A relative entry would make the answer depend on the current directory, which a child doesn't share.
+    // A relative entry depends on the current directory, and a child has another one.
     let absolute = directories.iter().filter(|directory| directory.is_absolute());
     let files: Vec<PathBuf> =
         absolute.map(|directory| directory.join(tool.name)).filter(|path| path.is_file()).collect();
     match (files.iter().find(|path| is_program(path)), files.first()) {
         (Some(program), _) => Ok(program.clone()),
         (None, Some(file)) => {
-            let what = format!("{} is in PATH, but may not be executed", file.display());
+            let what = format!("{} is in PATH, but not executable", file.display());
             Err(Missing { what, remedy: permit(file) })
         }
         (None, None) => {
@@ -183,13 +182,13 @@ fn permit(file: &Path) -> String {
     format!("chmod a+x {}", file.display())
 }
 
-/// Asks a program what it is, with `--version`.
+/// Checks a program's name and version by running it with `--version`.
 fn ask(tool: &Tool, program: PathBuf) -> Result<Found, Missing> {
     let answer = answer(&program, ANSWER_TIMEOUT);
     let problem = match &answer {
         Ok((status, said)) => match parse(tool.calls_itself, said) {
             Some(version) => return Ok(Found { program, version }),
-            None => format!("is not {}: asked for its --version it ended ({status}) {}", tool.name, quote(said)),
+            None => format!("is not {}: --version ended with {status} and {}", tool.name, quote(said)),
         },
         Err(problem) => problem.clone(),
     };
@@ -197,7 +196,7 @@ fn ask(tool: &Tool, program: PathBuf) -> Result<Found, Missing> {
     Err(Missing { what, remedy: format!("name another file in {}, or {}", tool.setting, tool.install) })
 }
 
-/// How `program --version` ended, and the beginning of what it said.
+/// Runs `program --version`. Returns its exit status and the beginning of its output.
 fn answer(program: &Path, limit: Duration) -> Result<(ExitStatus, String), String> {
     let failed = |error: &dyn fmt::Display| format!("does not start: {error}");
     let (output, writer) = std::io::pipe().map_err(|error| failed(&error))?;
@@ -205,20 +204,20 @@ fn answer(program: &Path, limit: Duration) -> Result<(ExitStatus, String), Strin
     command.arg("--version").env_clear().process_group(0).stdin(Stdio::null());
     command.stderr(writer.try_clone().map_err(|error| failed(&error))?).stdout(writer);
     let mut child = command.spawn().map_err(|error| failed(&error))?;
-    // Its copies of the pipe's other end, without which there is no end of file.
+    // It holds copies of the pipe's write end. The reader sees the end of file only when they are closed.
     drop(command);
     let group = Pid::from_raw(child.id().cast_signed());
     let (sender, answers) = mpsc::channel();
     thread::spawn(move || {
         let mut said = vec![];
-        // What could be read until an error is the answer.
+        // The part before an error is still useful.
         let _ = output.take(MAX_ANSWER_BYTES).read_to_end(&mut said);
         let _ = sender.send(child.wait().map(|status| (status, escape(&said))));
     });
     let (late, answer) = match answers.recv_timeout(limit) {
         Ok(answer) => (false, Ok(answer)),
         Err(_) => {
-            // Not reaped yet, or the thread would have answered.
+            // The thread has not answered, so the process is not reaped, and its id is still its own.
             let _ = killpg(group, Signal::SIGKILL);
             (true, answers.recv_timeout(limit))
         }
@@ -228,15 +227,16 @@ fn answer(program: &Path, limit: Duration) -> Result<(ExitStatus, String), Strin
         Ok(Ok((status, said))) if !late => Ok((status, said)),
         answer => {
             let said = answer.ok().and_then(Result::ok).map(|(_, said)| said).unwrap_or_default();
-            Err(format!("did not answer --version within {} s, and was killed {}", limit.as_secs_f64(), quote(&said)))
+            let limit = limit.as_secs_f64();
+            Err(format!("did not answer --version within {limit} s and was killed, with {}", quote(&said)))
         }
     }
 }
 
 fn quote(said: &str) -> String {
     match said.lines().next().unwrap_or_default() {
-        "" => "without a word".to_owned(),
-        line => format!("saying \"{}\"", line.chars().take(MAX_QUOTED_CHARS).collect::<String>()),
+        "" => "no output".to_owned(),
+        line => format!("the output \"{}\"", line.chars().take(MAX_QUOTED_CHARS).collect::<String>()),
     }
 }
 
@@ -287,11 +287,11 @@ mod tests {
         assert_eq!(look(&[pairs[0].clone(), (VHOST_DEVICE_VSOCK.setting, at("other"))]).unwrap(), at("other"));
         let missing = look(&[pairs[0].clone(), (VHOST_DEVICE_VSOCK.setting, "/nowhere/x".into())]).unwrap_err();
         assert_eq!(missing.what, "COFFERDAM_VHOST_DEVICE_VSOCK names /nowhere/x, which is not a file");
-        assert_eq!(missing.remedy, "name the file of vhost-device-vsock there, or unset it");
+        assert_eq!(missing.remedy, "set it to the file of vhost-device-vsock, or unset it");
     }
 
     #[test]
-    fn a_file_that_may_not_be_executed_is_named() {
+    fn a_file_that_is_not_executable_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("cloud-hypervisor");
         fs::write(&file, "").unwrap();
@@ -301,10 +301,10 @@ mod tests {
         };
         let shown = file.display();
         let missing = look("PATH", directory.path());
-        assert_eq!(missing.what, format!("{shown} is in PATH, but may not be executed"));
+        assert_eq!(missing.what, format!("{shown} is in PATH, but not executable"));
         assert_eq!(missing.remedy, format!("chmod a+x {shown}"));
         let missing = look(CLOUD_HYPERVISOR.setting, &file);
-        assert_eq!(missing.what, format!("COFFERDAM_CLOUD_HYPERVISOR names {shown}, which may not be executed"));
+        assert_eq!(missing.what, format!("COFFERDAM_CLOUD_HYPERVISOR names {shown}, which is not executable"));
         assert_eq!(missing.remedy, format!("chmod a+x {shown}"));
     }
 
@@ -324,7 +324,7 @@ mod tests {
         assert!(Version::of("50.0") < Version(50, 1) && Version::of("51.0") > Version(50, 1));
     }
 
-    /// What is said about a cloud-hypervisor whose place this script has taken.
+    /// Version, problem and remedy when this script is in cloud-hypervisor's place.
     fn judged(script: &str) -> (Option<String>, String, String) {
         let directory = tempfile::tempdir().unwrap();
         let file = write_program(&directory.path().join("cloud-hypervisor"), script);
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_is_another_or_too_old_or_broken_is_told_with_its_words() {
+    fn a_wrong_old_or_broken_program_is_reported_with_its_output() {
         let (found, what, remedy) = judged("echo cloud-hypervisor v38.2");
         assert_eq!(found.as_deref(), Some("38.2"));
         assert_eq!(
@@ -348,17 +348,14 @@ mod tests {
         for (script, problem) in [
             (
                 "echo 'tool 5.6'",
-                "is not cloud-hypervisor: asked for its --version it ended (exit status: 0) saying \"tool 5.6\"",
+                "is not cloud-hypervisor: --version ended with exit status: 0 and the output \"tool 5.6\"",
             ),
             (
                 "echo 'libc.so.6: no such file' >&2; exit 127",
-                "is not cloud-hypervisor: asked for its --version it ended (exit status: 127) saying \
+                "is not cloud-hypervisor: --version ended with exit status: 127 and the output \
                  \"libc.so.6: no such file\"",
             ),
-            (
-                "kill -ILL $$",
-                "is not cloud-hypervisor: asked for its --version it ended (signal: 4 (SIGILL)) without a word",
-            ),
+            ("kill -ILL $$", "is not cloud-hypervisor: --version ended with signal: 4 (SIGILL) and no output"),
         ] {
             let (found, what, remedy) = judged(script);
             assert_eq!((found, what.as_str()), (None, problem));
@@ -367,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_program_at_all_is_told_with_the_systems_reason() {
+    fn a_file_that_is_no_program_is_reported_with_the_systems_error() {
         let directory = tempfile::tempdir().unwrap();
         let file = write_program(&directory.path().join("cloud-hypervisor"), "");
         fs::write(&file, "\x7fELF for another machine").unwrap();
@@ -380,7 +377,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let hangs = write_program(&directory.path().join("hangs"), "echo wait >&2; sleep 1000; echo never");
         let problem = answer(&hangs, Duration::from_secs(5)).unwrap_err();
-        assert_eq!(problem, "did not answer --version within 5 s, and was killed saying \"wait\"");
+        assert_eq!(problem, "did not answer --version within 5 s and was killed, with the output \"wait\"");
         let babbles = write_program(&directory.path().join("babbles"), "while echo babble; do :; done");
         let (status, said) = answer(&babbles, ANSWER_TIMEOUT).unwrap();
         assert!(!status.success() && said.starts_with("babble") && said.len() <= 4096, "{status} {}", said.len());

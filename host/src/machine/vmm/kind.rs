@@ -1,13 +1,13 @@
-//! The names of the VMMs, and of what runs their guests.
+//! The names of the VMMs and accelerators.
 
 use std::fmt;
 
 /// A kind of VMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The one for production; needs KVM.
+    /// The VMM for production. It needs KVM.
     CloudHypervisor,
-    /// The one that runs anywhere.
+    /// The VMM that runs anywhere.
     Qemu,
 }
 
@@ -20,12 +20,12 @@ impl fmt::Display for Kind {
     }
 }
 
-/// What runs the guest's instructions.
+/// How the guest's instructions are executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accelerator {
-    /// The CPU, through Linux's KVM.
+    /// By the CPU, through Linux's KVM.
     Kvm,
-    /// QEMU's emulation (TCG): works everywhere, is slow, and is no security boundary that its authors promise.
+    /// By QEMU's emulation (TCG). It works everywhere, but is slow, and its authors don't promise a security boundary.
     Tcg,
 }
 

@@ -1,9 +1,10 @@
 //! Whether KVM works on this host.
 //!
-//! It does when `/dev/kvm` opens, a VM can be created, and `/proc/cpuinfo` names `vmx` or `svm`. The last rule is
-//! needed, and no probe guest can stand in for it: there are hosts without hardware virtualisation whose `/dev/kvm`
-//! opens and runs a few instructions of real or long mode as it should, while an ordinary kernel spins in it for ever.
-//! Linux's own modules for Intel and AMD refuse to load without the flag, so the rule turns no working host away.
+//! It works when `/dev/kvm` opens, a VM can be created, and `/proc/cpuinfo` names `vmx` or `svm`.
+//!
+//! The last rule can't be replaced by a trial guest. Some hosts without hardware virtualisation have a `/dev/kvm` that runs a
+//! few instructions correctly, yet an ordinary kernel spins in it for ever. The rule rejects no working host: Linux's modules
+//! for Intel and AMD don't load without the flag.
 
 use std::fs::{self, File};
 use std::io;
@@ -25,39 +26,39 @@ pub enum KvmError {
     /// There is no device.
     #[error("/dev/kvm does not exist")]
     Absent,
-    /// The device may not be opened by this user.
-    #[error("/dev/kvm may not be opened by this user")]
+    /// This user may not open the device.
+    #[error("this user may not open /dev/kvm")]
     Denied,
     /// The device doesn't open.
     #[error("/dev/kvm does not open")]
     Open(#[source] io::Error),
-    /// The device opens, but makes no VM.
+    /// The device opens, but can't create a VM.
     #[error("/dev/kvm opens, but cannot create a VM")]
     Create(#[source] io::Error),
-    /// The device makes VMs that can't run an ordinary kernel.
-    #[error("/dev/kvm opens, but /proc/cpuinfo names neither vmx nor svm, and without these no ordinary kernel runs")]
+    /// The device creates VMs, but they can't run an ordinary kernel.
+    #[error("/dev/kvm opens, but /proc/cpuinfo names neither vmx nor svm, so no ordinary kernel can run in it")]
     NoFlag,
 }
 
 impl KvmError {
-    /// What to do about it.
+    /// How to fix it.
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::Absent => {
-                "load it with: sudo modprobe -a kvm_intel kvm_amd; if that fails, turn virtualisation on in the \
-                 firmware, or nested virtualisation in the hypervisor that this host runs in"
+                "load it with: sudo modprobe -a kvm_intel kvm_amd; if that fails, enable virtualisation in the \
+                 firmware, or nested virtualisation in the hypervisor below this host"
             }
             Self::Denied => "sudo usermod -aG kvm $USER, then log in again",
             Self::Open(_) => "see the kernel's log: sudo dmesg | grep -i kvm",
-            Self::Create(_) => "end other hypervisors on this host, and see the kernel's log: sudo dmesg | grep -i kvm",
-            Self::NoFlag => {
-                "turn on nested virtualisation in the hypervisor that this host runs in, or use another host"
+            Self::Create(_) => {
+                "stop other hypervisors on this host, and see the kernel's log: sudo dmesg | grep -i kvm"
             }
+            Self::NoFlag => "enable nested virtualisation in the hypervisor below this host, or use another host",
         }
     }
 }
 
-/// Tries it. Takes about a millisecond.
+/// Checks that KVM works, which takes about a millisecond.
 pub(super) fn check() -> Result<(), KvmError> {
     let device = File::options().read(true).write(true).open(DEVICE).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => KvmError::Absent,
@@ -72,11 +73,11 @@ pub(super) fn check() -> Result<(), KvmError> {
     if names_flag(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()) { Ok(()) } else { Err(KvmError::NoFlag) }
 }
 
-/// Whether guests may have guests: what the modules for Intel and AMD were told, or do by default.
+/// Whether guests can run VMs themselves, by the `nested` parameter of KVM's module.
 pub fn nests() -> bool {
     ["kvm_intel", "kvm_amd"].iter().any(|module| {
-        let told = fs::read_to_string(format!("/sys/module/{module}/parameters/nested"));
-        told.is_ok_and(|told| matches!(told.trim(), "Y" | "1"))
+        let nested = fs::read_to_string(format!("/sys/module/{module}/parameters/nested"));
+        nested.is_ok_and(|nested| matches!(nested.trim(), "Y" | "1"))
     })
 }
 

@@ -1,6 +1,6 @@
-//! Where a machine's sockets and disk are in its run directory.
+//! The names of a machine's sockets and disk in its run directory.
 
-/// The directory in the run directory for the hybrid vsock sockets, and for nothing else.
+/// The directory in the run directory for the hybrid vsock sockets only.
 pub const VSOCK_DIRECTORY: &str = "vsock";
 
 /// The hybrid vsock socket, in that directory. A guest that dials port P of the host reaches the socket of this name

@@ -12,12 +12,14 @@
 //!     scratch.ext4   raw disk         opened by the VMM
 //! ```
 //!
-//! Both give the guest the same devices: the [attachments](Config::attachments), one vsock, one disk, an entropy source, a
-//! console of which the host keeps the tail, no network. The directory `vsock` holds these sockets and nothing else, since a guest reaches
-//! whatever is there under a name that ends in `_` and a port. All processes have the run directory as their working directory and name
-//! these files relatively, because the path of a Unix socket has at most 107 bytes.
+//! Both give the guest the same devices: the [attachments](Config::attachments), one vsock, one disk, an entropy source and a
+//! console. The host keeps the last lines of the console. There is no network.
 //!
-//! A guest that powers off, panics or resets ends its [`Vm`]; [`Death`](super::Death) tells which, where the VMM does.
+//! The directory `vsock` holds these sockets and nothing else, since a guest can connect to any socket in it whose name ends
+//! in `_` and a port. All processes have the run directory as their working directory and use relative names for these
+//! files, because the path of a Unix socket has at most 107 bytes.
+//!
+//! A guest that powers off, panics or resets ends its [`Vm`]. [`Death`](super::Death) says which it was, if the VMM does.
 
 mod api;
 mod choice;
@@ -27,6 +29,7 @@ mod control;
 mod error;
 mod events;
 mod find;
+mod huge_pages;
 mod kind;
 mod kvm;
 mod layout;
@@ -39,6 +42,7 @@ pub use config::{Config, MAX_CPUS, MIN_MEMORY_BYTES};
 pub use error::VmmError;
 pub(crate) use events::told;
 pub use find::{Found, Missing};
+pub use huge_pages::HugePages;
 pub use kind::{Accelerator, Kind};
 pub use kvm::{KvmError, nests as kvm_nests};
 pub use layout::{SCRATCH_DISK, VSOCK, VSOCK_DIRECTORY};

@@ -114,7 +114,7 @@ async fn qemu_gets_its_machine_and_its_end_is_the_machines() {
     ] {
         assert!(death.said.contains(part), "{part} is not in: {}", death.said);
     }
-    assert!(death.to_string().starts_with("qemu died (exit status: 5), last saying: -M microvm"));
+    assert!(death.to_string().starts_with("qemu died (exit status: 5); its last output: -M microvm"));
     assert_eq!(vm.console(), death.said);
     assert_eq!(
         fs::read_to_string(run.path.join("seen")).unwrap(),
@@ -134,7 +134,7 @@ async fn the_end_of_the_device_is_the_machines_too() {
     let mut vm = run.start(&vmm).await.unwrap();
     assert!(tokio::time::timeout(Duration::from_millis(50), vm.died()).await.is_err());
     fs::write(run.path.join("go"), "").unwrap();
-    assert_eq!(vm.died().await.to_string(), "vhost-device-vsock died (exit status: 4), last saying: gone");
+    assert_eq!(vm.died().await.to_string(), "vhost-device-vsock died (exit status: 4); its last output: gone");
     vm.kill().await;
     assert_eq!(run.processes(), 0);
 }
@@ -145,7 +145,7 @@ async fn a_half_started_qemu_leaves_nothing() {
     let device = run.program("device", "echo 'bad option' >&2; exit 3");
     let error = run.start(&qemu("/bin/true".into(), device)).await.unwrap_err();
     let said =
-        "the machine ended while it was started: vhost-device-vsock died (exit status: 3), last saying: bad option";
+        "the machine ended while it was started: vhost-device-vsock died (exit status: 3); its last output: bad option";
     assert_eq!(error.to_string(), said);
 
     let error = run.start(&qemu("/bin/true".into(), "/does/not/exist".into())).await.unwrap_err();
@@ -205,12 +205,12 @@ async fn qemu_shows_the_cpu_that_was_asked_for() {
     }
 }
 
-/// What keeps a cloud-hypervisor from working, without what names its file and the next step.
+/// The problem of an unusable cloud-hypervisor, without its file and the advice.
 fn unusable(error: &VmmError, program: &Path) -> String {
     let message = error.to_string();
     let (begin, end) = (
-        format!("{} runs no machine", program.display()),
-        "; to mend it: name another file in COFFERDAM_CLOUD_HYPERVISOR, or use --vmm qemu",
+        format!("{} can't run a machine", program.display()),
+        "; to fix it: name another file in COFFERDAM_CLOUD_HYPERVISOR, or use --vmm qemu",
     );
     let said = message.strip_prefix(&begin).and_then(|rest| rest.strip_suffix(end)).unwrap();
     format!("{}{said}", std::error::Error::source(error).unwrap())
@@ -222,16 +222,16 @@ async fn a_cloud_hypervisor_that_does_not_start_says_why() {
     for (script, problem) in [
         (
             "echo \"$@\"; echo 'no such option' >&2; exit 1",
-            "the machine ended while it was started: cloud-hypervisor died (exit status: 1), last saying: \
+            "the machine ended while it was started: cloud-hypervisor died (exit status: 1); its last output: \
              --api-socket fd=3 --event-monitor fd=4 --seccomp true\nno such option",
         ),
         (
             "kill -SYS $$",
-            "the machine ended while it was started: cloud-hypervisor died (signal: 31 (SIGSYS)) without a word",
+            "the machine ended while it was started: cloud-hypervisor died (signal: 31 (SIGSYS)) without output",
         ),
         (
             "echo 'not today'; exec sleep 1000",
-            "cloud-hypervisor gave no answer to vmm.ping within 0.5 s, last saying: not today",
+            "cloud-hypervisor did not answer vmm.ping within 0.5 s; its last output: not today",
         ),
     ] {
         let program = run.program("ch", script);
@@ -244,7 +244,7 @@ async fn a_cloud_hypervisor_that_does_not_start_says_why() {
     let killed = CloudHypervisor::new(run.program("ch", "kill -KILL $$"));
     assert_eq!(
         run.start(&killed).await.unwrap_err().to_string(),
-        "the machine ended while it was started: cloud-hypervisor died (signal: 9 (SIGKILL)) without a word"
+        "the machine ended while it was started: cloud-hypervisor died (signal: 9 (SIGKILL)) without output"
     );
     let program = run.root.path().join("not executable");
     fs::write(&program, "").unwrap();
@@ -252,7 +252,7 @@ async fn a_cloud_hypervisor_that_does_not_start_says_why() {
     assert_eq!(unusable(&error, &program), format!("cannot start cloud-hypervisor ({})", program.display()));
 }
 
-/// A cloud-hypervisor of which the test plays the API and the events, and a script the process.
+/// A fake cloud-hypervisor: the test plays its API and its events, and a script is its process.
 struct Played {
     run: RunDir,
     calls: Arc<Mutex<Vec<String>>>,
@@ -345,11 +345,11 @@ async fn a_machines_whole_life_goes_through_the_api() {
 }
 
 #[tokio::test]
-async fn panic_reset_and_the_vmms_own_death_are_told_apart() {
+async fn panic_reset_and_death_of_the_vmm_are_distinguished() {
     let speak_then = |end: &str| format!("echo 'Kernel panic - not syncing'; touch spoke; {end}");
     for (source, event, cause, message) in [
-        ("guest", "panic", Cause::Panic, "the guest's kernel panicked, last saying: Kernel panic - not syncing"),
-        ("vm", "rebooting", Cause::Reset, "the guest reset itself, last saying: Kernel panic - not syncing"),
+        ("guest", "panic", Cause::Panic, "the guest's kernel panicked; its last output: Kernel panic - not syncing"),
+        ("vm", "rebooting", Cause::Reset, "the guest reset itself; its last output: Kernel panic - not syncing"),
     ] {
         let (mut played, outcome) = Played::start(&speak_then("exec sleep 1000"), works).await;
         let mut vm = outcome.unwrap();
@@ -366,7 +366,7 @@ async fn panic_reset_and_the_vmms_own_death_are_told_apart() {
         assert_eq!(played.run.processes(), 0);
     }
 
-    // It told of the panic, and was gone before anybody had listened.
+    // It reported the panic, and ended before the report was read.
     let (mut played, outcome) = Played::start(UNTIL_SHUT_DOWN, works).await;
     played.tell("guest", "panic");
     fs::write(played.run.path.join("ended"), "").unwrap();
@@ -378,7 +378,7 @@ async fn panic_reset_and_the_vmms_own_death_are_told_apart() {
     assert_eq!(death.cause, Cause::Process);
     assert_eq!(
         death.to_string(),
-        "cloud-hypervisor died (signal: 11 (SIGSEGV)), last saying: Kernel panic - not syncing"
+        "cloud-hypervisor died (signal: 11 (SIGSEGV)); its last output: Kernel panic - not syncing"
     );
 }
 
@@ -407,7 +407,7 @@ async fn a_guest_that_powers_off_by_itself_needs_no_order() {
 }
 
 #[tokio::test]
-async fn what_a_running_cloud_hypervisor_refuses_is_told_with_its_words() {
+async fn a_refusal_by_cloud_hypervisor_is_reported_with_its_text() {
     let cases: [(Answers, &str); 4] = [
         (
             |call| if call == "vmm.ping" { Some((200, r#"{"version":"38.1.0"}"#)) } else { works(call) },

@@ -1,18 +1,20 @@
 //! The rate of the host's time stamp counter (TSC).
 //!
-//! QEMU's microvm has no clock that a guest could calibrate it against reliably: on a busy host the kernel's attempt
-//! with the PIT fails, and the guest has no usable clock. Emulated or not, the guest's counter runs at the host's rate,
-//! so the guest is told that rate. No file tells it without privileges and CPUs differ in what they reveal, hence it is
-//! measured: two readings of the counter and of the monotonic clock, some time apart.
+//! A guest in QEMU's microvm can't reliably measure the rate of its own counter. The kernel tries with the PIT, which fails
+//! on a busy host, and then the guest has no usable clock. The guest's counter runs at the host's rate, even when emulated,
+//! so the host tells the guest that rate.
+//!
+//! The host measures it: two readings of the counter and of the monotonic clock, some time apart. Without privileges no file
+//! has the rate, and not every CPU reports it.
 
 use std::arch::x86_64::_rdtsc;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// The least time between the two readings. With readings good to about 100 ns, the rate is good to 20 ppm.
+/// The least time between the two readings. Readings are accurate to about 100 ns, so the rate is accurate to 20 ppm.
 const BASELINE: Duration = Duration::from_millis(10);
 
-/// Readings of which the quickest is used: the others were interrupted in the middle.
+/// Attempts at one reading. The quickest counts, since a slower one was interrupted between counter and clock.
 const ATTEMPTS: usize = 8;
 
 static FIRST: OnceLock<Reading> = OnceLock::new();
@@ -40,7 +42,7 @@ impl Reading {
     }
 }
 
-/// Takes the first reading, so that [`khz`] needn't wait later.
+/// Takes the first reading, so that [`khz`] need not wait later.
 pub(super) fn prepare() {
     FIRST.get_or_init(Reading::take);
 }

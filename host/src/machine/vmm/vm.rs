@@ -1,4 +1,4 @@
-//! A machine that runs, and how it ends.
+//! A running machine and its end.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,28 +12,28 @@ use super::config::Config;
 use super::control::Control;
 use super::error::VmmError;
 
-/// How long a machine may take to end in order. It takes some twenty milliseconds.
+/// Time limit for an orderly end of a machine. It takes some twenty milliseconds.
 const ORDERLY_END_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long the reason for a VMM's end is waited for once it has ended. Only something that it started and that still
-/// holds the pipe uses this up.
+/// Time limit for reading the reason of a VMM's end, once it has ended. Only a process that it started and that still holds
+/// the pipe makes this necessary.
 const LAST_EVENT_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// A virtual machine monitor.
 #[async_trait]
 pub trait Vmm: Send + Sync {
-    /// Starts a machine whose run directory holds all that the module's table says is there before. Returns once the
-    /// processes run; whether the guest comes up shows in its call to the host. After an error nothing runs.
+    /// Starts a machine. Its run directory must have the sockets of our devices and of the host, see the module. Returns when
+    /// the processes run. The guest has come up when it connects to the host. After an error no process is left.
     async fn start(&self, spawner: &Spawner, run_dir: &Path, config: &Config) -> Result<Vm, VmmError>;
 }
 
-/// A machine that runs. Dropping it kills all its processes; [`kill`](Self::kill) also waits until they are gone.
+/// A running machine. Dropping it kills all its processes. [`kill`](Self::kill) also waits until they are gone.
 #[derive(Debug)]
 pub struct Vm {
     vmm: Child,
-    /// A device in a process of its own, where the VMM has none built in.
+    /// The vsock device's own process, if it isn't built into the VMM.
     device: Option<Child>,
-    /// The VMM's API and events, where it has them.
+    /// The VMM's API and events, if it has them.
     control: Option<Control>,
 }
 
@@ -47,8 +47,8 @@ impl Vm {
         self.device.as_ref().unwrap_or(&self.vmm).pid()
     }
 
-    /// Waits until the machine ends: with the first of its processes, or because the VMM tells that the guest is no
-    /// more. Cancel safe, and can be called again.
+    /// Waits for the end of the machine: the end of its first process, or the VMM's report that the guest has ended. Cancel
+    /// safe, and can be called again.
     pub async fn died(&mut self) -> Death {
         let Self { vmm, device, control } = self;
         let cause = tokio::select! {
@@ -67,14 +67,14 @@ impl Vm {
         Death::of(vmm, cause).await
     }
 
-    /// Ends a machine whose guest has nothing left to do. Where the VMM can be asked it ends in order, and tells what the
-    /// guest's devices have done; else, and where that takes too long, as [`kill`](Self::kill) does.
+    /// Ends a machine whose guest has finished. A VMM with an API ends in order, and logs its devices' counters. Without an API,
+    /// or after the time limit, this is the same as [`kill`](Self::kill).
     pub async fn finish(&mut self) {
         let Self { vmm, control, .. } = self;
         if let Some(control) = control {
             let orderly = async {
                 tokio::select! {
-                    // The guest was quicker.
+                    // The guest has powered off already.
                     _ = vmm.wait() => {}
                     outcome = control.end() => match outcome {
                         Ok(()) => drop(vmm.wait().await),
@@ -89,7 +89,7 @@ impl Vm {
         self.kill().await;
     }
 
-    /// Kills what still runs of it and waits until it is gone.
+    /// Kills its remaining processes, and waits until they are gone.
     pub async fn kill(&mut self) {
         let device = async {
             if let Some(device) = &mut self.device {
@@ -99,7 +99,7 @@ impl Vm {
         tokio::join!(self.vmm.kill(), device);
     }
 
-    /// The tail of the guest's console and of the VMM's own messages, escaped; at most 16 KiB of it.
+    /// The tail of the guest's console and of the VMM's own messages, escaped, at most 16 KiB.
     pub fn console(&self) -> String {
         self.vmm.said()
     }
@@ -112,7 +112,7 @@ async fn ended(device: &mut Option<Child>) -> Death {
     }
 }
 
-/// The reported cause; nothing where the VMM reports none.
+/// The reported cause. `None` if the VMM reports none.
 async fn told(control: &mut Option<Control>) -> Option<Cause> {
     control.as_mut()?.events.ended().await
 }

@@ -35,7 +35,7 @@ impl Drop for Disk {
 }
 
 #[test]
-fn a_full_disk_ends_a_log_with_an_error_and_the_records_stay_sound() {
+fn a_full_disk_fails_the_log_and_the_records_stay_intact() {
     let disk = Disk::new();
     let dir = disk.0.path().join("records");
     let records = open(&dir);
@@ -65,7 +65,7 @@ fn a_full_disk_ends_a_log_with_an_error_and_the_records_stay_sound() {
         }
         assert!(number < 199, "the database's file must grow");
     }
-    // What has not finished is not packed, which would need room.
+    // An unfinished log is not compressed, since that would need room.
     assert!(!finished || records.shared.tidy(SystemTime::now()).is_err());
     assert!(records.get(before).unwrap().is_some());
     disk.make_room();

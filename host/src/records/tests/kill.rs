@@ -14,7 +14,7 @@ use super::{super::*, built, files, log_from, machine, open, request, tidy};
 
 const DIR: &str = "COFFERDAM_TEST_RECORDS";
 
-/// The test below runs this in processes that it kills. It says what it has done.
+/// The test below runs this in processes that it kills. It prints a line after each step.
 #[test]
 fn record_where_a_variable_says() {
     let Some(dir) = env::var_os(DIR) else { return };
@@ -39,7 +39,7 @@ fn record_where_a_variable_says() {
     }
 }
 
-/// What a process that was killed after so many words has said.
+/// The output of a process that was killed after so many lines.
 fn said_until_killed(dir: &Path, words: usize) -> Vec<String> {
     let mut child = Command::new(env::current_exe().unwrap())
         .args(["--exact", "records::tests::kill::record_where_a_variable_says", "--nocapture"])
@@ -60,7 +60,7 @@ fn said_until_killed(dir: &Path, words: usize) -> Vec<String> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 6, max_shrink_iters: 0, ..ProptestConfig::default() })]
     #[test]
-    fn what_was_said_to_be_done_is_there_and_the_rest_is_lost(words in 1..200_usize) {
+    fn acknowledged_steps_survive_a_kill_and_open_builds_are_lost(words in 1..200_usize) {
         let dir = TempDir::new().unwrap();
         for words in [words, words.div_ceil(2)] {
             let mut known: HashMap<BuildId, (u64, bool)> = HashMap::new();
@@ -77,7 +77,7 @@ proptest! {
             let records = open(dir.path());
             for (id, (logged, is_finished)) in &known {
                 let record = records.get(*id).unwrap().expect("it was started");
-                // Only the last word may be missing.
+                // Only the last line may be missing.
                 prop_assert!(!is_finished || record.status() == Status::Built, "{:?}", record);
                 let log = log_from(&records, *id, 0);
                 prop_assert!(log.len() as u64 >= *logged && log.len() as u64 == record.log.bytes, "{:?}", record);

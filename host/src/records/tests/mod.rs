@@ -78,7 +78,7 @@ fn tidy(records: &Records) {
     records.shared.tidy(SystemTime::now()).unwrap();
 }
 
-/// Reads what is there from an offset on.
+/// Reads the present log from an offset on.
 fn log_from(records: &Records, id: BuildId, offset: u64) -> Vec<u8> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
@@ -134,7 +134,7 @@ fn a_build_that_is_given_up_is_lost() {
 }
 
 #[test]
-fn failures_are_told_to_people_and_machines() {
+fn a_failure_has_text_and_fields() {
     let dir = TempDir::new().unwrap();
     let records = open(dir.path());
     let usage = Usage { user_us: 3, ..Usage::default() };
@@ -183,7 +183,7 @@ fn the_latest_success_answers_an_equal_request() {
 }
 
 #[test]
-fn what_is_too_much_goes_oldest_first_and_never_what_runs() {
+fn the_oldest_finished_builds_are_deleted_beyond_the_size() {
     let dir = TempDir::new().unwrap();
     let noise: Vec<u8> = (0..100_000_u32).flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     let retention = Retention { max_bytes: 1_000_000, ..Retention::default() };
@@ -205,7 +205,7 @@ fn what_is_too_much_goes_oldest_first_and_never_what_runs() {
 }
 
 #[test]
-fn what_is_too_old_goes_and_a_clock_that_jumps_removes_nothing() {
+fn old_records_are_deleted_and_a_jump_of_the_clock_deletes_none() {
     let dir = TempDir::new().unwrap();
     let records = Records::open(dir.path(), Retention { max_age: 20 * DAY, ..Retention::default() }).unwrap();
     let running = records.begin(request("running"));
@@ -400,7 +400,7 @@ fn many_records_are_listed_in_bounded_steps_and_by_time() {
 }
 
 #[test]
-fn who_asks_while_builds_end_and_the_builds_that_end_do_not_wait_for_each_other() {
+fn readers_and_ending_builds_do_not_block_each_other() {
     let dir = tempfile::tempdir().unwrap();
     let records = Arc::new(open(dir.path()));
     let (ended, all_ended) = std::sync::mpsc::channel();
@@ -417,7 +417,7 @@ fn who_asks_while_builds_end_and_the_builds_that_end_do_not_wait_for_each_other(
             page.records.iter().for_each(|record| drop(records.get(record.id).unwrap()));
         }
     });
-    all_ended.recv_timeout(Duration::from_secs(300)).expect("nobody waits for ever");
+    all_ended.recv_timeout(Duration::from_secs(300)).expect("no deadlock");
     ended.store(true, Ordering::Relaxed);
     [ending, asking].into_iter().for_each(|thread| thread.join().unwrap());
 }

@@ -1,4 +1,4 @@
-//! Every reader gets exactly what was written from its offset on, whatever it meets.
+//! Every reader gets exactly the bytes from its offset on, also while the log is written, compressed or deleted.
 
 use std::time::Duration;
 
@@ -67,7 +67,7 @@ proptest! {
 }
 
 #[tokio::test]
-async fn a_reader_holds_nobody_up_and_keeps_its_place_while_the_log_is_packed() {
+async fn an_idle_reader_delays_nobody_and_keeps_its_offset_during_compression() {
     let dir = TempDir::new().unwrap();
     let records = open(dir.path());
     let recording = records.begin(request("r"));
@@ -105,7 +105,7 @@ async fn a_reader_waits_for_bytes_and_for_the_end() {
         assert_eq!(next.await.unwrap().unwrap(), "a");
     }
     assert_eq!(reader.available().await.unwrap(), None);
-    // What was begun and dropped takes nothing away.
+    // A dropped read loses nothing.
     recording.log(b"b").unwrap();
     for _ in 0..3 {
         if poll!(Box::pin(reader.next())).is_ready() {

@@ -21,7 +21,7 @@ const LISTS: [(u8, [&str; 2], &str, usize); 8] = [
     (0x52, ["refscanNeedles", "refscan_needles"], "refscan_needles", MAX_NEEDLES),
 ];
 
-/// Entries that can't be decoded tell whether anybody has tried.
+/// Entries that can't be decoded show whether they were decoded before they were counted.
 #[test]
 fn the_entries_of_lists_are_counted_before_they_are_decoded() {
     for (key, names, field, limit) in LISTS {
@@ -66,7 +66,7 @@ fn proto_json_is_canonical() {
 }
 
 #[test]
-fn what_is_no_request_is_refused_as_malformed() {
+fn bytes_that_are_no_request_are_malformed() {
     for (json, expected) in [
         ("", "EOF"),
         ("[]", "expected"),
@@ -95,7 +95,7 @@ fn what_a_parser_repeats_stays_one_short_line() {
     }
 }
 
-/// Whoever changes these changes every request's identity.
+/// A change of these digests changes the identity of every request.
 #[test]
 fn digests_stay_as_they_are() {
     let digest = |message: Message| BuildRequest::try_from(message).unwrap().digest().to_string();

@@ -201,7 +201,7 @@ fn refscan_needles_are_checked() {
             "refscan_needles times outputs must not be more than 4194304 (got 4259840)",
         ),
     ]);
-    // As many as anybody has, of the kind that Nix's clients have.
+    // A large but realistic number, of the kind that Nix's clients send.
     let hash = |index: usize| format!("{index:0>32}");
     let outputs = (100..164).map(|output| output.to_string()).collect();
     let most = Message { refscan_needles: (0..MAX_NEEDLES).map(hash).collect(), outputs, ..full() };
@@ -209,7 +209,7 @@ fn refscan_needles_are_checked() {
 }
 
 #[test]
-fn what_a_guest_is_told_fits_into_one_frame() {
+fn the_largest_specification_fits_into_one_frame() {
     let sized = |length: usize| Message {
         command_args: strings(&["true"]),
         additional_files: vec![WireFile { path: "f".into(), contents: vec![0; length].into() }],

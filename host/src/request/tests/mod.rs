@@ -121,7 +121,7 @@ fn any_order_of_a_list_is_one_request() {
 }
 
 #[test]
-fn outputs_stay_in_the_order_of_the_request_and_no_order_changes_its_digest() {
+fn the_order_of_outputs_is_kept_and_not_in_the_digest() {
     let request = |outputs: &[&str]| BuildRequest::try_from(Message { outputs: strings(outputs), ..full() }).unwrap();
     let [one, other] = [request(&["b", "a", "c"]), request(&["a", "b", "c"])];
     assert_eq!(one.digest(), other.digest());

@@ -1,4 +1,4 @@
-//! Which waiting build starts next. A pure decision without lock, clock or I/O: times are passed in.
+//! Decides which waiting build starts next. It is pure: no locks, no I/O, and times are passed in.
 //!
 //! ```text
 //!   push ──▶ waiting ──next──▶ running ──finish──▶ gone
@@ -12,15 +12,16 @@
 //! **Cost.** A build costs the largest of its shares of the budget's memory, CPUs and builds, as a fraction of
 //! [`MACHINE`].
 //!
-//! **Order.** Start-time fair queueing: a build's tag is what its client's earlier builds cost together, and the lowest
-//! tag is first. A client that has had nothing waiting joins at the virtual time, which never is behind the first
-//! waiting build and moves on with every start by the cost's share of one client: it can't save up, and no stream
-//! of new clients keeps others waiting for ever.
+//! **Order.** Start-time fair queueing: a build's tag is the total cost of its client's earlier builds, and the lowest tag is
+//! first. A client without waiting builds joins at the virtual time. That time is never behind the first waiting build, and
+//! every start moves it on by the build's cost divided by the number of clients. So a client can't save up, and a stream of
+//! new clients can't keep others waiting for ever.
 //!
-//! **Overtaking.** A build that doesn't fit is overtaken by those after it that do, so that the machine is used. Two rules
-//! bound that. Only a tag at most [`WINDOW`] after the first one's may start, so what two clients that always have
-//! builds waiting were given differs by at most `WINDOW + MACHINE`. And a build that was overtaken by a whole
-//! [`MACHINE`] reserves the machine: nothing else starts before it has.
+//! **Overtaking.** Later builds that fit overtake a build that doesn't, so that the machine is used. Two rules bound that:
+//!
+//! - A build may start only if its tag is at most [`WINDOW`] after the first one's. So two clients that always have builds
+//!   waiting differ in what they got by at most `WINDOW + MACHINE`.
+//! - A build that was overtaken by builds of a whole [`MACHINE`]'s cost reserves the machine. Nothing else starts before it.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -33,7 +34,7 @@ mod tests;
 /// The cost of a build that needs all of the budget.
 pub(crate) const MACHINE: u64 = 1 << 20;
 
-/// How far a build's tag may be beyond the first one's if it starts before it.
+/// Most by which the tag of an overtaking build may exceed the first one's.
 pub(crate) const WINDOW: u64 = 2 * MACHINE;
 
 /// The shortest retry hint.
@@ -45,10 +46,10 @@ const MAX_RETRY: Duration = Duration::from_secs(10 * 60);
 /// The assumed duration of builds until one has finished.
 const GUESSED_DURATION: Duration = Duration::from_secs(60);
 
-/// The newest duration has a weight of one in so many in the mean.
+/// The weight of the newest duration in the mean is one in so many.
 const DURATIONS: u32 = 8;
 
-/// Resources that all builds may use, or do use.
+/// Resources of all builds together: the budget, or its used part.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Budget {
     /// Memory of all machines, in bytes.
@@ -59,7 +60,7 @@ pub(crate) struct Budget {
     pub builds: u32,
 }
 
-/// What one build uses.
+/// Resources of one build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Need {
     /// Memory of its machine, in bytes.
@@ -85,7 +86,7 @@ pub(crate) struct Ticket(u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
     /// It would never start.
-    #[error("the build needs {needed} {resource}, and all builds together may use {budget}")]
+    #[error("the build needs {needed} {resource}, but all builds together may use only {budget}")]
     Unsatisfiable {
         /// `bytes of memory`, `CPUs` or `builds`.
         resource: &'static str,
@@ -109,18 +110,18 @@ pub(crate) enum Refusal {
 /// What a waiting build waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Waiting {
-    /// The end of any running build: the budget allows no more.
+    /// The end of any running build: as many run as the budget allows.
     Builds,
     /// Memory.
     Memory,
     /// CPUs.
     Cpus,
-    /// Its turn: there is room for it, and another build has reserved it or comes first.
+    /// Its turn: it would fit, but another build comes first or has reserved the machine.
     Turn,
 }
 
 impl Waiting {
-    /// All of them, in the order of their declaration.
+    /// All values, in the order of their declaration.
     pub(crate) const ALL: [Self; 4] = [Self::Builds, Self::Memory, Self::Cpus, Self::Turn];
 
     /// A word for machines, stable across versions.
@@ -323,7 +324,7 @@ impl<C: Ord + Clone> Queue<C> {
         None
     }
 
-    /// Takes a build out of all that knows of waiting ones, its client's tag apart.
+    /// Forgets a waiting build, except for its client's tag.
     fn leave(&mut self, rank: Rank) -> Option<Build<C>> {
         let build = self.waiting.remove(&rank)?;
         self.ranks.remove(&rank.ticket);
@@ -379,7 +380,7 @@ impl<C: Ord + Clone> Queue<C> {
             .max(share(1, self.budget.builds.into()))
     }
 
-    /// When so many builds will have left the queue, if those that run end after the usual time.
+    /// The time until so many builds have left the queue, if running ones take the mean duration.
     fn retry_after(&self, turns: usize) -> Duration {
         let mean = self.mean_duration.unwrap_or(GUESSED_DURATION);
         let turns = u32::try_from(turns).unwrap_or(u32::MAX);

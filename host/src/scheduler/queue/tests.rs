@@ -16,7 +16,7 @@ fn at(seconds: u64) -> Instant {
     *BASE + Duration::from_secs(seconds)
 }
 
-/// A queue, and what it must hold by simple lists.
+/// A queue, and a model of it made of simple lists.
 struct Checked {
     queue: Queue<u8>,
     waiting: Vec<(Ticket, u8, Need)>,
@@ -117,7 +117,7 @@ impl Checked {
         assert_eq!(of_clients, self.waiting.len());
     }
 
-    /// Runs all to the end; those that end are chosen by `choices`.
+    /// Runs all builds. `choices` picks the next one to end.
     fn drain(&mut self, mut choices: impl Iterator<Item = usize>) {
         while !self.waiting.is_empty() || !self.running.is_empty() {
             while self.next().is_some() {}
@@ -165,7 +165,7 @@ proptest! {
         }
         checked.drain(choices.into_iter());
         prop_assert_eq!(checked.queue.used(), Budget::default());
-        // One more start, and no client that is gone is remembered.
+        // The next start forgets clients without builds.
         checked.push(200, SMALL);
         checked.next();
         prop_assert!(checked.queue.clients.len() <= 7, "{:?}", checked.queue.clients);
@@ -220,7 +220,7 @@ proptest! {
     }
 
     #[test]
-    fn a_large_build_starts_while_small_ones_of_ever_new_clients_keep_coming(choices in vec(any::<usize>(), 2000)) {
+    fn a_stream_of_small_builds_does_not_starve_a_large_one(choices in vec(any::<usize>(), 2000)) {
         let mut queue = Queue::new(BUDGET, WIDE);
         let mut running = Vec::new();
         let mut clients = 0_u32..;
@@ -235,7 +235,7 @@ proptest! {
             push(&mut queue, SMALL);
             while let Some(ticket) = queue.next(at(0)) {
                 if ticket == large {
-                    prop_assert!(starts < 100, "{} started before it", starts);
+                    prop_assert!(starts < 100, "{} builds started before it", starts);
                     return Ok(());
                 }
                 starts += 1;
@@ -283,7 +283,7 @@ fn reserved() -> (Queue<&'static str>, [Ticket; 3]) {
 }
 
 #[test]
-fn what_is_left_is_used_until_a_build_was_overtaken_too_long() {
+fn small_builds_overtake_until_a_build_has_waited_too_long() {
     let (mut queue, [long, large, small]) = reserved();
     assert_eq!(queue.waiting_for(small), Some(Waiting::Turn));
     assert_eq!(queue.order().collect::<Vec<_>>(), [large, small]);
@@ -305,10 +305,10 @@ fn a_build_that_is_removed_has_reserved_nothing_any_more() {
 fn a_refusal_names_the_limit_and_when_to_try_again() {
     let mut queue = Queue::new(BUDGET, Bounds { queued: 3, queued_per_client: 2 });
     let error = queue.push('a', Need { memory_bytes: 17 * GIB, cpus: 1 }).unwrap_err();
-    let expected = "the build needs 18253611008 bytes of memory, and all builds together may use 17179869184";
+    let expected = "the build needs 18253611008 bytes of memory, but all builds together may use only 17179869184";
     assert_eq!(error.to_string(), expected);
     let error = queue.push('a', Need { memory_bytes: GIB, cpus: 9 }).unwrap_err();
-    assert_eq!(error.to_string(), "the build needs 9 CPUs, and all builds together may use 8");
+    assert_eq!(error.to_string(), "the build needs 9 CPUs, but all builds together may use only 8");
     let mut running = Vec::new();
     for _ in 0..5 {
         running.push(queue.push('a', SMALL).unwrap());
@@ -363,6 +363,6 @@ fn ten_thousand_waiting_builds_stay_cheap() {
         }
     }
     assert_eq!(queue.order().count(), 0);
-    // A hundred times what it takes on an idle machine; looking at all for each would take many minutes.
+    // A hundred times the duration on an idle machine. Scanning all builds for each would take many minutes.
     assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
 }

@@ -1,4 +1,4 @@
-//! Cost as ratios against a peer in the same run; absolute times mean nothing on a busy or emulated machine.
+//! Measures costs as ratios against a peer in the same run. Absolute times mean nothing on a busy or emulated machine.
 //!
 //! | part | what | peer |
 //! |---|---|---|
@@ -10,13 +10,13 @@
 //! | cache | many blobs through a cache, cold and warm | the remote store without it; plain files |
 //! | build | a trivial build | a bare boot of the same kernel by the same VMM, whose init powers off |
 //! | walls | a trivial build | the same where helper processes can't be walled in |
-//! | service | a trivial build by a daemon, from the call to the result, less its VM | its VM |
+//! | service | a trivial build by a daemon, from the call to the result, without its VM's time | its VM |
 //! | service | 64 MiB of log | as much through a pipe in the VM |
-//! | service | 1,000 requests until they know their places in the queue | 1,000 health checks |
+//! | service | 1,000 requests, until all know their place in the queue | 1,000 health checks |
 //! | inputs | reading 10,000 small inputs | the stock virtiofsd, in the same VM |
 //!
-//! Arguments name the parts to measure; without any, all are. With `COFFERDAM_TEST_VMM=cloud-hypervisor` only the build
-//! is measured, since the others don't depend on the VMM.
+//! Arguments name the parts to measure. The default is all parts. With `COFFERDAM_TEST_VMM=cloud-hypervisor` only the build
+//! is measured, since the other parts don't depend on the VMM.
 
 use std::env;
 

@@ -8,17 +8,17 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-/// Odd, so that there is a median.
+/// Rounds. Odd, so that there is a median.
 pub(crate) const ROUNDS: usize = 5;
 
-/// The same for what moves gigabytes.
+/// Rounds for measurements that move gigabytes.
 pub(crate) const LARGE_ROUNDS: usize = 3;
 
-/// What one side took, in each round.
+/// The costs of one side, in each round.
 #[derive(Default)]
 pub(crate) struct Series {
     pub(crate) times: Vec<Duration>,
-    /// The most memory that this process had while it worked, with that of its file mappings.
+    /// Peak memory of this process during the work, file mappings included.
     peak_bytes: Option<u64>,
 }
 

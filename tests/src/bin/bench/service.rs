@@ -1,4 +1,4 @@
-//! What a daemon costs its clients.
+//! The costs of a daemon for its clients.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ const LOG_BYTES: u64 = 64 * 1024 * 1024;
 
 const QUEUED: usize = 1000;
 
-/// A server lets one have so many requests open, and more.
+/// Open requests of one client, fewer than a server allows.
 const QUEUED_PER_CONNECTION: usize = 100;
 
 const CONFIG: &str = "
@@ -52,7 +52,7 @@ pub(crate) fn service(_: &TempDir) -> Result<()> {
     Ok(())
 }
 
-/// From the call to the result, but for what the machine does.
+/// The time from the call to the result, without the machine's.
 async fn own_cost(daemon: &Daemon) -> Result<()> {
     let mut client = Client::new(daemon.peer().raw_channel());
     let (mut ours, mut machine) = (Series::default(), Series::default());
@@ -67,7 +67,7 @@ async fn own_cost(daemon: &Daemon) -> Result<()> {
     Ok(())
 }
 
-/// How long a command takes that writes to the log, and one that writes to a pipe in its guest.
+/// The times of a command that writes to the log, and of one that writes to a pipe in its guest.
 async fn log(daemon: &Daemon) -> Result<()> {
     let mut client = Client::new(daemon.peer().raw_channel());
     let (mut ours, mut pipe) = (Series::default(), Series::default());
@@ -84,7 +84,7 @@ async fn log(daemon: &Daemon) -> Result<()> {
     Ok(())
 }
 
-/// How long it takes until so many clients know their place in the queue.
+/// The time until so many clients know their place in the queue.
 async fn queue(daemon: &Daemon) -> Result<()> {
     let channels: Vec<_> = (0..QUEUED / QUEUED_PER_CONNECTION).map(|_| daemon.peer().raw_channel()).collect();
     let channel = |number: usize| channels[number / QUEUED_PER_CONNECTION].clone();
@@ -132,7 +132,7 @@ async fn next(events: &mut Streaming<Event>) -> Result<Event> {
     events.message().await?.context("the events end before the build")
 }
 
-/// When its client was told what of a build.
+/// When the client got each event of a build.
 struct Told {
     booting: Option<Instant>,
     running: Option<Instant>,
@@ -141,7 +141,7 @@ struct Told {
     log_bytes: u64,
 }
 
-/// Listens to a build until it has succeeded.
+/// Reads the events of a build until it has succeeded.
 async fn follow(mut events: Streaming<Event>) -> Result<Told> {
     let mut told = Told { booting: None, running: None, ingesting: None, done: Instant::now(), log_bytes: 0 };
     loop {

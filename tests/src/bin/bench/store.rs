@@ -22,7 +22,7 @@ const LARGE_MIB: usize = 2048;
 
 const SCANNED_BYTES: usize = 256 * 1024 * 1024;
 
-/// As much as an import feeds at a time.
+/// Size of the pieces that an import feeds to the scanner.
 const PIECE_BYTES: usize = 512 * 1024;
 
 /// Hash parts of store paths.
@@ -117,7 +117,7 @@ pub(crate) fn scan(_: &TempDir) -> Result<()> {
         let expected = searching.work(|| {
             Ok(bytes.chunks(PIECE_BYTES).map(|piece| automaton.find_overlapping_iter(piece).count()).sum::<usize>())
         })?;
-        ensure!(found == 0 && expected == 0, "needles were found that nobody has put there");
+        ensure!(found == 0 && expected == 0, "needles were found, but there are none");
         hashing.work(|| {
             let mut hasher = blake3::Hasher::new();
             for piece in bytes.chunks(PIECE_BYTES) {

@@ -1,4 +1,4 @@
-//! What goes over gRPC: beside a raw copy, from a redb file, through a cache.
+//! Transfers over gRPC, against a raw copy, a redb file, and a cache.
 
 use std::{
     fs::{self, File},
@@ -43,7 +43,7 @@ const CACHE_LARGE_BYTES: usize = 256 * 1024 * 1024;
 /// Readers of a remote store.
 const CONCURRENT_READS: usize = 8;
 
-/// A store that is served on a port of its own, and how others see it.
+/// A store that is served on a port of its own, and a client of it.
 struct Served {
     runtime: Runtime,
     client: Store,
@@ -63,7 +63,7 @@ impl Served {
     }
 }
 
-/// The same bytes for both sides: `PUT_MIB` pieces, none like another, and none like those of another round.
+/// The same bytes for both sides: `PUT_MIB` pieces. All pieces of all rounds differ.
 fn pieces(round: usize) -> impl FnMut(u64) -> Vec<u8> {
     let mut piece = noise(1024 * 1024);
     move |number| {
@@ -102,7 +102,7 @@ pub(crate) fn grpc(dir: &TempDir) -> Result<()> {
     Ok(())
 }
 
-/// Reads a blob to its end; how many bytes it has.
+/// Reads a blob to its end, and returns its size.
 async fn read(blobs: &dyn BlobService, digest: &B3Digest) -> Result<u64> {
     let mut reader = blobs.open_read(digest).await?.with_context(|| format!("the blob {digest} is lost"))?;
     let (mut buffer, mut bytes) = (vec![0; PIECE_BYTES], 0);

@@ -1,4 +1,4 @@
-//! What is measured with.
+//! Input data for the measurements.
 
 use std::{fs, path::Path};
 

@@ -1,4 +1,4 @@
-//! What needs a VM.
+//! Measurements that need a VM.
 
 use std::{
     fs,
@@ -25,7 +25,7 @@ use super::{
     tree::{FILE_BYTES, FILES, make_tree},
 };
 
-/// A trivial build, with the VMM that is asked for.
+/// A trivial build with the requested VMM.
 pub(crate) fn trivial_build(directory: &TempDir) -> Result<()> {
     let vmm = match vmm::asked() {
         Some("cloud-hypervisor") => Kind::CloudHypervisor,
@@ -89,7 +89,7 @@ pub(crate) fn small_inputs(directory: &TempDir) -> Result<()> {
     Ok(())
 }
 
-/// Boots a guest with both devices, which reads each of them; gives the times by tag.
+/// Boots a guest with both devices, which reads each of them. Returns the times by tag.
 async fn read_in_one_vm(
     directory: &TempDir,
     image: &Path,
@@ -169,7 +169,7 @@ impl Drop for Stopped {
     }
 }
 
-/// The machine that builds get, without any device.
+/// A machine like those of builds, without devices.
 fn cloud_hypervisor(image: &Path) -> Command {
     let mut command = Command::new(&vmm::choice().program);
     command
@@ -181,7 +181,7 @@ fn cloud_hypervisor(image: &Path) -> Command {
     command
 }
 
-/// The machine that builds get, with these virtiofs devices and nothing else.
+/// A machine like those of builds, with only these virtiofs devices.
 fn qemu(image: &Path, job: &str, devices: &[(&str, &Path)]) -> Command {
     let khz = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let mhz = khz

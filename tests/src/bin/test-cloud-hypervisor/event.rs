@@ -1,8 +1,8 @@
-//! The lines in which the program that runs the tests reports to the one that watches it.
+//! The lines in which the program that runs the tests reports to its supervisor.
 
 use std::{fmt, str::FromStr};
 
-/// Starts every line of a test's own output, so that none is taken for an event.
+/// The prefix of every line of a test's own output, so that none looks like an event.
 pub(crate) const INDENT: &str = "    ";
 
 /// A test began or ended. It is written as one line: `passed deaths::the_vmm_is_killed (12 s)`.
@@ -23,7 +23,7 @@ impl fmt::Display for Event {
     }
 }
 
-/// The line is none of an event.
+/// The line is not an event.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct NoEvent;
 

@@ -1,4 +1,4 @@
-//! Runs tests where KVM works, each in a process of its own, and reports every beginning and end on stdout.
+//! Runs tests where KVM works, each in a process of its own. Reports each beginning and end on stdout.
 
 use std::{
     fs::File,
@@ -22,12 +22,12 @@ use crate::event::{Event, INDENT};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Test {
     pub(crate) executable: PathBuf,
-    /// As the executable lists it.
+    /// Its name in the executable's list.
     pub(crate) name: String,
 }
 
 impl Test {
-    /// With the name of its source file, as the documents call it: `deaths::the_vmm_is_killed`.
+    /// Its name with that of its source file, as in the documents: `deaths::the_vmm_is_killed`.
     pub(crate) fn full_name(&self) -> String {
         let file = self.executable.file_name().unwrap_or_default().to_string_lossy();
         // Cargo appends a hash.
@@ -68,7 +68,7 @@ async fn run_one(test: &Test) -> Result<()> {
     let name = test.full_name();
     say(&Event::Began { test: name.clone() }, "")?;
     let begun = Instant::now();
-    // No pipe: a process that a failing test leaves behind would keep it open.
+    // Not a pipe: a process left by a failing test would keep it open.
     let mut output = tempfile::tempfile().context("can't make a temporary file")?;
     let mut command = Command::new(&test.executable);
     command.args(["--exact", &test.name]).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output.try_clone()?);

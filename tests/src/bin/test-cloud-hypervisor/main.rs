@@ -31,7 +31,7 @@ use inside::Test;
 use plan::Plan;
 use supervise::{Place, Supervisor};
 
-/// The exit code when there is no cloud-hypervisor, so that nobody takes it for a success or for a failed test.
+/// The exit code without cloud-hypervisor. It differs from those of a success and of a failed test.
 const NOT_RUN: u8 = 77;
 
 const VMM_SETTING: &str = "COFFERDAM_CLOUD_HYPERVISOR";
@@ -40,29 +40,29 @@ const HOW_TO_GET_IT: &str = "install your distribution's package, or name the st
                              (https://github.com/cloud-hypervisor/cloud-hypervisor/releases) in \
                              COFFERDAM_CLOUD_HYPERVISOR";
 
-/// How much longer things take where the machine under the VMM is emulated, too.
+/// The factor by which time limits grow if the machine below the VMM is emulated, too.
 const NESTED_PATIENCE: u32 = 5;
 
-/// Holds four guests at a time and what the tests write.
+/// Enough for four guests at a time and the tests' files.
 const NESTED_MEMORY_MIB: u32 = 8192;
 
-/// This version starts machines on processors without XSAVE; v49 does not.
+/// This version starts machines on processors without XSAVE, unlike v49.
 const WITHOUT_XSAVE: u32 = 53;
 
 /// Run the whole-system tests with cloud-hypervisor; where KVM does not work, inside an emulated machine.
 ///
-/// A machine that hangs is replaced, and goes on with the tests that are left. A test that fails, or runs while its
-/// machine hangs or dies, is tried three times at most. The summary says which were.
+/// A machine that hangs is replaced, and the new one runs the remaining tests. A test is tried up to three times if it fails,
+/// or if its machine hangs or dies. The summary lists these tests.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
-    /// How long all of it may take, once it is compiled
+    /// Time limit for the whole run, without compiling
     #[arg(long, default_value = "8h", value_parser = humantime::parse_duration)]
     time_limit: Duration,
-    /// How long no test may begin or end before the machine is taken for hung
+    /// A machine counts as hung if no test begins or ends for this long
     #[arg(long, default_value = "10m", value_parser = humantime::parse_duration)]
     stall_limit: Duration,
-    /// A test to run here and now, once; without any, all are compiled and run in machines that are watched
+    /// Run this test once, on this machine [default: compile all tests and run them in supervised machines]
     #[arg(long = "test", value_name = "FILE=NAME")]
     tests: Vec<Test>,
     /// Measure a trivial build instead
@@ -82,19 +82,19 @@ async fn main() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Makes all that the tests need and runs them where KVM works.
+/// Prepares everything for the tests, and runs them where KVM works.
 async fn prepare(arguments: &Arguments) -> Result<ExitCode> {
     let survey = vmm::survey();
     let Some(found) = survey.cloud_hypervisor.found else {
         let what = survey.cloud_hypervisor.missing.first().map_or("it is missing", |missing| &missing.what);
         eprintln!("the tests with cloud-hypervisor did not run: {what}; {HOW_TO_GET_IT}");
-        // Whoever names one wants it to be tested.
+        // If the variable names one, it was meant to be tested.
         return Ok(ExitCode::from(if env::var_os(VMM_SETTING).is_some() { 1 } else { NOT_RUN }));
     };
     println!("cloud-hypervisor {} ({})", found.version, found.program.display());
-    // What is compiled below may replace the file, which then is found by its name alone.
+    // Compiling below may replace the file. Then only its name finds it.
     let this = env::current_exe()?;
-    // They are found where they are kept.
+    // They are found in the cache.
     guest::compile_all();
     let place = match survey.kvm {
         Ok(_) => Place::Here,
@@ -117,7 +117,7 @@ async fn prepare(arguments: &Arguments) -> Result<ExitCode> {
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The beginning of a command that runs with these variables.
+/// A command line that sets these variables.
 fn environment(vmm: &Path, place: &Place) -> Vec<OsString> {
     let factor = if matches!(place, Place::Here) { 1 } else { NESTED_PATIENCE };
     let mut command = vec![OsString::from("env")];

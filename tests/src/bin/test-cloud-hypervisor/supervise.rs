@@ -1,4 +1,4 @@
-//! Runs a plan: starts one machine after the other, and ends one in which no test moves.
+//! Runs a plan: starts one machine after the other, and ends a machine whose tests make no progress.
 
 use std::{
     cell::Cell,
@@ -37,21 +37,21 @@ pub(crate) enum Place {
     Outer(Outer),
 }
 
-/// What a plan's tests run in, and for how long.
+/// The machines for a plan's tests, and their time limits.
 #[derive(Debug)]
 pub(crate) struct Supervisor<'a> {
     pub(crate) place: Place,
     /// The program that runs tests in a machine. Its last arguments are the tests.
     pub(crate) command: Vec<OsString>,
     pub(crate) tests: &'a [Test],
-    /// A machine hangs if no test begins or ends for so long.
+    /// A machine counts as hung if no test begins or ends for so long.
     pub(crate) stall_limit: Duration,
-    /// How long all machines may take together.
+    /// Time limit for all machines together.
     pub(crate) time_limit: Duration,
 }
 
 impl Supervisor<'_> {
-    /// Runs the plan to its end. Gives it up after the time limit and on SIGINT or SIGTERM. No machine is left behind.
+    /// Runs the plan to its end. Gives up at the time limit, and on SIGINT or SIGTERM. Leaves no machine behind.
     pub(crate) async fn run(&self, plan: &mut Plan) -> Result<()> {
         let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let reason = select! {
@@ -79,7 +79,7 @@ impl Supervisor<'_> {
         Ok(())
     }
 
-    /// Runs a command in a fresh machine and tells the plan of each event. Says what happened to tests that still ran.
+    /// Runs a command in a fresh machine and passes each event to the plan. Returns what happened to tests that still ran.
     async fn run_machine(&self, plan: &mut Plan, command: &[OsString]) -> Result<&'static str> {
         let (output, writer) = io::pipe()?;
         let mut lines = BufReader::new(pipe::Receiver::from_owned_fd(OwnedFd::from(output))?).split(b'\n');
@@ -110,7 +110,7 @@ impl Supervisor<'_> {
 }
 
 impl Place {
-    /// Runs a command until it ends, or `overdue` says why it has to.
+    /// Runs a command until it ends, or until `overdue` returns a reason to end it.
     async fn run(&self, command: &[OsString], output: PipeWriter, overdue: impl Future<Output = String>) -> Result<()> {
         let Self::Outer(outer) = self else { return run_here(command, output, overdue).await };
         let code = outer.run(command, output, overdue).await?;

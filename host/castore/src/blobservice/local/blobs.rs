@@ -46,7 +46,7 @@ pub(super) struct LocalBlobs {
     held: Option<Mutex<HashSet<B3Digest>>>,
     committing: Mutex<()>,
     pub(super) verified: Arc<Verified>,
-    /// Whether somebody relies on names in `b3` that may not be durable.
+    /// Whether a caller relies on names in `b3` that may not be durable.
     unsynced: AtomicBool,
 }
 

@@ -34,7 +34,7 @@ pub(crate) const PENDING_TREES: &str = "pending-trees";
 pub(crate) struct Age {
     /// Blobs that were written or found at this time or later are new.
     pub(crate) cutoff: SystemTime,
-    /// Blobs with these inodes are new, too: somebody has them staged.
+    /// Blobs with these inodes are new, too: a writer has them staged.
     pub(crate) staged: HashSet<u64>,
 }
 

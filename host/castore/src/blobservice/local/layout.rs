@@ -91,7 +91,7 @@ mod tests {
     use crate::LocalBlobService;
 
     #[test]
-    fn a_store_records_its_layout_and_one_of_another_layout_is_left_alone() {
+    fn a_store_with_an_unknown_layout_is_not_touched() {
         let dir = tempfile::tempdir().unwrap();
         let format = dir.path().join(FORMAT);
         for _ in 0..2 {

@@ -149,7 +149,7 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // The next process to open the store removes what is left.
+        // The next process to open the store removes leftovers.
         let _ = fs::remove_dir_all(&self.path);
     }
 }
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn leftovers_are_swept_and_what_is_in_use_stays() {
+    fn only_unused_staging_files_are_swept() {
         let parent = tempfile::tempdir().unwrap();
         let living = Staging::create(parent.path(), true).unwrap();
         let dead = parent.path().join("1-0");

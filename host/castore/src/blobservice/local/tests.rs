@@ -25,7 +25,7 @@ fn files_below(dir: &Path) -> usize {
 }
 
 #[tokio::test]
-async fn a_committed_blob_is_a_plain_read_only_file_named_by_its_digest() {
+async fn a_committed_blob_is_a_read_only_file_named_by_its_digest() {
     let dir = tempfile::tempdir().unwrap();
     let service = LocalBlobService::open(dir.path()).unwrap();
     let digest = put(&service, b"contents").await;
@@ -39,7 +39,7 @@ async fn a_committed_blob_is_a_plain_read_only_file_named_by_its_digest() {
 }
 
 #[tokio::test]
-async fn blobs_that_are_not_committed_are_private_and_go_with_their_service() {
+async fn uncommitted_blobs_are_private_and_deleted_with_their_service() {
     let dir = tempfile::tempdir().unwrap();
     let service = LocalBlobService::open(dir.path()).unwrap();
     let digest = put(&service, b"uncommitted").await;

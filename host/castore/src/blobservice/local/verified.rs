@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_read_once_whatever_the_store_itself_does_to_it() {
+    fn a_file_is_verified_once_despite_the_stores_own_changes() {
         let place = Place::new(b"contents");
         assert!(place.knows(), "what was written here is known");
         block_on(place.service.batch().has(&place.digest)).unwrap();
@@ -277,13 +277,13 @@ mod tests {
         place.service.mark_used(&place.digest, &file);
         assert!(place.knows() && file.metadata().unwrap().modified().unwrap() > old, "its use has renewed it");
         File::open(&place.path).unwrap().set_times(FileTimes::new().set_modified(SystemTime::now())).unwrap();
-        assert!(!place.knows(), "somebody else did that");
+        assert!(!place.knows(), "this change did not come from the store");
         block_on(place.service.open_file(&place.digest)).unwrap().unwrap();
         assert!(place.knows());
     }
 
     #[test]
-    fn what_may_not_be_needed_is_not_read_in_whole_when_it_is_large() {
+    fn large_unverified_blobs_are_not_ready() {
         let place = Place::new(&splitmix(2_000_000));
         let other = place.another();
         assert!(block_on(other.open_file_if_ready(&place.digest)).unwrap().is_none());

@@ -155,7 +155,7 @@ impl Drop for Unfinished {
         if !self.staged
             && let Ok(staging) = self.blobs.staging()
         {
-            // What is left is removed with the staging directory.
+            // A leftover is removed with the staging directory.
             let _ = staging.remove(self.number);
         }
     }

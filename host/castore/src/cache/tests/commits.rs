@@ -62,7 +62,7 @@ async fn a_commit_that_is_given_up_can_be_repeated() {
 }
 
 #[tokio::test]
-async fn what_is_to_be_written_back_stays_until_it_is_also_after_a_restart() {
+async fn blobs_stay_cached_until_written_back_even_over_a_restart() {
     let (dir, remote) = (tempfile::tempdir().unwrap(), Remote::memory());
     let back = || CacheBlobService::open(dir.path(), 1, WritePolicy::Back, remote.clone()).unwrap();
     remote.gone.store(true, Ordering::Relaxed);

@@ -26,7 +26,7 @@ async fn a_tree_is_fetched_once() {
     let cache = CacheDirectoryService::open(dir.path(), 1 << 30, WritePolicy::Through, empty.clone()).unwrap();
     assert_eq!(walk(&cache, &root.digest()).await.unwrap().len(), 3);
     assert_eq!(cache.get(&middle.digest()).await.unwrap(), Some(middle));
-    // What is put is in both.
+    // A put directory is in both.
     let mut putter = cache.put_multiple_start();
     putter.put(Directory::new()).await.unwrap();
     putter.close().await.unwrap();
@@ -50,7 +50,7 @@ async fn a_tree_that_is_not_whole_is_not_kept() {
 }
 
 #[tokio::test]
-async fn cached_directories_that_are_damaged_or_too_many_are_fetched_again() {
+async fn damaged_and_evicted_directories_are_fetched_again() {
     let (dir, remote) = (tempfile::tempdir().unwrap(), Arc::<MemoryDirectoryService>::default());
     for directory in tree() {
         remote.put(directory).await.unwrap();
@@ -76,7 +76,7 @@ async fn cached_directories_that_are_damaged_or_too_many_are_fetched_again() {
 }
 
 #[tokio::test]
-async fn the_remote_store_gets_directories_after_their_blobs_and_none_is_lost_until_then() {
+async fn directories_are_written_back_after_their_blobs() {
     let (dir, remote) = (tempfile::tempdir().unwrap(), Remote::memory());
     let remote_directories = Arc::<MemoryDirectoryService>::default();
     let tree = Directory::try_from_iter([(name("f"), file(b"contents", false))]).unwrap();
@@ -109,7 +109,7 @@ async fn the_remote_store_gets_directories_after_their_blobs_and_none_is_lost_un
 }
 
 #[tokio::test]
-async fn the_end_of_an_upload_of_blobs_begins_that_of_their_directories() {
+async fn uploaded_blobs_start_the_upload_of_their_directories() {
     let (dir, remote) = (tempfile::tempdir().unwrap(), Remote::memory());
     let remote_directories = Announcing::default();
     let tree = Directory::try_from_iter([(name("f"), file(b"contents", false))]).unwrap();

@@ -46,7 +46,7 @@ async fn a_download_that_nobody_waits_for_ends_and_can_begin_anew() {
 }
 
 #[tokio::test]
-async fn a_blob_that_is_not_ready_is_downloaded_for_the_next_one_to_ask() {
+async fn a_missing_blob_is_downloaded_for_the_next_request() {
     let (dir, remote) = (tempfile::tempdir().unwrap(), Remote::memory());
     let digest = put(&*remote, b"contents").await;
     let cache = open(&dir, 1 << 30, &remote);
@@ -108,7 +108,7 @@ async fn a_blob_that_comes_damaged_is_neither_served_nor_kept() {
 }
 
 #[tokio::test]
-async fn what_was_downloaded_is_there_after_a_restart_without_the_remote_store() {
+async fn downloads_survive_a_restart_without_the_remote_store() {
     let (dir, remote) = (tempfile::tempdir().unwrap(), Remote::memory());
     let digest = put(&*remote, b"contents").await;
     assert_eq!(get(&open(&dir, 1 << 30, &remote), &digest).await.unwrap(), b"contents");
@@ -119,7 +119,7 @@ async fn what_was_downloaded_is_there_after_a_restart_without_the_remote_store()
 }
 
 #[tokio::test]
-async fn a_damaged_cached_blob_is_downloaded_again_unless_it_is_the_only_one() {
+async fn a_damaged_cached_blob_is_downloaded_again() {
     let (dir, remote) = (tempfile::tempdir().unwrap(), Remote::memory());
     let digest = put(&*remote, b"contents").await;
     let damage = || {

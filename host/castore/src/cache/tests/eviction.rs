@@ -1,7 +1,7 @@
 use super::*;
 
 #[tokio::test]
-async fn what_was_used_longest_ago_goes_first() {
+async fn the_least_recently_used_blob_is_evicted_first() {
     let (dir, remote) = (tempfile::tempdir().unwrap(), Remote::memory());
     let mut digests = Vec::new();
     for at in 0..10 {
@@ -52,7 +52,7 @@ fn set_age(dir: &Path, digest: &B3Digest, age: Duration) -> SystemTime {
 }
 
 #[tokio::test]
-async fn what_is_used_stays() {
+async fn used_blobs_are_not_evicted() {
     let (dir, remote) = (tempfile::tempdir().unwrap(), Remote::memory());
     let mut digests = Vec::new();
     for at in 0..10 {
@@ -81,7 +81,7 @@ async fn a_blob_larger_than_the_bound_is_served() {
 }
 
 #[tokio::test]
-async fn a_garbage_collection_of_the_cache_leaves_what_is_leased() {
+async fn garbage_collection_of_a_cache_keeps_leased_blobs() {
     let (dir, remote) = (tempfile::tempdir().unwrap(), Arc::<MemoryDirectoryService>::default());
     let remote_dir = tempfile::tempdir().unwrap();
     let remote_blobs = Arc::new(LocalBlobService::open(remote_dir.path()).unwrap());

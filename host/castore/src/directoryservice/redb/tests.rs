@@ -50,7 +50,7 @@ async fn a_damaged_directory_is_an_error() {
 }
 
 #[tokio::test]
-async fn a_batch_of_large_directories_ends_early_and_a_walk_goes_on_with_the_rest() {
+async fn a_walk_over_large_directories_needs_several_batches() {
     let dir = tempfile::tempdir().unwrap();
     let service = RedbDirectoryService::open(&dir.path().join("d.redb")).unwrap();
     let large = large_tree();
@@ -106,7 +106,7 @@ async fn a_held_file_is_waited_for_and_then_named_with_its_holder() {
 }
 
 #[tokio::test]
-async fn who_waits_for_a_held_file_holds_up_nobody_else_on_the_thread() {
+async fn waiting_for_a_locked_file_does_not_block_the_thread() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("d.redb");
     let service = RedbDirectoryService::open(&path).unwrap();

@@ -282,7 +282,7 @@ impl<'a> Target<'a> {
             return Err(wrong("host and port", place, "are not host:port, such as localhost:8000 or [::1]:8000"));
         }
         if place.contains('@') {
-            return Err(wrong("host and port", place, "hold a user, which nobody is asked for"));
+            return Err(wrong("host and port", place, "hold a user, but there is no login"));
         }
         Ok(Self { scheme, place, wait_connect })
     }

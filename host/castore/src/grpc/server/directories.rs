@@ -15,17 +15,17 @@ use crate::{
     proto::{GetDirectoryRequest, PutDirectoryResponse, directory_service_server, get_directory_request::ByWhat},
 };
 
-/// Trees that are taken at a time, since each may be [`MAX_TREE_BYTES`] in memory; more wait for their turn.
+/// Most trees that are received at a time, since each may take [`MAX_TREE_BYTES`] of memory. More wait for their turn.
 const MAX_TREES: usize = 8;
 
-/// Of which one client puts half at most.
+/// Most trees that one client sends at a time.
 const CLIENT_TREES: usize = MAX_TREES / 2;
 
-/// Trees that are given at a time: beside a batch of directories, each has the digests of up to
-/// [`RootFirst::MAX_DIRECTORIES`] in memory several times. More wait for their turn.
+/// Most trees that are sent at a time. Each takes memory for a batch of directories, and several times for the digests of up to
+/// [`RootFirst::MAX_DIRECTORIES`]. More wait for their turn.
 const MAX_WALKS: usize = 16;
 
-/// Of which one client gets half at most.
+/// Most trees that one client receives at a time.
 const CLIENT_WALKS: usize = MAX_WALKS / 2;
 
 /// A directory service for others.

@@ -110,7 +110,7 @@ async fn a_question_that_is_too_large_is_refused_unread() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_not_found() {
+async fn missing_objects_are_not_found() {
     let (channel, _dir) = connect(&Store::memory(), &ServeOptions::default());
     let mut blobs = BlobServiceClient::new(channel.clone());
     let mut directories = DirectoryServiceClient::new(channel);
@@ -222,7 +222,7 @@ async fn directories_that_break_a_rule_are_refused() {
 }
 
 #[tokio::test]
-async fn directories_that_are_too_large_are_refused_before_they_are_decoded() {
+async fn too_large_directories_are_refused_undecoded() {
     // Two bytes an entry here, but hundreds in memory.
     let many = [0x1a, 0].repeat(MAX_DIRECTORY_ENTRIES + 1);
     refused(put_all(vec![raw(&many)]).await.0, Code::InvalidArgument, "more than 1048576 entries");
@@ -361,7 +361,7 @@ async fn a_client_that_is_slow_is_given_up() {
     refused(answered, Code::DeadlineExceeded, "the client has been slow");
 }
 
-/// A blob without an end, which counts what is read of it.
+/// An endless blob, which counts the bytes that are read.
 struct Endless(Arc<AtomicUsize>);
 
 impl AsyncRead for Endless {
@@ -417,7 +417,7 @@ impl BlobService for Strange {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_holds_the_server_back_and_is_given_up() {
+async fn a_client_that_stops_reading_blocks_the_server_until_a_timeout() {
     let strange = Strange::default();
     let read = strange.0.clone();
     let store = Store { blobs: Arc::new(strange), ..Store::memory() };
@@ -439,7 +439,7 @@ async fn a_client_that_does_not_read_holds_the_server_back_and_is_given_up() {
 }
 
 #[tokio::test]
-async fn chunks_are_told_who_asks_for_them_unless_they_are_too_many_for_a_message() {
+async fn chunks_are_listed_if_the_list_fits_into_a_message() {
     let store = Store { blobs: Arc::new(Strange::default()), ..Store::memory() };
     let (channel, _dir) = connect(&store, &ServeOptions::default());
     let mut blobs = BlobServiceClient::new(channel);
@@ -463,7 +463,7 @@ async fn a_panic_of_the_store_ends_one_request() {
 }
 
 #[tokio::test]
-async fn a_store_that_lost_its_files_does_not_say_that_a_blob_is_not_there() {
+async fn a_store_without_its_files_reports_no_blob_as_missing() {
     let store = Store { blobs: Arc::new(Telling::default()), ..Store::memory() };
     let (channel, _dir) = connect(&store, &ServeOptions::default());
     let stat = StatBlobRequest { digest: bytes(&B3Digest::EMPTY), ..Default::default() };
@@ -471,7 +471,7 @@ async fn a_store_that_lost_its_files_does_not_say_that_a_blob_is_not_there() {
 }
 
 #[tokio::test]
-async fn what_was_put_is_durable_when_it_is_answered() {
+async fn acknowledged_blobs_are_durable() {
     let dir = tempfile::tempdir().unwrap();
     let blobs = crate::LocalBlobService::open(dir.path()).unwrap();
     let store = Store { blobs: Arc::new(blobs), ..Store::memory() };

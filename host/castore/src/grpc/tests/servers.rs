@@ -57,7 +57,7 @@ async fn read_error(read: fn() -> Answers<BlobChunk>, connect: fn(&str) -> Peer)
 }
 
 #[tokio::test]
-async fn a_blob_that_does_not_match_its_digest_is_an_error_before_its_end() {
+async fn a_damaged_blob_is_an_error_before_its_end() {
     let (error, given) = read_error(|| all(vec![chunk(&b"something else"[..])]), peer).await;
     assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     assert!(error.to_string().contains("has the digest"), "{error}");
@@ -188,7 +188,7 @@ async fn a_server_that_refuses_a_blob_in_mid_stream_is_quoted() {
 }
 
 #[tokio::test]
-async fn who_writes_slowly_is_no_hanging_server() {
+async fn a_slow_writer_does_not_count_as_a_hanging_server() {
     const PATIENCE: Duration = Duration::from_secs(2);
     let (addr, _dir) = serve_with(&Store::memory(), &ServeOptions::default());
     let options = PeerOptions { idle_timeout: PATIENCE, ..PeerOptions::default() };
@@ -337,7 +337,7 @@ async fn a_directory_that_does_not_match_its_digest_is_never_given() {
 }
 
 #[tokio::test]
-async fn a_directory_that_breaks_a_rule_is_never_given_though_it_matches_its_digest() {
+async fn an_invalid_directory_is_an_error_despite_its_digest() {
     let long = "n".repeat(256);
     let cases = [
         (proto::Directory { files: vec![file_entry("b"), file_entry("a")], ..Default::default() }, "files[1].name"),

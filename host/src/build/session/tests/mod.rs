@@ -1,4 +1,4 @@
-//! Lying guests: each breaks one rule of the conversation, and is refused for that rule.
+//! Hostile guests: each breaks one rule of the protocol, and the error names that rule.
 
 mod remains;
 mod shell;
@@ -61,12 +61,12 @@ fn options() -> Options {
     Options { log_bytes: LOG_BYTES, outputs: LIMITS, ..Options::default() }
 }
 
-/// What the host concludes when the guest writes `wire`, whatever the host says, and hangs up.
+/// The session's outcome with a guest that writes `wire`, ignores the host and hangs up.
 fn conclude(wire: &[u8], outputs: &[&str], store: &Store) -> Outcome {
     Ended::of(&options(), Ending::new(), wire, outputs, store).outcome
 }
 
-/// How a session ended, and what it had said.
+/// A session's outcome, and the messages that it sent.
 struct Ended {
     outcome: Outcome,
     said: Vec<FromHost>,
@@ -84,7 +84,7 @@ impl Ended {
         let needles = ReferencePattern::new(["needle"]).unwrap();
         std::thread::scope(|scope| {
             let guest = scope.spawn(move || {
-                // The host may hang up at the first lie.
+                // The host may hang up at the first broken rule.
                 let _ = guest.write_all(wire);
                 let _ = guest.shutdown(Shutdown::Write);
                 let mut reader = FrameReader::new(guest, MAX_FROM_HOST_BYTES);
@@ -100,7 +100,7 @@ impl Ended {
         })
     }
 
-    /// The build that failed.
+    /// The failure of the build.
     #[track_caller]
     fn failed(self) -> Failed {
         match self.outcome.unwrap_err() {
@@ -119,7 +119,7 @@ fn wire(messages: &[FromGuest<'_>]) -> Vec<u8> {
     wire
 }
 
-/// The whole chain of messages, as a person would read it.
+/// The error with all its causes, in one line.
 fn told(error: &BuildError) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
@@ -134,7 +134,7 @@ fn refusal(messages: &[FromGuest<'_>], outputs: &[&str]) -> String {
     told(&conclude(&wire(messages), outputs, &Store::memory()).unwrap_err())
 }
 
-/// A guest that gets as far as the outputs and then says `messages`.
+/// The error for a guest whose command succeeds, and which then sends `messages`.
 fn refusal_of_outputs(messages: &[FromGuest<'_>]) -> String {
     let start = [HELLO, exited(End::Exited(0))];
     refusal(&[&start, messages].concat(), &["build/a", "build/b"])
@@ -240,7 +240,7 @@ fn lying_trees_are_refused_and_leave_nothing_in_the_store() {
 }
 
 #[test]
-fn nothing_is_stored_for_a_build_that_lies_at_the_end() {
+fn a_broken_rule_at_the_end_stores_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let blobs = format!("file://{}", directory.path().join("blobs").display());
     let directories = format!("redb://{}", directory.path().join("directories.redb").display());
@@ -304,7 +304,7 @@ fn texts_of_a_guest_are_bounded_and_escaped() {
 }
 
 #[test]
-fn ends_of_commands_are_told_apart() {
+fn ends_of_commands_are_distinguished() {
     let report = |end, out_of_memory, scratch_full| {
         let usage = Usage::default();
         FromGuest::Exited(Report { end, out_of_memory, scratch_full, too_many_processes: None, usage })
@@ -336,23 +336,22 @@ fn ends_of_commands_are_told_apart() {
 
 /// A build can't make a device, so only a guest that was taken over can have one in an output.
 #[test]
-fn what_castore_has_no_node_for_is_named() {
+fn unsupported_files_in_outputs_are_named() {
     for (kind, name) in [
         (UnsupportedKind::Fifo, "a named pipe"),
         (UnsupportedKind::Socket, "a Unix socket"),
         (UnsupportedKind::BlockDevice, "a block device"),
         (UnsupportedKind::CharacterDevice, "a character device"),
         (UnsupportedKind::TooDeep, "directories nested too deeply"),
-        (UnsupportedKind::TooManyNames, "more names than can be held in memory"),
+        (UnsupportedKind::TooManyNames, "a directory with too many names to hold in memory"),
     ] {
         let told = refusal_of_outputs(&[ROOT, FromGuest::Unsupported { path: b"sub/it", kind }]);
         assert!(told.contains(&format!("output \"build/a\" holds {name} at \"sub/it\"")), "{told}");
     }
 }
 
-/// The build has made them, and somebody else has failed to read them.
 #[test]
-fn outputs_that_can_not_be_read_are_the_executors_failure() {
+fn unreadable_outputs_are_the_executors_failure() {
     let kind = UnsupportedKind::Unreadable(5);
     let messages = [HELLO, exited(End::Exited(0)), ROOT, FromGuest::Unsupported { path: b"sub\x1bit", kind }];
     let error = conclude(&wire(&messages), &["build/a"], &Store::memory()).unwrap_err();
@@ -362,9 +361,9 @@ fn outputs_that_can_not_be_read_are_the_executors_failure() {
 }
 
 #[test]
-fn what_the_inputs_leave_no_room_for_is_the_requests_fault() {
+fn conflicting_paths_are_the_requests_fault() {
     for (step, field) in
-        [(Step::Places, "inputs must leave room"), (Step::AdditionalFiles, "additional_files must fit")]
+        [(Step::Places, "inputs must not conflict"), (Step::AdditionalFiles, "additional_files must fit")]
     {
         let failure = SetupFailure { step, detail: "scratch path \"a\x1b\": Not a directory" };
         let error = conclude(&wire(&[HELLO, FromGuest::SetupFailed(failure)]), &[], &Store::memory()).unwrap_err();
@@ -381,7 +380,7 @@ fn all_missing_outputs_are_named() {
 }
 
 #[test]
-fn samples_and_pieces_of_the_log_have_their_place_and_form() {
+fn samples_out_of_place_and_empty_log_messages_are_refused() {
     let sample = FromGuest::Sample(Sample::default());
     let told = refusal(std::slice::from_ref(&sample), &[]);
     assert!(told.contains("it sent a sample instead of its hello"), "{told}");

@@ -1,4 +1,4 @@
-//! What is kept of a failed build.
+//! Keeping the remains of a failed build.
 
 use super::*;
 
@@ -9,7 +9,7 @@ fn keeping() -> Options {
 fn kept_of(messages: &[FromGuest<'_>], store: &Store) -> Option<Kept> {
     let messages = [&[HELLO, exited(End::Exited(7))], messages].concat();
     let failed = Ended::of(&keeping(), Ending::new(), &wire(&messages), &["build/a"], store).failed();
-    // Whatever comes of it.
+    // The build's failure stands, even if keeping fails.
     assert_eq!(failed.reason, Reason::ExitCode(7));
     failed.kept
 }
@@ -18,7 +18,7 @@ const FILE: FromGuest<'_> = FromGuest::Tree(Event::File { name: b"file", executa
 const DATA: FromGuest<'_> = FromGuest::Tree(Event::Data(b"left"));
 
 #[test]
-fn what_a_failed_build_has_left_is_stored() {
+fn remains_of_a_failed_build_are_stored() {
     let store = Store::memory();
     let kept = kept_of(&[ROOT, FILE, DATA, END, END, FromGuest::Kept { skipped: 3 }], &store).unwrap();
     assert_eq!(kept.skipped, 3);
@@ -30,7 +30,7 @@ fn what_a_failed_build_has_left_is_stored() {
 }
 
 #[test]
-fn a_guest_that_lies_about_what_is_left_has_nothing_kept_and_has_failed_all_the_same() {
+fn malformed_remains_are_dropped_and_the_failure_stands() {
     let large = [0; 65];
     for messages in [
         vec![],
@@ -48,12 +48,12 @@ fn a_guest_that_lies_about_what_is_left_has_nothing_kept_and_has_failed_all_the_
 }
 
 #[test]
-fn nobody_asks_for_what_is_left_unless_somebody_wants_it() {
+fn remains_are_requested_only_with_keep_failed() {
     let messages = wire(&[HELLO, exited(End::Exited(7)), ROOT, END, FromGuest::Kept { skipped: 0 }]);
     let ended = Ended::of(&options(), Ending::new(), &messages, &[], &Store::memory());
     assert!(matches!(ended.said[..], [FromHost::Specification(_), FromHost::Acknowledge]), "{:?}", ended.said);
     assert_eq!(ended.failed().kept, None);
-    // Somebody else has decided how it ends.
+    // Nor when the task has claimed the end.
     let ending = Ending::new();
     assert_eq!(ending.claim(Party::Task), Claim::Won);
     let ended = Ended::of(&keeping(), ending, &messages, &[], &Store::memory());
@@ -61,7 +61,7 @@ fn nobody_asks_for_what_is_left_unless_somebody_wants_it() {
 }
 
 #[test]
-fn outputs_that_are_missing_or_can_not_be_stored_leave_something_too() {
+fn remains_are_kept_after_missing_or_unsupported_outputs() {
     let left = [ROOT, END, FromGuest::Kept { skipped: 0 }];
     let unsupported = FromGuest::Unsupported { path: b"", kind: UnsupportedKind::Fifo };
     for (outputs, code) in
@@ -76,7 +76,7 @@ fn outputs_that_are_missing_or_can_not_be_stored_leave_something_too() {
 }
 
 #[test]
-fn a_command_that_writes_too_much_is_stopped_where_its_guest_is_needed() {
+fn a_command_at_the_log_limit_is_stopped_and_its_remains_are_kept() {
     let log = FromGuest::Log { stream: Stream::Stderr, bytes: &[b'x'; LOG_BYTES as usize] };
     let left = [exited(End::Signaled(9)), ROOT, END, FromGuest::Kept { skipped: 0 }];
     let messages = [&[HELLO, log.clone(), log.clone(), log][..], &left].concat();
@@ -89,10 +89,10 @@ fn a_command_that_writes_too_much_is_stopped_where_its_guest_is_needed() {
 }
 
 #[test]
-fn messages_of_what_comes_after_a_failure_have_no_place_before_it() {
+fn messages_about_remains_are_refused_before_a_failure() {
     for (message, name) in [
         (FromGuest::Finished, "the end of the outputs"),
-        (FromGuest::Kept { skipped: 0 }, "the end of what is kept"),
+        (FromGuest::Kept { skipped: 0 }, "the end of the remains"),
         (FromGuest::Output(b"$ "), "a shell's output"),
         (FromGuest::ShellEnded, "a shell's end"),
     ] {

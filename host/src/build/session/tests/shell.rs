@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A client that has this terminal.
+/// A client with this terminal.
 struct Client(parking_lot::Mutex<Option<Terminal>>);
 
 impl Observer for Client {
@@ -30,7 +30,7 @@ impl FailedGuest {
     }
 }
 
-/// Runs a session whose build fails and whose client has a terminal; the failure must come out of it.
+/// Runs a session whose build fails and whose client has a terminal. The outcome must be that failure.
 fn with_shell(
     guest: impl FnOnce(FailedGuest) + Send,
     client: impl FnOnce(mpsc::Sender<TerminalInput>, mpsc::Receiver<Bytes>, &Ending) + Send,
@@ -80,7 +80,7 @@ fn with_shell(
 }
 
 #[test]
-fn a_terminal_and_a_shell_hear_each_other_until_the_shell_ends() {
+fn a_shell_and_its_terminal_exchange_bytes_until_the_shell_ends() {
     let size = WindowSize { rows: 50, columns: 132 };
     let long = vec![b'l'; MAX_INPUT_BYTES + 1];
     with_shell(
@@ -130,14 +130,14 @@ fn a_client_that_goes_away_ends_its_shell() {
 }
 
 #[test]
-fn a_client_that_reads_no_more_holds_the_shell_back_and_can_be_ended() {
+fn a_client_that_stops_reading_blocks_the_shell_until_hang_up() {
     let (stuck, is_stuck) = std::sync::mpsc::channel();
     with_shell(
         move |mut guest| {
             guest.stream.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
             let piece = vec![0; MAX_DATA_BYTES];
             let written = (0..10_000).take_while(|_| guest.show(&piece).is_ok()).count();
-            assert!(written < 100, "the host has taken {written} pieces that nobody reads");
+            assert!(written < 100, "the host took {written} unread pieces");
             stuck.send(()).unwrap();
             // To the end of the connection.
             while guest.hear().is_some() {}
@@ -150,7 +150,7 @@ fn a_client_that_reads_no_more_holds_the_shell_back_and_can_be_ended() {
 }
 
 #[test]
-fn a_guest_that_lies_to_a_shell_is_heard_no_more() {
+fn a_guest_that_breaks_a_rule_ends_its_shell() {
     for lie in [FromGuest::Finished, HELLO, FromGuest::Tree(Event::End), FromGuest::Kept { skipped: 0 }] {
         with_shell(
             |mut guest| {

@@ -51,7 +51,7 @@ async fn the_closure_holds_every_directory_and_blob_once() {
 }
 
 #[tokio::test]
-async fn what_is_missing_is_named_with_the_path_to_it() {
+async fn missing_inputs_are_named_with_their_path() {
     let store = Store::memory();
     let lost = unstored_directory(&[("x", symlink("y"))]).to_node();
     let lost_blob = Node::File { digest: B3Digest::of(b"lost"), size: 4, executable: false };
@@ -74,7 +74,7 @@ async fn what_is_missing_is_named_with_the_path_to_it() {
 }
 
 #[tokio::test]
-async fn what_is_there_beside_a_missing_directory_is_not_taken_for_missing() {
+async fn only_missing_directories_are_reported_as_missing() {
     let store = Store::memory();
     let deep = directory(&store, &[("deep", directory(&store, &[("l", symlink("t"))]).await)]).await;
     let absent = unstored_directory(&[("x", symlink("y"))]).to_node();
@@ -141,7 +141,7 @@ async fn turns_for_others(store: &Store, entries: &[(&str, Node)]) -> usize {
 }
 
 #[tokio::test]
-async fn others_have_their_turn_between_directories_entries_and_blobs() {
+async fn resolving_yields_between_directories_entries_and_blobs() {
     let store = Store::memory();
     let (mut directories, mut same, mut different) = (Vec::new(), Vec::new(), Vec::new());
     for index in 0..2000 {

@@ -1,4 +1,4 @@
-//! Which tests are left, which are tried again, and when to give up. It starts nothing and knows no clock.
+//! Decides which tests remain, which are tried again, and when to give up. It is pure: it starts nothing and has no clock.
 //!
 //! ```text
 //!   next_machine() ──▶ the tests for a fresh machine; none at the end
@@ -6,17 +6,17 @@
 //!   machine_ended()    each test that still ran has used up a try
 //! ```
 //!
-//! A test that fails, or that runs while its machine hangs or dies, is tried again in a fresh machine. After [`TRIES`]
-//! tries it has failed. If no test begins in [`TRIES`] machines in a row, the plan gives up.
+//! A test is tried again in a fresh machine if it fails, or if its machine hangs or dies. After [`TRIES`] tries it has failed.
+//! If no test begins in [`TRIES`] machines in a row, the plan gives up.
 
 use std::fmt;
 
 use crate::event::Event;
 
-/// How often a test is tried at most.
+/// Most tries of a test.
 pub(crate) const TRIES: usize = 3;
 
-/// What is known of a test in the present machine.
+/// The state of a test in the present machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Waiting,
@@ -29,7 +29,7 @@ struct Test {
     name: String,
     state: State,
     tries: usize,
-    /// How each try ended that did not pass.
+    /// The ends of the tries that did not pass.
     setbacks: Vec<String>,
 }
 
@@ -48,7 +48,7 @@ impl Test {
     }
 }
 
-/// As in the summary: the outcome, the name, and every try if one didn't pass.
+/// A line of the summary: the outcome, the name, and every try if one didn't pass.
 impl fmt::Display for Test {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (outcome, last) = match self.state {
@@ -74,7 +74,7 @@ pub(crate) struct Plan {
     machines: usize,
     /// Whether a test has begun in the present machine.
     began: bool,
-    /// How many machines in a row ended before a test began.
+    /// The number of machines in a row that ended before a test began.
     idle_machines: usize,
     given_up: Option<String>,
 }
@@ -85,7 +85,7 @@ impl Plan {
         Self { tests, machines: 0, began: false, idle_machines: 0, given_up: None }
     }
 
-    /// Counts a fresh machine and returns its tests. A test that had a setback comes last, because it may have one again.
+    /// Counts a fresh machine and returns its tests. Tests with a setback come last, because they may have another one.
     pub(crate) fn next_machine(&mut self) -> Option<Vec<String>> {
         let mut left: Vec<_> = self.tests.iter().filter(|test| test.is_left()).collect();
         if left.is_empty() || self.given_up.is_some() {
@@ -97,8 +97,7 @@ impl Plan {
         Some(left.into_iter().map(|test| test.name.clone()).collect())
     }
 
-    /// Records an event. False if it is impossible: no such test, none that is left, or an end
-    /// without a beginning.
+    /// Records an event. Returns `false` if it is impossible: an unknown or finished test, or an end without a beginning.
     pub(crate) fn see(&mut self, event: &Event) -> bool {
         let (Event::Began { test } | Event::Passed { test, .. } | Event::Failed { test, .. }) = event;
         let Some(test) = self.tests.iter_mut().find(|known| known.name == *test) else { return false };
@@ -115,7 +114,7 @@ impl Plan {
         true
     }
 
-    /// The machine is gone. `reason` says what happened to the tests that still ran.
+    /// Records the end of the machine. `reason` says what happened to the tests that still ran.
     pub(crate) fn machine_ended(&mut self, reason: &str) {
         for test in self.tests.iter_mut().filter(|test| test.state == State::Running) {
             test.set_back(reason);

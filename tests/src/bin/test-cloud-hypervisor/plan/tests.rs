@@ -18,7 +18,7 @@ fn failed(test: &str) -> Event {
     Event::Failed { test: test.to_owned(), seconds: 1 }
 }
 
-/// A machine in which all of this happens, and which then ends.
+/// A machine with these events, after which it ends.
 fn machine(plan: &mut Plan, expected: &[&str], events: &[Event], reason: &str) {
     assert_eq!(plan.next_machine().unwrap(), expected);
     for event in events {
@@ -75,7 +75,7 @@ fn all_tests_that_run_when_a_machine_hangs_use_up_a_try() {
 }
 
 #[test]
-fn machines_in_which_nothing_begins_cost_no_test_a_try_but_are_given_up() {
+fn machines_in_which_no_test_begins_are_given_up() {
     let mut plan = plan(&["a", "b"]);
     machine(&mut plan, &["a", "b"], &[], HUNG);
     machine(&mut plan, &["a", "b"], &[], HUNG);
@@ -91,7 +91,7 @@ fn machines_in_which_nothing_begins_cost_no_test_a_try_but_are_given_up() {
 }
 
 #[test]
-fn giving_up_fails_the_run_and_says_what_is_unfinished() {
+fn giving_up_fails_the_run_and_lists_unfinished_tests() {
     let mut plan = plan(&["a", "b", "c"]);
     machine(&mut plan, &["a", "b", "c"], &[began("a"), failed("a")], "it ended");
     assert!(plan.next_machine().is_some());
