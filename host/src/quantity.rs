@@ -33,6 +33,8 @@ pub(crate) fn size_within(text: &str, least: u64, most: u64) -> Result<u64, Stri
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Err("must not be 0".to_owned()),
+        // It would be 0 on the wire.
+        Ok(duration) if duration < Duration::from_millis(1) => Err("must be at least 1ms".to_owned()),
         Ok(duration) => Ok(duration),
         Err(error) => Err(format!("{error}; write it with its unit: 90s, 10m, 1h")),
     }
@@ -95,7 +97,8 @@ mod tests {
     fn times_have_units() {
         assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
         assert_eq!(duration("10m"), Ok(Duration::from_secs(600)));
-        for text in ["", "90", "0s", "x"] {
+        assert_eq!(duration("1ms"), Ok(Duration::from_millis(1)));
+        for text in ["", "90", "0s", "x", "999us"] {
             assert!(duration(text).is_err(), "{text}");
         }
     }
