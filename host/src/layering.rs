@@ -6,7 +6,7 @@ use std::{
 };
 
 /// The modules, top first.
-const ORDER: [&str; 13] = [
+const ORDER: [&str; 14] = [
     "cli",
     "daemon",
     "frontend",
@@ -14,6 +14,7 @@ const ORDER: [&str; 13] = [
     "telemetry",
     "records",
     "build",
+    "limits",
     "outputs",
     "devices",
     "machine",

@@ -46,9 +46,9 @@ impl<'r> Size<'r> {
         let constraints = request.constraints.as_ref();
         let asked = constraints.map_or(0, |constraints| constraints.min_memory);
         Self {
-            memory_bytes: asked.max(options.memory_bytes),
-            cpus: options.cpus,
-            scratch_bytes: options.scratch_bytes,
+            memory_bytes: asked.max(options.limits.memory_bytes),
+            cpus: options.limits.cpus,
+            scratch_bytes: options.limits.scratch_bytes,
             nested: wants_kvm(request),
             ro_paths: constraints.iter().flat_map(|constraints| &constraints.available_ro_paths).collect(),
         }

@@ -24,6 +24,7 @@ pub(crate) mod failure;
 mod guest;
 mod interruption;
 mod line;
+mod options;
 mod phase;
 mod progress;
 mod remains;
@@ -34,7 +35,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use cofferdam_castore::{B3Digest, Store, blobservice::Lease, refscan::ReferencePattern};
 use cofferdam_images::Image;
-use cofferdam_protocol::{Sample, Specification, Stream, Usage, tree};
+use cofferdam_protocol::{Sample, Specification, Stream, Usage};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -50,15 +51,10 @@ use ending::{Ending, HangUp};
 pub(crate) use error::{BuildError, ExecutorError, Failed, Kept, Limit, ProtocolError, Reason};
 use guest::Size;
 use interruption::Interruptions;
+pub(crate) use options::Options;
 pub(crate) use phase::Phase;
 use progress::Progress;
 pub(crate) use shell::{Terminal, TerminalInput};
-
-/// Largest scratch disk, in bytes: the image's template reserves room to grow to this size.
-pub(crate) const MAX_SCRATCH_BYTES: u64 = 1 << 40;
-
-/// How long a shell in a failed build may run by default.
-pub(crate) const SHELL_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 /// How long the other side of a broken connection has to explain itself.
 const AFTERMATH: Duration = Duration::from_secs(2);
@@ -102,65 +98,6 @@ impl Settings {
             ro_paths: BTreeMap::new(),
             withhold_network: false,
             nested: false,
-        }
-    }
-}
-
-/// One build's resources and limits.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Options {
-    /// Memory that the build finds, in bytes, when its request asks for less.
-    pub memory_bytes: u64,
-    /// Virtual CPUs. This is all that a build is told about cores: its environment is exactly its request's, where a
-    /// client that wants `NIX_BUILD_CORES` or the like has put it.
-    pub cpus: u32,
-    /// Size of the scratch disk, in bytes.
-    pub scratch_bytes: u64,
-    /// Most processes and threads at a time; a guest with little memory has room for fewer.
-    pub processes: u32,
-    /// Wall-clock time from the VM's start to the last output.
-    pub timeout: Duration,
-    /// Longest time for which the command may write nothing while it runs; time that the observer takes doesn't count.
-    pub silence: Option<Duration>,
-    /// Most bytes of stdout and stderr together.
-    pub log_bytes: u64,
-    /// Bounds of all outputs together, and of what is kept of a failed build.
-    pub outputs: tree::Limits,
-    /// Whether to keep what a failed build has left, see [`Failed::kept`]; within ten minutes of its own. Outputs beyond
-    /// their limits leave nothing, since that would be beyond them, too.
-    pub keep_failed: bool,
-    /// Whether somebody may look around in a shell when the build has failed, if [`Observer::terminal`] gives a
-    /// terminal, and for how long.
-    pub shell: Option<Duration>,
-}
-
-impl Options {
-    /// What a build can see of them: under options that agree in it, equal requests make equal builds. How long a build may
-    /// take, or how much it may produce, doesn't show in one that has succeeded.
-    pub(crate) fn visible(&self) -> [u64; 4] {
-        [self.memory_bytes, self.cpus.into(), self.scratch_bytes, self.processes.into()]
-    }
-
-    /// Whether the guest of a failed build is still needed.
-    fn needs_failed_guest(&self) -> bool {
-        self.keep_failed || self.shell.is_some()
-    }
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            memory_bytes: 2 << 30,
-            cpus: 2,
-            // Sparse, so it costs what a build writes.
-            scratch_bytes: 32 << 30,
-            processes: 16_384,
-            timeout: Duration::from_secs(60 * 60),
-            silence: None,
-            log_bytes: 1 << 30,
-            outputs: tree::Limits { entries: 1_000_000, bytes: 64 << 30 },
-            keep_failed: false,
-            shell: None,
         }
     }
 }
@@ -351,6 +288,6 @@ fn specification(request: &BuildRequest, options: &Options) -> Specification {
         provide_bin_sh: request.constraints.as_ref().is_some_and(|constraints| constraints.provide_bin_sh),
         host_paths: Vec::new(),
         kvm: guest::wants_kvm(request),
-        processes: options.processes,
+        processes: options.limits.processes,
     }
 }

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::{sync::Notify, time::sleep_until};
 
 use super::{Observer, Options, Phase, Reason, Terminal, Times, ending::Ending};
+use crate::limits::Limits;
 
 /// How long a guest may take to end a command that is being stopped, and its host to take what that wrote last.
 const STOPPING: Duration = Duration::from_secs(30);
@@ -20,7 +21,7 @@ const KEEPING: Duration = Duration::from_secs(10 * 60);
 pub(super) struct Progress {
     observer: Arc<dyn Observer>,
     timeout: Duration,
-    silence: Option<Duration>,
+    silence: Duration,
     shell: Option<Duration>,
     state: Mutex<State>,
     ending: Arc<Ending>,
@@ -46,7 +47,7 @@ impl Progress {
         let now = Instant::now();
         let times = Times::default();
         let state = State { begun: now, phase: Phase::Resolving, since: now, times, written: now, observing: false };
-        let Options { timeout, silence, shell, .. } = *options;
+        let Options { limits: Limits { timeout, silence, .. }, shell, .. } = *options;
         Self { observer, timeout, silence, shell, state: Mutex::new(state), ending, sooner: Notify::new() }
     }
 
@@ -127,8 +128,8 @@ impl Progress {
         // A limit beyond what a clock can show is none.
         let timeout = state.begun.checked_add(self.timeout).map(|at| (at, Reason::Timeout { limit: self.timeout }));
         let silent_since = if state.observing { now } else { state.written };
-        let silence = self.silence.filter(|_| state.phase == Phase::Running);
-        let silence = silence.and_then(|limit| Some((silent_since.checked_add(limit)?, Reason::Silence { limit })));
+        let silence = silent_since.checked_add(self.silence).filter(|_| state.phase == Phase::Running);
+        let silence = silence.map(|at| (at, Reason::Silence { limit: self.silence }));
         [timeout, silence].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
@@ -165,14 +166,15 @@ mod tests {
         fn log(&self, _: Stream, _: &[u8]) {}
     }
 
-    fn progress(timeout: Duration, silence: Option<Duration>) -> Progress {
-        let options = Options { timeout, silence, ..Options::default() };
+    fn progress(timeout: Duration, silence: Duration) -> Progress {
+        let limits = Limits { timeout, silence, ..Limits::default() };
+        let options = Options { limits, ..Options::default() };
         Progress::new(Arc::new(Deaf), &options, Arc::new(Ending::new()))
     }
 
     #[test]
     fn silence_counts_while_the_command_runs() {
-        let progress = progress(60 * SECOND, Some(SECOND));
+        let progress = progress(60 * SECOND, SECOND);
         let reason = || progress.due(Instant::now()).unwrap().1.code();
         for (phase, first) in [
             (Phase::Resolving, "timeout"),
@@ -187,7 +189,7 @@ mod tests {
 
     #[test]
     fn what_the_command_writes_ends_its_silence_and_a_slow_observer_is_no_silence() {
-        let progress = progress(60 * SECOND, Some(SECOND));
+        let progress = progress(60 * SECOND, SECOND);
         progress.enter(Phase::Running);
         let at = |now| progress.due(now).unwrap().0;
         let begun = progress.state.lock().written;
@@ -200,7 +202,8 @@ mod tests {
 
     #[test]
     fn a_build_that_is_stopped_and_what_comes_after_a_failure_have_times_of_their_own() {
-        let options = Options { timeout: SECOND, shell: Some(30 * SECOND), ..Options::default() };
+        let limits = Limits { timeout: SECOND, ..Limits::default() };
+        let options = Options { limits, shell: Some(30 * SECOND), keep_failed: true };
         let progress = Progress::new(Arc::new(Deaf), &options, Arc::new(Ending::new()));
         assert!(!progress.stop(Reason::Signal(1)), "nothing runs yet");
         progress.enter(Phase::Running);
@@ -217,14 +220,14 @@ mod tests {
 
     #[test]
     fn times_that_no_clock_can_show_are_no_limits() {
-        let progress = progress(Duration::MAX, Some(Duration::MAX));
+        let progress = progress(Duration::MAX, Duration::MAX);
         progress.enter(Phase::Running);
         assert!(progress.due(Instant::now()).is_none());
     }
 
     #[tokio::test]
     async fn a_limit_that_a_phase_brings_is_seen_by_who_waits_already() {
-        let progress = progress(600 * SECOND, Some(Duration::from_nanos(1)));
+        let progress = progress(600 * SECOND, Duration::from_nanos(1));
         let waiting = tokio::time::timeout(60 * SECOND, progress.overdue());
         let (reason, ()) = tokio::join!(waiting, async { progress.enter(Phase::Running) });
         assert_eq!(reason.unwrap().code(), "silence");

@@ -47,10 +47,10 @@ impl Exchange<'_> {
     /// Ingests what the build has left, as a tree that is laid out as its root was.
     fn keep(&self, reader: &mut Reader<'_>) -> Result<Option<Kept>, BuildError> {
         let store = |error| BuildError::Executor(ExecutorError::Store(error));
-        self.line.say(&FromHost::Keep(self.options.outputs)).map_err(frame)?;
+        self.line.say(&FromHost::Keep(self.options.limits.outputs())).map_err(frame)?;
         let needles = ReferencePattern::new::<&[u8]>([]).map_err(|error| store(std::io::Error::other(error)))?;
         let batch = self.store.batch();
-        let mut receiver = Receiver::new(&batch, self.handle.clone(), &needles, self.options.outputs);
+        let mut receiver = Receiver::new(&batch, self.handle.clone(), &needles, self.options.limits.outputs());
         let mut node = None;
         let skipped = loop {
             match next(reader)? {

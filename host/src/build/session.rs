@@ -95,11 +95,11 @@ impl Session<'_> {
                 FromGuest::Log { bytes: [], .. } => return Err(protocol(ProtocolError::EmptyLog)),
                 FromGuest::Log { stream, bytes } => {
                     logged = logged.saturating_add(bytes.len() as u64);
-                    if logged <= options.log_bytes {
+                    if logged <= options.limits.log_bytes {
                         progress.log(stream, bytes);
                         continue;
                     }
-                    let reason = Reason::LimitReached { limit: Limit::LogBytes, allowed: options.log_bytes };
+                    let reason = Reason::LimitReached { limit: Limit::LogBytes, allowed: options.limits.log_bytes };
                     if !options.needs_failed_guest() {
                         return Err(failed(reason, None));
                     }
@@ -135,7 +135,7 @@ impl Session<'_> {
                 Reason::OutOfMemory { memory_bytes: self.memory_bytes }
             }
             End::Exited(_) | End::Signaled(_) if report.scratch_full => {
-                Reason::ScratchFull { scratch_bytes: self.exchange.options.scratch_bytes }
+                Reason::ScratchFull { scratch_bytes: self.exchange.options.limits.scratch_bytes }
             }
             End::Exited(_) | End::Signaled(_) if let Some(allowed) = report.too_many_processes => {
                 // Whatever a guest says, it was allowed no more.
@@ -151,7 +151,7 @@ impl Session<'_> {
         let Exchange { store, handle, ending, options, .. } = &self.exchange;
         let expected = &self.specification.outputs;
         let batch = store.batch();
-        let mut receiver = Receiver::new(&batch, handle.clone(), self.needles, options.outputs);
+        let mut receiver = Receiver::new(&batch, handle.clone(), self.needles, options.limits.outputs());
         let mut outputs = Vec::with_capacity(expected.len());
         let mut missing = Vec::new();
         loop {
