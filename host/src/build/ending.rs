@@ -30,7 +30,7 @@ use std::{future::Future, io, os::unix::net::UnixStream, sync::Arc, sync::OnceLo
 use cofferdam_protocol::FromHost;
 use tokio::sync::watch;
 
-use super::{Reason, line::Line};
+use super::{error::Reason, line::Line};
 
 /// Where a build's end stands, see the module.
 #[derive(Debug)]

@@ -9,7 +9,9 @@ use cofferdam_protocol::{Sample, Stream};
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::sleep_until};
 
-use super::{Observer, Options, Phase, Reason, Terminal, Times, ending::Ending};
+use super::{
+    built::Times, ending::Ending, error::Reason, observer::Observer, options::Options, phase::Phase, terminal::Terminal,
+};
 use crate::limits::Limits;
 
 /// How long a guest may take to end a command that is being stopped, and its host to take what that wrote last.

@@ -5,10 +5,11 @@ use cofferdam_castore::refscan::ReferencePattern;
 use cofferdam_protocol::{FromGuest, FromHost};
 
 use super::{
-    BuildError, ExecutorError, Failed, Kept, Phase,
     ending::{Claim, Party},
+    error::{BuildError, ExecutorError, Failed, Kept},
     exchange::{Exchange, frame, next, out_of_place, receive_failed},
     line::Reader,
+    phase::Phase,
 };
 use crate::outputs::Receiver;
 

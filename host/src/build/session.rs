@@ -25,16 +25,23 @@ use cofferdam_protocol::{
 use nix::errno::Errno;
 
 use super::{
-    AFTERMATH, BuildError, ExecutorError, Failed, Limit, Outcome, Phase, ProtocolError, Reason,
     ending::{Claim, Party},
+    error::{BuildError, ExecutorError, Failed, Limit, ProtocolError, Reason},
     exchange::{Exchange, failed, frame, next, out_of_place, protocol, receive_failed},
     line::Reader,
+    phase::Phase,
 };
 use crate::{
     machine::jail::one_line,
     outputs::Receiver,
     request::{BuildOutput, BuildResult, RequestError, RequestErrorKind},
 };
+
+/// How long the other side of a broken connection has to explain itself.
+pub(super) const AFTERMATH: Duration = Duration::from_secs(2);
+
+/// What a session ends with.
+pub(super) type Outcome = Result<(BuildResult, Usage), BuildError>;
 
 /// Samples that come sooner after the one before are dropped, whatever they say.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
