@@ -38,7 +38,9 @@ mod terminal;
 
 pub(crate) use builder::Builder;
 pub(crate) use built::{Built, Times};
-pub(crate) use error::{BuildError, ExecutorError, Failed, Kept, Reason};
+#[cfg(test)]
+pub(crate) use error::Failed;
+pub(crate) use error::{BuildError, ExecutorError, Reason};
 pub(crate) use observer::Observer;
 pub(crate) use options::Options;
 pub(crate) use phase::Phase;

@@ -7,7 +7,7 @@ use crate::limits::{Asked, Limits};
 pub(crate) struct Options {
     /// Its limits.
     pub limits: Limits,
-    /// Whether to keep what a failed build has left, see [`Failed::kept`](super::Failed::kept); within ten minutes of its
+    /// Whether to keep what a failed build has left, see [`Failed::kept`](super::error::Failed::kept); within ten minutes of its
     /// own. Outputs beyond their limits leave nothing, since that would be beyond them, too.
     pub keep_failed: bool,
     /// Whether somebody may look around in a shell when the build has failed, if

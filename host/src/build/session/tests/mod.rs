@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::{
-    build::{Kept, Observer, Options, Terminal, TerminalInput, ending::Ending, progress::Progress},
+    build::{Observer, Options, Terminal, TerminalInput, ending::Ending, error::Kept, progress::Progress},
     limits::Limits,
 };
 
