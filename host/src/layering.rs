@@ -6,7 +6,7 @@ use std::{
 };
 
 /// The modules, top first.
-const ORDER: [&str; 14] = [
+const ORDER: [&str; 15] = [
     "cli",
     "daemon",
     "frontend",
@@ -14,6 +14,7 @@ const ORDER: [&str; 14] = [
     "telemetry",
     "records",
     "build",
+    "limits",
     "outputs",
     "devices",
     "machine",

@@ -18,6 +18,7 @@
 //! | `telemetry` | metrics and traces |
 //! | `records` | builds that ended, and their logs |
 //! | `build` | one build, from admission to result |
+//! | `limits` | the limits of one build, as flags, settings and on the wire |
 //! | `outputs` | the outputs as they arrive: check, scan, ingest |
 //! | `devices` | the processes that serve a guest |
 //! | `machine` | VMMs, the jail of helper processes, run directories |
@@ -34,6 +35,7 @@ mod frontend;
 pub mod fuzzing;
 #[cfg(test)]
 mod layering;
+mod limits;
 pub mod machine;
 mod outputs;
 mod privacy;

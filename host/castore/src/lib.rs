@@ -40,7 +40,7 @@
 //! - `from_addr`: opens stores
 //! - `cache`, `grpc`, `objectstore`: services that need others, or a network
 //! - `blobservice`, `directoryservice`: the traits; services in memory and in files
-//! - `proto`, `directory`, `node`, `name`, `digest`, `addr`, `runtime`: the common base
+//! - `proto`, `directory`, `node`, `name`, `digest`, `addr`, `size`, `runtime`: the common base
 //! - `refscan`: independent of the others
 
 mod addr;
@@ -66,6 +66,7 @@ mod objectstore;
 pub mod proto;
 pub mod refscan;
 mod runtime;
+mod size;
 pub mod tar;
 #[cfg(test)]
 mod testing;
@@ -81,6 +82,7 @@ pub use from_addr::is_addr;
 pub use local_store::{LocalStore, RootError};
 pub use name::{NameError, PathComponent, SymlinkTarget, TargetError};
 pub use node::Node;
+pub use size::{SizeError, parse_size};
 
 use std::sync::Arc;
 

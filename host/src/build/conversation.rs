@@ -8,12 +8,13 @@ use cofferdam_protocol::Specification;
 use tokio::{runtime::Handle, sync::oneshot, time::timeout};
 
 use super::{
-    AFTERMATH, BuildError, ExecutorError, Options, Outcome,
     ending::{Claim, Ending, Party},
+    error::{BuildError, ExecutorError},
     exchange::{Exchange, is_disconnect},
     interruption::{Interruption, Interruptions},
+    options::Options,
     progress::Progress,
-    session::Session,
+    session::{AFTERMATH, Outcome, Session},
 };
 use crate::machine::Machine;
 

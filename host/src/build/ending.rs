@@ -31,7 +31,7 @@ use std::{future::Future, io, os::unix::net::UnixStream, sync::Arc, sync::OnceLo
 use cofferdam_protocol::FromHost;
 use tokio::sync::watch;
 
-use super::{Reason, line::Line};
+use super::{error::Reason, line::Line};
 
 /// The state of a build's end, see the module.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use cofferdam_images::Image;
 use cofferdam_protocol::VERSION;
 use parking_lot::Mutex;
 
-use super::Settings;
+use super::settings::Settings;
 
 /// Separates these digests from all others. Its number must be raised when the environment changes in a way that the fields
 /// below don't show.

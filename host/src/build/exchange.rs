@@ -9,9 +9,10 @@ use cofferdam_protocol::{
 use tokio::runtime::Handle;
 
 use super::{
-    BuildError, ExecutorError, Failed, Limit, Options, ProtocolError, Reason,
     ending::Ending,
+    error::{BuildError, ExecutorError, Failed, Limit, ProtocolError, Reason},
     line::{Line, Reader},
+    options::Options,
     progress::Progress,
 };
 use crate::outputs::ReceiveError;

@@ -11,8 +11,8 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::error::{BuildError, ExecutorError, Failed, Kept, Reason};
 use crate::{
-    build::{BuildError, ExecutorError, Failed, Kept, Reason},
     machine::Cause,
     request::node_text,
     request::{RequestError, RequestErrorKind},

@@ -6,15 +6,21 @@
 
 use std::{os::unix::net::UnixStream, sync::Arc};
 
+use cofferdam_castore::Store;
 use cofferdam_protocol::HostPath;
 
-use super::{BuildError, Builder, ExecutorError, Options, interruption::Interruptions};
+use super::{
+    error::{BuildError, ExecutorError},
+    interruption::Interruptions,
+    options::Options,
+    settings::Settings,
+};
 use crate::{
     devices::{
         inputs::{self, Tree, Unbound},
         paths::{self, Shown},
     },
-    machine::{Cause, ConnectError, Device, FileError, Machine, RunDir, vmm},
+    machine::{Cause, ConnectError, Device, FileError, Machine, RunDir, jail::Spawner, vmm},
     request::{AbsolutePath, BuildRequest, KVM},
 };
 
@@ -25,8 +31,15 @@ const GUEST_OVERHEAD_BYTES: u64 = 160 << 20;
 /// The kernel's page structures take 64 bytes of each 4096, its tables and its zones' reserves the rest.
 const GUEST_OVERHEAD_SHARE: u64 = 16;
 
-/// How often a guest may boot for one build, see [`boot`].
+/// How often a guest may boot for one build, see [`Machines::boot`].
 const MAX_BOOTS: u32 = 2;
+
+/// The machines of this host.
+pub(super) struct Machines {
+    pub(super) store: Store,
+    pub(super) settings: Settings,
+    pub(super) spawner: Spawner,
+}
 
 /// What a machine can't change once it has booted.
 pub(super) struct Size<'r> {
@@ -46,9 +59,9 @@ impl<'r> Size<'r> {
         let constraints = request.constraints.as_ref();
         let asked = constraints.map_or(0, |constraints| constraints.min_memory);
         Self {
-            memory_bytes: asked.max(options.memory_bytes),
-            cpus: options.cpus,
-            scratch_bytes: options.scratch_bytes,
+            memory_bytes: asked.max(options.limits.memory_bytes),
+            cpus: options.limits.cpus,
+            scratch_bytes: options.limits.scratch_bytes,
             nested: wants_kvm(request),
             ro_paths: constraints.iter().flat_map(|constraints| &constraints.available_ro_paths).collect(),
         }
@@ -83,38 +96,6 @@ impl Booted {
     }
 }
 
-/// Boots a machine until its guest connects.
-///
-/// Where the processor is emulated, one kernel in some hundred hangs or resets itself while it boots. A guest that never
-/// connected has seen nothing of the request and may boot again.
-pub(super) async fn boot(
-    builder: &Builder,
-    size: &Size<'_>,
-    interruptions: &Interruptions<'_>,
-) -> Result<Booted, BuildError> {
-    let limit = builder.settings.connect_timeout;
-    let mut boots = 1;
-    loop {
-        let started = interruptions.before(start(builder, size)).await?;
-        let (mut machine, inputs, host_paths) = started.map_err(BuildError::Executor)?;
-        let error = match interruptions.before(machine.connected(limit)).await {
-            Ok(Ok(stream)) => return Ok(Booted { machine, stream, inputs, host_paths }),
-            Ok(Err(error)) => error,
-            Err(interrupted) => return Err(end(machine, interrupted).await),
-        };
-        machine.kill().await;
-        let what = match error {
-            ConnectError::Timeout { .. } if boots < MAX_BOOTS => "did not connect in time",
-            ConnectError::Died(death) if death.cause == Cause::Reset && boots < MAX_BOOTS => {
-                "reset itself while it booted"
-            }
-            error => return Err(BuildError::Executor(error.into())),
-        };
-        boots += 1;
-        tracing::warn!("the guest {what}; booting another");
-    }
-}
-
 /// Kills the machine of a build without a result. If its host's disk is full, this is why the build failed.
 pub(super) async fn end(machine: Machine, error: BuildError) -> BuildError {
     let full = machine.host_is_full();
@@ -125,44 +106,74 @@ pub(super) async fn end(machine: Machine, error: BuildError) -> BuildError {
     }
 }
 
-async fn start(builder: &Builder, size: &Size<'_>) -> Result<(Machine, Unbound, Vec<HostPath>), ExecutorError> {
-    let Builder { settings, spawner, store, .. } = builder;
-    let spawner = &spawner.for_machine(size.machine_bytes())?;
-    let run_dir = RunDir::create(&settings.run_dir)?;
-    run_dir.copy_sparse(&settings.image.scratch, vmm::SCRATCH_DISK, size.scratch_bytes)?;
-    let (inputs, unbound) = inputs::Device::start(spawner, run_dir.path(), store).await?;
-    let mut devices: Vec<Box<dyn Device>> = vec![Box::new(inputs)];
-    let (host_paths, shown) = show(builder, &size.ro_paths)?;
-    if !shown.is_empty() {
-        devices.push(Box::new(paths::Device::start(spawner, run_dir.path(), shown).await?));
+impl Machines {
+    /// Boots a machine until its guest connects.
+    ///
+    /// Where the processor is emulated, one kernel in some hundred hangs or resets itself while it boots. A guest that never
+    /// connected has seen nothing of the request and may boot again.
+    pub(super) async fn boot(&self, size: &Size<'_>, interruptions: &Interruptions<'_>) -> Result<Booted, BuildError> {
+        let limit = self.settings.connect_timeout;
+        let mut boots = 1;
+        loop {
+            let started = interruptions.before(self.start(size)).await?;
+            let (mut machine, inputs, host_paths) = started.map_err(BuildError::Executor)?;
+            let error = match interruptions.before(machine.connected(limit)).await {
+                Ok(Ok(stream)) => return Ok(Booted { machine, stream, inputs, host_paths }),
+                Ok(Err(error)) => error,
+                Err(interrupted) => return Err(end(machine, interrupted).await),
+            };
+            machine.kill().await;
+            let what = match error {
+                ConnectError::Timeout { .. } if boots < MAX_BOOTS => "did not connect in time",
+                ConnectError::Died(death) if death.cause == Cause::Reset && boots < MAX_BOOTS => {
+                    "reset itself while it booted"
+                }
+                error => return Err(BuildError::Executor(error.into())),
+            };
+            boots += 1;
+            tracing::warn!("the guest {what}; booting another");
+        }
     }
-    let config = vmm::Config {
-        kernel: settings.image.kernel.clone(),
-        initramfs: settings.image.initramfs.clone(),
-        memory_bytes: size.machine_bytes(),
-        cpus: size.cpus,
-        cpu_model: settings.cpu_model.clone(),
-        hugepages: settings.hugepages,
-        attachments: Vec::new(),
-        nested: size.nested,
-    };
-    let vmm = settings.vmm.vmm();
-    let machine = Machine::start((&*vmm, spawner), run_dir, devices, config).await?;
-    Ok((machine, unbound, host_paths))
-}
 
-/// Opens the paths of the host among those that an admitted request asks for.
-fn show(builder: &Builder, asked: &[&AbsolutePath]) -> Result<(Vec<HostPath>, Vec<Shown>), FileError> {
-    let mut opened = (Vec::new(), Vec::new());
-    for (path, host) in asked.iter().filter_map(|path| Some((path, builder.host.ro_paths.get(*path)?))) {
-        let shown = Shown::open(host).map_err(|source| FileError {
-            action: "show builds the path",
-            path: host.clone(),
-            source,
-        })?;
-        let path = path.as_str().trim_start_matches('/').to_owned();
-        opened.0.push(HostPath { path, is_directory: shown.is_directory() });
-        opened.1.push(shown);
+    async fn start(&self, size: &Size<'_>) -> Result<(Machine, Unbound, Vec<HostPath>), ExecutorError> {
+        let Self { store, settings, spawner } = self;
+        let spawner = &spawner.for_machine(size.machine_bytes())?;
+        let run_dir = RunDir::create(&settings.run_dir)?;
+        run_dir.copy_sparse(&settings.image.scratch, vmm::SCRATCH_DISK, size.scratch_bytes)?;
+        let (inputs, unbound) = inputs::Device::start(spawner, run_dir.path(), store).await?;
+        let mut devices: Vec<Box<dyn Device>> = vec![Box::new(inputs)];
+        let (host_paths, shown) = self.show(&size.ro_paths)?;
+        if !shown.is_empty() {
+            devices.push(Box::new(paths::Device::start(spawner, run_dir.path(), shown).await?));
+        }
+        let config = vmm::Config {
+            kernel: settings.image.kernel.clone(),
+            initramfs: settings.image.initramfs.clone(),
+            memory_bytes: size.machine_bytes(),
+            cpus: size.cpus,
+            cpu_model: settings.cpu_model.clone(),
+            hugepages: settings.hugepages,
+            attachments: Vec::new(),
+            nested: size.nested,
+        };
+        let vmm = settings.vmm.vmm();
+        let machine = Machine::start((&*vmm, spawner), run_dir, devices, config).await?;
+        Ok((machine, unbound, host_paths))
     }
-    Ok(opened)
+
+    /// Opens the paths of the host among those that an admitted request asks for.
+    fn show(&self, asked: &[&AbsolutePath]) -> Result<(Vec<HostPath>, Vec<Shown>), FileError> {
+        let mut opened = (Vec::new(), Vec::new());
+        for (path, host) in asked.iter().filter_map(|path| Some((path, self.settings.ro_paths.get(*path)?))) {
+            let shown = Shown::open(host).map_err(|source| FileError {
+                action: "show builds the path",
+                path: host.clone(),
+                source,
+            })?;
+            let path = path.as_str().trim_start_matches('/').to_owned();
+            opened.0.push(HostPath { path, is_directory: shown.is_directory() });
+            opened.1.push(shown);
+        }
+        Ok(opened)
+    }
 }

@@ -4,7 +4,10 @@ use std::future::Future;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{BuildError, ExecutorError, Failed, Reason, progress::Progress};
+use super::{
+    error::{BuildError, ExecutorError, Failed, Reason},
+    progress::Progress,
+};
 
 /// Why a build must end now.
 pub(super) enum Interruption {

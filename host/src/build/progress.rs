@@ -9,7 +9,10 @@ use cofferdam_protocol::{Sample, Stream};
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::sleep_until};
 
-use super::{Observer, Options, Phase, Reason, Terminal, Times, ending::Ending};
+use super::{
+    built::Times, ending::Ending, error::Reason, observer::Observer, options::Options, phase::Phase, terminal::Terminal,
+};
+use crate::limits::Limits;
 
 /// Time limit for the guest to end a command that is being stopped, and for the host to read the rest of its log.
 const STOPPING: Duration = Duration::from_secs(30);
@@ -20,7 +23,7 @@ const KEEPING: Duration = Duration::from_secs(10 * 60);
 pub(super) struct Progress {
     observer: Arc<dyn Observer>,
     timeout: Duration,
-    silence: Option<Duration>,
+    silence: Duration,
     shell: Option<Duration>,
     state: Mutex<State>,
     ending: Arc<Ending>,
@@ -46,7 +49,7 @@ impl Progress {
         let now = Instant::now();
         let times = Times::default();
         let state = State { begun: now, phase: Phase::Resolving, since: now, times, written: now, observing: false };
-        let Options { timeout, silence, shell, .. } = *options;
+        let Options { limits: Limits { timeout, silence, .. }, shell, .. } = *options;
         Self { observer, timeout, silence, shell, state: Mutex::new(state), ending, sooner: Notify::new() }
     }
 
@@ -127,8 +130,8 @@ impl Progress {
         // A limit beyond the clock's range has no effect.
         let timeout = state.begun.checked_add(self.timeout).map(|at| (at, Reason::Timeout { limit: self.timeout }));
         let silent_since = if state.observing { now } else { state.written };
-        let silence = self.silence.filter(|_| state.phase == Phase::Running);
-        let silence = silence.and_then(|limit| Some((silent_since.checked_add(limit)?, Reason::Silence { limit })));
+        let silence = silent_since.checked_add(self.silence).filter(|_| state.phase == Phase::Running);
+        let silence = silence.map(|at| (at, Reason::Silence { limit: self.silence }));
         [timeout, silence].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
@@ -165,14 +168,15 @@ mod tests {
         fn log(&self, _: Stream, _: &[u8]) {}
     }
 
-    fn progress(timeout: Duration, silence: Option<Duration>) -> Progress {
-        let options = Options { timeout, silence, ..Options::default() };
+    fn progress(timeout: Duration, silence: Duration) -> Progress {
+        let limits = Limits { timeout, silence, ..Limits::default() };
+        let options = Options { limits, ..Options::default() };
         Progress::new(Arc::new(Deaf), &options, Arc::new(Ending::new()))
     }
 
     #[test]
     fn silence_counts_while_the_command_runs() {
-        let progress = progress(60 * SECOND, Some(SECOND));
+        let progress = progress(60 * SECOND, SECOND);
         let reason = || progress.due(Instant::now()).unwrap().1.code();
         for (phase, first) in [
             (Phase::Resolving, "timeout"),
@@ -187,7 +191,7 @@ mod tests {
 
     #[test]
     fn output_ends_silence_and_a_slow_observer_does_not_count() {
-        let progress = progress(60 * SECOND, Some(SECOND));
+        let progress = progress(60 * SECOND, SECOND);
         progress.enter(Phase::Running);
         let at = |now| progress.due(now).unwrap().0;
         let begun = progress.state.lock().written;
@@ -200,7 +204,8 @@ mod tests {
 
     #[test]
     fn stopping_and_keeping_have_their_own_time_limits() {
-        let options = Options { timeout: SECOND, shell: Some(30 * SECOND), ..Options::default() };
+        let limits = Limits { timeout: SECOND, ..Limits::default() };
+        let options = Options { limits, shell: Some(30 * SECOND), keep_failed: true };
         let progress = Progress::new(Arc::new(Deaf), &options, Arc::new(Ending::new()));
         assert!(!progress.stop(Reason::Signal(1)), "nothing runs yet");
         progress.enter(Phase::Running);
@@ -217,14 +222,14 @@ mod tests {
 
     #[test]
     fn times_that_no_clock_can_show_are_no_limits() {
-        let progress = progress(Duration::MAX, Some(Duration::MAX));
+        let progress = progress(Duration::MAX, Duration::MAX);
         progress.enter(Phase::Running);
         assert!(progress.due(Instant::now()).is_none());
     }
 
     #[tokio::test]
     async fn a_waiting_task_sees_the_limit_of_a_new_phase() {
-        let progress = progress(600 * SECOND, Some(Duration::from_nanos(1)));
+        let progress = progress(600 * SECOND, Duration::from_nanos(1));
         let waiting = tokio::time::timeout(60 * SECOND, progress.overdue());
         let (reason, ()) = tokio::join!(waiting, async { progress.enter(Phase::Running) });
         assert_eq!(reason.unwrap().code(), "silence");

@@ -4,10 +4,11 @@ use cofferdam_castore::refscan::ReferencePattern;
 use cofferdam_protocol::{FromGuest, FromHost};
 
 use super::{
-    BuildError, ExecutorError, Failed, Kept, Phase,
     ending::{Claim, Party},
+    error::{BuildError, ExecutorError, Failed, Kept},
     exchange::{Exchange, frame, next, out_of_place, receive_failed},
     line::Reader,
+    phase::Phase,
 };
 use crate::outputs::Receiver;
 
@@ -46,10 +47,10 @@ impl Exchange<'_> {
     /// Ingests the build's remains, as a tree with the layout of its root.
     fn keep(&self, reader: &mut Reader<'_>) -> Result<Option<Kept>, BuildError> {
         let store = |error| BuildError::Executor(ExecutorError::Store(error));
-        self.line.say(&FromHost::Keep(self.options.outputs)).map_err(frame)?;
+        self.line.say(&FromHost::Keep(self.options.limits.outputs())).map_err(frame)?;
         let needles = ReferencePattern::new::<&[u8]>([]).map_err(|error| store(std::io::Error::other(error)))?;
         let batch = self.store.batch();
-        let mut receiver = Receiver::new(&batch, self.handle.clone(), &needles, self.options.outputs);
+        let mut receiver = Receiver::new(&batch, self.handle.clone(), &needles, self.options.limits.outputs());
         let mut node = None;
         let skipped = loop {
             match next(reader)? {

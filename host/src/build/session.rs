@@ -25,16 +25,23 @@ use cofferdam_protocol::{
 use nix::errno::Errno;
 
 use super::{
-    AFTERMATH, BuildError, ExecutorError, Failed, Limit, Outcome, Phase, ProtocolError, Reason,
     ending::{Claim, Party},
+    error::{BuildError, ExecutorError, Failed, Limit, ProtocolError, Reason},
     exchange::{Exchange, failed, frame, next, out_of_place, protocol, receive_failed},
     line::Reader,
+    phase::Phase,
 };
 use crate::{
     machine::jail::one_line,
     outputs::Receiver,
     request::{BuildOutput, BuildResult, RequestError, RequestErrorKind},
 };
+
+/// Time for the other side of a broken connection to report a reason.
+pub(super) const AFTERMATH: Duration = Duration::from_secs(2);
+
+/// What a session ends with.
+pub(super) type Outcome = Result<(BuildResult, Usage), BuildError>;
 
 /// Least time between two samples. Samples that arrive sooner are dropped.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
@@ -95,11 +102,11 @@ impl Session<'_> {
                 FromGuest::Log { bytes: [], .. } => return Err(protocol(ProtocolError::EmptyLog)),
                 FromGuest::Log { stream, bytes } => {
                     logged = logged.saturating_add(bytes.len() as u64);
-                    if logged <= options.log_bytes {
+                    if logged <= options.limits.log_bytes {
                         progress.log(stream, bytes);
                         continue;
                     }
-                    let reason = Reason::LimitReached { limit: Limit::LogBytes, allowed: options.log_bytes };
+                    let reason = Reason::LimitReached { limit: Limit::LogBytes, allowed: options.limits.log_bytes };
                     if !options.needs_failed_guest() {
                         return Err(failed(reason, None));
                     }
@@ -135,7 +142,7 @@ impl Session<'_> {
                 Reason::OutOfMemory { memory_bytes: self.memory_bytes }
             }
             End::Exited(_) | End::Signaled(_) if report.scratch_full => {
-                Reason::ScratchFull { scratch_bytes: self.exchange.options.scratch_bytes }
+                Reason::ScratchFull { scratch_bytes: self.exchange.options.limits.scratch_bytes }
             }
             End::Exited(_) | End::Signaled(_) if let Some(allowed) = report.too_many_processes => {
                 // The guest isn't trusted with the number.
@@ -151,7 +158,7 @@ impl Session<'_> {
         let Exchange { store, handle, ending, options, .. } = &self.exchange;
         let expected = &self.specification.outputs;
         let batch = store.batch();
-        let mut receiver = Receiver::new(&batch, handle.clone(), self.needles, options.outputs);
+        let mut receiver = Receiver::new(&batch, handle.clone(), self.needles, options.limits.outputs());
         let mut outputs = Vec::with_capacity(expected.len());
         let mut missing = Vec::new();
         loop {

@@ -10,40 +10,18 @@
 use std::thread;
 
 use bytes::Bytes;
-use cofferdam_protocol::{FromGuest, FromHost, MAX_INPUT_BYTES, WindowSize};
+use cofferdam_protocol::{FromGuest, FromHost, MAX_INPUT_BYTES};
 use tokio::sync::mpsc;
 
 use super::{
-    BuildError, ExecutorError,
+    error::{BuildError, ExecutorError},
     exchange::{Exchange, frame, next, out_of_place},
     line::Reader,
+    terminal::{Terminal, TerminalInput},
 };
 
 /// Longest name of a kind of terminal, in bytes.
 const MAX_KIND_BYTES: usize = 64;
-
-/// A client's terminal, lent to the shell of a failed build. The shell's output is untrusted, and may contain any control
-/// sequence.
-#[derive(Debug)]
-pub(crate) struct Terminal {
-    /// Its kind, for `TERM`. Ignored unless it is short and plain.
-    pub kind: String,
-    /// Its initial size.
-    pub size: WindowSize,
-    /// The user's input. Closing it ends the shell.
-    pub input: mpsc::Receiver<TerminalInput>,
-    /// The shell's output, in pieces of at most 28 KiB. Closing it ends the shell. The shell's end drops it.
-    pub output: mpsc::Sender<Bytes>,
-}
-
-/// Input from a client's terminal.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum TerminalInput {
-    /// Typed bytes.
-    Bytes(Bytes),
-    /// A new size.
-    Resize(WindowSize),
-}
 
 impl Exchange<'_> {
     /// Connects a shell in the guest with a terminal, until one of them ends or the build is interrupted.

@@ -12,9 +12,8 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use cofferdam_castore::{Node, PathComponent, Store, export::ExportError};
-use cofferdam_images::{Image, SCRATCH_TEMPLATE_BYTES, default_dir};
+use cofferdam_images::{Image, default_dir};
 use cofferdam_proto::cofferdam::v1 as wire;
-use cofferdam_protocol::tree;
 use serde_json::json;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -22,12 +21,13 @@ use tokio_util::sync::CancellationToken;
 use super::{
     CliError, ClientArgs, Exit, node_text, print,
     progress::Progress,
-    quantity::{self, show_duration, show_size},
+    quantity::{self, millis, show_duration, show_size},
     remote::Daemon,
     state_dir, terminal,
 };
 use crate::{
-    build::{BuildError, Builder, Built, MAX_SCRATCH_BYTES, Options, SHELL_TIMEOUT, Settings, Times},
+    build::{BuildError, Builder, Built, Options, Settings, Times},
+    limits::{Asked, Limits},
     machine::vmm,
     request::{Admitted, BuildRequest, BuildResult, Host, RelativePath, admit},
 };
@@ -36,36 +36,11 @@ use crate::{
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Machine")]
 pub(super) struct ExecuteArgs {
-    /// Memory for the build, such as 512M or 4G [default: 2G, or the request's min_memory if that is more]
-    #[arg(long, value_name = "SIZE", value_parser = memory)]
-    pub(super) memory: Option<u64>,
-    /// Virtual CPUs [default: 2]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(vmm::MAX_CPUS)))]
-    cpus: Option<u32>,
-    /// Size of the scratch disk, such as 100G; it takes only as much of the host's disk as the build writes [default: 32G]
-    #[arg(long, value_name = "SIZE", value_parser = scratch_size)]
-    scratch_size: Option<u64>,
-    /// Maximum time of the build, boot included, such as 90s or 10m [default: 1h]
-    #[arg(long, value_name = "DUR", value_parser = quantity::duration)]
-    timeout: Option<Duration>,
-    /// Maximum time without output of the command, such as 10m [default: no limit]
-    #[arg(long, value_name = "DUR", value_parser = quantity::duration)]
-    silence: Option<Duration>,
+    #[command(flatten)]
+    pub(super) asked: Asked,
     /// Maximum time until the guest has booted and connected [default: 1m]
     #[arg(long, value_name = "DUR", value_parser = quantity::duration)]
     connect_timeout: Option<Duration>,
-    /// Maximum number of processes and threads at a time; machines with little memory allow fewer [default: 16384]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    processes: Option<u32>,
-    /// Maximum size of the log, stdout and stderr together, such as 100M [default: 1G]
-    #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
-    log_limit: Option<u64>,
-    /// Maximum size of all files in the outputs, such as 10G [default: 64G]
-    #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
-    output_limit: Option<u64>,
-    /// Maximum number of files, directories and symlinks in the outputs [default: 1000000]
-    #[arg(long, value_name = "N")]
-    output_files: Option<u64>,
     /// CPU model that the build sees, by QEMU's name for it, such as Nehalem-v1 or EPYC-v1: the same on every host. A host
     /// that can't provide it is an error. Implies --vmm qemu
     #[arg(long, value_name = "MODEL", env = "COFFERDAM_CPU_MODEL", hide_env_values = true)]
@@ -83,28 +58,9 @@ pub(super) struct ExecuteArgs {
     #[arg(long)]
     rebuild: bool,
 
-    /// If the build fails, keep its scratch directories in the store, and print their node
-    #[arg(long, help_heading = "Results")]
-    keep_failed: bool,
-    /// If the build fails, open a shell in its machine, on this terminal. Until the shell ends, programs in it control the
-    /// terminal, as over ssh
-    #[arg(long, help_heading = "Results")]
-    shell_on_failure: bool,
-    /// Maximum time of the shell [default: 1h]
-    #[arg(long, value_name = "DUR", value_parser = quantity::duration)]
-    #[arg(requires = "shell_on_failure", help_heading = "Results")]
-    shell_timeout: Option<Duration>,
     /// Write the outputs below DIR, each at its own path (--output build/out: DIR/build/out)
     #[arg(long, value_name = "DIR", help_heading = "Results")]
     out: Option<PathBuf>,
-}
-
-fn memory(text: &str) -> Result<u64, String> {
-    quantity::size_within(text, vmm::MIN_MEMORY_BYTES, u64::MAX)
-}
-
-fn scratch_size(text: &str) -> Result<u64, String> {
-    quantity::size_within(text, SCRATCH_TEMPLATE_BYTES, MAX_SCRATCH_BYTES)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -141,7 +97,7 @@ impl ExecuteArgs {
     /// Checks everything that needs no work: that the host can build the request, the image, the VMM, the store, and that
     /// no output exists yet.
     pub(super) fn prepare<'a>(&'a self, client: &'a ClientArgs, request: BuildRequest) -> Result<Ready<'a>, CliError> {
-        if self.shell_on_failure && !terminal::is_there() {
+        if self.asked.shell_on_failure && !terminal::is_there() {
             return Err(CliError::wrong("--shell-on-failure needs a terminal for stdin and stderr")
                 .try_this("--keep-failed, which needs none"));
         }
@@ -187,13 +143,13 @@ impl ExecuteArgs {
                 .try_this("leave out --rebuild, or name a daemon with --daemon"));
         }
         let host = Host::this();
-        if let Some(memory) = self.memory.filter(|&memory| memory > host.memory_bytes) {
+        if let Some(memory) = self.asked.memory.map(u64::from).filter(|&memory| memory > host.memory_bytes) {
             let (asked, there) = (show_size(memory), show_size(host.memory_bytes));
             return Err(CliError::wrong(format!("--memory {asked} is more than this host has: {there}")));
         }
         let there =
             thread::available_parallelism().map_or(vmm::MAX_CPUS, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX));
-        if let Some(cpus) = self.cpus.filter(|&cpus| cpus > there) {
+        if let Some(cpus) = self.asked.cpus.map(u32::from).filter(|&cpus| cpus > there) {
             return Err(CliError::wrong(format!("--cpus {cpus} is more than this host has: {there}")));
         }
         Ok(admit(request, &host)?)
@@ -219,29 +175,17 @@ impl ExecuteArgs {
 
     fn progress(&self) -> Arc<Progress> {
         let progress = Progress::new();
-        Arc::new(if self.shell_on_failure { progress.lend_terminal(Handle::current()) } else { progress })
+        Arc::new(if self.asked.shell_on_failure { progress.lend_terminal(Handle::current()) } else { progress })
     }
 
     /// The message to a daemon.
     fn message(&self, request: &BuildRequest) -> wire::BuildRequest {
-        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let limits = wire::Limits {
-            memory_bytes: self.memory.unwrap_or(0),
-            cpus: self.cpus.unwrap_or(0),
-            scratch_bytes: self.scratch_size.unwrap_or(0),
-            timeout_ms: self.timeout.map_or(0, ms),
-            silence_ms: self.silence.map_or(0, ms),
-            processes: self.processes.map_or(0, u64::from),
-            log_bytes: self.log_limit.unwrap_or(0),
-            output_bytes: self.output_limit.unwrap_or(0),
-            output_entries: self.output_files.unwrap_or(0),
-        };
         wire::BuildRequest {
             request: Some(request.into()),
-            limits: Some(limits),
-            keep_failed: self.keep_failed,
+            limits: Some((&self.asked).into()),
+            keep_failed: self.asked.keep_failed,
             rebuild: self.rebuild,
-            shell_ms: if self.shell_on_failure { ms(self.shell_timeout.unwrap_or(SHELL_TIMEOUT)) } else { 0 },
+            shell_ms: self.asked.shell().map_or(0, millis),
             ..wire::BuildRequest::default()
         }
     }
@@ -252,25 +196,6 @@ impl ExecuteArgs {
         settings.hugepages = self.hugepages;
         settings.connect_timeout = self.connect_timeout.unwrap_or(settings.connect_timeout);
         Ok(settings)
-    }
-
-    fn options(&self) -> Options {
-        let default = Options::default();
-        Options {
-            memory_bytes: self.memory.unwrap_or(default.memory_bytes),
-            cpus: self.cpus.unwrap_or(default.cpus),
-            scratch_bytes: self.scratch_size.unwrap_or(default.scratch_bytes),
-            processes: self.processes.unwrap_or(default.processes),
-            timeout: self.timeout.unwrap_or(default.timeout),
-            silence: self.silence,
-            log_bytes: self.log_limit.unwrap_or(default.log_bytes),
-            outputs: tree::Limits {
-                bytes: self.output_limit.unwrap_or(default.outputs.bytes),
-                entries: self.output_files.unwrap_or(default.outputs.entries),
-            },
-            keep_failed: self.keep_failed,
-            shell: self.shell_on_failure.then(|| self.shell_timeout.unwrap_or(SHELL_TIMEOUT)),
-        }
     }
 }
 
@@ -290,7 +215,8 @@ impl Ready<'_> {
         let request = place.request();
         let built = match &place {
             Place::Here(settings, request) => {
-                build_here(&store, Settings::clone(settings), request, &args.options(), &progress, cancel).await
+                let options = Options::new(&Limits::default(), &args.asked);
+                build_here(&store, Settings::clone(settings), request, &options, &progress, cancel).await
             }
             Place::Daemon(daemon, request) => {
                 let accepted = |id: &str| client.print("", &json!({ "build": id }));

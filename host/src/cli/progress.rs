@@ -5,12 +5,12 @@
 use std::{
     borrow::Cow,
     io::{self, IsTerminal, Write},
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use cofferdam_protocol::{Sample, Stream};
 use indicatif::{ProgressBar, ProgressStyle};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{runtime::Handle, task::JoinHandle};
 
 use super::{plain_text::PlainText, quantity::show_size, terminal};
@@ -82,7 +82,7 @@ impl Progress {
         self.note("this is a shell in its machine; the machine ends with it");
         match terminal::lend(lender) {
             Ok((terminal, lent)) => {
-                *self.lent.lock().unwrap_or_else(PoisonError::into_inner) = Some(lent);
+                *self.lent.lock() = Some(lent);
                 Some(terminal)
             }
             Err(error) => {
@@ -94,7 +94,7 @@ impl Progress {
 
     /// Waits until a lent terminal has been returned.
     pub(super) async fn terminal_returned(&self) {
-        let lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let lent = self.lent.lock().take();
         if let Some(lent) = lent {
             let _ = lent.await;
         }
@@ -136,19 +136,19 @@ impl Progress {
 
     /// The time of each phase. Of a build that was joined late, only what was watched counts.
     pub(super) fn times(&self) -> Times {
-        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clock = self.clock.lock();
         clock.enter(None);
         clock.times
     }
 
     fn screen(&self) -> MutexGuard<'_, Screen> {
-        self.screen.lock().unwrap_or_else(PoisonError::into_inner)
+        self.screen.lock()
     }
 }
 
 impl Observer for Progress {
     fn phase(&self, phase: Phase) {
-        self.clock.lock().unwrap_or_else(PoisonError::into_inner).enter(Some(phase));
+        self.clock.lock().enter(Some(phase));
         self.step(match phase {
             // A queued build shows its place in the queue, and the shell has the screen.
             Phase::Queued | Phase::Shell => return,

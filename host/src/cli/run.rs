@@ -136,7 +136,7 @@ impl RunArgs {
             environment_vars,
             constraints: Some(BuildConstraints {
                 system: SYSTEM.to_owned(),
-                min_memory: self.execute.memory.unwrap_or(0),
+                min_memory: self.execute.asked.memory.map_or(0, u64::from),
                 available_ro_paths: vec![],
                 network_access: self.network,
                 provide_bin_sh: self.bin_sh,

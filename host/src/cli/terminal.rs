@@ -3,13 +3,13 @@
 use std::{
     env,
     io::{self, IsTerminal, Read, Write, stderr, stdin},
-    sync::{Mutex, PoisonError},
     thread,
 };
 
 use bytes::Bytes;
 use cofferdam_protocol::WindowSize;
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use parking_lot::Mutex;
 use rustix::termios::tcgetwinsize;
 use tokio::{
     runtime::Handle,
@@ -82,7 +82,7 @@ static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 
 /// Restores the settings of a lent terminal, before this process ends at once.
 pub(super) fn take_back() {
-    if let Some(before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take() {
+    if let Some(before) = BEFORE.lock().take() {
         let _ = tcsetattr(stdin(), SetArg::TCSADRAIN, &before);
     }
 }
@@ -95,7 +95,7 @@ impl Raw {
         let before = tcgetattr(stdin())?;
         let mut raw = before.clone();
         cfmakeraw(&mut raw);
-        *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
+        *BEFORE.lock() = Some(before);
         let entered = Self;
         tcsetattr(stdin(), SetArg::TCSADRAIN, &raw)?;
         Ok(entered)

@@ -13,11 +13,11 @@ use std::{
     io,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::{PoisonError, RwLock},
     time::SystemTime,
 };
 
 use cofferdam_castore::B3Digest;
+use parking_lot::RwLock;
 use redb::{Builder, ReadTransaction, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction};
 
 use super::{
@@ -238,20 +238,20 @@ impl Database {
     }
 
     fn once<T>(&self, work: impl Fn(&redb::Database) -> Work<T>) -> Work<T> {
-        let mut open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open.read();
         if open.is_none() {
             drop(open);
-            let mut closed = self.open.write().unwrap_or_else(PoisonError::into_inner);
+            let mut closed = self.open.write();
             if closed.is_none() {
                 *closed = Some(builder().open(&self.path)?);
             }
             drop(closed);
-            open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+            open = self.open.read();
         }
         let result = open.as_ref().map_or(Err(redb::Error::PreviousIo), work);
         drop(open);
         if matches!(result, Err(redb::Error::Io(_) | redb::Error::PreviousIo)) {
-            *self.open.write().unwrap_or_else(PoisonError::into_inner) = None;
+            *self.open.write() = None;
         }
         result
     }

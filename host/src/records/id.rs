@@ -1,10 +1,6 @@
-use std::{
-    fmt,
-    str::FromStr,
-    sync::{Mutex, PoisonError},
-    time::SystemTime,
-};
+use std::{fmt, str::FromStr, time::SystemTime};
 
+use parking_lot::Mutex;
 use uuid::{Uuid, Variant};
 
 /// Random bits of a UUIDv7, after its time.
@@ -80,7 +76,7 @@ impl Ids {
         // The random bits of a UUIDv4 are those of a UUIDv7 and some more.
         let random = payload(BuildId(Uuid::new_v4())) & mask(RANDOM_BITS);
         let fresh = ((millis & mask(48)) << RANDOM_BITS) | random;
-        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut latest = self.latest.lock();
         *latest = if fresh > *latest { fresh } else { *latest + 1 + (random & mask(STEP_BITS)) };
         let (upper, low) = (*latest >> LOW_BITS, *latest & mask(LOW_BITS));
         BuildId(Uuid::from_u128(((upper >> 12) << 80) | (7 << 76) | ((upper & mask(12)) << 64) | (2 << LOW_BITS) | low))

@@ -32,12 +32,13 @@ use std::{
     fs::DirBuilder,
     os::unix::fs::DirBuilderExt as _,
     path::Path,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread::{self, JoinHandle},
     time::{Duration, SystemTime},
 };
 
 use cofferdam_castore::B3Digest;
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
 use self::{
@@ -146,7 +147,7 @@ impl Records {
     /// The database can't be read.
     pub(crate) fn get(&self, id: BuildId) -> Result<Option<Record>> {
         // The map's lock is released before the record's is taken.
-        let live = self.shared.live().get(&id).cloned();
+        let live = self.shared.live.lock().get(&id).cloned();
         if let Some(live) = live {
             return Ok(Some(live.record()));
         }
@@ -165,7 +166,7 @@ impl Records {
         let (mut examined, mut bytes) = (0, 0);
         loop {
             let live: Vec<_> = {
-                let live = self.shared.live();
+                let live = self.shared.live.lock();
                 let range = live.iter().filter(|(id, _)| page.next.is_none_or(|next| **id < next));
                 range.map(|(_, live)| Arc::clone(live)).collect()
             };
@@ -215,7 +216,7 @@ impl Records {
     ///
     /// The log is shorter, or the database can't be read.
     pub(crate) fn read_log(&self, id: BuildId, offset: u64) -> Result<Option<LogReader>> {
-        let live = self.shared.live().get(&id).map(|live| live.progress());
+        let live = self.shared.live.lock().get(&id).map(|live| live.progress());
         let progress = match live {
             Some(progress) => progress,
             None => match self.get(id)? {
@@ -230,7 +231,7 @@ impl Records {
 impl Drop for Records {
     /// Waits for the packer, which finishes its current log.
     fn drop(&mut self) {
-        self.shared.todo().stop = true;
+        self.shared.todo.lock().stop = true;
         self.shared.woken.notify_all();
         if let Some(packer) = self.packer.take()
             && packer.join().is_err()
@@ -241,26 +242,16 @@ impl Drop for Records {
 }
 
 impl Shared {
-    fn live(&self) -> MutexGuard<'_, BTreeMap<BuildId, Arc<Live>>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn todo(&self) -> MutexGuard<'_, Todo> {
-        self.todo.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn wake(&self) {
-        self.todo().tidy = true;
+        self.todo.lock().tidy = true;
         self.woken.notify_all();
     }
 
     /// The packer's thread.
     fn run(&self) {
         loop {
-            let todo = self.todo();
-            let idle = |todo: &mut Todo| !todo.tidy && !todo.stop;
-            let waited = self.woken.wait_timeout_while(todo, RETENTION_INTERVAL, idle);
-            let (mut todo, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            let mut todo = self.todo.lock();
+            self.woken.wait_while_for(&mut todo, |todo| !todo.tidy && !todo.stop, RETENTION_INTERVAL);
             if todo.stop {
                 return;
             }
@@ -277,7 +268,7 @@ impl Shared {
 
     /// Compresses the logs of finished builds, and deletes old records.
     fn tidy(&self, now: SystemTime) -> Result<()> {
-        let _tidying = self.tidying.lock().unwrap_or_else(PoisonError::into_inner);
+        let _tidying = self.tidying.lock();
         let packed = self.settle().and_then(|()| self.pack());
         for id in self.database.expire(&self.retention, now)? {
             self.logs.remove(id, Form::Plain)?;
@@ -289,7 +280,7 @@ impl Shared {
     /// Records unfinished builds that are not in memory as lost.
     fn settle(&self) -> Result<()> {
         for id in self.database.plain()? {
-            if self.live().contains_key(&id) {
+            if self.live.lock().contains_key(&id) {
                 continue;
             }
             match self.database.get_sound(id)? {
@@ -315,10 +306,10 @@ impl Shared {
 
     fn pack(&self) -> Result<()> {
         for id in self.database.plain()? {
-            if self.live().contains_key(&id) {
+            if self.live.lock().contains_key(&id) {
                 continue;
             }
-            if self.todo().stop {
+            if self.todo.lock().stop {
                 break;
             }
             let Some(record) = self.database.get_sound(id)? else { continue };

@@ -1,10 +1,11 @@
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Instant, SystemTime},
 };
 
 use cofferdam_castore::{B3Digest, Node};
 use cofferdam_protocol::Usage;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
@@ -94,8 +95,8 @@ pub(super) struct Live {
 impl Live {
     /// The record as it stands.
     pub(super) fn record(&self) -> Record {
-        let mut record = locked(&self.record).clone();
-        record.log = locked(&self.log).log;
+        let mut record = self.record.lock().clone();
+        record.log = self.log.lock().log;
         record
     }
 
@@ -129,7 +130,7 @@ impl Recording {
         let (progress, _) = watch::channel(Progress { bytes: 0, ended: false });
         let (begun, record, log) = (Instant::now(), Mutex::new(record), Mutex::new(log));
         let live = Arc::new(Live { begun, key: request.key, record, log, progress });
-        shared.live().insert(id, live.clone());
+        shared.live.lock().insert(id, live.clone());
         let recording = Self { shared, live };
         recording.phase(Phase::Queued);
         recording
@@ -137,7 +138,7 @@ impl Recording {
 
     /// The build's id.
     pub(crate) fn id(&self) -> BuildId {
-        locked(&self.live.record).id
+        self.live.record.lock().id
     }
 
     /// The record as it stands.
@@ -152,7 +153,7 @@ impl Recording {
     /// The database can't be written.
     pub(crate) fn start(&self, machine: Machine) -> Result<()> {
         let record = {
-            let mut record = locked(&self.live.record);
+            let mut record = self.live.record.lock();
             record.machine = Some(machine);
             record.clone()
         };
@@ -161,7 +162,7 @@ impl Recording {
 
     /// Adds a client to those that have joined.
     pub(crate) fn join(&self, client: &str) {
-        let mut record = locked(&self.live.record);
+        let mut record = self.live.record.lock();
         let is_known = record.client == client || record.joined.iter().any(|joined| joined == client);
         if !is_known && record.joined.len() < MAX_JOINED {
             record.joined.push(client.to_owned());
@@ -170,7 +171,7 @@ impl Recording {
 
     /// Records the beginning of a phase.
     pub(crate) fn phase(&self, phase: Phase) {
-        let mut record = locked(&self.live.record);
+        let mut record = self.live.record.lock();
         if record.phases.len() < MAX_PHASES && record.phases.last().is_none_or(|(latest, _)| *latest != phase) {
             record.phases.push((phase, self.live.begun.elapsed()));
         }
@@ -182,7 +183,7 @@ impl Recording {
     ///
     /// The file can't be written. The build should be ended, since its log is incomplete.
     pub(crate) fn log(&self, bytes: &[u8]) -> Result<()> {
-        let mut log = locked(&self.live.log);
+        let mut log = self.live.log.lock();
         let appended = log.append(bytes);
         self.live.progress.send_replace(Progress { bytes: log.log.bytes, ended: false });
         appended
@@ -195,7 +196,7 @@ impl Recording {
     /// The database can't be written. The build counts as lost then.
     pub(crate) fn finish(&self, end: End) -> Result<Record> {
         let log = {
-            let mut log = locked(&self.live.log);
+            let mut log = self.live.log.lock();
             log.close();
             log.log
         };
@@ -210,8 +211,8 @@ impl Recording {
         record.kept = end.kept;
         // Readers of the record must not wait for the disk.
         let finished = self.shared.database.finish(&record, &self.live.key, SystemTime::now());
-        locked(&self.live.record).clone_from(&record);
-        self.shared.live().remove(&record.id);
+        self.live.record.lock().clone_from(&record);
+        self.shared.live.lock().remove(&record.id);
         self.live.progress.send_replace(Progress { bytes: log.bytes, ended: true });
         self.shared.wake();
         finished.map(|()| record)
@@ -220,7 +221,7 @@ impl Recording {
 
 impl Drop for Recording {
     fn drop(&mut self) {
-        if locked(&self.live.record).outcome.is_some() {
+        if self.live.record.lock().outcome.is_some() {
             return;
         }
         let outcome = Outcome::Failed(Failure::executor(LOST, "the build was abandoned before it ended"));
@@ -228,8 +229,4 @@ impl Drop for Recording {
             tracing::warn!(error = &error as &dyn std::error::Error, "can't record that a build was abandoned");
         }
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -123,7 +123,7 @@ impl EventLoop {
             client: client.to_string(),
             description: records::describe(&request.command_args),
             output_order: request.output_order(),
-            log_bytes: options.log_bytes,
+            log_bytes: options.limits.log_bytes,
         });
         let id = recording.id();
         let build = Arc::new(ActiveBuild {

@@ -19,7 +19,7 @@ const KEY_CONTEXT: &str = "cofferdam v2: what a build can see of its request, it
 pub(super) fn key(submission: &Submission<Admitted>, environment: &B3Digest) -> B3Digest {
     let mut hasher = blake3::Hasher::new_derive_key(KEY_CONTEXT);
     hasher.update(submission.digest.as_slice()).update(environment.as_slice());
-    for limit in submission.options.visible() {
+    for limit in submission.options.limits.visible() {
         hasher.update(&limit.to_le_bytes());
     }
     hasher.finalize().into()

@@ -43,7 +43,8 @@ impl Submission<Admitted> {
     /// The build's share of the budget.
     pub(super) fn need(&self) -> Need {
         let asked = self.request.constraints.as_ref().map_or(0, |constraints| constraints.min_memory);
-        Need { memory_bytes: self.options.memory_bytes.max(asked), cpus: self.options.cpus }
+        let limits = &self.options.limits;
+        Need { memory_bytes: limits.memory_bytes.max(asked), cpus: limits.cpus }
     }
 }
 

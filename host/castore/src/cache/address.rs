@@ -5,7 +5,7 @@
 use std::{io, path::PathBuf};
 
 use super::WritePolicy;
-use crate::AddrError;
+use crate::{AddrError, parse_size};
 
 /// The beginning of a cache's address.
 pub(crate) const SCHEME: &str = "cache://";
@@ -44,8 +44,8 @@ impl<'a> CacheAddress<'a> {
             options = others;
             match option.split_once('=') {
                 Some(("size", size)) => match parse_size(size) {
-                    Some(bytes) => parsed.max_bytes = bytes,
-                    None => return wrong("size", size, "is not a number of bytes, as in 500M or 20G"),
+                    Ok(bytes) => parsed.max_bytes = bytes,
+                    Err(_) => return wrong("size", size, "is not a size, as in 500M or 20G"),
                 },
                 Some(("write", "through")) => parsed.policy = WritePolicy::Through,
                 Some(("write", "back")) => parsed.policy = WritePolicy::Back,
@@ -74,18 +74,4 @@ impl<'a> CacheAddress<'a> {
 /// The address without its options: the remote address may hold secrets.
 fn shown(dir: &str) -> String {
     format!("{SCHEME}{dir}")
-}
-
-/// Parses a number of bytes with an optional binary unit.
-fn parse_size(text: &str) -> Option<u64> {
-    let digits = text.trim_end_matches(|end: char| !end.is_ascii_digit());
-    let shift = match &text[digits.len()..] {
-        "" => 0,
-        "K" | "KiB" => 10,
-        "M" | "MiB" => 20,
-        "G" | "GiB" => 30,
-        "T" | "TiB" => 40,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }

@@ -6,8 +6,8 @@ use cofferdam_images::{Image, default_dir};
 
 use super::{super::StoreArgs, Check};
 use crate::{
-    build::Options,
     daemon::{self, Overrides, Problem, chain},
+    limits::Limits,
     machine::jail::{Best, Walls, landlock_version},
     machine::vmm::{self, Accelerator, Candidate, Choice, ChooseError},
     quantity::show_size,
@@ -187,7 +187,7 @@ fn walls() -> Check {
 
 fn memory(host: &Host) -> Check {
     let name = "memory";
-    let needed = Options::default().memory_bytes;
+    let needed = Limits::default().memory_bytes;
     let (all, default) = (show_size(host.memory_bytes), show_size(needed));
     if host.memory_bytes > needed {
         Check::fine(name, format!("{all}; a build gets {default} unless --memory says otherwise"))

@@ -18,11 +18,7 @@ use super::{
     sockets::ANONYMOUS_ADVICE,
 };
 use crate::{
-    build::{MAX_SCRATCH_BYTES, Options},
-    devices::paths::Shown,
-    machine::vmm,
-    quantity::show_size,
-    request::Host,
+    build::Options, devices::paths::Shown, limits::Limits, machine::vmm, quantity::show_size, request::Host,
     scheduler::Operators,
 };
 
@@ -39,7 +35,7 @@ pub(super) struct Checked {
 pub(super) fn check(config: &Config) -> Result<Checked, Vec<Problem>> {
     let mut checks = Checks { config, problems: config.unread().cloned().collect() };
     let options = config.options();
-    checks.limits(&options);
+    checks.limits(&options.limits);
     checks.host_paths();
     checks.listen();
     checks.store();
@@ -74,27 +70,23 @@ impl Checks<'_> {
         self.problems.push_mut(problem)
     }
 
-    fn range(&mut self, key: &str, value: u64, (least, most): (u64, u64), show: fn(u64) -> String) {
-        if !(least..=most).contains(&value) {
-            self.wrong(key, format!("must be from {} to {}", show(least), show(most)));
-        }
-    }
-
-    fn limits(&mut self, options: &Options) {
+    fn limits(&mut self, limits: &Limits) {
         let (config, host) = (self.config, Host::this());
         let mut budget = config.budget();
-        self.range("budget.memory", budget.memory_bytes, (vmm::MIN_MEMORY_BYTES, host.memory_bytes), show_size);
+        let (least, most) = (vmm::MIN_MEMORY_BYTES, host.memory_bytes);
+        if !(least..=most).contains(&budget.memory_bytes) {
+            self.wrong("budget.memory", format!("must be from {} to {}", show_size(least), show_size(most)));
+        }
         if !config.is_read("budget") {
             (budget.memory_bytes, budget.cpus) = (host.memory_bytes, vmm::MAX_CPUS);
         }
-        let memory = budget.memory_bytes.min(host.memory_bytes).max(vmm::MIN_MEMORY_BYTES);
-        self.range("build.memory", options.memory_bytes, (vmm::MIN_MEMORY_BYTES, memory), show_size);
-        let cpus = budget.cpus.min(vmm::MAX_CPUS);
-        self.range("build.cpus", options.cpus.into(), (1, cpus.into()), |cpus| cpus.to_string());
-        let scratch = (cofferdam_images::SCRATCH_TEMPLATE_BYTES, MAX_SCRATCH_BYTES);
-        self.range("build.scratch_size", options.scratch_bytes, scratch, show_size);
+        let memory_bytes = budget.memory_bytes.min(host.memory_bytes).max(vmm::MIN_MEMORY_BYTES);
+        let most = Limits { memory_bytes, cpus: budget.cpus.min(vmm::MAX_CPUS), ..Limits::MOST };
+        for (name, rule) in limits.broken_rules(&most) {
+            self.wrong(Key::from("build").child(name), rule);
+        }
         if config.hugepages {
-            self.huge_pages(options.memory_bytes);
+            self.huge_pages(limits.memory_bytes);
         }
     }
 

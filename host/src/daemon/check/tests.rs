@@ -4,7 +4,7 @@ use crate::daemon::problem::failure;
 fn limits(text: &str) -> String {
     let config = Config::of(text);
     let mut checks = Checks { config: &config, problems: Vec::new() };
-    checks.limits(&config.options());
+    checks.limits(&config.options().limits);
     checks.host_paths();
     checks.operators();
     checks.listen();

@@ -12,22 +12,21 @@ use std::{
     time::Duration,
 };
 
-use cofferdam_protocol::tree;
 use serde::{Deserialize, Deserializer};
 
 pub(super) use self::source::Key;
 use self::source::Source;
 pub(crate) use self::values::ListenAddr;
-pub(super) use self::values::{
-    Count, Endpoint, GuestPath, Size, SocketMode, Time, UserName, VmmName, WallsName, WeaknessName,
-};
+pub(super) use self::values::{Endpoint, GuestPath, SocketMode, UserName, VmmName, WallsName, WeaknessName};
 use super::problem::{Place, Problem};
 use crate::{
-    build::{Options, SHELL_TIMEOUT, Settings, failure::Failure},
+    build::{Options, Settings, failure::Failure},
+    limits::{Asked, Limits},
     machine::{
         hardening::{self, Weakness},
         jail::Walls,
     },
+    quantity::{Count, Size, Time},
     records::Retention,
     request::Host,
     scheduler::queue::{Bounds, Budget},
@@ -79,7 +78,7 @@ pub(crate) struct Config {
     pub(super) operators: OperatorsConfig,
     pub(super) budget: BudgetConfig,
     pub(super) queue: QueueConfig,
-    pub(super) build: BuildConfig,
+    pub(super) build: Asked,
     pub(super) records: RecordsConfig,
     pub(super) jail: JailConfig,
     pub(super) host: HostConfig,
@@ -169,23 +168,6 @@ pub(super) struct RecordsConfig {
     max_size: Option<Size>,
 }
 
-/// The limits of one build.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct BuildConfig {
-    memory: Option<Size>,
-    cpus: Option<Count>,
-    scratch_size: Option<Size>,
-    timeout: Option<Time>,
-    silence: Option<Time>,
-    processes: Option<Count>,
-    log_limit: Option<Size>,
-    output_limit: Option<Size>,
-    output_files: Option<Count>,
-    keep_failed: bool,
-    shell_timeout: Option<Time>,
-}
-
 /// Flags and variables of the environment. They take precedence over the file.
 #[derive(Debug, Default)]
 pub(crate) struct Overrides {
@@ -266,26 +248,11 @@ impl Config {
         place.unwrap_or_else(|| Place { line: None, text: key.to_string() })
     }
 
-    /// The limits of one build.
+    /// The options of a build that asks for nothing.
     pub(super) fn options(&self) -> Options {
-        let (default, build) = (Options::default(), &self.build);
-        let bytes = |set: Option<Size>, default| set.map_or(default, |Size(bytes)| bytes);
-        let budget = self.budget();
-        Options {
-            memory_bytes: bytes(build.memory, default.memory_bytes.min(budget.memory_bytes)),
-            cpus: build.cpus.map_or(default.cpus.min(budget.cpus), |Count(cpus)| cpus),
-            scratch_bytes: bytes(build.scratch_size, default.scratch_bytes),
-            timeout: build.timeout.map_or(default.timeout, |Time(time)| time),
-            silence: build.silence.map(|Time(time)| time).or(default.silence),
-            processes: build.processes.map_or(default.processes, |Count(processes)| processes),
-            log_bytes: bytes(build.log_limit, default.log_bytes),
-            outputs: tree::Limits {
-                bytes: bytes(build.output_limit, default.outputs.bytes),
-                entries: build.output_files.map_or(default.outputs.entries, |Count(files)| files.into()),
-            },
-            keep_failed: build.keep_failed,
-            shell: None,
-        }
+        let (default, budget) = (Limits::default(), self.budget());
+        let (memory_bytes, cpus) = (default.memory_bytes.min(budget.memory_bytes), default.cpus.min(budget.cpus));
+        Options::new(&Limits { memory_bytes, cpus, ..default }, &self.build)
     }
 
     /// For all running builds together.
@@ -340,7 +307,7 @@ impl Config {
 
     /// How long a client may use a shell in a failed build.
     pub(super) fn max_shell(&self) -> Duration {
-        self.build.shell_timeout.map_or(SHELL_TIMEOUT, |Time(time)| time)
+        self.build.shell_timeout()
     }
 
     pub(super) fn drain_timeout(&self) -> Duration {

@@ -1,14 +1,14 @@
 //! The types of settings. Each checks its value as it is read.
 
-use std::{fmt, net::SocketAddr, path::Path, str::FromStr, time::Duration};
+use std::{net::SocketAddr, path::Path, str::FromStr};
 
 use nix::sys::socket::UnixAddr;
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer};
 use tonic::transport::Uri;
 
 use crate::{
     machine::{hardening, jail::Walls},
-    quantity,
+    quantity::text_or_number,
     request::AbsolutePath,
 };
 
@@ -50,7 +50,7 @@ impl FromStr for ListenAddr {
 
 impl<'de> Deserialize<'de> for ListenAddr {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        text_or_number(deserializer, "an address to listen on", str::parse)
+        text_or_number(deserializer, "an address to listen on")
     }
 }
 
@@ -76,9 +76,17 @@ impl TryFrom<String> for Endpoint {
 #[derive(Debug, Clone)]
 pub(in crate::daemon) struct UserName(pub(in crate::daemon) String);
 
+impl FromStr for UserName {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        Ok(Self(name.to_owned()))
+    }
+}
+
 impl<'de> Deserialize<'de> for UserName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        text_or_number(deserializer, "a user's name or number", |text| Ok(Self(text.to_owned())))
+        text_or_number(deserializer, "a user's name or number")
     }
 }
 
@@ -143,64 +151,4 @@ impl TryFrom<String> for WeaknessName {
             false => Err(format!("{name:?} is no weakness of a host: write one of {}", hardening::NAMES.join(", "))),
         }
     }
-}
-
-/// Bytes: a number, or text such as "2G"; see [`quantity::size`].
-#[derive(Debug, Clone, Copy)]
-pub(in crate::daemon) struct Size(pub(in crate::daemon) u64);
-
-/// A time with its unit, such as "10m".
-#[derive(Debug, Clone, Copy)]
-pub(in crate::daemon) struct Time(pub(in crate::daemon) Duration);
-
-/// A number that is not 0.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::daemon) struct Count(pub(in crate::daemon) u32);
-
-impl<'de> Deserialize<'de> for Size {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        text_or_number(deserializer, "a size, such as \"2G\"", quantity::size).map(Self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Time {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        text_or_number(deserializer, "a time with its unit, such as \"10m\"", quantity::duration).map(Self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Count {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let count = |text: &str| match text.parse() {
-            Ok(0) => Err("must not be 0".to_owned()),
-            Ok(count) => Ok(count),
-            Err(error) => Err(format!("{error}")),
-        };
-        text_or_number(deserializer, "a number greater than 0", count).map(Self)
-    }
-}
-
-/// Parses a text, or a number as if it were text.
-fn text_or_number<'de, D: Deserializer<'de>, T>(
-    deserializer: D,
-    expected: &'static str,
-    parse: fn(&str) -> Result<T, String>,
-) -> Result<T, D::Error> {
-    struct Visitor<T>(&'static str, fn(&str) -> Result<T, String>);
-    impl<T> de::Visitor<'_> for Visitor<T> {
-        type Value = T;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str(self.0)
-        }
-
-        fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
-            (self.1)(text).map_err(|rule| E::custom(format!("{text:?} is not {}: {rule}", self.0)))
-        }
-
-        fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
-            self.visit_str(&number.to_string())
-        }
-    }
-    deserializer.deserialize_any(Visitor(expected, parse))
 }

@@ -149,7 +149,7 @@ fn a_log_that_is_cut_is_an_error_until_the_packer_has_seen_it() {
     let recording = records.begin(request("r"));
     let id = recording.id();
     recording.log(b"12345").unwrap();
-    let tidying = records.shared.tidying.lock().unwrap();
+    let tidying = records.shared.tidying.lock();
     recording.finish(built()).unwrap();
     let file = std::fs::OpenOptions::new().write(true).open(dir.path().join(format!("logs/{id}.log"))).unwrap();
     // As a power failure does.

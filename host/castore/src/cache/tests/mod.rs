@@ -159,6 +159,7 @@ async fn addresses_compose_and_errors_say_which_part_is_wrong() {
         (cache.clone(), "remote address \"\""),
         (format!("{cache}?size=many&remote=memory://"), "size \"many\""),
         (format!("{cache}?size=20000000T&remote=memory://"), "size \"20000000T\""),
+        (format!("{cache}?size=0&remote=memory://"), "size \"0\""),
         (format!("{cache}?write=never&remote=memory://"), "write policy \"never\""),
         (format!("{cache}?x&remote=memory://"), "option \"x\""),
         (format!("{cache}?remote=ftp://"), "the scheme \"ftp\""),

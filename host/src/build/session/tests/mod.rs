@@ -16,9 +16,13 @@ use cofferdam_protocol::{
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::build::{Kept, Observer, Options, Terminal, TerminalInput, ending::Ending, progress::Progress};
+use crate::{
+    build::{Observer, Options, Terminal, TerminalInput, ending::Ending, error::Kept, progress::Progress},
+    limits::Limits,
+};
 
-const LIMITS: tree::Limits = tree::Limits { entries: 20_000, bytes: 64 };
+const OUTPUT_ENTRIES: u32 = 20_000;
+const OUTPUT_BYTES: u64 = 64;
 const LOG_BYTES: u64 = 32;
 const HELLO: FromGuest<'_> = FromGuest::Hello { version: VERSION, uptime_us: 1 };
 const ROOT: FromGuest<'_> = FromGuest::Tree(Event::Directory { name: b"" });
@@ -58,7 +62,13 @@ fn specification(outputs: &[&str]) -> Specification {
 }
 
 fn options() -> Options {
-    Options { log_bytes: LOG_BYTES, outputs: LIMITS, ..Options::default() }
+    let limits = Limits {
+        log_bytes: LOG_BYTES,
+        output_bytes: OUTPUT_BYTES,
+        output_entries: OUTPUT_ENTRIES,
+        ..Limits::default()
+    };
+    Options { limits, ..Options::default() }
 }
 
 /// The session's outcome with a guest that writes `wire`, ignores the host and hangs up.

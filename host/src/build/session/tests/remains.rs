@@ -81,7 +81,7 @@ fn a_command_at_the_log_limit_is_stopped_and_its_remains_are_kept() {
     let left = [exited(End::Signaled(9)), ROOT, END, FromGuest::Kept { skipped: 0 }];
     let messages = [&[HELLO, log.clone(), log.clone(), log][..], &left].concat();
     let ended = Ended::of(&keeping(), Ending::new(), &wire(&messages), &[], &Store::memory());
-    let said = [FromHost::Stop, FromHost::Keep(LIMITS), FromHost::Acknowledge];
+    let said = [FromHost::Stop, FromHost::Keep(options().limits.outputs()), FromHost::Acknowledge];
     assert_eq!(ended.said[1..], said);
     let failed = ended.failed();
     assert_eq!(failed.reason, Reason::LimitReached { limit: Limit::LogBytes, allowed: LOG_BYTES });

@@ -1,0 +1,175 @@
+use std::sync::Arc;
+
+use cofferdam_castore::{B3Digest, Store, blobservice::Lease, refscan::ReferencePattern};
+use cofferdam_protocol::Specification;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    built::Built,
+    conversation::Conversation,
+    ending::{Ending, HangUp},
+    environment,
+    error::{BuildError, ExecutorError},
+    guest::{self, Machines, Size},
+    interruption::Interruptions,
+    observer::Observer,
+    options::Options,
+    phase::Phase,
+    progress::Progress,
+    settings::Settings,
+};
+use crate::{
+    devices::inputs,
+    machine::{jail::Spawner, sweep},
+    request::{self, Admitted, BuildRequest, Host, RequestError, RequestErrorKind},
+};
+
+/// Runs builds on this host, any number at a time.
+pub(crate) struct Builder {
+    machines: Machines,
+    host: Host,
+    image_digest: environment::ImageDigest,
+}
+
+impl Builder {
+    /// A builder for one store; first cleans up after builds whose host process was killed.
+    ///
+    /// Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// The place for run directories can't be made private or cleaned, or no thread can be started.
+    pub(crate) fn new(store: Store, settings: Settings) -> Result<Self, ExecutorError> {
+        sweep(&settings.run_dir)?;
+        let spawner = Spawner::new(tokio::runtime::Handle::current(), settings.walls)?;
+        let host = Host {
+            ro_paths: settings.ro_paths.clone(),
+            withholds_network: settings.withhold_network,
+            nested: settings.nested,
+            ..Host::this()
+        };
+        Ok(Self {
+            machines: Machines { store, settings, spawner },
+            host,
+            image_digest: environment::ImageDigest::default(),
+        })
+    }
+
+    /// The digest of all that builds on this host can see beside their request and its limits: equal requests give equal
+    /// builds only where it is equal, too. It changes with the image, even while this builder is there.
+    ///
+    /// # Errors
+    ///
+    /// The image can't be read.
+    pub(crate) fn environment(&self) -> std::io::Result<B3Digest> {
+        environment::digest(&self.machines.settings, &self.image_digest)
+    }
+
+    /// Admits a request if this host can build it.
+    ///
+    /// # Errors
+    ///
+    /// The first constraint that it can't meet.
+    pub(crate) fn admit(&self, request: BuildRequest) -> Result<Admitted, RequestError> {
+        request::admit(request, &self.host)
+    }
+
+    /// Runs one build.
+    ///
+    /// # Errors
+    ///
+    /// See [`BuildError`]; its variants differ in who has to act.
+    pub(crate) async fn build(
+        &self,
+        request: &Admitted,
+        options: &Options,
+        observer: Arc<dyn Observer>,
+        cancel: &CancellationToken,
+    ) -> Result<Built, BuildError> {
+        let ending = Arc::new(Ending::new());
+        let _at_the_end = HangUp(Arc::clone(&ending));
+        let progress = Arc::new(Progress::new(observer, options, Arc::clone(&ending)));
+        let interruptions = Interruptions { cancel, progress: &progress };
+        let Prepared { needles, tree, lease: _lease } = interruptions.before(self.prepare(request)).await??;
+        progress.enter(Phase::Booting);
+        let size = Size::of(request, options);
+        let booted = self.machines.boot(&size, &interruptions).await?;
+        let host_paths = booted.host_paths.clone();
+        let (mut machine, stream) = booted.bind(tree);
+        let conversation = Conversation {
+            specification: Specification { host_paths, ..specification(request, options) },
+            store: self.machines.store.clone(),
+            needles,
+            options: options.clone(),
+            memory_bytes: size.memory_bytes,
+            progress: Arc::clone(&progress),
+            ending,
+        };
+        match conversation.hold(&mut machine, stream, &interruptions).await {
+            Ok((result, usage)) => {
+                machine.finish().await;
+                Ok(Built { result, usage, times: progress.times() })
+            }
+            Err(error) => Err(guest::end(machine, error).await),
+        }
+    }
+
+    /// Gets ready what a build needs beside its machine.
+    async fn prepare(&self, request: &BuildRequest) -> Result<Prepared, BuildError> {
+        let needles = request.refscan_needles.clone();
+        let needles = tokio::task::spawn_blocking(move || ReferencePattern::new(needles))
+            .await
+            .map_err(|error| BuildError::Executor(ExecutorError::Thread(error.into())))?
+            .map_err(|error| {
+                let rule = "must fit into memory";
+                BuildError::Request(RequestError::new(RequestErrorKind::Invalid, "refscan_needles", rule).got(error))
+            })?;
+        let nodes: Vec<_> = request.inputs.values().cloned().collect();
+        // Before anything is looked for, so that what is found stays to the end.
+        let lease = self
+            .machines
+            .store
+            .blobs
+            .lease(&nodes)
+            .map_err(|error| BuildError::Executor(ExecutorError::Store(error)))?;
+        let tree =
+            inputs::resolve(&self.machines.store, &request.inputs).await.map_err(|error| match error.missing() {
+                Some(wrong) => BuildError::Request(wrong),
+                None => BuildError::Executor(ExecutorError::Resolve(error)),
+            })?;
+        Ok(Prepared { needles, tree, lease })
+    }
+}
+
+/// What a build needs beside its machine.
+struct Prepared {
+    needles: ReferencePattern,
+    tree: inputs::Tree,
+    /// Keeps the inputs in the store.
+    lease: Lease,
+}
+
+fn specification(request: &BuildRequest, options: &Options) -> Specification {
+    let paths = |paths: &[request::RelativePath]| paths.iter().map(|path| path.as_str().to_owned()).collect();
+    Specification {
+        command_args: request.command_args.clone(),
+        environment: request
+            .environment_vars
+            .iter()
+            .map(|variable| (variable.key.clone(), variable.value.to_vec().into()))
+            .collect(),
+        working_dir: request.working_dir.as_str().to_owned(),
+        inputs_dir: request.inputs_dir.as_str().to_owned(),
+        scratch_paths: paths(&request.scratch_paths),
+        additional_files: request
+            .additional_files
+            .iter()
+            .map(|file| (file.path.as_str().to_owned(), file.contents.to_vec().into()))
+            .collect(),
+        outputs: paths(&request.outputs),
+        provide_bin_sh: request.constraints.as_ref().is_some_and(|constraints| constraints.provide_bin_sh),
+        host_paths: Vec::new(),
+        kvm: guest::wants_kvm(request),
+        processes: options.limits.processes,
+    }
+}

@@ -1,0 +1,19 @@
+use cofferdam_protocol::{Sample, Stream};
+
+use super::{error::Reason, phase::Phase, terminal::Terminal};
+
+/// Watches a build. Called from the build's own threads; a slow observer holds the build back, it loses nothing.
+pub(crate) trait Observer: Send + Sync {
+    /// A phase begins.
+    fn phase(&self, phase: Phase);
+    /// The command wrote these bytes: any bytes at all, at any boundary, meant by an untrusted build.
+    fn log(&self, stream: Stream, bytes: &[u8]);
+    /// What the build uses while its command runs, about once a second and never more often than twice, as its guest
+    /// claims.
+    fn sample(&self, _sample: &Sample) {}
+    /// The build has failed, and its machine is still there: a terminal for a shell in it. Asked for only if
+    /// [`Options::shell`](super::Options::shell) is set, and not to be waited for: a client may come to its ends of the channels later.
+    fn terminal(&self, _reason: &Reason) -> Option<Terminal> {
+        None
+    }
+}
