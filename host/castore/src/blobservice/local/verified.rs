@@ -61,10 +61,11 @@ impl Version {
 ///
 /// # Errors
 ///
-/// The file belongs to another user, or the file system is read-only.
+/// The file belongs to another user, or the file system is read-only or keeps no such bit.
 pub(crate) fn mark_damaged(file: &File) -> io::Result<()> {
     let mode = fstat(file)?.st_mode | S_ISVTX;
-    Ok(fchmod(file, Mode::from_bits_truncate(mode))?)
+    fchmod(file, Mode::from_bits_truncate(mode))?;
+    if Version::of(file)?.is_damaged() { Ok(()) } else { Err(io::ErrorKind::Unsupported.into()) }
 }
 
 /// The files that this process has checked, so that each file is hashed once however often it is opened.
