@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use crate::{
     B3Digest, Directory, LocalBlobService, LocalStore, Node, Store,
     archive::emit,
-    blobservice::{digest_of, lock},
+    blobservice::{digest_of, lock, mark_damaged},
     export::ExportError,
 };
 
@@ -104,7 +104,8 @@ pub struct Verified {
     pub faults: Vec<Fault>,
 }
 
-/// Verifies a local store. Collections wait for it.
+/// Verifies a local store. Collections wait for it. Damaged blobs are marked, so that the next writer of the right contents
+/// replaces their files.
 ///
 /// Blocks: call it from a thread that may.
 ///
@@ -228,13 +229,15 @@ fn verify_fan_out(
         };
         found.push(digest);
         let mut hasher = blake3::Hasher::new();
-        match File::open(&path).and_then(|file| hasher.update_reader(file).map(drop)) {
+        match File::open(&path).and_then(|file| hasher.update_reader(&file).map(|_| file)) {
             Err(source) => verified.faults.push(Fault::Unreadable { path, source }),
-            Ok(()) => {
+            Ok(file) => {
                 verified.blobs += 1;
                 verified.bytes += hasher.count();
                 let (size, actual) = (hasher.count(), B3Digest::from(hasher.finalize()));
                 if actual != digest {
+                    // Fails in a store of another user. The fault is reported all the same.
+                    let _ = mark_damaged(&file);
                     verified.faults.push(Fault::Blob { digest, actual, path });
                 } else if let Some(claim) = references.get(&digest) {
                     verified.faults.extend(check("blob", digest, claim, Some(size)));
@@ -298,6 +301,18 @@ mod tests {
         let verified = verify(&store(dir.path())).unwrap();
         assert_eq!((verified.blobs, verified.bytes, verified.directories), (2, 8, 2));
         assert!(verified.faults.is_empty(), "{:?}", verified.faults);
+    }
+
+    #[test]
+    fn a_blob_that_was_found_damaged_is_repaired_by_a_put() {
+        let dir = tempfile::tempdir().unwrap();
+        let damaged = store(dir.path());
+        let other = path(dir.path(), b"other");
+        fs::remove_file(&other).unwrap();
+        fs::write(&other, "oTher").unwrap();
+        assert_eq!(faults(&damaged).len(), 1);
+        assert!(faults(&store(dir.path())).is_empty());
+        assert_eq!(fs::read(other).unwrap(), b"other");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A queue between the two ends of a stream.
+//! A queue between the producer of a stream and its consumer, limited in bytes and items.
 
 use std::sync::Arc;
 
@@ -8,16 +8,16 @@ use futures::{
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Bytes that may wait, or one item with more.
+/// Limit of bytes in the queue. A single larger item may enter an empty queue.
 const MAX_BYTES: usize = crate::STREAM_WINDOW_BYTES as usize;
 
-/// Items that may wait; each sender adds one.
+/// Limit of items in the queue. Each sender adds one to it.
 const MAX_ITEMS: usize = 128;
 
-/// An item, and the room that it takes up until it is taken out.
+/// An item, with the permit for its bytes, which is released when the item leaves the queue.
 type Waiting<T> = (T, Option<OwnedSemaphorePermit>);
 
-/// Puts items into a queue. Small ones are many at a time, so that who takes them need not be woken for each.
+/// The producer's end of a queue. The queue holds many small items at a time, so that the consumer isn't woken for each.
 pub struct Sender<T> {
     items: mpsc::Sender<Waiting<T>>,
     room: Arc<Semaphore>,
@@ -30,16 +30,20 @@ impl<T> Clone for Sender<T> {
 }
 
 impl<T> Sender<T> {
-    /// Waits until there is room for so many bytes. Fails if the receiver is gone. Needs tokio.
+    /// Waits for room, and adds an item that counts as `bytes`. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// The consumer is gone.
     pub async fn send(&mut self, item: T, bytes: usize) -> Result<(), SendError> {
         let bytes = u32::try_from(bytes.min(MAX_BYTES)).unwrap_or(u32::MAX);
-        // It is never closed.
+        // Acquiring fails only for a closed semaphore, and this one is never closed.
         let room = self.room.clone().acquire_many_owned(bytes).await.ok();
         self.items.send((item, room)).await
     }
 }
 
-/// A queue for one stream, bounded by the bytes in it.
+/// Makes a queue. Returns its two ends.
 pub fn queue<T>() -> (Sender<T>, impl Stream<Item = T> + Unpin) {
     let (items, taken) = mpsc::channel::<Waiting<T>>(MAX_ITEMS);
     (Sender { items, room: Arc::new(Semaphore::new(MAX_BYTES)) }, taken.map(|(item, _room)| item))
@@ -52,7 +56,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn items_wait_for_room_and_one_that_is_too_large_for_all_of_it() {
+    async fn items_wait_for_room_and_an_oversized_one_for_an_empty_queue() {
         let (mut sender, mut taken) = queue();
         for item in 0..3 {
             sender.send(item, MAX_BYTES / 3).await.unwrap();

@@ -21,7 +21,7 @@ mod memory;
 
 pub(crate) use local::{
     Age, LocalBlobReader, PENDING_BLOBS, PENDING_TREES, check_layout, decode_node, digest_of, digests_in, encode_node,
-    lock,
+    lock, mark_damaged,
 };
 pub use local::{Lease, LocalBlobService};
 pub use memory::MemoryBlobService;
@@ -56,6 +56,12 @@ pub use crate::{cache::CacheBlobService, from_addr::blob_service as from_addr, o
 pub trait BlobService: Send + Sync {
     /// Whether the blob can be read.
     async fn has(&self, digest: &B3Digest) -> io::Result<bool>;
+
+    /// The same, for a caller that has all contents of the blob. A local store then notices a file of another size than
+    /// `bytes`, so that the caller puts the blob again.
+    async fn has_whole(&self, digest: &B3Digest, _bytes: u64) -> io::Result<bool> {
+        self.has(digest).await
+    }
 
     /// The chunks that make up the blob, in order. Each can be read like a blob. Empty when the blob is not chunked;
     /// `None` when there is no such blob.

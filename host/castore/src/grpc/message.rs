@@ -1,4 +1,4 @@
-//! `Directory` messages, which are checked for their size before they are decoded.
+//! Encodes and decodes `Directory` messages. Their entries are counted before they are decoded.
 
 use cofferdam_proto::EncodedDirectory;
 use prost::encoding::{DecodeContext, decode_key, skip_field};
@@ -6,20 +6,21 @@ use prost::encoding::{DecodeContext, decode_key, skip_field};
 use super::MAX_DIRECTORY_ENTRIES;
 use crate::{Directory, directory::MAX_DIRECTORY_BYTES, proto};
 
-/// Why a directory doesn't go over gRPC.
+/// Why a directory can't be sent or received over gRPC.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DirectoryMessageError {
-    #[error("the directory has more than {MAX_DIRECTORY_ENTRIES} entries, which is the limit over gRPC")]
-    Entries,
-    #[error("the directory has {0} bytes, and {MAX_DIRECTORY_BYTES} is the limit over gRPC")]
+    #[error("the directory has {0} entries; the limit over gRPC is {MAX_DIRECTORY_ENTRIES}")]
+    Entries(usize),
+    #[error("the directory has {0} bytes; the limit over gRPC is {MAX_DIRECTORY_BYTES}")]
     Bytes(usize),
     #[error(transparent)]
     Decode(#[from] proto::DecodeError),
 }
 
+/// Encodes a directory that is within the limits.
 pub(super) fn encode(directory: &Directory) -> Result<EncodedDirectory, DirectoryMessageError> {
     if directory.len() > MAX_DIRECTORY_ENTRIES {
-        return Err(DirectoryMessageError::Entries);
+        return Err(DirectoryMessageError::Entries(directory.len()));
     }
     let encoded = directory.encode();
     if encoded.len() > MAX_DIRECTORY_BYTES {
@@ -28,14 +29,16 @@ pub(super) fn encode(directory: &Directory) -> Result<EncodedDirectory, Director
     Ok(encoded.into())
 }
 
+/// Decodes and validates a directory that is within the limits.
 pub(crate) fn decode_checked(message: &EncodedDirectory) -> Result<Directory, DirectoryMessageError> {
-    if count_entries(message.as_bytes())? > MAX_DIRECTORY_ENTRIES {
-        return Err(DirectoryMessageError::Entries);
+    let entries = count_entries(message.as_bytes())?;
+    if entries > MAX_DIRECTORY_ENTRIES {
+        return Err(DirectoryMessageError::Entries(entries));
     }
     Ok(Directory::decode(message.as_bytes())?)
 }
 
-/// Each entry of a directory is a field of the message.
+/// Counts the fields of an encoded directory: each entry is one.
 fn count_entries(mut rest: &[u8]) -> Result<usize, proto::DecodeError> {
     let mut count = 0;
     while !rest.is_empty() {

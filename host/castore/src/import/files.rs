@@ -96,7 +96,7 @@ impl<'a> Importer<'a> {
             scope.spawn(|| {
                 // A failure here shows in the copy, too.
                 if let Ok(Some(digest)) = hash(file, expected, &copied)
-                    && let Ok(true) = block_on(store.blobs.has(&digest))
+                    && let Ok(true) = block_on(store.blobs.has_whole(&digest, expected))
                 {
                     let _ = known.set(digest);
                 }

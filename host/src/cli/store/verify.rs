@@ -25,9 +25,9 @@ Examples:
 
 /// Verifies every blob and every directory against its digest
 ///
-/// Prints one line for each that is damaged or missing, and exits with 3 if there is one. Without nodes it verifies a whole
-/// local store, and `store gc` waits for it. With --json stdout gets an object: blobs, bytes, directories and the list of
-/// faults.
+/// Prints one line for each that is damaged or missing, and exits with 3 if there is one. Importing or building the same
+/// contents again replaces a damaged blob. Without nodes it verifies a whole local store, and `store gc` waits for it. With
+/// --json stdout gets an object: blobs, bytes, directories and the list of faults.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct VerifyArgs {
@@ -63,7 +63,7 @@ impl VerifyArgs {
             0 => Ok(()),
             faults => {
                 let damaged = CliError::damaged(format!("the store is damaged; faults: {faults}"))
-                    .try_this("remove the damaged files, then import or build their trees again");
+                    .try_this("import or build the missing and damaged contents again, as the owner of the store; this replaces damaged blobs");
                 Err(CliError::AfterResult(Box::new(damaged)))
             }
         }

@@ -25,12 +25,22 @@ use parking_lot::{Mutex, MutexGuard};
 use super::{
     layout::{LEASES, blob_path, fan_out},
     staging::{Staging, at_path},
-    verified::{Verified, Version},
+    verified::{Verified, Version, mark_damaged},
 };
 use crate::B3Digest;
 
 /// How often to try to name a blob while others add and remove the same one.
 const MAX_ATTEMPTS: usize = 8;
+
+/// The result of looking for a committed blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lookup {
+    Missing,
+    /// Its file is marked as damaged.
+    Damaged,
+    /// It is there, and its time has been renewed.
+    Kept,
+}
 
 #[derive(Debug)]
 pub(super) struct LocalBlobs {
@@ -89,27 +99,39 @@ impl LocalBlobs {
         self.staging_parent.with_file_name(LEASES)
     }
 
-    pub(super) fn has(&self, digest: &B3Digest) -> io::Result<bool> {
+    /// Whether the store has this blob, which nothing has found damaged. A writer of the whole blob passes its size in
+    /// `bytes`, and a file of another size counts as damaged.
+    pub(super) fn has(&self, digest: &B3Digest, bytes: Option<u64>) -> io::Result<bool> {
         let is_held = || self.held().is_some_and(|held| held.contains(digest));
         if *digest == B3Digest::EMPTY || self.staged.lock().contains_key(digest) || is_held() {
             return Ok(true);
         }
-        let found = self.keep(digest)?;
+        let found = self.keep(digest, bytes)? == Lookup::Kept;
         if found {
             self.unsynced.store(true, Ordering::Relaxed);
         }
         Ok(found)
     }
 
-    /// Looks for a committed blob and renews its time, so that no collection removes it.
-    fn keep(&self, digest: &B3Digest) -> io::Result<bool> {
-        match fstatat(&*self.committed, blob_path(digest).as_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
-            Err(Errno::ENOENT) => return Ok(false),
-            stat => drop(stat?),
+    /// Looks for a committed blob, and renews its time so that no collection removes it. A file that doesn't have the
+    /// expected size in `bytes` gets the mark.
+    fn keep(&self, digest: &B3Digest, bytes: Option<u64>) -> io::Result<Lookup> {
+        let version = match fstatat(&*self.committed, blob_path(digest).as_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Err(Errno::ENOENT) => return Ok(Lookup::Missing),
+            stat => Version::from(stat?),
+        };
+        if version.is_damaged() {
+            return Ok(Lookup::Damaged);
+        }
+        if let Some(bytes) = bytes.filter(|bytes| *bytes != version.bytes()) {
+            let Some(file) = self.open_unchecked(digest)? else { return Ok(Lookup::Missing) };
+            let wrong = || format!("{} bytes instead of {bytes}", version.bytes());
+            mark_damaged(&file).map_err(|_| self.verified.damaged(digest, &wrong(), false))?;
+            return Ok(Lookup::Damaged);
         }
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let dir = match openat(&*self.committed, fan_out(digest).as_str(), flags, Mode::empty()) {
-            Err(Errno::ENOENT) => return Ok(false),
+            Err(Errno::ENOENT) => return Ok(Lookup::Missing),
             dir => File::from(dir?),
         };
         if self.held.is_some() {
@@ -125,7 +147,7 @@ impl LocalBlobs {
         if kept && let Some(mut held) = self.held() {
             held.insert(*digest);
         }
-        Ok(kept)
+        Ok(if kept { Lookup::Kept } else { Lookup::Missing })
     }
 
     /// Renews the time of the blob of this name. `false` when it is gone.
@@ -239,7 +261,8 @@ impl LocalBlobs {
         }
     }
 
-    /// Gives a staged blob its name in `b3`. A blob that is there already stays: others may rely on its time.
+    /// Gives a staged blob its name in `b3`. A blob that is there already stays, unless it is damaged: others may rely on its
+    /// time.
     fn name(&self, staging: &Staging, digest: &B3Digest, number: u64) -> io::Result<()> {
         let (from, to) = (number.to_string(), blob_path(digest));
         let link = || linkat(staging.dir(), from.as_str(), &*self.committed, to.as_str(), AtFlags::empty());
@@ -259,13 +282,19 @@ impl LocalBlobs {
                     }
                     return Ok(());
                 }
-                Err(Errno::EEXIST) if self.keep(digest)? => return staging.remove(number),
-                // It has been removed meanwhile.
-                Err(Errno::EEXIST) => {}
+                Err(Errno::EEXIST) => match self.keep(digest, None)? {
+                    Lookup::Kept => return staging.remove(number),
+                    Lookup::Damaged => break,
+                    // It has been removed meanwhile.
+                    Lookup::Missing => {}
+                },
                 Err(errno) if is_link_refused(errno) => break,
                 Err(errno) => return Err(errno.into()),
             }
         }
+        // If another process has repaired the blob meanwhile, a batch may rely on the time that this one replaces.
+        let look = || Version::of(&staging.open_file(number)?);
+        self.verified.touch(digest, look, || self.renew(staging.dir(), &from))?;
         Ok(renameat(staging.dir(), from.as_str(), &*self.committed, to.as_str())?)
     }
 }

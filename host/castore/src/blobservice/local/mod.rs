@@ -13,7 +13,8 @@
 //! Contents are checked against the digest. A reader hashes while it reads and fails before it returns the last bytes.
 //! A file descriptor bypasses the service, so the whole file is hashed before the descriptor is returned: the first one to
 //! open a large blob waits for that. Each process hashes a file once, and again only when its size or its times change
-//! other than by the service itself.
+//! other than by the service itself. A file that fails the check is marked as damaged. A marked file counts as missing when
+//! a blob is looked for or written, so the next writer of the right contents replaces it; reading it still names the damage.
 //!
 //! A batch records when it began, and finding a blob renews that blob's time; [`crate::gc`] explains why.
 //!
@@ -39,3 +40,4 @@ pub(crate) use lease::{decode_node, encode_node};
 pub(crate) use reader::LocalBlobReader;
 pub use service::LocalBlobService;
 pub(crate) use staging::lock;
+pub(crate) use verified::mark_damaged;

@@ -63,7 +63,7 @@ impl AsyncRead for LocalBlobReader {
         if let Some(Check { digest, version, hasher, verified }) = check {
             hasher.update(&unfilled[..read]);
             if hasher.count() == *size || (read == 0 && room > 0) {
-                verified.check(digest, *version, hasher.finalize().into())?;
+                verified.check(digest, file, *version, hasher.finalize().into())?;
                 *check = None;
             }
         }

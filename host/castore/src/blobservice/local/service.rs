@@ -102,7 +102,11 @@ impl LocalBlobService {
 #[async_trait]
 impl BlobService for LocalBlobService {
     async fn has(&self, digest: &B3Digest) -> io::Result<bool> {
-        self.blobs.has(digest)
+        self.blobs.has(digest, None)
+    }
+
+    async fn has_whole(&self, digest: &B3Digest, bytes: u64) -> io::Result<bool> {
+        self.blobs.has(digest, Some(bytes))
     }
 
     async fn open_read(&self, digest: &B3Digest) -> io::Result<Option<Box<dyn BlobReader>>> {

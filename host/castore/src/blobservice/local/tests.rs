@@ -1,11 +1,11 @@
 use std::{
     fs, io,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use nix::errno::Errno;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::{
     LocalBlobService,
@@ -138,4 +138,104 @@ async fn a_blob_known_already_is_not_staged() {
     put(&service, b"known").await;
     put(&service, &large).await;
     assert_eq!(files_below(&dir.path().join(STAGING)), 0);
+}
+
+/// A store of one blob whose file now has other contents, the file, and its digest.
+async fn damaged_store(contents: &[u8], damaged: &[u8]) -> (tempfile::TempDir, PathBuf, B3Digest) {
+    let dir = tempfile::tempdir().unwrap();
+    let service = LocalBlobService::open(dir.path()).unwrap();
+    let digest = put(&service, contents).await;
+    service.commit().await.unwrap();
+    let path = dir.path().join(BLOBS).join(blob_path(&digest));
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, damaged).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).unwrap();
+    (dir, path, digest)
+}
+
+/// Puts the right contents, and checks that the file has them for everybody.
+async fn put_repairs(dir: &Path, path: &Path, contents: &[u8]) {
+    let service = LocalBlobService::open(dir).unwrap();
+    let digest = put(&service, contents).await;
+    service.commit().await.unwrap();
+    assert_eq!(fs::read(path).unwrap(), contents);
+    assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o7777, 0o444);
+    assert_eq!((files_below(&dir.join(BLOBS)), files_below(&dir.join(STAGING))), (1, 0));
+    for service in [service, LocalBlobService::open(dir).unwrap()] {
+        assert!(service.has(&digest).await.unwrap());
+        let mut read = Vec::new();
+        service.open_read(&digest).await.unwrap().unwrap().read_to_end(&mut read).await.unwrap();
+        assert_eq!(read, contents);
+    }
+}
+
+#[tokio::test]
+async fn a_blob_that_was_found_damaged_is_replaced_by_the_next_put() {
+    for bytes in [9, 1024 * 1024] {
+        let (contents, damaged) = (vec![1; bytes], vec![2; bytes]);
+        for by_descriptor in [true, false] {
+            let (dir, path, digest) = damaged_store(&contents, &damaged).await;
+            let finder = LocalBlobService::open(dir.path()).unwrap();
+            assert!(finder.has(&digest).await.unwrap(), "nothing has read it yet");
+            let error = if by_descriptor {
+                finder.open_file(&digest).await.unwrap_err()
+            } else {
+                let mut reader = finder.open_read(&digest).await.unwrap().unwrap();
+                reader.read_to_end(&mut Vec::new()).await.unwrap_err()
+            };
+            let fix = "the store is damaged: import or build the contents again, which replaces this file";
+            assert!(error.to_string().ends_with(fix), "{error}");
+            assert!(!finder.has(&digest).await.unwrap(), "or a client would not send it");
+            put_repairs(dir.path(), &path, &contents).await;
+            assert!(finder.has(&digest).await.unwrap());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_blob_of_the_wrong_size_is_replaced_by_the_next_put() {
+    for (bytes, wrong) in [(9, 0), (9, 10), (1024 * 1024, 1024 * 1024 - 1)] {
+        let contents = vec![1; bytes];
+        let (dir, path, digest) = damaged_store(&contents, &vec![1; wrong]).await;
+        let finder = LocalBlobService::open(dir.path()).unwrap();
+        assert!(finder.has(&digest).await.unwrap(), "nothing has looked at its size yet");
+        assert!(!finder.has_whole(&digest, bytes as u64).await.unwrap());
+        put_repairs(dir.path(), &path, &contents).await;
+        let (dir, path, _) = damaged_store(&contents, &vec![1; wrong]).await;
+        put_repairs(dir.path(), &path, &contents).await;
+    }
+}
+
+#[tokio::test]
+async fn a_sound_blob_is_not_replaced_by_a_put() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, other) = (LocalBlobService::open(dir.path()).unwrap(), LocalBlobService::open(dir.path()).unwrap());
+    let digest = put(&one, b"sound").await;
+    put(&other, b"sound").await;
+    one.commit().await.unwrap();
+    let inode = || fs::metadata(dir.path().join(BLOBS).join(blob_path(&digest))).unwrap().ino();
+    let before = inode();
+    other.commit().await.unwrap();
+    put(&one, b"sound").await;
+    one.commit().await.unwrap();
+    assert_eq!(inode(), before);
+}
+
+#[test]
+fn a_blob_of_the_wrong_size_that_may_not_be_marked_is_an_error() {
+    let (dir, path, digest) = futures::executor::block_on(damaged_store(b"contents", b"content"));
+    let store = dir.path().to_owned();
+    failing((nix::libc::SYS_fchmod, 1, 0o1444), Errno::EPERM, move || {
+        futures::executor::block_on(async {
+            let service = LocalBlobService::open(&store).unwrap();
+            let mut writer = service.open_write().await;
+            writer.write_all(b"contents").await.unwrap();
+            let error = writer.close().await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+            let message = "has 7 bytes instead of 8: the store is damaged: remove this file, and import";
+            assert!(error.to_string().contains(message), "{error}");
+        });
+    });
+    assert_eq!(digest, B3Digest::of(b"contents"));
+    assert_eq!(fs::read(path).unwrap(), b"content");
 }

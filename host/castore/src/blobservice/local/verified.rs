@@ -1,8 +1,11 @@
-//! Checks the files of blobs against their digests.
+//! Checks the files of blobs against their digests, and marks damaged files.
 
 use std::{collections::HashMap, fs::File, io, os::unix::fs::FileExt as _, path::PathBuf};
 
-use nix::sys::stat::{FileStat, fstat};
+use nix::{
+    libc::S_ISVTX,
+    sys::stat::{FileStat, Mode, fchmod, fstat},
+};
 use parking_lot::Mutex;
 
 use super::layout::blob_path;
@@ -14,19 +17,27 @@ const MAX_FILES: usize = 256 * 1024;
 /// Bytes that are read at a time.
 const READ_BYTES: usize = 256 * 1024;
 
-/// Changes when a file is replaced or written to. `ctime` is left out: it changes with each name that the file gets or
-/// loses.
+/// The fix for a damaged file that is marked.
+const IMPORT: &str = "import or build the contents again, which replaces this file";
+
+/// The fix for a damaged file that this process may not mark.
+const REMOVE_AND_IMPORT: &str = "remove this file, and import or build the contents again";
+
+/// Changes when a file is replaced, written to or marked as damaged. `ctime` is left out: it changes with each name that the
+/// file gets or loses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Version {
     dev: u64,
     ino: u64,
+    mode: u32,
     size: i64,
     modified: (i64, i64),
 }
 
 impl From<FileStat> for Version {
     fn from(stat: FileStat) -> Self {
-        Self { dev: stat.st_dev, ino: stat.st_ino, size: stat.st_size, modified: (stat.st_mtime, stat.st_mtime_nsec) }
+        let modified = (stat.st_mtime, stat.st_mtime_nsec);
+        Self { dev: stat.st_dev, ino: stat.st_ino, mode: stat.st_mode, size: stat.st_size, modified }
     }
 }
 
@@ -38,6 +49,23 @@ impl Version {
     pub(super) fn bytes(&self) -> u64 {
         u64::try_from(self.size).unwrap_or(0)
     }
+
+    /// Whether the file has been [marked](mark_damaged) as damaged.
+    pub(super) fn is_damaged(&self) -> bool {
+        self.mode & S_ISVTX != 0
+    }
+}
+
+/// Marks the file of a blob as damaged, so that the next writer of the right contents replaces it. The mark is the sticky
+/// bit, which Linux ignores for files; it costs nothing to look up, since a lookup calls `stat` anyway.
+///
+/// # Errors
+///
+/// The file belongs to another user, or the file system is read-only or keeps no such bit.
+pub(crate) fn mark_damaged(file: &File) -> io::Result<()> {
+    let mode = fstat(file)?.st_mode | S_ISVTX;
+    fchmod(file, Mode::from_bits_truncate(mode))?;
+    if Version::of(file)?.is_damaged() { Ok(()) } else { Err(io::ErrorKind::Unsupported.into()) }
 }
 
 /// The files that this process has checked, so that each file is hashed once however often it is opened.
@@ -61,7 +89,7 @@ impl Verified {
     ///
     /// # Errors
     ///
-    /// `InvalidData` when it has another digest.
+    /// `InvalidData` when it has another digest. The file is then marked as damaged.
     pub(super) fn check_file(&self, digest: &B3Digest, file: &File) -> io::Result<()> {
         let version = Version::of(file)?;
         if self.knows(digest, &version) {
@@ -80,25 +108,28 @@ impl Verified {
                 Err(error) => return Err(error),
             }
         }
-        self.check(digest, version, hasher.finalize().into())
+        self.check(digest, file, version, hasher.finalize().into())
     }
 
     /// Remembers this version of a file if `actual`, its digest, is the right one.
     ///
     /// # Errors
     ///
-    /// `InvalidData` when it is not.
-    pub(super) fn check(&self, digest: &B3Digest, version: Version, actual: B3Digest) -> io::Result<()> {
+    /// `InvalidData` when it is not. The file is then marked as damaged.
+    pub(super) fn check(&self, digest: &B3Digest, file: &File, version: Version, actual: B3Digest) -> io::Result<()> {
         if actual != *digest {
-            let path = self.dir.join(blob_path(digest));
-            let message = format!(
-                "{} has the digest {actual}: the store is damaged: remove this file, and import the contents again",
-                path.display()
-            );
-            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+            return Err(self.damaged(digest, &format!("the digest {actual}"), mark_damaged(file).is_ok()));
         }
         self.add(*digest, version);
         Ok(())
+    }
+
+    /// The error for a blob whose file has something wrong, and may be marked as damaged.
+    pub(super) fn damaged(&self, digest: &B3Digest, wrong: &str, marked: bool) -> io::Error {
+        let path = self.dir.join(blob_path(digest));
+        let fix = if marked { IMPORT } else { REMOVE_AND_IMPORT };
+        let message = format!("{} has {wrong}: the store is damaged: {fix}", path.display());
+        io::Error::new(io::ErrorKind::InvalidData, message)
     }
 
     /// Remembers a file as checked.

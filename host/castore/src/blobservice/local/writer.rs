@@ -84,7 +84,7 @@ impl LocalBlobWriter {
         let digest = match std::mem::replace(&mut self.state, State::Broken) {
             State::Small(contents) => {
                 let digest = B3Digest::of(&contents);
-                if !self.blobs.has(&digest)? {
+                if !self.blobs.has(&digest, Some(contents.len() as u64))? {
                     let mut unfinished = Unfinished::create(self.blobs.clone())?;
                     unfinished.write(&contents)?;
                     unfinished.stage(digest)?;
@@ -93,7 +93,7 @@ impl LocalBlobWriter {
             }
             State::Large(large) => {
                 let digest = large.hasher.finalize().into();
-                if !self.blobs.has(&digest)? {
+                if !self.blobs.has(&digest, Some(large.hasher.count()))? {
                     large.file.stage(digest)?;
                 }
                 digest

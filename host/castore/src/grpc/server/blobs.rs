@@ -16,7 +16,7 @@ use crate::{
     proto::{BlobChunk, PutBlobResponse, ReadBlobRequest, StatBlobRequest, StatBlobResponse, blob_service_server},
 };
 
-/// A blob service for others.
+/// Serves a blob service.
 pub(in super::super) struct Blobs {
     pub(super) blobs: Arc<dyn BlobService>,
     pub(super) work: Work,
@@ -41,7 +41,7 @@ impl blob_service_server::BlobService for Blobs {
             }
             let chunks = blobs.chunks(&digest).await.map_err(|error| status(&error))?;
             let mut answer = StatBlobResponse { chunks: chunks.ok_or_else(|| missing(&digest))?, ..Default::default() };
-            // Nobody need be told the chunks, and most clients take no larger message.
+            // The list of chunks is optional, and most clients accept no larger message.
             if answer.encoded_len() > MAX_MESSAGE_BYTES {
                 answer.chunks = Vec::new();
             }
@@ -80,7 +80,9 @@ impl blob_service_server::BlobService for Blobs {
             while let Some(chunk) = chunks.next().await? {
                 size += chunk.data.len() as u64;
                 if size > max_blob_bytes {
-                    return Err(Status::out_of_range(format!("a blob has at most {max_blob_bytes} bytes")));
+                    return Err(Status::out_of_range(format!(
+                        "the blob has more than {max_blob_bytes} bytes, which is the limit of this server"
+                    )));
                 }
                 writer.write_all(&chunk.data).await.map_err(|error| status(&error))?;
             }

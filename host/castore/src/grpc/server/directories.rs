@@ -15,20 +15,20 @@ use crate::{
     proto::{GetDirectoryRequest, PutDirectoryResponse, directory_service_server, get_directory_request::ByWhat},
 };
 
-/// Most trees that are received at a time, since each may take [`MAX_TREE_BYTES`] of memory. More wait for their turn.
+/// Trees that are received at a time; further requests wait. Each may take [`MAX_TREE_BYTES`] of memory.
 const MAX_TREES: usize = 8;
 
-/// Most trees that one client sends at a time.
+/// One client's share of [`MAX_TREES`].
 const CLIENT_TREES: usize = MAX_TREES / 2;
 
-/// Most trees that are sent at a time. Each takes memory for a batch of directories, and several times for the digests of up to
-/// [`RootFirst::MAX_DIRECTORIES`]. More wait for their turn.
+/// Trees that are sent at a time; further requests wait. Each keeps a batch of directories in memory, and several copies of
+/// up to [`RootFirst::MAX_DIRECTORIES`] digests.
 const MAX_WALKS: usize = 16;
 
-/// Most trees that one client receives at a time.
+/// One client's share of [`MAX_WALKS`].
 const CLIENT_WALKS: usize = MAX_WALKS / 2;
 
-/// A directory service for others.
+/// Serves a directory service.
 pub(in super::super) struct Directories {
     store: Store,
     work: Work,
@@ -55,7 +55,7 @@ impl directory_service_server::DirectoryService for Directories {
         let client = Client::of(&request)?;
         let request = request.into_inner();
         let Some(ByWhat::Digest(asked)) = request.by_what else {
-            return Err(Status::invalid_argument("by_what: is not set; name the directory by its digest"));
+            return Err(Status::invalid_argument("by_what: not set; set by_what.digest to the directory's digest"));
         };
         let digest = digest("by_what.digest", &asked)?;
         let directories = self.store.directories.clone();
@@ -100,7 +100,7 @@ impl directory_service_server::DirectoryService for Directories {
                 bytes += message.as_bytes().len();
                 if bytes > MAX_TREE_BYTES || count > RootFirst::MAX_DIRECTORIES {
                     return Err(Status::out_of_range(format!(
-                        "a tree has at most {} directories and {MAX_TREE_BYTES} bytes in them",
+                        "the tree has more than {} directories or {MAX_TREE_BYTES} bytes, which are the limits of this server",
                         RootFirst::MAX_DIRECTORIES
                     )));
                 }
@@ -109,7 +109,7 @@ impl directory_service_server::DirectoryService for Directories {
                 let directory = decode_checked(&message).map_err(wrong)?;
                 putter.put(directory).await.map_err(|error| status(&error))?;
             }
-            // What these directories name may have been put a moment ago.
+            // The blobs in these directories may have been put a moment ago, and must be durable first.
             store.blobs.commit().await.map_err(|error| status(&error))?;
             let root = putter.close().await.map_err(|error| status(&error))?;
             Ok(PutDirectoryResponse { root_digest: root.as_slice().to_vec().into() })

@@ -1,4 +1,4 @@
-//! A store for others.
+//! Serves a store over gRPC.
 
 mod blobs;
 mod directories;
@@ -22,7 +22,7 @@ use crate::{
 use blobs::Blobs;
 use directories::Directories;
 
-/// What castore's services are called, as health checks ask for them.
+/// The names of castore's services, for health checks.
 pub const SERVICES: [&str; 4] = [
     "snix.castore.v1.BlobService",
     "snix.castore.v1.DirectoryService",
@@ -33,9 +33,9 @@ pub const SERVICES: [&str; 4] = [
 /// How to serve a store.
 #[derive(Debug, Clone)]
 pub struct ServeOptions {
-    /// How to serve anything.
+    /// Options of every gRPC server.
     pub rpc: cofferdam_rpc::ServeOptions,
-    /// Bytes of the largest blob that is taken.
+    /// Limit of a blob that clients put, in bytes.
     pub max_blob_bytes: u64,
 }
 
@@ -47,7 +47,7 @@ impl Default for ServeOptions {
 
 /// Serves a store, health and reflection on these listeners until `shutdown`.
 ///
-/// What a client has put is durable before it is told so.
+/// A put is answered only when its contents are durable.
 ///
 /// # Errors
 ///
@@ -64,7 +64,7 @@ pub async fn serve(
     serve_routes(routes, &SERVICES, &[CASTORE_DESCRIPTOR_SET], listeners, &options.rpc, shutdown, stop).await
 }
 
-/// Adds castore's services under both names. They give up what they are doing when `stop` is cancelled.
+/// Adds castore's services under snix's and tvix's names. Cancelling `stop` aborts their requests.
 pub fn add_services(routes: &mut RoutesBuilder, store: &Store, options: &ServeOptions, stop: CancellationToken) {
     let (blobs, directories) = services(store, options, stop);
     routes
@@ -90,13 +90,14 @@ pub(super) fn services(
     )
 }
 
-/// Of castore's methods, only `Put` takes more than a question: messages of at most `put_bytes`.
+/// The messages that a method of castore accepts: `Put` a stream of messages of at most `put_bytes` each, the others one short
+/// question.
 fn takes(method: &str, put_bytes: usize) -> Takes {
     if method == "Put" { Takes::Stream(put_bytes) } else { Takes::Message(MAX_QUESTION_BYTES) }
 }
 
-/// What a client is told of an error of the store's. Never that something is not found: the store says that in another
-/// way, and a file that it lacks is no blob that it lacks.
+/// Translates an error of the store for a client. The result is never `NOT_FOUND`: the store reports missing blobs and
+/// directories in its return values, so an error of this kind means that one of its own files is missing.
 fn status(error: &io::Error) -> Status {
     let message = chain(error);
     match error.kind() {
@@ -111,7 +112,7 @@ fn status(error: &io::Error) -> Status {
     }
 }
 
-/// The digest in a request's field.
+/// Parses the digest in a field of a request.
 fn digest(field: &str, bytes: &[u8]) -> Result<B3Digest, Status> {
     bytes.try_into().map_err(|error| Status::invalid_argument(format!("{field}: {error}")))
 }

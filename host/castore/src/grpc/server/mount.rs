@@ -1,4 +1,4 @@
-//! tvix's names for services.
+//! Serves the services of snix under tvix's names, too.
 
 use std::task::{Context, Poll};
 
