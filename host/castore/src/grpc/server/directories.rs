@@ -15,31 +15,31 @@ use crate::{
     proto::{GetDirectoryRequest, PutDirectoryResponse, directory_service_server, get_directory_request::ByWhat},
 };
 
-/// Trees that are received at a time; further requests wait. Each may take [`MAX_TREE_BYTES`] of memory.
-const MAX_TREES: usize = 8;
+/// Trees that clients put at a time; further requests wait. Each may take [`MAX_TREE_BYTES`] of memory.
+const MAX_PUTS: usize = 8;
 
-/// One client's share of [`MAX_TREES`].
-const CLIENT_TREES: usize = MAX_TREES / 2;
+/// One client's share of [`MAX_PUTS`].
+const CLIENT_PUTS: usize = MAX_PUTS / 2;
 
-/// Trees that are sent at a time; further requests wait. Each keeps a batch of directories in memory, and several copies of
+/// Whole trees that clients get at a time; further requests wait. Each keeps a batch of directories in memory, and several copies of
 /// up to [`RootFirst::MAX_DIRECTORIES`] digests.
-const MAX_WALKS: usize = 16;
+const MAX_TREE_GETS: usize = 16;
 
-/// One client's share of [`MAX_WALKS`].
-const CLIENT_WALKS: usize = MAX_WALKS / 2;
+/// One client's share of [`MAX_TREE_GETS`].
+const CLIENT_TREE_GETS: usize = MAX_TREE_GETS / 2;
 
 /// Serves a directory service.
 pub(in super::super) struct Directories {
     store: Store,
     work: Work,
-    trees: Shares,
-    walks: Shares,
+    puts: Shares,
+    tree_gets: Shares,
 }
 
 impl Directories {
     pub(super) fn new(store: Store, work: Work) -> Self {
-        let (trees, walks) = (Shares::new(MAX_TREES, CLIENT_TREES), Shares::new(MAX_WALKS, CLIENT_WALKS));
-        Self { store, work, trees, walks }
+        let (puts, tree_gets) = (Shares::new(MAX_PUTS, CLIENT_PUTS), Shares::new(MAX_TREE_GETS, CLIENT_TREE_GETS));
+        Self { store, work, puts, tree_gets }
     }
 }
 
@@ -59,7 +59,7 @@ impl directory_service_server::DirectoryService for Directories {
         };
         let digest = digest("by_what.digest", &asked)?;
         let directories = self.store.directories.clone();
-        let walks = request.recursive.then(|| self.walks.clone());
+        let tree_gets = request.recursive.then(|| self.tree_gets.clone());
         let get = move |mut outlet: Outlet<EncodedDirectory>| async move {
             if !request.recursive {
                 let directory = directories.get(&digest).await.map_err(|error| status(&error))?;
@@ -82,7 +82,7 @@ impl directory_service_server::DirectoryService for Directories {
             }
             if order.is_empty() { Ok(()) } else { order.close().map_err(|error| status(&error)) }
         };
-        self.work.stream(client, walks, get).await
+        self.work.stream(client, tree_gets, get).await
     }
 
     async fn put(
@@ -114,6 +114,6 @@ impl directory_service_server::DirectoryService for Directories {
             let root = putter.close().await.map_err(|error| status(&error))?;
             Ok(PutDirectoryResponse { root_digest: root.as_slice().to_vec().into() })
         };
-        self.work.run(&client, Some(&self.trees), put).await.map(Response::new)
+        self.work.run(&client, Some(&self.puts), put).await.map(Response::new)
     }
 }
