@@ -163,7 +163,8 @@ impl Victims {
     }
 
     fn run_dir(&self) -> PathBuf {
-        let runs = fs::read_dir(self.cofferdam.run_directory()).unwrap().map(|entry| entry.unwrap().path());
+        let runs =
+            fs::read_dir(self.cofferdam.run_directory()).into_iter().flatten().flatten().map(|entry| entry.path());
         let mut runs = runs.filter(|path| path.is_dir());
         runs.next().expect("a machine runs")
     }
@@ -175,11 +176,11 @@ fn path(path: &Path) -> String {
 
 /// A run directory of the attacker's own.
 fn run_dir() -> tempfile::TempDir {
-    let directory = tempfile::tempdir().unwrap();
-    fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).unwrap();
+    let directory = tempfile::tempdir().expect("temporary files can be made");
+    fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).expect("temporary files can be written");
     let disk = directory.path().join("disk");
-    fs::write(&disk, [0; 1 << 20]).unwrap();
-    fs::set_permissions(disk, Permissions::from_mode(0o666)).unwrap();
+    fs::write(&disk, [0; 1 << 20]).expect("temporary files can be written");
+    fs::set_permissions(disk, Permissions::from_mode(0o666)).expect("temporary files can be written");
     directory
 }
 
@@ -195,7 +196,7 @@ async fn attack(
     for attempt in attempts {
         let run_dir = run_dir();
         let program = Program::new("attacker", program, run_dir.path()).arg(attempt).longest_file(LONGEST_FILE);
-        let mut attacker = spawner.spawn(program.walled(view.clone())).await.unwrap();
+        let mut attacker = spawner.spawn(program.walled(view.clone())).await.expect("the attacker can be started");
         let status = attacker.wait().await;
         let said = attacker.said();
         assert!(status.success(), "{status}: {said}");
@@ -234,9 +235,10 @@ fn a_helper_that_was_taken_over_reaches_nobody_else() {
 /// Makes the attempts that succeeded in the control once more from behind the walls of each kind of helper.
 async fn all_are_refused(program: &Path, control: &BTreeMap<String, Option<String>>) -> usize {
     let shown: Vec<_> = control.iter().filter(|(_, refused)| refused.is_none()).map(|(name, _)| name.clone()).collect();
-    let walled = Spawner::new(Handle::current(), Walls::Namespaces).unwrap();
+    let walled = Spawner::new(Handle::current(), Walls::Namespaces).expect("this host walls helpers in");
     for (helper, view) in [("device", View::nothing()), ("VMM", View::nothing().run_dir().device("/dev/null"))] {
-        let answers = attack(program, &walled.for_machine(MEMORY_BYTES).unwrap(), view, &shown).await;
+        let answers =
+            attack(program, &walled.for_machine(MEMORY_BYTES).expect("user ids are left"), view, &shown).await;
         let done: Vec<_> = answers.iter().filter(|(_, refused)| refused.is_none()).map(|(name, _)| name).collect();
         assert!(done.is_empty(), "a {helper} that was taken over succeeded in {done:?}");
     }
@@ -349,7 +351,7 @@ fn an_ordinary_user_has_ids_for_machines_by_capabilities_or_by_subordinate_ids()
 
 /// `Key:` lines of a process's status.
 fn status(pid: i32, thread: i32) -> BTreeMap<String, String> {
-    let text = fs::read_to_string(format!("/proc/{pid}/task/{thread}/status")).unwrap();
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{thread}/status")).expect("the process runs");
     let lines = text.lines().filter_map(|line| line.split_once(':'));
     lines.map(|(key, value)| (key.to_owned(), value.trim().to_owned())).collect()
 }

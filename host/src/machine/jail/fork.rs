@@ -456,6 +456,5 @@ fn errno(returned: libc::c_long) -> Result<(), Errno> {
 }
 
 fn last_errno() -> Errno {
-    // SAFETY: the C library gives each thread a place for it.
-    Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
+    Errno::from_raw_os_error(nix::errno::Errno::last_raw())
 }

@@ -156,7 +156,7 @@ fn among(uid_map: &str) -> Option<Range<u32>> {
     let ranges = uid_map.lines().filter_map(|line| {
         let mut numbers = line.split_whitespace().map(|number| number.parse::<u32>().ok());
         let (start, _, count) = (numbers.next()??, numbers.next()??, numbers.next()??);
-        Some(start..start.checked_add(count).unwrap_or(u32::MAX))
+        Some(start..start.saturating_add(count))
     });
     let ranges: Vec<_> = ranges.collect();
     if ranges.iter().any(|range| range.start <= SPARE_IDS.start && SPARE_IDS.end <= range.end) {
