@@ -217,7 +217,7 @@ impl Cofferdam {
     pub fn helper(&self, name: &str, of: &Running) -> Process {
         let deadline = Instant::now() + stretched(Duration::from_secs(30));
         loop {
-            let processes = self.processes();
+            let processes = processes::with_children(self.directory.path(), Some(of.pid()));
             let is_it = |process: &&Process| {
                 let directory = &process.working_directory;
                 let works_in_run_directory = directory.starts_with(self.run_directory()) || directory == Path::new("");
