@@ -217,7 +217,7 @@ impl Cofferdam {
     pub fn helper(&self, name: &str, of: &Running) -> Process {
         let deadline = Instant::now() + stretched(Duration::from_secs(30));
         loop {
-            let processes = self.processes();
+            let processes = processes::with_children(self.directory.path(), Some(of.pid()));
             let is_it = |process: &&Process| process.name == name && process.parent == of.pid() && process.is_walled;
             if let Some(found) = processes.iter().find(is_it) {
                 return found.clone();

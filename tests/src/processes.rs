@@ -32,15 +32,21 @@ impl Process {
 /// All other processes whose working directory is in `directory`, or whose mounts, arguments or environment name it. Zombies
 /// have none of these.
 ///
-/// Of `cofferdam` itself, other users than root see only the arguments. They take its children for its own.
+/// Of a `cofferdam` process root alone sees more than the arguments. For other users every process that they can't look into
+/// is one, belongs to the directory if its parent does, and is walled.
 pub fn of(directory: &Path) -> Vec<Process> {
+    with_children(directory, None)
+}
+
+/// The same, and the children of a process that is known to belong to the directory.
+pub fn with_children(directory: &Path, parent: Option<i32>) -> Vec<Process> {
     let entries = fs::read_dir("/proc").expect("/proc is mounted").flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let others = pids.filter(|&pid| pid.unsigned_abs() != process::id());
     let seen: Vec<_> = others.filter_map(|pid| look(pid, directory)).collect();
-    let belongs = |one: &Seen| {
-        one.is_told || one.is_closed && seen.iter().any(|of| of.is_told && of.process.pid == one.process.parent)
-    };
+    let told = seen.iter().filter(|one| one.is_told).map(|one| one.process.pid);
+    let told: Vec<_> = told.chain(parent).collect();
+    let belongs = |one: &Seen| one.is_told || one.is_closed && told.contains(&one.process.parent);
     seen.iter().filter(|one| belongs(one)).map(|one| one.process.clone()).collect()
 }
 
@@ -70,7 +76,7 @@ fn look(pid: i32, directory: &Path) -> Option<Seen> {
     let value = |key| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
     let (name, is_closed) = match fs::read_link(place.join("exe")) {
         Ok(executes) => (executes.file_name()?.to_string_lossy().into_owned(), false),
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => (value("Name:")?.to_owned(), true),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => ("cofferdam".to_owned(), true),
         Err(_) => return None,
     };
     let parent = value("PPid:")?.parse().ok()?;

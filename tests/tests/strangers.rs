@@ -77,6 +77,8 @@ impl Loot {
         // As soon as it has heard this, the host sends the specification to a guest.
         let hello = FromGuest::Hello { version: VERSION, uptime_us: 1 };
         let _ = FrameWriter::new(&stream, MAX_FROM_GUEST_BYTES).write(&hello);
+        // A host that takes it for the guest would wait for more.
+        stream.set_read_timeout(Some(Duration::from_secs(10))).expect("it is not zero");
         // An error is a connection that was closed before it had been read from.
         let _ = stream.read_to_end(&mut self.told);
         self.closed += 1;
@@ -85,7 +87,7 @@ impl Loot {
 }
 
 #[test]
-fn whoever_connects_in_place_of_a_guest_learns_nothing_and_the_guest_is_heard() {
+fn a_process_that_connects_in_place_of_a_guest_learns_nothing_and_the_guest_is_heard() {
     let cofferdam = Cofferdam::new();
     let attack = Attack::on(&cofferdam.run_directory());
     let build = cofferdam.build().output("build/out").exported();

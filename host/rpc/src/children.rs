@@ -12,7 +12,7 @@ use nix::{
     unistd::Pid,
 };
 
-/// Whether a process is a child of this one, be it dead but not reaped: until then no other process has its number.
+/// Whether a process is a child of this one. A dead one counts until it is reaped, since no other process has its number.
 pub(crate) fn is_child(pid: i32) -> bool {
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
     waitid(Id::Pid(Pid::from_raw(pid)), flags).is_ok()
@@ -52,7 +52,7 @@ mod tests {
         command.args(["-c", shell, "sh", "perl", "-MSocket", "-e", CONNECT]).arg(socket);
         let mut child = command.stdout(process::Stdio::piped()).spawn().unwrap();
         let mut printed = String::new();
-        // Whoever has the pipe may outlive the shell.
+        // What has the pipe may outlive the shell.
         child.stdout.take().unwrap().read_to_string(&mut printed).await.unwrap();
         child.wait().await.unwrap();
         printed

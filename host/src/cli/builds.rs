@@ -51,8 +51,9 @@ pub(super) struct BuildsArgs {
 enum Command {
     /// Prints a header and one line a build, the latest first, with tabs between
     ///
-    /// The columns: id, state, age, how long it has run, the client (for operators, who see the builds of all clients: root,
-    /// and the users in `[operators]` of the daemon's configuration) and the command. With --json each line is an object, and there is no header.
+    /// The columns: id, state, age, how long it has run, the client (for operators, who see the builds of all clients) and
+    /// the command. Operators are root and the users that the daemon's configuration lists in `[operators]`. With --json each
+    /// line is an object, and there is no header.
     #[command(after_help = "Examples:\n  cofferdam builds list --active\n  cofferdam builds list --json | jq .id")]
     List {
         /// Only builds that wait or run

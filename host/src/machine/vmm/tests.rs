@@ -157,7 +157,7 @@ async fn a_half_started_qemu_leaves_nothing() {
     assert_eq!(run.processes(), 0);
 }
 
-/// Whoever listens there could be the guest's other end.
+/// The process that listens there passes on everything that the guest says to the host.
 #[tokio::test]
 async fn qemu_is_connected_to_the_device_that_was_started_for_it_and_to_nobody_else() {
     let run = RunDir::new();
