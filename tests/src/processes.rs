@@ -70,7 +70,9 @@ fn look(pid: i32, directory: &Path) -> Option<Seen> {
     let arguments = read("cmdline");
     // A mount tells its path in its file system, of which the unique name is the end of ours.
     let name = directory.file_name()?.as_bytes();
-    let mounted = || read("mountinfo").windows(name.len()).any(|window| window == name);
+    let namespace = |place: &Path| fs::read_link(place.join("ns/pid")).ok();
+    let is_walled = namespace(&place) != namespace("/proc/self".as_ref());
+    let mounted = || is_walled && read("mountinfo").windows(name.len()).any(|window| window == name);
     let is_told = working_directory.starts_with(directory) || told(&arguments) || told(&read("environ")) || mounted();
     let status = fs::read_to_string(place.join("status")).ok()?;
     let value = |key| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
@@ -81,8 +83,6 @@ fn look(pid: i32, directory: &Path) -> Option<Seen> {
     };
     let parent = value("PPid:")?.parse().ok()?;
     let command_line = String::from_utf8_lossy(&arguments).replace('\0', " ");
-    let namespace = |place: &Path| fs::read_link(place.join("ns/pid")).ok();
-    let is_walled = namespace(&place) != namespace("/proc/self".as_ref());
     let process = Process { pid, parent, name, is_walled, command_line };
     Some(Seen { process, is_told, is_closed })
 }

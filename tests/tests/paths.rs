@@ -10,7 +10,7 @@ use cofferdam::{
     machine::vmm::{Accelerator, kvm_nests},
     request::SYSTEM,
 };
-use cofferdam_tests::{Cofferdam, Daemon, Outcome, guest, image, processes, vmm};
+use cofferdam_tests::{Cofferdam, Daemon, Outcome, guest, image, vmm};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -51,7 +51,7 @@ fn build_on(daemon: Daemon, cofferdam: &Cofferdam, asked: &[&str], script: &str)
         "constraints": { "system": SYSTEM, "provideBinSh": true, "availableRoPaths": asked },
     }));
     daemon.end().succeeds();
-    assert_eq!(processes::of(&cofferdam.run_directory()), []);
+    assert_eq!(cofferdam.processes(), []);
     outcome
 }
 
