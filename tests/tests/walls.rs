@@ -18,10 +18,12 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{self, Command},
+    thread,
+    time::Duration,
 };
 
 use cofferdam::machine::jail::{Program, Spawner, View, Walls};
-use cofferdam_tests::{Cofferdam, Daemon, Running, processes::Process, program, vmm};
+use cofferdam_tests::{Cofferdam, Daemon, Running, processes::Process, program, stretched, vmm};
 use nix::{sys::signal::Signal, unistd::geteuid};
 use tokio::runtime::{Handle, Runtime};
 
@@ -78,7 +80,6 @@ const ALONE: &[&str] = &[
     "list=/proc",
     "list=/sys",
     "list=/home",
-    "list=/tmp",
     "make-directory=.",
     "make-file=.",
     "make-symlink=.",
@@ -228,8 +229,56 @@ fn a_helper_that_was_taken_over_reaches_nobody_else() {
         println!("not shown on this host, which refuses it to all: {attempt}: {reason}");
     }
     let count = runtime.block_on(all_are_refused(ATTACKER.as_ref(), &control));
+    let shown = control.iter().filter(|(_, refused)| refused.is_none()).map(|(attempt, _)| &**attempt);
+    // A VMM may write files as long as the scratch disk.
+    let shown: Vec<_> = shown.filter(|attempt| *attempt != "grow-memory-file").collect();
+    for (setting, real) in replaceable() {
+        let count = attack_in_the_place_of(setting, &real, &shown);
+        println!("in the place of {}: {count} attempts were refused", real.display());
+    }
     victims.end();
     assert!(count >= 100, "{count}");
+}
+
+/// The helpers that an operator can name: their variables, and their files.
+fn replaceable() -> Vec<(&'static str, PathBuf)> {
+    let device = cofferdam::machine::vmm::survey().qemu.vsock_device.map(|found| found.program);
+    let device =
+        device.filter(|_| vmm::setting() == "COFFERDAM_QEMU").map(|path| ("COFFERDAM_VHOST_DEVICE_VSOCK", path));
+    [(vmm::setting(), vmm::choice().program.clone())].into_iter().chain(device).collect()
+}
+
+/// Starts a build with the attacker as one of its helpers, and gives the number of its attempts. None may succeed.
+fn attack_in_the_place_of(setting: &str, real: &Path, attempts: &[&str]) -> usize {
+    let cofferdam = Cofferdam::new();
+    let attacker = cofferdam.files().join("attacker");
+    fs::copy(ATTACKER, &attacker).expect("the test's own file");
+    cofferdam.file("attacker.real", path(real));
+    let build = cofferdam.build().without_slot().host_variable(setting, &attacker).start_shell("true");
+    let wait = |what: &str, is_there: &dyn Fn() -> bool| {
+        while !is_there() {
+            assert!(build.age() < stretched(Duration::from_secs(60)), "{what}: {}", build.stderr_so_far());
+            thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let runs = || fs::read_dir(cofferdam.run_directory()).into_iter().flatten().flatten().map(|entry| entry.path());
+    let run_dir = || runs().find(|path| path.join("vsock").is_dir());
+    wait("no machine is started", &|| run_dir().is_some());
+    let file = run_dir().expect("it was there just now").join("attempts");
+    // Not before it is whole, and may be written.
+    let aside = cofferdam.file("attempts", attempts.join("\n") + "\n");
+    fs::set_permissions(&aside, Permissions::from_mode(0o666)).expect("the test's own file");
+    fs::rename(aside, &file).expect("both are in the test's directory");
+    let answers = || fs::read_to_string(&file).unwrap_or_default();
+    wait("the attacker does not end", &|| answers().ends_with("\nend\n"));
+    let answers = answers();
+    let answers: Vec<_> = answers.lines().skip(attempts.len()).filter(|line| *line != "end").collect();
+    assert_eq!(answers.len(), attempts.len(), "{answers:#?}");
+    let succeeded: Vec<_> = answers.iter().filter(|answer| !answer.contains(" refused: ")).collect();
+    assert!(succeeded.is_empty(), "in the place of {}: {succeeded:?}", real.display());
+    build.signal(Signal::SIGINT);
+    build.end().exits_with(3);
+    attempts.len()
 }
 
 /// Makes the attempts that succeeded in the control once more from behind the walls of each kind of helper.

@@ -1,6 +1,10 @@
 //! A helper process that has been taken over: it tries what its walls must refuse, and says how each attempt went.
 //!
 //! Arguments are attempts, `NAME` or `NAME=TARGET`. For each it prints `NAME=TARGET done` or `NAME=TARGET refused: REASON`.
+//!
+//! With a helper's own arguments it is in the place of that helper. The file beside its own, of the same name and `.real`, names
+//! the helper that answers for its version. Behind the walls, where that file isn't, it waits for the file `attempts` in the run
+//! directory, with an attempt a line, and appends the answers and `end`.
 
 use std::{
     env,
@@ -14,10 +18,13 @@ use std::{
         unix::{
             fs::{PermissionsExt, symlink},
             net::{SocketAddr, UnixDatagram, UnixListener, UnixStream},
+            process::CommandExt,
         },
     },
     process::Command,
     ptr,
+    thread::sleep,
+    time::Duration,
 };
 
 /// What an attempt needs to have done for success.
@@ -187,20 +194,49 @@ const ATTEMPTS: &[(&str, Attempt)] = &[
     }),
 ];
 
+/// Where attempts are found by an attacker in a helper's place.
+const ATTEMPTS_FILE: &str = "attempts";
+
 fn main() {
     // A limit on the size of files is told by a signal, too.
     // SAFETY: ignoring a signal runs no code of ours.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
-    for argument in env::args().skip(1) {
-        let (name, target) = argument.split_once('=').unwrap_or((&argument, ""));
-        let Some((_, attempt)) = ATTEMPTS.iter().find(|(known, _)| *known == name) else {
-            println!("{argument} unknown");
-            continue;
-        };
-        match attempt(target) {
-            Ok(()) => println!("{argument} done"),
-            Err(error) => println!("{argument} refused: {error}"),
+    let (own, arguments) = (env::args().next().unwrap_or_default(), env::args().skip(1).collect::<Vec<_>>());
+    if !arguments.first().is_some_and(|first| first.starts_with('-')) {
+        arguments.iter().for_each(|argument| println!("{}", answer(argument)));
+    } else if let Ok(real) = fs::read_to_string(own + ".real") {
+        panic!("{real:?} can't be executed: {}", Command::new(&real).args(arguments).exec());
+    } else if let Err(error) = attack_from_its_place() {
+        println!("the attacker failed: {error}");
+    }
+}
+
+fn answer(argument: &str) -> String {
+    let (name, target) = argument.split_once('=').unwrap_or((argument, ""));
+    match ATTEMPTS.iter().find(|(known, _)| *known == name) {
+        None => format!("{argument} unknown"),
+        Some((_, attempt)) => match attempt(target) {
+            Ok(()) => format!("{argument} done"),
+            Err(error) => format!("{argument} refused: {error}"),
+        },
+    }
+}
+
+fn attack_from_its_place() -> io::Result<()> {
+    let mut file = loop {
+        match OpenOptions::new().read(true).append(true).open(ATTEMPTS_FILE) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => sleep(Duration::from_millis(10)),
+            opened => break opened?,
         }
+    };
+    let mut attempts = String::new();
+    file.read_to_string(&mut attempts)?;
+    for attempt in attempts.lines() {
+        writeln!(file, "{}", answer(attempt))?;
+    }
+    writeln!(file, "end")?;
+    loop {
+        sleep(Duration::from_secs(1));
     }
 }
 
