@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_output_that_can_not_be_written_is_named_and_those_before_it_stay() {
+    async fn an_unwritable_output_is_named_and_earlier_ones_stay() {
         let directory = tempfile::tempdir().unwrap();
         let out = directory.path().join("out");
         fs::create_dir(&out).unwrap();

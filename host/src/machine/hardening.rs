@@ -1,5 +1,5 @@
-//! What makes a host safer for machines of people who don't trust each other: the settings that Firecracker's guide for production
-//! hosts names (its `docs/prod-host-setup.md`).
+//! Settings that make a host safer for machines of mutually distrusting tenants, from Firecracker's guide for production hosts
+//! (its `docs/prod-host-setup.md`).
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,15 +8,15 @@ use std::path::Path;
 /// A setting of the host that could be safer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Weakness {
-    /// By which it can be waived.
+    /// Its name in `[host] waive`.
     pub(crate) name: &'static str,
-    /// What is set, and what somebody can do with it.
+    /// The setting, and what an attacker gains by it.
     pub(crate) finding: String,
     /// A command that changes it.
     pub(crate) fix: &'static str,
 }
 
-/// Names of all weaknesses that are looked for.
+/// The names of all weaknesses.
 pub(crate) const NAMES: [&str; 7] = ["ksm", "swap", "smt", "mitigations", "yama", "overcommit", "kvm_mode"];
 
 /// The weaknesses of this host, in the order of [`NAMES`]. `core_scheduling` tells whether the VMM keeps other machines off the

@@ -46,7 +46,7 @@ fn a_whole_configuration_is_read() {
 }
 
 #[test]
-fn a_value_that_does_not_fit_is_reported_with_its_line_and_its_key() {
+fn a_wrong_value_is_reported_with_line_and_key() {
     for (text, words) in [
         ("colour = 'red'", "test.toml:1: colour = 'red': unknown field `colour`"),
         ("\n[build]\nmemory = 'lots'", "test.toml:3: build.memory = 'lots': \"lots\" is not a size"),

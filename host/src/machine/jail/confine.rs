@@ -1,4 +1,4 @@
-//! What a process of our own gives up once it has all that it needs open.
+//! The rights that our own device processes give up once everything that they need is open.
 
 use std::fs::File;
 use std::io;
@@ -26,7 +26,7 @@ pub fn landlock_version() -> u32 {
     u32::try_from(version).unwrap_or(0)
 }
 
-/// Which right could not be given up.
+/// A right that could not be given up.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfineError {
     /// `PR_SET_NO_NEW_PRIVS`.
@@ -37,7 +37,7 @@ pub enum ConfineError {
     Capabilities {
         /// The set.
         set: &'static str,
-        /// What the kernel said.
+        /// The kernel's answer.
         #[source]
         source: caps::errors::CapsError,
     },
@@ -70,7 +70,7 @@ pub fn confine_to_reading(directories: &[File]) -> Result<(), ConfineError> {
     drop_capabilities()
 }
 
-/// An empty network and empty IPC, where the process may have them.
+/// An empty network and empty IPC, where the process may make namespaces. Behind walls it has them already.
 fn leave_namespaces() {
     let flags = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
     if let Err(error) = unshare(flags) {
@@ -129,7 +129,7 @@ mod tests {
 
     /// In a thread of its own, since what it gives up is the thread's.
     #[test]
-    fn what_is_open_stays_usable_and_everything_else_is_out_of_reach() {
+    fn a_confined_thread_keeps_its_open_files_and_nothing_else() {
         std::thread::spawn(|| {
             let mut open = File::open("/proc/thread-self/status").unwrap();
             confine_without_files().unwrap();

@@ -1,4 +1,4 @@
-//! The system calls that no helper needs, and the files that none of them makes.
+//! The system calls that no helper needs, and the kinds of files that none creates.
 //!
 //! A VMM has filters of its own for each of its threads, and our devices allow a short list. This one is for all helpers and
 //! all their threads from the first instruction on: it holds where theirs are late, wide or off.
@@ -20,7 +20,7 @@ use seccompiler::{
 /// The newest Landlock that is asked for; an older kernel enforces the part that it knows.
 const NEWEST: ABI = ABI::V6;
 
-/// Fail whatever their arguments.
+/// Refused with any arguments.
 const REFUSED: &[libc::c_long] = &[
     // Other processes, their memory and their descriptors.
     libc::SYS_ptrace,
@@ -110,10 +110,10 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_mq_open,
 ];
 
-/// Commands of `fcntl` that have the kernel send signals to a process of one's choice, see fcntl(2).
+/// Commands of `fcntl` that make the kernel send signals to any process, see fcntl(2).
 const REFUSED_FCNTL: [libc::c_int; 3] = [libc::F_SETOWN, 10 /* F_SETSIG */, 15 /* F_SETOWN_EX */];
 
-/// Commands of `ioctl` that do the same (`FIOSETOWN`, `SIOCSPGRP`), and that type on a terminal.
+/// Commands of `ioctl` that do the same (`FIOSETOWN`, `SIOCSPGRP`), or put input into a terminal.
 const REFUSED_IOCTL: [u64; 4] = [0x8901, 0x8902, libc::TIOCSTI, libc::TIOCLINUX];
 
 /// Why there is no filter.
@@ -127,8 +127,8 @@ pub(super) enum FilterError {
     Files(#[from] RulesetError),
 }
 
-/// The filter of system calls. What it refuses fails with `EPERM`, but for new ways to do old things, of which `ENOSYS` makes a
-/// C library take the old one.
+/// The filter of system calls. Refused calls fail with `EPERM`. Newer calls with an older equivalent fail with `ENOSYS`, so that a C
+/// library falls back to it.
 pub(super) fn calls() -> Result<[BpfProgram; 2], FilterError> {
     let when = |argument, operator, value: u64| {
         let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?;

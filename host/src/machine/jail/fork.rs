@@ -38,7 +38,7 @@ use super::view::Plan;
 /// Where the child mounts its new root, over a directory that holds nothing to be mounted in it.
 const NEW_ROOT: &CStr = c"/proc";
 
-/// All namespaces that there are, but that of time, whose offsets nobody sets.
+/// All namespaces except that of time, whose offsets are never set.
 const NAMESPACES: i32 = libc::CLONE_NEWUSER
     | libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
@@ -47,7 +47,7 @@ const NAMESPACES: i32 = libc::CLONE_NEWUSER
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWCGROUP;
 
-/// What a walled helper needs beside its program.
+/// Everything that walls a helper in.
 #[derive(Debug)]
 pub(super) struct Walls {
     pub(super) plan: Plan,
@@ -60,7 +60,7 @@ pub(super) struct Walls {
     pub(super) limits: Vec<(Resource, u64)>,
 }
 
-/// Everything that a child needs.
+/// Everything that a child needs, made before the fork.
 #[derive(Debug)]
 pub(super) struct Launch {
     /// Without one the child ends with success once its walls stand.
@@ -90,7 +90,7 @@ pub(super) struct Started {
     pub(super) pidfd: OwnedFd,
 }
 
-/// How far the child came, for an error.
+/// The step at which a child failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Step {
@@ -145,7 +145,7 @@ impl Step {
     }
 }
 
-/// What the child says of its failure.
+/// A child's failure.
 struct Failure {
     step: Step,
     index: u32,
@@ -173,7 +173,7 @@ impl Failure {
         let errno = i32::from_le_bytes([bytes[5], bytes[6], bytes[7], bytes[8]]);
         let cause = io::Error::from_raw_os_error(errno);
         match Step::ALL.into_iter().find(|known| *known as u8 == step) {
-            // These have always been told so.
+            // The caller's message names the program.
             Some(Step::Execute | Step::WorkingDirectory) | None => cause,
             Some(step) => {
                 let what = step.describe(launch, u32::from_le_bytes(index));
@@ -195,7 +195,7 @@ pub(super) fn start(launch: &Launch) -> io::Result<Started> {
     let arguments = launch.program.iter().flat_map(|program| &program.arguments);
     let arguments: Vec<_> = arguments.map(|argument| argument.as_ptr()).chain([ptr::null()]).collect();
     let Some((pid, pidfd)) = fork(if launch.walls.is_some() { NAMESPACES } else { 0 })? else {
-        // The parent's ends, by which the child learns that there is no parent any more.
+        // The parent's ends: if the child kept them, it would not notice the parent's death.
         drop((failure, go));
         let Err(error) = become_program(launch, &arguments, &mut mounts, (&gone, &failed));
         let _ = rustix::io::write(&failed, &error.encode());
@@ -212,7 +212,7 @@ pub(super) fn start(launch: &Launch) -> io::Result<Started> {
     drop(go);
     let mut bytes = [0; FAILURE_BYTES];
     let outcome = match (prepared, failure.read_exact(&mut bytes)) {
-        // The other end closed as the program was executed.
+        // The exec has closed the other end.
         (Ok(()), Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(started),
         (Err(error), _) | (Ok(()), Err(error)) => error,
         (Ok(()), Ok(())) => Failure::decode(bytes, launch),
@@ -284,7 +284,7 @@ fn become_program(
     } else {
         chdir(launch.working_dir.as_c_str()).map_err(Failure::at(Step::WorkingDirectory))?;
     }
-    // Once more, since the change of user has taken it back.
+    // Again, since the change of user has reset it.
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(Failure::at(Step::Session))?;
     // A parent that has died before that has closed the other end.
     let mut ends = [PollFd::new(failed, PollFlags::empty())];
@@ -312,12 +312,12 @@ fn become_program(
     Err(Failure::at(Step::Execute)(execute(program, launch.walls.is_some(), arguments)))
 }
 
-/// Everything that needs the capabilities which the child has in its own namespaces.
+/// The steps that need the child's capabilities in its own namespaces.
 fn wall_in(walls: &Walls, mounts: &mut Vec<OwnedFd>) -> Result<(), Failure> {
     let Walls { plan, ids, .. } = walls;
     let root = Failure::at(Step::Root);
     mount_change(c"/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).map_err(&root)?;
-    // While it still is the daemon's user, who may reach these paths.
+    // As the daemon's user, who can reach these paths.
     for (index, one) in (0..).zip(&plan.mounts) {
         let failed = |errno| Failure { step: Step::Mount, index, errno };
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
@@ -412,7 +412,7 @@ fn restrict(walls: &Walls) -> Result<(), Failure> {
     errno(restricted).map_err(Failure::at(Step::Filter))
 }
 
-/// As every program expects them: none blocked, and a closed pipe ends it.
+/// The defaults that programs expect: no signal blocked, and SIGPIPE fatal.
 fn restore_signals() -> Result<(), Errno> {
     // SAFETY: the default disposition runs no code of ours.
     if unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) } == libc::SIG_ERR {

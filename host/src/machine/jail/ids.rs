@@ -1,4 +1,4 @@
-//! Whose a machine's helpers are.
+//! The user and group ids of helper processes.
 //!
 //! | the daemon | its helpers |
 //! |---|---|
@@ -50,7 +50,7 @@ enum Mapping {
     Own,
 }
 
-/// From where machines get their ids.
+/// Where machines get their ids from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Source {
     Any(Range<u32>),
@@ -58,7 +58,7 @@ pub(super) enum Source {
         uids: Range<u32>,
         gids: Range<u32>,
     },
-    /// Every machine has the daemon's.
+    /// The daemon's, for every machine.
     Own,
 }
 
@@ -78,7 +78,7 @@ impl Source {
         }
     }
 
-    /// The groups that a helper needs beside its own, where it may have others than the daemon: that of `/dev/kvm`.
+    /// The supplementary groups for helpers, where they can differ from the daemon's: that of `/dev/kvm`.
     pub(super) fn groups(&self) -> Option<Vec<Gid>> {
         matches!(self, Self::Any(_)).then(|| {
             let group = fs::metadata("/dev/kvm").ok().map(|kvm| kvm.gid()).filter(|group| *group != 0);
@@ -117,7 +117,7 @@ impl Source {
 }
 
 impl Ids {
-    /// Gives the user namespace of a process these ids and no others, under the same numbers.
+    /// Maps these ids, and no others, into the user namespace of a process. Their numbers stay the same.
     pub(super) fn map(&self, pid: u32) -> io::Result<()> {
         let write = |file: &str, text: &str| {
             let path = format!("/proc/{pid}/{file}");

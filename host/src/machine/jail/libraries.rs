@@ -1,4 +1,4 @@
-//! The libraries of a program, which its root must have: its own dynamic loader lists them.
+//! The libraries of a program, which its root must contain. Its own dynamic loader lists them.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -20,10 +20,10 @@ const SEGMENT_BYTES: usize = 56;
 /// Type of the segment that names the loader.
 const PT_INTERP: u32 = 3;
 
-/// A file, even if another one takes its path.
+/// Identifies a file, even if another one replaces it at its path.
 type Identity = (u64, u64, i64, i64);
 
-/// The libraries of all programs that were asked for.
+/// A cache of programs' libraries.
 #[derive(Debug, Default)]
 pub(super) struct Libraries(Mutex<HashMap<Identity, Arc<[PathBuf]>>>);
 

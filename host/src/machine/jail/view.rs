@@ -1,4 +1,4 @@
-//! The files that a helper sees, and how its root is put together of them.
+//! The files that a helper sees, and the plan of its root.
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
@@ -8,10 +8,10 @@ use std::path::{Component, Path, PathBuf};
 
 use libc::{MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY};
 
-/// Where a helper finds its machine's run directory, which is also its working directory.
+/// The path of the run directory in a helper's root, which is also its working directory.
 const RUN_DIR: &str = "/machine";
 
-/// What a helper sees of the host's files beside its program's libraries. Each is at its own path.
+/// The host's files that a helper sees beside its program's libraries, each at its own path.
 #[derive(Clone, Debug, Default)]
 pub struct View {
     files: Vec<PathBuf>,
@@ -61,10 +61,10 @@ pub(super) struct Mount {
     pub(super) attributes: u64,
 }
 
-/// What the new root is put together of. All strings are made before the fork, after which nothing can be allocated.
+/// The contents of a new root. All strings are made before the fork, since nothing can be allocated after it.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
-    /// In the order in which they can be made, relative to the new root.
+    /// Parents first, relative to the new root.
     pub(super) directories: Vec<CString>,
     /// Empty files to mount on, relative to the new root.
     pub(super) files: Vec<CString>,
