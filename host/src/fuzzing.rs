@@ -1,18 +1,26 @@
 //! Access for fuzz targets to decoders that only a whole build reaches otherwise. Not part of the API.
 
-use tokio::io::AsyncRead;
+use tokio::{io::AsyncRead, runtime::Handle};
 
 pub use crate::outputs::Receiver;
 
 use crate::{
+    build::{Options, ends_a_build},
     cli::plain_text::PlainText,
     devices::inputs::Request,
+    limits::Limits,
     machine::{Cause, vmm},
 };
 
 /// Decodes and encodes a packet of the inputs device.
 pub fn input_request(packet: &[u8]) -> Option<Vec<u8>> {
     Request::decode(packet).ok().map(|request| request.encode())
+}
+
+/// Whether a guest that says this comes to the end of a build, within small limits.
+pub fn conversation(runtime: &Handle, wire: &[u8]) -> bool {
+    let limits = Limits { log_bytes: 1 << 10, output_bytes: 1 << 16, output_entries: 100, ..Limits::default() };
+    ends_a_build(runtime, &Options { limits, ..Options::default() }, wire)
 }
 
 /// The cause of a machine's end in a VMM's events.

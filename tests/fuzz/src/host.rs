@@ -9,7 +9,7 @@ use cofferdam::{
 use cofferdam_castore::{Store, refscan::ReferencePattern, verify::verify_node};
 use cofferdam_proto::{EncodedRequest, cofferdam::v1 as ours, snix::build::v1 as proto};
 use cofferdam_protocol::{
-    End, FromGuest, FromHost, Report, SetupFailure, Specification, Step, Stream, UnsupportedKind, Usage,
+    End, FromGuest, FromHost, Report, SetupFailure, Specification, Step, Stream, UnsupportedKind, Usage, VERSION,
     frame::{FrameReader, FrameWriter},
     tree::{Event, Limits},
 };
@@ -222,4 +222,37 @@ pub(crate) fn guest_tree_seeds() -> Vec<Vec<u8>> {
     ]);
     let file = framed(&[&Event::File { name: b"", executable: false }, &Event::End]);
     vec![tree, file, framed(&[&Event::Symlink { name: b"", target: b"t" }])]
+}
+
+/// A guest's whole side of the conversation. Accepted ones come to the end of a build.
+pub fn conversation(bytes: &[u8]) -> bool {
+    fuzzing::conversation(RUNTIME.handle(), bytes)
+}
+
+pub(crate) fn conversation_seeds() -> Vec<Vec<u8>> {
+    let hello = FromGuest::Hello { version: VERSION, uptime_us: 1 };
+    let exited = |code| {
+        FromGuest::Exited(Report {
+            end: End::Exited(code),
+            out_of_memory: false,
+            scratch_full: false,
+            too_many_processes: None,
+            usage: Usage::default(),
+        })
+    };
+    let log = FromGuest::Log { stream: Stream::Stdout, bytes: b"log" };
+    let built = framed(&[
+        &hello,
+        &log,
+        &exited(0),
+        &FromGuest::Tree(Event::Directory { name: b"" }),
+        &FromGuest::Tree(Event::File { name: b"f", executable: true }),
+        &FromGuest::Tree(Event::Data(b"a needle")),
+        &FromGuest::Tree(Event::End),
+        &FromGuest::Tree(Event::End),
+        &FromGuest::Tree(Event::Symlink { name: b"", target: b"/target" }),
+        &FromGuest::Finished,
+    ]);
+    let failed = framed(&[&hello, &log, &exited(3)]);
+    vec![built, failed, framed(&[&hello, &exited(0), &FromGuest::Missing, &FromGuest::Missing, &FromGuest::Finished])]
 }

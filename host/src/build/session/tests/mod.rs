@@ -3,7 +3,7 @@
 mod remains;
 mod shell;
 
-use std::{io::Write, os::unix::net::UnixStream, sync::Arc, time::Duration};
+use std::{os::unix::net::UnixStream, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use cofferdam_castore::{Node, Store};
@@ -17,7 +17,12 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::{
-    build::{Observer, Options, Terminal, TerminalInput, ending::Ending, error::Kept, progress::Progress},
+    build::{
+        Observer, Options, Terminal, TerminalInput,
+        ending::Ending,
+        error::Kept,
+        rehearsal::{rehearse, specification},
+    },
     limits::Limits,
 };
 
@@ -28,13 +33,6 @@ const HELLO: FromGuest<'_> = FromGuest::Hello { version: VERSION, uptime_us: 1 }
 const ROOT: FromGuest<'_> = FromGuest::Tree(Event::Directory { name: b"" });
 const END: FromGuest<'_> = FromGuest::Tree(Event::End);
 
-struct Silent;
-
-impl Observer for Silent {
-    fn phase(&self, _: Phase) {}
-    fn log(&self, _: Stream, _: &[u8]) {}
-}
-
 fn exited(end: End) -> FromGuest<'static> {
     FromGuest::Exited(Report {
         end,
@@ -43,22 +41,6 @@ fn exited(end: End) -> FromGuest<'static> {
         too_many_processes: None,
         usage: Usage::default(),
     })
-}
-
-fn specification(outputs: &[&str]) -> Specification {
-    Specification {
-        command_args: vec!["command".to_owned()],
-        environment: vec![],
-        working_dir: "build".to_owned(),
-        inputs_dir: "inputs".to_owned(),
-        scratch_paths: vec!["build".to_owned()],
-        additional_files: vec![],
-        outputs: outputs.iter().map(|&output| output.to_owned()).collect(),
-        provide_bin_sh: false,
-        host_paths: Vec::new(),
-        kvm: false,
-        processes: 100,
-    }
 }
 
 fn options() -> Options {
@@ -85,29 +67,8 @@ struct Ended {
 impl Ended {
     fn of(options: &Options, ending: Ending, wire: &[u8], outputs: &[&str], store: &Store) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
-        let (host, mut guest) = UnixStream::pair().unwrap();
-        host.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        ending.connect(host).unwrap();
-        let ending = Arc::new(ending);
-        let line = ending.line().unwrap();
-        let progress = Progress::new(Arc::new(Silent), options, Arc::clone(&ending));
-        let needles = ReferencePattern::new(["needle"]).unwrap();
-        std::thread::scope(|scope| {
-            let guest = scope.spawn(move || {
-                // The host may hang up at the first broken rule.
-                let _ = guest.write_all(wire);
-                let _ = guest.shutdown(Shutdown::Write);
-                let mut reader = FrameReader::new(guest, MAX_FROM_HOST_BYTES);
-                std::iter::from_fn(|| reader.read().ok()).collect()
-            });
-            let handle = runtime.handle().clone();
-            let exchange = Exchange { line, store, handle, progress: &progress, ending: &ending, options };
-            let session =
-                Session { exchange, specification: specification(outputs), needles: &needles, memory_bytes: 1 << 30 };
-            let outcome = session.converse();
-            ending.hang_up();
-            Self { outcome, said: guest.join().unwrap() }
-        })
+        let (outcome, said) = rehearse(runtime.handle(), (options, store, outputs), ending, wire);
+        Self { outcome, said }
     }
 
     /// The failure of the build.

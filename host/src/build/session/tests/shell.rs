@@ -1,6 +1,7 @@
 //! The shell in a failed build.
 
 use super::*;
+use crate::build::progress::Progress;
 
 /// A client with this terminal.
 struct Client(parking_lot::Mutex<Option<Terminal>>);
