@@ -100,7 +100,7 @@ impl Relation {
 
 /// The error for a build that doesn't exist, or that the client may not see.
 pub(crate) fn unknown() -> Failure {
-    let message = "you have no build of this id; `cofferdam builds list` shows those that you have. Root has all, and so \
+    let message = "you have no build with this id; `cofferdam builds list` shows your builds. Root has all, and so \
                    have the users that the daemon's configuration lists in `[operators]`";
     Failure::wrong("unknown_build", message)
 }
