@@ -122,7 +122,7 @@ fn the_daemons_own_user_sees_the_builds_of_others_only_if_the_configuration_says
     let (list, refused) = look(&cofferdam, &own, &id);
     assert_eq!(list, "ID\tSTATE\tAGE\tRAN\tCOMMAND\n");
     for refused in refused {
-        refused.exits_with(2).says("you have no build of this id").says("`[operators]`");
+        refused.exits_with(2).says("you have no build with this id").says("`[operators]`");
     }
     daemon.end().succeeds();
 
