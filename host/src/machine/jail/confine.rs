@@ -12,7 +12,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_no_new_privs;
 
 /// The newest Landlock that is asked for; an older kernel enforces the part that it knows.
-const LANDLOCK: ABI = ABI::V6;
+pub(super) const LANDLOCK: ABI = ABI::V6;
 
 /// `LANDLOCK_CREATE_RULESET_VERSION`: returns the version instead of making a rule set.
 const CREATE_RULESET_VERSION: libc::c_uint = 1;

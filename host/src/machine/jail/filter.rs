@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr,
     RulesetError, Scope,
 };
 use seccompiler::{
@@ -17,8 +17,7 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-/// The newest Landlock that is asked for; an older kernel enforces the part that it knows.
-const NEWEST: ABI = ABI::V6;
+use super::confine::LANDLOCK;
 
 /// Refused with any arguments.
 const REFUSED: &[libc::c_long] = &[
@@ -176,8 +175,8 @@ pub(super) fn files(run_dir: Option<&Path>) -> Result<Option<OwnedFd>, FilterErr
     let created = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(making)?
-        .handle_access(AccessNet::from_all(NEWEST))?
-        .scope(Scope::from_all(NEWEST))?
+        .handle_access(AccessNet::from_all(LANDLOCK))?
+        .scope(Scope::from_all(LANDLOCK))?
         .create()?
         .add_rules(rules)?;
     Ok(created.into())
