@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 
 use super::{
     ending::Ending,
+    error::BuildError,
     exchange::Exchange,
     observer::Observer,
     options::Options,
@@ -86,6 +87,6 @@ pub(crate) fn ends_a_build(runtime: &Handle, options: &Options, wire: &[u8]) -> 
     let (outcome, _) = rehearse(runtime, (options, &Store::memory(), &["build/a", "build/b"]), Ending::new(), wire);
     match outcome {
         Ok((result, _)) => result.outputs.len() == 2,
-        Err(error) => matches!(error, super::error::BuildError::Failed(_)),
+        Err(error) => matches!(error, BuildError::Failed(_)),
     }
 }

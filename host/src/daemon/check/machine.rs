@@ -76,8 +76,8 @@ impl Checks<'_> {
     }
 
     pub(super) fn walls(&mut self) {
-        let (Best { walls, reason, .. }, required) = (Best::find(), self.config.walls());
-        if walls < required {
+        let (Best { walls, reason, .. }, required) = (Best::of_this_host(), self.config.walls());
+        if *walls < required {
             let what = format!("helper processes get {walls} here, and {required} are required: {reason}");
             self.lacking("jail.require", what)
                 .advise(format!("`cofferdam doctor`, or require less: [jail] require = \"{walls}\""));

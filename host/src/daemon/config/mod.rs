@@ -17,7 +17,7 @@ use serde::{Deserialize, Deserializer};
 pub(super) use self::source::Key;
 use self::source::Source;
 pub(crate) use self::values::ListenAddr;
-pub(super) use self::values::{Endpoint, GuestPath, SocketMode, UserName, VmmName, WallsName, WeaknessName};
+pub(super) use self::values::{Endpoint, GuestPath, SocketMode, UserName, VmmName, WeaknessName};
 use super::problem::{Place, Problem};
 use crate::{
     build::{Options, Settings, failure::Failure},
@@ -135,7 +135,7 @@ pub(super) struct QueueConfig {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct JailConfig {
     /// The daemon refuses to start with less.
-    require: WallsName,
+    require: Walls,
 }
 
 /// What is known of the host and accepted.
@@ -302,7 +302,7 @@ impl Config {
 
     /// What must separate helper processes.
     pub(super) fn walls(&self) -> Walls {
-        self.jail.require.into()
+        self.jail.require
     }
 
     /// How long a client may use a shell in a failed build.

@@ -6,11 +6,7 @@ use nix::sys::socket::UnixAddr;
 use serde::{Deserialize, Deserializer};
 use tonic::transport::Uri;
 
-use crate::{
-    machine::{hardening, jail::Walls},
-    quantity::text_or_number,
-    request::AbsolutePath,
-};
+use crate::{machine::hardening, quantity::text_or_number, request::AbsolutePath};
 
 /// A path in builds.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
@@ -115,26 +111,6 @@ impl TryFrom<u32> for SocketMode {
 pub(in crate::daemon) enum VmmName {
     CloudHypervisor,
     Qemu,
-}
-
-/// The least that separates helper processes.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(in crate::daemon) enum WallsName {
-    None,
-    #[default]
-    Namespaces,
-    Uids,
-}
-
-impl From<WallsName> for Walls {
-    fn from(name: WallsName) -> Self {
-        match name {
-            WallsName::None => Self::None,
-            WallsName::Namespaces => Self::Namespaces,
-            WallsName::Uids => Self::Uids,
-        }
-    }
 }
 
 /// A weakness of the host, by its name.

@@ -13,6 +13,7 @@ use std::ffi::{CStr, CString};
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -49,13 +50,13 @@ const NAMESPACES: i32 = libc::CLONE_NEWUSER
 
 /// Everything that walls a helper in.
 #[derive(Debug)]
-pub(super) struct Walls {
+pub(super) struct Enclosure {
     pub(super) plan: Plan,
     pub(super) ids: Ids,
     /// Landlock's rule set, where the kernel has it.
     pub(super) rules: Option<OwnedFd>,
     /// Of system calls.
-    pub(super) filters: Vec<BpfProgram>,
+    pub(super) filters: Arc<[BpfProgram; 2]>,
     /// Of resources.
     pub(super) limits: Vec<(Resource, u64)>,
 }
@@ -70,7 +71,7 @@ pub(super) struct Launch {
     pub(super) standard: [OwnedFd; 3],
     /// All with numbers above those that the child is to see.
     pub(super) descriptors: Vec<OwnedFd>,
-    pub(super) walls: Option<Walls>,
+    pub(super) walls: Option<Enclosure>,
 }
 
 /// What a child executes.
@@ -301,7 +302,7 @@ fn become_program(
     }
     restore_signals().map_err(Failure::at(Step::Session))?;
     if let Some(walls) = &launch.walls {
-        for program in &walls.filters {
+        for program in walls.filters.iter() {
             filter(program).map_err(Failure::at(Step::Filter))?;
         }
     }
@@ -313,8 +314,8 @@ fn become_program(
 }
 
 /// The steps that need the child's capabilities in its own namespaces.
-fn wall_in(walls: &Walls, mounts: &mut Vec<OwnedFd>) -> Result<(), Failure> {
-    let Walls { plan, ids, .. } = walls;
+fn wall_in(walls: &Enclosure, mounts: &mut Vec<OwnedFd>) -> Result<(), Failure> {
+    let Enclosure { plan, ids, .. } = walls;
     let root = Failure::at(Step::Root);
     mount_change(c"/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).map_err(&root)?;
     // As the daemon's user, who can reach these paths.
@@ -386,7 +387,7 @@ fn hand_down(launch: &Launch) -> Result<(), Errno> {
 }
 
 /// Limits, capabilities and Landlock.
-fn restrict(walls: &Walls) -> Result<(), Failure> {
+fn restrict(walls: &Enclosure) -> Result<(), Failure> {
     for (resource, most) in &walls.limits {
         let limit = Rlimit { current: Some(*most), maximum: Some(*most) };
         setrlimit(*resource, limit).map_err(Failure::at(Step::Limits))?;

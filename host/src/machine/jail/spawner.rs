@@ -19,12 +19,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::child::{Child, Job, KeepSpawner};
 use super::fork::{self, Executable, Launch};
-use super::ids::{Ids, Source};
+use super::ids::Ids;
 use super::libraries::Libraries;
 use super::program::{FIRST_INHERITED, Program};
 use super::tail::Tail;
 use super::view::c_string;
-use super::walls::{self, Best, Walls, WallsError};
+use super::walls::{Best, Means, Walls, WallsError};
 
 /// Programs that wait for the thread; further callers wait for room.
 const QUEUE_LENGTH: usize = 16;
@@ -72,12 +72,12 @@ pub struct Spawner {
     jobs: mpsc::Sender<Job>,
     shared: Arc<Shared>,
     /// Nothing where there are no walls.
-    machine: Option<Of>,
+    machine: Option<Machine>,
 }
 
-/// What the helpers of one machine have in common.
+/// The machine that helpers belong to.
 #[derive(Clone, Debug)]
-struct Of {
+struct Machine {
     ids: Ids,
     memory_bytes: u64,
 }
@@ -86,7 +86,7 @@ struct Of {
 #[derive(Debug)]
 struct Shared {
     /// Nothing where there are no walls.
-    source: Option<Source>,
+    means: Option<Means>,
     libraries: Libraries,
 }
 
@@ -96,18 +96,18 @@ impl Spawner {
     ///
     /// # Errors
     ///
-    /// The host hasn't even the required ones, or no thread can be started.
+    /// The host's walls are weaker than required, or no thread can be started.
     pub fn new(handle: Handle, required: Walls) -> Result<Self, WallsError> {
-        let Best { walls, source, reason } = Best::find();
-        if walls < required {
-            return Err(WallsError::Weaker { required, walls, reason });
+        let Best { walls, reason, means } = Best::of_this_host();
+        if *walls < required {
+            return Err(WallsError::Weaker { required, walls: *walls, reason: reason.clone() });
         }
         match walls {
             Walls::Uids => {}
             Walls::Namespaces => tracing::info!("helper processes have this user's id: {reason}"),
             Walls::None => tracing::warn!("helper processes have no namespaces of their own: {reason}"),
         }
-        Self::with(handle, source).map_err(WallsError::Thread)
+        Self::with(handle, means.clone()).map_err(WallsError::Thread)
     }
 
     /// As [`new`](Self::new), for helpers that nobody attacks: they have no walls.
@@ -119,10 +119,10 @@ impl Spawner {
         Self::with(handle, None)
     }
 
-    fn with(handle: Handle, source: Option<Source>) -> io::Result<Self> {
+    fn with(handle: Handle, means: Option<Means>) -> io::Result<Self> {
         heed_children()?;
         let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE_LENGTH);
-        let groups = source.as_ref().and_then(Source::groups);
+        let groups = means.as_ref().and_then(|means| means.source.groups());
         thread::Builder::new().name("spawner".to_owned()).spawn(move || {
             let _in_runtime = handle.enter();
             // The helpers of root's daemon have none of root's groups. This call is about this thread alone.
@@ -135,7 +135,7 @@ impl Spawner {
                 job();
             }
         })?;
-        Ok(Self { jobs, shared: Arc::new(Shared { source, libraries: Libraries::default() }), machine: None })
+        Ok(Self { jobs, shared: Arc::new(Shared { means, libraries: Libraries::default() }), machine: None })
     }
 
     /// One that starts the helpers of one new machine with so much memory, under ids of its own where the host has such.
@@ -144,8 +144,8 @@ impl Spawner {
     ///
     /// No id is free.
     pub fn for_machine(&self, memory_bytes: u64) -> Result<Self, WallsError> {
-        let ids = self.shared.source.as_ref().map(Source::reserve).transpose().map_err(WallsError::NoId)?;
-        let machine = ids.map(|ids| Of { ids, memory_bytes });
+        let ids = self.shared.means.as_ref().map(|means| means.source.reserve()).transpose();
+        let machine = ids.map_err(WallsError::NoId)?.map(|ids| Machine { ids, memory_bytes });
         Ok(Self { machine, ..self.clone() })
     }
 
@@ -185,20 +185,23 @@ fn heed_children() -> io::Result<()> {
     Ok(())
 }
 
-fn start(program: Program, (shared, machine): (&Shared, Option<Of>), keep: KeepSpawner) -> Result<Child, SpawnError> {
+fn start(
+    program: Program,
+    (shared, machine): (&Shared, Option<Machine>),
+    keep: KeepSpawner,
+) -> Result<Child, SpawnError> {
     let Program { name, path, title, args, working_dir, descriptors, view, file_bytes } = program;
     let failed = |source| SpawnError::Start { name: name.clone(), path: path.clone(), source };
     let prepared = Prepared::new(&descriptors).map_err(|source| prepare(&name, source))?;
     let Prepared { descriptors, output, standard } = prepared;
     let file = File::open(&path).map_err(failed)?;
-    let walls = match (view, &machine) {
-        (Some(view), Some(Of { ids, memory_bytes })) => {
+    let walls = match (view, &machine, &shared.means) {
+        (Some(view), Some(Machine { ids, memory_bytes }), Some(means)) => {
             let libraries = shared.libraries.of(&file).map_err(failed)?;
-            let walls = walls::build(ids.clone(), &view, (&libraries, &working_dir)).map_err(failed)?;
             let address_space = (Resource::As, memory_bytes.saturating_add(HELPER_BYTES));
-            let longest = file_bytes.map(|bytes| (Resource::Fsize, bytes));
-            let limits = [Some((Resource::Nproc, MAX_THREADS)), Some(address_space), longest];
-            Some(fork::Walls { limits: limits.into_iter().flatten().collect(), ..walls })
+            let limits = [(Resource::Nproc, MAX_THREADS), address_space].into_iter();
+            let limits = limits.chain(file_bytes.map(|bytes| (Resource::Fsize, bytes))).collect();
+            Some(means.enclose(ids.clone(), &view, (&libraries, &working_dir), limits).map_err(failed)?)
         }
         _ => None,
     };

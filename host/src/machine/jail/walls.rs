@@ -6,20 +6,25 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
 
-use rustix::process::{WaitId, WaitIdOptions, waitid};
+use rustix::process::{Resource, WaitId, WaitIdOptions, waitid};
+use seccompiler::BpfProgram;
+use serde::Deserialize;
 
 use super::filter;
-use super::fork::{self, Launch};
+use super::fork::{self, Enclosure, Launch};
 use super::ids::{Ids, Source};
 use super::view::{Plan, View};
 
 /// What separates a helper from the daemon and from other machines, weakest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Walls {
     /// Nothing but what a helper gives up by itself.
     None,
-    /// Namespaces and a root of its own.
+    /// Namespaces and a root of its own: what a daemon requires by default.
+    #[default]
     Namespaces,
     /// A user id of the machine's own, too.
     Uids,
@@ -38,7 +43,7 @@ impl fmt::Display for Walls {
 /// Helpers can't be started as required.
 #[derive(Debug, thiserror::Error)]
 pub enum WallsError {
-    /// The host gives them less.
+    /// The host offers less.
     #[error("this host walls helper processes in with {walls}, and {required} are required: {reason}")]
     Weaker {
         /// What is asked for.
@@ -56,15 +61,45 @@ pub enum WallsError {
     Thread(#[source] io::Error),
 }
 
-/// The walls of a helper that works in `run_dir`.
-pub(super) fn build(ids: Ids, view: &View, (libraries, run_dir): (&[PathBuf], &Path)) -> io::Result<fork::Walls> {
-    Ok(fork::Walls {
-        plan: Plan::new(view, libraries, run_dir)?,
-        ids,
-        rules: filter::files(view.has_run_dir().then_some(run_dir)).map_err(io::Error::other)?,
-        filters: filter::calls().map_err(io::Error::other)?.into(),
-        limits: Vec::new(),
-    })
+/// The means by which helpers of this host are walled in.
+#[derive(Clone, Debug)]
+pub(super) struct Means {
+    pub(super) source: Source,
+    filters: Arc<[BpfProgram; 2]>,
+}
+
+impl Means {
+    /// The walls of a helper that works in `run_dir`.
+    pub(super) fn enclose(
+        &self,
+        ids: Ids,
+        view: &View,
+        (libraries, run_dir): (&[PathBuf], &Path),
+        limits: Vec<(Resource, u64)>,
+    ) -> io::Result<Enclosure> {
+        Ok(Enclosure {
+            plan: Plan::new(view, libraries, run_dir)?,
+            ids,
+            rules: filter::files(view.has_run_dir().then_some(run_dir)).map_err(io::Error::other)?,
+            filters: Arc::clone(&self.filters),
+            limits,
+        })
+    }
+
+    /// Tries them with a process that ends as soon as its walls stand.
+    fn probe(&self) -> io::Result<()> {
+        let null = || File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
+        let (standard, descriptors) = ([null()?, null()?, null()?], Vec::new());
+        let ids = self.source.reserve()?;
+        let walls = Some(self.enclose(ids, &View::nothing(), (&[], Path::new("/")), Vec::new())?);
+        let working_dir = CString::default();
+        let started = fork::start(&Launch { program: None, working_dir, standard, descriptors, walls })?;
+        let ended = waitid(WaitId::PidFd(started.pidfd.as_fd()), WaitIdOptions::EXITED)?;
+        match ended.and_then(|ended| ended.exit_status()) {
+            Some(0) => Ok(()),
+            _ => Err(io::Error::other("a process that tried them was killed")),
+        }
+    }
 }
 
 /// The best walls of this host.
@@ -72,34 +107,27 @@ pub(super) fn build(ids: Ids, view: &View, (libraries, run_dir): (&[PathBuf], &P
 pub(crate) struct Best {
     /// How strong they are.
     pub(crate) walls: Walls,
-    pub(super) source: Option<Source>,
     /// Why they aren't stronger.
     pub(crate) reason: String,
+    /// Nothing where there are no walls.
+    pub(super) means: Option<Means>,
 }
 
 impl Best {
-    /// Tried with a process that ends as soon as its walls stand.
-    pub(crate) fn find() -> Self {
-        let (source, weaker) = Source::find();
-        match Self::probe(&source) {
-            Ok(()) => {
-                let walls = if source == Source::Own { Walls::Namespaces } else { Walls::Uids };
-                Self { walls, source: Some(source), reason: weaker.unwrap_or_default() }
-            }
-            Err(error) => Self { walls: Walls::None, source: None, reason: error.to_string() },
-        }
+    /// Found out once for the whole process.
+    pub(crate) fn of_this_host() -> &'static Self {
+        static BEST: LazyLock<Best> = LazyLock::new(Best::find);
+        &BEST
     }
 
-    fn probe(source: &Source) -> io::Result<()> {
-        let null = || File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
-        let (standard, descriptors) = ([null()?, null()?, null()?], Vec::new());
-        let walls = Some(build(source.reserve()?, &View::nothing(), (&[], Path::new("/")))?);
-        let working_dir = CString::default();
-        let started = fork::start(&Launch { program: None, working_dir, standard, descriptors, walls })?;
-        let ended = waitid(WaitId::PidFd(started.pidfd.as_fd()), WaitIdOptions::EXITED)?;
-        match ended.and_then(|ended| ended.exit_status()) {
-            Some(0) => Ok(()),
-            _ => Err(io::Error::other("a process that tried them was killed")),
+    fn find() -> Self {
+        let (source, weaker) = Source::find();
+        let walls = if source == Source::Own { Walls::Namespaces } else { Walls::Uids };
+        let means = filter::calls().map_err(io::Error::other);
+        let means = means.map(|filters| Means { source, filters: Arc::new(filters) });
+        match means.and_then(|means| means.probe().map(|()| means)) {
+            Ok(means) => Self { walls, reason: weaker.unwrap_or_default(), means: Some(means) },
+            Err(error) => Self { walls: Walls::None, reason: error.to_string(), means: None },
         }
     }
 }
