@@ -15,8 +15,8 @@ use nix::unistd::geteuid;
 use tempfile::TempDir;
 
 use crate::{
-    Build, Outcome, Running, castore::NodeText, image, outcome::Expected, processes, processes::Process, program,
-    slots::Slots, stretched, vmm,
+    Build, Outcome, Running, castore::NodeText, copy_program, image, outcome::Expected, processes, processes::Process,
+    program, slots::Slots, stretched, vmm,
 };
 
 /// A state directory. Dropping it checks that no process and no file of a build is left.
@@ -63,7 +63,7 @@ impl Cofferdam {
         let place = this.directory.path().to_owned();
         let copy = |from: &Path, name: &str| {
             let to = place.join(name);
-            fs::copy(from, &to).unwrap_or_else(|error| panic!("can't copy {}: {error}", from.display()));
+            copy_program(from, &to);
             to
         };
         let image = place.join("image");

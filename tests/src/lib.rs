@@ -32,5 +32,5 @@ pub use cofferdam::Cofferdam;
 pub use daemon::Daemon;
 pub use outcome::{Outcome, Output};
 pub use patience::stretched;
-pub use program::{image, program, test_executables};
+pub use program::{copy_program, image, program, test_executables};
 pub use running::Running;

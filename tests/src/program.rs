@@ -50,6 +50,14 @@ pub fn program() -> &'static Path {
     PROGRAM.as_deref().unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// Copies a program that is to be executed. In another process: a descriptor that is open for writing here may be in a child that
+/// another thread has just forked, and then the kernel refuses to execute the file.
+#[track_caller]
+pub fn copy_program(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg(from).arg(to).status();
+    assert!(status.is_ok_and(|status| status.success()), "can't copy {} to {}", from.display(), to.display());
+}
+
 /// The guest image's directory and its files: `$COFFERDAM_TEST_IMAGE`, or else the user's own, made if necessary.
 pub fn image() -> (&'static Path, &'static Image) {
     let (directory, image) = IMAGE.as_ref().unwrap_or_else(|error| panic!("{error}"));

@@ -23,7 +23,7 @@ use std::{
 };
 
 use cofferdam::machine::jail::{Program, Spawner, View, Walls};
-use cofferdam_tests::{Cofferdam, Daemon, Running, processes::Process, program, stretched, vmm};
+use cofferdam_tests::{Cofferdam, Daemon, Running, copy_program, processes::Process, program, stretched, vmm};
 use nix::{sys::signal::Signal, unistd::geteuid};
 use tokio::runtime::{Handle, Runtime};
 
@@ -252,7 +252,7 @@ fn replaceable() -> Vec<(&'static str, PathBuf)> {
 fn attack_in_the_place_of(setting: &str, real: &Path, attempts: &[&str]) -> usize {
     let cofferdam = Cofferdam::new();
     let attacker = cofferdam.files().join("attacker");
-    fs::copy(ATTACKER, &attacker).expect("the test's own file");
+    copy_program(ATTACKER.as_ref(), &attacker);
     cofferdam.file("attacker.real", path(real));
     let build = cofferdam.build().without_slot().host_variable(setting, &attacker).start_shell("true");
     let wait = |what: &str, is_there: &dyn Fn() -> bool| {
@@ -324,7 +324,7 @@ fn the_helpers_of_an_ordinary_user_are_walled_in_too() {
     fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
     let copy = |from: &Path, name: &str| {
         let to = directory.path().join(name);
-        fs::copy(from, &to).unwrap();
+        copy_program(from, &to);
         to
     };
     let (test, attacker) = (copy(&env::current_exe().unwrap(), "test"), copy(ATTACKER.as_ref(), "attacker"));
@@ -375,7 +375,7 @@ fn an_ordinary_user_has_ids_for_machines_by_capabilities_or_by_subordinate_ids()
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).unwrap();
     let (ours, state) = (directory.path().join("cofferdam"), directory.path().join("state"));
-    fs::copy(program(), &ours).unwrap();
+    copy_program(program(), &ours);
     let ids = cofferdam.file("ids", "65534:200000:65536\n");
     let mounts =
         format!("mount --bind {0} /etc/subuid && mount --bind {0} /etc/subgid && exec \"$0\" \"$@\"", ids.display());
