@@ -21,6 +21,7 @@ use crate::{
     build::Options, devices::paths::Shown, limits::Limits, machine::vmm, quantity::show_size, request::Host,
     scheduler::Operators,
 };
+pub(crate) use machine::NO_CGROUPS_ADVICE;
 
 /// What the checks have found for the daemon to use.
 pub(super) struct Checked {
@@ -40,6 +41,7 @@ pub(super) fn check(config: &Config) -> Result<Checked, Vec<Problem>> {
     checks.listen();
     checks.store();
     checks.walls();
+    checks.cgroups();
     let operators = checks.operators();
     let (image, vmm, tls) = (checks.image(), checks.vmm(), checks.tls());
     match (image, vmm, tls) {
