@@ -453,6 +453,7 @@ fn helpers_share_nothing_with_the_daemon_or_with_each_other() {
         let limit = |name: &str| limits.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
         assert!(limit("Max core file size").starts_with("0 "), "{helper:?}: {limits}");
         assert!(limit("Max processes").starts_with("1024 "), "{helper:?}: {limits}");
+        assert!(limit("Max open files").starts_with("1024 "), "{helper:?}: {limits}");
         assert!(!limit("Max address space").starts_with("unlimited"), "{helper:?}: {limits}");
         for thread in fs::read_dir(format!("/proc/{}/task", helper.pid)).unwrap() {
             let thread = thread.unwrap().file_name().to_str().unwrap().parse().unwrap();

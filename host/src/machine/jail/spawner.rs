@@ -33,6 +33,9 @@ const QUEUE_LENGTH: usize = 16;
 /// Most processes and threads of one helper. A VMM has some for each CPU and each device.
 const MAX_THREADS: u64 = 1024;
 
+/// Most descriptors of one helper. A device has most: some hundreds, of the blobs that its guest reads.
+const MAX_DESCRIPTORS: u64 = 1024;
+
 /// Address space of a helper beside its machine's memory, in bytes. QEMU reserves a gibibyte for translated code, and the C library
 /// 64 MiB for each thread.
 const HELPER_BYTES: u64 = 8 << 30;
@@ -224,7 +227,8 @@ fn start(
         (Some(view), Some(Machine { ids: Some(ids), memory_bytes, .. }), Some(means)) => {
             let libraries = shared.libraries.of(&file).map_err(failed)?;
             let address_space = (Resource::As, memory_bytes.saturating_add(HELPER_BYTES));
-            let limits = [(Resource::Nproc, MAX_THREADS), address_space].into_iter();
+            let limits =
+                [(Resource::Nproc, MAX_THREADS), (Resource::Nofile, MAX_DESCRIPTORS), address_space].into_iter();
             let limits = limits.chain(file_bytes.map(|bytes| (Resource::Fsize, bytes))).collect();
             Some(means.enclose(ids.clone(), &view, (&libraries, &working_dir), limits).map_err(failed)?)
         }
