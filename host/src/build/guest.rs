@@ -11,6 +11,7 @@ use cofferdam_protocol::HostPath;
 
 use super::{
     error::{BuildError, ExecutorError},
+    footprint,
     interruption::Interruptions,
     options::Options,
     settings::Settings,
@@ -23,13 +24,6 @@ use crate::{
     machine::{Cause, ConnectError, Device, FileError, Machine, RunDir, jail::Spawner, vmm},
     request::{AbsolutePath, BuildRequest, KVM},
 };
-
-/// Memory that the guest's kernel and guest-init keep from a build, in bytes, beside a share of the whole. Debian's
-/// 6.1 kernel keeps, with two CPUs, 96 MiB of 360, 191 MiB of 1152 and 372 MiB of 4320; six more CPUs cost 14 MiB.
-const GUEST_OVERHEAD_BYTES: u64 = 160 << 20;
-
-/// The kernel's page structures take 64 bytes of each 4096, its tables and its zones' reserves the rest.
-const GUEST_OVERHEAD_SHARE: u64 = 16;
 
 /// How often a guest may boot for one build, see [`Machines::boot`].
 const MAX_BOOTS: u32 = 2;
@@ -69,7 +63,7 @@ impl<'r> Size<'r> {
 
     /// The memory of its machine, in bytes.
     fn machine_bytes(&self) -> u64 {
-        self.memory_bytes + self.memory_bytes / GUEST_OVERHEAD_SHARE + GUEST_OVERHEAD_BYTES
+        footprint::machine_bytes(self.memory_bytes)
     }
 }
 

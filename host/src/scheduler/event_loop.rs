@@ -99,6 +99,11 @@ impl EventLoop {
             Message::List(reply) => {
                 drop(reply.send(self.entries.values().map(|entry| Arc::clone(&entry.build)).collect()));
             }
+            Message::Resolved(id, unused_bytes) => {
+                if let Some(ticket) = self.by_id.get(&id) {
+                    self.queue.give_back(*ticket, unused_bytes);
+                }
+            }
             Message::Ended(id) => self.remove(id),
         }
     }
@@ -110,7 +115,10 @@ impl EventLoop {
         if let Some(subscription) = self.join(&submission, environment.key) {
             return Ok(subscription);
         }
-        let ticket = self.queue.push(submission.client.clone(), submission.need()).map_err(refused)?;
+        let ticket = self
+            .queue
+            .push(submission.client.clone(), submission.need(&self.scheduler.backend.builder))
+            .map_err(refused)?;
         let (state, receiver) = watch::channel(State::Queued { position: 0, waiting_for: Waiting::Turn });
         let (start, started) = oneshot::channel();
         let cancel = CancellationToken::new();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cofferdam_castore::{B3Digest, PathComponent};
+use cofferdam_castore::{B3Digest, PathComponent, directoryservice::DirectoryMemory};
 use tokio::task::spawn_blocking;
 
 use super::{Backend, Submission, active_build::arranged};
@@ -43,6 +43,6 @@ pub(super) async fn find(backend: &Arc<Backend>, submission: &Submission<Admitte
         Some((name, output.node.clone()))
     });
     let named = named.collect::<Option<_>>()?;
-    inputs::resolve(&backend.store, &named).await.ok()?;
+    inputs::resolve(&backend.store, &named, DirectoryMemory::unlimited()).await.ok()?;
     Some(record)
 }

@@ -13,8 +13,8 @@ use crate::proto::count_entries;
 /// directory is decoded and checked.
 const ENTRY_BYTES: u64 = 384;
 
-/// How often the encoded bytes of a directory are in memory while it is decoded and checked.
-const COPIES: u64 = 3;
+/// How often the encoded bytes of a directory are in memory while it is decoded, checked and kept.
+const COPIES: u64 = 4;
 
 /// Memory of a directory without entries, in bytes.
 const DIRECTORY_BYTES: u64 = 512;
@@ -41,6 +41,13 @@ impl DirectoryMemoryError {
     /// The error of this kind that a directory service returned, if it is one.
     pub fn of(error: &io::Error) -> Option<Self> {
         error.get_ref().and_then(|inner| (inner as &(dyn Error + 'static)).downcast_ref()).copied()
+    }
+}
+
+/// Unlimited.
+impl Default for DirectoryMemory {
+    fn default() -> Self {
+        Self::unlimited()
     }
 }
 
