@@ -94,3 +94,18 @@ pub fn peak_resident_bytes(pid: u32) -> Option<u64> {
     let kib: u64 = peak.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }
+
+/// Memory of a process in bytes, without memory that it shares with others by a descriptor, as a machine's is: its proportional
+/// set, or its resident one where that can't be read, which is more. `None` if it is gone.
+pub fn own_bytes(pid: i32) -> Option<u64> {
+    let sum = |text: &str, keys: [&str; 2]| {
+        let kib = keys.map(|key| {
+            let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+            value.and_then(|value| value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())
+        });
+        Some((kib[0]? + kib[1]?) * 1024)
+    };
+    let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).ok();
+    let proportional = read("smaps_rollup").and_then(|text| sum(&text, ["Pss_Anon", "Pss_File"]));
+    proportional.or_else(|| sum(&read("status")?, ["RssAnon", "RssFile"]))
+}
