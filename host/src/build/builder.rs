@@ -45,7 +45,7 @@ impl Builder {
     /// The place for run directories can't be made private or cleaned, or no thread can be started.
     pub(crate) fn new(store: Store, settings: Settings) -> Result<Self, ExecutorError> {
         sweep(&settings.run_dir)?;
-        let spawner = Spawner::new(tokio::runtime::Handle::current(), settings.walls)?;
+        let spawner = Spawner::new(tokio::runtime::Handle::current(), settings.jail.clone())?;
         let host = Host {
             ro_paths: settings.ro_paths.clone(),
             withholds_network: settings.withhold_network,

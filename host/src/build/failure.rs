@@ -249,6 +249,7 @@ fn executor_code(error: &ExecutorError) -> &'static str {
     match error {
         ExecutorError::Interrupted => "interrupted",
         ExecutorError::Died { cause: Cause::Process, .. } => "process_died",
+        ExecutorError::Died { cause: Cause::Memory, .. } => "machine_out_of_memory",
         ExecutorError::Died { cause: Cause::Panic, .. } => "guest_panicked",
         ExecutorError::Died { cause: Cause::Reset, .. } => "guest_reset",
         ExecutorError::NeverConnected { .. } => "never_connected",

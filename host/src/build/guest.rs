@@ -131,7 +131,7 @@ impl Machines {
 
     async fn start(&self, size: &Size<'_>) -> Result<(Machine, Unbound, Vec<HostPath>), ExecutorError> {
         let Self { store, settings, spawner } = self;
-        let spawner = &spawner.for_machine(size.machine_bytes())?;
+        let spawner = &spawner.for_machine(size.machine_bytes(), size.cpus)?;
         let run_dir = RunDir::create(&settings.run_dir)?;
         run_dir.copy_sparse(&settings.image.scratch, vmm::SCRATCH_DISK, size.scratch_bytes)?;
         let (inputs, unbound) = inputs::Device::start(spawner, run_dir.path(), store).await?;

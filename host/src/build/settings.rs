@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use cofferdam_images::Image;
 
 use crate::{
-    machine::{jail::Walls, vmm},
+    machine::{jail, vmm},
     request::AbsolutePath,
 };
 
@@ -28,8 +28,8 @@ pub struct Settings {
     pub withhold_network: bool,
     /// See [`Host::nested`](crate::request::Host::nested).
     pub nested: bool,
-    /// The walls that helper processes must have at least.
-    pub walls: Walls,
+    /// What helper processes are allowed, and what must separate them.
+    pub jail: jail::Rules,
 }
 
 impl Settings {
@@ -48,7 +48,7 @@ impl Settings {
             ro_paths: BTreeMap::new(),
             withhold_network: false,
             nested: false,
-            walls: Walls::None,
+            jail: jail::Rules { walls: jail::Walls::None, ..jail::Rules::default() },
         }
     }
 }

@@ -36,6 +36,7 @@ use crate::{
     state::{StateError, state_dir},
     telemetry::{Metrics, Traces},
 };
+pub(crate) use check::NO_CGROUPS_ADVICE;
 pub(crate) use config::{Config, ListenAddr, Overrides, TlsConfig};
 pub(crate) use problem::{Problem, chain};
 

@@ -6,9 +6,9 @@ use cofferdam_images::{Image, default_dir};
 
 use super::{super::StoreArgs, Check};
 use crate::{
-    daemon::{self, Overrides, Problem, chain},
+    daemon::{self, NO_CGROUPS_ADVICE, Overrides, Problem, chain},
     limits::Limits,
-    machine::jail::{Best, Walls, landlock_version},
+    machine::jail::{Best, Delegated, Walls, landlock_version},
     machine::vmm::{self, Accelerator, Candidate, Choice, ChooseError},
     quantity::show_size,
     request::Host,
@@ -40,6 +40,7 @@ pub(super) fn all(store: &StoreArgs, config: daemon::Config) -> Vec<Check> {
         daemon(store, config),
         landlock(),
         walls(),
+        cgroups(),
         memory(&Host::this()),
     ];
     checks.extend(weaknesses.into_iter().map(|weakness| Check::weak(weakness.name, weakness.finding, weakness.fix)));
@@ -182,6 +183,17 @@ fn walls() -> Check {
             format!("they can't have namespaces of their own: {reason}"),
             "sudo sysctl user.max_user_namespaces=10000; in a container, allow it to make namespaces",
         ),
+    }
+}
+
+fn cgroups() -> Check {
+    let name = "cgroups";
+    match Delegated::find() {
+        Ok(_) => Check::fine(name, "each machine gets one, which bounds its memory, CPU time and processes"),
+        Err(reason) => {
+            let what = "nothing bounds the memory and CPU time of a machine's helper processes together";
+            Check::absent(name, format!("{what}: {reason}"), NO_CGROUPS_ADVICE)
+        }
     }
 }
 

@@ -7,13 +7,22 @@ use cofferdam_images::{Image, default_dir};
 use super::Checks;
 use crate::{
     daemon::{config::VmmName, problem::chain},
-    machine::{jail::Best, vmm},
+    machine::{
+        jail::{Best, Delegated},
+        vmm,
+    },
     quantity::show_size,
+    state::state_dir,
 };
 
 const EMULATION: &str = "builds could only be emulated here (QEMU TCG), which is no security boundary";
 const EMULATION_ADVICE: &str = "make KVM work (`cofferdam doctor` shows what it lacks), or accept emulation with \
                                 --allow-emulation or allow_emulation = true";
+
+/// How a daemon gets a cgroup that it may divide.
+pub(crate) const NO_CGROUPS_ADVICE: &str = "start the daemon by its unit, which has Delegate=, or with \
+                                            `systemd-run --scope --property=Delegate=yes`; the host needs cgroup v2 \
+                                            (systemd.unified_cgroup_hierarchy=1 on the kernel's command line)";
 
 impl Checks<'_> {
     pub(super) fn image(&mut self) -> Option<Image> {
@@ -81,6 +90,23 @@ impl Checks<'_> {
             let what = format!("helper processes get {walls} here, and {required} are required: {reason}");
             self.lacking("jail.require", what)
                 .advise(format!("`cofferdam doctor`, or require less: [jail] require = \"{walls}\""));
+        }
+    }
+
+    pub(super) fn cgroups(&mut self) {
+        let config = &self.config.cgroups;
+        match Delegated::find() {
+            Err(reason) if config.require => {
+                let what = format!("machines get no cgroup here, and are required to: {reason}");
+                self.lacking("cgroups.require", what).advise(NO_CGROUPS_ADVICE);
+            }
+            Err(_) => {}
+            Ok(delegated) => {
+                let shares = config.shares(&state_dir().unwrap_or_default());
+                if let Err(reason) = delegated.disk(&shares) {
+                    self.wrong("cgroups", format!("read_rate and write_rate can't be kept: {reason}"));
+                }
+            }
         }
     }
 

@@ -26,6 +26,7 @@ use crate::{
     request::Host,
     scheduler::Operators,
 };
+pub(crate) use machine::NO_CGROUPS_ADVICE;
 
 /// What the checks have found for the daemon to use.
 pub(super) struct Checked {
@@ -47,6 +48,7 @@ pub(super) fn check(config: &Config) -> Result<Checked, Vec<Problem>> {
     checks.listen();
     checks.store();
     checks.walls();
+    checks.cgroups();
     let operators = checks.operators();
     let (image, tls) = (checks.image(), checks.tls());
     match (image, vmm, tls) {

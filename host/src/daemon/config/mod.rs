@@ -17,14 +17,14 @@ use serde::{Deserialize, Deserializer};
 pub(super) use self::source::Key;
 use self::source::Source;
 pub(crate) use self::values::ListenAddr;
-pub(super) use self::values::{Endpoint, GuestPath, SocketMode, UserName, VmmName, WeaknessName};
+pub(super) use self::values::{Endpoint, GuestPath, SocketMode, UserName, VmmName, WeaknessName, Weight};
 use super::problem::{Place, Problem};
 use crate::{
     build::{Footprint, Options, Settings, failure::Failure},
     limits::{Asked, Limits},
     machine::{
         hardening::{self, Weakness},
-        jail::Walls,
+        jail::{DiskRates, Rules, Shares, Walls},
     },
     quantity::{Count, Size, Time},
     records::Retention,
@@ -84,6 +84,7 @@ pub(crate) struct Config {
     pub(super) build: Asked,
     pub(super) records: RecordsConfig,
     pub(super) jail: JailConfig,
+    pub(super) cgroups: CgroupsConfig,
     pub(super) host: HostConfig,
     pub(super) metrics: Option<MetricsConfig>,
     pub(super) traces: Option<TracesConfig>,
@@ -139,6 +140,38 @@ pub(super) struct QueueConfig {
 pub(super) struct JailConfig {
     /// The daemon refuses to start with less.
     require: Walls,
+}
+
+/// What each machine may use of the host, where it has a cgroup.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct CgroupsConfig {
+    /// The daemon refuses to start without.
+    pub(super) require: bool,
+    cpu_weight: Option<Weight>,
+    /// In percent of what its build's CPUs have.
+    cpu_percent: Option<Count>,
+    processes: Option<Count>,
+    io_weight: Option<Weight>,
+    /// Bytes a second.
+    read_rate: Option<Size>,
+    write_rate: Option<Size>,
+}
+
+impl CgroupsConfig {
+    /// `path` is on the disk that machines use.
+    pub(super) fn shares(&self, path: &Path) -> Shares {
+        let defaults = Shares::default();
+        let (read, write) = (self.read_rate.map(u64::from), self.write_rate.map(u64::from));
+        let rates = DiskRates { path: path.to_owned(), read, write };
+        Shares {
+            cpu_weight: self.cpu_weight.map_or(defaults.cpu_weight, |Weight(weight)| weight),
+            cpu_percent: self.cpu_percent.map_or(defaults.cpu_percent, u32::from),
+            processes: self.processes.map_or(defaults.processes, u32::from),
+            io_weight: self.io_weight.map_or(defaults.io_weight, |Weight(weight)| weight),
+            disk_rates: read.or(write).map(|_| rates),
+        }
+    }
 }
 
 /// What is known of the host and accepted.
@@ -294,7 +327,8 @@ impl Config {
         settings.hugepages = self.hugepages;
         settings.withhold_network = self.withhold_network;
         settings.nested = self.nested;
-        settings.walls = self.walls();
+        let shares = self.cgroups.shares(&settings.run_dir);
+        settings.jail = Rules { walls: self.walls(), cgroups: self.cgroups.require, shares };
         settings.ro_paths =
             self.host_paths.iter().map(|(GuestPath(seen), host)| (seen.clone(), host.clone())).collect();
         settings.connect_timeout = self.connect_timeout.map_or(settings.connect_timeout, |Time(time)| time);

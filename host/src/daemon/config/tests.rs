@@ -35,6 +35,9 @@ fn a_whole_configuration_is_read() {
         memory = 1073741824
         cpus = 4
         timeout = "2h"
+        [cgroups]
+        cpu_percent = 200
+        write_rate = "1M"
     "#;
     let config = config(text);
     assert_eq!(config.unread().count(), 0);
@@ -43,6 +46,9 @@ fn a_whole_configuration_is_read() {
     assert_eq!(limits.timeout, Duration::from_secs(7200));
     assert_eq!(config.budget(), Budget { memory_bytes: 8 << 30, cpus: 16, builds: 4 });
     assert_eq!((config.bounds().queued, config.socket_mode.0), (10, 0o660));
+    let rates = DiskRates { path: "/disk".into(), read: None, write: Some(1 << 20) };
+    let shares = Shares { cpu_percent: 200, disk_rates: Some(rates), ..Shares::default() };
+    assert_eq!(config.cgroups.shares(Path::new("/disk")), shares);
 }
 
 #[test]
@@ -54,6 +60,8 @@ fn a_wrong_value_is_reported_with_line_and_key() {
         ("[budget]\ncpus = 0", "test.toml:2: budget.cpus = 0: \"0\" is not a number greater than 0: must not be 0"),
         ("[budget]\ncpus = -1", "budget.cpus = -1: \"-1\" is not a number greater than 0: invalid digit"),
         ("socket_mode = 0o777", "test.toml:1: socket_mode = 0o777: 0o777 is not a mode for a socket: write 0o600"),
+        ("[cgroups]\ncpu_weight = 0", "test.toml:2: cgroups.cpu_weight = 0: 0 is not a weight: write 1 to 10000"),
+        ("[cgroups]\nio_weight = 10001", "cgroups.io_weight = 10001: 10001 is not a weight: write 1 to 10000"),
         ("listen = ['run/x']", "test.toml:1: listen = 'run/x': \"run/x\" is not an address to listen on"),
         ("listen = ['host']", "listen = 'host': \"host\" is not an address to listen on"),
         ("listen = ['::1:99999']", "listen = '::1:99999': \"::1:99999\" is not an address to listen on"),

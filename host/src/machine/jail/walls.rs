@@ -12,6 +12,7 @@ use rustix::process::{Resource, WaitId, WaitIdOptions, waitid};
 use seccompiler::BpfProgram;
 use serde::Deserialize;
 
+use super::cgroups::Shares;
 use super::filter;
 use super::fork::{self, Enclosure, Launch};
 use super::ids::{Ids, Source};
@@ -40,6 +41,17 @@ impl fmt::Display for Walls {
     }
 }
 
+/// What an operator wants of the jail.
+#[derive(Debug, Clone, Default)]
+pub struct Rules {
+    /// The walls that helpers must have at least.
+    pub walls: Walls,
+    /// Whether each machine must have a cgroup.
+    pub cgroups: bool,
+    /// What each machine's cgroup bounds.
+    pub shares: Shares,
+}
+
 /// Helpers can't be started as required.
 #[derive(Debug, thiserror::Error)]
 pub enum WallsError {
@@ -53,6 +65,15 @@ pub enum WallsError {
         /// Why it isn't more.
         reason: String,
     },
+    /// No cgroup is delegated to this process, or it can't be bounded as asked for.
+    #[error("this host gives machines no cgroups, and they are required: {reason}")]
+    NoCgroups {
+        /// Why not.
+        reason: String,
+    },
+    /// A machine's cgroup can't be made or bounded.
+    #[error("can't make the machine's cgroup")]
+    Cgroup(#[source] io::Error),
     /// No user id is left for a machine.
     #[error("can't find a user id for the machine's helper processes")]
     NoId(#[source] io::Error),
@@ -93,7 +114,8 @@ impl Means {
         let ids = self.source.reserve()?;
         let walls = Some(self.enclose(ids, &View::nothing(), (&[], Path::new("/")), Vec::new())?);
         let working_dir = CString::default();
-        let started = fork::start(&Launch { program: None, working_dir, standard, descriptors, walls })?;
+        let launch = Launch { program: None, working_dir, standard, descriptors, walls, cgroup: None };
+        let started = fork::start(&launch)?;
         let ended = waitid(WaitId::PidFd(started.pidfd.as_fd()), WaitIdOptions::EXITED)?;
         match ended.and_then(|ended| ended.exit_status()) {
             Some(0) => Ok(()),
