@@ -23,7 +23,6 @@ use super::{
 };
 use crate::{
     devices::inputs,
-    limits::Limits,
     machine::{jail::Spawner, sweep},
     request::{self, Admitted, BuildRequest, Host, RequestError, RequestErrorKind},
 };
@@ -80,8 +79,8 @@ impl Builder {
 
     /// Most memory of this host that the build of an admitted request takes, in bytes.
     pub(crate) fn memory_bytes(&self, request: &Admitted, options: &Options) -> u64 {
-        let memory_bytes = Size::of(request, options).memory_bytes;
-        Footprint::of(&self.machines.settings.vmm).bytes(&Limits { memory_bytes, ..options.limits })
+        let size = Size::of(request, options, options.limits.inputs_memory_bytes);
+        Footprint::of(&self.machines.settings.vmm).bytes(&size.limits())
     }
 
     /// Runs one build.
@@ -103,7 +102,7 @@ impl Builder {
         let Prepared { needles, tree, lease: _lease } = interruptions.before(self.prepare(request, options)).await??;
         progress.resolved(tree.memory_bytes());
         progress.enter(Phase::Booting);
-        let size = Size::of(request, options);
+        let size = Size::of(request, options, tree.memory_bytes());
         let booted = self.machines.boot(&size, &interruptions).await?;
         let host_paths = booted.host_paths.clone();
         let (mut machine, stream) = booted.bind(tree);

@@ -78,6 +78,11 @@ impl Footprint {
         machine.saturating_add(machine / PAGE_TABLE_SHARE).saturating_add(self.fixed(limits))
     }
 
+    /// The part of it that the processes of the machine take, in bytes.
+    pub(crate) fn helpers_bytes(self, limits: &Limits) -> u64 {
+        self.bytes(limits) - SESSION_BYTES
+    }
+
     /// Most memory that a build can be promised for [`bytes`](Self::bytes) to be no more than this; 0 if there is none.
     pub(crate) fn largest_memory(self, limits: &Limits, bytes: u64) -> u64 {
         let machine = bytes.saturating_sub(self.fixed(limits));
