@@ -72,7 +72,7 @@ impl Checks<'_> {
         }
         match choice.accelerator {
             vmm::Accelerator::Tcg if !config.allow_emulation => {
-                self.lacking("allow_emulation", EMULATION).advise(EMULATION_ADVICE);
+                self.lacking("allow_emulation", format!("{EMULATION}; {}", choice.reason)).advise(EMULATION_ADVICE);
             }
             vmm::Accelerator::Kvm if config.nested && !vmm::kvm_nests() => {
                 self.wrong("nested", "KVM on this host runs no VMs inside VMs: its module has `nested` off").advise(
