@@ -50,7 +50,7 @@ fn configuration_errors_name_file_line_and_value() {
         let file = cofferdam.file("daemon.toml", text);
         cofferdam.command(check_config(&file))
     };
-    check("drain_timeout = '1m'\n[build]\nmemory = '1G'").succeeds();
+    check("drain_timeout = '1m'\n[build]\nmemory = '512M'").succeeds();
     for (text, words) in [
         ("colour = 'red'", "daemon.toml:1: colour = 'red': unknown field `colour`"),
         ("[build]\ntimeout = 'soon'", "daemon.toml:2: build.timeout = 'soon'"),
