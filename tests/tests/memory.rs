@@ -84,7 +84,7 @@ fn own_bytes(cofferdam: &Cofferdam, daemon: &Running) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_budget_counts_at_least_what_a_build_with_hostile_inputs_takes() {
     const DIRECTORIES: usize = 12;
-    const ENTRIES: usize = 30_000;
+    const ENTRIES: usize = 50_000;
     let cofferdam = Cofferdam::new();
     let tree = hostile_tree(&cofferdam, DIRECTORIES, ENTRIES).await;
     tokio::task::block_in_place(|| {
@@ -109,8 +109,8 @@ async fn the_budget_counts_at_least_what_a_build_with_hostile_inputs_takes() {
             println!("own {} MiB, machine {} MiB, counted {} MiB", own / MIB, MACHINE_BYTES / MIB, counted / MIB);
             (own, counted)
         };
-        let (own_with, counted_with) = held(Some(&tree));
         let (own_without, counted_without) = held(None);
+        let (own_with, counted_with) = held(Some(&tree));
         assert!(own_with + MACHINE_BYTES <= counted_with && own_without + MACHINE_BYTES <= counted_without);
         // The control: the tree is large enough to make a difference, and the old count would not have held it.
         let of_tree = counted_with - counted_without;
@@ -118,7 +118,7 @@ async fn the_budget_counts_at_least_what_a_build_with_hostile_inputs_takes() {
         assert!(own_with > own_without + 50 * MIB && own_with > 100 * MIB, "{own_with}, {own_without}");
         let left = of_daemon();
         println!("the daemon: {} MiB before, {} MiB after", idle / MIB, left / MIB);
-        assert!(left < idle + SLACK_BYTES, "the daemon keeps {} MiB", (left - idle) / MIB);
+        assert!(left < idle + 2 * SLACK_BYTES, "the daemon keeps {} MiB", (left - idle) / MIB);
         daemon.end().succeeds();
     });
 }
