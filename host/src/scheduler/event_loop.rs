@@ -235,8 +235,13 @@ impl EventLoop {
 fn refused(refusal: Refusal) -> Failure {
     match refusal {
         Refusal::Unsatisfiable { resource, .. } => {
-            let field = if resource == "CPUs" { "limits.cpus" } else { "constraints.min_memory" };
-            let rule = "must not exceed this daemon's budget for all builds together";
+            let (field, rule) = match resource {
+                "CPUs" => ("limits.cpus", "must not exceed this daemon's [budget] cpus"),
+                _ => (
+                    "constraints.min_memory",
+                    "must leave the build's machine, its processes and inputs_memory within this daemon's [budget] memory",
+                ),
+            };
             let error = RequestError::new(RequestErrorKind::Unsupported, field, rule);
             Failure::from(error.got(refusal))
         }
