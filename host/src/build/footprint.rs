@@ -45,7 +45,7 @@ const TCG_CPU_BYTES: u64 = 32 * MIB;
 const CLOUD_HYPERVISOR_BYTES: u64 = 64 * MIB;
 
 /// The memory of the machine of a build that is promised so much, in bytes.
-pub(super) const fn machine_bytes(promised: u64) -> u64 {
+pub(crate) const fn machine_bytes(promised: u64) -> u64 {
     promised.saturating_add(promised / GUEST_SHARE).saturating_add(GUEST_BYTES)
 }
 

@@ -18,7 +18,7 @@ use super::{
     sockets::ANONYMOUS_ADVICE,
 };
 use crate::{
-    build::{Footprint, Options},
+    build::{Footprint, Options, machine_bytes},
     devices::paths::Shown,
     limits::Limits,
     machine::vmm,
@@ -106,7 +106,7 @@ impl Checks<'_> {
             }
         }
         if config.hugepages {
-            self.huge_pages(limits.memory_bytes);
+            self.huge_pages(machine_bytes(limits.memory_bytes));
         }
     }
 

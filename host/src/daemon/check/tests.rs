@@ -24,7 +24,7 @@ fn limits_fit_the_budget_and_the_budget_fits_the_host() {
         ("[budget]\ncpus = 2\n[build]\ncpus = 3", "test.toml:4: build.cpus = 3: must be from 1 to 2"),
         ("[budget]\ncpus = 1000\n[build]\ncpus = 255", "build.cpus = 255: must be from 1 to 254"),
         ("[build]\nscratch_size = '1000T'", "build.scratch_size = '1000T': must be from"),
-        ("hugepages = true\n[build]\nmemory = '100G'", "test.toml:1: hugepages = true: a build's 100.00 GiB take"),
+        ("hugepages = true\n[build]\nmemory = '100G'", "test.toml:1: hugepages = true: a machine's 106.41 GiB take"),
         (
             "[operators]\nusers = ['root', 'no one']",
             "test.toml:2: operators.users = 'no one': this host has no user of",
