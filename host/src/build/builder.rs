@@ -1,6 +1,8 @@
 use std::sync::Arc;
 
-use cofferdam_castore::{B3Digest, Store, blobservice::Lease, refscan::ReferencePattern};
+use cofferdam_castore::{
+    B3Digest, Store, blobservice::Lease, directoryservice::DirectoryMemory, refscan::ReferencePattern,
+};
 use cofferdam_protocol::Specification;
 use tokio_util::sync::CancellationToken;
 
@@ -10,6 +12,7 @@ use super::{
     ending::{Ending, HangUp},
     environment,
     error::{BuildError, ExecutorError},
+    footprint::Footprint,
     guest::{self, Machines, Size},
     interruption::Interruptions,
     observer::Observer,
@@ -74,6 +77,12 @@ impl Builder {
         request::admit(request, &self.host)
     }
 
+    /// Most memory of this host that the build of an admitted request takes, in bytes.
+    pub(crate) fn memory_bytes(&self, request: &Admitted, options: &Options) -> u64 {
+        let size = Size::of(request, options, options.limits.inputs_memory_bytes);
+        Footprint::of(&self.machines.settings.vmm).bytes(&size.limits())
+    }
+
     /// Runs one build.
     ///
     /// # Errors
@@ -90,9 +99,10 @@ impl Builder {
         let _at_the_end = HangUp(Arc::clone(&ending));
         let progress = Arc::new(Progress::new(observer, options, Arc::clone(&ending)));
         let interruptions = Interruptions { cancel, progress: &progress };
-        let Prepared { needles, tree, lease: _lease } = interruptions.before(self.prepare(request)).await??;
+        let Prepared { needles, tree, lease: _lease } = interruptions.before(self.prepare(request, options)).await??;
+        progress.resolved(tree.memory_bytes());
         progress.enter(Phase::Booting);
-        let size = Size::of(request, options);
+        let size = Size::of(request, options, tree.memory_bytes());
         let booted = self.machines.boot(&size, &interruptions).await?;
         let host_paths = booted.host_paths.clone();
         let (mut machine, stream) = booted.bind(tree);
@@ -115,7 +125,7 @@ impl Builder {
     }
 
     /// Gets ready what a build needs beside its machine.
-    async fn prepare(&self, request: &BuildRequest) -> Result<Prepared, BuildError> {
+    async fn prepare(&self, request: &BuildRequest, options: &Options) -> Result<Prepared, BuildError> {
         let needles = request.refscan_needles.clone();
         let needles = tokio::task::spawn_blocking(move || ReferencePattern::new(needles))
             .await
@@ -132,11 +142,12 @@ impl Builder {
             .blobs
             .lease(&nodes)
             .map_err(|error| BuildError::Executor(ExecutorError::Store(error)))?;
-        let tree =
-            inputs::resolve(&self.machines.store, &request.inputs).await.map_err(|error| match error.missing() {
-                Some(wrong) => BuildError::Request(wrong),
-                None => BuildError::Executor(ExecutorError::Resolve(error)),
-            })?;
+        let memory = DirectoryMemory::limited(options.limits.inputs_memory_bytes);
+        let tree = inputs::resolve(&self.machines.store, &request.inputs, memory).await;
+        let tree = tree.map_err(|error| match error.missing() {
+            Some(wrong) => BuildError::Request(wrong),
+            None => BuildError::Executor(ExecutorError::Resolve(error)),
+        })?;
         Ok(Prepared { needles, tree, lease })
     }
 }

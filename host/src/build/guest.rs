@@ -11,6 +11,7 @@ use cofferdam_protocol::HostPath;
 
 use super::{
     error::{BuildError, ExecutorError},
+    footprint::{self, Footprint},
     interruption::Interruptions,
     options::Options,
     settings::Settings,
@@ -20,16 +21,10 @@ use crate::{
         inputs::{self, Tree, Unbound},
         paths::{self, Shown},
     },
+    limits::Limits,
     machine::{Cause, ConnectError, Device, FileError, Machine, RunDir, jail::Spawner, vmm},
     request::{AbsolutePath, BuildRequest, KVM},
 };
-
-/// Memory that the guest's kernel and guest-init keep from a build, in bytes, beside a share of the whole. Debian's
-/// 6.1 kernel keeps, with two CPUs, 96 MiB of 360, 191 MiB of 1152 and 372 MiB of 4320; six more CPUs cost 14 MiB.
-const GUEST_OVERHEAD_BYTES: u64 = 160 << 20;
-
-/// The kernel's page structures take 64 bytes of each 4096, its tables and its zones' reserves the rest.
-const GUEST_OVERHEAD_SHARE: u64 = 16;
 
 /// How often a guest may boot for one build, see [`Machines::boot`].
 const MAX_BOOTS: u32 = 2;
@@ -47,6 +42,8 @@ pub(super) struct Size<'r> {
     pub(super) memory_bytes: u64,
     cpus: u32,
     scratch_bytes: u64,
+    /// Most memory that the directories of the inputs take, in bytes.
+    inputs_memory_bytes: u64,
     /// Whether the build may run VMs of its own.
     nested: bool,
     /// The paths of the host that the build asks for.
@@ -54,14 +51,15 @@ pub(super) struct Size<'r> {
 }
 
 impl<'r> Size<'r> {
-    /// For an admitted request.
-    pub(super) fn of(request: &'r BuildRequest, options: &Options) -> Self {
+    /// For an admitted request whose inputs' directories take so much memory.
+    pub(super) fn of(request: &'r BuildRequest, options: &Options, inputs_memory_bytes: u64) -> Self {
         let constraints = request.constraints.as_ref();
         let asked = constraints.map_or(0, |constraints| constraints.min_memory);
         Self {
             memory_bytes: asked.max(options.limits.memory_bytes),
             cpus: options.limits.cpus,
             scratch_bytes: options.limits.scratch_bytes,
+            inputs_memory_bytes,
             nested: wants_kvm(request),
             ro_paths: constraints.iter().flat_map(|constraints| &constraints.available_ro_paths).collect(),
         }
@@ -69,7 +67,13 @@ impl<'r> Size<'r> {
 
     /// The memory of its machine, in bytes.
     fn machine_bytes(&self) -> u64 {
-        self.memory_bytes + self.memory_bytes / GUEST_OVERHEAD_SHARE + GUEST_OVERHEAD_BYTES
+        footprint::machine_bytes(self.memory_bytes)
+    }
+
+    /// What its footprint depends on.
+    pub(super) fn limits(&self) -> Limits {
+        let Self { memory_bytes, cpus, inputs_memory_bytes, .. } = *self;
+        Limits { memory_bytes, cpus, inputs_memory_bytes, ..Limits::default() }
     }
 }
 
@@ -137,7 +141,8 @@ impl Machines {
 
     async fn start(&self, size: &Size<'_>) -> Result<(Machine, Unbound, Vec<HostPath>), ExecutorError> {
         let Self { store, settings, spawner } = self;
-        let spawner = &spawner.for_machine(size.machine_bytes(), size.cpus)?;
+        let helpers_bytes = Footprint::of(&settings.vmm).helpers_bytes(&size.limits());
+        let spawner = &spawner.for_machine(helpers_bytes, size.cpus)?;
         let run_dir = RunDir::create(&settings.run_dir)?;
         run_dir.copy_sparse(&settings.image.scratch, vmm::SCRATCH_DISK, size.scratch_bytes)?;
         let (inputs, unbound) = inputs::Device::start(spawner, run_dir.path(), store).await?;

@@ -72,7 +72,7 @@ impl Checks<'_> {
         }
         match choice.accelerator {
             vmm::Accelerator::Tcg if !config.allow_emulation => {
-                self.lacking("allow_emulation", EMULATION).advise(EMULATION_ADVICE);
+                self.lacking("allow_emulation", format!("{EMULATION}; {}", choice.reason)).advise(EMULATION_ADVICE);
             }
             vmm::Accelerator::Kvm if config.nested && !vmm::kvm_nests() => {
                 self.wrong("nested", "KVM on this host runs no VMs inside VMs: its module has `nested` off").advise(
@@ -110,12 +110,12 @@ impl Checks<'_> {
         }
     }
 
-    pub(super) fn huge_pages(&mut self, build_bytes: u64) {
+    pub(super) fn huge_pages(&mut self, machine_bytes: u64) {
         let vmm::HugePages { size_bytes, total: pages, .. } = vmm::HugePages::of_host();
-        let needed = build_bytes.div_ceil(size_bytes);
+        let needed = machine_bytes.div_ceil(size_bytes);
         if pages < needed {
-            let size = show_size(build_bytes);
-            self.wrong("hugepages", format!("a build's {size} take {needed} huge pages, and this host has {pages}"))
+            let size = show_size(machine_bytes);
+            self.wrong("hugepages", format!("a machine's {size} take {needed} huge pages, and this host has {pages}"))
                 .advise(format!("sudo sysctl vm.nr_hugepages={needed}"));
         }
     }

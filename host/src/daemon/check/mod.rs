@@ -18,7 +18,12 @@ use super::{
     sockets::ANONYMOUS_ADVICE,
 };
 use crate::{
-    build::Options, devices::paths::Shown, limits::Limits, machine::vmm, quantity::show_size, request::Host,
+    build::{Footprint, Options, machine_bytes},
+    devices::paths::Shown,
+    limits::Limits,
+    machine::vmm,
+    quantity::show_size,
+    request::Host,
     scheduler::Operators,
 };
 pub(crate) use machine::NO_CGROUPS_ADVICE;
@@ -35,15 +40,17 @@ pub(super) struct Checked {
 /// Looks for all problems at once.
 pub(super) fn check(config: &Config) -> Result<Checked, Vec<Problem>> {
     let mut checks = Checks { config, problems: config.unread().cloned().collect() };
-    let options = config.options();
-    checks.limits(&options.limits);
+    let vmm = checks.vmm();
+    let footprint = vmm.as_ref().map_or_else(Footprint::smallest, Footprint::of);
+    let options = config.options(footprint);
+    checks.limits(&options.limits, footprint);
     checks.host_paths();
     checks.listen();
     checks.store();
     checks.walls();
     checks.cgroups();
     let operators = checks.operators();
-    let (image, vmm, tls) = (checks.image(), checks.vmm(), checks.tls());
+    let (image, tls) = (checks.image(), checks.tls());
     match (image, vmm, tls) {
         (Some(image), Some(vmm), Some(tls)) if checks.problems.is_empty() => {
             Ok(Checked { options, image, vmm, tls, operators })
@@ -72,23 +79,34 @@ impl Checks<'_> {
         self.problems.push_mut(problem)
     }
 
-    fn limits(&mut self, limits: &Limits) {
+    fn limits(&mut self, limits: &Limits, footprint: Footprint) {
         let (config, host) = (self.config, Host::this());
         let mut budget = config.budget();
-        let (least, most) = (vmm::MIN_MEMORY_BYTES, host.memory_bytes);
+        let (least, most) = (footprint.bytes(&Limits { cpus: 1, ..Limits::LEAST }), host.memory_bytes);
         if !(least..=most).contains(&budget.memory_bytes) {
             self.wrong("budget.memory", format!("must be from {} to {}", show_size(least), show_size(most)));
         }
         if !config.is_read("budget") {
             (budget.memory_bytes, budget.cpus) = (host.memory_bytes, vmm::MAX_CPUS);
         }
-        let memory_bytes = budget.memory_bytes.min(host.memory_bytes).max(vmm::MIN_MEMORY_BYTES);
-        let most = Limits { memory_bytes, cpus: budget.cpus.min(vmm::MAX_CPUS), ..Limits::MOST };
+        let memory_bytes = budget.memory_bytes.min(host.memory_bytes).max(least);
+        let inputs_memory_bytes = memory_bytes - least + Limits::LEAST.inputs_memory_bytes;
+        let cpus = budget.cpus.min(vmm::MAX_CPUS);
+        let others = Limits {
+            cpus: limits.cpus.min(cpus),
+            inputs_memory_bytes: limits.inputs_memory_bytes.min(inputs_memory_bytes),
+            ..*limits
+        };
+        let memory_bytes = footprint.largest_memory(&others, memory_bytes).max(vmm::MIN_MEMORY_BYTES);
+        let most = Limits { memory_bytes, inputs_memory_bytes, cpus, ..Limits::MOST };
         for (name, rule) in limits.broken_rules(&most) {
-            self.wrong(Key::from("build").child(name), rule);
+            let problem = self.wrong(Key::from("build").child(name), rule);
+            if name == "memory" {
+                problem.advise("leave room in budget.memory for the machine's processes and for build.inputs_memory");
+            }
         }
         if config.hugepages {
-            self.huge_pages(limits.memory_bytes);
+            self.huge_pages(machine_bytes(limits.memory_bytes));
         }
     }
 

@@ -20,7 +20,7 @@ pub(crate) use self::values::ListenAddr;
 pub(super) use self::values::{Endpoint, GuestPath, SocketMode, UserName, VmmName, WeaknessName, Weight};
 use super::problem::{Place, Problem};
 use crate::{
-    build::{Options, Settings, failure::Failure},
+    build::{Footprint, Options, Settings, failure::Failure},
     limits::{Asked, Limits},
     machine::{
         hardening::{self, Weakness},
@@ -35,6 +35,9 @@ use crate::{
 
 /// Share of the host's memory that builds may use by default, in percent.
 const DEFAULT_MEMORY_PERCENT: u64 = 75;
+
+/// Most of the budget that a build's inputs may reserve by default: one part in so many.
+const INPUTS_SHARE: u64 = 8;
 
 /// The settings of a daemon. Every setting has a default.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -282,10 +285,14 @@ impl Config {
     }
 
     /// The options of a build that asks for nothing.
-    pub(super) fn options(&self) -> Options {
+    pub(super) fn options(&self, footprint: Footprint) -> Options {
         let (default, budget) = (Limits::default(), self.budget());
-        let (memory_bytes, cpus) = (default.memory_bytes.min(budget.memory_bytes), default.cpus.min(budget.cpus));
-        Options::new(&Limits { memory_bytes, cpus, ..default }, &self.build)
+        let cpus = default.cpus.min(budget.cpus);
+        let inputs_memory_bytes = default.inputs_memory_bytes.min(budget.memory_bytes / INPUTS_SHARE);
+        // The memory depends on the other limits.
+        let limits = Limits { cpus, inputs_memory_bytes, ..default }.with(&self.build);
+        let memory_bytes = default.memory_bytes.min(footprint.largest_memory(&limits, budget.memory_bytes));
+        Options::new(&Limits { memory_bytes, cpus, inputs_memory_bytes, ..default }, &self.build)
     }
 
     /// For all running builds together.

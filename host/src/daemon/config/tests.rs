@@ -41,7 +41,7 @@ fn a_whole_configuration_is_read() {
     "#;
     let config = config(text);
     assert_eq!(config.unread().count(), 0);
-    let limits = config.options().limits;
+    let limits = config.options(Footprint::smallest()).limits;
     assert_eq!((limits.memory_bytes, limits.cpus), (1 << 30, 4));
     assert_eq!(limits.timeout, Duration::from_secs(7200));
     assert_eq!(config.budget(), Budget { memory_bytes: 8 << 30, cpus: 16, builds: 4 });
@@ -110,7 +110,7 @@ fn every_value_that_does_not_fit_is_reported() {
     assert_eq!(message.matches("test.toml").count(), 6, "{message}");
     // The others are read all the same.
     let config = config(text);
-    assert_eq!((config.listen.len(), config.options().limits.cpus), (1, 2));
+    assert_eq!((config.listen.len(), config.options(Footprint::smallest()).limits.cpus), (1, 2));
     assert!(config.is_read("budget") && !config.is_read("tls") && !config.is_read("build"));
     let flood: String = (0..200).map(|number| format!("key_{number} = 1\n")).collect();
     assert_eq!(unread(&flood).matches("test.toml").count(), 51, "the rest can wait");

@@ -68,7 +68,7 @@ pub(super) struct Enclosure {
 /// Everything that a child needs, made before the fork.
 #[derive(Debug)]
 pub(super) struct Launch {
-    /// Without one the child ends with success once its walls stand.
+    /// Without one the child ends with success once its walls stand and it has opened the first device behind them.
     pub(super) program: Option<Executable>,
     pub(super) working_dir: CString,
     /// Standard input, output and error.
@@ -111,11 +111,12 @@ enum Step {
     Filter,
     Descriptors,
     WorkingDirectory,
+    Device,
     Execute,
 }
 
 impl Step {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Session,
         Self::Namespaces,
         Self::Mount,
@@ -126,6 +127,7 @@ impl Step {
         Self::Filter,
         Self::Descriptors,
         Self::WorkingDirectory,
+        Self::Device,
         Self::Execute,
     ];
 
@@ -147,6 +149,7 @@ impl Step {
             Self::WorkingDirectory => {
                 format!("can't change to its working directory {}", launch.working_dir.to_string_lossy())
             }
+            Self::Device => "can't open the device".to_owned(),
             Self::Execute => "can't execute it".to_owned(),
         }
     }
@@ -181,7 +184,7 @@ impl Failure {
         let cause = io::Error::from_raw_os_error(errno);
         match Step::ALL.into_iter().find(|known| *known as u8 == step) {
             // The caller's message names the program.
-            Some(Step::Execute | Step::WorkingDirectory) | None => cause,
+            Some(Step::Execute | Step::WorkingDirectory | Step::Device) | None => cause,
             Some(step) => {
                 let what = step.describe(launch, u32::from_le_bytes(index));
                 io::Error::new(cause.kind(), format!("{what}: {cause}"))
@@ -315,6 +318,10 @@ fn become_program(
         }
     }
     let Some(program) = &launch.program else {
+        if let Some(device) = launch.walls.as_ref().and_then(|walls| walls.plan.device.as_deref()) {
+            rustix::fs::open(device, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+                .map_err(Failure::at(Step::Device))?;
+        }
         // SAFETY: ends this process at once, without running anything of the one it is a copy of.
         unsafe { libc::_exit(0) }
     };
