@@ -6,7 +6,7 @@ use std::{
     fs::File,
     io::{self, IoSlice, Read as _, Write as _},
     os::{
-        fd::{AsFd, AsRawFd as _, BorrowedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd},
         unix::{fs::FileExt as _, net::UnixStream},
     },
     path::Path,
@@ -114,7 +114,7 @@ impl FrontEnd {
 
     /// Sends bytes, and descriptors with the first of them. The device may have hung up.
     pub fn send_bytes(&self, bytes: &[u8], files: &[BorrowedFd<'_>]) {
-        let files: Vec<_> = files.iter().map(|file| file.as_raw_fd()).collect();
+        let files: Vec<_> = files.iter().map(AsRawFd::as_raw_fd).collect();
         let control = if files.is_empty() { vec![] } else { vec![ControlMessage::ScmRights(&files)] };
         let _ = sendmsg::<UnixAddr>(
             self.socket.as_raw_fd(),

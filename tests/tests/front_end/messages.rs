@@ -1,6 +1,11 @@
 //! Messages of vhost-user that no honest VMM sends.
 
-use std::{fs::File, os::fd::AsFd as _};
+use std::{
+    fs::File,
+    os::{fd::AsFd as _, unix::fs::FileExt as _},
+    thread,
+    time::Duration,
+};
 
 use cofferdam_tests::front_end::{
     FEATURES, FrontEnd, MEMORY_BYTES, QUEUE_SIZE, REQUESTS, RINGS, USER_ADDRESS, VERSION, addresses, region, state,
@@ -49,7 +54,7 @@ fn whole() -> Vec<u8> {
 
 /// Shows this memory.
 fn shows(front: &mut FrontEnd, regions: &[Vec<u8>]) {
-    let count = u32::try_from(regions.len()).unwrap();
+    let count = u32::try_from(regions.len()).expect("they are few");
     refused_with(front, SET_MEM_TABLE, &table(count, regions), regions.len());
 }
 
@@ -171,7 +176,7 @@ pub(crate) const CASES: &[Case] = &[
         "a region that can't be mapped",
         |front| {
             front.agree();
-            let null = File::open("/dev/null").unwrap();
+            let null = File::open("/dev/null").expect("every host has it");
             assert_ne!(front.ask(SET_MEM_TABLE, &table(1, &[whole()]), &[null.as_fd()]), Some(0));
             front.wait_for_the_end();
         },
@@ -198,7 +203,7 @@ pub(crate) const CASES: &[Case] = &[
         "memory whose file is cut short",
         |front| {
             front.start();
-            front.memory.set_len(0).unwrap();
+            front.memory.set_len(0).expect("it is ours");
             front.kick();
             front.wait_for_the_end();
         },
@@ -306,9 +311,9 @@ pub(crate) const CASES: &[Case] = &[
             front.show_memory();
             front.set_queues_up(RINGS);
             front.request(&requests::request(requests::GETATTR, requests::ROOT, &[0; 16]), 4096);
-            std::thread::sleep(std::time::Duration::from_millis(50));
+            thread::sleep(Duration::from_millis(50));
             let mut used = [0xff; 4];
-            std::os::unix::fs::FileExt::read_exact_at(&front.memory, &mut used, RINGS[2]).unwrap();
+            front.memory.read_exact_at(&mut used, RINGS[2]).expect("it is memory");
             assert_eq!(used[2..], [0; 2], "it is answered");
             front.enable();
             assert_eq!(front.answer().map(|answer| answer.len()), Some(16 + 104));
