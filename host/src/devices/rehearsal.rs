@@ -9,6 +9,7 @@ use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::sync::Arc;
 
+use cofferdam_castore::directoryservice::DirectoryMemory;
 use cofferdam_castore::{Directory, Node, PathComponent, Store, SymlinkTarget};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use tempfile::TempDir;
@@ -60,7 +61,7 @@ impl Stage {
             store.directories.put(directory).await.expect("memory has room");
             let program = self::file(&store, b"#!/bin/sh\n", true).await;
             let inputs = BTreeMap::from([(name("directory"), node), (name("program"), program)]);
-            resolve(&store, &inputs).await.expect("everything is in the store")
+            resolve(&store, &inputs, DirectoryMemory::unlimited()).await.expect("everything is in the store")
         });
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
             .expect("sockets can be made");
