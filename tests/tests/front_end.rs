@@ -23,7 +23,7 @@ use cofferdam::{
     devices::inputs::{Server, resolve},
     machine::jail::{Program, Rules, Spawner, View, Walls},
 };
-use cofferdam_castore::{Directory, Node, PathComponent, Store};
+use cofferdam_castore::{Directory, Node, PathComponent, Store, directoryservice::DirectoryMemory};
 use cofferdam_tests::{
     Cofferdam, Daemon,
     front_end::FrontEnd,
@@ -93,7 +93,8 @@ async fn check(spawner: &Spawner, connections: usize, (name, attack, end): &Case
     let run_dir = tempfile::tempdir().expect("a temporary directory can be made");
     let socket = run_dir.path().join("fs.sock");
     let store = Store::memory();
-    let tree = Arc::new(resolve(&store, &inputs(&store).await).await.expect("everything is in the store"));
+    let tree = resolve(&store, &inputs(&store).await, DirectoryMemory::unlimited()).await;
+    let tree = Arc::new(tree.expect("everything is in the store"));
     let pair = || socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
     let (ours, theirs): (Vec<OwnedFd>, Vec<_>) = (0..connections).map(|_| pair().expect("sockets can be made")).unzip();
     let (_server, unbound) = Server::start(ours, &store, &Handle::current()).expect("threads can be started");
