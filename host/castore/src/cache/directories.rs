@@ -90,6 +90,8 @@ struct Walk<'a> {
     from: BoxStream<'a, io::Result<Directory>>,
     is_remote: bool,
     seen: HashSet<B3Digest>,
+    /// Each directory that this yields is counted once.
+    memory: DirectoryMemory,
 }
 
 impl Walk<'_> {
@@ -98,6 +100,7 @@ impl Walk<'_> {
             if self.seen.insert(directory.digest()) {
                 return Ok(Some(directory));
             }
+            self.memory.give_back(directory.encode().len(), directory.len());
         }
         Ok(None)
     }
@@ -128,29 +131,26 @@ impl DirectoryService for CacheDirectoryService {
     fn get_recursive_within(&self, root: &B3Digest, memory: &DirectoryMemory) -> BoxStream<'_, io::Result<Directory>> {
         let (root, memory) = (*root, memory.clone());
         let cached = self.trees.cache.get_recursive_within(&root, &memory);
-        let walk = Walk { from: cached, is_remote: false, seen: HashSet::new() };
-        let directories = stream::try_unfold(walk, move |mut walk| {
-            let memory = memory.clone();
-            async move {
-                let next = match walk.next().await {
-                    Ok(None) if !walk.is_remote && walk.seen.is_empty() => None,
-                    // It was just removed, or is damaged.
-                    Err(error)
-                        if !walk.is_remote && matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) =>
-                    {
-                        None
-                    }
-                    next => Some(next),
-                };
-                let next = match next {
-                    Some(next) => next,
-                    None => {
-                        (walk.from, walk.is_remote) = (self.fetch(root, &memory), true);
-                        walk.next().await
-                    }
-                };
-                Ok(next?.map(|directory| (directory, walk)))
-            }
+        let walk = Walk { from: cached, is_remote: false, seen: HashSet::new(), memory };
+        let directories = stream::try_unfold(walk, move |mut walk| async move {
+            let next = match walk.next().await {
+                Ok(None) if !walk.is_remote && walk.seen.is_empty() => None,
+                // It was just removed, or is damaged.
+                Err(error)
+                    if !walk.is_remote && matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) =>
+                {
+                    None
+                }
+                next => Some(next),
+            };
+            let next = match next {
+                Some(next) => next,
+                None => {
+                    (walk.from, walk.is_remote) = (self.fetch(root, &walk.memory), true);
+                    walk.next().await
+                }
+            };
+            Ok(next?.map(|directory| (directory, walk)))
         });
         directories.boxed()
     }

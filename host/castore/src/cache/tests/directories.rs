@@ -64,7 +64,15 @@ async fn damaged_and_evicted_directories_are_fetched_again() {
     let at = file.windows(leaf.encode().len()).position(|window| window == leaf.encode()).unwrap();
     file[at + 4] ^= 1;
     fs::write(&path, file).unwrap();
-    assert_eq!(walk(&cache, &root.digest()).await.unwrap().len(), 3);
+    let memory = DirectoryMemory::unlimited();
+    let fetched = cache.get_recursive_within(&root.digest(), &memory).try_collect::<Vec<_>>().await.unwrap();
+    assert_eq!(fetched.len(), 3);
+    // The root, which the cache and the remote store gave, is counted once; the leaf also as it was damaged.
+    let expected = DirectoryMemory::unlimited();
+    for directory in tree().iter().chain([&leaf]) {
+        expected.take(&directory.encode()).unwrap();
+    }
+    assert_eq!(memory.used(), expected.used());
     assert_eq!(cache.get(&leaf.digest()).await.unwrap(), Some(leaf));
 
     let cache = CacheDirectoryService::open(dir.path(), 1, WritePolicy::Through, remote).unwrap();

@@ -26,8 +26,8 @@ use tokio::{
 
 use super::{CacheBlobService, CacheDirectoryService, WritePolicy};
 use crate::{
-    B3Digest, BlobReader, BlobService, BlobWriter, Directory, DirectoryPutter, DirectoryService, LocalBlobService,
-    LocalStore, MemoryBlobService, MemoryDirectoryService, blobservice, directoryservice,
+    B3Digest, BlobReader, BlobService, BlobWriter, Directory, DirectoryMemory, DirectoryPutter, DirectoryService,
+    LocalBlobService, LocalStore, MemoryBlobService, MemoryDirectoryService, blobservice, directoryservice,
     gc::collect,
     proto::stat_blob_response::ChunkMeta,
     testing::{file, name, splitmix, symlink},
