@@ -126,7 +126,11 @@ fn weak_walls() -> impl Iterator<Item = String> {
     let Best { walls, reason, .. } = Best::of_this_host();
     let user =
         (*walls == Walls::Namespaces).then(|| format!("their helper processes have the daemon's user id: {reason}"));
-    let cgroup = Delegated::find().err().map(|reason| format!("they have no cgroups of their own: {reason}"));
+    let cgroup = match Delegated::find().map(|delegated| delegated.bounds().1) {
+        Err(reason) => Some(format!("they have no cgroups of their own: {reason}")),
+        Ok(free) if free.is_empty() => None,
+        Ok(free) => Some(format!("their cgroups don't bound {}: controllers are missing", free.join(" and "))),
+    };
     let landlock = (landlock_version() == 0).then(|| "this kernel has no Landlock".to_owned());
     [user, cgroup, landlock].into_iter().flatten()
 }

@@ -193,7 +193,11 @@ fn walls() -> Check {
 fn cgroups() -> Check {
     let name = "cgroups";
     match Delegated::find() {
-        Ok(_) => Check::fine(name, "each machine gets one, which bounds its memory, CPU time and processes"),
+        Ok(delegated) => {
+            let (bounded, free) = delegated.bounds();
+            let but = if free.is_empty() { String::new() } else { format!(", but not its {}", free.join(" and ")) };
+            Check::fine(name, format!("each machine gets one, which bounds its {}{but}", bounded.join(", ")))
+        }
         Err(reason) => {
             let what = "nothing bounds the memory and CPU time of a machine's helper processes together";
             Check::absent(name, format!("{what}: {reason}"), NO_CGROUPS_ADVICE)

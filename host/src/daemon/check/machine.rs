@@ -4,7 +4,7 @@ use std::{path::Path, process::Command};
 
 use cofferdam_images::{Image, default_dir};
 
-use super::Checks;
+use super::{Checks, Key};
 use crate::{
     daemon::{config::VmmName, problem::chain},
     machine::{
@@ -21,7 +21,8 @@ const EMULATION_ADVICE: &str = "make KVM work (`cofferdam doctor` shows what it 
 
 /// How a daemon gets a cgroup that it may divide.
 pub(crate) const NO_CGROUPS_ADVICE: &str = "start the daemon by its unit, which has Delegate=, or with \
-                                            `systemd-run --scope --property=Delegate=yes`; the host needs cgroup v2 \
+                                            `systemd-run --scope --property=Delegate=yes` (and --user, unless you are \
+                                            root); the host needs cgroup v2 \
                                             (systemd.unified_cgroup_hierarchy=1 on the kernel's command line)";
 
 impl Checks<'_> {
@@ -105,6 +106,12 @@ impl Checks<'_> {
                 let shares = config.shares(&state_dir().unwrap_or_default());
                 if let Err(reason) = delegated.disk(&shares) {
                     self.wrong("cgroups", format!("read_rate and write_rate can't be kept: {reason}"));
+                }
+                for (name, controller) in config.controllers().filter(|(_, controller)| !delegated.has(controller)) {
+                    let what = format!("the cgroup {} has no controller {controller}", delegated.path().display());
+                    let advice =
+                        format!("delegate it to the daemon (Delegate= with {controller}), or leave the setting out");
+                    self.lacking(Key::from("cgroups").child(name), what).advise(advice);
                 }
             }
         }

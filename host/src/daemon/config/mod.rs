@@ -17,7 +17,9 @@ use serde::{Deserialize, Deserializer};
 pub(super) use self::source::Key;
 use self::source::Source;
 pub(crate) use self::values::ListenAddr;
-pub(super) use self::values::{Endpoint, GuestPath, SocketMode, UserName, VmmName, WeaknessName, Weight};
+pub(super) use self::values::{
+    Endpoint, GuestPath, Percent, Processes, SocketMode, UserName, VmmName, WeaknessName, Weight,
+};
 use super::problem::{Place, Problem};
 use crate::{
     build::{Footprint, Options, Settings, failure::Failure},
@@ -150,8 +152,8 @@ pub(super) struct CgroupsConfig {
     pub(super) require: bool,
     cpu_weight: Option<Weight>,
     /// In percent of what its build's CPUs have.
-    cpu_percent: Option<Count>,
-    processes: Option<Count>,
+    cpu_percent: Option<Percent>,
+    processes: Option<Processes>,
     io_weight: Option<Weight>,
     /// Bytes a second.
     read_rate: Option<Size>,
@@ -166,11 +168,21 @@ impl CgroupsConfig {
         let rates = DiskRates { path: path.to_owned(), read, write };
         Shares {
             cpu_weight: self.cpu_weight.map_or(defaults.cpu_weight, |Weight(weight)| weight),
-            cpu_percent: self.cpu_percent.map_or(defaults.cpu_percent, u32::from),
-            processes: self.processes.map_or(defaults.processes, u32::from),
+            cpu_percent: self.cpu_percent.map_or(defaults.cpu_percent, |Percent(percent)| percent),
+            processes: self.processes.map_or(defaults.processes, |Processes(processes)| processes),
             io_weight: self.io_weight.map_or(defaults.io_weight, |Weight(weight)| weight),
             disk_rates: read.or(write).map(|_| rates),
         }
+    }
+
+    /// The settings that need a controller which not every delegated cgroup has, with its name.
+    pub(super) fn controllers(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let set = [
+            self.cpu_weight.map(|_| ("cpu_weight", "cpu")),
+            self.cpu_percent.map(|_| ("cpu_percent", "cpu")),
+            self.io_weight.map(|_| ("io_weight", "io")),
+        ];
+        set.into_iter().flatten()
     }
 }
 

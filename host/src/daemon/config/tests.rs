@@ -49,6 +49,7 @@ fn a_whole_configuration_is_read() {
     let rates = DiskRates { path: "/disk".into(), read: None, write: Some(1 << 20) };
     let shares = Shares { cpu_percent: 200, disk_rates: Some(rates), ..Shares::default() };
     assert_eq!(config.cgroups.shares(Path::new("/disk")), shares);
+    assert_eq!(config.cgroups.controllers().collect::<Vec<_>>(), [("cpu_percent", "cpu")]);
 }
 
 #[test]
@@ -62,6 +63,9 @@ fn a_wrong_value_is_reported_with_line_and_key() {
         ("socket_mode = 0o777", "test.toml:1: socket_mode = 0o777: 0o777 is not a mode for a socket: write 0o600"),
         ("[cgroups]\ncpu_weight = 0", "test.toml:2: cgroups.cpu_weight = 0: 0 is not a weight: write 1 to 10000"),
         ("[cgroups]\nio_weight = 10001", "cgroups.io_weight = 10001: 10001 is not a weight: write 1 to 10000"),
+        ("[cgroups]\ncpu_percent = 0", "cgroups.cpu_percent = 0: 0 is not a percentage: write 1 to 10000"),
+        ("[cgroups]\nprocesses = 9", "cgroups.processes = 9: 9 doesn't fit: write 64 to 4194304"),
+        ("[cgroups]\nread_rate = 0", "cgroups.read_rate = 0: \"0\" is not a size, such as \"2G\": must not be 0"),
         ("listen = ['run/x']", "test.toml:1: listen = 'run/x': \"run/x\" is not an address to listen on"),
         ("listen = ['host']", "listen = 'host': \"host\" is not an address to listen on"),
         ("listen = ['::1:99999']", "listen = '::1:99999': \"::1:99999\" is not an address to listen on"),

@@ -127,6 +127,34 @@ impl TryFrom<u32> for Weight {
     }
 }
 
+/// A part of the time of a machine's CPUs, in percent. The kernel refuses quotas that are far too long.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "u32")]
+pub(in crate::daemon) struct Percent(pub(in crate::daemon) u32);
+
+impl TryFrom<u32> for Percent {
+    type Error = String;
+
+    fn try_from(percent: u32) -> Result<Self, String> {
+        let is_one = (1..=10_000).contains(&percent);
+        if is_one { Ok(Self(percent)) } else { Err(format!("{percent} is not a percentage: write 1 to 10000")) }
+    }
+}
+
+/// Processes and threads of a machine. Its helpers need some dozens, and the kernel's `pids.max` ends at 4,194,304.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "u32")]
+pub(in crate::daemon) struct Processes(pub(in crate::daemon) u32);
+
+impl TryFrom<u32> for Processes {
+    type Error = String;
+
+    fn try_from(processes: u32) -> Result<Self, String> {
+        let fits = (64..=4_194_304).contains(&processes);
+        if fits { Ok(Self(processes)) } else { Err(format!("{processes} doesn't fit: write 64 to 4194304")) }
+    }
+}
+
 /// A weakness of the host, by its name.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(try_from = "String")]

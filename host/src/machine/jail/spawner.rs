@@ -82,10 +82,10 @@ pub struct Spawner {
 /// The machine that helpers belong to.
 #[derive(Clone, Debug)]
 pub(super) struct Machine {
+    /// Nothing where the host delegates none. Dropped before the ids: what is still in it dies before another machine gets them.
+    cgroup: Option<Arc<Cgroup>>,
     /// Nothing where there are no walls.
     ids: Option<Ids>,
-    /// Nothing where the host delegates none.
-    cgroup: Option<Arc<Cgroup>>,
     memory_bytes: u64,
 }
 

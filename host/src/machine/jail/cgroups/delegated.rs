@@ -5,13 +5,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::limits::Shares;
-use super::{named, remove};
+use super::{MACHINE, named, remove};
 
 /// The controllers without which a cgroup bounds too little.
 const NEEDED: [&str; 2] = ["memory", "pids"];
 
-/// All that are used where they are there.
-const CONTROLLERS: [&str; 4] = ["memory", "pids", "cpu", "io"];
+/// All that are used where they are there, and the use of the host that each bounds.
+const CONTROLLERS: [(&str, &str); 4] =
+    [("memory", "memory"), ("pids", "processes"), ("cpu", "CPU time"), ("io", "disk accesses")];
 
 /// The daemon's own leaf.
 const LEAF: &str = "daemon";
@@ -42,8 +43,11 @@ impl Delegated {
             fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))
         };
         let there = read("cgroup.controllers")?;
-        let controllers: Vec<_> =
-            CONTROLLERS.into_iter().filter(|name| there.split_whitespace().any(|there| there == *name)).collect();
+        let controllers: Vec<_> = CONTROLLERS
+            .map(|(name, _)| name)
+            .into_iter()
+            .filter(|name| there.split_whitespace().any(|there| there == *name))
+            .collect();
         let missing: Vec<_> = NEEDED.into_iter().filter(|name| !controllers.contains(name)).collect();
         if !missing.is_empty() {
             return Err(format!("the cgroup {} has no controller {}", path.display(), missing.join(" and ")));
@@ -60,12 +64,19 @@ impl Delegated {
         Ok(Self { path, controllers })
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
+    /// The uses of the host that are bounded for each machine, and those that can't be, since their controllers are missing.
+    pub(crate) fn bounds(&self) -> (Vec<&'static str>, Vec<&'static str>) {
+        let (bounded, free): (Vec<_>, Vec<_>) = CONTROLLERS.into_iter().partition(|(name, _)| self.has(name));
+        let uses = |controllers: Vec<(_, _)>| controllers.into_iter().map(|(_, bounds)| bounds).collect();
+        (uses(bounded), uses(free))
+    }
+
     /// Whether a controller is there.
-    pub(super) fn has(&self, controller: &str) -> bool {
+    pub(crate) fn has(&self, controller: &str) -> bool {
         self.controllers.contains(&controller)
     }
 
@@ -107,13 +118,20 @@ impl Delegated {
     /// Removes the machines of a process that was killed. It was alone here, as this one is.
     fn sweep(&self) {
         for left in fs::read_dir(&self.path).into_iter().flatten().flatten() {
-            if left.file_name().to_string_lossy().starts_with("machine-")
+            if is_machine(&left.file_name().to_string_lossy())
                 && let Err(error) = remove(&left.path())
             {
                 tracing::warn!("the cgroup of an earlier machine stays behind: {error}");
             }
         }
     }
+}
+
+/// Whether a cgroup of this name is one that a process of this program made. Others have names such as `machine-qemu`.
+fn is_machine(name: &str) -> bool {
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let numbers = name.strip_prefix(MACHINE).and_then(|rest| rest.strip_prefix('-')?.split_once('-'));
+    numbers.is_some_and(|(process, number)| is_number(process) && is_number(number))
 }
 
 /// The directory of this process's cgroup, from `/proc/self/mountinfo` and `/proc/self/cgroup`.
@@ -152,6 +170,21 @@ mod tests {
     }
 
     #[test]
+    fn only_the_own_machines_are_left_to_be_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let others = ["daemon", "machine-1", "machine-1-", "machine-qemu-1", "machine-1-x", "machine-1-2-3", "machine"];
+        for name in others.iter().chain(&["machine-812-0"]) {
+            fs::create_dir(directory.path().join(name)).unwrap();
+        }
+        Delegated { path: directory.path().to_owned(), controllers: Vec::new() }.sweep();
+        let mut there: Vec<_> = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        there.sort();
+        let mut expected = others;
+        expected.sort();
+        assert_eq!(there, expected);
+    }
+
+    #[test]
     fn a_cgroup_that_cannot_be_divided_says_why() {
         let directory = tempfile::tempdir().unwrap();
         let at = || Delegated::at(directory.path().to_owned(), 7);
@@ -167,6 +200,7 @@ mod tests {
         write("cgroup.subtree_control", "");
         let found = at().unwrap();
         assert!(found.has("cpu") && found.has("memory") && !found.has("io"));
+        assert_eq!(found.bounds(), (vec!["memory", "processes", "CPU time"], vec!["disk accesses"]));
         let rates = super::super::DiskRates { path: "/".into(), read: Some(1), write: None };
         let shares = Shares { disk_rates: Some(rates), ..Shares::default() };
         assert!(found.disk(&shares).unwrap_err().ends_with("has no controller io"));

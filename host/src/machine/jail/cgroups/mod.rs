@@ -11,16 +11,24 @@ mod delegated;
 mod limits;
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek};
+use std::io::{self, Read, Seek as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
 
 pub(crate) use delegated::Delegated;
 pub use limits::{DiskRates, Shares};
+
+/// The beginning of the names of machines' cgroups. A process id and a number follow, each after a dash.
+const MACHINE: &str = "machine";
+
+/// Bytes of a cgroup's `memory.events` that are read. It has a few short lines.
+const EVENTS_BYTES: usize = 1024;
 
 /// How long the processes of an ended machine are waited for, in seconds. They are dead by then; the kernel takes them apart.
 const PATIENCE_S: i64 = 2;
@@ -38,8 +46,12 @@ pub(super) struct Cgroups {
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// This process's cgroup, divided once.
-static DIVIDED: LazyLock<Result<Delegated, String>> =
-    LazyLock::new(|| Delegated::find().and_then(|delegated| delegated.divide().map(|()| delegated)));
+static DIVIDED: LazyLock<Result<Delegated, String>> = LazyLock::new(|| {
+    let delegated = Delegated::find()?;
+    // A host that delegates a cgroup is expected to keep machines in some.
+    delegated.divide().inspect_err(|error| tracing::warn!("machines have no cgroups of their own: {error}"))?;
+    Ok(delegated)
+});
 
 impl Cgroups {
     /// Moves this process into a leaf of its cgroup, so that machines can have others.
@@ -59,7 +71,7 @@ impl Cgroups {
     ///
     /// It can't be made, or a limit of it can't be set.
     pub(super) fn machine(&self, memory_bytes: u64, cpus: u32) -> io::Result<Arc<Cgroup>> {
-        let name = format!("machine-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = format!("{MACHINE}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let cgroup = Cgroup::make(self.delegated.path().join(name))?;
         for limit in self.shares.limits(memory_bytes, cpus, self.disk.as_deref()) {
             if self.delegated.has(limit.controller) {
@@ -86,12 +98,13 @@ impl Cgroup {
         Ok(Self { memory_events: File::open(path.join("memory.events")).ok(), path, directory })
     }
 
-    /// How often the kernel has killed for memory in it.
+    /// Whether the kernel has killed a process in it for lack of memory.
     pub(super) fn is_out_of_memory(&self) -> bool {
-        let Some(mut events) = self.memory_events.as_ref() else { return false };
-        let mut text = String::new();
-        let read = events.rewind().and_then(|()| events.read_to_string(&mut text));
-        read.is_ok() && text.lines().any(|line| line.starts_with("oom_kill ") && line != "oom_kill 0")
+        let mut text = [0; EVENTS_BYTES];
+        // Without a position, which all threads that ask would share.
+        let read = self.memory_events.as_ref().and_then(|events| events.read_at(&mut text, 0).ok()).unwrap_or(0);
+        let mut lines = text[..read].split(|byte| *byte == b'\n');
+        lines.any(|line| line.starts_with(b"oom_kill ") && line != b"oom_kill 0")
     }
 }
 
@@ -121,7 +134,8 @@ fn remove(path: &Path) -> io::Result<()> {
     // The kernel reports each change of the file as a priority event.
     while events.read_to_string(&mut text).is_ok() && text.contains("populated 1") {
         let mut changed = [PollFd::new(&events, PollFlags::PRI)];
-        if poll(&mut changed, Some(&Timespec { tv_sec: PATIENCE_S, tv_nsec: 0 }))? == 0 {
+        let patience = Timespec { tv_sec: PATIENCE_S, tv_nsec: 0 };
+        if retry_on_intr(|| poll(&mut changed, Some(&patience)))? == 0 {
             break;
         }
         text.clear();
