@@ -189,6 +189,10 @@ fn advice(error: &BuildError) -> Option<&'static str> {
             RequestErrorKind::Unsupported if error.field.starts_with("limits.") => {
                 Some("ask for less, or have the daemon's operator allow more with [build] in its configuration")
             }
+            RequestErrorKind::Unsupported if error.field == "constraints.min_memory" => Some(
+                "ask for less memory, or for less with --inputs-memory, or have the daemon's operator raise [budget] memory in \
+                 its configuration",
+            ),
             RequestErrorKind::Unsupported if error.rule.contains("inputs_memory") => {
                 Some("allow more with --inputs-memory, or with [build] inputs_memory in the daemon's configuration")
             }
@@ -293,5 +297,16 @@ mod tests {
         ] {
             assert_eq!(blames_path(&errno.into()), blamed, "{errno}");
         }
+    }
+
+    #[test]
+    fn a_build_that_is_too_large_is_not_advised_to_reserve_more() {
+        let advised = |field: &str, rule: &str| {
+            Failure::from(RequestError::new(RequestErrorKind::Unsupported, field, rule)).advice.unwrap()
+        };
+        let rule = "must leave the build's machine and inputs_memory within this daemon's [budget] memory";
+        assert!(advised("constraints.min_memory", rule).starts_with("ask for less"));
+        let rule = "must leave the directories of all inputs within inputs_memory, which is 1 bytes";
+        assert!(advised("inputs[0]", rule).starts_with("allow more with --inputs-memory"));
     }
 }
