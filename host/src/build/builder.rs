@@ -21,6 +21,7 @@ use super::{
 use crate::{
     devices::inputs,
     machine::{jail::Spawner, sweep},
+    network::Observe,
     request::{self, Admitted, BuildRequest, Host, RequestError, RequestErrorKind},
 };
 
@@ -45,6 +46,7 @@ impl Builder {
         let host = Host {
             ro_paths: settings.ro_paths.clone(),
             withholds_network: settings.withhold_network,
+            network: settings.network.is_some(),
             nested: settings.nested,
             ..Host::this()
         };
@@ -63,6 +65,11 @@ impl Builder {
     /// The image can't be read.
     pub(crate) fn environment(&self) -> std::io::Result<B3Digest> {
         environment::digest(&self.machines.settings, &self.image_digest)
+    }
+
+    /// Whether the build of an admitted request has a network.
+    pub(crate) fn has_network(&self, request: &Admitted) -> bool {
+        guest::has_network(request, &self.machines.settings)
     }
 
     /// Admits a request if this host can build it.
@@ -92,12 +99,14 @@ impl Builder {
         let interruptions = Interruptions { cancel, progress: &progress };
         let Prepared { needles, tree, lease: _lease } = interruptions.before(self.prepare(request)).await??;
         progress.enter(Phase::Booting);
-        let size = Size::of(request, options);
-        let booted = self.machines.boot(&size, &interruptions).await?;
+        let size = Size::of(request, options, &self.machines.settings);
+        let observe = Arc::clone(&progress);
+        let observe: Observe = Arc::new(move |connection| observe.connection(&connection));
+        let booted = self.machines.boot(&size, &observe, &interruptions).await?;
         let host_paths = booted.host_paths.clone();
         let (mut machine, stream) = booted.bind(tree);
         let conversation = Conversation {
-            specification: Specification { host_paths, ..specification(request, options) },
+            specification: Specification { host_paths, network: size.network, ..specification(request, options) },
             store: self.machines.store.clone(),
             needles,
             options: options.clone(),
@@ -169,6 +178,7 @@ fn specification(request: &BuildRequest, options: &Options) -> Specification {
         outputs: paths(&request.outputs),
         provide_bin_sh: request.constraints.as_ref().is_some_and(|constraints| constraints.provide_bin_sh),
         host_paths: Vec::new(),
+        network: false,
         kvm: guest::wants_kvm(request),
         processes: options.limits.processes,
     }

@@ -18,9 +18,11 @@ use super::{
 use crate::{
     devices::{
         inputs::{self, Tree, Unbound},
+        net,
         paths::{self, Shown},
     },
     machine::{Cause, ConnectError, Device, FileError, Machine, RunDir, jail::Spawner, vmm},
+    network::{Broker, Observe},
     request::{AbsolutePath, BuildRequest, KVM},
 };
 
@@ -49,13 +51,15 @@ pub(super) struct Size<'r> {
     scratch_bytes: u64,
     /// Whether the build may run VMs of its own.
     nested: bool,
+    /// Whether the build has a network.
+    pub(super) network: bool,
     /// The paths of the host that the build asks for.
     ro_paths: Vec<&'r AbsolutePath>,
 }
 
 impl<'r> Size<'r> {
     /// For an admitted request.
-    pub(super) fn of(request: &'r BuildRequest, options: &Options) -> Self {
+    pub(super) fn of(request: &'r BuildRequest, options: &Options, settings: &Settings) -> Self {
         let constraints = request.constraints.as_ref();
         let asked = constraints.map_or(0, |constraints| constraints.min_memory);
         Self {
@@ -63,6 +67,7 @@ impl<'r> Size<'r> {
             cpus: options.limits.cpus,
             scratch_bytes: options.limits.scratch_bytes,
             nested: wants_kvm(request),
+            network: has_network(request, settings),
             ro_paths: constraints.iter().flat_map(|constraints| &constraints.available_ro_paths).collect(),
         }
     }
@@ -71,6 +76,12 @@ impl<'r> Size<'r> {
     fn machine_bytes(&self) -> u64 {
         self.memory_bytes + self.memory_bytes / GUEST_OVERHEAD_SHARE + GUEST_OVERHEAD_BYTES
     }
+}
+
+/// Whether the build of an admitted request has a network.
+pub(super) fn has_network(request: &BuildRequest, settings: &Settings) -> bool {
+    let asks = request.constraints.as_ref().is_some_and(|constraints| constraints.network_access);
+    asks && settings.network.is_some() && !settings.withhold_network
 }
 
 /// Whether an admitted request is to run VMs of its own.
@@ -111,11 +122,16 @@ impl Machines {
     ///
     /// Where the processor is emulated, one kernel in some hundred hangs or resets itself while it boots. A guest that never
     /// connected has seen nothing of the request and may boot again.
-    pub(super) async fn boot(&self, size: &Size<'_>, interruptions: &Interruptions<'_>) -> Result<Booted, BuildError> {
+    pub(super) async fn boot(
+        &self,
+        size: &Size<'_>,
+        observe: &Observe,
+        interruptions: &Interruptions<'_>,
+    ) -> Result<Booted, BuildError> {
         let limit = self.settings.connect_timeout;
         let mut boots = 1;
         loop {
-            let started = interruptions.before(self.start(size)).await?;
+            let started = interruptions.before(self.start(size, observe)).await?;
             let (mut machine, inputs, host_paths) = started.map_err(BuildError::Executor)?;
             let error = match interruptions.before(machine.connected(limit)).await {
                 Ok(Ok(stream)) => return Ok(Booted { machine, stream, inputs, host_paths }),
@@ -135,7 +151,11 @@ impl Machines {
         }
     }
 
-    async fn start(&self, size: &Size<'_>) -> Result<(Machine, Unbound, Vec<HostPath>), ExecutorError> {
+    async fn start(
+        &self,
+        size: &Size<'_>,
+        observe: &Observe,
+    ) -> Result<(Machine, Unbound, Vec<HostPath>), ExecutorError> {
         let Self { store, settings, spawner } = self;
         let spawner = &spawner.for_machine(size.machine_bytes())?;
         let run_dir = RunDir::create(&settings.run_dir)?;
@@ -145,6 +165,10 @@ impl Machines {
         let (host_paths, shown) = self.show(&size.ro_paths)?;
         if !shown.is_empty() {
             devices.push(Box::new(paths::Device::start(spawner, run_dir.path(), shown).await?));
+        }
+        if let Some(policy) = settings.network.as_ref().filter(|_| size.network) {
+            let broker = Broker::new(Arc::clone(policy), Arc::clone(observe));
+            devices.push(Box::new(net::Device::start((spawner, run_dir.path()), settings.vmm.kind, broker).await?));
         }
         let config = vmm::Config {
             kernel: settings.image.kernel.clone(),

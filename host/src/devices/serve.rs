@@ -6,13 +6,15 @@
 //! ```
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 use vhost::vhost_user::{Error as VhostUserError, Listener};
-use vhost_user_backend::VhostUserDaemon;
+use vhost_user_backend::bitmap::BitmapMmapRegion;
+use vhost_user_backend::{VhostUserBackend, VhostUserDaemon};
 use virtiofsd::filesystem::{FileSystem, SerializableFileSystem};
 use virtiofsd::vhost_user::VhostUserFsBackendBuilder;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
@@ -49,6 +51,9 @@ pub enum DeviceError {
     /// The device could not be set up.
     #[error("can't set up the virtiofs device")]
     SetUp(#[source] virtiofsd::vhost_user::Error),
+    /// The network device could not be set up.
+    #[error("can't set up the network device")]
+    Network(#[source] io::Error),
     /// The VMM did not connect, or said something wrong.
     #[error("the connection to the VMM failed: {0}")]
     VhostUser(vhost_user_backend::Error),
@@ -72,8 +77,20 @@ where
     let backend =
         VhostUserFsBackendBuilder::default().set_thread_pool_size(threads).build(fs).map_err(DeviceError::SetUp)?;
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-    let mut daemon =
+    let daemon =
         VhostUserDaemon::new("vhost-user".into(), Arc::new(backend), memory).map_err(DeviceError::VhostUser)?;
+    until_hang_up(daemon, listener, also)
+}
+
+/// Serves a device to the VMM that connects, until it hangs up. The process needs the system calls in `also` for it, too.
+pub(super) fn until_hang_up<B>(
+    mut daemon: VhostUserDaemon<B>,
+    listener: UnixListener,
+    also: &[libc::c_long],
+) -> Result<(), DeviceError>
+where
+    B: VhostUserBackend<Bitmap = BitmapMmapRegion, Vring: Clone + Send + Sync> + Clone + 'static,
+{
     daemon.start(&mut Listener::from(listener)).map_err(DeviceError::VhostUser)?;
     // Every thread is there, and the guest does not run before the VMM has had its first answers.
     allow_only_what_serving_needs(also)?;
