@@ -5,7 +5,8 @@
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
-use std::time::Instant;
+use std::process::exit;
+use std::time::{Duration, Instant};
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::bitmap::BitmapMmapRegion;
@@ -38,6 +39,12 @@ const QUEUES: usize = 2;
 /// Frames of the guest's that are taken before others have their turn.
 const BATCH: usize = 64;
 
+/// Turns before the VMM's messages have theirs.
+const MAX_TURNS: usize = 256;
+
+/// The exit code of a device that can't go on.
+const FAILED: i32 = 1;
+
 /// The number by which the worker knows [`Events`]. Smaller ones are for queues and for ending the worker.
 pub(super) const EVENTS_ID: u64 = QUEUES as u64 + 1;
 
@@ -68,9 +75,9 @@ impl Backend {
 
     fn run(&mut self, vrings: &[VringMutex<GuestMemory>]) -> io::Result<()> {
         let [to_guest, from_guest] = vrings else { return Ok(()) };
-        let mut is_done = false;
-        while !is_done {
-            is_done = true;
+        let (mut is_done, mut turns) = (false, 0);
+        while !is_done && turns < MAX_TURNS {
+            (is_done, turns) = (true, turns + 1);
             let happened = self.events.take()?;
             is_done &= happened.is_empty();
             for source in happened {
@@ -92,7 +99,8 @@ impl Backend {
         }
         let deadline = self.flows.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let stack = if self.stack.waiting().is_full() { None } else { self.stack.delay() };
-        self.events.wake_after([deadline, stack].into_iter().flatten().min())
+        let soon = (!is_done).then_some(Duration::ZERO);
+        self.events.wake_after([deadline, stack, soon].into_iter().flatten().min())
     }
 
     /// Takes the broker's answers. Returns whether there were any.
@@ -235,6 +243,10 @@ impl VhostUserBackendMut for Backend {
     }
 
     fn handle_event(&mut self, _: u16, _: EventSet, vrings: &[Self::Vring], _: usize) -> io::Result<()> {
-        self.run(vrings)
+        // Without its worker, a process that stayed would only leave the build hanging.
+        self.run(vrings).inspect_err(|error| {
+            tracing::error!("the network device can't go on: {error}");
+            exit(FAILED);
+        })
     }
 }

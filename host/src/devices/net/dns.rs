@@ -103,3 +103,75 @@ impl Query {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::rr::Name;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn query(name: &str, kind: RecordType) -> Message {
+        let mut query = Message::query();
+        query.metadata.recursion_desired = true;
+        query.add_query(Question::query(Name::from_ascii(name).unwrap(), kind));
+        query
+    }
+
+    fn asked(name: &str, kind: RecordType) -> Query {
+        match receive(&query(name, kind).to_vec().unwrap()) {
+            Received::Query(query) => query,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_query_is_answered_with_the_addresses_that_were_found() {
+        let query = asked("Good.Example.", RecordType::A);
+        assert_eq!((query.name.as_str(), query.family), ("good.example", Family::V4));
+        let found = ["93.184.215.14".parse().unwrap()];
+        let answer = Message::from_vec(&query.answer(Some(&found), true, None).unwrap()).unwrap();
+        assert_eq!(answer.metadata.id, query.id);
+        assert_eq!(answer.answers.len(), 1);
+        for (found, exists, code) in [
+            (Some(&[][..]), true, ResponseCode::NoError),
+            (Some(&[]), false, ResponseCode::NXDomain),
+            (None, false, ResponseCode::ServFail),
+        ] {
+            let answer = Message::from_vec(&query.answer(found, exists, None).unwrap()).unwrap();
+            assert_eq!((answer.metadata.response_code, answer.answers.len()), (code, 0));
+        }
+    }
+
+    #[test]
+    fn an_answer_that_is_too_long_for_udp_is_cut() {
+        let query = asked("good.example.", RecordType::AAAA);
+        let found: Vec<IpAddr> = (0..60_u16).map(|last| [0x2606, 0, 0, 0, 0, 0, 0, last].into()).collect();
+        let cut = query.answer(Some(&found), true, None).unwrap();
+        assert!(cut.len() <= 512 && Message::from_vec(&cut).unwrap().metadata.truncation);
+        let whole = Message::from_vec(&query.answer(Some(&found), true, Some(MAX_STREAM_BYTES)).unwrap()).unwrap();
+        assert_eq!((whole.answers.len(), whole.metadata.truncation), (60, false));
+    }
+
+    #[test]
+    fn other_types_have_no_records_and_other_messages_no_answer() {
+        for kind in [RecordType::HTTPS, RecordType::TXT, RecordType::ANY, RecordType::PTR] {
+            let Received::Answer(answer) = receive(&query("good.example.", kind).to_vec().unwrap()) else {
+                panic!("{kind} is asked for");
+            };
+            let answer = Message::from_vec(&answer).unwrap();
+            assert_eq!((answer.metadata.response_code, answer.answers.len()), (ResponseCode::NoError, 0));
+        }
+        let response = Message::response(1, OpCode::Query).to_vec().unwrap();
+        assert!(matches!(receive(&response), Received::Nothing));
+        let empty = Message::query().to_vec().unwrap();
+        assert!(matches!(receive(&empty), Received::Answer(_)), "it has no question");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_some_message(message in proptest::collection::vec(any::<u8>(), 0..200)) {
+            receive(&message);
+        }
+    }
+}

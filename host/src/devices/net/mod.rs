@@ -35,6 +35,8 @@ mod server;
 mod splice;
 mod stack;
 mod stream_queries;
+#[cfg(test)]
+mod testing;
 mod wire;
 
 pub use device::Device;

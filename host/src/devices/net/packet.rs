@@ -115,3 +115,86 @@ impl<'p> Packet<'p> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::testing::{Segment, datagram, echo, ends, segment};
+    use super::*;
+
+    #[test]
+    fn a_connections_first_packet_is_told_from_the_others() {
+        for to in ["93.184.215.14:443", "[2606:2800:21f::14]:443"] {
+            let ends = ends(to);
+            assert_eq!(Packet::of(&segment(ends, Segment::Syn)), Packet::Opening(ends));
+            for other in [Segment::Ack, Segment::SynAck, Segment::SynRst, Segment::SynFin] {
+                assert_eq!(Packet::of(&segment(ends, other)), Packet::Stack, "{to} {other:?}");
+            }
+        }
+        assert_eq!(Packet::of(&segment(ends("93.184.215.14:0"), Segment::Syn)), Packet::Nothing);
+    }
+
+    #[test]
+    fn queries_are_those_to_the_gateway() {
+        let to = |to| datagram(ends(to), b"message");
+        let query = Packet::Query { ends: ends("192.0.0.1:53"), message: b"message" };
+        assert_eq!(Packet::of(&to("192.0.0.1:53")), query);
+        for other in ["192.0.0.1:54", "8.8.8.8:53", "[2606:2800:21f::14]:53", "[fd63:6f66:6665::1]:53"] {
+            assert_eq!(Packet::of(&to(other)), Packet::Unreachable, "{other}");
+        }
+        for other in ["224.0.0.251:5353", "[ff02::fb]:5353"] {
+            assert_eq!(Packet::of(&to(other)), Packet::Nothing, "{other}");
+        }
+    }
+
+    #[test]
+    fn echo_requests_are_for_the_gateway_alone() {
+        for (to, expected) in [
+            ("192.0.0.1:0", Packet::Stack),
+            ("8.8.8.8:0", Packet::Unreachable),
+            ("[fd63:6f66:6665::1]:0", Packet::Stack),
+            ("[2606:2800:21f::14]:0", Packet::Unreachable),
+        ] {
+            assert_eq!(Packet::of(&echo(ends(to))), expected, "{to}");
+        }
+    }
+
+    #[test]
+    fn packets_from_elsewhere_and_fragments_are_dropped() {
+        let good = segment(ends("93.184.215.14:443"), Segment::Syn);
+        let mut forged = good.clone();
+        forged[15] ^= 1;
+        let mut fragment = good.clone();
+        fragment[6] = 0x20;
+        for wrong in [&forged, &fragment, &good[..good.len() - 1], &good[..19], &[]] {
+            assert_eq!(Packet::of(wrong), Packet::Nothing);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_some_packet(
+            mut packet in proptest::collection::vec(any::<u8>(), 0..200),
+            is_ipv6 in any::<bool>(),
+            protocol in prop_oneof![Just(6_u8), Just(17), Just(1), Just(58), any::<u8>()],
+        ) {
+            // Half of the way to a good one, so that there is something to get wrong.
+            let (length, at) = (packet.len(), if is_ipv6 { 6 } else { 9 });
+            if length > 40 {
+                packet[0] = if is_ipv6 { 0x60 } else { 0x45 };
+                packet[at] = protocol;
+                let (field, value) = if is_ipv6 { (4, length - 40) } else { (2, length) };
+                packet[field..field + 2].copy_from_slice(&(value as u16).to_be_bytes());
+                let from = if is_ipv6 { GUEST_IPV6.octets().to_vec() } else { GUEST_IPV4.octets().to_vec() };
+                let start = if is_ipv6 { 8 } else { 12 };
+                packet[start..start + from.len()].copy_from_slice(&from);
+            }
+            let mut stack = super::super::stack::Stack::new();
+            if let Packet::Stack | Packet::Opening(_) = Packet::of(&packet) {
+                stack.pass(&packet);
+            }
+            super::super::reply::unreachable(&packet, super::super::reply::Unreachable::Port);
+        }
+    }
+}

@@ -171,3 +171,174 @@ fn publish(queue: &mut Queue, memory: &Memory, used: &[(u16, u32)], event_index:
     let event = u16::from_le(memory.load(event, Ordering::Relaxed).map_err(Error::GuestMemory)?);
     Ok(new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u16 = 8;
+    const DESCRIPTORS: u64 = 0;
+    const AVAILABLE: u64 = 0x1000;
+    const USED: u64 = 0x2000;
+    const BUFFERS_AT: u64 = 0x1_0000;
+
+    const WRITABLE: u16 = 2;
+    const NEXT: u16 = 1;
+
+    /// A guest with one queue.
+    struct Guest {
+        memory: GuestMemory,
+        vring: VringMutex<GuestMemory>,
+        offered: u16,
+    }
+
+    impl Guest {
+        fn new() -> Self {
+            let ranges = [(GuestAddress(0), 16 << 20)];
+            let memory = GuestMemory::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
+            let vring = VringMutex::new(memory.clone(), SIZE).unwrap();
+            vring.set_queue_size(SIZE);
+            vring.set_queue_info(DESCRIPTORS, AVAILABLE, USED).unwrap();
+            vring.set_queue_ready(true);
+            Self { memory, vring, offered: 0 }
+        }
+
+        fn write<T: vm_memory::ByteValued>(&self, value: T, at: u64) {
+            self.memory.memory().write_obj(value, GuestAddress(at)).unwrap();
+        }
+
+        /// Where the buffer of a descriptor is.
+        fn buffer(index: u16) -> u64 {
+            BUFFERS_AT + u64::from(index) * 0x2_0000
+        }
+
+        fn describe(&self, index: u16, (at, length): (u64, u32), flags: u16, next: u16) {
+            let place = DESCRIPTORS + u64::from(index) * 16;
+            self.write(at, place);
+            self.write(length, place + 8);
+            self.write(flags, place + 12);
+            self.write(next, place + 14);
+        }
+
+        /// Offers a chain by its first descriptor.
+        fn offer(&mut self, head: u16) {
+            self.write(head, AVAILABLE + 4 + 2 * u64::from(self.offered % SIZE));
+            self.offered += 1;
+            self.write(self.offered, AVAILABLE + 2);
+        }
+
+        /// The heads and lengths in the used ring.
+        fn used(&self) -> Vec<(u32, u32)> {
+            let memory = self.memory.memory();
+            let read = |at| memory.read_obj::<u32>(GuestAddress(at)).unwrap();
+            let count: u16 = memory.read_obj(GuestAddress(USED + 2)).unwrap();
+            (0..u64::from(count)).map(|at| (read(USED + 4 + at * 8), read(USED + 8 + at * 8))).collect()
+        }
+
+        fn bytes(&self, index: u16, length: u32) -> Vec<u8> {
+            let mut bytes = vec![0; length as usize];
+            self.memory.memory().read_slice(&mut bytes, GuestAddress(Self::buffer(index))).unwrap();
+            bytes
+        }
+    }
+
+    fn frame(length: usize) -> Vec<u8> {
+        (0..length).map(|at| at as u8).collect()
+    }
+
+    #[test]
+    fn a_frame_fills_as_many_buffers_as_it_needs() {
+        let mut guest = Guest::new();
+        for index in 0..3 {
+            guest.describe(index, (Guest::buffer(index), 100), WRITABLE, 0);
+            guest.offer(index);
+        }
+        let mut sent = frame(250);
+        let given = give(&guest.vring, &guest.memory, &mut sent, false).unwrap();
+        assert_eq!((given, guest.used()), (Given::Whole, vec![(0, 100), (1, 100), (2, 50)]));
+        let received = [guest.bytes(0, 100), guest.bytes(1, 100), guest.bytes(2, 50)].concat();
+        assert_eq!(received[HEADER_BYTES..], frame(250)[HEADER_BYTES..]);
+        assert_eq!(received[..HEADER_BYTES], [VIRTIO_NET_HDR_F_DATA_VALID as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0]);
+    }
+
+    #[test]
+    fn a_frame_without_room_takes_no_buffer_and_fits_later() {
+        let mut guest = Guest::new();
+        let mut sent = frame(150);
+        guest.describe(0, (Guest::buffer(0), 100), WRITABLE, 0);
+        guest.offer(0);
+        for _ in 0..3 {
+            let given = give(&guest.vring, &guest.memory, &mut sent, false).unwrap();
+            assert_eq!((given, guest.used()), (Given::NoRoom, vec![]));
+        }
+        guest.describe(1, (Guest::buffer(1), 100), WRITABLE, 0);
+        guest.offer(1);
+        let given = give(&guest.vring, &guest.memory, &mut sent, false).unwrap();
+        assert_eq!((given, guest.used()), (Given::Whole, vec![(0, 100), (1, 50)]));
+    }
+
+    #[test]
+    fn a_guest_is_told_when_it_asks_for_it() {
+        for (wanted, is_told) in [(0, true), (1, true), (2, false), (u16::MAX, false)] {
+            let mut guest = Guest::new();
+            for index in 0..2 {
+                guest.describe(index, (Guest::buffer(index), 100), WRITABLE, 0);
+                guest.offer(index);
+            }
+            guest.write(wanted, AVAILABLE + 4 + 2 * u64::from(SIZE));
+            let memory = guest.memory.memory();
+            let mut state = guest.vring.get_mut();
+            let told = publish(state.get_queue_mut(), &memory, &[(0, 100), (1, 50)], true).unwrap();
+            assert_eq!(told, is_told, "{wanted}");
+        }
+    }
+
+    #[test]
+    fn a_frame_of_the_guests_is_read_from_its_pieces() {
+        let mut guest = Guest::new();
+        let sent = [vec![0; HEADER_BYTES], frame(300)].concat();
+        guest.describe(0, (Guest::buffer(0), 12), NEXT, 1);
+        guest.describe(1, (Guest::buffer(1), 300), 0, 0);
+        let memory = guest.memory.memory();
+        memory.write_slice(&sent[..12], GuestAddress(Guest::buffer(0))).unwrap();
+        memory.write_slice(&sent[12..], GuestAddress(Guest::buffer(1))).unwrap();
+        guest.offer(0);
+        let mut taken = Vec::new();
+        assert!(take(&guest.vring, &guest.memory, &mut taken).unwrap());
+        assert_eq!((taken == sent, guest.used()), (true, vec![(0, 0)]));
+        assert!(!take(&guest.vring, &guest.memory, &mut taken).unwrap(), "there is no other");
+    }
+
+    #[test]
+    fn what_is_no_frame_is_given_back_unread() {
+        let far = 1 << 40;
+        for (at, length, flags, header) in [
+            (Guest::buffer(0), (FRAME_START - 1) as u32, 0, 0_u16),
+            (Guest::buffer(0), (MAX_FRAME_BYTES + 1) as u32, 0, 0),
+            (Guest::buffer(0), u32::MAX, 0, 0),
+            (far, 100, 0, 0),
+            (Guest::buffer(0), 100, WRITABLE, 0),
+            // A TCP segment that is to be cut.
+            (Guest::buffer(0), 100, 0, 0x0100),
+        ] {
+            let mut guest = Guest::new();
+            guest.describe(0, (at, length), flags, 0);
+            guest.write(header, Guest::buffer(0));
+            guest.offer(0);
+            let mut taken = frame(10);
+            assert!(take(&guest.vring, &guest.memory, &mut taken).unwrap());
+            assert_eq!((taken.len(), guest.used()), (0, vec![(0, 0)]), "{at:x} {length} {flags}");
+        }
+    }
+
+    #[test]
+    fn buffers_without_room_for_anything_are_no_place_to_wait_for() {
+        let mut guest = Guest::new();
+        for index in 0..SIZE {
+            guest.describe(index, (Guest::buffer(index), 0), WRITABLE, 0);
+            guest.offer(index);
+        }
+        let given = give(&guest.vring, &guest.memory, &mut frame(100), false).unwrap();
+        assert_eq!(given, Given::NoRoom);
+    }
+}

@@ -341,3 +341,114 @@ fn carried(stream: &std::net::TcpStream) -> Carried {
     let field = |at: usize| info[at..].first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
     Carried { sent: field(BYTES_SENT).saturating_sub(field(BYTES_SENT_AGAIN)), received: field(BYTES_RECEIVED) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+
+    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
+    use parking_lot::Mutex;
+
+    use super::super::wire::{receive_answer, send_request};
+    use super::*;
+    use crate::network::{Connection, Mode, Policy, Resolvers, Verdict};
+
+    /// A device's end of a connection, its server, and what is on record.
+    struct Played {
+        device: OwnedFd,
+        server: Server,
+        record: Arc<Mutex<Vec<Connection>>>,
+    }
+
+    impl Played {
+        /// With a rule for this address.
+        fn new(rule: &str) -> Self {
+            let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
+            let (ours, device) = pair.unwrap();
+            let policy = Policy {
+                allow_addresses: vec![rule.parse().unwrap()],
+                ..Policy::new(Mode::Enforce, Vec::new(), Resolvers::new(Vec::new()))
+            };
+            let record = Arc::new(Mutex::new(Vec::new()));
+            let kept = Arc::clone(&record);
+            let broker = Broker::new(Arc::new(policy), Arc::new(move |connection| kept.lock().push(connection)));
+            Self { device, server: Server::start(ours, broker).unwrap(), record }
+        }
+
+        fn ask(&self, request: &Request) {
+            send_request(self.device.as_fd(), request).unwrap();
+        }
+
+        async fn answer(&self) -> (Answer, Option<OwnedFd>) {
+            loop {
+                match receive_answer(self.device.as_fd()) {
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => tokio::task::yield_now().await,
+                    answer => return answer.unwrap().unwrap(),
+                }
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_connection_is_made_passed_and_recorded() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = listener.local_addr().unwrap();
+        let mut played = Played::new(&format!("127.0.0.1/32:{}", to.port()));
+        played.ask(&Request::Connect { id: 7, to });
+        let (Answer::Connected { id: 7 }, Some(socket)) = played.answer().await else { panic!("no connection") };
+        let (mut server, _) = listener.accept().unwrap();
+        let mut client = std::net::TcpStream::from(socket);
+        client.write_all(b"hello").unwrap();
+        server.read_exact(&mut [0; 5]).unwrap();
+        server.write_all(b"hi").unwrap();
+        client.set_nonblocking(false).unwrap();
+        client.read_exact(&mut [0; 2]).unwrap();
+        drop(client);
+        played.ask(&Request::Close { id: 7, reset: true });
+        assert_eq!(server.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+        drop(played.device);
+        played.server.finish().await;
+        let expected = Connection { address: Some(to), sent: 5, received: 2, ..Connection::default() };
+        assert_eq!(*played.record.lock(), [expected]);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_no_rule_has_is_denied_and_recorded() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = listener.local_addr().unwrap();
+        let played = Played::new("127.0.0.1/32:1");
+        played.ask(&Request::Connect { id: 1, to });
+        assert_eq!(played.answer().await.0, Answer::Refused { id: 1, why: Refusal::Denied });
+        listener.set_nonblocking(true).unwrap();
+        assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock, "somebody has connected");
+        // Nobody listens there.
+        played.ask(&Request::Connect { id: 1, to: "127.0.0.1:1".parse().unwrap() });
+        assert_eq!(played.answer().await.0, Answer::Refused { id: 1, why: Refusal::Refused });
+        let verdicts: Vec<_> = played.record.lock().iter().map(|one| one.verdict.clone()).collect();
+        let [Verdict::Denied(why), Verdict::Refused] = &verdicts[..] else { panic!("{verdicts:?}") };
+        assert_eq!(why, "the address is loopback");
+    }
+
+    #[tokio::test]
+    async fn a_device_that_breaks_the_protocol_is_cut_off() {
+        let garbage = Played::new("127.0.0.1/32:1");
+        send(garbage.device.as_raw_fd(), &[255; 40], MsgFlags::empty()).unwrap();
+        let mut server = garbage.server;
+        assert!(matches!(server.failed().await, ServeError::Protocol(_)));
+
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = listener.local_addr().unwrap();
+        let mut twice = Played::new(&format!("127.0.0.1/32:{}", to.port()));
+        twice.ask(&Request::Connect { id: 1, to });
+        twice.answer().await;
+        twice.ask(&Request::Connect { id: 1, to });
+        assert!(matches!(twice.server.failed().await, ServeError::OutOfStep(_)));
+
+        let mut unasked = Played::new(&format!("127.0.0.1/32:{}", to.port()));
+        unasked.ask(&Request::Connect { id: 1, to });
+        unasked.answer().await;
+        unasked.ask(&Request::Head { id: 1, bytes: vec![1].into() });
+        assert!(matches!(unasked.server.failed().await, ServeError::OutOfStep(_)));
+    }
+}

@@ -212,3 +212,65 @@ impl phy::Device for Link {
         capabilities
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use smoltcp::wire::{Icmpv4Packet, Ipv4Packet, TcpPacket};
+
+    use super::super::testing::{Segment, echo, ends, segment};
+    use super::*;
+
+    /// The packet that waits for the guest.
+    fn sent(stack: &mut Stack) -> Vec<u8> {
+        let frame = stack.waiting().first().expect("there is an answer").clone();
+        stack.waiting().remove_first();
+        assert_eq!(frame[HEADER_BYTES..HEADER_BYTES + 12], [GUEST_MAC, GATEWAY_MAC].concat()[..]);
+        frame[FRAME_START..].to_vec()
+    }
+
+    #[test]
+    fn a_connection_is_accepted_at_any_address_and_others_are_reset() {
+        let mut stack = Stack::new();
+        let (wanted, other) = (ends("93.184.215.14:443"), ends("93.184.215.15:443"));
+        stack.accept(wanted, &segment(wanted, Segment::Syn));
+        stack.pass(&segment(other, Segment::Syn));
+        stack.send();
+        let flags = |packet: &[u8]| {
+            let ip = Ipv4Packet::new_checked(packet).unwrap();
+            assert!(ip.verify_checksum());
+            let tcp = TcpPacket::new_checked(ip.payload()).unwrap();
+            (ip.src_addr(), tcp.syn(), tcp.ack(), tcp.rst())
+        };
+        let mut answers = [sent(&mut stack), sent(&mut stack)].map(|packet| flags(&packet));
+        answers.sort_unstable();
+        let address = |ends: Ends| match ends.to.ip() {
+            std::net::IpAddr::V4(address) => address,
+            std::net::IpAddr::V6(_) => unreachable!("they are IPv4"),
+        };
+        assert_eq!(answers, [(address(wanted), true, true, false), (address(other), false, true, true)]);
+    }
+
+    #[test]
+    fn the_gateway_answers_an_echo_request() {
+        let mut stack = Stack::new();
+        stack.pass(&echo(ends("192.0.0.1:0")));
+        let answer = sent(&mut stack);
+        let ip = Ipv4Packet::new_checked(&answer[..]).unwrap();
+        let icmp = Icmpv4Packet::new_checked(ip.payload()).unwrap();
+        assert_eq!((ip.src_addr(), icmp.msg_type().into(), icmp.data()), (GATEWAY_IPV4, 0_u8, &b"echo"[..]));
+        assert!(icmp.verify_checksum());
+    }
+
+    #[test]
+    fn a_guest_that_takes_nothing_is_sent_nothing_more() {
+        let mut stack = Stack::new();
+        let ends = ends("93.184.215.14:443");
+        while !stack.waiting().is_full() {
+            stack.pass(&segment(ends, Segment::Syn));
+        }
+        stack.accept(ends, &segment(ends, Segment::Syn));
+        let before = stack.link.waiting.frames.len();
+        assert!(!stack.send(), "there is no room");
+        assert_eq!(stack.link.waiting.frames.len(), before);
+    }
+}

@@ -16,8 +16,9 @@ mod servers;
 use std::{
     env, fs,
     io::{BufRead as _, BufReader, Write as _},
+    os::unix::process::CommandExt as _,
     path::Path,
-    process::{Command, ExitCode, Stdio, exit, id},
+    process::{Command, Stdio, exit, id},
 };
 
 use anyhow::{Context as _, ensure};
@@ -29,6 +30,9 @@ use nix::{
 
 /// The argument by which this program is the internet.
 const INTERNET: &str = "--internet";
+
+/// The argument by which it is the host's own servers.
+const OWN_SERVERS: &str = "--own-servers";
 
 /// Addresses of the internet's servers.
 const ADDRESSES: [&str; 12] = [
@@ -49,12 +53,13 @@ const ADDRESSES: [&str; 12] = [
 /// A public address of the host itself.
 const OWN: &str = "45.33.32.1";
 
-fn main() -> anyhow::Result<ExitCode> {
+fn main() -> anyhow::Result<()> {
     let mut arguments = env::args_os().skip(1);
     let first = arguments.next().context("network-lab LOG COMMAND [ARGUMENT]…")?;
-    if first == INTERNET {
+    if first == INTERNET || first == OWN_SERVERS {
+        set_pdeathsig(Signal::SIGKILL)?;
         let log = arguments.next().context("it needs a log")?;
-        return internet(Path::new(&log)).map(|()| ExitCode::SUCCESS);
+        return if first == INTERNET { internet(Path::new(&log)) } else { own_servers(Path::new(&log)) };
     }
     let program = arguments.next().context("it needs a command")?;
     new_user_namespace()?;
@@ -80,12 +85,15 @@ fn main() -> anyhow::Result<ExitCode> {
     wait("servers")?;
     ip("route add default via 10.99.0.2")?;
     ip("route add default via fd99::2")?;
-    servers::start(Path::new(&first))?;
-    let status = Command::new(&program).args(arguments).status();
-    let status = status.with_context(|| format!("{} can't be started", program.display()))?;
-    internet.kill()?;
-    internet.wait()?;
-    Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(125)).unwrap_or(125)))
+    let mut own = Command::new("/proc/self/exe");
+    let mut own =
+        own.arg(OWN_SERVERS).arg(&first).stdout(Stdio::piped()).spawn().context("servers can't be started")?;
+    let mut line = String::new();
+    BufReader::new(own.stdout.take().context("it has a pipe")?).read_line(&mut line)?;
+    ensure!(line.trim() == "servers", "the host's own servers say {line:?}");
+    // In this very process, so that signals and the end are the command's. The servers end with it.
+    let error = Command::new(&program).args(arguments).exec();
+    Err(error).with_context(|| format!("{} can't be started", program.display()))
 }
 
 /// Root of a user namespace, in a network without anything.
@@ -98,8 +106,16 @@ fn new_user_namespace() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Servers of the host itself.
+fn own_servers(log: &Path) -> anyhow::Result<()> {
+    servers::start(log)?;
+    println!("servers");
+    loop {
+        std::thread::park();
+    }
+}
+
 fn internet(log: &Path) -> anyhow::Result<()> {
-    set_pdeathsig(Signal::SIGKILL)?;
     unshare(CloneFlags::CLONE_NEWNET)?;
     println!("namespace");
     let mut line = String::new();
