@@ -4,7 +4,7 @@ use std::{
     env, fs,
     io::{self, ErrorKind, Read, Write},
     net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// The gateway, which answers DNS queries.
@@ -147,7 +147,15 @@ fn main() {
                 let streams: Vec<_> = (0..count).map(|_| connect(to)).collect();
                 let open = streams.iter().filter(|stream| stream.is_ok()).count();
                 drop(streams);
-                http(to, host, "/").map(|answer| format!("{open}, then {answer}"))
+                // Their ends have to reach the servers first.
+                let begun = Instant::now();
+                let answer = loop {
+                    match http(to, host, "/") {
+                        Err(error) if error.kind() == ErrorKind::ConnectionRefused && begun.elapsed() < PATIENCE => {}
+                        answer => break answer,
+                    }
+                };
+                answer.map(|answer| format!("{open}, then {answer}"))
             }
             ["get", to, host, path] => http(to, host, path),
             ["count", to, host, path] => download(to, host, path),

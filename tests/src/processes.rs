@@ -94,3 +94,29 @@ pub fn peak_resident_bytes(pid: u32) -> Option<u64> {
     let kib: u64 = peak.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }
+
+/// The memory of a process, in bytes: its proportional set, or where that can't be read its resident one, which is more.
+#[derive(Debug, Clone, Copy)]
+pub struct Memory {
+    /// Its own, and its part of files that several processes map.
+    pub own: u64,
+    /// Its part of what it shares with others by a descriptor, as a machine's memory is.
+    pub shared: u64,
+}
+
+impl Memory {
+    /// The memory of this process. `None` if it is gone.
+    pub fn of(pid: i32) -> Option<Self> {
+        let place = Path::new("/proc").join(pid.to_string());
+        let read = |name: &str, [anonymous, file, shared]: [&str; 3]| {
+            let text = fs::read_to_string(place.join(name)).ok()?;
+            let bytes = |key: &str| {
+                let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+                Some(value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+            };
+            Some(Self { own: bytes(anonymous)? + bytes(file)?, shared: bytes(shared)? })
+        };
+        read("smaps_rollup", ["Pss_Anon", "Pss_File", "Pss_Shmem"])
+            .or_else(|| read("status", ["RssAnon", "RssFile", "RssShmem"]))
+    }
+}

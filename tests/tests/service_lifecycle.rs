@@ -50,7 +50,7 @@ fn configuration_errors_name_file_line_and_value() {
         let file = cofferdam.file("daemon.toml", text);
         cofferdam.command(check_config(&file))
     };
-    check("drain_timeout = '1m'\n[build]\nmemory = '1G'").succeeds();
+    check("drain_timeout = '1m'\n[build]\nmemory = '512M'").succeeds();
     for (text, words) in [
         ("colour = 'red'", "daemon.toml:1: colour = 'red': unknown field `colour`"),
         ("[build]\ntimeout = 'soon'", "daemon.toml:2: build.timeout = 'soon'"),
@@ -65,7 +65,7 @@ fn configuration_errors_name_file_line_and_value() {
         ("[traces]\nendpoint = 'here'", "write http://HOST:PORT"),
         ("vmm = 'cloud-hypervisor'\ncpu_model = 'Nehalem-v1'", "daemon.toml:2: cpu_model = 'Nehalem-v1'"),
         ("[build]\nmemory = '1T'\n[budget]\nmemory = '1T'", "daemon.toml:4: budget.memory = '1T'"),
-        ("hugepages = true\n[build]\nmemory = '1T'", "daemon.toml:1: hugepages = true: a build's 1.00 TiB take"),
+        ("hugepages = true\n[build]\nmemory = '1T'", "daemon.toml:1: hugepages = true: a machine's 1.06 TiB take"),
         ("[host_paths]\n'/data' = '/nowhere'", "daemon.toml:2: host_paths.\"/data\" = '/nowhere': can't be read"),
         ("[store]\nblob_service_addr = '/var/store'", "daemon.toml:2: store.blob_service_addr = '/var/store': "),
         ("[store]\nblob_service_addr = '/var/store'", "no scheme"),

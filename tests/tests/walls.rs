@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-use cofferdam::machine::jail::{Program, Spawner, View, Walls};
+use cofferdam::machine::jail::{Program, Rules, Spawner, View, Walls};
 use cofferdam_tests::{Cofferdam, Daemon, Running, copy_program, processes::Process, program, stretched, vmm};
 use nix::{sys::signal::Signal, unistd::geteuid};
 use tokio::runtime::{Handle, Runtime};
@@ -284,10 +284,11 @@ fn attack_in_the_place_of(setting: &str, real: &Path, attempts: &[&str]) -> usiz
 /// Makes the attempts that succeeded in the control once more from behind the walls of each kind of helper.
 async fn all_are_refused(program: &Path, control: &BTreeMap<String, Option<String>>) -> usize {
     let shown: Vec<_> = control.iter().filter(|(_, refused)| refused.is_none()).map(|(name, _)| name.clone()).collect();
-    let walled = Spawner::new(Handle::current(), Walls::Namespaces).expect("this host walls helpers in");
+    let rules = Rules { walls: Walls::Namespaces, ..Rules::default() };
+    let walled = Spawner::new(Handle::current(), rules).expect("this host walls helpers in");
     for (helper, view) in [("device", View::nothing()), ("VMM", View::nothing().run_dir().device("/dev/null"))] {
         let answers =
-            attack(program, &walled.for_machine(MEMORY_BYTES).expect("user ids are left"), view, &shown).await;
+            attack(program, &walled.for_machine(MEMORY_BYTES, 1).expect("user ids are left"), view, &shown).await;
         let done: Vec<_> = answers.iter().filter(|(_, refused)| refused.is_none()).map(|(name, _)| name).collect();
         assert!(done.is_empty(), "a {helper} that was taken over succeeded in {done:?}");
     }
@@ -452,6 +453,7 @@ fn helpers_share_nothing_with_the_daemon_or_with_each_other() {
         let limit = |name: &str| limits.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
         assert!(limit("Max core file size").starts_with("0 "), "{helper:?}: {limits}");
         assert!(limit("Max processes").starts_with("1024 "), "{helper:?}: {limits}");
+        assert!(limit("Max open files").starts_with("1024 "), "{helper:?}: {limits}");
         assert!(!limit("Max address space").starts_with("unlimited"), "{helper:?}: {limits}");
         for thread in fs::read_dir(format!("/proc/{}/task", helper.pid)).unwrap() {
             let thread = thread.unwrap().file_name().to_str().unwrap().parse().unwrap();

@@ -77,7 +77,9 @@ pub(crate) use blobservice::{BlobReader, BlobService, BlobWriter, Lease, LocalBl
 pub use cache::WritePolicy;
 pub use digest::{B3Digest, DigestError};
 pub use directory::{Directory, DirectoryError, DirectorySizes};
-pub(crate) use directoryservice::{DirectoryPutter, DirectoryService, MemoryDirectoryService, RedbDirectoryService};
+pub(crate) use directoryservice::{
+    DirectoryMemory, DirectoryPutter, DirectoryService, MemoryDirectoryService, RedbDirectoryService,
+};
 pub use from_addr::is_addr;
 pub use local_store::{LocalStore, RootError};
 pub use name::{NameError, PathComponent, SymlinkTarget, TargetError};

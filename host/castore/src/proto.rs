@@ -2,7 +2,10 @@
 
 use bytes::Bytes;
 pub use cofferdam_proto::snix::castore::v1::*;
-use prost::Message as _;
+use prost::{
+    Message as _,
+    encoding::{DecodeContext, decode_key, skip_field},
+};
 
 use crate::{
     B3Digest, DigestError, DirectoryError, NameError, Node, PathComponent, SymlinkTarget, TargetError, escape,
@@ -79,6 +82,17 @@ pub enum DecodeError {
     /// A message that keeps the rules, in another encoding than the canonical one.
     #[error("the directory is not in its canonical encoding (unknown fields, or fields out of order)")]
     NotCanonical,
+}
+
+/// Counts the fields of an encoded directory: each entry is one.
+pub(crate) fn count_entries(mut rest: &[u8]) -> Result<usize, DecodeError> {
+    let mut count = 0;
+    while !rest.is_empty() {
+        let (tag, wire_type) = decode_key(&mut rest)?;
+        skip_field(wire_type, tag, &mut rest, DecodeContext::default())?;
+        count += 1;
+    }
+    Ok(count)
 }
 
 /// The canonical encoding, and the digest that it has.

@@ -1,6 +1,8 @@
 use std::sync::Arc;
 
-use cofferdam_castore::{B3Digest, Store, blobservice::Lease, refscan::ReferencePattern};
+use cofferdam_castore::{
+    B3Digest, Store, blobservice::Lease, directoryservice::DirectoryMemory, refscan::ReferencePattern,
+};
 use cofferdam_protocol::Specification;
 use tokio_util::sync::CancellationToken;
 
@@ -10,6 +12,7 @@ use super::{
     ending::{Ending, HangUp},
     environment,
     error::{BuildError, ExecutorError},
+    footprint::Footprint,
     guest::{self, Machines, Size},
     interruption::Interruptions,
     observer::Observer,
@@ -42,7 +45,7 @@ impl Builder {
     /// The place for run directories can't be made private or cleaned, or no thread can be started.
     pub(crate) fn new(store: Store, settings: Settings) -> Result<Self, ExecutorError> {
         sweep(&settings.run_dir)?;
-        let spawner = Spawner::new(tokio::runtime::Handle::current(), settings.walls)?;
+        let spawner = Spawner::new(tokio::runtime::Handle::current(), settings.jail.clone())?;
         let host = Host {
             ro_paths: settings.ro_paths.clone(),
             withholds_network: settings.withhold_network,
@@ -69,7 +72,7 @@ impl Builder {
 
     /// Whether the build of an admitted request has a network.
     pub(crate) fn has_network(&self, request: &Admitted) -> bool {
-        guest::has_network(request, &self.machines.settings)
+        guest::policy(request, &self.machines.settings).is_some()
     }
 
     /// Admits a request if this host can build it.
@@ -79,6 +82,13 @@ impl Builder {
     /// The first constraint that it can't meet.
     pub(crate) fn admit(&self, request: BuildRequest) -> Result<Admitted, RequestError> {
         request::admit(request, &self.host)
+    }
+
+    /// Most memory of this host that the build of an admitted request takes, in bytes.
+    pub(crate) fn memory_bytes(&self, request: &Admitted, options: &Options) -> u64 {
+        let settings = &self.machines.settings;
+        let size = Size::of(request, options, settings, options.limits.inputs_memory_bytes);
+        Footprint::of(&settings.vmm).bytes(&size.limits()).saturating_add(size.network_bytes())
     }
 
     /// Runs one build.
@@ -97,16 +107,17 @@ impl Builder {
         let _at_the_end = HangUp(Arc::clone(&ending));
         let progress = Arc::new(Progress::new(observer, options, Arc::clone(&ending)));
         let interruptions = Interruptions { cancel, progress: &progress };
-        let Prepared { needles, tree, lease: _lease } = interruptions.before(self.prepare(request)).await??;
+        let Prepared { needles, tree, lease: _lease } = interruptions.before(self.prepare(request, options)).await??;
+        progress.resolved(tree.memory_bytes());
         progress.enter(Phase::Booting);
-        let size = Size::of(request, options, &self.machines.settings);
+        let size = Size::of(request, options, &self.machines.settings, tree.memory_bytes());
         let observe = Arc::clone(&progress);
         let observe: Observe = Arc::new(move |connection| observe.connection(&connection));
         let booted = self.machines.boot(&size, &observe, &interruptions).await?;
         let host_paths = booted.host_paths.clone();
         let (mut machine, stream) = booted.bind(tree);
         let conversation = Conversation {
-            specification: Specification { host_paths, network: size.network, ..specification(request, options) },
+            specification: Specification { host_paths, network: size.has_network(), ..specification(request, options) },
             store: self.machines.store.clone(),
             needles,
             options: options.clone(),
@@ -124,7 +135,7 @@ impl Builder {
     }
 
     /// Gets ready what a build needs beside its machine.
-    async fn prepare(&self, request: &BuildRequest) -> Result<Prepared, BuildError> {
+    async fn prepare(&self, request: &BuildRequest, options: &Options) -> Result<Prepared, BuildError> {
         let needles = request.refscan_needles.clone();
         let needles = tokio::task::spawn_blocking(move || ReferencePattern::new(needles))
             .await
@@ -141,11 +152,12 @@ impl Builder {
             .blobs
             .lease(&nodes)
             .map_err(|error| BuildError::Executor(ExecutorError::Store(error)))?;
-        let tree =
-            inputs::resolve(&self.machines.store, &request.inputs).await.map_err(|error| match error.missing() {
-                Some(wrong) => BuildError::Request(wrong),
-                None => BuildError::Executor(ExecutorError::Resolve(error)),
-            })?;
+        let memory = DirectoryMemory::limited(options.limits.inputs_memory_bytes);
+        let tree = inputs::resolve(&self.machines.store, &request.inputs, memory).await;
+        let tree = tree.map_err(|error| match error.missing() {
+            Some(wrong) => BuildError::Request(wrong),
+            None => BuildError::Executor(ExecutorError::Resolve(error)),
+        })?;
         Ok(Prepared { needles, tree, lease })
     }
 }

@@ -175,7 +175,7 @@ impl Reason {
                 "raise the limit with --processes; a machine with little memory allows fewer, so raise --memory, too"
             }
             Self::CommandNotFound { .. } => {
-                "name it by its path inside the build, put its directory into PATH with --env, or ask for a shell with --bin-sh"
+                "name it by its path inside the build, or put its directory into PATH with --env; a build has the programs of its inputs, and with --bin-sh a shell"
             }
             Self::NoWorkingDir { .. } => "name a directory in an input or below a scratch path",
             Self::Timeout { .. } => "raise the limit with --timeout",

@@ -189,6 +189,9 @@ fn advice(error: &BuildError) -> Option<&'static str> {
             RequestErrorKind::Unsupported if error.field.starts_with("limits.") => {
                 Some("ask for less, or have the daemon's operator allow more with [build] in its configuration")
             }
+            RequestErrorKind::Unsupported if error.rule.contains("inputs_memory") => {
+                Some("allow more with --inputs-memory, or with [build] inputs_memory in the daemon's configuration")
+            }
             RequestErrorKind::Unsupported if error.field.starts_with("constraints.available_ro_paths") => {
                 Some("have the daemon's operator allow it, with [host_paths] or nested in its configuration")
             }
@@ -249,6 +252,7 @@ fn executor_code(error: &ExecutorError) -> &'static str {
     match error {
         ExecutorError::Interrupted => "interrupted",
         ExecutorError::Died { cause: Cause::Process, .. } => "process_died",
+        ExecutorError::Died { cause: Cause::Memory, .. } => "machine_out_of_memory",
         ExecutorError::Died { cause: Cause::Panic, .. } => "guest_panicked",
         ExecutorError::Died { cause: Cause::Reset, .. } => "guest_reset",
         ExecutorError::NeverConnected { .. } => "never_connected",

@@ -11,6 +11,7 @@ use cofferdam_protocol::HostPath;
 
 use super::{
     error::{BuildError, ExecutorError},
+    footprint::{self, Footprint},
     interruption::Interruptions,
     options::Options,
     settings::Settings,
@@ -21,17 +22,11 @@ use crate::{
         net,
         paths::{self, Shown},
     },
+    limits::Limits,
     machine::{Cause, ConnectError, Device, FileError, Machine, RunDir, jail::Spawner, vmm},
-    network::{Broker, Observe},
+    network::{Broker, Observe, Policy},
     request::{AbsolutePath, BuildRequest, KVM},
 };
-
-/// Memory that the guest's kernel and guest-init keep from a build, in bytes, beside a share of the whole. Debian's
-/// 6.1 kernel keeps, with two CPUs, 96 MiB of 360, 191 MiB of 1152 and 372 MiB of 4320; six more CPUs cost 14 MiB.
-const GUEST_OVERHEAD_BYTES: u64 = 160 << 20;
-
-/// The kernel's page structures take 64 bytes of each 4096, its tables and its zones' reserves the rest.
-const GUEST_OVERHEAD_SHARE: u64 = 16;
 
 /// How often a guest may boot for one build, see [`Machines::boot`].
 const MAX_BOOTS: u32 = 2;
@@ -49,39 +44,63 @@ pub(super) struct Size<'r> {
     pub(super) memory_bytes: u64,
     cpus: u32,
     scratch_bytes: u64,
+    /// Most memory that the directories of the inputs take, in bytes.
+    inputs_memory_bytes: u64,
     /// Whether the build may run VMs of its own.
     nested: bool,
-    /// Whether the build has a network.
-    pub(super) network: bool,
+    /// Most connections of a build with a network.
+    connections: Option<u32>,
     /// The paths of the host that the build asks for.
     ro_paths: Vec<&'r AbsolutePath>,
 }
 
 impl<'r> Size<'r> {
-    /// For an admitted request.
-    pub(super) fn of(request: &'r BuildRequest, options: &Options, settings: &Settings) -> Self {
+    /// Whether the build has a network.
+    pub(super) fn has_network(&self) -> bool {
+        self.connections.is_some()
+    }
+
+    /// Memory of the host that its network takes, in bytes.
+    pub(super) fn network_bytes(&self) -> u64 {
+        self.connections.map_or(0, footprint::network_bytes)
+    }
+
+    /// For an admitted request whose inputs' directories take so much memory.
+    pub(super) fn of(
+        request: &'r BuildRequest,
+        options: &Options,
+        settings: &Settings,
+        inputs_memory_bytes: u64,
+    ) -> Self {
         let constraints = request.constraints.as_ref();
         let asked = constraints.map_or(0, |constraints| constraints.min_memory);
         Self {
             memory_bytes: asked.max(options.limits.memory_bytes),
             cpus: options.limits.cpus,
             scratch_bytes: options.limits.scratch_bytes,
+            inputs_memory_bytes,
             nested: wants_kvm(request),
-            network: has_network(request, settings),
+            connections: policy(request, settings).map(|policy| policy.connections),
             ro_paths: constraints.iter().flat_map(|constraints| &constraints.available_ro_paths).collect(),
         }
     }
 
     /// The memory of its machine, in bytes.
     fn machine_bytes(&self) -> u64 {
-        self.memory_bytes + self.memory_bytes / GUEST_OVERHEAD_SHARE + GUEST_OVERHEAD_BYTES
+        footprint::machine_bytes(self.memory_bytes)
+    }
+
+    /// What its footprint depends on.
+    pub(super) fn limits(&self) -> Limits {
+        let Self { memory_bytes, cpus, inputs_memory_bytes, .. } = *self;
+        Limits { memory_bytes, cpus, inputs_memory_bytes, ..Limits::default() }
     }
 }
 
-/// Whether the build of an admitted request has a network.
-pub(super) fn has_network(request: &BuildRequest, settings: &Settings) -> bool {
+/// Which connections the build of an admitted request gets; nothing if it has no network.
+pub(super) fn policy<'s>(request: &BuildRequest, settings: &'s Settings) -> Option<&'s Arc<Policy>> {
     let asks = request.constraints.as_ref().is_some_and(|constraints| constraints.network_access);
-    asks && settings.network.is_some() && !settings.withhold_network
+    settings.network.as_ref().filter(|_| asks && !settings.withhold_network)
 }
 
 /// Whether an admitted request is to run VMs of its own.
@@ -157,7 +176,9 @@ impl Machines {
         observe: &Observe,
     ) -> Result<(Machine, Unbound, Vec<HostPath>), ExecutorError> {
         let Self { store, settings, spawner } = self;
-        let spawner = &spawner.for_machine(size.machine_bytes())?;
+        let helpers_bytes = Footprint::of(&settings.vmm).helpers_bytes(&size.limits());
+        let helpers_bytes = helpers_bytes.saturating_add(size.network_bytes());
+        let spawner = &spawner.for_machine(helpers_bytes, size.cpus)?;
         let run_dir = RunDir::create(&settings.run_dir)?;
         run_dir.copy_sparse(&settings.image.scratch, vmm::SCRATCH_DISK, size.scratch_bytes)?;
         let (inputs, unbound) = inputs::Device::start(spawner, run_dir.path(), store).await?;
@@ -166,7 +187,7 @@ impl Machines {
         if !shown.is_empty() {
             devices.push(Box::new(paths::Device::start(spawner, run_dir.path(), shown).await?));
         }
-        if let Some(policy) = settings.network.as_ref().filter(|_| size.network) {
+        if let Some(policy) = settings.network.as_ref().filter(|_| size.has_network()) {
             let broker = Broker::new(Arc::clone(policy), Arc::clone(observe));
             devices.push(Box::new(net::Device::start((spawner, run_dir.path()), settings.vmm.kind, broker).await?));
         }

@@ -23,6 +23,7 @@ mod environment;
 mod error;
 mod exchange;
 pub(crate) mod failure;
+mod footprint;
 mod guest;
 mod interruption;
 mod line;
@@ -42,6 +43,7 @@ pub(crate) use built::{Built, Times};
 #[cfg(test)]
 pub(crate) use error::Failed;
 pub(crate) use error::{BuildError, ExecutorError, Reason};
+pub(crate) use footprint::{Footprint, machine_bytes};
 pub(crate) use observer::Observer;
 pub(crate) use options::Options;
 pub(crate) use phase::Phase;

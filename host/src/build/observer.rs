@@ -7,6 +7,9 @@ use crate::network::Connection;
 pub(crate) trait Observer: Send + Sync {
     /// A phase begins.
     fn phase(&self, phase: Phase);
+    /// The inputs' directories have been read. They take so many bytes of the host's memory until the build ends, which may
+    /// be less than their limit.
+    fn resolved(&self, _memory_bytes: u64) {}
     /// The command wrote these bytes: any bytes at all, at any boundary, meant by an untrusted build.
     fn log(&self, stream: Stream, bytes: &[u8]);
     /// What the build uses while its command runs, about once a second and never more often than twice, as its guest

@@ -59,6 +59,10 @@ impl Progress {
         self.observer.phase(phase);
     }
 
+    pub(super) fn resolved(&self, memory_bytes: u64) {
+        self.observer.resolved(memory_bytes);
+    }
+
     pub(super) fn phase(&self) -> Phase {
         self.state.lock().phase
     }

@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use cofferdam_images::Image;
 
 use crate::{
-    machine::{jail::Walls, vmm},
+    machine::{jail, vmm},
     network::Policy,
     request::AbsolutePath,
 };
@@ -31,8 +31,8 @@ pub struct Settings {
     pub network: Option<Arc<Policy>>,
     /// See [`Host::nested`](crate::request::Host::nested).
     pub nested: bool,
-    /// The walls that helper processes must have at least.
-    pub walls: Walls,
+    /// What helper processes are allowed, and what must separate them.
+    pub jail: jail::Rules,
 }
 
 impl Settings {
@@ -52,7 +52,7 @@ impl Settings {
             withhold_network: false,
             network: None,
             nested: false,
-            walls: Walls::None,
+            jail: jail::Rules { walls: jail::Walls::None, ..jail::Rules::default() },
         }
     }
 }

@@ -50,13 +50,13 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, after_long_help = format!("{}\n\n{EXAMPLES}", node_text::HELP))]
 pub(super) struct RunArgs {
-    /// Add an input NAME: a PATH, which is imported first, or a NODE or DIGEST of the store
+    /// Add an input NAME: a PATH, which is imported first, through symbolic links; or a NODE or DIGEST of the store
     #[arg(long = "input", value_name = "NAME=PATH|NODE|DIGEST", value_parser = clap::value_parser!(OsString))]
     inputs: Vec<OsString>,
     /// The directory of the inputs; '' for the build's root
     #[arg(long, value_name = "DIR", default_value = "inputs")]
     inputs_dir: String,
-    /// Set an environment variable; the environment has no others
+    /// Set an environment variable; the environment has no others, and the last value of a name counts
     #[arg(long = "env", value_name = "K=V", value_parser = clap::value_parser!(OsString))]
     environment: Vec<OsString>,
     /// The working directory
@@ -130,14 +130,14 @@ impl RunArgs {
         environment_vars.sort_by(|one, other| one.key.cmp(&other.key));
         environment_vars.dedup_by(|second, first| second.key == first.key);
         let mut scratch_paths = vec![SCRATCH.to_owned()];
-        scratch_paths.extend_from_slice(&self.scratch);
+        scratch_paths.extend(self.scratch.iter().map(|path| inside(path)));
         Ok(proto::BuildRequest {
             inputs: vec![],
             command_args: self.command.clone(),
-            working_dir: self.workdir.clone(),
+            working_dir: inside(&self.workdir),
             scratch_paths: sorted(scratch_paths),
-            inputs_dir: self.inputs_dir.clone(),
-            outputs: sorted(self.outputs.clone()),
+            inputs_dir: inside(&self.inputs_dir),
+            outputs: sorted(self.outputs.iter().map(|path| inside(path)).collect()),
             environment_vars,
             constraints: Some(BuildConstraints {
                 system: SYSTEM.to_owned(),
@@ -150,6 +150,11 @@ impl RunArgs {
             refscan_needles: self.needles.clone(),
         })
     }
+}
+
+/// A path of a build as requests have it: `/build/./out/` is `build/out`. What leads out with `..` stays, and is refused.
+fn inside(path: &str) -> String {
+    path.split('/').filter(|part| !matches!(*part, "" | ".")).collect::<Vec<_>>().join("/")
 }
 
 fn sorted(mut paths: Vec<String>) -> Vec<String> {
@@ -195,6 +200,13 @@ async fn load(
     match source {
         Source::Path(path) => {
             ready.progress.step("importing inputs");
+            // The input is what the link leads to: the link itself leads nowhere in the build.
+            let path = if path.is_symlink() {
+                let followed = path.canonicalize();
+                followed.map_err(|error| CliError::wrong(format!("{} leads nowhere: {error}", path.display())))?
+            } else {
+                path
+            };
             import::import(&ready.store, path, cancel).await.inspect_err(|_| ready.progress.clear())
         }
         Source::Store(reference) => store::find(&ready.store, &reference, client).await,
@@ -253,9 +265,9 @@ mod tests {
             "--scratch",
             "w",
             "--output",
-            "z",
+            "/z",
             "--output",
-            "w/o",
+            "./w//o/",
             "--output",
             "z",
             "--needle",

@@ -28,7 +28,7 @@ use self::{
     sockets::{ANONYMOUS_ADVICE, Sockets},
 };
 use crate::{
-    build::{Builder, Settings, failure::Failure},
+    build::{Builder, Footprint, Settings, failure::Failure},
     frontend::{self, Allowed, Frontends},
     machine::jail::allow_descriptors,
     records::{Machine, Records},
@@ -36,6 +36,7 @@ use crate::{
     state::{StateError, state_dir},
     telemetry::{Metrics, Traces},
 };
+pub(crate) use check::NO_CGROUPS_ADVICE;
 pub(crate) use config::{Config, ListenAddr, Overrides, TlsConfig};
 pub(crate) use problem::{Problem, chain};
 
@@ -75,6 +76,7 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
         let names: Vec<_> = weaknesses.iter().map(|weakness| weakness.name).collect();
         tracing::warn!("this host could be safer, see `cofferdam doctor`: {}", names.join(", "));
     }
+    let max_memory_bytes = Footprint::of(&vmm).largest_memory(&options.limits, config.budget().memory_bytes);
     allow_descriptors(MAX_DESCRIPTORS);
     let state = state_dir()?;
     let records = Records::open(&state.join("records"), config.retention())
@@ -99,7 +101,7 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
         reuse: config.reuse.unwrap_or(true),
     };
     let (scheduler, end) = Scheduler::start(backend, scheduler_settings, cancel.clone());
-    let allowed = Allowed { options, max_memory_bytes: config.budget().memory_bytes, max_shell: config.max_shell() };
+    let allowed = Allowed { options, max_memory_bytes, max_shell: config.max_shell() };
     let frontends = Frontends::new(scheduler.clone(), allowed);
     let _scraped = match &config.metrics {
         Some(at) => Some(serve_metrics(metrics, at.listen, listening).await?),

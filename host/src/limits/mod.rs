@@ -101,6 +101,18 @@ limits! {
         #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..).map(Count))]
         processes: Count,
     }
+    /// Most memory for the directories of all inputs, in the host process and in the process that serves them, in bytes. It
+    /// is reserved until they have been read; then what they really take is counted.
+    inputs_memory_bytes: u64 {
+        default: 512 << 20,
+        least: 1 << 20,
+        most: u64::MAX,
+        visible: false,
+        wire: inputs_memory_bytes,
+        /// Maximum memory of the host for the directories of all inputs, about 1K for each entry with a long name [default: 512M]
+        #[arg(long, value_name = "SIZE")]
+        inputs_memory: Size,
+    }
     /// Most bytes of stdout and stderr together.
     log_bytes: u64 {
         default: 1 << 30,

@@ -57,6 +57,7 @@ fn a_build_sees_its_machine_and_neither_its_time_nor_the_size_of_what_it_may_wri
     let unseen = Limits {
         timeout: MILLISECOND,
         silence: MILLISECOND,
+        inputs_memory_bytes: 1,
         log_bytes: 1,
         output_bytes: 1,
         output_entries: 1,

@@ -10,6 +10,8 @@ use super::jail::Child;
 pub enum Cause {
     /// One of its processes ended, which its status explains.
     Process,
+    /// Its processes together needed more memory than their cgroup has, so that the kernel killed them.
+    Memory,
     /// The guest's kernel panicked, and said so to the panic device.
     Panic,
     /// The guest reset itself: a reboot, a triple fault, or a panic of a kernel that doesn't know the panic device.
@@ -41,6 +43,9 @@ impl Death {
     pub fn what(&self) -> String {
         match self.cause {
             Cause::Process => format!("{} died ({})", self.program, self.status),
+            Cause::Memory => {
+                "the kernel killed the machine's processes: they needed more memory than they may have".to_owned()
+            }
             Cause::Panic => "the guest's kernel panicked".to_owned(),
             Cause::Reset => "the guest reset itself".to_owned(),
         }
@@ -49,6 +54,7 @@ impl Death {
     /// Waits for the end of a process. Cancel safe, and can be called again.
     pub(crate) async fn of(child: &mut Child, cause: Cause) -> Self {
         let status = child.wait().await;
+        let cause = if cause == Cause::Process && child.is_out_of_memory() { Cause::Memory } else { cause };
         Self { program: child.name().to_owned(), status, said: child.said(), cause }
     }
 }

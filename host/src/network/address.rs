@@ -4,21 +4,16 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
+use serde::{Deserialize, Deserializer};
+
+use crate::quantity::text_or_number;
+
 /// Addresses with a common prefix, and a port of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AddressRule {
     base: IpAddr,
     prefix: u8,
     port: u16,
-}
-
-/// A text that is no rule.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("must be ADDRESS/PREFIX:PORT, or [ADDRESS]/PREFIX:PORT for IPv6: {why} (got {text:?})")]
-pub struct NoAddressRule {
-    text: String,
-    why: &'static str,
 }
 
 impl AddressRule {
@@ -49,10 +44,10 @@ pub(super) fn is_within(address: IpAddr, base: IpAddr, prefix: u8) -> bool {
 }
 
 impl FromStr for AddressRule {
-    type Err = NoAddressRule;
+    type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, NoAddressRule> {
-        let failed = |why| NoAddressRule { text: text.to_owned(), why };
+    fn from_str(text: &str) -> Result<Self, String> {
+        let failed = |why: &str| format!("must be ADDRESS/PREFIX:PORT, or [ADDRESS]/PREFIX:PORT for IPv6: {why}");
         let (rest, port) = text.rsplit_once(':').ok_or_else(|| failed("there is no port"))?;
         let port = port.parse().ok().filter(|port| *port != 0);
         let port = port.ok_or_else(|| failed("the port is not a number from 1 to 65535"))?;
@@ -70,11 +65,9 @@ impl FromStr for AddressRule {
     }
 }
 
-impl TryFrom<String> for AddressRule {
-    type Error = NoAddressRule;
-
-    fn try_from(text: String) -> Result<Self, NoAddressRule> {
-        text.parse()
+impl<'de> Deserialize<'de> for AddressRule {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text_or_number(deserializer, "a rule about addresses")
     }
 }
 
@@ -121,8 +114,8 @@ mod tests {
             ("a.example/32:443", "no address"),
             ("10.0.0.5/32:0", "port is not"),
         ] {
-            let error = text.parse::<AddressRule>().unwrap_err().to_string();
-            assert!(error.contains(why) && error.contains(text), "{error}");
+            let error = text.parse::<AddressRule>().unwrap_err();
+            assert!(error.contains(why), "{text}: {error}");
         }
     }
 }

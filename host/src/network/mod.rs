@@ -24,14 +24,14 @@ mod rule;
 
 use serde::{Deserialize, Serialize};
 
-pub use address::{AddressRule, NoAddressRule};
+pub use address::AddressRule;
 pub use broker::Broker;
 pub(crate) use broker::{Opened, Passed, Resolved};
 pub(crate) use policy::Denial;
 pub use policy::{Mode, Policy};
 pub use record::{Connection, Observe, Verdict};
 pub use resolver::Resolvers;
-pub use rule::{NoRule, Rule};
+pub use rule::Rule;
 
 /// A version of IP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -87,6 +87,9 @@ impl Policy {
     /// Most connections of a build at a time, by default.
     pub const CONNECTIONS: u32 = 128;
 
+    /// Most that can be configured: the device has no more descriptors.
+    pub const MAX_CONNECTIONS: u32 = 512;
+
     /// Most bytes that a build may receive, by default.
     pub const RECEIVED_BYTES: u64 = 16 << 30;
 

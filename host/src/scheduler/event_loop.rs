@@ -99,6 +99,11 @@ impl EventLoop {
             Message::List(reply) => {
                 drop(reply.send(self.entries.values().map(|entry| Arc::clone(&entry.build)).collect()));
             }
+            Message::Resolved(id, unused_bytes) => {
+                if let Some(ticket) = self.by_id.get(&id) {
+                    self.queue.give_back(*ticket, unused_bytes);
+                }
+            }
             Message::Ended(id) => self.remove(id),
         }
     }
@@ -110,7 +115,10 @@ impl EventLoop {
         if let Some(subscription) = self.join(&submission, environment.key) {
             return Ok(subscription);
         }
-        let ticket = self.queue.push(submission.client.clone(), submission.need()).map_err(refused)?;
+        let ticket = self
+            .queue
+            .push(submission.client.clone(), submission.need(&self.scheduler.backend.builder))
+            .map_err(refused)?;
         let (state, receiver) = watch::channel(State::Queued { position: 0, waiting_for: Waiting::Turn });
         let (start, started) = oneshot::channel();
         let cancel = CancellationToken::new();
@@ -227,8 +235,13 @@ impl EventLoop {
 fn refused(refusal: Refusal) -> Failure {
     match refusal {
         Refusal::Unsatisfiable { resource, .. } => {
-            let field = if resource == "CPUs" { "limits.cpus" } else { "constraints.min_memory" };
-            let rule = "must not exceed this daemon's budget for all builds together";
+            let (field, rule) = match resource {
+                "CPUs" => ("limits.cpus", "must not exceed this daemon's [budget] cpus"),
+                _ => (
+                    "constraints.min_memory",
+                    "must leave the build's machine, its processes and inputs_memory within this daemon's [budget] memory",
+                ),
+            };
             let error = RequestError::new(RequestErrorKind::Unsupported, field, rule);
             Failure::from(error.got(refusal))
         }

@@ -95,6 +95,8 @@ enum Message {
     Submit(Box<Submission<Admitted>>, Environment, oneshot::Sender<Result<Subscription, Failure>>),
     Find(BuildId, oneshot::Sender<Option<Subscription>>),
     List(oneshot::Sender<Vec<Arc<ActiveBuild>>>),
+    /// A running build doesn't need so many bytes of its memory.
+    Resolved(BuildId, u64),
     Ended(BuildId),
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cofferdam_castore::{B3Digest, PathComponent};
+use cofferdam_castore::{B3Digest, PathComponent, directoryservice::DirectoryMemory};
 use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
@@ -15,6 +15,10 @@ use crate::{
 
 /// Separates keys from all other digests.
 const KEY_CONTEXT: &str = "cofferdam v2: what a build can see of its request, its limits and its environment";
+
+/// Most memory for the directories of a result's outputs while they are looked for; a result that takes more isn't reused. A
+/// million entries take about 600 MiB.
+const MAX_OUTPUTS_MEMORY_BYTES: u64 = 1 << 30;
 
 /// The key of a result: a digest of everything that the build could see. Builds with equal keys can replace each other. What
 /// one sees that has a network is unknown, so its key is no other's.
@@ -48,6 +52,6 @@ pub(super) async fn find(backend: &Arc<Backend>, submission: &Submission<Admitte
         Some((name, output.node.clone()))
     });
     let named = named.collect::<Option<_>>()?;
-    inputs::resolve(&backend.store, &named).await.ok()?;
+    inputs::resolve(&backend.store, &named, DirectoryMemory::limited(MAX_OUTPUTS_MEMORY_BYTES)).await.ok()?;
     Some(record)
 }

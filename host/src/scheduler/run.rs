@@ -6,7 +6,7 @@ use cofferdam_protocol::{Sample, Stream};
 use futures::FutureExt as _;
 use tokio::{
     runtime::Handle,
-    sync::{oneshot, watch},
+    sync::{mpsc, oneshot, watch},
     task::spawn_blocking,
 };
 
@@ -30,7 +30,9 @@ pub(super) async fn run(
     state: watch::Sender<State>,
 ) {
     let backend = &scheduler.backend;
-    let ended = AssertUnwindSafe(run_to_end(backend, &build, &options, started, &state)).catch_unwind().await;
+    let ended = AssertUnwindSafe(run_to_end(backend, &build, &options, started, (&state, &scheduler.messages)))
+        .catch_unwind()
+        .await;
     let end = ended.unwrap_or_else(|_| Err(Failure::executor("host", "the build's task panicked")));
     let record = record(&build, end.unwrap_or_else(failed)).await;
     backend.metrics.ended(&record);
@@ -71,7 +73,7 @@ async fn run_to_end(
     build: &Arc<ActiveBuild>,
     options: &Options,
     started: oneshot::Receiver<Result<(), Failure>>,
-    state: &watch::Sender<State>,
+    (state, messages): (&watch::Sender<State>, &mpsc::Sender<Message>),
 ) -> Result<End, Failure> {
     tokio::select! {
         biased;
@@ -83,7 +85,13 @@ async fn run_to_end(
     let noted = noted.map_err(|error| Failure::executor("host", error.to_string()))?;
     tracing::info!(build = %build.id(), "started");
     noted.map_err(|error| Failure::executor_because("records", "the build can't be recorded", &error))?;
-    let watch = Arc::new(Watch { state: state.clone(), build: Arc::clone(build), runtime: Handle::current() });
+    let watch = Arc::new(Watch {
+        state: state.clone(),
+        build: Arc::clone(build),
+        inputs_memory_bytes: options.limits.inputs_memory_bytes,
+        messages: messages.clone(),
+        runtime: Handle::current(),
+    });
     let built = backend.builder.build(&build.request, options, watch, &build.cancel).await;
     match build.log_failure.get() {
         Some(failure) if !matches!(built, Ok(Built { .. })) => Err(failure.clone()),
@@ -99,6 +107,9 @@ fn interrupted() -> Failure {
 struct Watch {
     state: watch::Sender<State>,
     build: Arc<ActiveBuild>,
+    /// What the build has reserved for its inputs' directories.
+    inputs_memory_bytes: u64,
+    messages: mpsc::Sender<Message>,
     runtime: Handle,
 }
 
@@ -110,6 +121,13 @@ impl Observer for Watch {
 
     fn connection(&self, connection: &Connection) {
         self.build.recording.connection(connection);
+    }
+
+    fn resolved(&self, memory_bytes: u64) {
+        let message = Message::Resolved(self.build.id(), self.inputs_memory_bytes.saturating_sub(memory_bytes));
+        let messages = self.messages.clone();
+        // If the event loop has ended, there is nothing to free.
+        self.runtime.spawn(async move { messages.send(message).await });
     }
 
     fn sample(&self, latest: &Sample) {

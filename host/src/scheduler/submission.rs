@@ -40,11 +40,9 @@ impl Submission {
 }
 
 impl Submission<Admitted> {
-    /// The build's share of the budget.
-    pub(super) fn need(&self) -> Need {
-        let asked = self.request.constraints.as_ref().map_or(0, |constraints| constraints.min_memory);
-        let limits = &self.options.limits;
-        Need { memory_bytes: limits.memory_bytes.max(asked), cpus: limits.cpus }
+    /// The build's share of the budget until its inputs have been read.
+    pub(super) fn need(&self, builder: &Builder) -> Need {
+        Need { memory_bytes: builder.memory_bytes(&self.request, &self.options), cpus: self.options.limits.cpus }
     }
 }
 

@@ -24,7 +24,7 @@ use std::{
     process::Command,
     ptr,
     thread::sleep,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// What an attempt needs to have done for success.
@@ -161,9 +161,28 @@ const ATTEMPTS: &[(&str, Attempt)] = &[
     ("fork", |_| call_and_end(libc::SYS_fork, [0; 5])),
     ("fork-as-clone", |_| call_and_end(libc::SYS_clone, [libc::SIGCHLD.into(), 0, 0, 0, 0])),
     ("run", |program| Command::new(program).status().map(drop)),
-    ("threads", |_| {
+    ("threads", |count| {
+        let count = if count.is_empty() { 3000 } else { number(count)? };
         let spawn = || std::thread::Builder::new().stack_size(16 << 10).spawn(std::thread::park);
-        (0..3000).map(|_| spawn()).collect::<io::Result<Vec<_>>>().map(drop)
+        (0..count).map(|_| spawn()).collect::<io::Result<Vec<_>>>().map(drop)
+    }),
+    ("fill-memory", |bytes| {
+        let fill = |bytes| {
+            // SAFETY: the name is terminated.
+            let memory = unsafe { libc::memfd_create(c"memory".as_ptr(), libc::MFD_CLOEXEC) };
+            call(libc::SYS_fallocate, [memory.into(), 0, 0, bytes, 0]).map(|()| memory)
+        };
+        // In parts, since files have a limit of their own.
+        (0..number(bytes)? / PART).map(|_| fill(PART)).collect::<io::Result<Vec<_>>>().map(drop)
+    }),
+    ("spin", |millis| {
+        let end = Instant::now() + Duration::from_millis(number(millis)?.cast_unsigned());
+        while Instant::now() < end {}
+        Ok(())
+    }),
+    ("sleep", |seconds| {
+        sleep(Duration::from_secs(number(seconds)?.cast_unsigned()));
+        Ok(())
     }),
     ("make-directory", |path| fs::create_dir(format!("{path}/made-directory"))),
     ("make-file", |path| File::create(format!("{path}/made-file")).map(drop)),
@@ -193,6 +212,9 @@ const ATTEMPTS: &[(&str, Attempt)] = &[
         call(libc::SYS_ftruncate, [memory.into(), 1 << 30, 0, 0, 0])
     }),
 ];
+
+/// Length of a file in memory, in bytes.
+const PART: c_long = 32 << 20;
 
 /// Where attempts are found by an attacker in a helper's place.
 const ATTEMPTS_FILE: &str = "attempts";

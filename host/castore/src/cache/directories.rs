@@ -14,7 +14,9 @@ use futures::{
 use parking_lot::Mutex;
 
 use super::{WritePolicy, trees::Trees};
-use crate::{B3Digest, Directory, DirectoryPutter, DirectoryService, directoryservice::put_tree, runtime::spawn};
+use crate::{
+    B3Digest, Directory, DirectoryMemory, DirectoryPutter, DirectoryService, directoryservice::put_tree, runtime::spawn,
+};
 
 /// A cache of directories in front of a remote service.
 ///
@@ -60,10 +62,10 @@ impl CacheDirectoryService {
     }
 
     /// A tree from the remote store, which is cached on the way.
-    fn fetch(&self, root: B3Digest) -> BoxStream<'_, io::Result<Directory>> {
+    fn fetch(&self, root: B3Digest, memory: &DirectoryMemory) -> BoxStream<'_, io::Result<Directory>> {
         let tree = HashMap::new();
         let directories = stream::try_unfold(
-            (self.trees.remote.get_recursive(&root), tree),
+            (self.trees.remote.get_recursive_within(&root, memory), tree),
             move |(mut remote, mut tree)| async move {
                 match remote.try_next().await? {
                     Some(directory) => {
@@ -120,27 +122,35 @@ impl DirectoryService for CacheDirectoryService {
     }
 
     fn get_recursive(&self, root: &B3Digest) -> BoxStream<'_, io::Result<Directory>> {
-        let root = *root;
-        let walk = Walk { from: self.trees.cache.get_recursive(&root), is_remote: false, seen: HashSet::new() };
-        let directories = stream::try_unfold(walk, move |mut walk| async move {
-            let next = match walk.next().await {
-                Ok(None) if !walk.is_remote && walk.seen.is_empty() => None,
-                // It was just removed, or is damaged.
-                Err(error)
-                    if !walk.is_remote && matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) =>
-                {
-                    None
-                }
-                next => Some(next),
-            };
-            let next = match next {
-                Some(next) => next,
-                None => {
-                    (walk.from, walk.is_remote) = (self.fetch(root), true);
-                    walk.next().await
-                }
-            };
-            Ok(next?.map(|directory| (directory, walk)))
+        self.get_recursive_within(root, &DirectoryMemory::unlimited())
+    }
+
+    fn get_recursive_within(&self, root: &B3Digest, memory: &DirectoryMemory) -> BoxStream<'_, io::Result<Directory>> {
+        let (root, memory) = (*root, memory.clone());
+        let cached = self.trees.cache.get_recursive_within(&root, &memory);
+        let walk = Walk { from: cached, is_remote: false, seen: HashSet::new() };
+        let directories = stream::try_unfold(walk, move |mut walk| {
+            let memory = memory.clone();
+            async move {
+                let next = match walk.next().await {
+                    Ok(None) if !walk.is_remote && walk.seen.is_empty() => None,
+                    // It was just removed, or is damaged.
+                    Err(error)
+                        if !walk.is_remote && matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidData) =>
+                    {
+                        None
+                    }
+                    next => Some(next),
+                };
+                let next = match next {
+                    Some(next) => next,
+                    None => {
+                        (walk.from, walk.is_remote) = (self.fetch(root, &memory), true);
+                        walk.next().await
+                    }
+                };
+                Ok(next?.map(|directory| (directory, walk)))
+            }
         });
         directories.boxed()
     }

@@ -5,7 +5,8 @@ use std::{any::Any, collections::HashSet, io, sync::Arc};
 use futures::TryStreamExt as _;
 
 use super::{
-    CacheDirectoryService, DirectoryService, MemoryDirectoryService, ObjectStoreDirectoryService, RedbDirectoryService,
+    CacheDirectoryService, DirectoryMemory, DirectoryMemoryError, DirectoryService, MemoryDirectoryService,
+    ObjectStoreDirectoryService, RedbDirectoryService,
 };
 use crate::{
     B3Digest, Directory, Node, Store, WritePolicy,
@@ -175,6 +176,27 @@ async fn a_putter_checks_the_sizes_of_children() {
         let root = put_tree(&*service, &[&leaf, &counted_once]).await.unwrap();
         let tree: Vec<_> = service.get_recursive(&root).try_collect().await.unwrap();
         assert_eq!(tree, [counted_once.clone(), leaf.clone()]);
+    }
+}
+
+#[tokio::test]
+async fn a_walk_ends_where_the_memory_for_directories_does() {
+    let leaf = leaf();
+    let root = above(&[&leaf]);
+    for (service, _dir) in services() {
+        put_tree(&*service, &[&leaf, &root]).await.unwrap();
+        let memory = DirectoryMemory::unlimited();
+        let tree: Vec<_> = service.get_recursive_within(&root.digest(), &memory).try_collect().await.unwrap();
+        assert_eq!(tree, [root.clone(), leaf.clone()]);
+        let needed = memory.used();
+        let enough = DirectoryMemory::limited(needed);
+        assert_eq!(service.get_recursive_within(&root.digest(), &enough).try_collect::<Vec<_>>().await.unwrap(), tree);
+        let limit = needed - 1;
+        let too_little = DirectoryMemory::limited(limit);
+        let walked: io::Result<Vec<_>> = service.get_recursive_within(&root.digest(), &too_little).try_collect().await;
+        let error = walked.unwrap_err();
+        assert_eq!(DirectoryMemoryError::of(&error), Some(DirectoryMemoryError { limit }), "{error}");
+        assert!(too_little.used() < needed);
     }
 }
 

@@ -3,11 +3,12 @@
 use std::io;
 
 use async_trait::async_trait;
-use futures::stream::BoxStream;
+use futures::{StreamExt as _, stream::BoxStream};
 
 #[cfg(test)]
 mod conformance;
 mod memory;
+mod memory_limit;
 mod order;
 mod redb;
 mod walk;
@@ -15,6 +16,7 @@ mod walk;
 pub(crate) use self::redb::Reachable;
 pub use self::redb::RedbDirectoryService;
 pub use memory::MemoryDirectoryService;
+pub use memory_limit::{DirectoryMemory, DirectoryMemoryError};
 pub(crate) use order::{LeavesFirst, MAX_TREE_BYTES, RootFirst, check_tree_size};
 pub(crate) use walk::put_tree;
 
@@ -63,6 +65,21 @@ pub trait DirectoryService: Send + Sync {
     ///
     /// `NotFound` when a directory below the root is missing.
     fn get_recursive(&self, root: &B3Digest) -> BoxStream<'_, io::Result<Directory>>;
+
+    /// As [`get_recursive`](Self::get_recursive), within this memory: each directory is counted, before it is decoded if the
+    /// service gets it encoded.
+    ///
+    /// # Errors
+    ///
+    /// `QuotaExceeded` with a [`DirectoryMemoryError`] at the first directory that doesn't fit.
+    fn get_recursive_within(&self, root: &B3Digest, memory: &DirectoryMemory) -> BoxStream<'_, io::Result<Directory>> {
+        let memory = memory.clone();
+        let counted = move |directory: Directory| {
+            memory.take_counted(directory.encode().len(), directory.len())?;
+            Ok(directory)
+        };
+        self.get_recursive(root).map(move |directory| directory.and_then(&counted)).boxed()
+    }
 
     /// Starts adding a whole tree, leaves first.
     fn put_multiple_start(&self) -> Box<dyn DirectoryPutter + '_>;

@@ -1,10 +1,13 @@
 //! Encodes and decodes `Directory` messages. Their entries are counted before they are decoded.
 
 use cofferdam_proto::EncodedDirectory;
-use prost::encoding::{DecodeContext, decode_key, skip_field};
 
 use super::MAX_DIRECTORY_ENTRIES;
-use crate::{Directory, directory::MAX_DIRECTORY_BYTES, proto};
+use crate::{
+    Directory,
+    directory::MAX_DIRECTORY_BYTES,
+    proto::{self, count_entries},
+};
 
 /// Why a directory can't be sent or received over gRPC.
 #[derive(Debug, thiserror::Error)]
@@ -36,15 +39,4 @@ pub(crate) fn decode_checked(message: &EncodedDirectory) -> Result<Directory, Di
         return Err(DirectoryMessageError::Entries(entries));
     }
     Ok(Directory::decode(message.as_bytes())?)
-}
-
-/// Counts the fields of an encoded directory: each entry is one.
-fn count_entries(mut rest: &[u8]) -> Result<usize, proto::DecodeError> {
-    let mut count = 0;
-    while !rest.is_empty() {
-        let (tag, wire_type) = decode_key(&mut rest)?;
-        skip_field(wire_type, tag, &mut rest, DecodeContext::default())?;
-        count += 1;
-    }
-    Ok(count)
 }

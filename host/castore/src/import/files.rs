@@ -34,6 +34,12 @@ const BUFFER_BYTES: usize = 512 * 1024;
 /// Files from this size on get a second reader.
 const LARGE_BYTES: u64 = 64 * 1024 * 1024;
 
+/// Most bytes of a file that says it has none.
+const MAX_MADE_UP_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Digest and size of contents in the store.
+type Stored = (B3Digest, u64);
+
 const OWNER_MAY_EXECUTE: u32 = 0o100;
 
 /// Reads the symbolic link `name` in `dir`. Errors name `path`.
@@ -83,13 +89,13 @@ impl<'a> Importer<'a> {
         // A file that has grown has another size, so there is no need to read on to its end.
         let after = look_at(file, path)?;
         match stored {
-            Some(digest) if version(before) == version(&after) => Ok((digest, expected)),
+            Some(stored) if version(before) == version(&after) => Ok(stored),
             _ => Err(ImportError::Changed(path.to_owned())),
         }
     }
 
     /// Copies a large file, and hashes it in parallel, which is faster. The copy ends early if the store has the file already.
-    fn find_or_copy(&mut self, file: &File, expected: u64, path: &Path) -> Result<Option<B3Digest>, ImportError> {
+    fn find_or_copy(&mut self, file: &File, expected: u64, path: &Path) -> Result<Option<Stored>, ImportError> {
         let (known, copied) = (OnceLock::new(), AtomicBool::new(false));
         let store = self.store;
         thread::scope(|scope| {
@@ -107,23 +113,27 @@ impl<'a> Importer<'a> {
         })
     }
 
-    /// Stores `expected` bytes, unless `known` returns their digest meanwhile. `None` if there are fewer.
+    /// Stores `expected` bytes, unless `known` returns their digest meanwhile. `None` if there are more.
+    ///
+    /// The kernel makes up the contents of some files as they are read, in `/proc` and `/sys` for example, and says that they
+    /// have 0 or 4096 bytes. They have what can be read.
     fn copy(
         &mut self,
         mut file: &File,
         expected: u64,
         path: &Path,
         known: impl Fn() -> Option<B3Digest>,
-    ) -> Result<Option<B3Digest>, ImportError> {
+    ) -> Result<Option<Stored>, ImportError> {
         let store_error = |source| ImportError::Store { path: path.to_owned(), source };
         let mut writer = block_on(self.store.blobs.open_write());
+        let most = if expected == 0 { MAX_MADE_UP_BYTES } else { expected };
         let mut size = 0;
-        while size < expected {
+        while size < most {
             if let Some(digest) = known() {
-                return Ok(Some(digest));
+                return Ok(Some((digest, expected)));
             }
             let read = match file.read(&mut self.buffer) {
-                Ok(0) => return Ok(None),
+                Ok(0) => break,
                 Ok(read) => read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(read_error(path, "read the file", error)),
@@ -131,10 +141,14 @@ impl<'a> Importer<'a> {
             size += read as u64;
             block_on(writer.write_all(&self.buffer[..read])).map_err(store_error)?;
         }
-        if size > expected {
+        if expected == 0 && size >= most {
+            let source = io::Error::other(format!("it says that it is empty, and has {most} bytes or more"));
+            return Err(ImportError::Read { path: path.to_owned(), action: "read the whole file", source });
+        }
+        if size > most {
             return Ok(None);
         }
-        block_on(writer.close()).map(Some).map_err(store_error)
+        block_on(writer.close()).map(|digest| Some((digest, size))).map_err(store_error)
     }
 }
 

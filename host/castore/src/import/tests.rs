@@ -188,6 +188,18 @@ fn import_while(path: &Path, on_write: impl Fn() + Send + Sync + 'static) -> Imp
 }
 
 #[test]
+fn files_whose_contents_the_kernel_makes_up_have_what_can_be_read() {
+    // One says that it has no byte, the other that it has a page.
+    for path in ["/proc/version", "/sys/devices/system/cpu/online"] {
+        let contents = fs::read(path).unwrap();
+        let node = import_path(&Store::memory(), Path::new(path)).unwrap();
+        let expected = Node::File { digest: B3Digest::of(&contents), size: contents.len() as u64, executable: false };
+        assert!(!contents.is_empty());
+        assert_eq!(node, expected, "{path}");
+    }
+}
+
+#[test]
 fn a_file_that_changes_while_it_is_read_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");

@@ -12,7 +12,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::{Kind, Objects, compression::FrameDecoder, damaged, spawn};
 use crate::{
-    B3Digest, Directory, DirectoryPutter, DirectoryService,
+    B3Digest, Directory, DirectoryMemory, DirectoryPutter, DirectoryService,
     directory::MAX_DIRECTORY_BYTES,
     directoryservice::{LeavesFirst, check_tree_size, decode_verified},
 };
@@ -85,8 +85,12 @@ impl DirectoryService for ObjectStoreDirectoryService {
     }
 
     fn get_recursive(&self, root: &B3Digest) -> BoxStream<'_, io::Result<Directory>> {
+        self.get_recursive_within(root, &DirectoryMemory::unlimited())
+    }
+
+    fn get_recursive_within(&self, root: &B3Digest, memory: &DirectoryMemory) -> BoxStream<'_, io::Result<Directory>> {
         let (directories, received) = mpsc::channel(AHEAD);
-        let download = spawn(download(self.objects.clone(), *root, directories));
+        let download = spawn(download(self.objects.clone(), *root, memory.clone(), directories));
         // The task's result comes last, so that an error or a panic ends the stream with an error.
         let end = download.map(|ended| ended.err().map(Err)).into_stream();
         received.map(Ok).chain(end.filter_map(std::future::ready)).boxed()
@@ -165,7 +169,12 @@ async fn upload(objects: &Objects, root: B3Digest, mut tree: HashMap<B3Digest, D
 
 /// Sends the checked directories of a tree to `to`. Each, except the root, must be referred to by an earlier one, and come
 /// once. The download ends when all of them have come, and ignores the rest of the object.
-pub(super) async fn download(objects: Arc<Objects>, root: B3Digest, mut to: mpsc::Sender<Directory>) -> io::Result<()> {
+pub(super) async fn download(
+    objects: Arc<Objects>,
+    root: B3Digest,
+    memory: DirectoryMemory,
+    mut to: mpsc::Sender<Directory>,
+) -> io::Result<()> {
     let found = match objects.store.get(&objects.path(Kind::Tree, &root)).await {
         Ok(found) => found,
         Err(object_store::Error::NotFound { .. }) => return Ok(()),
@@ -191,6 +200,7 @@ pub(super) async fn download(objects: Arc<Objects>, root: B3Digest, mut to: mpsc
         if !waiting.remove(&digest) {
             return Err(damaged(&format!("the tree {root} has the directory {digest}, which is out of place")));
         }
+        memory.take(&encoded)?;
         let directory = decode_verified(&digest, &encoded)?;
         waiting.extend(directory.children().map(|(child, _)| child).filter(|child| announced.insert(*child)));
         bytes += encoded.len();

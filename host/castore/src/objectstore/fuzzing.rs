@@ -4,7 +4,7 @@ use futures::{StreamExt as _, channel::mpsc, executor::block_on, future::join};
 use object_store::{memory::InMemory, path::Path};
 
 use super::{Kind, Objects, chunks, compression, directories};
-use crate::B3Digest;
+use crate::{B3Digest, DirectoryMemory};
 
 /// Limit for a decompressed object.
 const MAX_BYTES: usize = 1 << 20;
@@ -38,7 +38,9 @@ pub fn tree_object(object: &[u8]) -> bool {
     let root = B3Digest::of(first.unwrap_or_default());
     let objects = with(Kind::Tree, &root, object);
     let (sender, received) = mpsc::channel(1);
-    let (ended, directories) =
-        block_on(join(directories::download(objects.into(), root, sender), received.collect::<Vec<_>>()));
+    let (ended, directories) = block_on(join(
+        directories::download(objects.into(), root, DirectoryMemory::unlimited(), sender),
+        received.collect::<Vec<_>>(),
+    ));
     ended.is_ok() && directories.first().is_some_and(|directory| directory.digest() == root)
 }

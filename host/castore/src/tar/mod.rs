@@ -1,6 +1,6 @@
 //! tar archives, which hold the entries of a directory.
 //!
-//! Reading understands ustar, GNU (long names, sparse files) and PAX. Of each entry castore keeps the path, the kind, the
+//! Reading understands ustar, GNU (long names, sparse files) and PAX (long names, sparse files). Of each entry castore keeps the path, the kind, the
 //! contents or the target, and the owner's execute bit. A later entry replaces an earlier file or symbolic link with the same
 //! path, as in a file system. A hard link becomes a copy of its target at that point. Symbolic links are never followed.
 //!
@@ -8,6 +8,7 @@
 //! bytes.
 
 mod read;
+mod sparse;
 #[cfg(test)]
 mod tests;
 mod tree;

@@ -6,22 +6,31 @@ use std::{
 
 use ::tar::{Archive, Entry, EntryType, PaxExtensions};
 
-use super::tree::Tree;
+use super::{
+    sparse::{self, Sparse},
+    tree::Tree,
+};
 use crate::{
     Node, Store, SymlinkTarget,
     archive::{ArchiveError, Ingest, Limits},
 };
 
 /// Limit, in bytes, for the headers of one entry, with long names and PAX records.
-const MAX_HEADER_BYTES: u64 = 1024 * 1024;
+pub(super) const MAX_HEADER_BYTES: u64 = 1024 * 1024;
 
 const OWNER_MAY_EXECUTE: u32 = 0o100;
 
 /// Keys that a global PAX header may not have, since they would turn an entry into another one.
 const MEANINGFUL: [&str; 3] = ["path", "linkpath", "size"];
 
-/// Prefix of the PAX keys of sparse files.
-const PAX_SPARSE: &str = "GNU.sparse.";
+/// Length of a header, in bytes.
+const HEADER_BYTES: usize = 512;
+
+/// Where a header has its entry's kind.
+const KIND_AT: usize = 156;
+
+/// The kind of a label of the whole archive, which is its first entry.
+const LABEL: u8 = b'V';
 
 /// Imports a tar archive, durably. Returns the node of the directory that it holds.
 ///
@@ -30,8 +39,10 @@ const PAX_SPARSE: &str = "GNU.sparse.";
 /// # Errors
 ///
 /// Names the entry where the archive is wrong or the store failed. Nothing becomes visible in the store.
-pub fn import(store: &Store, archive: impl Read, limits: Limits) -> Result<Node, ArchiveError> {
+pub fn import(store: &Store, mut archive: impl Read, limits: Limits) -> Result<Node, ArchiveError> {
     let meter = Meter::default();
+    let beginning = without_label(&mut archive).map_err(|error| ArchiveError::read(&[], error))?;
+    let archive = beginning.chain(archive);
     let mut ingest = Ingest::new(store, limits);
     let mut tree = Tree::new();
     let mut archive = Archive::new(Metered { inner: archive, meter: meter.clone() });
@@ -53,6 +64,16 @@ pub fn import(store: &Store, archive: impl Read, limits: Limits) -> Result<Node,
     ingest.finish(root.to_node(), whole)
 }
 
+/// The first header, or nothing if that is a label: GNU tar gives it no size, which the parser takes for damage.
+fn without_label(archive: &mut impl Read) -> io::Result<io::Cursor<Vec<u8>>> {
+    let mut header = Vec::with_capacity(HEADER_BYTES);
+    archive.take(HEADER_BYTES as u64).read_to_end(&mut header)?;
+    if header.get(KIND_AT) == Some(&LABEL) {
+        header.clear();
+    }
+    Ok(io::Cursor::new(header))
+}
+
 fn take<R: Read>(entry: &mut Entry<'_, R>, tree: &mut Tree, ingest: &mut Ingest) -> Result<(), ArchiveError> {
     let path = entry.path_bytes().into_owned();
     let refused = |rule: &str| Err(ArchiveError::malformed(&path, rule));
@@ -60,15 +81,22 @@ fn take<R: Read>(entry: &mut Entry<'_, R>, tree: &mut Tree, ingest: &mut Ingest)
     if kind == EntryType::XGlobalHeader {
         return check_global_header(entry);
     }
-    check_pax_header(entry, &path)?;
+    let sparse = described_as_sparse(entry, &path)?;
     match kind {
         // Older programs mark a directory by a slash alone.
         EntryType::Regular if path.ends_with(b"/") => tree.directory(&path, ingest),
         EntryType::Directory => tree.directory(&path, ingest),
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
             let mode = entry.header().mode().map_err(|error| ArchiveError::malformed(&path, error.to_string()))?;
-            let size = entry.size();
-            let node = ingest.file(&path, entry, size, mode & OWNER_MAY_EXECUTE != 0)?;
+            let (size, executable) = (entry.size(), mode & OWNER_MAY_EXECUTE != 0);
+            if !sparse.is_one() {
+                let node = ingest.file(&path, entry, size, executable)?;
+                return tree.leaf(&path, node, ingest);
+            }
+            let path = sparse.name.clone().unwrap_or(path);
+            let wrong = |rule| ArchiveError::malformed(&path, format!("is a sparse file, and {rule}"));
+            let (size, mut contents) = sparse.expand(entry, size).map_err(wrong)?;
+            let node = ingest.file(&path, &mut contents, size, executable)?;
             tree.leaf(&path, node, ingest)
         }
         EntryType::Symlink => {
@@ -83,8 +111,7 @@ fn take<R: Read>(entry: &mut Entry<'_, R>, tree: &mut Tree, ingest: &mut Ingest)
         EntryType::Char => refused("is a character device; only directories, regular files and links can be imported"),
         EntryType::Block => refused("is a block device; only directories, regular files and links can be imported"),
         EntryType::Fifo => refused("is a fifo; only directories, regular files and links can be imported"),
-        // A label for the whole archive.
-        other if other.as_byte() == b'V' => Ok(()),
+        other if other.as_byte() == LABEL => Ok(()),
         other => {
             let kind = other.as_byte().escape_ascii();
             let rule = format!("is of the kind '{kind}'; only directories, regular files and links can be imported");
@@ -97,16 +124,16 @@ fn link_name<R: Read>(entry: &Entry<'_, R>) -> Vec<u8> {
     entry.link_name_bytes().map(std::borrow::Cow::into_owned).unwrap_or_default()
 }
 
-fn check_pax_header<R: Read>(entry: &mut Entry<'_, R>, path: &[u8]) -> Result<(), ArchiveError> {
+fn described_as_sparse<R: Read>(entry: &mut Entry<'_, R>, path: &[u8]) -> Result<Sparse, ArchiveError> {
     let malformed = |error: io::Error| ArchiveError::malformed(path, error.to_string());
+    let mut sparse = Sparse::default();
     for record in entry.pax_extensions().map_err(malformed)?.into_iter().flatten() {
-        if record.map_err(malformed)?.key_bytes().starts_with(PAX_SPARSE.as_bytes()) {
-            let rule = "is a sparse file in PAX format, which is not supported: make the archive without --sparse, or \
-                        with --format=gnu";
-            return Err(ArchiveError::malformed(path, rule));
-        }
+        let record = record.map_err(malformed)?;
+        sparse
+            .record(record.key_bytes(), record.value_bytes())
+            .map_err(|rule| ArchiveError::malformed(path, format!("is a sparse file, and {rule}")))?;
     }
-    Ok(())
+    Ok(sparse)
 }
 
 fn check_global_header<R: Read>(entry: &mut Entry<'_, R>) -> Result<(), ArchiveError> {
@@ -116,7 +143,9 @@ fn check_global_header<R: Read>(entry: &mut Entry<'_, R>) -> Result<(), ArchiveE
     for record in PaxExtensions::new(&header) {
         let record = record.map_err(|error| ArchiveError::malformed(&[], error.to_string()))?;
         let key = record.key_bytes();
-        if MEANINGFUL.iter().any(|meaningful| key == meaningful.as_bytes()) || key.starts_with(PAX_SPARSE.as_bytes()) {
+        if MEANINGFUL.iter().any(|meaningful| key == meaningful.as_bytes())
+            || key.starts_with(sparse::PREFIX.as_bytes())
+        {
             let rule = format!("gives all entries the same \"{}\", which makes no sense", key.escape_ascii());
             return Err(ArchiveError::malformed(&[], rule));
         }

@@ -6,10 +6,10 @@ use cofferdam_images::{Image, default_dir};
 
 use super::{super::StoreArgs, Check};
 use crate::{
-    daemon::{self, Overrides, Problem, chain},
+    daemon::{self, NO_CGROUPS_ADVICE, Overrides, Problem, chain},
     limits::Limits,
-    machine::jail::{Best, Walls, landlock_version},
-    machine::vmm::{self, Accelerator, Candidate, Choice, ChooseError},
+    machine::jail::{Best, Delegated, Walls, landlock_version},
+    machine::vmm::{self, Accelerator, Candidate, Choice, ChooseError, KvmError},
     quantity::show_size,
     request::Host,
     state::state_dir,
@@ -20,10 +20,7 @@ const LITTLE_SPACE_BYTES: u64 = 1 << 30;
 
 pub(super) fn all(store: &StoreArgs, config: daemon::Config) -> Vec<Check> {
     let survey = vmm::survey();
-    let kvm = match &survey.kvm {
-        Ok(()) => Check::fine("kvm", "/dev/kvm works"),
-        Err(error) => Check::absent("kvm", chain(error), error.remedy()),
-    };
+    let kvm = kvm(&survey.kvm);
     let cloud_hypervisor = candidate("cloud-hypervisor", &survey.cloud_hypervisor);
     let (qemu, vsock_device) = (candidate("qemu", &survey.qemu), vsock_device(&survey.qemu));
     let choice = survey.choose(None);
@@ -38,12 +35,20 @@ pub(super) fn all(store: &StoreArgs, config: daemon::Config) -> Vec<Check> {
         vsock_device,
         machines(choice),
         daemon(store, config),
-        landlock(),
+        landlock(landlock_version()),
         walls(),
+        cgroups(),
         memory(&Host::this()),
     ];
     checks.extend(weaknesses.into_iter().map(|weakness| Check::weak(weakness.name, weakness.finding, weakness.fix)));
     checks
+}
+
+fn kvm(works: &Result<(), KvmError>) -> Check {
+    match works {
+        Ok(()) => Check::fine("kvm", "/dev/kvm works"),
+        Err(error) => Check::absent("kvm", chain(error), error.remedy()),
+    }
 }
 
 fn state() -> Check {
@@ -154,9 +159,9 @@ fn daemon(store: &StoreArgs, mut config: daemon::Config) -> Check {
     Check::absent(name, format!("would refuse to start: {}", texts.join("; ")), fixes.join("; "))
 }
 
-fn landlock() -> Check {
+fn landlock(version: u32) -> Check {
     let name = "landlock";
-    match landlock_version() {
+    match version {
         version @ 1.. => Check::fine(name, format!("version {version}; helper processes are confined")),
         0 => Check::absent(
             name,
@@ -185,6 +190,17 @@ fn walls() -> Check {
     }
 }
 
+fn cgroups() -> Check {
+    let name = "cgroups";
+    match Delegated::find() {
+        Ok(_) => Check::fine(name, "each machine gets one, which bounds its memory, CPU time and processes"),
+        Err(reason) => {
+            let what = "nothing bounds the memory and CPU time of a machine's helper processes together";
+            Check::absent(name, format!("{what}: {reason}"), NO_CGROUPS_ADVICE)
+        }
+    }
+}
+
 fn memory(host: &Host) -> Check {
     let name = "memory";
     let needed = Limits::default().memory_bytes;
@@ -193,5 +209,32 @@ fn memory(host: &Host) -> Check {
         Check::fine(name, format!("{all}; a build gets {default} unless --memory says otherwise"))
     } else {
         Check::absent(name, format!("{all}, and a build gets {default}"), "give builds less memory with --memory")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_kvm_that_only_the_user_itself_may_open_is_one_line_with_a_fix() {
+        let denied = KvmError::Helpers(io::ErrorKind::PermissionDenied.into());
+        let lines = kvm(&Err(denied)).lines();
+        let (line, fix) = lines.split_once('\n').unwrap();
+        let expected = "absent   kvm                 this user may open /dev/kvm, but its helper processes, which have a user id of \
+                        their own, may not: permission denied";
+        assert_eq!(line, expected);
+        assert!(fix.trim().starts_with("try: let a group have the device") && fix.ends_with("log in again\n"), "{fix}");
+        assert_eq!(kvm(&Ok(())).lines(), "ok       kvm                 /dev/kvm works\n");
+    }
+
+    #[test]
+    fn a_kernel_without_landlock_is_one_line_with_a_fix() {
+        let expected = "absent   landlock            this kernel has none, so that helper processes are confined by other means \
+                        alone\n                             try: boot with lsm=landlock, or a kernel of version 5.13 or later\n";
+        assert_eq!(landlock(0).lines(), expected);
+        assert!(landlock(1).lines().starts_with("ok       landlock            version 1; "));
     }
 }

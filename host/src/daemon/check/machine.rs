@@ -7,13 +7,22 @@ use cofferdam_images::{Image, default_dir};
 use super::Checks;
 use crate::{
     daemon::{config::VmmName, problem::chain},
-    machine::{jail::Best, vmm},
+    machine::{
+        jail::{Best, Delegated},
+        vmm,
+    },
     quantity::show_size,
+    state::state_dir,
 };
 
 const EMULATION: &str = "builds could only be emulated here (QEMU TCG), which is no security boundary";
 const EMULATION_ADVICE: &str = "make KVM work (`cofferdam doctor` shows what it lacks), or accept emulation with \
                                 --allow-emulation or allow_emulation = true";
+
+/// How a daemon gets a cgroup that it may divide.
+pub(crate) const NO_CGROUPS_ADVICE: &str = "start the daemon by its unit, which has Delegate=, or with \
+                                            `systemd-run --scope --property=Delegate=yes`; the host needs cgroup v2 \
+                                            (systemd.unified_cgroup_hierarchy=1 on the kernel's command line)";
 
 impl Checks<'_> {
     pub(super) fn image(&mut self) -> Option<Image> {
@@ -63,7 +72,7 @@ impl Checks<'_> {
         }
         match choice.accelerator {
             vmm::Accelerator::Tcg if !config.allow_emulation => {
-                self.lacking("allow_emulation", EMULATION).advise(EMULATION_ADVICE);
+                self.lacking("allow_emulation", format!("{EMULATION}; {}", choice.reason)).advise(EMULATION_ADVICE);
             }
             vmm::Accelerator::Kvm if config.nested && !vmm::kvm_nests() => {
                 self.wrong("nested", "KVM on this host runs no VMs inside VMs: its module has `nested` off").advise(
@@ -84,12 +93,29 @@ impl Checks<'_> {
         }
     }
 
-    pub(super) fn huge_pages(&mut self, build_bytes: u64) {
+    pub(super) fn cgroups(&mut self) {
+        let config = &self.config.cgroups;
+        match Delegated::find() {
+            Err(reason) if config.require => {
+                let what = format!("machines get no cgroup here, and are required to: {reason}");
+                self.lacking("cgroups.require", what).advise(NO_CGROUPS_ADVICE);
+            }
+            Err(_) => {}
+            Ok(delegated) => {
+                let shares = config.shares(&state_dir().unwrap_or_default());
+                if let Err(reason) = delegated.disk(&shares) {
+                    self.wrong("cgroups", format!("read_rate and write_rate can't be kept: {reason}"));
+                }
+            }
+        }
+    }
+
+    pub(super) fn huge_pages(&mut self, machine_bytes: u64) {
         let vmm::HugePages { size_bytes, total: pages, .. } = vmm::HugePages::of_host();
-        let needed = build_bytes.div_ceil(size_bytes);
+        let needed = machine_bytes.div_ceil(size_bytes);
         if pages < needed {
-            let size = show_size(build_bytes);
-            self.wrong("hugepages", format!("a build's {size} take {needed} huge pages, and this host has {pages}"))
+            let size = show_size(machine_bytes);
+            self.wrong("hugepages", format!("a machine's {size} take {needed} huge pages, and this host has {pages}"))
                 .advise(format!("sudo sysctl vm.nr_hugepages={needed}"));
         }
     }

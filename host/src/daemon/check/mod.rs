@@ -18,7 +18,7 @@ use super::{
     sockets::ANONYMOUS_ADVICE,
 };
 use crate::{
-    build::Options,
+    build::{Footprint, Options, machine_bytes},
     devices::paths::Shown,
     limits::Limits,
     machine::vmm,
@@ -27,6 +27,7 @@ use crate::{
     request::Host,
     scheduler::Operators,
 };
+pub(crate) use machine::NO_CGROUPS_ADVICE;
 
 /// What the checks have found for the daemon to use.
 pub(super) struct Checked {
@@ -41,15 +42,18 @@ pub(super) struct Checked {
 /// Looks for all problems at once.
 pub(super) fn check(config: &Config) -> Result<Checked, Vec<Problem>> {
     let mut checks = Checks { config, problems: config.unread().cloned().collect() };
-    let options = config.options();
-    checks.limits(&options.limits);
+    let vmm = checks.vmm();
+    let footprint = vmm.as_ref().map_or_else(Footprint::smallest, Footprint::of);
+    let options = config.options(footprint);
+    checks.limits(&options.limits, footprint);
     checks.host_paths();
     checks.listen();
     checks.store();
     checks.walls();
+    checks.cgroups();
     let network = checks.network();
     let operators = checks.operators();
-    let (image, vmm, tls) = (checks.image(), checks.vmm(), checks.tls());
+    let (image, tls) = (checks.image(), checks.tls());
     match (image, vmm, tls) {
         (Some(image), Some(vmm), Some(tls)) if checks.problems.is_empty() => {
             Ok(Checked { options, image, vmm, tls, operators, network })
@@ -78,23 +82,34 @@ impl Checks<'_> {
         self.problems.push_mut(problem)
     }
 
-    fn limits(&mut self, limits: &Limits) {
+    fn limits(&mut self, limits: &Limits, footprint: Footprint) {
         let (config, host) = (self.config, Host::this());
         let mut budget = config.budget();
-        let (least, most) = (vmm::MIN_MEMORY_BYTES, host.memory_bytes);
+        let (least, most) = (footprint.bytes(&Limits { cpus: 1, ..Limits::LEAST }), host.memory_bytes);
         if !(least..=most).contains(&budget.memory_bytes) {
             self.wrong("budget.memory", format!("must be from {} to {}", show_size(least), show_size(most)));
         }
         if !config.is_read("budget") {
             (budget.memory_bytes, budget.cpus) = (host.memory_bytes, vmm::MAX_CPUS);
         }
-        let memory_bytes = budget.memory_bytes.min(host.memory_bytes).max(vmm::MIN_MEMORY_BYTES);
-        let most = Limits { memory_bytes, cpus: budget.cpus.min(vmm::MAX_CPUS), ..Limits::MOST };
+        let memory_bytes = budget.memory_bytes.min(host.memory_bytes).max(least);
+        let inputs_memory_bytes = memory_bytes - least + Limits::LEAST.inputs_memory_bytes;
+        let cpus = budget.cpus.min(vmm::MAX_CPUS);
+        let others = Limits {
+            cpus: limits.cpus.min(cpus),
+            inputs_memory_bytes: limits.inputs_memory_bytes.min(inputs_memory_bytes),
+            ..*limits
+        };
+        let memory_bytes = footprint.largest_memory(&others, memory_bytes).max(vmm::MIN_MEMORY_BYTES);
+        let most = Limits { memory_bytes, inputs_memory_bytes, cpus, ..Limits::MOST };
         for (name, rule) in limits.broken_rules(&most) {
-            self.wrong(Key::from("build").child(name), rule);
+            let problem = self.wrong(Key::from("build").child(name), rule);
+            if name == "memory" {
+                problem.advise("leave room in budget.memory for the machine's processes and for build.inputs_memory");
+            }
         }
         if config.hugepages {
-            self.huge_pages(limits.memory_bytes);
+            self.huge_pages(machine_bytes(limits.memory_bytes));
         }
     }
 
@@ -130,6 +145,9 @@ impl Checks<'_> {
         let network = self.config.network.as_ref()?;
         if self.config.withhold_network {
             self.wrong("withhold_network", "must be false where there is a table [network]");
+        }
+        if network.connections() > Policy::MAX_CONNECTIONS {
+            self.wrong("network.connections", format!("must be at most {}", Policy::MAX_CONNECTIONS));
         }
         let resolvers = match &network.resolvers[..] {
             [] => Resolvers::of_host(),

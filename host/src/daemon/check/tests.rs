@@ -4,10 +4,12 @@ use crate::daemon::problem::failure;
 fn limits(text: &str) -> String {
     let config = Config::of(text);
     let mut checks = Checks { config: &config, problems: Vec::new() };
-    checks.limits(&config.options().limits);
+    let footprint = Footprint::smallest();
+    checks.limits(&config.options(footprint).limits, footprint);
     checks.host_paths();
     checks.operators();
     checks.listen();
+    checks.network();
     failure(checks.problems).message
 }
 
@@ -17,18 +19,26 @@ fn limits_fit_the_budget_and_the_budget_fits_the_host() {
     assert_eq!(limits("[build]\nmemory = '256M'"), nothing);
     for (text, words) in [
         ("[build]\nmemory = '1K'", "test.toml:2: build.memory = '1K': must be from 128.00 MiB to"),
-        ("[budget]\nmemory = '1G'\n[build]\nmemory = '2G'", "build.memory = '2G': must be from 128.00 MiB to 1.00 GiB"),
-        ("[budget]\nmemory = '1000T'", "test.toml:2: budget.memory = '1000T': must be from 128.00 MiB to"),
+        ("[budget]\nmemory = '1G'\n[build]\nmemory = '2G'", "build.memory = '2G': must be from 128.00 MiB to 546."),
+        ("[budget]\nmemory = '1000T'", "test.toml:2: budget.memory = '1000T': must be from"),
         ("[budget]\nmemory = '1M'", "test.toml:2: budget.memory = '1M': must be from"),
         ("[budget]\ncpus = 2\n[build]\ncpus = 3", "test.toml:4: build.cpus = 3: must be from 1 to 2"),
         ("[budget]\ncpus = 1000\n[build]\ncpus = 255", "build.cpus = 255: must be from 1 to 254"),
         ("[build]\nscratch_size = '1000T'", "build.scratch_size = '1000T': must be from"),
-        ("hugepages = true\n[build]\nmemory = '100G'", "test.toml:1: hugepages = true: a build's 100.00 GiB take"),
+        ("hugepages = true\n[build]\nmemory = '100G'", "test.toml:1: hugepages = true: a machine's 106.41 GiB take"),
         (
             "[operators]\nusers = ['root', 'no one']",
             "test.toml:2: operators.users = 'no one': this host has no user of",
         ),
         ("[operators]\nusers = [0,\n-1]", "test.toml:3: operators.users = -1: this host has no user of that name"),
+        (
+            "withhold_network = true\n[network]\nresolvers = ['10.0.0.53:53']",
+            "test.toml:1: withhold_network = true: must be false where there is a table [network]",
+        ),
+        (
+            "[network]\nresolvers = ['10.0.0.53:53']\nconnections = 513",
+            "test.toml:3: network.connections = 513: must be at most 512",
+        ),
         ("[host_paths]\n'/x' = '/nowhere'", "test.toml:2: host_paths.\"/x\" = '/nowhere': can't be read"),
     ] {
         let message = limits(text);

@@ -19,14 +19,14 @@ use self::network::NetworkConfig;
 pub(super) use self::source::Key;
 use self::source::Source;
 pub(crate) use self::values::ListenAddr;
-pub(super) use self::values::{Endpoint, GuestPath, SocketMode, UserName, VmmName, WeaknessName};
+pub(super) use self::values::{Endpoint, GuestPath, SocketMode, UserName, VmmName, WeaknessName, Weight};
 use super::problem::{Place, Problem};
 use crate::{
-    build::{Options, Settings, failure::Failure},
+    build::{Footprint, Options, Settings, failure::Failure},
     limits::{Asked, Limits},
     machine::{
         hardening::{self, Weakness},
-        jail::Walls,
+        jail::{DiskRates, Rules, Shares, Walls},
     },
     quantity::{Count, Size, Time},
     records::Retention,
@@ -37,6 +37,9 @@ use crate::{
 
 /// Share of the host's memory that builds may use by default, in percent.
 const DEFAULT_MEMORY_PERCENT: u64 = 75;
+
+/// Most of the budget that a build's inputs may reserve by default: one part in so many.
+const INPUTS_SHARE: u64 = 8;
 
 /// The settings of a daemon. Every setting has a default.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -83,6 +86,7 @@ pub(crate) struct Config {
     pub(super) build: Asked,
     pub(super) records: RecordsConfig,
     pub(super) jail: JailConfig,
+    pub(super) cgroups: CgroupsConfig,
     pub(super) host: HostConfig,
     pub(super) network: Option<NetworkConfig>,
     pub(super) metrics: Option<MetricsConfig>,
@@ -139,6 +143,38 @@ pub(super) struct QueueConfig {
 pub(super) struct JailConfig {
     /// The daemon refuses to start with less.
     require: Walls,
+}
+
+/// What each machine may use of the host, where it has a cgroup.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct CgroupsConfig {
+    /// The daemon refuses to start without.
+    pub(super) require: bool,
+    cpu_weight: Option<Weight>,
+    /// In percent of what its build's CPUs have.
+    cpu_percent: Option<Count>,
+    processes: Option<Count>,
+    io_weight: Option<Weight>,
+    /// Bytes a second.
+    read_rate: Option<Size>,
+    write_rate: Option<Size>,
+}
+
+impl CgroupsConfig {
+    /// `path` is on the disk that machines use.
+    pub(super) fn shares(&self, path: &Path) -> Shares {
+        let defaults = Shares::default();
+        let (read, write) = (self.read_rate.map(u64::from), self.write_rate.map(u64::from));
+        let rates = DiskRates { path: path.to_owned(), read, write };
+        Shares {
+            cpu_weight: self.cpu_weight.map_or(defaults.cpu_weight, |Weight(weight)| weight),
+            cpu_percent: self.cpu_percent.map_or(defaults.cpu_percent, u32::from),
+            processes: self.processes.map_or(defaults.processes, u32::from),
+            io_weight: self.io_weight.map_or(defaults.io_weight, |Weight(weight)| weight),
+            disk_rates: read.or(write).map(|_| rates),
+        }
+    }
 }
 
 /// What is known of the host and accepted.
@@ -252,10 +288,14 @@ impl Config {
     }
 
     /// The options of a build that asks for nothing.
-    pub(super) fn options(&self) -> Options {
+    pub(super) fn options(&self, footprint: Footprint) -> Options {
         let (default, budget) = (Limits::default(), self.budget());
-        let (memory_bytes, cpus) = (default.memory_bytes.min(budget.memory_bytes), default.cpus.min(budget.cpus));
-        Options::new(&Limits { memory_bytes, cpus, ..default }, &self.build)
+        let cpus = default.cpus.min(budget.cpus);
+        let inputs_memory_bytes = default.inputs_memory_bytes.min(budget.memory_bytes / INPUTS_SHARE);
+        // The memory depends on the other limits.
+        let limits = Limits { cpus, inputs_memory_bytes, ..default }.with(&self.build);
+        let memory_bytes = default.memory_bytes.min(footprint.largest_memory(&limits, budget.memory_bytes));
+        Options::new(&Limits { memory_bytes, cpus, inputs_memory_bytes, ..default }, &self.build)
     }
 
     /// For all running builds together.
@@ -290,7 +330,8 @@ impl Config {
         settings.hugepages = self.hugepages;
         settings.withhold_network = self.withhold_network;
         settings.nested = self.nested;
-        settings.walls = self.walls();
+        let shares = self.cgroups.shares(&settings.run_dir);
+        settings.jail = Rules { walls: self.walls(), cgroups: self.cgroups.require, shares };
         settings.ro_paths =
             self.host_paths.iter().map(|(GuestPath(seen), host)| (seen.clone(), host.clone())).collect();
         settings.connect_timeout = self.connect_timeout.map_or(settings.connect_timeout, |Time(time)| time);

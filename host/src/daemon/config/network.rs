@@ -25,12 +25,17 @@ pub(in crate::daemon) struct NetworkConfig {
 }
 
 impl NetworkConfig {
+    /// Most connections of a build at a time.
+    pub(in crate::daemon) fn connections(&self) -> u32 {
+        self.connections.map_or(Policy::CONNECTIONS, |Count(count)| count)
+    }
+
     /// The policy, with the DNS servers that were found for it.
     pub(in crate::daemon) fn policy(&self, resolvers: Resolvers) -> Policy {
         Policy {
             allow_addresses: self.allow_addresses.clone(),
             nat64: self.nat64,
-            connections: self.connections.map_or(Policy::CONNECTIONS, |Count(count)| count),
+            connections: self.connections(),
             received_bytes: self.received.map_or(Policy::RECEIVED_BYTES, |Size(bytes)| bytes),
             sent_bytes: self.sent.map_or(Policy::SENT_BYTES, |Size(bytes)| bytes),
             ..Policy::new(self.mode, self.allow.clone(), resolvers)

@@ -35,14 +35,20 @@ fn a_whole_configuration_is_read() {
         memory = 1073741824
         cpus = 4
         timeout = "2h"
+        [cgroups]
+        cpu_percent = 200
+        write_rate = "1M"
     "#;
     let config = config(text);
     assert_eq!(config.unread().count(), 0);
-    let limits = config.options().limits;
+    let limits = config.options(Footprint::smallest()).limits;
     assert_eq!((limits.memory_bytes, limits.cpus), (1 << 30, 4));
     assert_eq!(limits.timeout, Duration::from_secs(7200));
     assert_eq!(config.budget(), Budget { memory_bytes: 8 << 30, cpus: 16, builds: 4 });
     assert_eq!((config.bounds().queued, config.socket_mode.0), (10, 0o660));
+    let rates = DiskRates { path: "/disk".into(), read: None, write: Some(1 << 20) };
+    let shares = Shares { cpu_percent: 200, disk_rates: Some(rates), ..Shares::default() };
+    assert_eq!(config.cgroups.shares(Path::new("/disk")), shares);
 }
 
 #[test]
@@ -54,6 +60,21 @@ fn a_wrong_value_is_reported_with_line_and_key() {
         ("[budget]\ncpus = 0", "test.toml:2: budget.cpus = 0: \"0\" is not a number greater than 0: must not be 0"),
         ("[budget]\ncpus = -1", "budget.cpus = -1: \"-1\" is not a number greater than 0: invalid digit"),
         ("socket_mode = 0o777", "test.toml:1: socket_mode = 0o777: 0o777 is not a mode for a socket: write 0o600"),
+        ("[cgroups]\ncpu_weight = 0", "test.toml:2: cgroups.cpu_weight = 0: 0 is not a weight: write 1 to 10000"),
+        ("[cgroups]\nio_weight = 10001", "cgroups.io_weight = 10001: 10001 is not a weight: write 1 to 10000"),
+        (
+            "[network]\nallow = ['a.example',\n'https://a.example']",
+            "test.toml:3: network.allow = 'https://a.example': \"https://a.example\" is not a rule about names: must be NAME",
+        ),
+        (
+            "[network]\nallow_addresses = ['10.0.0.5:443']",
+            "test.toml:2: network.allow_addresses = '10.0.0.5:443': \"10.0.0.5:443\" is not a rule about addresses: must be",
+        ),
+        (
+            "[network]\nresolvers = ['10.0.0.53']",
+            "test.toml:2: network.resolvers = '10.0.0.53': invalid socket address",
+        ),
+        ("[network]\nmode = 'off'", "test.toml:2: network.mode = 'off': unknown variant `off`, expected `enforce`"),
         ("listen = ['run/x']", "test.toml:1: listen = 'run/x': \"run/x\" is not an address to listen on"),
         ("listen = ['host']", "listen = 'host': \"host\" is not an address to listen on"),
         ("listen = ['::1:99999']", "listen = '::1:99999': \"::1:99999\" is not an address to listen on"),
@@ -102,7 +123,7 @@ fn every_value_that_does_not_fit_is_reported() {
     assert_eq!(message.matches("test.toml").count(), 6, "{message}");
     // The others are read all the same.
     let config = config(text);
-    assert_eq!((config.listen.len(), config.options().limits.cpus), (1, 2));
+    assert_eq!((config.listen.len(), config.options(Footprint::smallest()).limits.cpus), (1, 2));
     assert!(config.is_read("budget") && !config.is_read("tls") && !config.is_read("build"));
     let flood: String = (0..200).map(|number| format!("key_{number} = 1\n")).collect();
     assert_eq!(unread(&flood).matches("test.toml").count(), 51, "the rest can wait");

@@ -113,6 +113,20 @@ pub(in crate::daemon) enum VmmName {
     Qemu,
 }
 
+/// A cgroup's part of what it shares with others.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "u32")]
+pub(in crate::daemon) struct Weight(pub(in crate::daemon) u32);
+
+impl TryFrom<u32> for Weight {
+    type Error = String;
+
+    fn try_from(weight: u32) -> Result<Self, String> {
+        let is_one = (1..=10_000).contains(&weight);
+        if is_one { Ok(Self(weight)) } else { Err(format!("{weight} is not a weight: write 1 to 10000")) }
+    }
+}
+
 /// A weakness of the host, by its name.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(try_from = "String")]

@@ -107,15 +107,14 @@ mod tests {
     use std::os::unix::net::UnixStream;
     use std::sync::Arc;
 
-    use super::super::resolve::resolve;
-    use super::super::testing::{file, inputs};
+    use super::super::testing::{file, inputs, resolve_all};
     use super::*;
     use crate::machine::Device as _;
 
     /// Starts a program that has been put in the device's place, as a guest that took the device over would.
     async fn replaced(run_dir: &Path, script: &str) -> Device {
         let store = Store::memory();
-        let tree = resolve(&store, &inputs(&[("f", file(&store, b"f").await)])).await.unwrap();
+        let tree = resolve_all(&store, &inputs(&[("f", file(&store, b"f").await)])).await.unwrap();
         let spawner = Spawner::without_walls(Handle::current()).unwrap();
         let program = Program::new("inputs' device", "/bin/sh", run_dir).args(["-c", script]);
         let (device, inputs) = Device::start_program((&spawner, run_dir), &store, Some(program)).await.unwrap();

@@ -57,21 +57,19 @@ impl Entry {
 impl Dir {
     fn new(directory: Directory) -> io::Result<Self> {
         let mut offset = 1;
-        let entries: io::Result<_> = directory
-            .into_nodes()
-            .map(|(name, node)| {
-                let below = match node {
-                    Node::Directory { size, .. } => size,
-                    Node::File { .. } | Node::Symlink { .. } => 0,
-                };
-                let name = CString::new(name.as_bytes())?;
-                let entry = Entry { name, offset, node, dir: OnceLock::new() };
-                // At most the directory's size, which it has summed up without overflow.
-                offset += 1 + below;
-                Ok(entry)
-            })
-            .collect();
-        Ok(Self { entries: entries?, numbers: offset - 1 })
+        // Collecting results would reserve up to twice the room.
+        let mut entries = Vec::with_capacity(directory.len());
+        for (name, node) in directory.into_nodes() {
+            let below = match node {
+                Node::Directory { size, .. } => size,
+                Node::File { .. } | Node::Symlink { .. } => 0,
+            };
+            let name = CString::new(name.as_bytes())?;
+            entries.push(Entry { name, offset, node, dir: OnceLock::new() });
+            // At most the directory's size, which it has summed up without overflow.
+            offset += 1 + below;
+        }
+        Ok(Self { entries, numbers: offset - 1 })
     }
 
     pub(super) fn entries(&self) -> &[Entry] {

@@ -1,13 +1,23 @@
 //! The closure of a request's inputs, checked before any VM boots.
 
+mod closure;
+mod heap;
+#[cfg(test)]
+mod tests;
+mod walk;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::io;
 
+use cofferdam_castore::directoryservice::{DirectoryMemory, DirectoryMemoryError};
 use cofferdam_castore::{B3Digest, Directory, DirectoryError, Node, PathComponent, Store};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
-use tokio::task::{consume_budget, yield_now};
+use tokio::task::consume_budget;
 
+use self::closure::{Closure, Known};
+use self::heap::Returned;
+use self::walk::Walk;
 use crate::request::{RequestError, RequestErrorKind};
 
 /// Most directories in a path, the root of the inputs left out.
@@ -22,7 +32,7 @@ pub const MAX_ENTRIES: usize = 1 << 22;
 /// Most bytes in one directory's encoding.
 pub const MAX_DIRECTORY_BYTES: usize = 64 << 20;
 
-/// Most bytes in the encodings of all directories, which the host's memory holds decoded.
+/// Most bytes in the encodings of all directories.
 pub const MAX_BYTES: usize = 512 << 20;
 
 /// Most paths: a directory that is referred to from several places counts at each of them. Inode numbers stay below it.
@@ -34,20 +44,22 @@ const CONCURRENT_QUESTIONS: usize = 64;
 /// Everything that a build may see of the store: a directory of its inputs and what lies below it.
 #[derive(Debug)]
 pub struct Tree {
-    root: Directory,
-    directories: HashMap<B3Digest, Directory>,
+    root: Known,
+    directories: HashMap<B3Digest, Known>,
     blobs: HashSet<B3Digest>,
+    /// Dropped last.
+    heap: Returned,
 }
 
 impl Tree {
-    /// The directory that holds the inputs by their names.
-    pub fn root(&self) -> &Directory {
-        &self.root
+    /// The encoding of the directory that holds the inputs by their names.
+    pub fn root(&self) -> &[u8] {
+        &self.root.encoded
     }
 
-    /// A directory of the closure.
-    pub fn directory(&self, digest: &B3Digest) -> Option<&Directory> {
-        self.directories.get(digest)
+    /// The encoding of a directory of the closure.
+    pub fn directory(&self, digest: &B3Digest) -> Option<&[u8]> {
+        self.directories.get(digest).map(|directory| &*directory.encoded)
     }
 
     /// Whether a file of the closure has these contents.
@@ -63,6 +75,11 @@ impl Tree {
     /// Different file contents.
     pub fn blob_count(&self) -> usize {
         self.blobs.len()
+    }
+
+    /// Most memory that it takes in this process and in the process of a device that serves it, together, in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        self.heap.0.used()
     }
 }
 
@@ -116,6 +133,16 @@ pub enum ResolveError {
         /// The limit.
         limit: u64,
     },
+    /// The directories of all inputs take too much memory.
+    #[error(
+        "{place}: with it, the directories of all inputs take more memory than inputs_memory, which is {limit} bytes"
+    )]
+    Memory {
+        /// The input with which they do.
+        place: Place,
+        /// The limit, in bytes.
+        limit: u64,
+    },
     /// The inputs together are more than one directory can hold.
     #[error("inputs: don't fit into one directory")]
     Root(#[source] DirectoryError),
@@ -147,6 +174,11 @@ impl ResolveError {
                 let rule = format!("must not exceed the limit of {limit} {what}, and does at \"{}\"", place.path);
                 RequestError::new(RequestErrorKind::Unsupported, field(place), rule)
             }
+            Self::Memory { place, limit } => RequestError::new(
+                RequestErrorKind::Unsupported,
+                field(place),
+                format!("must leave the directories of all inputs within inputs_memory, which is {limit} bytes"),
+            ),
             Self::Root(source) => RequestError::new(
                 RequestErrorKind::Unsupported,
                 "inputs",
@@ -157,36 +189,48 @@ impl ResolveError {
     }
 }
 
-/// Reads every directory below the inputs, and checks that every blob is there.
+/// Reads every directory below the inputs within this memory, and checks that every blob is there.
 ///
 /// It takes a while, but yields often with any store, so that dropping it stops it soon.
 ///
 /// # Errors
 ///
 /// Names the place where something missing, wrong or excessive is referred to.
-pub async fn resolve(store: &Store, inputs: &BTreeMap<PathComponent, Node>) -> Result<Tree, ResolveError> {
+pub async fn resolve(
+    store: &Store,
+    inputs: &BTreeMap<PathComponent, Node>,
+    memory: DirectoryMemory,
+) -> Result<Tree, ResolveError> {
     let entries = inputs.iter().map(|(name, node)| (name.clone(), node.clone()));
     let root = Directory::try_from_iter(entries).map_err(ResolveError::Root)?;
+    let nowhere = || Place { input: 0, path: String::new() };
     if root.size() > MAX_PATHS {
-        let place = Place { input: 0, path: String::new() };
-        return Err(ResolveError::Limit { place, what: "paths in all inputs", limit: MAX_PATHS });
+        return Err(ResolveError::Limit { place: nowhere(), what: "paths in all inputs", limit: MAX_PATHS });
     }
+    let encoded = root.encode();
+    memory.take_counted(encoded.len(), root.len()).map_err(|source| unread(nowhere(), source))?;
 
-    let mut known = Known::default();
+    // Dropped after what it is about.
+    let heap = Returned(memory.clone());
+    let mut closure = Closure::new(memory);
+    let root = closure.known(&root, encoded).await;
     for (input, (name, node)) in inputs.iter().enumerate() {
         if let Node::Directory { digest, .. } = node {
-            known.read(store, digest, || Place { input, path: name.to_string() }).await?;
+            closure.read(store, digest, || Place { input, path: name.to_string() }).await?;
         }
     }
-    let blobs = Walk::new(&root, &known.directories).blobs().await?;
+    let Closure { directories, blobs, .. } = closure;
+    Walk::new(&root, &directories).check().await?;
     if let Err((digest, failure)) = all_there(store, &blobs).await {
-        let place = Walk::new(&root, &known.directories).find_blob(&digest).await?;
+        let place = Walk::new(&root, &directories).find_blob(&digest).await?;
         return Err(match failure {
             None => ResolveError::Missing { place, kind: "blob", digest },
             Some(source) => ResolveError::Store { place, source },
         });
     }
-    Ok(Tree { root, directories: known.directories, blobs })
+    // What decoded directories have left.
+    heap.now();
+    Ok(Tree { root, directories, blobs, heap })
 }
 
 /// Fails with the first blob that isn't there (`None`) or can't be asked for.
@@ -205,200 +249,10 @@ async fn all_there(store: &Store, blobs: &HashSet<B3Digest>) -> Result<(), (B3Di
         .await
 }
 
-/// The directories read so far.
-#[derive(Default)]
-struct Known {
-    directories: HashMap<B3Digest, Directory>,
-    entries: usize,
-    bytes: usize,
-}
-
-impl Known {
-    /// Adds what lies below a directory, in one pass over the store. What turns out to be missing is left for the walk,
-    /// which knows the path to it.
-    async fn read(&mut self, store: &Store, root: &B3Digest, place: impl Fn() -> Place) -> Result<(), ResolveError> {
-        if self.directories.contains_key(root) {
-            return Ok(());
-        }
-        let mut below = store.directories.get_recursive(root);
-        while let Some(directory) = below.next().await {
-            yield_now().await;
-            match directory {
-                Ok(directory) => self.add(directory, &place)?,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    return self.read_what_is_there(store, root, place).await;
-                }
-                Err(source) => return Err(ResolveError::Store { place: place(), source }),
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads one directory after the other, since a pass ends at the first that is missing, with others unread: the walk
-    /// must not take those for missing.
-    async fn read_what_is_there(
-        &mut self,
-        store: &Store,
-        root: &B3Digest,
-        place: impl Fn() -> Place,
-    ) -> Result<(), ResolveError> {
-        let mut seen = HashSet::from([*root]);
-        let mut waiting = vec![*root];
-        while let Some(digest) = waiting.pop() {
-            yield_now().await;
-            if !self.directories.contains_key(&digest) {
-                match store.directories.get(&digest).await {
-                    Ok(Some(directory)) => self.add(directory, &place)?,
-                    Ok(None) => continue,
-                    Err(source) => return Err(ResolveError::Store { place: place(), source }),
-                }
-            }
-            let children = self.directories.get(&digest).into_iter().flat_map(Directory::children);
-            waiting.extend(children.map(|(child, _)| child).filter(|child| seen.insert(*child)));
-        }
-        Ok(())
-    }
-
-    fn add(&mut self, directory: Directory, place: impl Fn() -> Place) -> Result<(), ResolveError> {
-        let limit = |what, limit: usize| ResolveError::Limit { place: place(), what, limit: limit as u64 };
-        let encoded = directory.encode();
-        if encoded.len() > MAX_DIRECTORY_BYTES {
-            return Err(limit("bytes in one directory", MAX_DIRECTORY_BYTES));
-        }
-        let entries = directory.len();
-        if self.directories.insert(B3Digest::of(&encoded), directory).is_some() {
-            return Ok(());
-        }
-        self.entries += entries;
-        self.bytes += encoded.len();
-        if self.bytes > MAX_BYTES {
-            return Err(limit("bytes in the directories of all inputs", MAX_BYTES));
-        }
-        if self.entries > MAX_ENTRIES {
-            return Err(limit("entries in all inputs", MAX_ENTRIES));
-        }
-        if self.directories.len() > MAX_DIRECTORIES {
-            return Err(limit("directories in all inputs", MAX_DIRECTORIES));
-        }
-        Ok(())
+/// A directory could not be read from the store, or there is no memory for it.
+fn unread(place: Place, source: io::Error) -> ResolveError {
+    match DirectoryMemoryError::of(&source) {
+        Some(DirectoryMemoryError { limit }) => ResolveError::Memory { place, limit },
+        None => ResolveError::Store { place, source },
     }
 }
-
-/// Visits every entry of every directory, each directory once, and checks all that the device will rely on.
-struct Walk<'a> {
-    directories: &'a HashMap<B3Digest, Directory>,
-    /// From the root to the directory being visited.
-    open: Vec<Open<'a>>,
-    /// Directories in the longest path below each directory that has been visited.
-    heights: HashMap<B3Digest, usize>,
-}
-
-struct Open<'a> {
-    /// `None` for the root.
-    digest: Option<B3Digest>,
-    nodes: Box<dyn Iterator<Item = (usize, (&'a PathComponent, &'a Node))> + Send + 'a>,
-    /// The entry that was visited last.
-    at: Option<(usize, &'a PathComponent)>,
-    height: usize,
-}
-
-impl<'a> Open<'a> {
-    fn new(digest: Option<B3Digest>, directory: &'a Directory) -> Self {
-        Self { digest, nodes: Box::new(directory.nodes().enumerate()), at: None, height: 0 }
-    }
-}
-
-impl<'a> Walk<'a> {
-    fn new(root: &'a Directory, directories: &'a HashMap<B3Digest, Directory>) -> Self {
-        Self { directories, open: vec![Open::new(None, root)], heights: HashMap::new() }
-    }
-
-    fn next(&mut self) -> Result<Option<&'a Node>, ResolveError> {
-        while let Some(open) = self.open.last_mut() {
-            let Some((index, (name, node))) = open.nodes.next() else {
-                self.close();
-                continue;
-            };
-            open.at = Some((index, name));
-            match node {
-                Node::Directory { digest, size } => self.enter(*digest, *size)?,
-                Node::File { size, .. } if i64::try_from(*size).is_err() => {
-                    return Err(self.limit("bytes in a file", i64::MAX.unsigned_abs()));
-                }
-                Node::File { .. } | Node::Symlink { .. } => {}
-            }
-            return Ok(Some(node));
-        }
-        Ok(None)
-    }
-
-    fn enter(&mut self, digest: B3Digest, claimed: u64) -> Result<(), ResolveError> {
-        let Some(directory) = self.directories.get(&digest) else {
-            return Err(ResolveError::Missing { place: self.place(), kind: "directory", digest });
-        };
-        let actual = directory.sizes().expect(claimed);
-        if actual != claimed {
-            return Err(ResolveError::Size { place: self.place(), digest, actual, claimed });
-        }
-        let visited = self.heights.get(&digest).copied();
-        // The root is open too, and isn't counted.
-        if self.open.len() + visited.unwrap_or(0) > MAX_DEPTH {
-            return Err(self.limit("nested directories", MAX_DEPTH as u64));
-        }
-        match visited {
-            Some(height) => self.raise(height + 1),
-            None => self.open.push(Open::new(Some(digest), directory)),
-        }
-        Ok(())
-    }
-
-    fn close(&mut self) {
-        if let Some(Open { digest: Some(digest), height, .. }) = self.open.pop() {
-            self.heights.insert(digest, height);
-            self.raise(height + 1);
-        }
-    }
-
-    fn raise(&mut self, height: usize) {
-        if let Some(open) = self.open.last_mut() {
-            open.height = open.height.max(height);
-        }
-    }
-
-    /// Visits everything.
-    async fn blobs(mut self) -> Result<HashSet<B3Digest>, ResolveError> {
-        let mut blobs = HashSet::new();
-        while let Some(node) = self.next()? {
-            consume_budget().await;
-            if let Node::File { digest, .. } = node {
-                blobs.insert(*digest);
-            }
-        }
-        Ok(blobs)
-    }
-
-    async fn find_blob(mut self, wanted: &B3Digest) -> Result<Place, ResolveError> {
-        while let Some(node) = self.next()? {
-            consume_budget().await;
-            if matches!(node, Node::File { digest, .. } if digest == wanted) {
-                break;
-            }
-        }
-        Ok(self.place())
-    }
-
-    fn limit(&self, what: &'static str, limit: u64) -> ResolveError {
-        ResolveError::Limit { place: self.place(), what, limit }
-    }
-
-    /// Where the entry is that was visited last.
-    fn place(&self) -> Place {
-        let mut names = self.open.iter().filter_map(|open| open.at);
-        let Some((input, name)) = names.next() else { return Place { input: 0, path: String::new() } };
-        let path = names.fold(name.to_string(), |path, (_, name)| format!("{path}/{name}"));
-        Place { input, path }
-    }
-}
-
-#[cfg(test)]
-mod tests;

@@ -140,9 +140,9 @@ fn serve(
         let request = request?;
         let Some(tree) = handle.block_on(tree(&mut bound)) else { break };
         let sent = match request {
-            Request::Root => wire::send_directory(&socket, &tree.root().encode()),
+            Request::Root => wire::send_directory(&socket, tree.root()),
             Request::Directory(digest) => match tree.directory(&digest) {
-                Some(directory) => wire::send_directory(&socket, &directory.encode()),
+                Some(directory) => wire::send_directory(&socket, directory),
                 None => return Err(ServeError::Foreign { kind: "directory", digest }),
             },
             Request::Blobs(digests) => {
@@ -202,10 +202,9 @@ mod tests {
     };
     use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, recv, send, sendmsg};
 
-    use super::super::resolve::resolve;
     use tokio::sync::Notify;
 
-    use super::super::testing::{connection, directory, file, inputs, serve, serve_tree};
+    use super::super::testing::{connection, directory, file, inputs, resolve_all, serve, serve_tree};
     use super::super::wire::MAX_BLOBS;
     use super::*;
 
@@ -213,7 +212,7 @@ mod tests {
     async fn played(packets: &[&[u8]]) -> Result<(), ServeError> {
         let store = Store::memory();
         let f = file(&store, b"f").await;
-        let tree = resolve(&store, &inputs(&[("f", f)])).await.unwrap();
+        let tree = resolve_all(&store, &inputs(&[("f", f)])).await.unwrap();
         let (device, mut server) = serve_tree(&store, tree);
         for packet in packets {
             // The server may have closed already.
@@ -284,7 +283,7 @@ mod tests {
         let store = Store::memory();
         let (slow, fast) = (file(&store, b"slow").await, file(&store, b"fast").await);
         let dir = directory(&store, &[("slow", slow.clone()), ("fast", fast.clone())]).await;
-        let tree = Arc::new(resolve(&store, &inputs(&[("dir", dir.clone())])).await.unwrap());
+        let tree = Arc::new(resolve_all(&store, &inputs(&[("dir", dir.clone())])).await.unwrap());
         let (Node::File { digest: slow, .. }, Node::File { digest: fast, .. }) = (slow, fast) else { unreachable!() };
         let Node::Directory { digest: dir, .. } = dir else { unreachable!() };
         let held_up = Slow { blobs: store.blobs.clone(), held_up: slow, asked: Arc::default(), go_on: Arc::default() };
@@ -313,7 +312,7 @@ mod tests {
     async fn requests_wait_until_the_inputs_are_bound() {
         let store = Store::memory();
         let f = file(&store, b"f").await;
-        let tree = resolve(&store, &inputs(&[("f", f.clone())])).await.unwrap();
+        let tree = resolve_all(&store, &inputs(&[("f", f.clone())])).await.unwrap();
         let (ours, theirs) = connection();
         let (mut server, unbound) = Server::start(vec![ours], &store, &Handle::current()).unwrap();
         let host = wire::Host::new(vec![theirs]);
@@ -338,7 +337,7 @@ mod tests {
     #[tokio::test]
     async fn one_connection_that_breaks_the_protocol_ends_all() {
         let store = Store::memory();
-        let tree = Arc::new(resolve(&store, &inputs(&[])).await.unwrap());
+        let tree = Arc::new(resolve_all(&store, &inputs(&[])).await.unwrap());
         let ((one, device_one), (other, device_other)) = (connection(), connection());
         let (mut server, unbound) = Server::start(vec![one, other], &store, &Handle::current()).unwrap();
         unbound.bind(tree);
@@ -396,7 +395,7 @@ mod tests {
     #[tokio::test]
     async fn descriptors_that_a_device_sends_are_not_kept() {
         let store = Store::memory();
-        let tree = resolve(&store, &inputs(&[])).await.unwrap();
+        let tree = resolve_all(&store, &inputs(&[])).await.unwrap();
         let (device, mut server) = serve_tree(&store, tree);
         let (kept, sent) = super::super::testing::connection();
         let rights = [sent.as_raw_fd()];
@@ -414,7 +413,7 @@ mod tests {
         let store = Store::memory();
         let f = file(&store, b"f").await;
         let Node::File { digest, .. } = f else { unreachable!() };
-        let tree = resolve(&store, &inputs(&[("f", f)])).await.unwrap();
+        let tree = resolve_all(&store, &inputs(&[("f", f)])).await.unwrap();
         let (device, mut server) = serve_tree(&Store::memory(), tree);
         wire::Host::new(vec![device]).blobs(vec![digest]).unwrap_err();
         assert!(matches!(server.ended().await, Err(ServeError::Store { digest: lost, .. }) if lost == digest));

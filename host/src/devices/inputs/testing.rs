@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use cofferdam_castore::directoryservice::DirectoryMemory;
 use cofferdam_castore::{Directory, Node, PathComponent, Store, SymlinkTarget};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use tokio::io::AsyncWriteExt as _;
 use tokio::runtime::Handle;
 
-use super::resolve::{Tree, resolve};
+use super::resolve::{ResolveError, Tree, resolve};
 use super::server::Server;
 use super::wire::Host;
 
@@ -56,9 +57,14 @@ pub(super) fn connection() -> (OwnedFd, OwnedFd) {
     socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap()
 }
 
+/// Resolves inputs in any amount of memory.
+pub(super) async fn resolve_all(store: &Store, inputs: &Inputs) -> Result<Tree, ResolveError> {
+    resolve(store, inputs, DirectoryMemory::unlimited()).await
+}
+
 /// A server of these inputs, and the device's end of its connection.
 pub(super) async fn serve(store: &Store, entries: &[(&str, Node)]) -> (Arc<Host>, Server) {
-    let (host, server) = serve_tree(store, resolve(store, &inputs(entries)).await.unwrap());
+    let (host, server) = serve_tree(store, resolve_all(store, &inputs(entries)).await.unwrap());
     (Arc::new(Host::new(vec![host])), server)
 }
 

@@ -32,7 +32,7 @@ use super::wire::{MAX_HEAD_BYTES, Request};
 use crate::network::Refusal;
 
 /// Most connections at a time, those that wait for the broker included. The broker allows less.
-const MAX_FLOWS: usize = 1024;
+const MAX_FLOWS: usize = 768;
 
 /// Most connections that wait for the broker. The guest's kernel tries again.
 const MAX_ASKED: usize = 64;

@@ -15,7 +15,7 @@ use crate::devices::serve::{DeviceError, FIRST_OWN, inherited, inherited_listene
 use crate::machine::jail::{allow_descriptors, confine_without_files};
 
 /// Descriptors for connections, beside queues, guest memory and epoll.
-const DESCRIPTORS: u64 = 2048;
+const DESCRIPTORS: u64 = 1024;
 
 /// The system calls by which a connection's end is passed on, and the clock is set.
 const CONNECTIONS: &[libc::c_long] = &[libc::SYS_shutdown, libc::SYS_timerfd_settime];

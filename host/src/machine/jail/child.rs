@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::fork::Started;
-use super::ids::Ids;
+use super::spawner::Machine;
 use super::tail::Tail;
 
 /// How long the end of a child's output is waited for once it has ended. Only something that it started and that
@@ -47,8 +47,8 @@ pub struct Child {
     reader: Option<JoinHandle<()>>,
     /// The thread that forked it must not end before it does.
     _spawner: KeepSpawner,
-    /// No other machine gets them before it has ended.
-    _ids: Option<Ids>,
+    /// No other machine gets its ids, and its cgroup stays, before this has ended.
+    machine: Option<Machine>,
 }
 
 impl Child {
@@ -58,11 +58,11 @@ impl Child {
         Started { pid, pidfd }: Started,
         (tail, reader): (Tail, JoinHandle<()>),
         spawner: KeepSpawner,
-        ids: Option<Ids>,
+        machine: Option<Machine>,
     ) -> io::Result<Self> {
         // SAFETY: nobody else has the descriptor, and it stays open and the same until it is dropped with what this returns.
         let process = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?;
-        Ok(Self { name, pid, process, status: None, tail, reader: Some(reader), _spawner: spawner, _ids: ids })
+        Ok(Self { name, pid, process, status: None, tail, reader: Some(reader), _spawner: spawner, machine })
     }
 
     /// Its name in messages.
@@ -99,6 +99,11 @@ impl Child {
     /// [`wait`](Self::wait) has returned.
     pub fn said(&self) -> String {
         self.tail.text()
+    }
+
+    /// Whether its machine's helpers together needed more memory than they may have, so that the kernel killed them.
+    pub fn is_out_of_memory(&self) -> bool {
+        self.machine.as_ref().is_some_and(Machine::is_out_of_memory)
     }
 
     /// Kills it with SIGKILL, if it still runs, and reaps it.

@@ -32,12 +32,16 @@ use rustix::thread::{
 
 use seccompiler::{BpfProgram, sock_filter};
 
+use super::cgroups::Cgroup;
 use super::ids::Ids;
 use super::program::FIRST_INHERITED;
 use super::view::Plan;
 
 /// Where the child mounts its new root, over a directory that holds nothing to be mounted in it.
 const NEW_ROOT: &CStr = c"/proc";
+
+/// The new process begins in the cgroup that the arguments name. See clone(2).
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// All namespaces except that of time, whose offsets are never set.
 const NAMESPACES: i32 = libc::CLONE_NEWUSER
@@ -64,7 +68,7 @@ pub(super) struct Enclosure {
 /// Everything that a child needs, made before the fork.
 #[derive(Debug)]
 pub(super) struct Launch {
-    /// Without one the child ends with success once its walls stand.
+    /// Without one the child ends with success once its walls stand and it has opened the first device behind them.
     pub(super) program: Option<Executable>,
     pub(super) working_dir: CString,
     /// Standard input, output and error.
@@ -72,6 +76,8 @@ pub(super) struct Launch {
     /// All with numbers above those that the child is to see.
     pub(super) descriptors: Vec<OwnedFd>,
     pub(super) walls: Option<Enclosure>,
+    /// Where there is none, the child has its parent's.
+    pub(super) cgroup: Option<Arc<Cgroup>>,
 }
 
 /// What a child executes.
@@ -105,11 +111,12 @@ enum Step {
     Filter,
     Descriptors,
     WorkingDirectory,
+    Device,
     Execute,
 }
 
 impl Step {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Session,
         Self::Namespaces,
         Self::Mount,
@@ -120,6 +127,7 @@ impl Step {
         Self::Filter,
         Self::Descriptors,
         Self::WorkingDirectory,
+        Self::Device,
         Self::Execute,
     ];
 
@@ -141,6 +149,7 @@ impl Step {
             Self::WorkingDirectory => {
                 format!("can't change to its working directory {}", launch.working_dir.to_string_lossy())
             }
+            Self::Device => "can't open the device".to_owned(),
             Self::Execute => "can't execute it".to_owned(),
         }
     }
@@ -175,7 +184,7 @@ impl Failure {
         let cause = io::Error::from_raw_os_error(errno);
         match Step::ALL.into_iter().find(|known| *known as u8 == step) {
             // The caller's message names the program.
-            Some(Step::Execute | Step::WorkingDirectory) | None => cause,
+            Some(Step::Execute | Step::WorkingDirectory | Step::Device) | None => cause,
             Some(step) => {
                 let what = step.describe(launch, u32::from_le_bytes(index));
                 io::Error::new(cause.kind(), format!("{what}: {cause}"))
@@ -195,7 +204,8 @@ pub(super) fn start(launch: &Launch) -> io::Result<Started> {
     let mut mounts = Vec::with_capacity(launch.walls.as_ref().map_or(0, |walls| walls.plan.mounts.len()));
     let arguments = launch.program.iter().flat_map(|program| &program.arguments);
     let arguments: Vec<_> = arguments.map(|argument| argument.as_ptr()).chain([ptr::null()]).collect();
-    let Some((pid, pidfd)) = fork(if launch.walls.is_some() { NAMESPACES } else { 0 })? else {
+    let namespaces = if launch.walls.is_some() { NAMESPACES } else { 0 };
+    let Some((pid, pidfd)) = fork(namespaces, launch.cgroup.as_deref())? else {
         // The parent's ends: if the child kept them, it would not notice the parent's death.
         drop((failure, go));
         let Err(error) = become_program(launch, &arguments, &mut mounts, (&gone, &failed));
@@ -227,9 +237,10 @@ pub(super) fn start(launch: &Launch) -> io::Result<Started> {
 }
 
 /// Nothing in the child, its id and a descriptor of it in the parent. All signals are blocked in the child.
-fn fork(flags: i32) -> io::Result<Option<(u32, OwnedFd)>> {
+fn fork(namespaces: i32, cgroup: Option<&Cgroup>) -> io::Result<Option<(u32, OwnedFd)>> {
     let mut pidfd: RawFd = -1;
-    let flags = u64::from(flags.cast_unsigned() | libc::CLONE_PIDFD.cast_unsigned());
+    let flags = u64::from(namespaces.cast_unsigned() | libc::CLONE_PIDFD.cast_unsigned());
+    let flags = if cgroup.is_some() { flags | CLONE_INTO_CGROUP } else { flags };
     let arguments = libc::clone_args {
         flags,
         pidfd: ptr::from_mut(&mut pidfd) as u64,
@@ -241,7 +252,7 @@ fn fork(flags: i32) -> io::Result<Option<(u32, OwnedFd)>> {
         tls: 0,
         set_tid: 0,
         set_tid_size: 0,
-        cgroup: 0,
+        cgroup: cgroup.map_or(0, |cgroup| cgroup.as_fd().as_raw_fd().cast_unsigned().into()),
     };
     let all = nix::sys::signal::SigSet::all();
     let before = all.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_SETMASK)?;
@@ -307,6 +318,10 @@ fn become_program(
         }
     }
     let Some(program) = &launch.program else {
+        if let Some(device) = launch.walls.as_ref().and_then(|walls| walls.plan.device.as_deref()) {
+            rustix::fs::open(device, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+                .map_err(Failure::at(Step::Device))?;
+        }
         // SAFETY: ends this process at once, without running anything of the one it is a copy of.
         unsafe { libc::_exit(0) }
     };

@@ -25,9 +25,11 @@
 //! | walled in: seven namespaces, and a root with its libraries and its view | no path leads to the daemon's socket, the store, another machine or `/proc` |
 //! | walled in: a user id for each machine, where the host has such | a path that is found after all leads to somebody else's file |
 //! | walled in: no capability, and a filter of system calls on every thread | rights that a user namespace gives, and the kernel's rarely used parts |
+//! | a cgroup for each machine, where the host delegates one | memory, processor time, processes and disk accesses of all its helpers together are bounded |
 //! | every descriptor closed but those handed down | a socket or file of another build must not leak into this one's processes |
 //! | output kept in a bounded tail | it is somebody else's text, possibly a guest's: enough to explain a death, never enough to fill memory |
 
+mod cgroups;
 mod child;
 mod confine;
 mod descriptors;
@@ -41,6 +43,8 @@ mod tail;
 mod view;
 mod walls;
 
+pub(crate) use cgroups::Delegated;
+pub use cgroups::{DiskRates, Shares};
 pub use child::Child;
 pub use confine::{ConfineError, confine_to_reading, confine_without_files, landlock_version};
 pub(crate) use descriptors::allow_descriptors;
@@ -49,7 +53,7 @@ pub use spawner::{SpawnError, Spawner};
 pub(crate) use tail::{escape, one_line};
 pub use view::View;
 pub(crate) use walls::Best;
-pub use walls::{Walls, WallsError};
+pub use walls::{Rules, Walls, WallsError};
 
 #[cfg(test)]
 mod tests;

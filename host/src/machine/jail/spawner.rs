@@ -17,6 +17,7 @@ use tokio::net::unix::pipe;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
+use super::cgroups::{Cgroup, Cgroups};
 use super::child::{Child, Job, KeepSpawner};
 use super::fork::{self, Executable, Launch};
 use super::ids::Ids;
@@ -24,13 +25,16 @@ use super::libraries::Libraries;
 use super::program::{FIRST_INHERITED, Program};
 use super::tail::Tail;
 use super::view::c_string;
-use super::walls::{Best, Means, Walls, WallsError};
+use super::walls::{Best, Means, Rules, Walls, WallsError};
 
 /// Programs that wait for the thread; further callers wait for room.
 const QUEUE_LENGTH: usize = 16;
 
 /// Most processes and threads of one helper. A VMM has some for each CPU and each device.
 const MAX_THREADS: u64 = 1024;
+
+/// Most descriptors of one helper. A device has most: some hundreds, of the blobs that its guest reads.
+const MAX_DESCRIPTORS: u64 = 1024;
 
 /// Address space of a helper beside its machine's memory, in bytes. QEMU reserves a gibibyte for translated code, and the C library
 /// 64 MiB for each thread.
@@ -71,15 +75,24 @@ pub enum SpawnError {
 pub struct Spawner {
     jobs: mpsc::Sender<Job>,
     shared: Arc<Shared>,
-    /// Nothing where there are no walls.
+    /// Nothing for programs that belong to no machine.
     machine: Option<Machine>,
 }
 
 /// The machine that helpers belong to.
 #[derive(Clone, Debug)]
-struct Machine {
-    ids: Ids,
+pub(super) struct Machine {
+    /// Nothing where there are no walls.
+    ids: Option<Ids>,
+    /// Nothing where the host delegates none.
+    cgroup: Option<Arc<Cgroup>>,
     memory_bytes: u64,
+}
+
+impl Machine {
+    pub(super) fn is_out_of_memory(&self) -> bool {
+        self.cgroup.as_ref().is_some_and(|cgroup| cgroup.is_out_of_memory())
+    }
 }
 
 /// What all helpers have in common.
@@ -87,6 +100,8 @@ struct Machine {
 struct Shared {
     /// Nothing where there are no walls.
     means: Option<Means>,
+    /// Nothing where the host delegates none.
+    cgroups: Option<Cgroups>,
     libraries: Libraries,
 }
 
@@ -96,18 +111,27 @@ impl Spawner {
     ///
     /// # Errors
     ///
-    /// The host's walls are weaker than required, or no thread can be started.
-    pub fn new(handle: Handle, required: Walls) -> Result<Self, WallsError> {
+    /// The host's walls are weaker than required, machines can't have the cgroups that the rules ask for, or no thread can be
+    /// started.
+    pub fn new(handle: Handle, rules: Rules) -> Result<Self, WallsError> {
         let Best { walls, reason, means } = Best::of_this_host();
-        if *walls < required {
-            return Err(WallsError::Weaker { required, walls: *walls, reason: reason.clone() });
+        if *walls < rules.walls {
+            return Err(WallsError::Weaker { required: rules.walls, walls: *walls, reason: reason.clone() });
         }
         match walls {
             Walls::Uids => {}
             Walls::Namespaces => tracing::info!("helper processes have this user's id: {reason}"),
             Walls::None => tracing::warn!("helper processes have no namespaces of their own: {reason}"),
         }
-        Self::with(handle, means.clone()).map_err(WallsError::Thread)
+        let cgroups = match Cgroups::new(rules.shares) {
+            Ok(cgroups) => Some(cgroups),
+            Err(reason) if rules.cgroups => return Err(WallsError::NoCgroups { reason }),
+            Err(reason) => {
+                tracing::info!("machines have no cgroups of their own: {reason}");
+                None
+            }
+        };
+        Self::with(handle, means.clone(), cgroups).map_err(WallsError::Thread)
     }
 
     /// As [`new`](Self::new), for helpers that nobody attacks: they have no walls.
@@ -116,10 +140,10 @@ impl Spawner {
     ///
     /// No thread can be started.
     pub fn without_walls(handle: Handle) -> io::Result<Self> {
-        Self::with(handle, None)
+        Self::with(handle, None, None)
     }
 
-    fn with(handle: Handle, means: Option<Means>) -> io::Result<Self> {
+    fn with(handle: Handle, means: Option<Means>, cgroups: Option<Cgroups>) -> io::Result<Self> {
         heed_children()?;
         let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE_LENGTH);
         let groups = means.as_ref().and_then(|means| means.source.groups());
@@ -135,18 +159,22 @@ impl Spawner {
                 job();
             }
         })?;
-        Ok(Self { jobs, shared: Arc::new(Shared { means, libraries: Libraries::default() }), machine: None })
+        let shared = Shared { means, cgroups, libraries: Libraries::default() };
+        Ok(Self { jobs, shared: Arc::new(shared), machine: None })
     }
 
-    /// One that starts the helpers of one new machine with so much memory, under ids of its own where the host has such.
+    /// One that starts the helpers of one new machine with so much memory, in bytes, for a build with so many CPUs. They have
+    /// an id and a cgroup of their own where the host has such.
     ///
     /// # Errors
     ///
-    /// No id is free.
-    pub fn for_machine(&self, memory_bytes: u64) -> Result<Self, WallsError> {
-        let ids = self.shared.means.as_ref().map(|means| means.source.reserve()).transpose();
-        let machine = ids.map_err(WallsError::NoId)?.map(|ids| Machine { ids, memory_bytes });
-        Ok(Self { machine, ..self.clone() })
+    /// No id is free, or the cgroup can't be made.
+    pub fn for_machine(&self, memory_bytes: u64, cpus: u32) -> Result<Self, WallsError> {
+        let Shared { means, cgroups, .. } = &*self.shared;
+        let ids = means.as_ref().map(|means| means.source.reserve()).transpose().map_err(WallsError::NoId)?;
+        let cgroup = cgroups.as_ref().map(|cgroups| cgroups.machine(memory_bytes, cpus)).transpose();
+        let machine = Machine { ids, cgroup: cgroup.map_err(WallsError::Cgroup)?, memory_bytes };
+        Ok(Self { machine: Some(machine), ..self.clone() })
     }
 
     /// Starts `program`. Returns once it is executing, so a missing file or directory is an error here.
@@ -196,10 +224,11 @@ fn start(
     let Prepared { descriptors, output, standard } = prepared;
     let file = File::open(&path).map_err(failed)?;
     let walls = match (view, &machine, &shared.means) {
-        (Some(view), Some(Machine { ids, memory_bytes }), Some(means)) => {
+        (Some(view), Some(Machine { ids: Some(ids), memory_bytes, .. }), Some(means)) => {
             let libraries = shared.libraries.of(&file).map_err(failed)?;
             let address_space = (Resource::As, memory_bytes.saturating_add(HELPER_BYTES));
-            let limits = [(Resource::Nproc, MAX_THREADS), address_space].into_iter();
+            let limits =
+                [(Resource::Nproc, MAX_THREADS), (Resource::Nofile, MAX_DESCRIPTORS), address_space].into_iter();
             let limits = limits.chain(file_bytes.map(|bytes| (Resource::Fsize, bytes))).collect();
             Some(means.enclose(ids.clone(), &view, (&libraries, &working_dir), limits).map_err(failed)?)
         }
@@ -211,12 +240,12 @@ fn start(
     let arguments = arguments.map_err(|error| failed(error.into()))?;
     let executable = Executable { path: c_string(&path).map_err(failed)?, file: file.into(), arguments };
     let working_dir = c_string(&working_dir).map_err(failed)?;
-    let launch = Launch { program: Some(executable), working_dir, standard, descriptors, walls };
+    let cgroup = machine.as_ref().and_then(|machine| machine.cgroup.clone());
+    let launch = Launch { program: Some(executable), working_dir, standard, descriptors, walls, cgroup };
     let started = fork::start(&launch).map_err(failed)?;
     let tail = Tail::default();
     let reader = tokio::spawn(tail.clone().follow(output));
-    Child::new(name.clone(), started, (tail, reader), keep, machine.map(|machine| machine.ids))
-        .map_err(|source| prepare(&name, source))
+    Child::new(name.clone(), started, (tail, reader), keep, machine).map_err(|source| prepare(&name, source))
 }
 
 /// Descriptors for one child, all of them numbered above those that the child is to see. So the child can copy them

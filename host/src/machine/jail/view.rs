@@ -71,6 +71,8 @@ pub(super) struct Plan {
     pub(super) mounts: Vec<Mount>,
     /// In the new root.
     pub(super) working_dir: CString,
+    /// The first device, in the new root.
+    pub(super) device: Option<CString>,
 }
 
 impl Plan {
@@ -93,7 +95,9 @@ impl Plan {
         if view.run_dir {
             plan.mount(run_dir, RUN_DIR.as_ref(), MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC)?;
         }
-        plan.finish(if view.run_dir { RUN_DIR } else { "/" })
+        let plan = plan.finish(if view.run_dir { RUN_DIR } else { "/" })?;
+        let device = view.devices.first().map(|path| c_string(&Path::new("/").join(inside(path)?))).transpose()?;
+        Ok(Plan { device, ..plan })
     }
 }
 
@@ -131,6 +135,7 @@ impl Planning {
             files: strings(self.files)?,
             mounts: self.mounts,
             working_dir: c_string(working_dir.as_ref())?,
+            device: None,
         })
     }
 }

@@ -7,11 +7,14 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
+use std::thread;
 
-use rustix::process::{Resource, WaitId, WaitIdOptions, waitid};
+use rustix::process::{Gid, Resource, WaitId, WaitIdOptions, waitid};
+use rustix::thread::set_thread_groups;
 use seccompiler::BpfProgram;
 use serde::Deserialize;
 
+use super::cgroups::Shares;
 use super::filter;
 use super::fork::{self, Enclosure, Launch};
 use super::ids::{Ids, Source};
@@ -40,6 +43,17 @@ impl fmt::Display for Walls {
     }
 }
 
+/// What an operator wants of the jail.
+#[derive(Debug, Clone, Default)]
+pub struct Rules {
+    /// The walls that helpers must have at least.
+    pub walls: Walls,
+    /// Whether each machine must have a cgroup.
+    pub cgroups: bool,
+    /// What each machine's cgroup bounds.
+    pub shares: Shares,
+}
+
 /// Helpers can't be started as required.
 #[derive(Debug, thiserror::Error)]
 pub enum WallsError {
@@ -53,6 +67,15 @@ pub enum WallsError {
         /// Why it isn't more.
         reason: String,
     },
+    /// No cgroup is delegated to this process, or it can't be bounded as asked for.
+    #[error("this host gives machines no cgroups, and they are required: {reason}")]
+    NoCgroups {
+        /// Why not.
+        reason: String,
+    },
+    /// A machine's cgroup can't be made or bounded.
+    #[error("can't make the machine's cgroup")]
+    Cgroup(#[source] io::Error),
     /// No user id is left for a machine.
     #[error("can't find a user id for the machine's helper processes")]
     NoId(#[source] io::Error),
@@ -86,19 +109,33 @@ impl Means {
         })
     }
 
-    /// Tries them with a process that ends as soon as its walls stand.
-    fn probe(&self) -> io::Result<()> {
+    /// Tries them with a process that ends as soon as its walls stand and it has opened the device in its view.
+    fn probe(&self, view: &View) -> io::Result<()> {
         let null = || File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
         let (standard, descriptors) = ([null()?, null()?, null()?], Vec::new());
         let ids = self.source.reserve()?;
-        let walls = Some(self.enclose(ids, &View::nothing(), (&[], Path::new("/")), Vec::new())?);
+        let walls = Some(self.enclose(ids, view, (&[], Path::new("/")), Vec::new())?);
         let working_dir = CString::default();
-        let started = fork::start(&Launch { program: None, working_dir, standard, descriptors, walls })?;
+        let launch = Launch { program: None, working_dir, standard, descriptors, walls, cgroup: None };
+        let started = fork::start(&launch)?;
         let ended = waitid(WaitId::PidFd(started.pidfd.as_fd()), WaitIdOptions::EXITED)?;
         match ended.and_then(|ended| ended.exit_status()) {
             Some(0) => Ok(()),
             _ => Err(io::Error::other("a process that tried them was killed")),
         }
+    }
+
+    /// Whether a helper can open this device, as one that has these groups beside its own.
+    fn opens(&self, device: &Path, groups: Option<&[Gid]>) -> io::Result<()> {
+        // This call is about one thread alone.
+        let tried = thread::scope(|scope| {
+            let probing = scope.spawn(|| {
+                groups.map_or(Ok(()), set_thread_groups)?;
+                self.probe(&View::nothing().device(device))
+            });
+            probing.join()
+        });
+        tried.unwrap_or_else(|_| Err(io::Error::other("the thread that tried it panicked")))
     }
 }
 
@@ -120,14 +157,73 @@ impl Best {
         &BEST
     }
 
+    /// Tries whether a helper can open this device, which this process can open.
+    ///
+    /// # Errors
+    ///
+    /// It can't.
+    pub(crate) fn opens(&self, device: &Path) -> io::Result<()> {
+        let Some(means) = &self.means else { return Ok(()) };
+        means.opens(device, means.source.groups().as_deref())
+    }
+
     fn find() -> Self {
         let (source, weaker) = Source::find();
+        let has_others = source != Source::Own;
+        let best = Self::with(source, weaker);
+        if best.means.is_none() && has_others {
+            // newuidmap refuses a user whose primary group isn't the one in /etc/passwd.
+            let own = Self::with(Source::Own, Some(best.reason.clone()));
+            return if own.means.is_some() { own } else { best };
+        }
+        best
+    }
+
+    fn with(source: Source, weaker: Option<String>) -> Self {
         let walls = if source == Source::Own { Walls::Namespaces } else { Walls::Uids };
         let means = filter::calls().map_err(io::Error::other);
         let means = means.map(|filters| Means { source, filters: Arc::new(filters) });
-        match means.and_then(|means| means.probe().map(|()| means)) {
+        match means.and_then(|means| means.probe(&View::nothing()).map(|()| means)) {
             Ok(means) => Self { walls, reason: weaker.unwrap_or_default(), means: Some(means) },
             Err(error) => Self { walls: Walls::None, reason: error.to_string(), means: None },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, chown};
+
+    use super::*;
+
+    #[test]
+    fn a_helper_opens_a_device_of_its_groups_and_no_other() {
+        let best = Best::of_this_host();
+        let means = best.means.as_ref().expect("this host has namespaces");
+        let directory = tempfile::tempdir().unwrap();
+        fs::set_permissions(&directory, Permissions::from_mode(0o755)).unwrap();
+        let device = directory.path().join("device");
+        let with_mode = |mode| {
+            fs::write(&device, "").unwrap();
+            fs::set_permissions(&device, Permissions::from_mode(mode)).unwrap();
+        };
+        with_mode(0o666);
+        best.opens(&device).unwrap();
+        with_mode(0o600);
+        // Unless helpers have the user's own id, they aren't its owner.
+        let as_owner = best.opens(&device).map_err(|error| error.kind());
+        match means.source {
+            Source::Own => as_owner.unwrap(),
+            _ => assert_eq!(as_owner, Err(io::ErrorKind::PermissionDenied)),
+        }
+        if let Source::Any(ids) = &means.source {
+            let group = ids.start - 1;
+            chown(&device, None, Some(group)).unwrap();
+            with_mode(0o660);
+            means.opens(&device, Some(&[Gid::from_raw(group)])).unwrap();
+            let error = means.opens(&device, Some(&[])).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
         }
     }
 }

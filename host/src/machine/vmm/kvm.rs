@@ -1,6 +1,6 @@
 //! Whether KVM works on this host.
 //!
-//! It works when `/dev/kvm` opens, a VM can be created, and `/proc/cpuinfo` names `vmx` or `svm`.
+//! It works when `/dev/kvm` opens, here and in a helper process, a VM can be created, and `/proc/cpuinfo` names `vmx` or `svm`.
 //!
 //! The last rule can't be replaced by a trial guest. Some hosts without hardware virtualisation have a `/dev/kvm` that runs a
 //! few instructions correctly, yet an ordinary kernel spins in it for ever. The rule rejects no working host: Linux's modules
@@ -11,6 +11,8 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use thiserror::Error;
+
+use crate::machine::jail::Best;
 
 const DEVICE: &str = "/dev/kvm";
 
@@ -29,6 +31,9 @@ pub enum KvmError {
     /// This user may not open the device.
     #[error("this user may not open /dev/kvm")]
     Denied,
+    /// This user may open the device, but its helper processes may not, of which one runs the VM.
+    #[error("this user may open /dev/kvm, but its helper processes, which have a user id of their own, may not")]
+    Helpers(#[source] io::Error),
     /// The device doesn't open.
     #[error("/dev/kvm does not open")]
     Open(#[source] io::Error),
@@ -49,6 +54,10 @@ impl KvmError {
                  firmware, or nested virtualisation in the hypervisor below this host"
             }
             Self::Denied => "sudo usermod -aG kvm $USER, then log in again",
+            Self::Helpers(_) => {
+                "let a group have the device, and this user in it: sudo chgrp kvm /dev/kvm; sudo chmod 660 /dev/kvm; sudo \
+                 usermod -aG kvm $USER, then log in again"
+            }
             Self::Open(_) => "see the kernel's log: sudo dmesg | grep -i kvm",
             Self::Create(_) => {
                 "stop other hypervisors on this host, and see the kernel's log: sudo dmesg | grep -i kvm"
@@ -58,7 +67,7 @@ impl KvmError {
     }
 }
 
-/// Checks that KVM works, which takes about a millisecond.
+/// Checks that KVM works, which takes some milliseconds.
 pub(super) fn check() -> Result<(), KvmError> {
     let device = File::options().read(true).write(true).open(DEVICE).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => KvmError::Absent,
@@ -70,7 +79,11 @@ pub(super) fn check() -> Result<(), KvmError> {
     // SAFETY: the kernel has just made this descriptor for us.
     drop(unsafe { OwnedFd::from_raw_fd(vm) });
     // An unreadable file names no flag either.
-    if names_flag(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()) { Ok(()) } else { Err(KvmError::NoFlag) }
+    if !names_flag(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()) {
+        return Err(KvmError::NoFlag);
+    }
+    // A helper keeps this user's groups. It lacks what the device grants to this user alone, as its owner or by an ACL.
+    Best::of_this_host().opens(DEVICE.as_ref()).map_err(KvmError::Helpers)
 }
 
 /// Whether guests can run VMs themselves, by the `nested` parameter of KVM's module.

@@ -39,6 +39,10 @@ const VSOCK_DEVICE_SOCKET: &str = "vsock.sock";
 /// How long that device may take to listen, in seconds. It takes a few milliseconds.
 const LISTEN_TIMEOUT_S: u64 = 10;
 
+/// Most memory of the code that TCG makes of the guest's, in MiB. QEMU's default is an eighth of the host's memory, up to a
+/// GiB, which the guest can fill.
+pub const TCG_CODE_MIB: u64 = 256;
+
 /// Where packages put its firmware and its modules, below the prefix that it is installed under.
 const DIRECTORIES: [&str; 4] =
     ["share/qemu", "share/seabios", "lib/qemu", concat!("lib/", "x86_64-linux-gnu", "/qemu")];
@@ -110,10 +114,10 @@ impl Qemu {
     fn arguments(&self, config: &Config, tsc_khz: u64) -> Vec<String> {
         let memory_mib = config.memory_bytes / (1024 * 1024);
         let (accel, any_cpu, hidden) = match self.accelerator {
-            Accelerator::Kvm if config.nested => ("kvm", "host", ""),
-            Accelerator::Kvm => ("kvm", "host", ",-vmx,-svm"),
+            Accelerator::Kvm if config.nested => ("kvm".to_owned(), "host", ""),
+            Accelerator::Kvm => ("kvm".to_owned(), "host", ",-vmx,-svm"),
             // Taking svm from its CPU breaks the guest's user space (seen with QEMU 7.2).
-            Accelerator::Tcg => ("tcg,thread=multi", "max", ""),
+            Accelerator::Tcg => (format!("tcg,thread=multi,tb-size={TCG_CODE_MIB}"), "max", ""),
         };
         // A model that the host can't give in full is refused: it would be another CPU on each host.
         let cpu = match &config.cpu_model {
@@ -127,7 +131,7 @@ impl Qemu {
             ("-M", "microvm,pcie=on,memory-backend=memory".into()),
             ("-object", format!("memory-backend-memfd,id=memory,size={memory_mib}M,share=on{huge}")),
             ("-m", format!("{memory_mib}M")),
-            ("-accel", accel.into()),
+            ("-accel", accel),
             ("-cpu", cpu),
             // Every host shows the same, whatever its own threads and sockets are.
             ("-smp", format!("{cpus},sockets=1,cores={cpus},threads=1")),

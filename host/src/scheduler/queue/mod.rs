@@ -6,7 +6,7 @@
 //!     └──▶ Refusal
 //! ```
 //!
-//! After each [`push`](Queue::push), [`finish`](Queue::finish) and [`remove`](Queue::remove) the owner of a [`Queue`] calls
+//! After each [`push`](Queue::push), [`finish`](Queue::finish), [`give_back`](Queue::give_back) and [`remove`](Queue::remove) the owner of a [`Queue`] calls
 //! [`next`](Queue::next) until that returns `None`, and starts the builds that it returns.
 //!
 //! **Cost.** A build costs the largest of its shares of the budget's memory, CPUs and builds, as a fraction of
@@ -52,7 +52,7 @@ const DURATIONS: u32 = 8;
 /// Resources of all builds together: the budget, or its used part.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Budget {
-    /// Memory of all machines, in bytes.
+    /// Memory of all builds, in bytes.
     pub memory_bytes: u64,
     /// CPUs of all machines.
     pub cpus: u32,
@@ -63,7 +63,7 @@ pub(crate) struct Budget {
 /// Resources of one build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Need {
-    /// Memory of its machine, in bytes.
+    /// Memory of the host, in bytes.
     pub memory_bytes: u64,
     /// CPUs of its machine.
     pub cpus: u32,
@@ -252,6 +252,15 @@ impl<C: Ord + Clone> Queue<C> {
         let duration = now.saturating_duration_since(started);
         let mean = self.mean_duration.map_or(duration, |mean| (mean * (DURATIONS - 1) + duration) / DURATIONS);
         self.mean_duration = Some(mean);
+        true
+    }
+
+    /// Frees memory that a running build doesn't need; `false` if it doesn't run.
+    pub(crate) fn give_back(&mut self, ticket: Ticket, memory_bytes: u64) -> bool {
+        let Some((need, _)) = self.running.get_mut(&ticket) else { return false };
+        let freed = memory_bytes.min(need.memory_bytes);
+        need.memory_bytes -= freed;
+        self.used.memory_bytes -= freed;
         true
     }
 

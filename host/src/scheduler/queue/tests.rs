@@ -91,6 +91,18 @@ impl Checked {
         }
     }
 
+    fn give_back(&mut self, index: usize, memory_bytes: u64) {
+        if !self.running.is_empty() {
+            let index = index % self.running.len();
+            let (ticket, need) = &mut self.running[index];
+            assert!(self.queue.give_back(*ticket, memory_bytes));
+            need.memory_bytes = need.memory_bytes.saturating_sub(memory_bytes);
+        }
+        if let Some((waiting, _, _)) = self.waiting.first() {
+            assert!(!self.queue.give_back(*waiting, memory_bytes));
+        }
+    }
+
     fn remove(&mut self, index: usize) {
         if !self.waiting.is_empty() {
             let (ticket, _, _) = self.waiting.remove(index % self.waiting.len());
@@ -132,6 +144,7 @@ enum Step {
     Push(u8, Need),
     Next,
     Finish(usize),
+    GiveBack(usize, u64),
     Remove(usize),
 }
 
@@ -146,6 +159,7 @@ fn arb_step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Push(0, Need { memory_bytes: 17 * GIB, cpus: 1 })),
         4 => Just(Step::Next),
         2 => any::<usize>().prop_map(Step::Finish),
+        1 => (any::<usize>(), 0..20 * GIB).prop_map(|(index, bytes)| Step::GiveBack(index, bytes)),
         1 => any::<usize>().prop_map(Step::Remove),
     ]
 }
@@ -159,6 +173,7 @@ proptest! {
                 Step::Push(client, need) => drop(checked.push(client, need)),
                 Step::Next => drop(checked.next()),
                 Step::Finish(index) => checked.finish(index),
+                Step::GiveBack(index, bytes) => checked.give_back(index, bytes),
                 Step::Remove(index) => checked.remove(index),
             }
             checked.check();

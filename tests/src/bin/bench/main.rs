@@ -9,6 +9,7 @@
 //! | directories | 10,000 directories got over gRPC | the same from the redb file |
 //! | cache | many blobs through a cache, cold and warm | the remote store without it; plain files |
 //! | build | a trivial build | a bare boot of the same kernel by the same VMM, whose init powers off |
+//! | memory | the processes of one idle build, each | the machine's memory |
 //! | walls | a trivial build | the same where helper processes can't be walled in |
 //! | service | a trivial build by a daemon, from the call to the result, without its VM's time | its VM |
 //! | service | 64 MiB of log | as much through a pipe in the VM |
@@ -26,6 +27,7 @@ use cofferdam_tests::vmm;
 use tempfile::TempDir;
 
 mod measure;
+mod memory;
 mod service;
 mod store;
 mod transfer;
@@ -34,7 +36,7 @@ mod vm;
 
 type Part = fn(&TempDir) -> Result<()>;
 
-const PARTS: [(&str, Part); 10] = [
+const PARTS: [(&str, Part); 11] = [
     ("import", store::import_tree),
     ("large", store::import_large),
     ("scan", store::scan),
@@ -43,6 +45,7 @@ const PARTS: [(&str, Part); 10] = [
     ("cache", transfer::cache),
     ("build", vm::trivial_build),
     ("walls", vm::walls),
+    ("memory", memory::idle_build),
     ("service", service::service),
     ("inputs", vm::small_inputs),
 ];

@@ -16,7 +16,7 @@ use cofferdam::{
     machine::jail::Spawner,
     machine::{Device as _, vmm::Kind},
 };
-use cofferdam_castore::{PathComponent, import::import_path};
+use cofferdam_castore::{PathComponent, directoryservice::DirectoryMemory, import::import_path};
 use cofferdam_tests::{guest, image, program, vmm};
 use tempfile::TempDir;
 
@@ -102,7 +102,7 @@ async fn read_in_one_vm(
     let store = cofferdam_castore::Store::from_addrs(&blobs, &directories)?;
     let node = import_path(&store, tree)?;
     let inputs = [(PathComponent::try_from("tree")?, node)].into();
-    let resolved = Arc::new(inputs::resolve(&store, &inputs).await?);
+    let resolved = Arc::new(inputs::resolve(&store, &inputs, DirectoryMemory::unlimited()).await?);
     let spawner = Spawner::without_walls(tokio::runtime::Handle::current())?;
     let (mut device, unbound) = Device::start(&spawner, run_dir.path(), &store).await?;
     unbound.bind(resolved);

@@ -13,7 +13,7 @@ use parking_lot::RwLock;
 use redb::{Builder, Database, DatabaseError, ReadOnlyDatabase, ReadableDatabase as _, TableDefinition, TableError};
 
 use super::super::decode_batch;
-use crate::{B3Digest, Directory};
+use crate::{B3Digest, Directory, DirectoryMemory};
 
 pub(super) const TABLE: TableDefinition<'_, [u8; B3Digest::LENGTH], Vec<u8>> = TableDefinition::new("directory");
 
@@ -51,6 +51,15 @@ impl SharedDatabase {
 
     /// Gets directories, in order. When they are large, only the first ones, but at least one.
     pub(super) fn get_many(&self, digests: &[B3Digest]) -> io::Result<Vec<Option<Directory>>> {
+        self.get_many_within(digests, &DirectoryMemory::unlimited())
+    }
+
+    /// The same, within this memory.
+    pub(super) fn get_many_within(
+        &self,
+        digests: &[B3Digest],
+        memory: &DirectoryMemory,
+    ) -> io::Result<Vec<Option<Directory>>> {
         let _turn = self.turn.read();
         let Some(database) = self.open_to_read()? else { return Ok(vec![None; digests.len()]) };
         let read = database.begin_read().map_err(|error| self.failed(error))?;
@@ -61,7 +70,9 @@ impl SharedDatabase {
         };
         decode_batch(digests, |digest| {
             let encoded = table.get(digest.as_bytes()).map_err(|error| self.failed(error))?;
-            Ok(encoded.map(|encoded| encoded.value()))
+            let encoded = encoded.map(|encoded| encoded.value());
+            encoded.as_deref().map_or(Ok(()), |encoded| memory.take(encoded))?;
+            Ok(encoded)
         })
     }
 

@@ -8,7 +8,7 @@ use super::{
     super::{DirectoryPutter, DirectoryService, order::LeavesFirst, walk},
     database::SharedDatabase,
 };
-use crate::{B3Digest, Directory};
+use crate::{B3Digest, Directory, DirectoryMemory};
 
 /// Directories in a redb file, in the layout of snix: table `directory`, from digest to canonical encoding.
 #[derive(Debug)]
@@ -56,7 +56,15 @@ impl DirectoryService for RedbDirectoryService {
     }
 
     fn get_recursive(&self, root: &B3Digest) -> BoxStream<'_, io::Result<Directory>> {
-        walk::breadth_first(root, |digests| self.blocking(move |database| database.get_many(&digests)))
+        self.get_recursive_within(root, &DirectoryMemory::unlimited())
+    }
+
+    fn get_recursive_within(&self, root: &B3Digest, memory: &DirectoryMemory) -> BoxStream<'_, io::Result<Directory>> {
+        let memory = memory.clone();
+        walk::breadth_first(root, move |digests| {
+            let memory = memory.clone();
+            self.blocking(move |database| database.get_many_within(&digests, &memory))
+        })
     }
 
     fn put_multiple_start(&self) -> Box<dyn DirectoryPutter + '_> {

@@ -17,7 +17,7 @@ use super::{
     upload::{Outgoing, Upload},
 };
 use crate::{
-    B3Digest, Directory, DirectoryPutter, DirectoryService,
+    B3Digest, Directory, DirectoryMemory, DirectoryPutter, DirectoryService,
     directory::MAX_DIRECTORY_BYTES,
     directoryservice::{LeavesFirst, RootFirst, check_tree_size},
     proto::{GetDirectoryRequest, directory_service_client::DirectoryServiceClient, get_directory_request::ByWhat},
@@ -96,7 +96,12 @@ impl GrpcDirectoryService {
         decode_checked(message).map_err(wrong)
     }
 
-    async fn fetch_tree(self, root: B3Digest, mut outlet: Outlet<Directory>) -> io::Result<()> {
+    async fn fetch_tree(
+        self,
+        root: B3Digest,
+        memory: DirectoryMemory,
+        mut outlet: Outlet<Directory>,
+    ) -> io::Result<()> {
         let mut client = self.client().await?;
         let mut order = RootFirst::new(root);
         let mut messages = match self.peer.answer(client.get(request(&root, true))).await {
@@ -120,6 +125,7 @@ impl GrpcDirectoryService {
             if order.expects(&digest).map_err(|error| self.in_tree(&root, &error))? {
                 (directories, bytes) = (directories + 1, bytes + message.as_bytes().len());
                 check_tree_size(directories, bytes).map_err(|error| self.in_tree(&root, &error))?;
+                memory.take(message.as_bytes())?;
                 let directory = self.decode(&digest, &message)?;
                 order.admit(&digest, &directory).map_err(|error| self.in_tree(&root, &error))?;
                 outlet.send(directory, message.as_bytes().len()).await?;
@@ -195,8 +201,12 @@ impl DirectoryService for GrpcDirectoryService {
     }
 
     fn get_recursive(&self, root: &B3Digest) -> BoxStream<'_, io::Result<Directory>> {
-        let (service, root) = (self.clone(), *root);
-        let started = Download::start(move |outlet| async move { service.fetch_tree(root, outlet).await });
+        self.get_recursive_within(root, &DirectoryMemory::unlimited())
+    }
+
+    fn get_recursive_within(&self, root: &B3Digest, memory: &DirectoryMemory) -> BoxStream<'_, io::Result<Directory>> {
+        let (service, root, memory) = (self.clone(), *root, memory.clone());
+        let started = Download::start(move |outlet| async move { service.fetch_tree(root, memory, outlet).await });
         stream::unfold(Some(started), |download| async move {
             let mut download = download?;
             match download.next().await {

@@ -1,8 +1,9 @@
 use std::pin::pin;
 
 use futures::poll;
+use tokio::task::yield_now;
 
-use super::super::testing::{directory, file, inputs, name, symlink, unstored_directory};
+use super::super::testing::{directory, file, inputs, name, resolve_all, symlink, unstored_directory};
 use super::*;
 
 fn digest_of(node: &Node) -> B3Digest {
@@ -13,29 +14,35 @@ fn digest_of(node: &Node) -> B3Digest {
 }
 
 async fn refused(store: &Store, entries: &[(&str, Node)]) -> ResolveError {
-    resolve(store, &inputs(entries)).await.unwrap_err()
+    resolve_all(store, &inputs(entries)).await.unwrap_err()
 }
 
-#[test]
-fn directories_are_bounded_by_their_bytes_and_counted_once() {
+#[tokio::test]
+async fn directories_are_bounded_by_their_bytes_and_counted_once() {
     let directory = unstored_directory(&[("long", symlink(&"x".repeat(1000)))]);
     let place = || Place { input: 0, path: String::new() };
-    let mut known = Known { bytes: MAX_BYTES - directory.encode().len(), ..Known::default() };
-    known.add(directory.clone(), place).unwrap();
-    known.add(directory, place).unwrap();
+    let mut closure = Closure { bytes: MAX_BYTES - directory.encode().len(), ..Closure::default() };
+    for _ in 0..2 {
+        closure.memory.take(&directory.encode()).unwrap();
+        closure.add(directory.clone(), place).await.unwrap();
+    }
+    let once = DirectoryMemory::unlimited();
+    once.take(&directory.encode()).unwrap();
+    assert_eq!(closure.memory.used(), once.used());
     let another = unstored_directory(&[("a", symlink("b"))]);
-    assert!(matches!(known.add(another, place), Err(ResolveError::Limit { limit, .. }) if limit == MAX_BYTES as u64));
+    let refused = closure.add(another, place).await;
+    assert!(matches!(refused, Err(ResolveError::Limit { limit, .. }) if limit == MAX_BYTES as u64));
 }
 
-#[test]
-fn one_directory_is_bounded_by_its_bytes() {
+#[tokio::test]
+async fn one_directory_is_bounded_by_its_bytes() {
     let target = symlink(&"x".repeat(4000));
     let names: Vec<_> = (0..=MAX_DIRECTORY_BYTES / 4000).map(|at| at.to_string()).collect();
     let entries: Vec<_> = names.iter().map(|name| (name.as_str(), target.clone())).collect();
     let place = || Place { input: 0, path: String::new() };
-    let refused = Known::default().add(unstored_directory(&entries), place);
+    let refused = Closure::default().add(unstored_directory(&entries), place).await;
     assert!(matches!(refused, Err(ResolveError::Limit { limit, .. }) if limit == MAX_DIRECTORY_BYTES as u64));
-    Known::default().add(unstored_directory(&entries[1000..]), place).unwrap();
+    Closure::default().add(unstored_directory(&entries[1000..]), place).await.unwrap();
 }
 
 #[tokio::test]
@@ -45,9 +52,30 @@ async fn the_closure_holds_every_directory_and_blob_once() {
     let shared = directory(&store, &[("f", f.clone()), ("dangling", symlink("nowhere"))]).await;
     let top = directory(&store, &[("a", shared.clone()), ("b", shared.clone())]).await;
     let unrelated = file(&store, b"unrelated").await;
-    let tree = resolve(&store, &inputs(&[("f", f.clone()), ("shared", shared), ("top", top)])).await.unwrap();
+    let tree = resolve_all(&store, &inputs(&[("f", f.clone()), ("shared", shared), ("top", top)])).await.unwrap();
     assert_eq!((tree.directory_count(), tree.blob_count()), (2, 1));
     assert!(tree.has_blob(&digest_of(&f)) && !tree.has_blob(&digest_of(&unrelated)));
+}
+
+#[tokio::test]
+async fn the_memory_of_directories_is_bounded_and_counted() {
+    let store = Store::memory();
+    let names: Vec<_> = (0..1000).map(|at| at.to_string()).collect();
+    let many: Vec<_> = names.iter().map(|name| (name.as_str(), symlink("t"))).collect();
+    let (small, large) = (directory(&store, &many[..10]).await, directory(&store, &many).await);
+    let inputs = inputs(&[("large", large.clone()), ("small", small), ("twice", large)]);
+    let tree = resolve_all(&store, &inputs).await.unwrap();
+    let entries = 1000 + 10 + 3;
+    assert!(tree.memory_bytes() > 300 * entries && tree.memory_bytes() < 500 * entries, "{}", tree.memory_bytes());
+    let limit = tree.memory_bytes() - 1;
+    let error = resolve(&store, &inputs, DirectoryMemory::limited(limit)).await.unwrap_err();
+    let request_error = error.missing().unwrap();
+    assert!(matches!(&error, ResolveError::Memory { place, .. } if place.path == "small"), "{error}");
+    assert_eq!((request_error.field.as_str(), request_error.kind), ("inputs[1]", RequestErrorKind::Unsupported));
+    assert!(request_error.rule.contains(&format!("inputs_memory, which is {limit} bytes")), "{request_error}");
+    // The inputs' own names count, too.
+    let error = resolve(&store, &inputs, DirectoryMemory::limited(1000)).await.unwrap_err();
+    assert!(matches!(&error, ResolveError::Memory { place, .. } if place.path.is_empty()), "{error}");
 }
 
 #[tokio::test]
@@ -101,7 +129,7 @@ async fn depth_is_bounded_whichever_way_a_directory_is_reached() {
     for _ in 1..MAX_DEPTH {
         node = directory(&store, &[("d", node)]).await;
     }
-    resolve(&store, &inputs(&[("in", node.clone())])).await.unwrap();
+    resolve_all(&store, &inputs(&[("in", node.clone())])).await.unwrap();
     let deeper = directory(&store, &[("d", node.clone())]).await;
     for entries in [vec![("in", deeper.clone())], vec![("a", node), ("b", deeper)]] {
         let error = refused(&store, &entries).await;
@@ -131,7 +159,7 @@ async fn a_file_that_no_offset_can_reach_the_end_of_is_refused() {
 /// How often the rest of the thread has its turn meanwhile.
 async fn turns_for_others(store: &Store, entries: &[(&str, Node)]) -> usize {
     let inputs = inputs(entries);
-    let mut resolving = pin!(resolve(store, &inputs));
+    let mut resolving = pin!(resolve_all(store, &inputs));
     let mut turns = 0;
     while poll!(&mut resolving).is_pending() {
         turns += 1;
@@ -172,6 +200,6 @@ async fn ten_thousand_directories_are_resolved_in_one_pass() {
     let top = Directory::try_from_iter(all).unwrap();
     let node = top.to_node();
     store.directories.put(top).await.unwrap();
-    let tree = resolve(&store, &inputs(&[("in", node)])).await.unwrap();
+    let tree = resolve_all(&store, &inputs(&[("in", node)])).await.unwrap();
     assert_eq!(tree.directory_count(), 10_001);
 }
