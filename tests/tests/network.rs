@@ -1,8 +1,9 @@
 //! Builds on a host with an internet: they get the connections that a rule allows, and no server sees any other.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use cofferdam_tests::{Build, Cofferdam, Daemon, Lab, Outcome, guest};
+use cofferdam_tests::{Build, Cofferdam, Daemon, Lab, Outcome, guest, processes::Process};
+use nix::sys::signal::Signal;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, pki_types::ServerName};
 
 const LAB: &str = env!("CARGO_BIN_EXE_network-lab");
@@ -39,6 +40,14 @@ fn expect<const N: usize>(build: Build<'_>, steps: [(&str, &str); N]) -> Outcome
         assert_eq!(said, expected, "{step}: {outcome}");
     }
     outcome
+}
+
+/// The process of a build's network device.
+#[track_caller]
+fn device(cofferdam: &Cofferdam) -> Process {
+    let mut processes = cofferdam.processes().into_iter();
+    let found = processes.find(|process| process.command_line.starts_with("cofferdam: network device in "));
+    found.unwrap_or_else(|| panic!("no network device among {:#?}", cofferdam.processes()))
 }
 
 /// What a TLS client says first.
@@ -219,6 +228,32 @@ fn a_daemon_lets_builds_use_the_network_as_it_is_configured_and_keeps_a_record()
     assert!(verdict("", "10.0.0.5:80").0.starts_with("denied (the address is private"));
     assert_eq!(lab.connections(), ["93.184.215.14 80"; 2]);
     daemon.end().succeeds();
+}
+
+#[test]
+fn a_killed_network_device_ends_its_build_and_is_named() {
+    let lab = Lab::new(LAB);
+    let cofferdam = lab.cofferdam();
+    let build = networked(&cofferdam, &["good.example"]);
+    let running = build.start_shell("/inputs/client 'dns good.example A'; sleep 1000");
+    running.wait_for("code 0");
+    device(&cofferdam).kill();
+    running.end().executor_fails("process_died").says("network device died").says("SIGKILL");
+}
+
+#[test]
+fn a_killed_hosts_network_device_dies_with_it() {
+    let lab = Lab::new(LAB);
+    let cofferdam = lab.cofferdam();
+    let build = networked(&cofferdam, &[]).flag("--allow-address", format!("{GOOD}/32:7"));
+    let running = build.start_shell("/inputs/client 'upload 93.184.215.14:7 1000'; sleep 1000");
+    running.wait_for("got 1000 bytes");
+    device(&cofferdam);
+    running.signal(Signal::SIGKILL);
+    running.end();
+    cofferdam.processes_are_gone_within(Duration::from_secs(5));
+    // The next start removes its files.
+    cofferdam.build().shell("true").succeeds();
 }
 
 #[test]
