@@ -50,7 +50,7 @@ use crate::{
     confine,
     error::{Context as _, SetupError},
     layout::{BUILD_GID, BUILD_UID, ROOT, SHELL},
-    sys,
+    network, sys,
 };
 
 /// Largest [`Outcome`] in bytes, with its frame. Writes of this size to a pipe are atomic.
@@ -81,6 +81,8 @@ pub(crate) struct Command {
     working_dir: CString,
     /// Mount point of procfs, as the build sees it.
     proc: CString,
+    /// Whether it keeps the machine's own network namespace, which has the network device.
+    network: bool,
     /// For an interactive shell: executed if the build has no `/bin/sh`.
     fallback_shell: Option<File>,
 }
@@ -130,6 +132,7 @@ impl Command {
             path,
             working_dir: string(format!("/{}", specification.working_dir).as_bytes())?,
             proc: string(Path::new("/").join(proc).as_os_str().as_encoded_bytes())?,
+            network: specification.network,
             fallback_shell: None,
         })
     }
@@ -212,7 +215,7 @@ fn init(command: &Command, files: InitFiles) -> ! {
         Ok(pipe) => FrameWriter::new(pipe, MAX_OUTCOME_BYTES),
         Err(_) => exit(127),
     };
-    let outcome = match isolate(&command.proc).and_then(|()| sys::fork().map_err(failed("fork"))) {
+    let outcome = match isolate(&command.proc, command.network).and_then(|()| sys::fork().map_err(failed("fork"))) {
         Err(outcome) => outcome,
         Ok(ForkResult::Parent { child }) => {
             drop(files);
@@ -248,9 +251,12 @@ fn end(status: ExitStatus) -> End {
 }
 
 /// Moves the calling process to new namespaces whose only file system tree is the build's root.
-fn isolate(proc: &CStr) -> Result<(), Outcome> {
-    let new = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWNET;
+fn isolate(proc: &CStr, network: bool) -> Result<(), Outcome> {
+    let new = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
     unshare(new).map_err(failed("make namespaces"))?;
+    if !network {
+        unshare(CloneFlags::CLONE_NEWNET).map_err(failed("make a network namespace"))?;
+    }
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>).map_err(failed("make the mounts private"))?;
     chdir(ROOT).map_err(failed("enter the build's root"))?;
@@ -260,7 +266,8 @@ fn isolate(proc: &CStr) -> Result<(), Outcome> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("proc"), proc, Some("proc"), flags, None::<&str>).map_err(failed("mount /proc"))?;
     sethostname("localhost").map_err(failed("set the host name"))?;
-    sys::raise_loopback().map_err(failed("bring up the loopback interface"))
+    sys::raise_loopback().map_err(failed("bring up the loopback interface"))?;
+    if network { network::configure().map_err(failed("configure the network")) } else { Ok(()) }
 }
 
 /// Drops every privilege, and executes the command.

@@ -9,6 +9,7 @@
 //!   outputs    sends the outputs, or the files that a failed build left
 //!   watch      sends the command's output to the host until the command has ended
 //!   command    the command's processes: namespaces, a small init, the command itself
+//!   network    the interface of a build with a network
 //!   confine    the seccomp filter of the command
 //!   cgroup     limits and counts the build's memory and processes
 //!   root       mounts the build's root
@@ -33,6 +34,7 @@ mod console;
 mod error;
 mod host;
 mod layout;
+mod network;
 mod outputs;
 mod plan;
 mod root;

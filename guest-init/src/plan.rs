@@ -136,6 +136,9 @@ const DEFAULT_FILES: [(&str, &str); 3] = [
     ("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
 ];
 
+/// The file of builds with a network that says who answers DNS queries: [`GATEWAY_IPV4`](cofferdam_protocol::network::GATEWAY_IPV4).
+const RESOLV_CONF: &str = "nameserver 192.0.0.1\n";
+
 /// The requirements for one path.
 #[derive(Debug, Default)]
 struct Claim {
@@ -166,7 +169,8 @@ impl<'a> Plan<'a> {
         for (name, contents) in &specification.additional_files {
             plan.add_requested_file(name, contents, &resolver)?;
         }
-        for (path, contents) in DEFAULT_FILES {
+        let resolv_conf = specification.network.then_some(("etc/resolv.conf", RESOLV_CONF));
+        for (path, contents) in DEFAULT_FILES.into_iter().chain(resolv_conf) {
             // The inputs take precedence, even if their path can't be resolved.
             if let Ok((path, Kind::Missing)) = resolver.resolve(path) {
                 plan.add_own_file(&path, Source::Default(contents));

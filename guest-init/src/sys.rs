@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io,
     os::{
-        fd::{AsRawFd as _, FromRawFd as _},
+        fd::{AsFd, AsRawFd as _, FromRawFd as _},
         unix::process::ExitStatusExt as _,
     },
     path::Path,
@@ -31,14 +31,41 @@ pub(crate) fn resize_ext4(mounted: &File, blocks: u64) -> io::Result<()> {
 pub(crate) fn raise_loopback() -> io::Result<()> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let mut request = interface_request("lo");
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
+    // SAFETY: SIOCSIFFLAGS takes an ifreq.
+    unsafe { change_network(&socket, libc::SIOCSIFFLAGS, &request) }
+}
+
+/// An `ifreq` for the interface with this name, of at most 15 bytes.
+pub(crate) fn interface_request(name: &str) -> libc::ifreq {
     // SAFETY: all-zero bytes are a valid ifreq.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+    let room = request.ifr_name.len() - 1;
+    for (to, from) in request.ifr_name[..room].iter_mut().zip(name.as_bytes()) {
         *to = from.cast_signed();
     }
-    request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
-    // SAFETY: the kernel reads one ifreq through the pointer, which outlives the call.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    request
+}
+
+/// The index of an interface in the calling process's network namespace.
+pub(crate) fn interface_index(name: &str) -> io::Result<c_int> {
+    let name = std::ffi::CString::new(name)?;
+    // SAFETY: the name is a string with a NUL at its end, and outlives the call.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => Err(io::Error::last_os_error()),
+        index => c_int::try_from(index).map_err(io::Error::other),
+    }
+}
+
+/// Changes an interface, its addresses or a route, with one of the calls `SIOCS…` or `SIOCADDRT`.
+///
+/// # Safety
+///
+/// The call must take a structure of this type.
+pub(crate) unsafe fn change_network<T>(socket: impl AsFd, call: c_ulong, request: &T) -> io::Result<()> {
+    // SAFETY: the kernel reads one T through the pointer, which outlives the call.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), call, std::ptr::from_ref(request)) };
     Ok(Errno::result(result).map(drop)?)
 }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 /// The modules, top first.
-const ORDER: [&str; 15] = [
+const ORDER: [&str; 16] = [
     "cli",
     "daemon",
     "frontend",
@@ -18,6 +18,7 @@ const ORDER: [&str; 15] = [
     "outputs",
     "devices",
     "machine",
+    "network",
     "request",
     "state",
     "privacy",

@@ -22,6 +22,7 @@
 //! | `outputs` | the outputs as they arrive: check, scan, ingest |
 //! | `devices` | the processes that serve a guest |
 //! | `machine` | VMMs, the jail of helper processes, run directories |
+//! | `network` | which connections a build gets, and making them |
 //! | `request` | the validated request and its digest |
 //! | `state` | the state directory, and the store in it |
 //! | `privacy` | what keeps this process's memory from others |
@@ -37,6 +38,7 @@ pub mod fuzzing;
 mod layering;
 mod limits;
 pub mod machine;
+pub mod network;
 mod outputs;
 mod privacy;
 mod quantity;

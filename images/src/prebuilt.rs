@@ -21,6 +21,7 @@ pub(crate) const GUEST_MODULES: &[&str] = &[
     "pvpanic_pci",
     "virtio_blk",
     "virtiofs",
+    "virtio_net",
     "vmw_vsock_virtio_transport",
     "overlay",
     "ext4",

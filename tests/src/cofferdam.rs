@@ -91,6 +91,12 @@ impl Cofferdam {
         this
     }
 
+    /// Runs the program by another command, whose last argument it becomes.
+    pub fn by(mut self, command: impl IntoIterator<Item = OsString>) -> Self {
+        self.through = command.into_iter().chain([program().into()]).collect();
+        self
+    }
+
     /// Describes a build.
     pub fn build(&self) -> Build<'_> {
         Build::new(self)

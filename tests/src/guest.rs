@@ -13,6 +13,8 @@ static HOSTILE: LazyLock<PathBuf> = LazyLock::new(|| compile("hostile"));
 
 static BENCH: LazyLock<PathBuf> = LazyLock::new(|| compile("bench"));
 
+static CLIENT: LazyLock<PathBuf> = LazyLock::new(|| compile("client"));
+
 /// Code shared by the programs of `guest/`.
 const SHARED: &str = "modules.rs";
 
@@ -50,6 +52,11 @@ pub fn probe() -> &'static Path {
     &PROBE
 }
 
+/// A static program that uses the network in guests, see `guest/client.rs`. It is compiled once.
+pub fn client() -> &'static Path {
+    &CLIENT
+}
+
 /// The init of the benchmarks' guests, see `guest/bench.rs`. It is compiled once.
 pub fn bench() -> &'static Path {
     &BENCH
@@ -57,7 +64,7 @@ pub fn bench() -> &'static Path {
 
 /// Compiles all programs into the cache. Later uses of the same cache need no compiler.
 pub fn compile_all() {
-    for program in [&PROBE, &HOSTILE, &BENCH] {
+    for program in [&PROBE, &HOSTILE, &BENCH, &CLIENT] {
         LazyLock::force(program);
     }
 }

@@ -61,6 +61,7 @@
 //!     provide_bin_sh: true,
 //!     kvm: false,
 //!     host_paths: Vec::new(),
+//!     network: false,
 //!     processes: 1000,
 //! };
 //! let message = FromHost::Specification(specification);
@@ -74,6 +75,7 @@
 
 pub mod frame;
 mod message;
+pub mod network;
 pub mod tree;
 
 pub use message::{
@@ -82,7 +84,7 @@ pub use message::{
 };
 
 /// Version of the protocol. The host refuses a guest with another one.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The host's address on vsock (`VMADDR_CID_HOST`).
 pub const HOST_CID: u32 = 2;

@@ -155,6 +155,8 @@ pub struct Specification {
     pub kvm: bool,
     /// Host paths to mount. The virtiofs device [`crate::PATHS_TAG`] has them, named by their index here.
     pub host_paths: Vec<HostPath>,
+    /// Whether the build uses the machine's network device, with the addresses in [`crate::network`].
+    pub network: bool,
     /// Limit on the build's processes and threads at a time.
     pub processes: u32,
 }

@@ -23,6 +23,7 @@ fn specification(inputs_dir: &str, scratch_paths: &[&str]) -> Specification {
         outputs: Vec::new(),
         provide_bin_sh: false,
         host_paths: Vec::new(),
+        network: false,
         kvm: false,
         processes: 1,
     }

@@ -24,6 +24,7 @@ use super::{
 use crate::{
     devices::inputs,
     machine::{jail::Spawner, sweep},
+    network::Observe,
     request::{self, Admitted, BuildRequest, Host, RequestError, RequestErrorKind},
 };
 
@@ -48,6 +49,7 @@ impl Builder {
         let host = Host {
             ro_paths: settings.ro_paths.clone(),
             withholds_network: settings.withhold_network,
+            network: settings.network.is_some(),
             nested: settings.nested,
             ..Host::this()
         };
@@ -68,6 +70,11 @@ impl Builder {
         environment::digest(&self.machines.settings, &self.image_digest)
     }
 
+    /// Whether the build of an admitted request has a network.
+    pub(crate) fn has_network(&self, request: &Admitted) -> bool {
+        guest::policy(request, &self.machines.settings).is_some()
+    }
+
     /// Admits a request if this host can build it.
     ///
     /// # Errors
@@ -79,8 +86,9 @@ impl Builder {
 
     /// Most memory of this host that the build of an admitted request takes, in bytes.
     pub(crate) fn memory_bytes(&self, request: &Admitted, options: &Options) -> u64 {
-        let size = Size::of(request, options, options.limits.inputs_memory_bytes);
-        Footprint::of(&self.machines.settings.vmm).bytes(&size.limits())
+        let settings = &self.machines.settings;
+        let size = Size::of(request, options, settings, options.limits.inputs_memory_bytes);
+        Footprint::of(&settings.vmm).bytes(&size.limits()).saturating_add(size.network_bytes())
     }
 
     /// Runs one build.
@@ -102,12 +110,14 @@ impl Builder {
         let Prepared { needles, tree, lease: _lease } = interruptions.before(self.prepare(request, options)).await??;
         progress.resolved(tree.memory_bytes());
         progress.enter(Phase::Booting);
-        let size = Size::of(request, options, tree.memory_bytes());
-        let booted = self.machines.boot(&size, &interruptions).await?;
+        let size = Size::of(request, options, &self.machines.settings, tree.memory_bytes());
+        let observe = Arc::clone(&progress);
+        let observe: Observe = Arc::new(move |connection| observe.connection(&connection));
+        let booted = self.machines.boot(&size, &observe, &interruptions).await?;
         let host_paths = booted.host_paths.clone();
         let (mut machine, stream) = booted.bind(tree);
         let conversation = Conversation {
-            specification: Specification { host_paths, ..specification(request, options) },
+            specification: Specification { host_paths, network: size.has_network(), ..specification(request, options) },
             store: self.machines.store.clone(),
             needles,
             options: options.clone(),
@@ -180,6 +190,7 @@ fn specification(request: &BuildRequest, options: &Options) -> Specification {
         outputs: paths(&request.outputs),
         provide_bin_sh: request.constraints.as_ref().is_some_and(|constraints| constraints.provide_bin_sh),
         host_paths: Vec::new(),
+        network: false,
         kvm: guest::wants_kvm(request),
         processes: options.limits.processes,
     }

@@ -26,6 +26,9 @@ const PAGE_TABLE_SHARE: u64 = 64;
 /// The device of the inputs, and that of the host's paths, which not every machine has.
 const DEVICES: u64 = 2;
 
+/// Buffers of one connection of a build's, in bytes.
+const CONNECTION_BYTES: u64 = 512 * 1024;
+
 /// A device's process, without directories.
 const DEVICE_BYTES: u64 = 32 * MIB;
 
@@ -47,6 +50,11 @@ const CLOUD_HYPERVISOR_BYTES: u64 = 64 * MIB;
 /// The memory of the machine of a build that is promised so much, in bytes.
 pub(crate) const fn machine_bytes(promised: u64) -> u64 {
     promised.saturating_add(promised / GUEST_SHARE).saturating_add(GUEST_BYTES)
+}
+
+/// What the network of a build with so many connections takes, in bytes.
+pub(super) fn network_bytes(connections: u32) -> u64 {
+    DEVICE_BYTES + u64::from(connections) * CONNECTION_BYTES
 }
 
 /// What a build takes beside its machine's memory, which depends on the VMM.

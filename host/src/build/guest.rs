@@ -19,10 +19,12 @@ use super::{
 use crate::{
     devices::{
         inputs::{self, Tree, Unbound},
+        net,
         paths::{self, Shown},
     },
     limits::Limits,
     machine::{Cause, ConnectError, Device, FileError, Machine, RunDir, jail::Spawner, vmm},
+    network::{Broker, Observe, Policy},
     request::{AbsolutePath, BuildRequest, KVM},
 };
 
@@ -46,13 +48,30 @@ pub(super) struct Size<'r> {
     inputs_memory_bytes: u64,
     /// Whether the build may run VMs of its own.
     nested: bool,
+    /// Most connections of a build with a network.
+    connections: Option<u32>,
     /// The paths of the host that the build asks for.
     ro_paths: Vec<&'r AbsolutePath>,
 }
 
 impl<'r> Size<'r> {
+    /// Whether the build has a network.
+    pub(super) fn has_network(&self) -> bool {
+        self.connections.is_some()
+    }
+
+    /// Memory of the host that its network takes, in bytes.
+    pub(super) fn network_bytes(&self) -> u64 {
+        self.connections.map_or(0, footprint::network_bytes)
+    }
+
     /// For an admitted request whose inputs' directories take so much memory.
-    pub(super) fn of(request: &'r BuildRequest, options: &Options, inputs_memory_bytes: u64) -> Self {
+    pub(super) fn of(
+        request: &'r BuildRequest,
+        options: &Options,
+        settings: &Settings,
+        inputs_memory_bytes: u64,
+    ) -> Self {
         let constraints = request.constraints.as_ref();
         let asked = constraints.map_or(0, |constraints| constraints.min_memory);
         Self {
@@ -61,6 +80,7 @@ impl<'r> Size<'r> {
             scratch_bytes: options.limits.scratch_bytes,
             inputs_memory_bytes,
             nested: wants_kvm(request),
+            connections: policy(request, settings).map(|policy| policy.connections),
             ro_paths: constraints.iter().flat_map(|constraints| &constraints.available_ro_paths).collect(),
         }
     }
@@ -75,6 +95,12 @@ impl<'r> Size<'r> {
         let Self { memory_bytes, cpus, inputs_memory_bytes, .. } = *self;
         Limits { memory_bytes, cpus, inputs_memory_bytes, ..Limits::default() }
     }
+}
+
+/// Which connections the build of an admitted request gets; nothing if it has no network.
+pub(super) fn policy<'s>(request: &BuildRequest, settings: &'s Settings) -> Option<&'s Arc<Policy>> {
+    let asks = request.constraints.as_ref().is_some_and(|constraints| constraints.network_access);
+    settings.network.as_ref().filter(|_| asks && !settings.withhold_network)
 }
 
 /// Whether an admitted request is to run VMs of its own.
@@ -115,11 +141,16 @@ impl Machines {
     ///
     /// Where the processor is emulated, one kernel in some hundred hangs or resets itself while it boots. A guest that never
     /// connected has seen nothing of the request and may boot again.
-    pub(super) async fn boot(&self, size: &Size<'_>, interruptions: &Interruptions<'_>) -> Result<Booted, BuildError> {
+    pub(super) async fn boot(
+        &self,
+        size: &Size<'_>,
+        observe: &Observe,
+        interruptions: &Interruptions<'_>,
+    ) -> Result<Booted, BuildError> {
         let limit = self.settings.connect_timeout;
         let mut boots = 1;
         loop {
-            let started = interruptions.before(self.start(size)).await?;
+            let started = interruptions.before(self.start(size, observe)).await?;
             let (mut machine, inputs, host_paths) = started.map_err(BuildError::Executor)?;
             let error = match interruptions.before(machine.connected(limit)).await {
                 Ok(Ok(stream)) => return Ok(Booted { machine, stream, inputs, host_paths }),
@@ -139,9 +170,14 @@ impl Machines {
         }
     }
 
-    async fn start(&self, size: &Size<'_>) -> Result<(Machine, Unbound, Vec<HostPath>), ExecutorError> {
+    async fn start(
+        &self,
+        size: &Size<'_>,
+        observe: &Observe,
+    ) -> Result<(Machine, Unbound, Vec<HostPath>), ExecutorError> {
         let Self { store, settings, spawner } = self;
         let helpers_bytes = Footprint::of(&settings.vmm).helpers_bytes(&size.limits());
+        let helpers_bytes = helpers_bytes.saturating_add(size.network_bytes());
         let spawner = &spawner.for_machine(helpers_bytes, size.cpus)?;
         let run_dir = RunDir::create(&settings.run_dir)?;
         run_dir.copy_sparse(&settings.image.scratch, vmm::SCRATCH_DISK, size.scratch_bytes)?;
@@ -150,6 +186,10 @@ impl Machines {
         let (host_paths, shown) = self.show(&size.ro_paths)?;
         if !shown.is_empty() {
             devices.push(Box::new(paths::Device::start(spawner, run_dir.path(), shown).await?));
+        }
+        if let Some(policy) = settings.network.as_ref().filter(|_| size.has_network()) {
+            let broker = Broker::new(Arc::clone(policy), Arc::clone(observe));
+            devices.push(Box::new(net::Device::start((spawner, run_dir.path()), settings.vmm.kind, broker).await?));
         }
         let config = vmm::Config {
             kernel: settings.image.kernel.clone(),

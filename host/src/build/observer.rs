@@ -1,6 +1,7 @@
 use cofferdam_protocol::{Sample, Stream};
 
 use super::{error::Reason, phase::Phase, terminal::Terminal};
+use crate::network::Connection;
 
 /// Watches a build. Called from the build's own threads; a slow observer holds the build back, it loses nothing.
 pub(crate) trait Observer: Send + Sync {
@@ -14,6 +15,8 @@ pub(crate) trait Observer: Send + Sync {
     /// What the build uses while its command runs, about once a second and never more often than twice, as its guest
     /// claims.
     fn sample(&self, _sample: &Sample) {}
+    /// A connection of the build's has ended, or was denied. Called from the runtime's threads, and must not wait.
+    fn connection(&self, _connection: &Connection) {}
     /// The build has failed, and its machine is still there: a terminal for a shell in it. Asked for only if
     /// [`Options::shell`](super::Options::shell) is set, and not to be waited for: a client may come to its ends of the channels later.
     fn terminal(&self, _reason: &Reason) -> Option<Terminal> {

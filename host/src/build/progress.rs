@@ -12,7 +12,7 @@ use tokio::{sync::Notify, time::sleep_until};
 use super::{
     built::Times, ending::Ending, error::Reason, observer::Observer, options::Options, phase::Phase, terminal::Terminal,
 };
-use crate::limits::Limits;
+use crate::{limits::Limits, network::Connection};
 
 /// Time limit for the guest to end a command that is being stopped, and for the host to read the rest of its log.
 const STOPPING: Duration = Duration::from_secs(30);
@@ -83,6 +83,10 @@ impl Progress {
 
     pub(super) fn sample(&self, sample: &Sample) {
         self.observer.sample(sample);
+    }
+
+    pub(super) fn connection(&self, connection: &Connection) {
+        self.observer.connection(connection);
     }
 
     pub(super) fn terminal(&self, reason: &Reason) -> Option<Terminal> {

@@ -77,6 +77,7 @@ pub(super) fn specification(outputs: &[&str]) -> Specification {
         outputs: outputs.iter().map(|&output| output.to_owned()).collect(),
         provide_bin_sh: false,
         host_paths: Vec::new(),
+        network: false,
         kvm: false,
         processes: 100,
     }

@@ -1,9 +1,10 @@
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use cofferdam_images::Image;
 
 use crate::{
     machine::{jail, vmm},
+    network::Policy,
     request::AbsolutePath,
 };
 
@@ -26,6 +27,8 @@ pub struct Settings {
     pub ro_paths: BTreeMap<AbsolutePath, PathBuf>,
     /// See [`Host::withholds_network`](crate::request::Host::withholds_network).
     pub withhold_network: bool,
+    /// Which connections builds get that ask for the network; nothing if they are refused.
+    pub network: Option<Arc<Policy>>,
     /// See [`Host::nested`](crate::request::Host::nested).
     pub nested: bool,
     /// What helper processes are allowed, and what must separate them.
@@ -47,6 +50,7 @@ impl Settings {
             connect_timeout: Self::CONNECT_TIMEOUT,
             ro_paths: BTreeMap::new(),
             withhold_network: false,
+            network: None,
             nested: false,
             jail: jail::Rules { walls: jail::Walls::None, ..jail::Rules::default() },
         }

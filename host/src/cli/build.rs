@@ -97,7 +97,7 @@ mod tests {
     fn parse(arguments: &[&str]) -> BuildArgs {
         let cli = Cli::try_parse_from(["cofferdam", "build"].iter().chain(arguments)).unwrap();
         match cli.command {
-            Command::Build(args) => args,
+            Command::Build(args) => *args,
             _ => unreachable!(),
         }
     }

@@ -275,6 +275,15 @@ fn sheet(build: &BuildInfo) -> String {
         }
         None => {}
     }
+    for connection in &build.connections {
+        let [sent, received] = [connection.sent, connection.received].map(show_size);
+        let server = [&*connection.name, &*connection.address].join(" ");
+        let carried = format!("{}, {sent} sent, {received} received", connection.verdict);
+        rows.push(("connection", format!("{} {carried}", server.trim())));
+    }
+    if build.more_connections > 0 {
+        rows.push(("connections", format!("and {} more", build.more_connections)));
+    }
     rows.into_iter().map(|(name, value)| format!("{name}\t{}\n", one_line(&value))).collect()
 }
 
@@ -308,6 +317,19 @@ fn object(build: &BuildInfo) -> Value {
     }
     if let Some(usage) = &build.usage {
         object["usage"] = usage_fields(&remote::used(*usage));
+    }
+    if !build.connections.is_empty() {
+        let connections = build.connections.iter().map(|connection| {
+            json!({
+                "name": connection.name,
+                "address": connection.address,
+                "sent": connection.sent,
+                "received": connection.received,
+                "verdict": connection.verdict,
+            })
+        });
+        object["connections"] = connections.collect();
+        object["more_connections"] = json!(build.more_connections);
     }
     match build.done.as_ref().and_then(|done| done.outcome.as_ref()) {
         Some(Outcome::Success(success)) => {

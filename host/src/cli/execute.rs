@@ -19,7 +19,9 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CliError, ClientArgs, Exit, node_text, print,
+    CliError, ClientArgs, Exit,
+    network::NetworkArgs,
+    node_text, print,
     progress::Progress,
     quantity::{self, millis, show_duration, show_size},
     remote::Daemon,
@@ -57,6 +59,8 @@ pub(super) struct ExecuteArgs {
     /// With a daemon: build even if the daemon has built the same before
     #[arg(long)]
     rebuild: bool,
+    #[command(flatten)]
+    pub(super) network: NetworkArgs,
 
     /// Write the outputs below DIR, each at its own path (--output build/out: DIR/build/out)
     #[arg(long, value_name = "DIR", help_heading = "Results")]
@@ -142,7 +146,7 @@ impl ExecuteArgs {
             return Err(CliError::wrong("--rebuild is for daemons: without one, every build runs")
                 .try_this("leave out --rebuild, or name a daemon with --daemon"));
         }
-        let host = Host::this();
+        let host = Host { network: self.network.is_given(), ..Host::this() };
         if let Some(memory) = self.asked.memory.map(u64::from).filter(|&memory| memory > host.memory_bytes) {
             let (asked, there) = (show_size(memory), show_size(host.memory_bytes));
             return Err(CliError::wrong(format!("--memory {asked} is more than this host has: {there}")));
@@ -164,8 +168,9 @@ impl ExecuteArgs {
             ("--image", self.image.is_some()),
             ("--connect-timeout", self.connect_timeout.is_some()),
         ];
-        match of_this_host.into_iter().find(|(_, is_given)| *is_given) {
-            Some((flag, _)) => Err(CliError::wrong(format!(
+        let given = of_this_host.into_iter().find(|(_, is_given)| *is_given).map(|(flag, _)| flag);
+        match given.or(self.network.flag()) {
+            Some(flag) => Err(CliError::wrong(format!(
                 "{flag} is for builds on this host; the daemon's configuration decides there"
             ))
             .try_this(format!("leave out {flag} and the variable of its name, or --daemon and COFFERDAM_DAEMON"))),
@@ -194,6 +199,7 @@ impl ExecuteArgs {
         let mut settings = Settings::new(image, choice, state_dir()?.join("run"));
         settings.cpu_model.clone_from(&self.cpu_model);
         settings.hugepages = self.hugepages;
+        settings.network = self.network.policy()?;
         settings.connect_timeout = self.connect_timeout.unwrap_or(settings.connect_timeout);
         Ok(settings)
     }

@@ -23,6 +23,7 @@ mod execute;
 mod export;
 mod import;
 mod interrupt;
+mod network;
 pub(crate) mod plain_text;
 mod progress;
 mod remote;
@@ -74,7 +75,7 @@ Environment:
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(Box<run::RunArgs>),
-    Build(build::BuildArgs),
+    Build(Box<build::BuildArgs>),
     Import(import::ImportArgs),
     Export(export::ExportArgs),
     Daemon(daemon::DaemonArgs),
@@ -85,6 +86,9 @@ enum Command {
     #[command(name = devices::SUBCOMMAND, hide = true)]
     Device {
         device: devices::Kind,
+        /// See the constant of this name
+        #[arg(long)]
+        enabled_early: bool,
     },
 }
 
@@ -133,9 +137,8 @@ impl Cli {
             }
             Command::Doctor(args) => args.execute(&client),
             // It confines its own thread, so it must start before any other thread and any runtime.
-            Command::Device { device } => {
-                devices::run(device).map_err(|error| CliError::failed(format!("the {device} failed"), error))
-            }
+            Command::Device { device, enabled_early } => devices::run(device, enabled_early)
+                .map_err(|error| CliError::failed(format!("the {device} failed"), error)),
         }
     }
 }

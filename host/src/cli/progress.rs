@@ -5,6 +5,7 @@
 use std::{
     borrow::Cow,
     io::{self, IsTerminal, Write},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -14,9 +15,15 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::{runtime::Handle, task::JoinHandle};
 
 use super::{plain_text::PlainText, quantity::show_size, terminal};
-use crate::build::{Observer, Phase, Reason, Terminal, Times};
+use crate::{
+    build::{Observer, Phase, Reason, Terminal, Times},
+    network::{Connection, Verdict},
+};
 
 const TICK: Duration = Duration::from_millis(100);
+
+/// Most denied connections that are shown.
+const MAX_DENIALS: u32 = 20;
 
 /// Writes to stderr.
 pub(super) struct Progress {
@@ -26,6 +33,8 @@ pub(super) struct Progress {
     /// Ends when the shell has returned the terminal.
     lent: Mutex<Option<JoinHandle<()>>>,
     clock: Mutex<Clock>,
+    /// Connections that were denied.
+    denials: AtomicU32,
 }
 
 /// The current phase with its start, and the times of earlier phases.
@@ -65,7 +74,13 @@ struct Screen {
 impl Progress {
     pub(super) fn new() -> Self {
         let screen = Screen { is_terminal: io::stderr().is_terminal(), ..Screen::default() };
-        Self { screen: Mutex::new(screen), lender: None, lent: Mutex::default(), clock: Mutex::default() }
+        Self {
+            screen: Mutex::new(screen),
+            lender: None,
+            lent: Mutex::default(),
+            clock: Mutex::default(),
+            denials: AtomicU32::new(0),
+        }
     }
 
     /// Lends the terminal to the shell of a failed build.
@@ -158,6 +173,14 @@ impl Observer for Progress {
             Phase::Ingesting => "ingesting outputs",
             Phase::Keeping => "keeping what the build left",
         });
+    }
+
+    fn connection(&self, connection: &Connection) {
+        tracing::debug!("network: {connection}");
+        let is_denied = matches!(connection.verdict, Verdict::Denied(_));
+        if is_denied && self.denials.fetch_add(1, Ordering::Relaxed) < MAX_DENIALS {
+            self.note(&format!("network: {connection}"));
+        }
     }
 
     fn log(&self, stream: Stream, bytes: &[u8]) {

@@ -41,7 +41,7 @@ Examples:
 /// Runs a command in a clean, sealed machine
 ///
 /// The command can read its inputs and write to its scratch directories (`build`, and those of --scratch). It has exactly
-/// the given environment, and no network. Paths are relative to the build's root and begin without a slash; the empty path
+/// the given environment, and no network unless --network is given. Paths are relative to the build's root and begin without a slash; the empty path
 /// is the root.
 ///
 /// The command's stdout and stderr go to stderr as they come. stdout gets one line for each output: path, node and, with
@@ -74,7 +74,8 @@ pub(super) struct RunArgs {
     /// Provide a /bin/sh
     #[arg(long)]
     bin_sh: bool,
-    /// Give the build network access (not supported yet)
+    /// Give the build a network, on which it can connect to what --allow-host and --allow-address say; a daemon's
+    /// configuration says it instead
     #[arg(long)]
     network: bool,
     /// The command and its arguments, as the build sees them
@@ -94,6 +95,10 @@ enum Source {
 impl RunArgs {
     pub(super) async fn execute(self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
         let sources = self.sources()?;
+        if self.network && client.daemon().is_none() && !self.execute.network.is_given() {
+            return Err(CliError::wrong("--network by itself lets the build connect to nothing")
+                .try_this("--allow-host NAME, once for each name; or leave out --network"));
+        }
         // Importing is work, so everything else is checked first.
         let request = BuildRequest::try_from(self.message()?)?;
         let ready = self.execute.prepare(client, request)?;

@@ -69,7 +69,7 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
 ///
 /// The daemon can't start, or can't go on.
 pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &CancellationToken) -> Result<(), Failure> {
-    let Checked { options, image, vmm, tls, operators } = check::check(config).map_err(problem::failure)?;
+    let Checked { options, image, vmm, tls, operators, network } = check::check(config).map_err(problem::failure)?;
     tracing::info!(kind = %vmm.kind, accelerator = %vmm.accelerator, reason = vmm.reason, "VMM chosen");
     let weaknesses = config.weaknesses(vmm.schedules_cores());
     if !weaknesses.is_empty() {
@@ -87,6 +87,7 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let store = config.store.open()?;
     let mut settings = Settings::new(image, vmm, state.join("run"));
     config.apply(&mut settings);
+    settings.network = network;
     let machine = Machine::from(&settings.vmm);
     let builder = Builder::new(store.clone(), settings).map_err(|error| failed("can't run builds here", &error))?;
     let mut sockets = Sockets::default();

@@ -7,6 +7,9 @@ use clap::ValueEnum;
 /// The subcommand of this program that serves a device.
 pub const SUBCOMMAND: &str = "device";
 
+/// The argument of a network device whose VMM enables its rings before it has agreed on features, as QEMU does.
+pub const ENABLED_EARLY: &str = "--enabled-early";
+
 /// Length of a virtiofs request queue, in descriptors.
 pub(super) const FS_QUEUE_SIZE: u32 = 512;
 
@@ -17,6 +20,9 @@ pub enum Kind {
     Inputs,
     /// Paths of the host.
     Paths,
+    /// The network.
+    #[value(name = "net")]
+    Network,
 }
 
 impl Kind {
@@ -25,6 +31,7 @@ impl Kind {
         match self {
             Self::Inputs => "inputs_device",
             Self::Paths => "paths_device",
+            Self::Network => "network_device",
         }
     }
 
@@ -33,6 +40,7 @@ impl Kind {
         match self {
             Self::Inputs => "inputs",
             Self::Paths => "paths",
+            Self::Network => "net",
         }
     }
 }
@@ -42,6 +50,7 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Self::Inputs => "inputs' device",
             Self::Paths => "paths' device",
+            Self::Network => "network device",
         })
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   host process                        device process                          VMM
-//!   Process::start ── SUBCOMMAND ─────▶ run ─▶ inputs / paths ─▶ serve ◀─ socket ─┘
+//!   Process::start ── SUBCOMMAND ─────▶ run ─▶ inputs / paths / net ◀── socket ───┘
 //!     listens first, so that the VMM can connect at once
 //! ```
 //!
@@ -12,6 +12,7 @@
 mod backend;
 pub mod inputs;
 mod kind;
+pub mod net;
 pub mod paths;
 mod process;
 pub(crate) mod rehearsal;
@@ -19,7 +20,7 @@ mod requests;
 mod serve;
 mod syscalls;
 
-pub use kind::{Kind, SUBCOMMAND};
+pub use kind::{ENABLED_EARLY, Kind, SUBCOMMAND};
 pub use process::StartError;
 pub use serve::DeviceError;
 pub use syscalls::FilterError;
@@ -27,15 +28,16 @@ pub use syscalls::FilterError;
 /// Serves one VM, until its VMM hangs up.
 ///
 /// To be called first thing in a process of its own, whose descriptor 3 is a vhost-user listener and whose descriptors from
-/// 4 on are the device's own. No other thread may run yet, since a thread confines itself and those that it starts.
+/// 4 on are the device's own. `enabled_early` is for network devices, see [`ENABLED_EARLY`]. No other thread may run yet, since a thread confines itself and those that it starts.
 ///
 /// # Errors
 ///
 /// See [`DeviceError`].
-pub fn run(kind: Kind) -> Result<(), DeviceError> {
+pub fn run(kind: Kind, enabled_early: bool) -> Result<(), DeviceError> {
     serve::die_of_any_panic();
     match kind {
         Kind::Inputs => inputs::run(),
         Kind::Paths => paths::run(),
+        Kind::Network => net::run(enabled_early),
     }
 }

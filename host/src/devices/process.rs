@@ -63,9 +63,21 @@ impl Process {
         socket: &'static str,
         descriptors: Vec<OwnedFd>,
     ) -> Result<Self, StartError> {
+        Self::start_with((spawner, run_dir), device, &[], socket, descriptors).await
+    }
+
+    /// As [`start`](Self::start), with arguments behind the device.
+    pub(super) async fn start_with(
+        (spawner, run_dir): (&Spawner, &Path),
+        device: Kind,
+        arguments: &[&str],
+        socket: &'static str,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Self, StartError> {
         let program = Program::new(device.to_string(), THIS_PROGRAM, run_dir)
             .title(format!("cofferdam: {device} in {}", run_dir.display()))
             .args([SUBCOMMAND, device.argument()])
+            .args(arguments.iter().copied())
             .walled(View::nothing());
         Self::start_program(spawner, program, (run_dir, socket), descriptors).await.map_err(|cause| cause.of(device))
     }

@@ -19,7 +19,6 @@ use vhost_user_backend::VringT as _;
 use virtiofsd::filesystem::FileSystem;
 use vm_memory::{Bytes as _, GuestAddress, GuestAddressSpace as _};
 
-use super::Kind;
 use super::backend::{Backend, SharedMemory, Vring};
 use super::inputs::{Host, InputsFs, Server, resolve};
 use super::kind::FS_QUEUE_SIZE;
@@ -70,17 +69,18 @@ impl Stage {
         Self { host: Arc::new(Host::new(vec![theirs])), _server: server }
     }
 
-    /// A new device, whose guest has no memory yet.
-    pub fn device(&self, kind: Kind) -> Device {
+    /// A new device for inputs, whose guest has no memory yet.
+    pub fn inputs(&self) -> Device {
         let memory = SharedMemory::new(Memory::new());
-        let (serving, paths) = match kind {
-            Kind::Inputs => (Serving::Inputs(backend(InputsFs::new(Arc::clone(&self.host)), &memory)), None),
-            Kind::Paths => {
-                let (directory, shown) = shown();
-                (Serving::Paths(backend(PathsFs::new(shown), &memory)), Some(directory))
-            }
-        };
-        Device { serving, memory, _paths: paths }
+        let serving = Serving::Inputs(backend(InputsFs::new(Arc::clone(&self.host)), &memory));
+        Device { serving, memory, _paths: None }
+    }
+
+    /// A new device for a directory and a file of the host, whose guest has no memory yet.
+    pub fn paths(&self) -> Device {
+        let memory = SharedMemory::new(Memory::new());
+        let (directory, shown) = shown();
+        Device { serving: Serving::Paths(backend(PathsFs::new(shown), &memory)), memory, _paths: Some(directory) }
     }
 }
 

@@ -14,7 +14,8 @@ use std::sync::Arc;
 
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 use vhost::vhost_user::{Error as VhostUserError, Listener};
-use vhost_user_backend::VhostUserDaemon;
+use vhost_user_backend::bitmap::BitmapMmapRegion;
+use vhost_user_backend::{VhostUserBackend, VhostUserDaemon};
 use virtiofsd::filesystem::FileSystem;
 
 use super::backend::{Backend, SharedMemory};
@@ -51,6 +52,9 @@ pub enum DeviceError {
     /// The threads that answer requests could not be started.
     #[error("can't start a thread")]
     Thread(#[source] io::Error),
+    /// The network device could not be set up.
+    #[error("can't set up the network device")]
+    Network(#[source] io::Error),
     /// The VMM did not connect, or said something wrong.
     #[error("the connection to the VMM failed: {0}")]
     VhostUser(vhost_user_backend::Error),
@@ -75,6 +79,18 @@ where
     let backend = Backend::new(fs, memory.clone(), threads).map_err(DeviceError::Thread)?;
     let daemon =
         VhostUserDaemon::new("vhost-user".into(), Arc::new(backend), memory).map_err(DeviceError::VhostUser)?;
+    until_hang_up(daemon, listener, also)
+}
+
+/// Serves a device to the VMM that connects, until it hangs up. The process needs the system calls in `also` for it, too.
+pub(super) fn until_hang_up<B>(
+    daemon: VhostUserDaemon<B>,
+    listener: UnixListener,
+    also: &[libc::c_long],
+) -> Result<(), DeviceError>
+where
+    B: VhostUserBackend<Bitmap = BitmapMmapRegion, Vring: Clone + Send + Sync> + Clone + 'static,
+{
     // Its threads end with the process. One may wait for a blob, or for the VMM, and would never be joined.
     let mut daemon = ManuallyDrop::new(daemon);
     daemon.start(&mut Listener::from(listener)).map_err(DeviceError::VhostUser)?;

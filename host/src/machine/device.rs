@@ -3,6 +3,7 @@
 use std::fmt;
 
 use async_trait::async_trait;
+use cofferdam_protocol::network::GUEST_MAC;
 
 use super::death::Death;
 
@@ -38,4 +39,13 @@ pub enum AttachmentKind {
         /// The tag.
         tag: &'static str,
     },
+    /// A network interface, with the addresses in [`cofferdam_protocol::network`].
+    Net,
+}
+
+impl AttachmentKind {
+    /// The Ethernet address of the guest's network interface, as text.
+    pub(crate) fn mac() -> String {
+        GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":")
+    }
 }

@@ -13,6 +13,7 @@ use super::BuildId;
 use crate::{
     build::{Phase, failure::Failure},
     machine::vmm,
+    network::Connection,
     request::{BuildOutput, OutputOrder},
 };
 
@@ -58,6 +59,12 @@ pub(crate) struct Record {
     pub output_order: OutputOrder,
     /// How it ended; `None` while it waits or runs.
     pub outcome: Option<Outcome>,
+    /// Its connections, at most [`super::MAX_CONNECTIONS`], in the order in which they ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub connections: Vec<Connection>,
+    /// How many more there were.
+    #[serde(default)]
+    pub more_connections: u64,
     /// The remains of a failed build, if they were kept.
     #[serde(with = "optional_node")]
     pub kept: Option<Node>,

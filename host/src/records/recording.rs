@@ -17,11 +17,15 @@ use super::{
 use crate::{
     build::failure::{Failure, shorten},
     build::{BuildError, Built},
+    network::Connection,
     request::OutputOrder,
 };
 
 /// Most clients in [`Record::joined`].
 pub(crate) const MAX_JOINED: usize = 256;
+
+/// Most connections in [`Record::connections`].
+pub(crate) const MAX_CONNECTIONS: usize = 500;
 
 /// Most phases in a record.
 const MAX_PHASES: usize = 64;
@@ -124,6 +128,8 @@ impl Recording {
             log: super::Log::default(),
             output_order: request.output_order,
             outcome: None,
+            connections: Vec::new(),
+            more_connections: 0,
             kept: None,
         };
         let log = LogWriter::new(shared.logs.path(id, Form::Plain), request.log_bytes);
@@ -166,6 +172,16 @@ impl Recording {
         let is_known = record.client == client || record.joined.iter().any(|joined| joined == client);
         if !is_known && record.joined.len() < MAX_JOINED {
             record.joined.push(client.to_owned());
+        }
+    }
+
+    /// Records a connection that has ended, or was denied.
+    pub(crate) fn connection(&self, connection: &Connection) {
+        let mut record = self.live.record.lock();
+        if record.connections.len() < MAX_CONNECTIONS {
+            record.connections.push(connection.clone());
+        } else {
+            record.more_connections = record.more_connections.saturating_add(1);
         }
     }
 

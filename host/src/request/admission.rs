@@ -24,6 +24,8 @@ pub struct Host {
     /// Whether builds that ask for the network run without it instead of being refused. snix asks for it whenever the output's
     /// digest is fixed.
     pub withholds_network: bool,
+    /// Whether builds that ask for the network have one.
+    pub network: bool,
     /// Whether builds may run VMs of their own.
     pub nested: bool,
 }
@@ -35,7 +37,14 @@ impl Host {
             Ok(info) => info.ram_total(),
             Err(_) => u64::MAX,
         };
-        Self { system: SYSTEM, memory_bytes, ro_paths: BTreeMap::new(), withholds_network: false, nested: false }
+        Self {
+            system: SYSTEM,
+            memory_bytes,
+            ro_paths: BTreeMap::new(),
+            withholds_network: false,
+            network: false,
+            nested: false,
+        }
     }
 }
 
@@ -90,7 +99,7 @@ fn check(request: &BuildRequest, host: &Host) -> Result<(), RequestError> {
         return refused("constraints.available_ro_paths", rule)
             .map_err(|error| error.got_quoted(path.as_str().as_bytes()));
     }
-    if constraints.network_access && !host.withholds_network {
+    if constraints.network_access && !host.withholds_network && !host.network {
         let rule = "must be false: builds of this host have no network".into();
         return refused("constraints.network_access", rule).map_err(|error| error.got(true));
     }
@@ -108,6 +117,7 @@ mod tests {
         memory_bytes: 4 << 30,
         ro_paths: BTreeMap::new(),
         withholds_network: false,
+        network: false,
         nested: false,
     };
 
@@ -190,6 +200,12 @@ mod tests {
     #[test]
     fn the_network_may_be_withheld() {
         let host = Host { withholds_network: true, ..HOST };
+        decide_on(&host, Some(BuildConstraints { network_access: true, ..ours() })).unwrap();
+    }
+
+    #[test]
+    fn builds_may_use_the_network_where_the_host_has_one_for_them() {
+        let host = Host { network: true, ..HOST };
         decide_on(&host, Some(BuildConstraints { network_access: true, ..ours() })).unwrap();
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use cofferdam_castore::{B3Digest, PathComponent, directoryservice::DirectoryMemory};
 use tokio::task::spawn_blocking;
+use uuid::Uuid;
 
 use super::{Backend, Submission, active_build::arranged};
 use crate::{
@@ -19,12 +20,16 @@ const KEY_CONTEXT: &str = "cofferdam v2: what a build can see of its request, it
 /// million entries take about 600 MiB.
 const MAX_OUTPUTS_MEMORY_BYTES: u64 = 1 << 30;
 
-/// The key of a result: a digest of everything that the build could see. Builds with equal keys can replace each other.
-pub(super) fn key(submission: &Submission<Admitted>, environment: &B3Digest) -> B3Digest {
+/// The key of a result: a digest of everything that the build could see. Builds with equal keys can replace each other. What
+/// one sees that has a network is unknown, so its key is no other's.
+pub(super) fn key(submission: &Submission<Admitted>, environment: &B3Digest, has_network: bool) -> B3Digest {
     let mut hasher = blake3::Hasher::new_derive_key(KEY_CONTEXT);
     hasher.update(submission.digest.as_slice()).update(environment.as_slice());
     for limit in submission.options.limits.visible() {
         hasher.update(&limit.to_le_bytes());
+    }
+    if has_network {
+        hasher.update(Uuid::new_v4().as_bytes());
     }
     hasher.finalize().into()
 }

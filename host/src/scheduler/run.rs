@@ -14,6 +14,7 @@ use super::{ActiveBuild, Backend, Message, Scheduler, State};
 use crate::{
     build::failure::Failure,
     build::{BuildError, Built, ExecutorError, Observer, Options, Phase, Reason, Terminal},
+    network::Connection,
     records::{End, Outcome, Record},
 };
 
@@ -116,6 +117,10 @@ impl Observer for Watch {
     fn phase(&self, phase: Phase) {
         self.build.recording.phase(phase);
         self.state.send_replace(State::Running { phase, sample: None, shell: None });
+    }
+
+    fn connection(&self, connection: &Connection) {
+        self.build.recording.connection(connection);
     }
 
     fn resolved(&self, memory_bytes: u64) {

@@ -2,10 +2,7 @@
 
 use std::sync::LazyLock;
 
-use cofferdam::{
-    devices::Kind,
-    fuzzing::{Device, Queue, Rings, Stage},
-};
+use cofferdam::fuzzing::{Device, Queue, Rings, Stage};
 
 use crate::host::RUNTIME;
 
@@ -97,14 +94,14 @@ fn request(opcode: u32, node: u64, unique: u64, body: &[u8]) -> Vec<u8> {
     [&numbers, &unique.to_le_bytes()[..], &node.to_le_bytes(), &[0; 16], body].concat()
 }
 
-fn kind(byte: u8) -> Kind {
-    if byte & 1 == 0 { Kind::Inputs } else { Kind::Paths }
+fn device(stage: &Stage, byte: u8) -> Device {
+    if byte & 1 == 0 { stage.inputs() } else { stage.paths() }
 }
 
 /// Requests in honest queues. Accepted ones get an answer, and an honest guest is served after those that don't end the device.
 pub fn fuse_request(bytes: &[u8]) -> bool {
     let Some((first, mut rest)) = bytes.split_first() else { return false };
-    let device = STAGE.device(kind(*first));
+    let device = device(&STAGE, *first);
     let mut guest = Guest::new(&device);
     let mut answered = 0;
     for _ in 0..MAX_REQUESTS {
@@ -202,7 +199,7 @@ pub fn descriptor_chain(bytes: &[u8]) -> bool {
     let mut memory = contents[..contents.len().min(2 * REGION_BYTES)].to_vec();
     memory.resize(2 * REGION_BYTES, 0);
     let (first, second) = memory.split_at(REGION_BYTES);
-    let device = STAGE.device(kind(queue[0]));
+    let device = device(&STAGE, queue[0]);
     device.replace(&[(0, first), (SECOND_REGION, second)]);
     let address = |at: usize, alignment| u64::from(u16::from_le_bytes([queue[at], queue[at + 1]])) * alignment;
     let hostile = device.queue(Rings {

@@ -179,6 +179,7 @@ pub(crate) fn guest_frames_seeds() -> Vec<Vec<u8>> {
         outputs: vec!["nix/store/out".to_owned()],
         provide_bin_sh: true,
         host_paths: Vec::new(),
+        network: false,
         kvm: false,
         processes: 100,
     };

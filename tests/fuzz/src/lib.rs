@@ -9,6 +9,7 @@ use std::path::PathBuf;
 pub mod castore;
 pub mod devices;
 pub mod host;
+pub mod network;
 
 /// A fuzz target.
 #[derive(Clone, Copy)]
@@ -42,6 +43,9 @@ pub const TARGETS: &[Target] = &[
     Target { name: "json_request", run: host::json_request, seeds: host::json_request_seeds },
     Target { name: "build_message", run: host::build_message, seeds: host::build_message_seeds },
     Target { name: "input_request", run: host::input_request, seeds: host::input_request_seeds },
+    Target { name: "network_request", run: network::request, seeds: network::request_seeds },
+    Target { name: "network_packets", run: network::packets, seeds: network::packets_seeds },
+    Target { name: "server_name", run: network::server_name, seeds: network::server_name_seeds },
     Target { name: "vmm_events", run: host::vmm_events, seeds: host::vmm_events_seeds },
     Target { name: "plain_text", run: host::plain_text, seeds: host::plain_text_seeds },
     Target { name: "guest_frames", run: host::guest_frames, seeds: host::guest_frames_seeds },

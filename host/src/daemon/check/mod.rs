@@ -5,7 +5,7 @@ mod machine;
 mod tests;
 mod tls;
 
-use std::net::ToSocketAddrs as _;
+use std::{net::ToSocketAddrs as _, sync::Arc};
 
 use cofferdam_castore::{blobservice, directoryservice, is_addr};
 use cofferdam_images::Image;
@@ -22,6 +22,7 @@ use crate::{
     devices::paths::Shown,
     limits::Limits,
     machine::vmm,
+    network::{Policy, Resolvers},
     quantity::show_size,
     request::Host,
     scheduler::Operators,
@@ -35,6 +36,7 @@ pub(super) struct Checked {
     pub(super) vmm: vmm::Choice,
     pub(super) tls: Option<Tls>,
     pub(super) operators: Operators,
+    pub(super) network: Option<Arc<Policy>>,
 }
 
 /// Looks for all problems at once.
@@ -49,11 +51,12 @@ pub(super) fn check(config: &Config) -> Result<Checked, Vec<Problem>> {
     checks.store();
     checks.walls();
     checks.cgroups();
+    let network = checks.network();
     let operators = checks.operators();
     let (image, tls) = (checks.image(), checks.tls());
     match (image, vmm, tls) {
         (Some(image), Some(vmm), Some(tls)) if checks.problems.is_empty() => {
-            Ok(Checked { options, image, vmm, tls, operators })
+            Ok(Checked { options, image, vmm, tls, operators, network })
         }
         _ => Err(checks.problems),
     }
@@ -134,6 +137,28 @@ impl Checks<'_> {
                 Err(error) => drop(self.lacking(key, format!("can't be resolved: {error}"))),
                 Ok(Some(error)) if !may_be_anonymous => self.wrong(key, error.to_string()).advise(ANONYMOUS_ADVICE),
                 Ok(_) => {}
+            }
+        }
+    }
+
+    fn network(&mut self) -> Option<Arc<Policy>> {
+        let network = self.config.network.as_ref()?;
+        if self.config.withhold_network {
+            self.wrong("withhold_network", "must be false where there is a table [network]");
+        }
+        if network.connections() > Policy::MAX_CONNECTIONS {
+            self.wrong("network.connections", format!("must be at most {}", Policy::MAX_CONNECTIONS));
+        }
+        let resolvers = match &network.resolvers[..] {
+            [] => Resolvers::of_host(),
+            servers => Ok(Resolvers::new(servers.to_vec())),
+        };
+        match resolvers {
+            Ok(resolvers) => Some(Arc::new(network.policy(resolvers))),
+            Err(error) => {
+                let problem = self.lacking("network.resolvers", format!("this host names no DNS server: {error}"));
+                problem.advise("write resolvers = [\"ADDRESS:PORT\"]");
+                None
             }
         }
     }

@@ -9,6 +9,7 @@ fn limits(text: &str) -> String {
     checks.host_paths();
     checks.operators();
     checks.listen();
+    checks.network();
     failure(checks.problems).message
 }
 
@@ -30,6 +31,14 @@ fn limits_fit_the_budget_and_the_budget_fits_the_host() {
             "test.toml:2: operators.users = 'no one': this host has no user of",
         ),
         ("[operators]\nusers = [0,\n-1]", "test.toml:3: operators.users = -1: this host has no user of that name"),
+        (
+            "withhold_network = true\n[network]\nresolvers = ['10.0.0.53:53']",
+            "test.toml:1: withhold_network = true: must be false where there is a table [network]",
+        ),
+        (
+            "[network]\nresolvers = ['10.0.0.53:53']\nconnections = 513",
+            "test.toml:3: network.connections = 513: must be at most 512",
+        ),
         ("[host_paths]\n'/x' = '/nowhere'", "test.toml:2: host_paths.\"/x\" = '/nowhere': can't be read"),
     ] {
         let message = limits(text);

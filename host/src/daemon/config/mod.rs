@@ -1,5 +1,6 @@
 //! The daemon's configuration file.
 
+mod network;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ use std::{
 
 use serde::{Deserialize, Deserializer};
 
+use self::network::NetworkConfig;
 pub(super) use self::source::Key;
 use self::source::Source;
 pub(crate) use self::values::ListenAddr;
@@ -88,6 +90,7 @@ pub(crate) struct Config {
     pub(super) jail: JailConfig,
     pub(super) cgroups: CgroupsConfig,
     pub(super) host: HostConfig,
+    pub(super) network: Option<NetworkConfig>,
     pub(super) metrics: Option<MetricsConfig>,
     pub(super) traces: Option<TracesConfig>,
 }

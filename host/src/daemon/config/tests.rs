@@ -66,6 +66,19 @@ fn a_wrong_value_is_reported_with_line_and_key() {
         ("[cgroups]\ncpu_percent = 0", "cgroups.cpu_percent = 0: 0 is not a percentage: write 1 to 10000"),
         ("[cgroups]\nprocesses = 9", "cgroups.processes = 9: 9 doesn't fit: write 64 to 4194304"),
         ("[cgroups]\nread_rate = 0", "cgroups.read_rate = 0: \"0\" is not a size, such as \"2G\": must not be 0"),
+        (
+            "[network]\nallow = ['a.example',\n'https://a.example']",
+            "test.toml:3: network.allow = 'https://a.example': \"https://a.example\" is not a rule about names: must be NAME",
+        ),
+        (
+            "[network]\nallow_addresses = ['10.0.0.5:443']",
+            "test.toml:2: network.allow_addresses = '10.0.0.5:443': \"10.0.0.5:443\" is not a rule about addresses: must be",
+        ),
+        (
+            "[network]\nresolvers = ['10.0.0.53']",
+            "test.toml:2: network.resolvers = '10.0.0.53': invalid socket address",
+        ),
+        ("[network]\nmode = 'off'", "test.toml:2: network.mode = 'off': unknown variant `off`, expected `enforce`"),
         ("listen = ['run/x']", "test.toml:1: listen = 'run/x': \"run/x\" is not an address to listen on"),
         ("listen = ['host']", "listen = 'host': \"host\" is not an address to listen on"),
         ("listen = ['::1:99999']", "listen = '::1:99999': \"::1:99999\" is not an address to listen on"),

@@ -11,6 +11,7 @@ use super::super::response;
 use crate::{
     build,
     build::failure::{Failure, FailureKind},
+    network::Connection,
     records::{Machine, Outcome, Phase, Record, Status},
     scheduler::State,
     scheduler::queue::Waiting,
@@ -124,6 +125,8 @@ pub(super) fn info(record: &Record, state: Option<&State>) -> BuildInfo {
         log_bytes: record.log.bytes,
         log_truncated: record.log.truncated,
         done: record.outcome.is_some().then(|| done(record)),
+        connections: record.connections.iter().map(connection).collect(),
+        more_connections: record.more_connections,
         ..BuildInfo::default()
     };
     match state {
@@ -137,6 +140,17 @@ pub(super) fn info(record: &Record, state: Option<&State>) -> BuildInfo {
         _ => {}
     }
     info
+}
+
+fn connection(connection: &Connection) -> wire::Connection {
+    let Connection { name, address, sent, received, verdict } = connection;
+    wire::Connection {
+        name: name.clone().unwrap_or_default(),
+        address: address.map(|address| address.to_string()).unwrap_or_default(),
+        sent: *sent,
+        received: *received,
+        verdict: verdict.to_string(),
+    }
 }
 
 fn state_of(record: &Record, has_started: bool) -> build_info::State {

@@ -216,8 +216,9 @@ where
     Response::new(stream.boxed())
 }
 
-/// Leaves out a build's outcome if there is no room for it.
+/// Leaves out a build's connections, and its outcome if there is no room for it.
 fn shortened(mut info: BuildInfo, room: &mut usize) -> BuildInfo {
+    info.connections.clear();
     info.done = info.done.filter(|done| {
         let bytes = done.encoded_len();
         let fits = bytes <= *room;

@@ -16,7 +16,7 @@
 //! |---|---|
 //! | seccomp | `--seccomp true`: filters for each thread that does more than wait |
 //! | Landlock | asked for with the machine, in `vm.create`: `--landlock` wants a kernel on the command line. It grants what the machine names (kernel, initramfs, scratch disk, `fs.sock`, `/dev/urandom`), and one rule of ours lets the vsock device make its socket in a directory that holds nothing else. Without it on a kernel that is too old, which `doctor` and the log tell: seccomp and the machine itself remain |
-//! | no network | no such device |
+//! | no network | no such device, unless the build may use the network: then it has the one of a device process |
 //! | no guess at a disk's format | `image_type` says raw; a guess would let a guest write the header of a format that names files of the host, and reset |
 //! | no nested virtualisation | `nested` is off unless the build may run VMs: a guest that sees no virtualisation can't attack the host's |
 //!
@@ -35,6 +35,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use cofferdam_protocol::network::MTU;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -213,9 +214,23 @@ async fn create_and_boot(stream: UnixStream, ready: Duration, config: &Config) -
 
 /// The body of `vm.create`: what a version of it knows, and no more.
 fn configuration(config: &Config, version: Version, landlock: u32) -> Value {
-    let fs = config.attachments.iter().map(|Attachment { kind: AttachmentKind::Fs { tag }, socket, queue_size }| {
-        json!({ "tag": tag, "socket": socket, "num_queues": 1, "queue_size": queue_size })
-    });
+    let (mut fs, mut net) = (Vec::new(), Vec::new());
+    for Attachment { kind, socket, queue_size } in &config.attachments {
+        match kind {
+            AttachmentKind::Fs { tag } => {
+                fs.push(json!({ "tag": tag, "socket": socket, "num_queues": 1, "queue_size": queue_size }));
+            }
+            // It takes the address and the MTU from here, and not from the device.
+            AttachmentKind::Net => net.push(json!({
+                "vhost_user": true,
+                "vhost_socket": socket,
+                "num_queues": 2,
+                "queue_size": queue_size,
+                "mac": AttachmentKind::mac(),
+                "mtu": MTU,
+            })),
+        }
+    }
     let mut body = json!({
         "payload": { "kernel": config.kernel, "initramfs": config.initramfs, "cmdline": KERNEL_COMMAND_LINE },
         "cpus": {
@@ -231,7 +246,7 @@ fn configuration(config: &Config, version: Version, landlock: u32) -> Value {
             // Left to itself it asks /dev/hugepages, which isn't mounted everywhere.
             "hugepage_size": config.huge_page_bytes(),
         },
-        "fs": fs.collect::<Vec<_>>(),
+        "fs": fs,
         "vsock": { "cid": GUEST_CID, "socket": VSOCK },
         "disks": [{ "path": SCRATCH_DISK }],
         "rng": { "src": "/dev/urandom" },
@@ -239,6 +254,9 @@ fn configuration(config: &Config, version: Version, landlock: u32) -> Value {
         "console": { "mode": "Tty" },
         "pvpanic": true,
     });
+    if !net.is_empty() {
+        body["net"] = json!(net);
+    }
     if version >= KNOWS_NESTED {
         body["cpus"]["nested"] = json!(config.nested);
     }
@@ -249,6 +267,11 @@ fn configuration(config: &Config, version: Version, landlock: u32) -> Value {
         body["landlock_enable"] = json!(true);
         // Versions before 48 grant the socket alone, which isn't there yet.
         body["landlock_rules"] = json!([{ "path": VSOCK_DIRECTORY, "access": "w" }]);
+        // Of network devices it grants nothing by itself.
+        for attachment in config.attachments.iter().filter(|attachment| attachment.kind == AttachmentKind::Net) {
+            let rule = json!({ "path": attachment.socket, "access": "rw" });
+            body["landlock_rules"].as_array_mut().into_iter().for_each(|rules| rules.push(rule.clone()));
+        }
     }
     body
 }
@@ -314,6 +337,17 @@ mod tests {
         expected["cpus"]["nested"] = json!(true);
         let fs = |tag, socket| json!({ "tag": tag, "socket": socket, "num_queues": 1, "queue_size": 512 });
         expected["fs"] = json!([fs("inputs", "fs.sock"), fs("paths", "paths.sock")]);
+        assert_eq!(configuration(&config, Version(53, 0), 7), expected);
+
+        let net = Attachment { kind: AttachmentKind::Net, socket: "net.sock", queue_size: 1024 };
+        let config = Config { attachments: vec![share("inputs", "fs.sock"), net], ..config };
+        expected["fs"] = json!([fs("inputs", "fs.sock")]);
+        expected["net"] = json!([{
+            "vhost_user": true, "vhost_socket": "net.sock", "num_queues": 2, "queue_size": 1024,
+            "mac": "02:63:6f:66:00:02", "mtu": 65520,
+        }]);
+        expected["landlock_rules"] =
+            json!([{ "path": "vsock", "access": "w" }, { "path": "net.sock", "access": "rw" }]);
         assert_eq!(configuration(&config, Version(53, 0), 7), expected);
     }
 

@@ -13,7 +13,7 @@
 //! ```
 //!
 //! Both give the guest the same devices: the [attachments](Config::attachments), one vsock, one disk, an entropy source and a
-//! console. The host keeps the last lines of the console. There is no network.
+//! console. The host keeps the last lines of the console. There is no network but that of an attachment.
 //!
 //! The directory `vsock` holds these sockets and nothing else, since a guest can connect to any socket in it whose name ends
 //! in `_` and a port. All processes have the run directory as their working directory and use relative names for these

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use cofferdam_protocol::network::MTU;
 
 use crate::machine::death::{Cause, Death};
 use crate::machine::device::{Attachment, AttachmentKind};
@@ -157,19 +158,37 @@ impl Qemu {
             ("-object", "rng-builtin,id=entropy".into()),
             ("-device", "virtio-rng-pci,rng=entropy".into()),
         ];
-        let options = options.into_iter().chain(config.attachments.iter().flat_map(attach));
+        let options =
+            options.into_iter().chain(config.attachments.iter().flat_map(|one| attach(one, self.accelerator)));
         let parts = options.flat_map(|(option, value)| [option.to_owned(), value]);
         parts.filter(|part| !part.is_empty()).collect()
     }
 }
 
 /// The options of a device that a process of its own serves.
-fn attach(&Attachment { kind, socket, queue_size }: &Attachment) -> [(&'static str, String); 2] {
+fn attach(
+    &Attachment { kind, socket, queue_size }: &Attachment,
+    accelerator: Accelerator,
+) -> Vec<(&'static str, String)> {
     match kind {
-        AttachmentKind::Fs { tag } => [
+        AttachmentKind::Fs { tag } => vec![
             ("-chardev", format!("socket,id={tag},path={socket}")),
             ("-device", format!("vhost-user-fs-pci,chardev={tag},tag={tag},queue-size={queue_size}")),
         ],
+        AttachmentKind::Net => {
+            let mac = AttachmentKind::mac();
+            // Without KVM, QEMU 7.2 crashes when such a device uses MSI-X.
+            let interrupts = if accelerator == Accelerator::Tcg { ",vectors=0" } else { "" };
+            // Without a ROM, of which a kernel that is given has no use.
+            let device = format!(
+                "virtio-net-pci,netdev=net,mac={mac},host_mtu={MTU},rx_queue_size={queue_size},romfile={interrupts}"
+            );
+            vec![
+                ("-chardev", format!("socket,id=net,path={socket}")),
+                ("-netdev", "vhost-user,id=net,chardev=net".into()),
+                ("-device", device),
+            ]
+        }
     }
 }
 

@@ -229,6 +229,7 @@ fn the_largest_specification_fits_into_one_frame() {
             .collect(),
         outputs: vec![],
         provide_bin_sh: false,
+        network: false,
         host_paths: vec![],
         kvm: false,
         processes: u32::MAX,

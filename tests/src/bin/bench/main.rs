@@ -53,7 +53,8 @@ const PARTS: [(&str, Part); 11] = [
 fn main() -> Result<()> {
     let mut asked: Vec<String> = env::args().skip(1).collect();
     if asked.first().is_some_and(|first| first == devices::SUBCOMMAND) {
-        return devices::run(devices::Kind::Inputs).map_err(|error| anyhow!("the inputs' device failed: {error}"));
+        return devices::run(devices::Kind::Inputs, false)
+            .map_err(|error| anyhow!("the inputs' device failed: {error}"));
     }
     if vmm::asked() == Some("cloud-hypervisor") {
         asked = ["build", "walls", "memory"].map(str::to_owned).to_vec();

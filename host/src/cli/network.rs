@@ -1,0 +1,57 @@
+//! The network of builds on this host.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use clap::Args;
+
+use super::CliError;
+use crate::network::{AddressRule, Mode, Policy, Resolvers, Rule};
+
+/// What builds may connect to.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Network")]
+pub(super) struct NetworkArgs {
+    /// Let the build connect to this host if it asks for the network: NAME or *.NAME for HTTP and HTTPS, NAME:PORT for another
+    /// port; with " tls=false" behind it, connections need not name the server by TLS. The default for everything is no
+    #[arg(long, value_name = "NAME[:PORT]")]
+    allow_host: Vec<Rule>,
+    /// Let the build connect to these addresses without a name, even if they are private
+    #[arg(long, value_name = "ADDRESS/PREFIX:PORT")]
+    allow_address: Vec<AddressRule>,
+    /// Resolve names by this DNS server [default: those of /etc/resolv.conf]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    resolver: Vec<SocketAddr>,
+}
+
+impl NetworkArgs {
+    /// Whether builds that ask for the network have one.
+    pub(super) fn is_given(&self) -> bool {
+        !self.allow_host.is_empty() || !self.allow_address.is_empty()
+    }
+
+    /// The flag that is given, and needs a build on this host.
+    pub(super) fn flag(&self) -> Option<&'static str> {
+        let flags = [
+            ("--allow-host", self.allow_host.is_empty()),
+            ("--allow-address", self.allow_address.is_empty()),
+            ("--resolver", self.resolver.is_empty()),
+        ];
+        flags.into_iter().find(|(_, is_empty)| !is_empty).map(|(flag, _)| flag)
+    }
+
+    /// The policy for a build that asks for the network; nothing if it has none.
+    pub(super) fn policy(&self) -> Result<Option<Arc<Policy>>, CliError> {
+        if !self.is_given() {
+            return Ok(None);
+        }
+        let resolvers = match &self.resolver[..] {
+            [] => Resolvers::of_host().map_err(|error| {
+                let error = CliError::failed("no DNS server is known", error);
+                error.try_this("--resolver ADDRESS:PORT")
+            })?,
+            given => Resolvers::new(given.to_vec()),
+        };
+        let allow_addresses = self.allow_address.clone();
+        Ok(Some(Arc::new(Policy { allow_addresses, ..Policy::new(Mode::Enforce, self.allow_host.clone(), resolvers) })))
+    }
+}

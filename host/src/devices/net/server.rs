@@ -1,0 +1,454 @@
+//! The host's side of a device's connection: asks the build's broker, and passes sockets on.
+
+use std::collections::HashMap;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::oneshot;
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::wire::{Answer, NoRequest, Request, receive_request, send_answer};
+use crate::network::{Broker, Denial, Opened, Passed, Refusal, Resolved};
+
+/// How long a build may take to name its server.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often connections are looked at that nothing else draws attention to.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Most questions that are open at a time. An honest device asks fewer.
+const MAX_OPEN: usize = 4096;
+
+/// Why a device's connection was closed from this side.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The connection broke.
+    #[error("the connection to the network device failed: {0}")]
+    Connection(#[from] io::Error),
+    /// The device sent something else than a request: it has been taken over or is broken.
+    #[error("the network device broke the protocol: {0}")]
+    Protocol(#[from] NoRequest),
+    /// The device used an id for two things, or asked too much: it has been taken over or is broken.
+    #[error("the network device broke the protocol: {0}")]
+    OutOfStep(&'static str),
+    /// The task panicked.
+    #[error("the task that serves the network device panicked")]
+    Panicked,
+}
+
+/// The task that serves one device, until the device closes the connection. Dropping it ends the task.
+#[derive(Debug)]
+pub(super) struct Server {
+    task: JoinHandle<()>,
+    ended: oneshot::Receiver<Result<(), ServeError>>,
+}
+
+impl Server {
+    pub(super) fn start(socket: OwnedFd, broker: Broker) -> io::Result<Self> {
+        // SAFETY: nothing else has this descriptor, and it is closed with the registration.
+        let socket = unsafe { AsyncFd::register(socket) }?;
+        let session = Session {
+            socket,
+            broker: Arc::new(broker),
+            connections: HashMap::new(),
+            tasks: JoinSet::new(),
+            carried: Carried::default(),
+        };
+        let (end, ended) = oneshot::channel();
+        let task = tokio::spawn(async move {
+            // The server may have been dropped.
+            let _ = end.send(session.serve().await);
+        });
+        Ok(Self { task, ended })
+    }
+
+    /// Waits for a failure. Cancel safe. An end is none.
+    pub(super) async fn failed(&mut self) -> ServeError {
+        if self.ended.is_terminated() {
+            return std::future::pending().await;
+        }
+        match (&mut self.ended).await {
+            Ok(Err(error)) => error,
+            Ok(Ok(())) => std::future::pending().await,
+            Err(_) => ServeError::Panicked,
+        }
+    }
+
+    /// Waits until everything is on record, once the device has gone.
+    pub(super) async fn finish(&mut self) {
+        if !self.ended.is_terminated() {
+            let _ = (&mut self.ended).await;
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// One device's connection.
+struct Session {
+    socket: AsyncFd<OwnedFd>,
+    broker: Arc<Broker>,
+    connections: HashMap<u32, State>,
+    tasks: JoinSet<(u32, Done)>,
+    /// By connections that have ended.
+    carried: Carried,
+}
+
+/// What becomes of a connection.
+enum State {
+    /// A task connects, or sends the first bytes.
+    Busy(AbortHandle),
+    /// The build has to name its server.
+    Overheard(Opened, Instant),
+    /// The device has the socket. This side keeps a copy, by which the kernel tells how much it has carried.
+    Passed(Passed),
+}
+
+/// What a task has done.
+enum Done {
+    Connected(Result<Opened, Refusal>),
+    Passed(io::Result<Passed>),
+    Resolved(Resolved),
+}
+
+/// Bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Carried {
+    sent: u64,
+    received: u64,
+}
+
+impl Session {
+    async fn serve(mut self) -> Result<(), ServeError> {
+        let result = self.serve_all().await;
+        for (_, state) in std::mem::take(&mut self.connections) {
+            self.end(state, true);
+        }
+        result
+    }
+
+    async fn serve_all(&mut self) -> Result<(), ServeError> {
+        let mut ticks = interval(INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                Some(done) = self.tasks.join_next() => {
+                    // A task that was aborted has nothing to tell.
+                    if let Ok((id, done)) = done {
+                        self.done(id, done).await?;
+                    }
+                }
+                readable = self.socket.readable() => {
+                    let mut readable = readable?;
+                    match readable.try_io(|socket| receive_request(socket.get_ref().as_fd())) {
+                        Ok(Ok(Some(request))) => self.take(request?).await?,
+                        Ok(Err(error)) if is_gone(&error) => return Ok(()),
+                        Ok(Ok(None)) => return Ok(()),
+                        Ok(Err(error)) => return Err(error.into()),
+                        Err(_) => {}
+                    }
+                }
+                _ = ticks.tick() => self.look().await?,
+            }
+        }
+    }
+
+    async fn take(&mut self, request: Request) -> Result<(), ServeError> {
+        if self.tasks.len() + self.connections.len() >= MAX_OPEN {
+            return Err(ServeError::OutOfStep("too many questions"));
+        }
+        let broker = Arc::clone(&self.broker);
+        match request {
+            Request::Connect { id, .. } if self.connections.contains_key(&id) => {
+                return Err(ServeError::OutOfStep("an id is in use"));
+            }
+            Request::Connect { id, to } => {
+                let task = self.tasks.spawn(async move { (id, Done::Connected(broker.connect(to).await)) });
+                self.connections.insert(id, State::Busy(task));
+            }
+            Request::Resolve { id, name, family } => {
+                self.tasks.spawn(async move { (id, Done::Resolved(broker.resolve(&name, family).await)) });
+            }
+            Request::Head { id, bytes } => match self.connections.remove(&id) {
+                Some(State::Overheard(opened, since)) => self.overhear(id, opened, since, &bytes).await?,
+                // It was just refused, which the device doesn't know yet.
+                None => {}
+                Some(_) => return Err(ServeError::OutOfStep("nobody listens to a connection")),
+            },
+            Request::Close { id, reset } => {
+                if let Some(state) = self.connections.remove(&id) {
+                    self.end(state, reset);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn overhear(&mut self, id: u32, mut opened: Opened, since: Instant, bytes: &[u8]) -> Result<(), ServeError> {
+        match opened.feed(bytes) {
+            Ok(true) => {
+                let task = self.tasks.spawn(async move { (id, Done::Passed(opened.pass().await)) });
+                self.connections.insert(id, State::Busy(task));
+                Ok(())
+            }
+            Ok(false) => {
+                self.connections.insert(id, State::Overheard(opened, since));
+                self.answer(&Answer::Speak { id }, None).await
+            }
+            Err(denial) => {
+                self.broker.abandoned(opened, denial);
+                self.refuse(id, Refusal::Denied).await
+            }
+        }
+    }
+
+    async fn done(&mut self, id: u32, done: Done) -> Result<(), ServeError> {
+        let is_wanted = matches!(self.connections.get(&id), Some(State::Busy(_)));
+        match done {
+            Done::Resolved(Resolved { found, exists }) => {
+                self.answer(&Answer::Resolved { id, found, exists }, None).await
+            }
+            // The device closed it meanwhile.
+            Done::Connected(_) | Done::Passed(_) if !is_wanted => Ok(()),
+            Done::Connected(Err(why)) => {
+                self.connections.remove(&id);
+                self.refuse(id, why).await
+            }
+            Done::Connected(Ok(opened)) if opened.is_checked() => {
+                self.connections.insert(id, State::Overheard(opened, Instant::now()));
+                self.answer(&Answer::Speak { id }, None).await
+            }
+            Done::Connected(Ok(opened)) => match opened.pass().await {
+                Ok(passed) => self.pass(id, passed).await,
+                Err(_) => self.lost(id).await,
+            },
+            Done::Passed(Ok(passed)) => self.pass(id, passed).await,
+            Done::Passed(Err(_)) => self.lost(id).await,
+        }
+    }
+
+    async fn lost(&mut self, id: u32) -> Result<(), ServeError> {
+        self.connections.remove(&id);
+        self.refuse(id, Refusal::Refused).await
+    }
+
+    async fn pass(&mut self, id: u32, passed: Passed) -> Result<(), ServeError> {
+        let copy = passed.stream.try_clone()?;
+        self.connections.insert(id, State::Passed(passed));
+        self.answer(&Answer::Connected { id }, Some(copy.into())).await
+    }
+
+    async fn refuse(&mut self, id: u32, why: Refusal) -> Result<(), ServeError> {
+        self.answer(&Answer::Refused { id, why }, None).await
+    }
+
+    async fn answer(&mut self, answer: &Answer, with: Option<OwnedFd>) -> Result<(), ServeError> {
+        let with = with.as_ref().map(OwnedFd::as_fd);
+        loop {
+            let mut writable = self.socket.writable().await?;
+            match writable.try_io(|socket| send_answer(socket.get_ref().as_fd(), answer, with)) {
+                // The next look for a request finds that the device has gone.
+                Ok(Err(error)) if is_gone(&error) => return Ok(()),
+                Ok(sent) => return Ok(sent?),
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Ends connections whose build says nothing, and all if they have carried too much.
+    async fn look(&mut self) -> Result<(), ServeError> {
+        let mute = self.connections.iter().filter_map(|(id, state)| match state {
+            State::Overheard(_, since) if since.elapsed() > PATIENCE => Some(*id),
+            _ => None,
+        });
+        for id in mute.collect::<Vec<_>>() {
+            if let Some(State::Overheard(opened, _)) = self.connections.remove(&id) {
+                self.broker.abandoned(opened, Denial::NoServerName);
+                self.refuse(id, Refusal::Denied).await?;
+            }
+        }
+        let open = self.connections.values().map(|state| match state {
+            State::Passed(passed) => carried(&passed.stream),
+            _ => Carried::default(),
+        });
+        let all = open.fold(self.carried, Carried::and);
+        if self.broker.is_spent(all.sent, all.received) {
+            for state in self.connections.values() {
+                if let State::Passed(passed) = state {
+                    // It may be closed already.
+                    let _ = passed.stream.shutdown(std::net::Shutdown::Both);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a connection, and takes note of it.
+    fn end(&mut self, state: State, reset: bool) {
+        match state {
+            State::Busy(task) => task.abort(),
+            State::Overheard(opened, _) => self.broker.abandoned(opened, Denial::NoServerName),
+            State::Passed(passed) => {
+                let carried = carried(&passed.stream);
+                self.carried = self.carried.and(carried);
+                if reset {
+                    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+                    // Without it, the other side sees an end instead of a reset.
+                    let _ = setsockopt(&passed.stream, sockopt::Linger, &linger);
+                }
+                self.broker.ended(passed, carried.sent, carried.received);
+            }
+        }
+    }
+}
+
+impl Carried {
+    fn and(self, other: Self) -> Self {
+        Self { sent: self.sent + other.sent, received: self.received + other.received }
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
+}
+
+/// Offsets in `struct tcp_info` of Linux 4.19 and later, and its length up to there, in bytes.
+const BYTES_RECEIVED: usize = 128;
+const BYTES_SENT: usize = 200;
+const BYTES_SENT_AGAIN: usize = 208;
+const TCP_INFO_BYTES: usize = 216;
+
+/// The bytes that a connection has carried, as the kernel counts them.
+fn carried(stream: &std::net::TcpStream) -> Carried {
+    let mut info = [0_u8; TCP_INFO_BYTES];
+    let mut length = TCP_INFO_BYTES as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes through the first pointer, and the length through the second; both
+    // outlive the call. If it fails, or writes less, the rest stays zero.
+    let _ = unsafe {
+        let (level, option) = (libc::IPPROTO_TCP, libc::TCP_INFO);
+        libc::getsockopt(stream.as_raw_fd(), level, option, info.as_mut_ptr().cast(), &raw mut length)
+    };
+    let field = |at: usize| info[at..].first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
+    Carried { sent: field(BYTES_SENT).saturating_sub(field(BYTES_SENT_AGAIN)), received: field(BYTES_RECEIVED) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+
+    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
+    use parking_lot::Mutex;
+
+    use super::super::wire::{receive_answer, send_request};
+    use super::*;
+    use crate::network::{Connection, Mode, Policy, Resolvers, Verdict};
+
+    /// A device's end of a connection, its server, and what is on record.
+    struct Played {
+        device: OwnedFd,
+        server: Server,
+        record: Arc<Mutex<Vec<Connection>>>,
+    }
+
+    impl Played {
+        /// With a rule for this address.
+        fn new(rule: &str) -> Self {
+            let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
+            let (ours, device) = pair.unwrap();
+            let policy = Policy {
+                allow_addresses: vec![rule.parse().unwrap()],
+                ..Policy::new(Mode::Enforce, Vec::new(), Resolvers::new(Vec::new()))
+            };
+            let record = Arc::new(Mutex::new(Vec::new()));
+            let kept = Arc::clone(&record);
+            let broker = Broker::new(Arc::new(policy), Arc::new(move |connection| kept.lock().push(connection)));
+            Self { device, server: Server::start(ours, broker).unwrap(), record }
+        }
+
+        fn ask(&self, request: &Request) {
+            send_request(self.device.as_fd(), request).unwrap();
+        }
+
+        async fn answer(&self) -> (Answer, Option<OwnedFd>) {
+            loop {
+                match receive_answer(self.device.as_fd()) {
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => tokio::task::yield_now().await,
+                    answer => return answer.unwrap().unwrap(),
+                }
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_connection_is_made_passed_and_recorded() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = listener.local_addr().unwrap();
+        let mut played = Played::new(&format!("127.0.0.1/32:{}", to.port()));
+        played.ask(&Request::Connect { id: 7, to });
+        let (Answer::Connected { id: 7 }, Some(socket)) = played.answer().await else { panic!("no connection") };
+        let (mut server, _) = listener.accept().unwrap();
+        let mut client = std::net::TcpStream::from(socket);
+        client.write_all(b"hello").unwrap();
+        server.read_exact(&mut [0; 5]).unwrap();
+        server.write_all(b"hi").unwrap();
+        client.set_nonblocking(false).unwrap();
+        client.read_exact(&mut [0; 2]).unwrap();
+        drop(client);
+        played.ask(&Request::Close { id: 7, reset: true });
+        assert_eq!(server.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+        drop(played.device);
+        played.server.finish().await;
+        let expected = Connection { address: Some(to), sent: 5, received: 2, ..Connection::default() };
+        assert_eq!(*played.record.lock(), [expected]);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_no_rule_has_is_denied_and_recorded() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = listener.local_addr().unwrap();
+        let played = Played::new("127.0.0.1/32:1");
+        played.ask(&Request::Connect { id: 1, to });
+        assert_eq!(played.answer().await.0, Answer::Refused { id: 1, why: Refusal::Denied });
+        listener.set_nonblocking(true).unwrap();
+        assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock, "somebody has connected");
+        // Nobody listens there.
+        played.ask(&Request::Connect { id: 1, to: "127.0.0.1:1".parse().unwrap() });
+        assert_eq!(played.answer().await.0, Answer::Refused { id: 1, why: Refusal::Refused });
+        let verdicts: Vec<_> = played.record.lock().iter().map(|one| one.verdict.clone()).collect();
+        let [Verdict::Denied(why), Verdict::Refused] = &verdicts[..] else { panic!("{verdicts:?}") };
+        assert_eq!(why, "the address is loopback");
+    }
+
+    #[tokio::test]
+    async fn a_device_that_breaks_the_protocol_is_cut_off() {
+        let garbage = Played::new("127.0.0.1/32:1");
+        send(garbage.device.as_raw_fd(), &[255; 40], MsgFlags::empty()).unwrap();
+        let mut server = garbage.server;
+        assert!(matches!(server.failed().await, ServeError::Protocol(_)));
+
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = listener.local_addr().unwrap();
+        let mut twice = Played::new(&format!("127.0.0.1/32:{}", to.port()));
+        twice.ask(&Request::Connect { id: 1, to });
+        twice.answer().await;
+        twice.ask(&Request::Connect { id: 1, to });
+        assert!(matches!(twice.server.failed().await, ServeError::OutOfStep(_)));
+
+        let mut unasked = Played::new(&format!("127.0.0.1/32:{}", to.port()));
+        unasked.ask(&Request::Connect { id: 1, to });
+        unasked.answer().await;
+        unasked.ask(&Request::Head { id: 1, bytes: vec![1].into() });
+        assert!(matches!(unasked.server.failed().await, ServeError::OutOfStep(_)));
+    }
+}

@@ -1,0 +1,182 @@
+//! Which server a build asks for, by the first bytes of its connection: TLS's ClientHello, or an HTTP request.
+
+use std::collections::BTreeSet;
+
+use rustls::server::Acceptor;
+
+use super::policy::Denial;
+
+/// Most bytes before the server's name is known.
+const MAX_BYTES: usize = 32 * 1024;
+
+/// Most headers of an HTTP request.
+const MAX_HEADERS: usize = 128;
+
+/// The beginning of a connection.
+pub(super) struct Check {
+    names: BTreeSet<String>,
+    /// Reads TLS; else it is HTTP.
+    acceptor: Option<Acceptor>,
+    received: Vec<u8>,
+}
+
+impl Check {
+    /// Wants one of these names, by TLS or HTTP.
+    pub(super) fn new(tls: bool, names: BTreeSet<String>) -> Self {
+        Self { names, acceptor: tls.then(Acceptor::default), received: Vec::new() }
+    }
+
+    /// A name that it wants.
+    pub(super) fn first_name(&self) -> Option<&String> {
+        self.names.first()
+    }
+
+    /// All bytes that it was given, to be passed on.
+    pub(super) fn into_received(self) -> Vec<u8> {
+        self.received
+    }
+
+    /// Takes the next bytes; none if there will be no more. Returns the server's name once it is known and right.
+    pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<Option<String>, Denial> {
+        if bytes.is_empty() || self.received.len() + bytes.len() > MAX_BYTES {
+            return Err(Denial::NoServerName);
+        }
+        self.received.extend_from_slice(bytes);
+        let name = match &mut self.acceptor {
+            Some(acceptor) => tls_name(acceptor, bytes)?,
+            None => http_name(&self.received)?,
+        };
+        match name {
+            Some(name) if self.names.contains(&name) => Ok(Some(name)),
+            Some(_) => Err(Denial::OtherServer),
+            None => Ok(None),
+        }
+    }
+}
+
+fn tls_name(acceptor: &mut Acceptor, mut bytes: &[u8]) -> Result<Option<String>, Denial> {
+    while !bytes.is_empty() {
+        acceptor.read_tls(&mut bytes).map_err(|_| Denial::NoServerName)?;
+        // It is of no use after an error, and after its success.
+        let accepted = acceptor.accept().map_err(|_| Denial::NoServerName)?;
+        if let Some(accepted) = accepted {
+            let hello = accepted.client_hello();
+            let name = hello.server_name().ok_or(Denial::NoServerName)?;
+            return Ok(Some(name.to_ascii_lowercase()));
+        }
+    }
+    Ok(None)
+}
+
+fn http_name(received: &[u8]) -> Result<Option<String>, Denial> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut request = httparse::Request::new(&mut headers);
+    if request.parse(received).map_err(|_| Denial::NoServerName)?.is_partial() {
+        return Ok(None);
+    }
+    let target = request.path.unwrap_or_default();
+    let mut hosts = request.headers.iter().filter(|header| header.name.eq_ignore_ascii_case("host"));
+    let (Some(host), None) = (hosts.next(), hosts.next()) else { return Err(Denial::NoServerName) };
+    let host = server(std::str::from_utf8(host.value).map_err(|_| Denial::NoServerName)?);
+    // A target with a server of its own counts for servers instead of the header.
+    let own = match (target.starts_with(['/', '*']), target.split_once("://")) {
+        (true, _) => None,
+        (false, Some((_, rest))) => rest.split(['/', '?', '#']).next(),
+        (false, None) => return Err(Denial::NoServerName),
+    };
+    match own {
+        Some(own) if server(own) != host => Err(Denial::OtherServer),
+        _ => Ok(Some(host)),
+    }
+}
+
+/// A server's name without its port.
+fn server(text: &str) -> String {
+    let text = text.trim();
+    let name = text.rsplit_once(':').map_or(text, |(name, _)| name);
+    name.trim_end_matches('.').to_ascii_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rustls::{ClientConfig, ClientConnection, RootCertStore, pki_types::ServerName};
+
+    use super::*;
+
+    fn names() -> BTreeSet<String> {
+        BTreeSet::from(["a.example".to_owned(), "b.example".to_owned()])
+    }
+
+    /// What a TLS client says first.
+    fn hello(server: &str) -> Vec<u8> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let config = config.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+        let server = ServerName::try_from(server.to_owned()).unwrap();
+        let mut client = ClientConnection::new(Arc::new(config), server).unwrap();
+        let mut said = Vec::new();
+        client.write_tls(&mut said).unwrap();
+        said
+    }
+
+    #[test]
+    fn tls_must_name_a_server_that_is_wanted() {
+        for (server, expected) in [
+            ("a.example", Ok(Some("a.example".to_owned()))),
+            ("B.EXAMPLE", Ok(Some("b.example".to_owned()))),
+            ("evil.example", Err(Denial::OtherServer)),
+            // An address is no server name, so the client names none.
+            ("93.184.215.14", Err(Denial::NoServerName)),
+        ] {
+            let mut check = Check::new(true, names());
+            assert_eq!(check.feed(&hello(server)), expected, "{server}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_taken_in_any_pieces_and_kept() {
+        let said = hello("a.example");
+        let mut check = Check::new(true, names());
+        let (last, before) = said.split_last().unwrap();
+        for byte in before {
+            assert_eq!(check.feed(&[*byte]), Ok(None));
+        }
+        assert_eq!(check.feed(&[*last]), Ok(Some("a.example".into())));
+        assert_eq!(check.into_received(), said);
+    }
+
+    #[test]
+    fn http_must_name_a_server_that_is_wanted() {
+        let ok = Ok(Some("a.example".to_owned()));
+        for (request, expected) in [
+            ("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n", ok.clone()),
+            ("GET / HTTP/1.1\r\nAccept: */*\r\nhost: A.Example:80\r\n\r\nbody", ok.clone()),
+            ("GET http://a.example/x HTTP/1.1\r\nHost: a.example\r\n\r\n", ok),
+            ("GET http://evil.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n", Err(Denial::OtherServer)),
+            ("GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n", Err(Denial::OtherServer)),
+            ("GET / HTTP/1.1\r\nHost: a.example\r\nHost: evil.example\r\n\r\n", Err(Denial::NoServerName)),
+            ("GET / HTTP/1.0\r\n\r\n", Err(Denial::NoServerName)),
+            ("CONNECT a.example:443 HTTP/1.1\r\nHost: a.example\r\n\r\n", Err(Denial::NoServerName)),
+            ("SSH-2.0-OpenSSH_9.2\r\n", Err(Denial::NoServerName)),
+            ("GET / HTTP/1.1\r\nHost: a.exa", Ok(None)),
+        ] {
+            let mut check = Check::new(false, names());
+            assert_eq!(check.feed(request.as_bytes()), expected, "{request}");
+        }
+    }
+
+    #[test]
+    fn a_build_that_never_names_a_server_is_denied() {
+        for tls in [true, false] {
+            let mut check = Check::new(tls, names());
+            assert_eq!(check.feed(&[]), Err(Denial::NoServerName));
+            let mut check = Check::new(tls, names());
+            let mut said = b"GET / HTTP/1.1\r\nA: ".to_vec();
+            said.resize(MAX_BYTES, b'a');
+            let _ = check.feed(&said);
+            assert_eq!(check.feed(b"a"), Err(Denial::NoServerName));
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! The network of builds: which connections a build gets, and making them.
+//!
+//! ```text
+//!   name ──▶ Broker::resolve ── a rule has it? ──▶ resolver ──▶ addresses, less those of the floor ──▶ pinned to the name
+//!
+//!   address ──▶ Broker::connect ── Policy::decide: floor · own addresses · pinned names · rules ──▶ connected
+//!                                                                    │
+//!                                                     Check: the server's name in the first bytes
+//! ```
+//!
+//! Nothing here knows of packets, devices or guests. A build has a [`Broker`] of its own, so that it gains nothing from
+//! names that another has resolved. Every address is judged at the moment of connecting, and that address is connected to,
+//! not its name.
+
+mod address;
+mod broker;
+mod check;
+mod floor;
+mod pins;
+mod policy;
+mod record;
+mod resolver;
+mod rule;
+
+use serde::{Deserialize, Serialize};
+
+pub use address::AddressRule;
+pub use broker::Broker;
+pub(crate) use broker::{Opened, Passed, Resolved};
+pub(crate) use policy::Denial;
+pub use policy::{Mode, Policy};
+pub use record::{Connection, Observe, Verdict};
+pub use resolver::Resolvers;
+pub use rule::Rule;
+
+/// For fuzzing: whether a connection that begins so asks for this server.
+pub(crate) fn asks_for(name: &str, tls: bool, beginning: &[u8], piece: usize) -> bool {
+    let mut check = check::Check::new(tls, [name.to_owned()].into());
+    beginning.chunks(piece.max(1)).any(|piece| matches!(check.feed(piece), Ok(Some(_))))
+}
+
+/// A version of IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// How a connection failed, as far as a build may know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// Not allowed.
+    Denied,
+    /// Nobody listens there.
+    Refused,
+    /// No host answers there.
+    Unreachable,
+}
