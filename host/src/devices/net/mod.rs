@@ -32,6 +32,7 @@ mod reply;
 mod ring;
 mod serve;
 mod server;
+mod socket;
 mod splice;
 mod stack;
 mod stream_queries;
