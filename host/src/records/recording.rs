@@ -27,7 +27,7 @@ pub(crate) const MAX_JOINED: usize = 256;
 /// Most connections in [`Record::connections`].
 pub(crate) const MAX_CONNECTIONS: usize = 500;
 
-/// Most of them that were denied.
+/// Most of them that were denied before anything was sent.
 const MAX_DENIALS: usize = 100;
 
 /// Most phases in a record.
@@ -182,7 +182,8 @@ impl Recording {
     pub(crate) fn connection(&self, connection: &Connection) {
         let mut record = self.live.record.lock();
         // A build could hide a connection behind others that were denied.
-        let is_denied = |one: &Connection| matches!(one.verdict, Verdict::Denied(_));
+        let is_denied =
+            |one: &Connection| matches!(one.verdict, Verdict::Denied(_)) && (one.sent, one.received) == (0, 0);
         let denials = record.connections.iter().filter(|one| is_denied(one)).count();
         let has_room = !is_denied(connection) || denials < MAX_DENIALS;
         if has_room && record.connections.len() < MAX_CONNECTIONS {
