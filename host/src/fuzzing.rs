@@ -2,7 +2,10 @@
 
 use tokio::{io::AsyncRead, runtime::Handle};
 
-pub use crate::outputs::Receiver;
+pub use crate::{
+    devices::rehearsal::{Device, Queue, Rings, Stage},
+    outputs::Receiver,
+};
 
 use crate::{
     build::{Options, ends_a_build},

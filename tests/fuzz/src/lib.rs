@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 
 pub mod castore;
+pub mod devices;
 pub mod host;
 pub mod network;
 
@@ -50,6 +51,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "guest_frames", run: host::guest_frames, seeds: host::guest_frames_seeds },
     Target { name: "conversation", run: host::conversation, seeds: host::conversation_seeds },
     Target { name: "guest_tree", run: host::guest_tree, seeds: host::guest_tree_seeds },
+    Target { name: "fuse_request", run: devices::fuse_request, seeds: devices::fuse_request_seeds },
+    Target { name: "descriptor_chain", run: devices::descriptor_chain, seeds: devices::descriptor_chain_seeds },
 ];
 
 #[cfg(test)]
