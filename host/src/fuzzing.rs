@@ -2,19 +2,38 @@
 
 use tokio::{io::AsyncRead, runtime::Handle};
 
-pub use crate::outputs::Receiver;
+pub use crate::{
+    devices::rehearsal::{Device, Queue, Rings, Stage},
+    outputs::Receiver,
+};
 
 use crate::{
     build::{Options, ends_a_build},
     cli::plain_text::PlainText,
-    devices::inputs::Request,
+    devices::{inputs::Request, net},
     limits::Limits,
     machine::{Cause, vmm},
+    network,
 };
 
 /// Decodes and encodes a packet of the inputs device.
 pub fn input_request(packet: &[u8]) -> Option<Vec<u8>> {
     Request::decode(packet).ok().map(|request| request.encode())
+}
+
+/// Whether a packet is a request of the network device. One that is survives encoding.
+pub fn network_request(packet: &[u8]) -> bool {
+    net::survives(packet)
+}
+
+/// Whether a guest's packets, each behind its length in two bytes, mean anything to the network device.
+pub fn network_packets(packets: &[u8]) -> bool {
+    net::receive_all(packets)
+}
+
+/// Whether the beginning of a connection, over TLS or HTTP, asks for `a.example`. It comes in pieces of so many bytes.
+pub fn server_name(tls: bool, beginning: &[u8], piece: usize) -> bool {
+    network::asks_for("a.example", tls, beginning, piece)
 }
 
 /// Whether a guest that says this comes to the end of a build, within small limits.

@@ -28,7 +28,7 @@ const CONFIG: &str = "
     memory = \"256M\"
 ";
 
-/// A running `cofferdam daemon`, and room for its VM.
+/// A running `cofferdam daemon`, and room for its VMs.
 #[derive(Debug)]
 pub struct Daemon {
     running: Running,
@@ -47,9 +47,11 @@ impl Daemon {
     /// Like [`start`](Self::start), with environment variables.
     #[track_caller]
     pub fn start_with(cofferdam: &Cofferdam, config: &str, variables: &[(&str, &OsStr)]) -> Self {
-        let slots = slots::take_one();
         let socket = cofferdam.files().join("daemon.sock");
-        let file = cofferdam.file("daemon.toml", merged(config, &socket));
+        let config = merged(config, &socket);
+        let builds = config["budget"]["builds"].as_integer().and_then(|builds| builds.try_into().ok());
+        let slots = slots::take_some(builds.expect("it is a count"));
+        let file = cofferdam.file("daemon.toml", config.to_string());
         let arguments: [OsString; 3] = ["daemon".into(), "--config".into(), file.into()];
         let mut command = cofferdam.prepare();
         command.args(arguments).envs(variables.iter().copied());
@@ -100,7 +102,7 @@ impl Daemon {
 
 /// The usual configuration, with this socket and the settings for the tests' VMM, and the added one. Added lists and tables
 /// extend the usual ones of the same name.
-fn merged(config: &str, socket: &Path) -> String {
+fn merged(config: &str, socket: &Path) -> toml::Table {
     let mut both: toml::Table = toml::from_str(CONFIG).expect("it is a constant");
     let listen = socket.to_str().expect("temporary directories are UTF-8");
     both.insert("listen".to_owned(), vec![listen].into());
@@ -114,5 +116,5 @@ fn merged(config: &str, socket: &Path) -> String {
             (_, value) => drop(both.insert(key, value)),
         }
     }
-    both.to_string()
+    both
 }

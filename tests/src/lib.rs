@@ -15,6 +15,7 @@ mod build;
 pub mod castore;
 mod cofferdam;
 mod daemon;
+pub mod front_end;
 pub mod guest;
 mod lab;
 pub mod nested;

@@ -27,6 +27,11 @@ pub fn take_one() -> Slots {
     Slots(take(1))
 }
 
+/// Waits for room for so many VMs, or for all.
+pub fn take_some(count: usize) -> Slots {
+    Slots(take(count.min(*COUNT)))
+}
+
 /// Waits until no other VM runs.
 pub fn take_all() -> Slots {
     Slots(take(*COUNT))

@@ -30,7 +30,7 @@ use self::{
 use crate::{
     build::{Builder, Footprint, Settings, failure::Failure},
     frontend::{self, Allowed, Frontends},
-    machine::jail::allow_descriptors,
+    machine::jail::{Best, Delegated, Walls, allow_descriptors, landlock_version},
     records::{Machine, Records},
     scheduler::{Backend, Scheduler, SchedulerSettings},
     state::{StateError, state_dir},
@@ -77,6 +77,9 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
         tracing::warn!("this host could be safer, see `cofferdam doctor`: {}", names.join(", "));
     }
     let max_memory_bytes = Footprint::of(&vmm).largest_memory(&options.limits, config.budget().memory_bytes);
+    for weakness in weak_walls() {
+        tracing::warn!("machines could be walled off better, see `cofferdam doctor`: {weakness}");
+    }
     allow_descriptors(MAX_DESCRIPTORS);
     let state = state_dir()?;
     let records = Records::open(&state.join("records"), config.retention())
@@ -117,6 +120,16 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let (served, ()) = tokio::join!(serving, systemd::stopping(cancel));
     end.await.map_err(|error| failed("the scheduler has panicked", &error))?;
     served
+}
+
+/// Which walls around helper processes this host lacks, and why.
+fn weak_walls() -> impl Iterator<Item = String> {
+    let Best { walls, reason, .. } = Best::of_this_host();
+    let user =
+        (*walls == Walls::Namespaces).then(|| format!("their helper processes have the daemon's user id: {reason}"));
+    let cgroup = Delegated::find().err().map(|reason| format!("they have no cgroups of their own: {reason}"));
+    let landlock = (landlock_version() == 0).then(|| "this kernel has no Landlock".to_owned());
+    [user, cgroup, landlock].into_iter().flatten()
 }
 
 /// This host can't do its part.

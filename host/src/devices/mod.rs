@@ -9,11 +9,14 @@
 //! A new device is a module here with a [`Device`](crate::machine::Device) for the host's side and a `run` for its process,
 //! and one more [`Kind`].
 
+mod backend;
 pub mod inputs;
 mod kind;
 pub mod net;
 pub mod paths;
 mod process;
+pub(crate) mod rehearsal;
+mod requests;
 mod serve;
 mod syscalls;
 

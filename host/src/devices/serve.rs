@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -15,10 +16,10 @@ use nix::sys::socket::{SockType, getsockopt, sockopt};
 use vhost::vhost_user::{Error as VhostUserError, Listener};
 use vhost_user_backend::bitmap::BitmapMmapRegion;
 use vhost_user_backend::{VhostUserBackend, VhostUserDaemon};
-use virtiofsd::filesystem::{FileSystem, SerializableFileSystem};
-use virtiofsd::vhost_user::VhostUserFsBackendBuilder;
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use virtiofsd::filesystem::FileSystem;
 
+use super::backend::{Backend, SharedMemory};
+use super::requests::Memory;
 use super::syscalls::{FilterError, allow_only_what_serving_needs};
 use crate::machine::jail::ConfineError;
 
@@ -48,9 +49,9 @@ pub enum DeviceError {
     /// The system calls could not be restricted.
     #[error("can't restrict the process's system calls")]
     Filter(#[from] FilterError),
-    /// The device could not be set up.
-    #[error("can't set up the virtiofs device")]
-    SetUp(#[source] virtiofsd::vhost_user::Error),
+    /// The threads that answer requests could not be started.
+    #[error("can't start a thread")]
+    Thread(#[source] io::Error),
     /// The network device could not be set up.
     #[error("can't set up the network device")]
     Network(#[source] io::Error),
@@ -69,14 +70,13 @@ pub(super) fn inherited_listener() -> Result<UnixListener, DeviceError> {
 ///
 /// # Errors
 ///
-/// See [`DeviceError`]. A request so malformed that the `virtiofsd` crate can't answer it ends the process.
+/// See [`DeviceError`]. A request that can't be answered, or a queue that makes no sense, ends the process.
 pub(super) fn serve<F>(listener: UnixListener, fs: F, threads: usize, also: &[libc::c_long]) -> Result<(), DeviceError>
 where
-    F: FileSystem + SerializableFileSystem + Send + Sync + 'static,
+    F: FileSystem + Send + Sync + 'static,
 {
-    let backend =
-        VhostUserFsBackendBuilder::default().set_thread_pool_size(threads).build(fs).map_err(DeviceError::SetUp)?;
-    let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+    let memory = SharedMemory::new(Memory::new());
+    let backend = Backend::new(fs, memory.clone(), threads).map_err(DeviceError::Thread)?;
     let daemon =
         VhostUserDaemon::new("vhost-user".into(), Arc::new(backend), memory).map_err(DeviceError::VhostUser)?;
     until_hang_up(daemon, listener, also)
@@ -84,13 +84,15 @@ where
 
 /// Serves a device to the VMM that connects, until it hangs up. The process needs the system calls in `also` for it, too.
 pub(super) fn until_hang_up<B>(
-    mut daemon: VhostUserDaemon<B>,
+    daemon: VhostUserDaemon<B>,
     listener: UnixListener,
     also: &[libc::c_long],
 ) -> Result<(), DeviceError>
 where
     B: VhostUserBackend<Bitmap = BitmapMmapRegion, Vring: Clone + Send + Sync> + Clone + 'static,
 {
+    // Its threads end with the process. One may wait for a blob, or for the VMM, and would never be joined.
+    let mut daemon = ManuallyDrop::new(daemon);
     daemon.start(&mut Listener::from(listener)).map_err(DeviceError::VhostUser)?;
     // Every thread is there, and the guest does not run before the VMM has had its first answers.
     allow_only_what_serving_needs(also)?;
@@ -130,8 +132,7 @@ pub(super) fn inherited(descriptor: RawFd, kind: SockType, wanted: &'static str)
     }
 }
 
-/// A guest can make the thread that serves it panic, through buffers that are too short for an answer. Then it has lost
-/// its device: a process that stayed would only leave the VM hanging.
+/// A VM whose device has lost a thread would hang if the process stayed.
 pub(super) fn die_of_any_panic() {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

@@ -70,9 +70,6 @@ const ALLOWED_WITHOUT_EXECUTION: &[libc::c_long] = &[libc::SYS_mmap, libc::SYS_m
 /// The one `prctl` that is allowed: a thread gives itself a name when it starts.
 const ALLOWED_PRCTL: i32 = libc::PR_SET_NAME;
 
-/// The one `unshare` that is allowed: a thread of a pool takes its working directory for itself when it starts.
-const ALLOWED_UNSHARE: i32 = libc::CLONE_FS;
-
 /// Why the filter is not in force.
 #[derive(Debug, thiserror::Error)]
 pub enum FilterError {
@@ -102,7 +99,6 @@ fn filter(also: &[libc::c_long]) -> Result<BpfProgram, BackendError> {
         rules.insert(*call, only_if(2, mask, 0)?);
     }
     rules.insert(libc::SYS_prctl, only_if(0, SeccompCmpOp::Eq, ALLOWED_PRCTL)?);
-    rules.insert(libc::SYS_unshare, only_if(0, SeccompCmpOp::Eq, ALLOWED_UNSHARE)?);
     let refused = SeccompAction::Errno(libc::EPERM.cast_unsigned());
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     SeccompFilter::new(rules, refused, SeccompAction::Allow, arch)?.try_into()
@@ -136,7 +132,7 @@ mod tests {
             refused(std::process::Command::new("/bin/true").status().unwrap_err());
             refused(nix::sys::prctl::set_dumpable(true).unwrap_err().into());
             refused(nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER).unwrap_err().into());
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).unwrap();
+            refused(nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).unwrap_err().into());
             nix::sys::prctl::set_name(c"named").unwrap();
             refused(std::thread::Builder::new().spawn(|| ()).unwrap_err());
             refused(nix::sys::signal::kill(nix::unistd::Pid::from_raw(1), None).unwrap_err().into());

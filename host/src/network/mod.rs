@@ -34,6 +34,12 @@ pub use record::{Connection, Observe, Verdict};
 pub use resolver::Resolvers;
 pub use rule::Rule;
 
+/// For fuzzing: whether a connection that begins so asks for this server.
+pub(crate) fn asks_for(name: &str, tls: bool, beginning: &[u8], piece: usize) -> bool {
+    let mut check = check::Check::new(tls, [name.to_owned()].into());
+    beginning.chunks(piece.max(1)).any(|piece| matches!(check.feed(piece), Ok(Some(_))))
+}
+
 /// A version of IP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Family {

@@ -23,7 +23,7 @@ const FRAME_BYTES: usize = 4096;
 
 const LIMITS: Limits = Limits { entries: 1_000, bytes: 1 << 20 };
 
-static RUNTIME: LazyLock<Runtime> =
+pub(crate) static RUNTIME: LazyLock<Runtime> =
     LazyLock::new(|| Builder::new_current_thread().build().expect("there are resources for a runtime"));
 
 static NEEDLES: LazyLock<ReferencePattern> =

@@ -7,7 +7,9 @@
 use std::path::PathBuf;
 
 pub mod castore;
+pub mod devices;
 pub mod host;
+pub mod network;
 
 /// A fuzz target.
 #[derive(Clone, Copy)]
@@ -41,11 +43,16 @@ pub const TARGETS: &[Target] = &[
     Target { name: "json_request", run: host::json_request, seeds: host::json_request_seeds },
     Target { name: "build_message", run: host::build_message, seeds: host::build_message_seeds },
     Target { name: "input_request", run: host::input_request, seeds: host::input_request_seeds },
+    Target { name: "network_request", run: network::request, seeds: network::request_seeds },
+    Target { name: "network_packets", run: network::packets, seeds: network::packets_seeds },
+    Target { name: "server_name", run: network::server_name, seeds: network::server_name_seeds },
     Target { name: "vmm_events", run: host::vmm_events, seeds: host::vmm_events_seeds },
     Target { name: "plain_text", run: host::plain_text, seeds: host::plain_text_seeds },
     Target { name: "guest_frames", run: host::guest_frames, seeds: host::guest_frames_seeds },
     Target { name: "conversation", run: host::conversation, seeds: host::conversation_seeds },
     Target { name: "guest_tree", run: host::guest_tree, seeds: host::guest_tree_seeds },
+    Target { name: "fuse_request", run: devices::fuse_request, seeds: devices::fuse_request_seeds },
+    Target { name: "descriptor_chain", run: devices::descriptor_chain, seeds: devices::descriptor_chain_seeds },
 ];
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use cofferdam_castore::Node;
 use virtiofsd::filesystem::{
     Context, DirEntry, DirectoryIterator, Entry, Extensions, FileSystem, FsOptions, GetxattrReply, ListxattrReply,
-    OpenOptions, SerializableFileSystem, SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
+    OpenOptions, SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
 };
 use virtiofsd::fuse::{Attr, SetattrIn};
 
@@ -32,13 +32,13 @@ const READ_AHEAD_FILES: usize = 31;
 
 /// One build's inputs.
 #[derive(Debug)]
-pub(super) struct InputsFs {
+pub(in crate::devices) struct InputsFs {
     layout: Layout,
     blobs: Blobs,
 }
 
 impl InputsFs {
-    pub(super) fn new(host: Arc<Host>) -> Self {
+    pub(in crate::devices) fn new(host: Arc<Host>) -> Self {
         Self { layout: Layout::new(Arc::clone(&host)), blobs: Blobs::new(host) }
     }
 
@@ -83,7 +83,7 @@ fn read_only<T>() -> io::Result<T> {
 }
 
 /// A directory's entries from some point on, `.` and `..` first.
-pub(super) struct Entries {
+pub(in crate::devices) struct Entries {
     dir: Arc<Dir>,
     inode: Inode,
     next: usize,
@@ -325,6 +325,3 @@ impl FileSystem for InputsFs {
         read_only()
     }
 }
-
-/// A VM with inputs is not migrated; the trait's answers say so.
-impl SerializableFileSystem for InputsFs {}

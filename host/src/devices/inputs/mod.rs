@@ -35,11 +35,13 @@ mod tests;
 mod wire;
 
 pub use device::Device;
+pub(super) use fs::InputsFs;
 pub use resolve::{
     MAX_BYTES, MAX_DEPTH, MAX_DIRECTORIES, MAX_DIRECTORY_BYTES, MAX_ENTRIES, MAX_PATHS, Place, ResolveError, Tree,
     resolve,
 };
 pub(super) use serve::run;
 pub use server::{ServeError, Server, Unbound};
+pub(super) use wire::Host;
 pub use wire::NoRequest;
 pub(crate) use wire::Request;

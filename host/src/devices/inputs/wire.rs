@@ -128,13 +128,13 @@ fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> io::Result<T> {
 
 /// The device's ends of its connections. On each, threads take turns: one question, one answer.
 #[derive(Debug)]
-pub(super) struct Host {
+pub(in crate::devices) struct Host {
     idle: Mutex<Vec<OwnedFd>>,
     became_idle: Condvar,
 }
 
 impl Host {
-    pub(super) fn new(sockets: Vec<OwnedFd>) -> Self {
+    pub(in crate::devices) fn new(sockets: Vec<OwnedFd>) -> Self {
         Self { idle: Mutex::new(sockets), became_idle: Condvar::new() }
     }
 

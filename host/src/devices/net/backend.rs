@@ -185,8 +185,6 @@ impl Backend {
         while let Some(frame) = self.stack.waiting().first() {
             match ring::give(vring, &self.memory, frame, self.event_index).map_err(io::Error::other)? {
                 Given::Whole | Given::Dropped => self.stack.waiting().remove_first(),
-                // Asked to be told of new buffers, the queue may have some already.
-                Given::NoRoom if vring.enable_notification().map_err(io::Error::other)? => {}
                 Given::NoRoom => return Ok(false),
             }
         }

@@ -28,6 +28,7 @@ mod flows;
 mod order;
 mod packet;
 mod questions;
+mod rehearsal;
 mod reply;
 mod ring;
 mod serve;
@@ -41,6 +42,7 @@ mod testing;
 mod wire;
 
 pub use device::Device;
+pub(crate) use rehearsal::{receive_all, survives};
 pub(super) use serve::run;
 pub use server::ServeError;
 pub use wire::NoRequest;

@@ -69,13 +69,25 @@ pub(super) fn take(
 ) -> Result<bool, BrokenQueue> {
     let memory = memory.memory();
     let mut state = vring.get_mut();
-    let Some(chain) = state.get_queue_mut().pop_descriptor_chain(memory.clone()) else { return Ok(false) };
+    let Some(chain) = next_chain(state.get_queue_mut(), &memory)? else { return Ok(false) };
     let head = chain.head_index();
     if read(&memory, chain, frame).is_none() {
         frame.clear();
     }
     state.add_used(head, 0)?;
     Ok(true)
+}
+
+/// The next chain that the guest offers.
+fn next_chain(queue: &mut Queue, memory: &Memory) -> Result<Option<DescriptorChain<Memory>>, Error> {
+    let chain = queue.pop_descriptor_chain(memory.clone());
+    if chain.is_none() {
+        let offered = queue.avail_idx(memory.deref(), Ordering::Acquire)?.0.wrapping_sub(queue.next_avail());
+        if offered > queue.size() {
+            return Err(Error::InvalidAvailRingIndex);
+        }
+    }
+    Ok(chain)
 }
 
 fn read(memory: &Memory, chain: DescriptorChain<Memory>, frame: &mut Vec<u8>) -> Option<()> {
@@ -90,7 +102,7 @@ fn read(memory: &Memory, chain: DescriptorChain<Memory>, frame: &mut Vec<u8>) ->
     (u32::from(frame[GSO_TYPE]) == VIRTIO_NET_HDR_GSO_NONE).then_some(())
 }
 
-/// Gives the guest a frame, behind room for the header. Returns whether its queue had enough buffers.
+/// Gives the guest a frame, behind room for the header. If its queue has too few buffers, the guest will tell of more.
 pub(super) fn give(
     vring: &VringMutex<GuestMemory>,
     memory: &GuestMemory,
@@ -103,11 +115,14 @@ pub(super) fn give(
     let mut buffers: Vec<(u16, Writer<'_, BitmapMmapRegion>)> = Vec::new();
     let mut room = 0;
     while room < frame.len() {
-        let chain = match buffers.len() {
-            MAX_BUFFERS => return Ok(Given::Dropped),
-            _ => queue.pop_descriptor_chain(memory.clone()),
-        };
-        let Some(chain) = chain else {
+        if buffers.len() >= MAX_BUFFERS {
+            return Ok(Given::Dropped);
+        }
+        let Some(chain) = next_chain(queue, &memory)? else {
+            // Here, past all that are offered, since the guest tells only of the one at this very place.
+            if queue.enable_notification(memory.deref())? {
+                continue;
+            }
             for _ in &buffers {
                 queue.go_to_previous_position();
             }
@@ -275,6 +290,28 @@ mod tests {
         guest.offer(1);
         let given = give(&guest.vring, &guest.memory, &mut sent, false).unwrap();
         assert_eq!((given, guest.used()), (Given::Whole, vec![(0, 100), (1, 50)]));
+    }
+
+    /// With few buffers offered, a guest that offers the next one has to tell.
+    #[test]
+    fn a_guest_tells_of_the_next_buffer_if_there_are_too_few() {
+        let mut guest = Guest::new();
+        guest.vring.set_queue_event_idx(true);
+        for index in 0..3 {
+            guest.describe(index, (Guest::buffer(index), 100), WRITABLE, 0);
+            guest.offer(index);
+        }
+        let given = give(&guest.vring, &guest.memory, &mut frame(350), true).unwrap();
+        let event: u16 = guest.memory.memory().read_obj(GuestAddress(USED + 4 + 8 * u64::from(SIZE))).unwrap();
+        assert_eq!((given, event), (Given::NoRoom, 3));
+    }
+
+    #[test]
+    fn a_queue_that_offers_more_than_it_has_is_broken() {
+        let guest = Guest::new();
+        guest.write(SIZE + 1, AVAILABLE + 2);
+        assert!(take(&guest.vring, &guest.memory, &mut Vec::new()).is_err());
+        assert!(give(&guest.vring, &guest.memory, &mut frame(100), false).is_err());
     }
 
     #[test]

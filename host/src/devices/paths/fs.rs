@@ -13,9 +13,7 @@ use std::time::Duration;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
 use nix::sys::stat::{FileStat, fstat};
 use parking_lot::Mutex;
-use virtiofsd::filesystem::{
-    Context, Entry, FileSystem, FsOptions, OpenOptions, SerializableFileSystem, ZeroCopyWriter,
-};
+use virtiofsd::filesystem::{Context, Entry, FileSystem, FsOptions, OpenOptions, ZeroCopyWriter};
 use virtiofsd::fuse::{Attr, ROOT_ID};
 use virtiofsd::read_dir::ReadDir;
 
@@ -32,7 +30,7 @@ const MAX_LISTING_BYTES: usize = 64 * 1024;
 const SHOWN_MODE: u32 = libc::S_IFMT | 0o555;
 
 /// The shown paths. The root has no listing; it holds them by their numbers, from 0 on.
-pub(super) struct PathsFs {
+pub(in crate::devices) struct PathsFs {
     roots: Vec<File>,
     inodes: Mutex<Inodes>,
     open: Mutex<Open>,
@@ -56,7 +54,7 @@ struct Open {
 }
 
 impl PathsFs {
-    pub(super) fn new(roots: Vec<File>) -> Self {
+    pub(in crate::devices) fn new(roots: Vec<File>) -> Self {
         let inodes = Mutex::new(Inodes { latest: ROOT_ID, ..Inodes::default() });
         Self { roots, inodes, open: Mutex::default() }
     }
@@ -235,6 +233,10 @@ impl FileSystem for PathsFs {
         _: Option<u64>,
         _: u32,
     ) -> io::Result<usize> {
+        // Farther on, no file has bytes, and the crate panics.
+        if i64::try_from(offset).is_err() {
+            return Err(errno(libc::EINVAL));
+        }
         w.read_from_file_at(&*self.opened(handle)?, size as usize, offset, None)
     }
 
@@ -260,9 +262,6 @@ impl FileSystem for PathsFs {
         Ok(())
     }
 }
-
-/// A VM with paths of the host is not migrated; the trait's answers say so.
-impl SerializableFileSystem for PathsFs {}
 
 fn errno(errno: i32) -> io::Error {
     io::Error::from_raw_os_error(errno)

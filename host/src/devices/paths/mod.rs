@@ -25,6 +25,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 pub use device::Device;
+pub(super) use fs::PathsFs;
 pub(super) use serve::run;
 
 /// Something of the host that a build is shown.

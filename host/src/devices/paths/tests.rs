@@ -183,6 +183,18 @@ fn mounts_below_are_not_shown() {
 }
 
 #[test]
+fn no_offset_is_too_far() {
+    let (_dir, fs) = some_fs();
+    let inode = lookup(&fs, "0/sub/file").unwrap().inode;
+    let handle = fs.open(context(), inode, false, 0).unwrap().0.unwrap();
+    let read = |offset| fs.read(context(), inode, handle, &mut Buffer(Vec::new()), 10, offset, None, 0);
+    assert_eq!(read(1 << 40).unwrap(), 0);
+    for offset in [1 << 63, u64::MAX] {
+        assert_eq!(errno(read(offset)), libc::EINVAL);
+    }
+}
+
+#[test]
 fn forgotten_inodes_take_no_memory() {
     let (_dir, fs) = some_fs();
     for _ in 0..3 {

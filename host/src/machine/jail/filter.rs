@@ -36,6 +36,7 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_vfork,
     // Namespaces and mounts.
     libc::SYS_setns,
+    libc::SYS_unshare,
     libc::SYS_mount,
     libc::SYS_umount2,
     libc::SYS_pivot_root,
@@ -137,8 +138,6 @@ pub(super) fn calls() -> Result<[BpfProgram; 2], FilterError> {
     let number = |value: libc::c_int| u64::from(value.cast_unsigned());
     let thread = number(libc::CLONE_THREAD);
     rules.insert(libc::SYS_clone, vec![when(0, SeccompCmpOp::MaskedEq(thread), 0)?]);
-    // A thread of the crate `virtiofsd` takes its working directory for itself.
-    rules.insert(libc::SYS_unshare, vec![when(0, SeccompCmpOp::Ne, number(libc::CLONE_FS))?]);
     rules.insert(libc::SYS_socket, vec![when(0, SeccompCmpOp::Ne, number(libc::AF_UNIX))?]);
     let fcntl = REFUSED_FCNTL.iter().map(|command| when(1, SeccompCmpOp::Eq, number(*command)));
     rules.insert(libc::SYS_fcntl, fcntl.collect::<Result<_, _>>()?);

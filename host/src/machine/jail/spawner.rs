@@ -36,8 +36,8 @@ const MAX_THREADS: u64 = 1024;
 /// Most descriptors of one helper. A device has most: some hundreds, of the blobs that its guest reads.
 const MAX_DESCRIPTORS: u64 = 1024;
 
-/// Address space of a helper beside its machine's memory, in bytes. QEMU reserves a gibibyte for translated code, and the C library
-/// 64 MiB for each thread.
+/// Address space of a helper beside its machine's memory, in bytes. The C library reserves 64 MiB for each thread, and KVM maps
+/// the guest's memory once more.
 const HELPER_BYTES: u64 = 8 << 30;
 
 /// Why a program could not be started.
@@ -120,14 +120,14 @@ impl Spawner {
         }
         match walls {
             Walls::Uids => {}
-            Walls::Namespaces => tracing::info!("helper processes have this user's id: {reason}"),
+            Walls::Namespaces => tracing::debug!("helper processes have this user's id: {reason}"),
             Walls::None => tracing::warn!("helper processes have no namespaces of their own: {reason}"),
         }
         let cgroups = match Cgroups::new(rules.shares) {
             Ok(cgroups) => Some(cgroups),
             Err(reason) if rules.cgroups => return Err(WallsError::NoCgroups { reason }),
             Err(reason) => {
-                tracing::info!("machines have no cgroups of their own: {reason}");
+                tracing::debug!("machines have no cgroups of their own: {reason}");
                 None
             }
         };

@@ -1,0 +1,7 @@
+//! Fuzzes the queues of the devices that serve files.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    cofferdam_fuzz::devices::descriptor_chain(bytes);
+});
