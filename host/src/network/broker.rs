@@ -1,7 +1,7 @@
 //! Decides about one build's connections, makes them, and takes note of them.
 
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,13 +16,16 @@ use super::check::Check;
 use super::pins::Pins;
 use super::policy::{Decision, Denial, Policy};
 use super::record::{Connection, Observe, Verdict};
-use super::{Family, Refusal, floor};
+use super::{Family, Refusal, floor, own};
 
 /// How long a host may take to accept a connection, or to take the first bytes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Most queries of a build that are asked upstream at a time. Others wait.
 const MAX_QUERIES: usize = 32;
+
+/// Most characters of a text on record that is no name.
+const MAX_RECORDED_CHARS: usize = 253;
 
 /// One build's way to the network.
 pub struct Broker {
@@ -34,12 +37,23 @@ pub struct Broker {
     observe: Observe,
 }
 
+/// Puts a connection on record when it is dropped, so that none is left out, whatever becomes of it.
+struct Note {
+    record: Connection,
+    observe: Observe,
+}
+
+impl Drop for Note {
+    fn drop(&mut self) {
+        (self.observe)(std::mem::take(&mut self.record));
+    }
+}
+
 /// A connection that has been made.
 pub(crate) struct Opened {
     stream: TcpStream,
     check: Option<Box<Check>>,
-    /// What will be on record of it.
-    record: Connection,
+    note: Note,
     permit: OwnedSemaphorePermit,
 }
 
@@ -47,7 +61,7 @@ pub(crate) struct Opened {
 pub(crate) struct Passed {
     /// The socket, which doesn't block.
     pub(crate) stream: std::net::TcpStream,
-    record: Connection,
+    note: Note,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -68,9 +82,9 @@ impl Broker {
     /// Resolves a name, if a rule has it. Addresses that the build may not connect to are left out.
     pub(crate) async fn resolve(&self, name: &str, family: Family) -> Resolved {
         if let Err(denial) = self.policy.has_name(name) {
-            let denied = Verdict::Denied(denial.to_string());
-            let name = Some(name.escape_default().to_string());
-            (self.observe)(Connection { name, verdict: denied, ..Connection::default() });
+            // What is no name may be long.
+            let name: String = name.escape_default().take(MAX_RECORDED_CHARS).collect();
+            drop(self.note(Connection { name: Some(name), verdict: denied(denial), ..Connection::default() }));
             return Resolved { found: Some(Vec::new()), exists: false };
         }
         let _turn = self.queries.acquire().await;
@@ -79,15 +93,16 @@ impl Broker {
         };
         let mut dropped = None;
         found.addresses.retain(|address| {
-            let may = self.policy.has_address(*address, is_own(*address));
+            // One that may be the host's own is left out.
+            let may = self.policy.has_address(*address, is_own(floor::canonical(*address)).unwrap_or(true));
             if let Err(denial) = may {
                 dropped = Some((*address, denial));
             }
             may.is_ok() && self.pins.lock().add(floor::canonical(*address), name)
         });
-        if let (Some((address, denial)), true) = (dropped, found.addresses.is_empty()) {
+        if let Some((address, denial)) = dropped {
             let verdict = Verdict::Denied(format!("{denial}: {address}"));
-            (self.observe)(Connection { name: Some(name.to_owned()), verdict, ..Connection::default() });
+            drop(self.note(Connection { name: Some(name.to_owned()), verdict, ..Connection::default() }));
         }
         Resolved { found: Some(found.addresses), exists: found.exists }
     }
@@ -96,45 +111,48 @@ impl Broker {
     pub(crate) async fn connect(&self, to: SocketAddr) -> Result<Opened, Refusal> {
         let to = SocketAddr::new(floor::canonical(to.ip()), to.port());
         let names = self.pins.lock().names(to.ip());
-        let mut record = Connection { name: names.first().cloned(), address: Some(to), ..Connection::default() };
+        let (name, verdict) = (names.first().cloned(), Verdict::Abandoned);
+        let mut note = self.note(Connection { name, address: Some(to), verdict, ..Connection::default() });
+        let is_own = is_own(to.ip());
         let decided = match self.is_spent.load(Ordering::Relaxed) {
             true => Err(Denial::TooMuch),
-            false => self.policy.decide(to, &names, is_own(to.ip())),
+            false => self.policy.decide(to, &names, *is_own.as_ref().unwrap_or(&true)),
         };
         let permit = Arc::clone(&self.connections).try_acquire_owned().map_err(|_| Denial::TooMany);
         let (decision, permit) = match decided.and_then(|decision| Ok((decision, permit?))) {
             Ok(allowed) => allowed,
-            Err(denial) => return Err(self.denied(record, denial)),
+            Err(denial) => {
+                let is_unknown = denial == Denial::Own && is_own.is_err();
+                note.record.verdict = denied(if is_unknown { Denial::Unknown } else { denial });
+                return Err(Refusal::Denied);
+            }
         };
         let check = match decision {
             Decision::Connect { name } => {
-                record.name = name;
+                note.record.name = name;
                 None
             }
             Decision::Check { tls, names } => Some(Box::new(Check::new(tls, names))),
         };
         if let Some(check) = &check {
-            record.name = check.first_name().cloned();
+            note.record.name = check.first_name().cloned();
         }
         let connected = timeout(PATIENCE, TcpStream::connect(to)).await;
         let refused = match connected.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into())) {
-            Ok(stream) => return Ok(Opened { stream, check, record, permit }),
+            Ok(stream) => {
+                note.record.verdict = if check.is_some() { denied(Denial::NoServerName) } else { Verdict::Allowed };
+                return Ok(Opened { stream, check, note, permit });
+            }
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => Refusal::Refused,
             Err(_) => Refusal::Unreachable,
         };
-        record.verdict = if refused == Refusal::Refused { Verdict::Refused } else { Verdict::Unreachable };
-        (self.observe)(record);
+        note.record.verdict = if refused == Refusal::Refused { Verdict::Refused } else { Verdict::Unreachable };
         Err(refused)
     }
 
-    /// Takes note of a connection's end.
-    pub(crate) fn ended(&self, passed: Passed, sent: u64, received: u64) {
-        (self.observe)(Connection { sent, received, ..passed.record });
-    }
-
     /// Takes note of a connection that ended before anything was passed on.
-    pub(crate) fn abandoned(&self, opened: Opened, why: Denial) {
-        self.denied(opened.record, why);
+    pub(crate) fn abandoned(&self, mut opened: Opened, why: Denial) {
+        opened.note.record.verdict = denied(why);
     }
 
     /// Whether all connections together have carried too much. If so, there are no more.
@@ -144,11 +162,13 @@ impl Broker {
         is_spent
     }
 
-    fn denied(&self, mut record: Connection, denial: Denial) -> Refusal {
-        record.verdict = Verdict::Denied(denial.to_string());
-        (self.observe)(record);
-        Refusal::Denied
+    fn note(&self, record: Connection) -> Note {
+        Note { record, observe: Arc::clone(&self.observe) }
     }
+}
+
+fn denied(denial: Denial) -> Verdict {
+    Verdict::Denied(denial.to_string())
 }
 
 impl Opened {
@@ -162,7 +182,7 @@ impl Opened {
         let Some(check) = &mut self.check else { return Ok(true) };
         match check.feed(bytes)? {
             Some(name) => {
-                self.record.name = Some(name);
+                self.note.record.name = Some(name);
                 Ok(true)
             }
             None => Ok(false),
@@ -171,25 +191,36 @@ impl Opened {
 
     /// Sends the bytes that were taken, and gives the connection to the build.
     pub(crate) async fn pass(self) -> io::Result<Passed> {
-        let Self { mut stream, check, record, permit } = self;
+        let Self { mut stream, check, mut note, permit } = self;
+        note.record.verdict = Verdict::Allowed;
         if let Some(check) = check {
-            let sent = timeout(PATIENCE, stream.write_all(&check.into_received())).await;
+            let received = check.into_received();
+            // The connection may end before the kernel can be asked.
+            note.record.sent = received.len() as u64;
+            let sent = timeout(PATIENCE, stream.write_all(&received)).await;
             sent.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))?;
         }
-        Ok(Passed { stream: stream.into_std()?, record, _permit: permit })
+        Ok(Passed { stream: stream.into_std()?, note, _permit: permit })
     }
 }
 
-/// Whether an address leads to this host itself. It is asked for a route, and sends nothing.
-fn is_own(address: IpAddr) -> bool {
-    let any = match address {
-        IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
-        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    // Without a route, there is nowhere to connect to either.
-    let local = UdpSocket::bind((any, 0)).and_then(|socket| {
-        socket.connect((address, 1))?;
-        socket.local_addr()
-    });
-    local.is_ok_and(|local| local.ip() == address)
+impl Passed {
+    /// Ends it. So many bytes were sent and received.
+    pub(crate) fn ended(mut self, sent: u64, received: u64) {
+        (self.note.record.sent, self.note.record.received) = (sent, received);
+    }
+
+    /// Takes note that a limit ends it. Returns whether that is new.
+    pub(crate) fn cut(&mut self, limit: Denial) -> bool {
+        let verdict = denied(limit);
+        let is_new = self.note.record.verdict != verdict;
+        self.note.record.verdict = verdict;
+        is_new
+    }
+}
+
+/// Whether an address leads to this host itself. An address of NAT64 leads to where the address in it does.
+fn is_own(address: IpAddr) -> io::Result<bool> {
+    let inner = floor::translated(address).map_or(Ok(false), |inner| own::is_own(inner.into()))?;
+    Ok(inner || own::is_own(address)?)
 }

@@ -90,10 +90,11 @@ fn http_name(received: &[u8]) -> Result<Option<String>, Denial> {
     }
 }
 
-/// A server's name without its port.
+/// A server's name without its port. Of anything else than a port, such as a password, it stays a part, and the name is nobody's.
 fn server(text: &str) -> String {
     let text = text.trim();
-    let name = text.rsplit_once(':').map_or(text, |(name, _)| name);
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    let name = text.rsplit_once(':').filter(|(_, port)| is_port(port)).map_or(text, |(name, _)| name);
     name.trim_end_matches('.').to_ascii_lowercase()
 }
 
@@ -156,6 +157,9 @@ mod tests {
             ("GET http://a.example/x HTTP/1.1\r\nHost: a.example\r\n\r\n", ok),
             ("GET http://evil.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n", Err(Denial::OtherServer)),
             ("GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n", Err(Denial::OtherServer)),
+            // A user and a password in front of another server.
+            ("GET http://a.example:x@evil.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n", Err(Denial::OtherServer)),
+            ("GET / HTTP/1.1\r\nHost: a.example:80@evil.example\r\n\r\n", Err(Denial::OtherServer)),
             ("GET / HTTP/1.1\r\nHost: a.example\r\nHost: evil.example\r\n\r\n", Err(Denial::NoServerName)),
             ("GET / HTTP/1.0\r\n\r\n", Err(Denial::NoServerName)),
             ("CONNECT a.example:443 HTTP/1.1\r\nHost: a.example\r\n\r\n", Err(Denial::NoServerName)),

@@ -49,6 +49,16 @@ pub(super) fn canonical(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }
 
+/// The IPv4 address in an address of NAT64.
+pub(super) fn translated(address: IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V6(inner) if is_within(address, NAT64.0.into(), NAT64.1) => {
+            Some(Ipv4Addr::from_bits(inner.to_bits() as u32))
+        }
+        _ => None,
+    }
+}
+
 /// What a canonical address is for, if it is below the floor. With `nat64`, an address of that network is as good as the IPv4
 /// address in it.
 pub(super) fn below(address: IpAddr, nat64: bool) -> Option<&'static str> {

@@ -16,6 +16,7 @@ mod address;
 mod broker;
 mod check;
 mod floor;
+mod own;
 mod pins;
 mod policy;
 mod record;

@@ -9,23 +9,34 @@ const MAX_ADDRESSES: usize = 4096;
 /// Most names of one address.
 const MAX_NAMES: usize = 64;
 
+/// Most names of all addresses together: a name counts once for each address.
+const MAX_PINS: usize = 8192;
+
 /// Names by canonical address.
 #[derive(Debug, Default)]
-pub(super) struct Pins(HashMap<IpAddr, BTreeSet<String>>);
+pub(super) struct Pins {
+    names: HashMap<IpAddr, BTreeSet<String>>,
+    pins: usize,
+}
 
 impl Pins {
     /// Notes that an address is a name's. Returns whether there was room for it.
     pub(super) fn add(&mut self, address: IpAddr, name: &str) -> bool {
-        if self.0.len() >= MAX_ADDRESSES && !self.0.contains_key(&address) {
+        let known = self.names.get(&address);
+        if known.is_some_and(|names| names.contains(name)) {
+            return true;
+        }
+        let has_room = known.map_or(self.names.len() < MAX_ADDRESSES, |names| names.len() < MAX_NAMES);
+        if self.pins >= MAX_PINS || !has_room {
             return false;
         }
-        let names = self.0.entry(address).or_default();
-        names.contains(name) || (names.len() < MAX_NAMES && names.insert(name.to_owned()))
+        self.pins += 1;
+        self.names.entry(address).or_default().insert(name.to_owned())
     }
 
     /// The names of an address.
     pub(super) fn names(&self, address: IpAddr) -> BTreeSet<String> {
-        self.0.get(&address).cloned().unwrap_or_default()
+        self.names.get(&address).cloned().unwrap_or_default()
     }
 }
 
@@ -50,5 +61,15 @@ mod tests {
         assert!(!pins.add(address(MAX_ADDRESSES), "a") && pins.add(address(0), "b"));
         assert!((0..MAX_NAMES - 2).all(|name| pins.add(address(0), &format!("c{name}"))));
         assert!(!pins.add(address(0), "d"));
+    }
+
+    #[test]
+    fn long_names_of_many_addresses_dont_fill_memory() {
+        let mut pins = Pins::default();
+        let address = |last: usize| IpAddr::from(std::net::Ipv4Addr::from_bits(last as u32));
+        let all = (0..MAX_ADDRESSES).flat_map(|last| (0..MAX_NAMES).map(move |name| (last, name)));
+        let room = all.filter(|(last, name)| pins.add(address(*last), &format!("a{name}"))).count();
+        assert_eq!(room, MAX_PINS);
+        assert!(pins.add(address(0), "a0"), "it is known");
     }
 }

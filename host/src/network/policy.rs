@@ -53,6 +53,8 @@ pub(crate) enum Denial {
     BelowFloor(&'static str),
     #[error("the address is this host's own")]
     Own,
+    #[error("this host can't find out whether the address is its own")]
+    Unknown,
     #[error("more connections at a time than [network] connections allows")]
     TooMany,
     #[error("more bytes than [network] received or sent allows")]

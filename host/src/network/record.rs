@@ -35,6 +35,8 @@ pub enum Verdict {
     Refused,
     /// It was allowed, and no host answered.
     Unreachable,
+    /// It was allowed, and the build or its machine ended before it was made.
+    Abandoned,
     /// It was not allowed, for this reason.
     Denied(String),
 }
@@ -45,6 +47,7 @@ impl fmt::Display for Verdict {
             Self::Allowed => f.write_str("allowed"),
             Self::Refused => f.write_str("refused"),
             Self::Unreachable => f.write_str("unreachable"),
+            Self::Abandoned => f.write_str("given up"),
             Self::Denied(why) => write!(f, "denied ({why})"),
         }
     }

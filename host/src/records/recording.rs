@@ -17,7 +17,7 @@ use super::{
 use crate::{
     build::failure::{Failure, shorten},
     build::{BuildError, Built},
-    network::Connection,
+    network::{Connection, Verdict},
     request::OutputOrder,
 };
 
@@ -26,6 +26,9 @@ pub(crate) const MAX_JOINED: usize = 256;
 
 /// Most connections in [`Record::connections`].
 pub(crate) const MAX_CONNECTIONS: usize = 500;
+
+/// Most of them that were denied before anything was sent.
+const MAX_DENIALS: usize = 100;
 
 /// Most phases in a record.
 const MAX_PHASES: usize = 64;
@@ -178,7 +181,12 @@ impl Recording {
     /// Records a connection that has ended, or was denied.
     pub(crate) fn connection(&self, connection: &Connection) {
         let mut record = self.live.record.lock();
-        if record.connections.len() < MAX_CONNECTIONS {
+        // A build could hide a connection behind others that were denied.
+        let is_denied =
+            |one: &Connection| matches!(one.verdict, Verdict::Denied(_)) && (one.sent, one.received) == (0, 0);
+        let denials = record.connections.iter().filter(|one| is_denied(one)).count();
+        let has_room = !is_denied(connection) || denials < MAX_DENIALS;
+        if has_room && record.connections.len() < MAX_CONNECTIONS {
             record.connections.push(connection.clone());
         } else {
             record.more_connections = record.more_connections.saturating_add(1);

@@ -26,7 +26,7 @@ use super::packet::{DNS_PORT, Ends};
 use super::questions::Questions;
 use super::reply::{Unreachable, unreachable};
 use super::splice::{Broken, Splice, has_ended};
-use super::stack::Stack;
+use super::stack::{BUFFER_BYTES, QUERY_BUFFER_BYTES, Stack};
 use super::stream_queries::StreamQueries;
 use super::wire::{MAX_HEAD_BYTES, Request};
 use crate::network::Refusal;
@@ -36,6 +36,9 @@ const MAX_FLOWS: usize = 768;
 
 /// Most connections that wait for the broker. The guest's kernel tries again.
 const MAX_ASKED: usize = 64;
+
+/// Most connections for DNS queries. The broker doesn't count them.
+const MAX_ASKING: usize = 64;
 
 /// A connection.
 struct Flow {
@@ -66,6 +69,7 @@ pub(super) struct Flows {
     flows: HashMap<u32, Flow>,
     ids: HashMap<Ends, u32>,
     asked: usize,
+    asking: usize,
 }
 
 impl Flows {
@@ -79,12 +83,14 @@ impl Flows {
             }
             return;
         }
-        if self.flows.len() >= MAX_FLOWS {
+        let has_room = !is_gateways || self.asking < MAX_ASKING;
+        if self.flows.len() >= MAX_FLOWS || !has_room {
             return stack.pass(opening);
         }
         let state = if is_gateways {
+            self.asking += 1;
             let other = Other::Asking(StreamQueries::default());
-            State::Open { socket: stack.accept(ends, opening), other }
+            State::Open { socket: stack.accept(ends, opening, QUERY_BUFFER_BYTES), other }
         } else if self.asked < MAX_ASKED {
             self.asked += 1;
             State::Asked { opening: opening.to_vec() }
@@ -115,7 +121,7 @@ impl Flows {
         match &mut flow.state {
             State::Asked { opening } => {
                 self.asked -= 1;
-                let socket = stack.accept(flow.ends, opening);
+                let socket = stack.accept(flow.ends, opening, BUFFER_BYTES);
                 flow.state = State::Open { socket, other: splice };
             }
             State::Open { other, .. } => *other = splice,
@@ -129,7 +135,7 @@ impl Flows {
         match &mut flow.state {
             State::Asked { opening } => {
                 self.asked -= 1;
-                let socket = stack.accept(flow.ends, opening);
+                let socket = stack.accept(flow.ends, opening, BUFFER_BYTES);
                 flow.state = State::Open { socket, other: Other::Overheard { is_asked: false } };
             }
             State::Open { other: Other::Overheard { is_asked }, .. } => *is_asked = false,
@@ -200,7 +206,7 @@ impl Flows {
 
     /// Forgets connections that have ended. To be called after their last packets have been sent.
     pub(super) fn sweep(&mut self, stack: &mut Stack, questions: &mut Questions) {
-        let ids = &mut self.ids;
+        let (ids, asking) = (&mut self.ids, &mut self.asking);
         self.flows.retain(|id, flow| {
             let State::Open { socket: handle, other } = &flow.state else { return true };
             let socket = stack.socket(*handle);
@@ -215,7 +221,9 @@ impl Flows {
             if has_ended {
                 stack.remove(*handle);
                 ids.remove(&flow.ends);
-                if !matches!(other, Other::Asking(_)) {
+                if matches!(other, Other::Asking(_)) {
+                    *asking -= 1;
+                } else {
                     questions.ask(Request::Close { id: *id, reset: !is_complete });
                 }
             }
@@ -268,5 +276,40 @@ fn head(socket: &mut Socket<'_>) -> Option<Vec<u8>> {
 impl From<smoltcp::socket::tcp::RecvError> for Broken {
     fn from(_: smoltcp::socket::tcp::RecvError) -> Self {
         Self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+    use super::super::testing::{Segment, ends, segment};
+    use super::*;
+
+    #[test]
+    fn connections_for_queries_are_limited_by_the_device() {
+        let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
+        let (broker, _host) = pair.unwrap();
+        let (mut flows, mut stack, mut questions) = (Flows::default(), Stack::new(), Questions::new(broker));
+        let mut open = |flows: &mut Flows, port: u16| {
+            let mut ends = ends("192.0.0.1:53");
+            ends.from.set_port(port);
+            flows.open(ends, &segment(ends, Segment::Syn), &mut stack, &mut questions);
+        };
+        (1..1000).for_each(|port| open(&mut flows, port));
+        assert_eq!((flows.flows.len(), flows.asking), (MAX_ASKING, MAX_ASKING));
+        for flow in flows.flows.values() {
+            let State::Open { socket, .. } = flow.state else { panic!("it waits for the broker") };
+            stack.socket(socket).abort();
+        }
+        // Each time that the guest takes what waits, there is room for one more at least.
+        for _ in 0..=MAX_ASKING {
+            while stack.waiting().first().is_some() {
+                stack.waiting().remove_first();
+            }
+            stack.send();
+        }
+        flows.sweep(&mut stack, &mut questions);
+        assert_eq!((flows.flows.len(), flows.asking), (0, 0));
     }
 }

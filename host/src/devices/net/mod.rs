@@ -33,6 +33,7 @@ mod reply;
 mod ring;
 mod serve;
 mod server;
+mod socket;
 mod splice;
 mod stack;
 mod stream_queries;

@@ -3,7 +3,7 @@
 use super::dns::{self, Received};
 use super::packet::Packet;
 use super::reply::{Unreachable, unreachable};
-use super::stack::Stack;
+use super::stack::{BUFFER_BYTES, Stack};
 use super::wire::Request;
 
 /// Whether a packet is a request. One that is survives encoding.
@@ -24,7 +24,7 @@ pub(crate) fn receive_all(mut packets: &[u8]) -> bool {
         any |= kind != Packet::Nothing;
         match kind {
             // Nobody refuses here.
-            Packet::Opening(ends) if !stack.waiting().is_full() => drop(stack.accept(ends, packet)),
+            Packet::Opening(ends) if !stack.waiting().is_full() => _ = stack.accept(ends, packet, BUFFER_BYTES),
             Packet::Stack if !stack.waiting().is_full() => stack.pass(packet),
             Packet::Query { message, .. } => {
                 if let Received::Query(query) = dns::receive(message) {

@@ -2,16 +2,17 @@
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::net::Shutdown;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
+use super::socket::{Carried, carried, reset_with_last_copy};
 use super::wire::{Answer, NoRequest, Request, receive_request, send_answer};
 use crate::network::{Broker, Denial, Opened, Passed, Refusal, Resolved};
 
@@ -120,19 +121,14 @@ enum Done {
     Resolved(Resolved),
 }
 
-/// Bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Carried {
-    sent: u64,
-    received: u64,
-}
-
 impl Session {
     async fn serve(mut self) -> Result<(), ServeError> {
         let result = self.serve_all().await;
         for (_, state) in std::mem::take(&mut self.connections) {
             self.end(state, true);
         }
+        // What they would have connected is on record only once they have ended.
+        self.tasks.shutdown().await;
         result
     }
 
@@ -142,6 +138,8 @@ impl Session {
         loop {
             tokio::select! {
                 biased;
+                // First, so that a device that never stops asking can't put off the limits.
+                _ = ticks.tick() => self.look().await?,
                 Some(done) = self.tasks.join_next() => {
                     // A task that was aborted has nothing to tell.
                     if let Ok((id, done)) = done {
@@ -158,7 +156,6 @@ impl Session {
                         Err(_) => {}
                     }
                 }
-                _ = ticks.tick() => self.look().await?,
             }
         }
     }
@@ -254,9 +251,17 @@ impl Session {
 
     async fn answer(&mut self, answer: &Answer, with: Option<OwnedFd>) -> Result<(), ServeError> {
         let with = with.as_ref().map(OwnedFd::as_fd);
+        let since = Instant::now();
         loop {
-            let mut writable = self.socket.writable().await?;
-            match writable.try_io(|socket| send_answer(socket.get_ref().as_fd(), answer, with)) {
+            let Ok(writable) = timeout(INTERVAL, self.socket.writable()).await else {
+                // A device that takes no answers is not to outlive the limits by it.
+                self.cut_off_all_if_spent();
+                if since.elapsed() > PATIENCE {
+                    return Err(ServeError::OutOfStep("it takes no answers"));
+                }
+                continue;
+            };
+            match writable?.try_io(|socket| send_answer(socket.get_ref().as_fd(), answer, with)) {
                 // The next look for a request finds that the device has gone.
                 Ok(Err(error)) if is_gone(&error) => return Ok(()),
                 Ok(sent) => return Ok(sent?),
@@ -277,20 +282,34 @@ impl Session {
                 self.refuse(id, Refusal::Denied).await?;
             }
         }
+        for id in self.cut_off_all_if_spent() {
+            // So that the build sees a reset, and not a server that has said all.
+            self.refuse(id, Refusal::Denied).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends all connections if they have carried too much together. Returns which.
+    fn cut_off_all_if_spent(&mut self) -> Vec<u32> {
         let open = self.connections.values().map(|state| match state {
             State::Passed(passed) => carried(&passed.stream),
             _ => Carried::default(),
         });
         let all = open.fold(self.carried, Carried::and);
-        if self.broker.is_spent(all.sent, all.received) {
-            for state in self.connections.values() {
-                if let State::Passed(passed) = state {
-                    // It may be closed already.
-                    let _ = passed.stream.shutdown(std::net::Shutdown::Both);
-                }
+        if !self.broker.is_spent(all.sent, all.received) {
+            return Vec::new();
+        }
+        let mut ended = Vec::new();
+        for (id, state) in &mut self.connections {
+            if let State::Passed(passed) = state
+                && passed.cut(Denial::TooMuch)
+            {
+                // It may be closed already.
+                let _ = passed.stream.shutdown(Shutdown::Both);
+                ended.push(*id);
             }
         }
-        Ok(())
+        ended
     }
 
     /// Ends a connection, and takes note of it.
@@ -301,20 +320,16 @@ impl Session {
             State::Passed(passed) => {
                 let carried = carried(&passed.stream);
                 self.carried = self.carried.and(carried);
+                // A device that has been taken over may have kept the socket, so its copy must be of no use.
                 if reset {
-                    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-                    // Without it, the other side sees an end instead of a reset.
-                    let _ = setsockopt(&passed.stream, sockopt::Linger, &linger);
+                    reset_with_last_copy(&passed.stream);
+                } else {
+                    // The other side may have closed it already.
+                    let _ = passed.stream.shutdown(Shutdown::Both);
                 }
-                self.broker.ended(passed, carried.sent, carried.received);
+                passed.ended(carried.sent, carried.received);
             }
         }
-    }
-}
-
-impl Carried {
-    fn and(self, other: Self) -> Self {
-        Self { sent: self.sent + other.sent, received: self.received + other.received }
     }
 }
 
@@ -322,30 +337,14 @@ fn is_gone(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
 }
 
-/// Offsets in `struct tcp_info` of Linux 4.19 and later, and its length up to there, in bytes.
-const BYTES_RECEIVED: usize = 128;
-const BYTES_SENT: usize = 200;
-const BYTES_SENT_AGAIN: usize = 208;
-const TCP_INFO_BYTES: usize = 216;
-
-/// The bytes that a connection has carried, as the kernel counts them.
-fn carried(stream: &std::net::TcpStream) -> Carried {
-    let mut info = [0_u8; TCP_INFO_BYTES];
-    let mut length = TCP_INFO_BYTES as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes through the first pointer, and the length through the second; both
-    // outlive the call. If it fails, or writes less, the rest stays zero.
-    let _ = unsafe {
-        let (level, option) = (libc::IPPROTO_TCP, libc::TCP_INFO);
-        libc::getsockopt(stream.as_raw_fd(), level, option, info.as_mut_ptr().cast(), &raw mut length)
-    };
-    let field = |at: usize| info[at..].first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
-    Carried { sent: field(BYTES_SENT).saturating_sub(field(BYTES_SENT_AGAIN)), received: field(BYTES_RECEIVED) }
-}
+#[cfg(test)]
+mod hostile;
 
 #[cfg(test)]
 mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::TcpListener;
+    use std::os::fd::AsRawFd as _;
 
     use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
     use parking_lot::Mutex;
@@ -355,19 +354,25 @@ mod tests {
     use crate::network::{Connection, Mode, Policy, Resolvers, Verdict};
 
     /// A device's end of a connection, its server, and what is on record.
-    struct Played {
-        device: OwnedFd,
-        server: Server,
-        record: Arc<Mutex<Vec<Connection>>>,
+    pub(super) struct Played {
+        pub(super) device: OwnedFd,
+        pub(super) server: Server,
+        pub(super) record: Arc<Mutex<Vec<Connection>>>,
     }
 
     impl Played {
         /// With a rule for this address.
-        fn new(rule: &str) -> Self {
+        pub(super) fn new(rule: &str) -> Self {
+            Self::limited(rule, Policy::SENT_BYTES)
+        }
+
+        /// With a rule for this address, and a limit on what may be sent.
+        pub(super) fn limited(rule: &str, sent_bytes: u64) -> Self {
             let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
             let (ours, device) = pair.unwrap();
             let policy = Policy {
                 allow_addresses: vec![rule.parse().unwrap()],
+                sent_bytes,
                 ..Policy::new(Mode::Enforce, Vec::new(), Resolvers::new(Vec::new()))
             };
             let record = Arc::new(Mutex::new(Vec::new()));
@@ -376,11 +381,11 @@ mod tests {
             Self { device, server: Server::start(ours, broker).unwrap(), record }
         }
 
-        fn ask(&self, request: &Request) {
+        pub(super) fn ask(&self, request: &Request) {
             send_request(self.device.as_fd(), request).unwrap();
         }
 
-        async fn answer(&self) -> (Answer, Option<OwnedFd>) {
+        pub(super) async fn answer(&self) -> (Answer, Option<OwnedFd>) {
             loop {
                 match receive_answer(self.device.as_fd()) {
                     Err(error) if error.kind() == ErrorKind::WouldBlock => tokio::task::yield_now().await,

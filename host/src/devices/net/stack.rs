@@ -20,6 +20,9 @@ use super::ring::{FRAME_START, HEADER_BYTES};
 /// Each direction of a connection holds so much, in bytes.
 pub(super) const BUFFER_BYTES: usize = 256 * 1024;
 
+/// Each direction of a connection for DNS queries holds so much. Answers that are longer wait elsewhere.
+pub(super) const QUERY_BUFFER_BYTES: usize = 4 * 1024;
+
 /// A guest that doesn't acknowledge anything for so long has lost the connection.
 const TIMEOUT: time::Duration = time::Duration::from_secs(120);
 
@@ -68,9 +71,9 @@ impl Stack {
         mem::swap(&mut self.link.incoming, frame);
     }
 
-    /// Opens the connection that a guest asks for with this packet.
-    pub(super) fn accept(&mut self, ends: Ends, opening: &[u8]) -> SocketHandle {
-        let buffer = || SocketBuffer::new(vec![0; BUFFER_BYTES]);
+    /// Opens the connection that a guest asks for with this packet. Each direction holds so many bytes.
+    pub(super) fn accept(&mut self, ends: Ends, opening: &[u8], buffer_bytes: usize) -> SocketHandle {
+        let buffer = || SocketBuffer::new(vec![0; buffer_bytes]);
         let mut socket = Socket::new(buffer(), buffer());
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(None);
@@ -232,7 +235,7 @@ mod tests {
     fn a_connection_is_accepted_at_any_address_and_others_are_reset() {
         let mut stack = Stack::new();
         let (wanted, other) = (ends("93.184.215.14:443"), ends("93.184.215.15:443"));
-        stack.accept(wanted, &segment(wanted, Segment::Syn));
+        stack.accept(wanted, &segment(wanted, Segment::Syn), BUFFER_BYTES);
         stack.pass(&segment(other, Segment::Syn));
         stack.send();
         let flags = |packet: &[u8]| {
@@ -268,7 +271,7 @@ mod tests {
         while !stack.waiting().is_full() {
             stack.pass(&segment(ends, Segment::Syn));
         }
-        stack.accept(ends, &segment(ends, Segment::Syn));
+        stack.accept(ends, &segment(ends, Segment::Syn), BUFFER_BYTES);
         let before = stack.link.waiting.frames.len();
         assert!(!stack.send(), "there is no room");
         assert_eq!(stack.link.waiting.frames.len(), before);

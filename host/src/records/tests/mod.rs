@@ -18,6 +18,7 @@ use super::{log::MAX_CHUNK_BYTES, *};
 use crate::{
     build::failure::FailureKind,
     build::{BuildError, ExecutorError, Failed, Reason},
+    network::{Connection, Verdict},
     request::OutputOrder,
 };
 
@@ -122,6 +123,22 @@ fn a_record_follows_its_build_and_stays() {
     assert_eq!(records.get(id).unwrap().as_ref(), Some(&finished));
     assert_eq!(files(dir.path()), [format!("{id}.log.zst")]);
     assert_eq!(log_from(&records, id, 1), b"ne\n");
+}
+
+#[test]
+fn denials_leave_room_for_connections_that_carried_something() {
+    let dir = TempDir::new().unwrap();
+    let recording = open(dir.path()).begin(request("r"));
+    let denied = |sent| Connection { sent, verdict: Verdict::Denied("no rule".into()), ..Connection::default() };
+    for _ in 0..recording::MAX_CONNECTIONS {
+        recording.connection(&denied(0));
+    }
+    // One that a limit has cut off, and one that it hasn't.
+    let others = [denied(1), Connection::default()];
+    others.iter().for_each(|other| recording.connection(other));
+    let record = recording.finish(built()).unwrap();
+    let listed = record.connections.len();
+    assert_eq!((&record.connections[listed - 2..], record.more_connections), (&others[..], 502 - listed as u64));
 }
 
 #[test]

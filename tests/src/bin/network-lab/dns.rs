@@ -17,7 +17,7 @@ const NAMES: [(&str, &[&str]); 8] = [
     ("evil.example", &["93.184.215.15"]),
     ("private.example", &["10.0.0.5"]),
     ("metadata.example", &["169.254.169.254", "64:ff9b::a9fe:a9fe"]),
-    ("own.example", &["45.33.32.1"]),
+    ("own.example", &["45.33.32.1", "45.33.33.2", "2606:2801::7"]),
     ("turns.example", &["93.184.215.15", "10.0.0.5"]),
     ("nobody.example", &["93.184.215.99"]),
 ];

@@ -81,6 +81,10 @@ fn main() -> anyhow::Result<()> {
     ip("address add 10.99.0.1/24 dev host")?;
     ip("address add fd99::1/64 dev host nodad")?;
     ip(&format!("address add {OWN}/32 dev lo"))?;
+    // The second of a subnet, and one that is the host's by a route alone: a socket that is connected there has another address.
+    ip("address add 45.33.33.1/24 dev host")?;
+    ip("address add 45.33.33.2/24 dev host")?;
+    ip("-6 route add local 2606:2801::/64 dev lo")?;
     writeln!(tell, "link")?;
     wait("servers")?;
     ip("route add default via 10.99.0.2")?;
