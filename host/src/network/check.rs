@@ -18,12 +18,14 @@ pub(super) struct Check {
     /// Reads TLS; else it is HTTP.
     acceptor: Option<Acceptor>,
     received: Vec<u8>,
+    /// So many bytes are parsed next if no blank line comes before: bytes that come one by one would be parsed again for each.
+    parsed_next: usize,
 }
 
 impl Check {
     /// Wants one of these names, by TLS or HTTP.
     pub(super) fn new(tls: bool, names: BTreeSet<String>) -> Self {
-        Self { names, acceptor: tls.then(Acceptor::default), received: Vec::new() }
+        Self { names, acceptor: tls.then(Acceptor::default), received: Vec::new(), parsed_next: 0 }
     }
 
     /// A name that it wants.
@@ -42,15 +44,29 @@ impl Check {
             return Err(Denial::NoServerName);
         }
         self.received.extend_from_slice(bytes);
+        let is_due = self.received.len() >= self.parsed_next || self.has_blank_line(bytes.len());
         let name = match &mut self.acceptor {
             Some(acceptor) => tls_name(acceptor, bytes)?,
-            None => http_name(&self.received)?,
+            None if !is_due => None,
+            None => {
+                self.parsed_next = 2 * self.received.len();
+                http_name(&self.received)?
+            }
         };
         match name {
             Some(name) if self.names.contains(&name) => Ok(Some(name)),
             Some(_) => Err(Denial::OtherServer),
             None => Ok(None),
         }
+    }
+}
+
+impl Check {
+    /// Whether headers may end in the last so many bytes.
+    fn has_blank_line(&self, last: usize) -> bool {
+        let beginning = self.received.len().saturating_sub(last + 2);
+        let ending = &self.received[beginning..];
+        ending.windows(2).any(|bytes| bytes == b"\n\n") || ending.windows(3).any(|bytes| bytes == b"\n\r\n")
     }
 }
 
@@ -146,6 +162,23 @@ mod tests {
         }
         assert_eq!(check.feed(&[*last]), Ok(Some("a.example".into())));
         assert_eq!(check.into_received(), said);
+    }
+
+    #[test]
+    fn http_is_understood_in_any_pieces() {
+        for (request, answer) in [
+            ("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n", Ok(Some("a.example".to_owned()))),
+            ("GET / HTTP/1.1\nHost: a.example\n\n", Ok(Some("a.example".to_owned()))),
+            ("GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n", Err(Denial::OtherServer)),
+        ] {
+            for length in [1, 2, 3, 7] {
+                let mut check = Check::new(false, names());
+                let pieces: Vec<_> = request.as_bytes().chunks(length).collect();
+                let (last, before) = pieces.split_last().unwrap();
+                assert!(before.iter().all(|piece| check.feed(piece) == Ok(None)), "{request} by {length}");
+                assert_eq!(check.feed(last), answer, "{request} by {length}");
+            }
+        }
     }
 
     #[test]

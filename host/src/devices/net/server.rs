@@ -240,7 +240,10 @@ impl Session {
     }
 
     async fn pass(&mut self, id: u32, passed: Passed) -> Result<(), ServeError> {
-        let copy = passed.stream.try_clone()?;
+        // This process may have no descriptor left, which is for this connection alone to suffer.
+        let Ok(copy) = passed.stream.try_clone() else {
+            return self.lost(id).await;
+        };
         self.connections.insert(id, State::Passed(passed));
         self.answer(&Answer::Connected { id }, Some(copy.into())).await
     }
