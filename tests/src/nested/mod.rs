@@ -35,8 +35,8 @@ use tokio::{
     time::timeout,
 };
 
-/// `kvm_amd` because QEMU emulates SVM and not VMX.
-const MODULES: &[&str] = &["virtio_pci", "virtiofs", "virtio_console", "overlay", "kvm_amd"];
+/// `kvm_amd` because QEMU emulates SVM and not VMX; `veth` for tests that need an internet.
+const MODULES: &[&str] = &["virtio_pci", "virtiofs", "virtio_console", "overlay", "kvm_amd", "veth"];
 
 /// A CPU without XSAVE and the features that need it. The kernels of inner guests would warn about these.
 const CPU: &str = "max,-xsave,-xsaveopt,-xgetbv1,-avx,-pku,-mpx";
