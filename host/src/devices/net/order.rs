@@ -77,9 +77,12 @@ fn pass(vmm: &OwnedFd, device: &OwnedFd) -> io::Result<()> {
             continue;
         }
         let mut message = receive(vmm.as_fd(), HEADER_BYTES, MsgFlags::MSG_WAITALL)?;
-        let field = |at: usize| message.bytes[at..].first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
-        let (number, length) = (field(0), field(8) as usize);
-        if message.bytes.len() < HEADER_BYTES || length > MAX_BODY_BYTES {
+        let Some(header) = message.bytes.first_chunk::<HEADER_BYTES>() else {
+            return Err(ErrorKind::UnexpectedEof.into());
+        };
+        let [a, b, c, d, _, _, _, _, lengths @ ..] = *header;
+        let (number, length) = (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes(lengths) as usize);
+        if length > MAX_BODY_BYTES {
             return Err(ErrorKind::InvalidData.into());
         }
         if length > 0 {
