@@ -101,6 +101,25 @@ impl Process {
         Death::of(&mut self.0, Cause::Process).await
     }
 
+    /// As [`died`](Self::died). If the task that answers it fails first, the process is cut off: the reason stays in `failure`,
+    /// and is its last words.
+    pub(super) async fn died_or_cut_off(
+        &mut self,
+        failure: &mut Option<String>,
+        failed: impl Future<Output = String>,
+    ) -> Death {
+        if failure.is_none() {
+            tokio::select! {
+                biased;
+                reason = failed => *failure = Some(reason),
+                death = self.died() => return death,
+            }
+        }
+        self.kill().await;
+        let death = self.died().await;
+        Death { said: failure.clone().unwrap_or_default(), ..death }
+    }
+
     /// Kills it, if it still runs, and waits until it is gone.
     pub(super) async fn kill(&mut self) {
         self.0.kill().await;

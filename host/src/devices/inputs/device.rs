@@ -75,17 +75,15 @@ impl machine::Device for Device {
 
     /// Its process has ended, or had to be cut off.
     async fn died(&mut self) -> Death {
-        if self.failure.is_none() {
-            tokio::select! {
-                biased;
-                Err(error) = self.server.ended() => self.failure = Some(describe(&error)),
-                death = self.process.died() => return death,
+        let Self { process, server, failure } = self;
+        let failed = async {
+            match server.ended().await {
+                Err(error) => describe(&error),
+                // Only the device has closed it, whose end tells more.
+                Ok(()) => std::future::pending().await,
             }
-        }
-        self.process.kill().await;
-        let death = self.process.died().await;
-        let said = self.failure.clone().unwrap_or_default();
-        Death { said, ..death }
+        };
+        process.died_or_cut_off(failure, failed).await
     }
 
     async fn kill(&mut self) {

@@ -60,16 +60,8 @@ impl machine::Device for Device {
 
     /// Its process has ended, or had to be cut off.
     async fn died(&mut self) -> Death {
-        if self.failure.is_none() {
-            tokio::select! {
-                biased;
-                error = self.server.failed() => self.failure = Some(error.to_string()),
-                death = self.process.died() => return death,
-            }
-        }
-        self.process.kill().await;
-        let death = self.process.died().await;
-        Death { said: self.failure.clone().unwrap_or_default(), ..death }
+        let Self { process, server, failure } = self;
+        process.died_or_cut_off(failure, async { server.failed().await.to_string() }).await
     }
 
     async fn kill(&mut self) {
