@@ -38,15 +38,16 @@ const BASE: &str = "/base";
 const FILE_SYSTEMS: [(&str, &str); 4] =
     [("/dev", "devtmpfs"), ("/proc", "proc"), ("/sys", "sysfs"), ("/sys/fs/cgroup", "cgroup2")];
 
+const MAX_USER_NAMESPACES: &str = "/proc/sys/user/max_user_namespaces";
+
 /// Kernel settings: a file and its value. Files that the kernel lacks are skipped.
 const SETTINGS: [(&str, &str); 3] = [
     // Exempts guest-init from the OOM killer.
     ("/proc/self/oom_score_adj", "-1000"),
     // Making namespaces and cgroups waits for RCU many times, some clock ticks each time.
     ("/sys/kernel/rcu_expedited", "1"),
-    // User namespaces open privileged kernel interfaces to the build. Without them, builds also behave the same on
-    // kernels with and without user namespaces.
-    ("/proc/sys/user/max_user_namespaces", "0"),
+    // User namespaces open privileged kernel interfaces to the build, see [`allow_user_namespaces`].
+    (MAX_USER_NAMESPACES, "0"),
 ];
 
 /// Why the machine can't be used.
@@ -131,6 +132,11 @@ pub(crate) fn load_kvm() -> io::Result<()> {
         return Ok(());
     }
     Err(io::Error::other("the guest's kernel has no KVM, or its processor has no virtualisation"))
+}
+
+/// Lets the build make user namespaces, this many at a time.
+pub(crate) fn allow_user_namespaces(most: u32) -> io::Result<()> {
+    fs::write(MAX_USER_NAMESPACES, most.to_string())
 }
 
 /// Powers the machine off. It never resets it, because some VMMs boot the guest again after a reset.

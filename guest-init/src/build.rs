@@ -1,11 +1,12 @@
 //! One build: its root, its command, its outputs.
 
-use cofferdam_protocol::{FromGuest, Specification};
+use cofferdam_protocol::{FromGuest, Specification, Step};
 
 use crate::{
+    boot,
     cgroup::Cgroup,
     command::{self, Command},
-    error::SessionError,
+    error::{Context as _, SessionError},
     host::Host,
     outputs,
     root::{self, Root},
@@ -29,7 +30,11 @@ pub(crate) fn run(
     let root = root::assemble(&specification)?;
     // They have been written to the root by now, and the build needs the memory.
     specification.additional_files = Vec::new();
-    let command = Command::new(&specification, &root.proc)?;
+    if specification.user_namespaces {
+        // None is of use without a process in it.
+        boot::allow_user_namespaces(specification.processes).context(Step::Start, || "allow user namespaces")?;
+    }
+    let command = Command::new(&specification, &root)?;
     let cgroup = Cgroup::create(specification.processes)?;
     let running = command::start(&command, &cgroup)?;
     let report = watch::run(host, running, &mut scratch, &cgroup)?;

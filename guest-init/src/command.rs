@@ -27,7 +27,7 @@ use std::{
     time::Instant,
 };
 
-use cofferdam_protocol::{End, Specification, Step, frame::FrameWriter};
+use cofferdam_protocol::{BUILD_GID, BUILD_UID, End, Specification, Step, frame::FrameWriter};
 use nix::{
     errno::Errno,
     fcntl::OFlag,
@@ -49,15 +49,18 @@ use crate::{
     cgroup::Cgroup,
     confine,
     error::{Context as _, SetupError},
-    layout::{BUILD_GID, BUILD_UID, ROOT, SHELL},
-    network, sys,
+    interpreter::missing_interpreter,
+    layout::{ROOT, SHELL},
+    network,
+    root::Root,
+    sys,
 };
 
 /// Largest [`Outcome`] in bytes, with its frame. Writes of this size to a pipe are atomic.
 pub(crate) const MAX_OUTCOME_BYTES: usize = libc::PIPE_BUF;
 
-/// Soft and hard limit on the open files of one process.
-const OPEN_FILES: (u64, u64) = (1024, 524_288);
+/// Soft and hard limit on the open files of one process: systemd's default for services, and nix-daemon's.
+const OPEN_FILES: (u64, u64) = (1024, 1_048_576);
 
 /// `PATH` of a request that sets none.
 const DEFAULT_PATH: &[u8] = b"/bin:/usr/bin";
@@ -79,8 +82,9 @@ pub(crate) struct Command {
     /// The build's `PATH`.
     path: Vec<u8>,
     working_dir: CString,
-    /// Mount point of procfs, as the build sees it.
+    /// Mount points of procfs and sysfs, as the build sees them.
     proc: CString,
+    sys: CString,
     /// Whether it keeps the machine's own network namespace, which has the network device.
     network: bool,
     /// For an interactive shell: executed if the build has no `/bin/sh`.
@@ -91,8 +95,8 @@ pub(crate) struct Command {
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) init: Pid,
-    pub(crate) stdout: File,
-    pub(crate) stderr: File,
+    /// Receives what the command writes to stdout and stderr. Two pipes would lose the order between them.
+    pub(crate) log: File,
     /// Receives the [`Outcome`].
     pub(crate) outcome: File,
     pub(crate) started: Instant,
@@ -111,9 +115,10 @@ struct InitFiles {
 }
 
 impl Command {
-    /// The specification's command. `proc` is the mount point of procfs, relative to the build's root.
-    pub(crate) fn new(specification: &Specification, proc: &Path) -> Result<Self, SetupError> {
+    /// The specification's command.
+    pub(crate) fn new(specification: &Specification, root: &Root) -> Result<Self, SetupError> {
         let string = |bytes: &[u8]| CString::new(bytes).context(Step::Start, || "use a string with a NUL");
+        let absolute = |path: &Path| string(Path::new("/").join(path).as_os_str().as_bytes());
         let mut path = DEFAULT_PATH.to_vec();
         let mut environment = Vec::new();
         for (key, value) in &specification.environment {
@@ -131,15 +136,16 @@ impl Command {
             environment,
             path,
             working_dir: string(format!("/{}", specification.working_dir).as_bytes())?,
-            proc: string(Path::new("/").join(proc).as_os_str().as_encoded_bytes())?,
+            proc: absolute(&root.proc)?,
+            sys: absolute(&root.sys)?,
             network: specification.network,
             fallback_shell: None,
         })
     }
 
     /// An interactive shell instead of the specification's command.
-    pub(crate) fn shell(specification: &Specification, proc: &Path, term: &str) -> Result<Self, SetupError> {
-        let mut command = Self::new(specification, proc)?;
+    pub(crate) fn shell(specification: &Specification, root: &Root, term: &str) -> Result<Self, SetupError> {
+        let mut command = Self::new(specification, root)?;
         command.arguments = vec![c"/bin/sh".to_owned()];
         if !term.is_empty() && !specification.environment.iter().any(|(key, _)| key == "TERM") {
             let term = CString::new(format!("TERM={term}")).context(Step::Start, || "set TERM")?;
@@ -152,26 +158,23 @@ impl Command {
 
 /// Starts the build's init, which starts the command.
 pub(crate) fn start(command: &Command, cgroup: &Cgroup) -> Result<Running, SetupError> {
-    let log_pipe = || {
-        let (read, write) = pipe()?;
-        // Without this, the build could not open its own /dev/stdout.
-        fchown(&write, Some(Uid::from_raw(BUILD_UID)), Some(Gid::from_raw(BUILD_GID)))?;
-        Ok::<_, Errno>((read, write))
-    };
-    let (stdout, stdout_writer) = log_pipe().context(Step::Start, || "make a pipe for stdout")?;
-    let (stderr, stderr_writer) = log_pipe().context(Step::Start, || "make a pipe for stderr")?;
+    let (log, stdout) = pipe().context(Step::Start, || "make a pipe for the log")?;
+    // Without this, the build could not open its own /dev/stdout.
+    fchown(&stdout, Some(Uid::from_raw(BUILD_UID)), Some(Gid::from_raw(BUILD_GID)))
+        .context(Step::Start, || "change the owner of the log's pipe")?;
+    let stderr = stdout.try_clone().context(Step::Start, || "copy a descriptor")?;
     let stdin = File::open("/dev/null").context(Step::Start, || "open /dev/null")?;
     let (outcome, outcome_writer) = pipe().context(Step::Start, || "make a pipe")?;
     let files = InitFiles {
         stdin,
         is_terminal: false,
-        stdout: stdout_writer,
-        stderr: stderr_writer,
+        stdout,
+        stderr,
         cgroup: cgroup.open_procs()?,
         outcome: outcome_writer.into(),
     };
     let started = Instant::now();
-    Ok(Running { init: start_init(command, files)?, stdout, stderr, outcome, started })
+    Ok(Running { init: start_init(command, files)?, log, outcome, started })
 }
 
 /// Starts the build's init, which starts the command on a terminal. Returns the init, and the pipe that receives the
@@ -215,7 +218,7 @@ fn init(command: &Command, files: InitFiles) -> ! {
         Ok(pipe) => FrameWriter::new(pipe, MAX_OUTCOME_BYTES),
         Err(_) => exit(127),
     };
-    let outcome = match isolate(&command.proc, command.network).and_then(|()| sys::fork().map_err(failed("fork"))) {
+    let outcome = match isolate(command).and_then(|()| sys::fork().map_err(failed("fork"))) {
         Err(outcome) => outcome,
         Ok(ForkResult::Parent { child }) => {
             drop(files);
@@ -251,10 +254,10 @@ fn end(status: ExitStatus) -> End {
 }
 
 /// Moves the calling process to new namespaces whose only file system tree is the build's root.
-fn isolate(proc: &CStr, network: bool) -> Result<(), Outcome> {
+fn isolate(command: &Command) -> Result<(), Outcome> {
     let new = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
     unshare(new).map_err(failed("make namespaces"))?;
-    if !network {
+    if !command.network {
         unshare(CloneFlags::CLONE_NEWNET).map_err(failed("make a network namespace"))?;
     }
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
@@ -264,10 +267,13 @@ fn isolate(proc: &CStr, network: bool) -> Result<(), Outcome> {
     umount2(".", MntFlags::MNT_DETACH).map_err(failed("leave guest-init's root"))?;
     chdir("/").map_err(failed("enter the new root"))?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("proc"), proc, Some("proc"), flags, None::<&str>).map_err(failed("mount /proc"))?;
+    mount(Some("proc"), command.proc.as_c_str(), Some("proc"), flags, None::<&str>).map_err(failed("mount /proc"))?;
+    let read_only = flags | MsFlags::MS_RDONLY;
+    mount(Some("sysfs"), command.sys.as_c_str(), Some("sysfs"), read_only, None::<&str>)
+        .map_err(failed("mount /sys"))?;
     sethostname("localhost").map_err(failed("set the host name"))?;
     sys::raise_loopback().map_err(failed("bring up the loopback interface"))?;
-    if network { network::configure().map_err(failed("configure the network")) } else { Ok(()) }
+    if command.network { network::configure().map_err(failed("configure the network")) } else { Ok(()) }
 }
 
 /// Drops every privilege, and executes the command.
@@ -294,7 +300,7 @@ fn become_command(command: &Command, mut files: InitFiles) -> Result<Infallible,
         Err(_) if command.fallback_shell.is_some() => {}
         entered => entered.map_err(|errno| Outcome::Ended(End::NoWorkingDir(errno as i32)))?,
     }
-    Err(Outcome::Ended(End::NotExecuted(execute(command) as i32)))
+    Err(Outcome::Ended(execute(command)))
 }
 
 /// guest-init is exempt from the OOM killer, and its children inherit that.
@@ -303,7 +309,8 @@ fn expose_to_oom_killer(proc: &CStr) -> io::Result<()> {
 }
 
 fn limit_resources() -> Result<(), Errno> {
-    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    // A build that wants core dumps can raise this.
+    setrlimit(Resource::RLIMIT_CORE, 0, RLIM_INFINITY)?;
     setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1)?;
     // The cgroup limits the number of processes.
     setrlimit(Resource::RLIMIT_NPROC, RLIM_INFINITY, RLIM_INFINITY)
@@ -319,23 +326,25 @@ fn change_user() -> io::Result<()> {
 }
 
 /// Searches for the program and executes it, as `execvp` does. Returns the reason if that fails.
-fn execute(command: &Command) -> Errno {
+fn execute(command: &Command) -> End {
     let mut denied = None;
-    let Some(program) = command.arguments.first() else { return Errno::ENOENT };
+    let mut interpreter = None;
+    let not_executed = |errno: Errno| End::NotExecuted(errno as i32);
+    let Some(program) = command.arguments.first() else { return not_executed(Errno::ENOENT) };
     for program in candidates(program.as_bytes(), &command.path) {
         let Ok(program) = CString::new(program) else { continue };
         let Err(error) = execve(&program, &command.arguments, &command.environment);
         match error {
             Errno::EACCES => denied = Some(Errno::EACCES),
-            Errno::ENOENT | Errno::ENOTDIR => {}
-            error => return error,
+            Errno::ENOENT | Errno::ENOTDIR => interpreter = interpreter.or_else(|| missing_interpreter(&program)),
+            error => return not_executed(error),
         }
     }
     if let Some(shell) = &command.fallback_shell {
         let Err(error) = fexecve(shell, &command.arguments, &command.environment);
-        return error;
+        return not_executed(error);
     }
-    denied.unwrap_or(Errno::ENOENT)
+    interpreter.map_or(not_executed(denied.unwrap_or(Errno::ENOENT)), End::NoInterpreter)
 }
 
 /// The paths to try for a program, made one at a time: all of them together could be too large for memory.

@@ -1,9 +1,4 @@
-//! The build's user, and the paths of the guest's own root file system.
-
-/// The build's user.
-pub(crate) const BUILD_UID: u32 = 1000;
-/// The build's group.
-pub(crate) const BUILD_GID: u32 = 100;
+//! The paths of the guest's own root file system.
 
 /// Mount point of the inputs.
 pub(crate) const INPUTS: &str = "/inputs";

@@ -11,6 +11,7 @@
 //!   command    the command's processes: namespaces, a small init, the command itself
 //!   network    the interface of a build with a network
 //!   confine    the seccomp filter of the command
+//!   interpreter  why a program that exists can't be found
 //!   cgroup     limits and counts the build's memory and processes
 //!   root       mounts the build's root
 //!   plan       decides what the build's root consists of, without any I/O
@@ -33,6 +34,7 @@ mod confine;
 mod console;
 mod error;
 mod host;
+mod interpreter;
 mod layout;
 mod network;
 mod outputs;

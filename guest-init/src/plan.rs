@@ -70,6 +70,8 @@ pub(crate) enum Content {
     Devices,
     /// The procfs of the build's PID namespace.
     Proc,
+    /// The sysfs of the build's network namespace, read-only.
+    Sys,
     /// A host path.
     HostPath {
         /// Its name in the virtiofs device of the host paths.
@@ -182,9 +184,9 @@ impl<'a> Plan<'a> {
         Ok(plan)
     }
 
-    /// Mount point of procfs, relative to the build's root.
-    pub(crate) fn proc(&self) -> Option<&Path> {
-        self.mounts.iter().find(|mount| mount.content == Content::Proc).map(|mount| mount.at.as_path())
+    /// Mount point of the only mount with this content, relative to the build's root.
+    pub(crate) fn mount_point(&self, content: &Content) -> Option<&Path> {
+        self.mounts.iter().find(|mount| mount.content == *content).map(|mount| mount.at.as_path())
     }
 
     /// Whether nothing is made in the mount's upper layer.
@@ -292,6 +294,7 @@ fn claims(specification: &Specification, resolver: &Resolver<'_>) -> Result<Clai
     let mut claims = Claims::new();
     claim(&mut claims, resolver, "", "the root".to_owned())?;
     claim(&mut claims, resolver, "proc", "/proc".to_owned())?.special = Some(Content::Proc);
+    claim(&mut claims, resolver, "sys", "/sys".to_owned())?.special = Some(Content::Sys);
     claim(&mut claims, resolver, "dev", "/dev".to_owned())?.special = Some(Content::Devices);
     let tmp = claim(&mut claims, resolver, "tmp", "/tmp".to_owned())?;
     tmp.writable = true;

@@ -16,7 +16,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cofferdam_protocol::{INPUTS_TAG, PATHS_TAG, Specification, Step};
+use cofferdam_protocol::{BUILD_GID, BUILD_UID, INPUTS_TAG, PATHS_TAG, Specification, Step};
 use nix::{
     mount::{MsFlags, mount},
     sys::stat::{Mode, SFlag, makedev, mknod},
@@ -25,7 +25,7 @@ use nix::{
 use crate::{
     boot,
     error::{Context as _, SetupError, is_path_error},
-    layout::{BUILD_GID, BUILD_UID, INPUTS, PATHS, ROOT, SCRATCH, SHELL, SKELETON},
+    layout::{INPUTS, PATHS, ROOT, SCRATCH, SHELL, SKELETON},
     plan::{Content, Kind, Mount, NewFile, Owner, Plan, Source},
 };
 
@@ -53,6 +53,8 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
 pub(crate) struct Root {
     /// Mount point of procfs, relative to the root. Only the build's init can mount it.
     pub(crate) proc: PathBuf,
+    /// The same of sysfs.
+    pub(crate) sys: PathBuf,
     /// `ptmx` of the build's own devpts.
     pub(crate) ptmx: PathBuf,
     /// The writable mount points, relative to the root, and the upper layer of each.
@@ -88,12 +90,13 @@ pub(crate) fn assemble(specification: &Specification) -> Result<Root, SetupError
         mount_planned(mount, upper, plan.has_empty_upper(number), specification.kvm)
             .context(Step::Root, || format!("mount {:?} in the build's root", mount.at))?;
     }
-    let devices = plan.mounts.iter().find(|mount| mount.content == Content::Devices).map(|mount| mount.at.as_path());
+    let mount_point = |content, default| plan.mount_point(content).unwrap_or(Path::new(default));
     let is_writable = |mount: &Mount| matches!(mount.content, Content::Layers { writable: true, .. });
     let writable = plan.mounts.iter().zip(uppers).filter(|(mount, _)| is_writable(mount));
     Ok(Root {
-        proc: plan.proc().unwrap_or(Path::new("proc")).to_path_buf(),
-        ptmx: Path::new(ROOT).join(devices.unwrap_or(Path::new("dev"))).join("pts/ptmx"),
+        proc: mount_point(&Content::Proc, "proc").to_path_buf(),
+        sys: mount_point(&Content::Sys, "sys").to_path_buf(),
+        ptmx: Path::new(ROOT).join(mount_point(&Content::Devices, "dev")).join("pts/ptmx"),
         writable: writable.map(|(mount, upper)| (mount.at.clone(), upper.path)).collect(),
     })
 }
@@ -196,7 +199,7 @@ fn mount_planned(mount: &Mount, upper: &Upper<'_>, has_empty_upper: bool, kvm: b
     match &mount.content {
         // The inputs are read-only already.
         Content::Layers { writable: false, lower: Some(_), .. } if has_empty_upper => bind_lower(upper, &at),
-        Content::Proc => Ok(()),
+        Content::Proc | Content::Sys => Ok(()),
         Content::Devices => mount_devices(&at, kvm),
         Content::HostPath { number, .. } => bind(&Path::new(PATHS).join(number.to_string()), &at),
         Content::Layers { writable, lower: None, .. } => {
@@ -228,7 +231,7 @@ fn mount_overlay(at: &Path, upper: &Upper<'_>, lower: &Path, writable: bool) -> 
     // redirect_dir lets builds rename directories of the inputs. volatile skips flushes: the disk's contents are lost
     // with the machine.
     let options = format!(
-        "lowerdir={lower},upperdir={upper},workdir={work},redirect_dir=on,metacopy=off,index=off,xino=off,volatile"
+        "lowerdir={lower},upperdir={upper},workdir={work},redirect_dir=on,metacopy=off,index=off,xino=on,volatile"
     );
     mount_at(Some("overlay"), at, "overlay", RESTRICTED, Some(&options))
 }

@@ -14,7 +14,7 @@ use std::{
     os::fd::AsFd as _,
 };
 
-use cofferdam_protocol::{FromGuest, FromHost, Step, WindowSize, frame::MAX_DATA_BYTES};
+use cofferdam_protocol::{BUILD_GID, BUILD_UID, FromGuest, FromHost, Step, WindowSize, frame::MAX_DATA_BYTES};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::signal::{Signal, kill},
@@ -26,7 +26,6 @@ use crate::{
     command::{self, Command},
     error::{Context as _, SessionError, SetupError},
     host::Host,
-    layout::{BUILD_GID, BUILD_UID},
     sys,
 };
 
@@ -60,7 +59,7 @@ pub(crate) fn run(host: &mut Host, build: &EndedBuild, term: &str, size: WindowS
 
 impl Shell {
     fn start(build: &EndedBuild, term: &str, size: WindowSize) -> Result<Self, SetupError> {
-        let command = Command::shell(&build.specification, &build.root.proc, term)?;
+        let command = Command::shell(&build.specification, &build.root, term)?;
         let (terminal, shell_side) =
             sys::open_terminal(&build.root.ptmx).context(Step::Start, || "open a pseudo-terminal")?;
         sys::resize_terminal(&terminal, size).context(Step::Start, || "set the terminal's size")?;

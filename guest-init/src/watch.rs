@@ -8,7 +8,7 @@ use std::{
 };
 
 use cofferdam_protocol::{
-    End, FromGuest, FromHost, Report, Sample, Step, Stream, Usage,
+    End, FromGuest, FromHost, Report, Sample, Step, Usage,
     frame::{FrameError, FrameReader, MAX_DATA_BYTES},
 };
 use nix::{
@@ -36,12 +36,10 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// How often to send a [`Sample`].
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The command's stdout or stderr.
+/// The command's stdout and stderr.
 struct Log {
-    stream: Stream,
-    /// `None` after the end of the stream.
+    /// `None` after its end.
     pipe: Option<File>,
-    ready: bool,
 }
 
 /// Sends the command's output as it is written. Returns when no process of the build is left.
@@ -51,17 +49,13 @@ pub(crate) fn run(
     scratch: &mut Scratch,
     cgroup: &Cgroup,
 ) -> Result<Report, SessionError> {
-    let Running { init, stdout, stderr, outcome, started } = running;
-    let mut logs = [(Stream::Stdout, stdout), (Stream::Stderr, stderr)].map(|(stream, pipe)| Log {
-        stream,
-        pipe: Some(pipe),
-        ready: false,
-    });
+    let Running { init, log, outcome, started } = running;
+    let mut log = Log { pipe: Some(log) };
     let mut buffer = vec![0; MAX_DATA_BYTES];
     let (mut checked, mut sampled) = (started, started);
     let mut stopped = false;
     loop {
-        let ready = wait(host, &outcome, &mut logs)?;
+        let ready = wait(host, &outcome, &log)?;
         if ready.outcome {
             break;
         }
@@ -69,7 +63,7 @@ pub(crate) fn run(
             stopped = true;
             stop(host, init)?;
         }
-        for log in logs.iter_mut().filter(|log| log.ready) {
+        if ready.log {
             log.forward(host, &mut buffer)?;
         }
         if checked.elapsed() >= CHECK_INTERVAL {
@@ -87,9 +81,7 @@ pub(crate) fn run(
     cgroup.kill();
     let wall = started.elapsed();
     scratch.check_full();
-    for log in &mut logs {
-        log.drain(host, &mut buffer)?;
-    }
+    log.drain(host, &mut buffer)?;
     Ok(Report {
         end: if stopped { End::Signaled(libc::SIGKILL as u8) } else { command_end(outcome)? },
         out_of_memory: cgroup.out_of_memory(),
@@ -103,25 +95,21 @@ pub(crate) fn run(
 struct Ready {
     outcome: bool,
     host: bool,
+    log: bool,
 }
 
 /// Waits for output, for the host, or for the end of the command, at most [`CHECK_INTERVAL`].
-fn wait(host: &Host, outcome: &File, logs: &mut [Log; 2]) -> Result<Ready, SessionError> {
+fn wait(host: &Host, outcome: &File, log: &Log) -> Result<Ready, SessionError> {
     let mut polled =
         vec![PollFd::new(host.as_fd(), PollFlags::POLLIN), PollFd::new(outcome.as_fd(), PollFlags::POLLIN)];
-    let pipes = logs.iter().filter_map(|log| log.pipe.as_ref());
-    polled.extend(pipes.map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
+    polled.extend(log.pipe.iter().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
     let timeout = PollTimeout::try_from(CHECK_INTERVAL).unwrap_or(PollTimeout::ZERO);
     match poll(&mut polled, timeout) {
         Ok(_) | Err(nix::Error::EINTR) => {}
         Err(error) => return Err(error).context(Step::Start, || "wait for output").map_err(SessionError::from),
     }
     let ready: Vec<bool> = polled.iter().map(|fd| fd.any().unwrap_or(true)).collect();
-    let mut pipes_ready = ready[2..].iter().copied();
-    for log in logs {
-        log.ready = log.pipe.is_some() && pipes_ready.next() == Some(true);
-    }
-    Ok(Ready { host: ready[0], outcome: ready[1] })
+    Ok(Ready { host: ready[0], outcome: ready[1], log: ready.get(2) == Some(&true) })
 }
 
 /// Receives the order to stop, and kills the build's init, which ends every process in its namespace.
@@ -138,7 +126,7 @@ impl Log {
         let Some(pipe) = &mut self.pipe else { return Ok(()) };
         match pipe.read(buffer).context(Step::Start, || "read the command's output")? {
             0 => self.pipe = None,
-            length => host.send(&FromGuest::Log { stream: self.stream, bytes: &buffer[..length] })?,
+            length => host.send(&FromGuest::Log(&buffer[..length]))?,
         }
         Ok(())
     }

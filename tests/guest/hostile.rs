@@ -46,7 +46,7 @@ const HOST: u32 = 2;
 const PORT: u32 = 17_222;
 
 /// The first byte of each message. postcard writes small numbers as one byte.
-const HELLO: [u8; 3] = [0, 3, 0];
+const HELLO: [u8; 3] = [0, 4, 0];
 const SETUP_FAILED: u8 = 1;
 const SCRATCH: u8 = 0;
 const LOG_TO_STDOUT: [u8; 2] = [2, 0];

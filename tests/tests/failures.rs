@@ -1,6 +1,6 @@
 //! Failed builds: each reason has its own message, JSON and exit code.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration};
 
 use cofferdam_tests::{Cofferdam, guest, stretched};
 use nix::mount::{MsFlags, mount, umount};
@@ -172,4 +172,22 @@ fn refused_outputs_leave_nothing_in_the_store() {
     let build = cofferdam.build().output("build/out");
     build.shell("mkdir out; echo secret > out/a; mkfifo out/b").build_fails("output_unsupported");
     assert_eq!(cofferdam.verified_blobs(), before);
+}
+
+#[test]
+fn a_missing_interpreter_is_named() {
+    let cofferdam = Cofferdam::new();
+    // A dynamic program, whose loader the machine doesn't have.
+    let dynamic = fs::read("/bin/true").unwrap();
+    for (contents, interpreter, advice) in [
+        (&b"#!/nowhere/python3 -E\n"[..], "/nowhere/python3", "first line"),
+        (b"#!/bin/sh\r\necho\r\n", "/bin/sh\\r", "line ends of Windows"),
+        (&dynamic, "/lib64/ld-linux-x86-64.so.2", "as an input"),
+    ] {
+        let program = cofferdam.file("program", contents);
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let failed =
+            cofferdam.build().input("program", &program).run(["/inputs/program"]).build_fails("interpreter_not_found");
+        failed.says(&format!("needs \"{interpreter}\" to run")).says(advice);
+    }
 }

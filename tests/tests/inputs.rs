@@ -182,3 +182,47 @@ fn a_machine_starts_before_its_inputs_have_arrived() {
     assert!(is_cached(&used) && !is_cached(&unused));
     build("cp /inputs/tree/unused /build/copy").exits_with(3).says("is damaged: its chunk");
 }
+
+#[test]
+fn a_scratch_path_over_an_input_is_a_writable_copy_throughout() {
+    let cofferdam = Cofferdam::new();
+    let tree = tree(&cofferdam).unwrap();
+    let node = cofferdam.import(&tree);
+    let before = cofferdam.verified_blobs();
+    let built = cofferdam
+        .build()
+        .input_node("read-only", &node)
+        .input_node("tree", &node)
+        .flag("--scratch", "inputs/tree")
+        .flag("--workdir", "inputs/tree")
+        .output("inputs/tree")
+        .output("build/facts")
+        .exported()
+        .shell(
+            "set -e
+             # Nothing is older than what was made of it, and nothing from before 1980.
+             stat -c '%n %A %u:%g %Y' directory directory/file program > /build/facts
+             stat -c %d . directory directory/file | sort -u | wc -l >> /build/facts
+             before=$(stat -c %i directory directory/empty)
+             echo more >> directory/file
+             chmod 700 empty-file
+             mv directory/empty directory/moved
+             echo new > directory/moved/new
+             rm program link dangling not*utf8
+             touch -d @315619200 directory
+             [ \"$before\" = \"$(stat -c %i directory directory/moved)\" ] || echo other inodes >> /build/facts
+             stat -c '%A %u:%g' /inputs/read-only/directory/file >> /build/facts",
+        )
+        .succeeds();
+    let facts = "directory drwxr-xr-x 1000:100 315619200\n\
+                 directory/file -rw-r--r-- 1000:100 315619200\n\
+                 program -rwxr-xr-x 1000:100 315619200\n\
+                 1\n-r--r--r-- 0:0\n";
+    assert_eq!(built.read("build/facts"), facts, "{built}");
+    let changed = built.exported("inputs/tree").join("directory");
+    assert_eq!(fs::read_to_string(changed.join("file")).unwrap(), "text\nmore\n", "{built}");
+    assert_eq!(fs::read_to_string(changed.join("moved/new")).unwrap(), "new\n", "{built}");
+    let after = cofferdam.verified_blobs();
+    assert!(before.iter().all(|blob| after.contains(blob)), "the store has lost blobs");
+    assert_eq!(cofferdam.import(&tree), node);
+}

@@ -154,3 +154,60 @@ fn a_guest_reaches_one_socket_of_the_host() {
     running.signal(Signal::SIGTERM);
     running.end().executor_fails("interrupted");
 }
+
+#[test]
+fn sys_is_shown_and_read_only() {
+    let facts = printed_by(
+        "cat /sys/devices/system/cpu/online; ls /sys/class/net
+         for file in /sys/kernel/mm/transparent_hugepage/enabled /sys/class/net/lo/mtu /sys/new; do
+             echo 1 2>/dev/null > $file && echo wrote $file
+         done",
+    );
+    assert_eq!(facts.lines().collect::<Vec<_>>(), ["0-1", "lo"], "{facts}");
+}
+
+#[test]
+fn user_namespaces_are_off_unless_allowed() {
+    let cofferdam = Cofferdam::new();
+    let script = "unshare -Ur id -u && unshare -Urm mount -t tmpfs x /tmp && echo made";
+    let refused = cofferdam.build().shell(script).build_fails("exit_code");
+    assert!(refused.stderr.contains("No space left on device"), "{refused}");
+    let allowed = cofferdam.build().switch("--user-namespaces").shell(script).succeeds();
+    assert!(allowed.stderr.ends_with("0\nmade\n"), "{allowed}");
+}
+
+/// An i386 program that prints a line.
+fn i386_program() -> Vec<u8> {
+    const BASE: u32 = 0x0804_8000;
+    const CODE_AT: u32 = 52 + 32;
+    let code = [
+        &[0xb8, 4, 0, 0, 0, 0xbb, 1, 0, 0, 0, 0xb9][..],
+        &(BASE + CODE_AT + 34).to_le_bytes(),
+        &[0xba, 5, 0, 0, 0, 0xcd, 0x80],
+        &[0xb8, 1, 0, 0, 0, 0xbb, 0, 0, 0, 0, 0xcd, 0x80],
+        b"i386\n",
+    ]
+    .concat();
+    let size = CODE_AT + u32::try_from(code.len()).expect("a short program");
+    let half = |number: u16| number.to_le_bytes().to_vec();
+    let word = |number: u32| number.to_le_bytes().to_vec();
+    [
+        b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0".to_vec(),
+        // Executable, i386, version 1, entry point, program headers, no sections.
+        [half(2), half(3), word(1), word(BASE + CODE_AT), word(52), word(0), word(0)].concat(),
+        [half(52), half(32), half(1), half(0), half(0), half(0)].concat(),
+        // Loaded from the file's beginning, readable and executable.
+        [word(1), word(0), word(BASE), word(BASE), word(size), word(size), word(5), word(4096)].concat(),
+        code,
+    ]
+    .concat()
+}
+
+#[test]
+fn i386_programs_run() {
+    let cofferdam = Cofferdam::new();
+    let program = cofferdam.file("program", i386_program());
+    fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    let built = cofferdam.build().input("program", &program).run(["/inputs/program"]).succeeds();
+    assert!(built.stderr.ends_with("i386\n"), "{built}");
+}

@@ -51,3 +51,13 @@ fn output_arrives_as_it_is_written_in_order_and_complete() {
     assert!(log.contains("between\n") && log.ends_with("late\nwithout a newline"));
     assert!(ended.json()["outputs"].as_array().is_none_or(Vec::is_empty), "{ended}");
 }
+
+#[test]
+fn stdout_and_stderr_keep_their_order() {
+    let lines: String = (0..500).map(|number| format!("{number}\n")).collect();
+    let ended = Cofferdam::new()
+        .build()
+        .shell("n=0; while [ $n -lt 500 ]; do echo $n >&$((1 + n % 2)); n=$((n + 1)); done")
+        .succeeds();
+    assert!(ended.stderr.ends_with(&lines), "{ended}");
+}

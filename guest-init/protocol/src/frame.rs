@@ -153,7 +153,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{FromGuest, FromHost, Sample, Stream, Usage, WindowSize, tree};
+    use crate::{FromGuest, FromHost, Sample, Usage, WindowSize, tree};
 
     fn sent(message: &FromGuest<'_>) -> Vec<u8> {
         let mut wire = Vec::new();
@@ -164,11 +164,7 @@ mod tests {
     #[test]
     fn the_largest_log_and_data_messages_fit_into_one_frame() {
         let bytes = vec![0xff; MAX_DATA_BYTES];
-        for message in [
-            FromGuest::Log { stream: Stream::Stderr, bytes: &bytes },
-            FromGuest::Tree(tree::Event::Data(&bytes)),
-            FromGuest::Output(&bytes),
-        ] {
+        for message in [FromGuest::Log(&bytes), FromGuest::Tree(tree::Event::Data(&bytes)), FromGuest::Output(&bytes)] {
             let wire = sent(&message);
             let mut reader = FrameReader::new(wire.as_slice(), MAX_FROM_GUEST_BYTES);
             assert_eq!(reader.read::<FromGuest<'_>>().unwrap(), message);
@@ -195,7 +191,7 @@ mod tests {
     fn an_oversized_message_is_not_sent() {
         let bytes = vec![0; MAX_FROM_GUEST_BYTES];
         let mut wire = Vec::new();
-        let message = FromGuest::Log { stream: Stream::Stdout, bytes: &bytes };
+        let message = FromGuest::Log(&bytes);
         let error = FrameWriter::new(&mut wire, MAX_FROM_GUEST_BYTES).write(&message).unwrap_err();
         assert!(matches!(error, FrameError::TooLong { .. }));
         assert!(wire.is_empty());
@@ -212,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_closes_within_a_frame_is_an_error() {
-        let wire = sent(&FromGuest::Log { stream: Stream::Stdout, bytes: b"half" });
+        let wire = sent(&FromGuest::Log(b"half"));
         for end in 0..wire.len() {
             let mut reader = FrameReader::new(&wire[..end], MAX_FROM_GUEST_BYTES);
             assert!(matches!(reader.read::<FromGuest<'_>>(), Err(FrameError::Io(_))), "cut at {end}");
@@ -230,7 +226,7 @@ mod tests {
     impl Owned {
         fn borrowed(&self) -> FromGuest<'_> {
             match self {
-                Self::Log(bytes) => FromGuest::Log { stream: Stream::Stdout, bytes },
+                Self::Log(bytes) => FromGuest::Log(bytes),
                 Self::Output(bytes) => FromGuest::Output(bytes),
                 Self::Other(message) => message.clone(),
             }

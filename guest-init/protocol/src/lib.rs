@@ -63,6 +63,7 @@
 //!     host_paths: Vec::new(),
 //!     network: false,
 //!     processes: 1000,
+//!     user_namespaces: false,
 //! };
 //! let message = FromHost::Specification(specification);
 //! FrameWriter::new(&host, MAX_FROM_HOST_BYTES).write(&message)?;
@@ -79,12 +80,18 @@ pub mod network;
 pub mod tree;
 
 pub use message::{
-    End, FromGuest, FromHost, HostPath, Report, Sample, SetupFailure, Specification, Step, Stream, UnsupportedKind,
-    Usage, WindowSize,
+    End, FromGuest, FromHost, HostPath, Report, Sample, SetupFailure, Specification, Step, UnsupportedKind, Usage,
+    WindowSize,
 };
 
 /// Version of the protocol. The host refuses a guest with another one.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
+
+/// The build's user.
+pub const BUILD_UID: u32 = 1000;
+
+/// The build's group.
+pub const BUILD_GID: u32 = 100;
 
 /// The host's address on vsock (`VMADDR_CID_HOST`).
 pub const HOST_CID: u32 = 2;

@@ -31,19 +31,19 @@ pub enum FromHost {
 ///
 /// ```
 /// use cofferdam_protocol::{
-///     FromGuest, Stream,
+///     FromGuest,
 ///     frame::{FrameReader, FrameWriter, MAX_FROM_GUEST_BYTES},
 /// };
 ///
 /// # fn main() -> Result<(), cofferdam_protocol::frame::FrameError> {
 /// let mut wire = Vec::new();
 /// let mut writer = FrameWriter::new(&mut wire, MAX_FROM_GUEST_BYTES);
-/// writer.write(&FromGuest::Log { stream: Stream::Stdout, bytes: b"checking for gcc" })?;
-/// writer.write(&FromGuest::Log { stream: Stream::Stdout, bytes: b"... yes\n" })?;
+/// writer.write(&FromGuest::Log(b"checking for gcc"))?;
+/// writer.write(&FromGuest::Log(b"... yes\n"))?;
 ///
 /// let mut log = Vec::new();
 /// let mut reader = FrameReader::new(wire.as_slice(), MAX_FROM_GUEST_BYTES);
-/// while let Ok(FromGuest::Log { bytes, .. }) = reader.read() {
+/// while let Ok(FromGuest::Log(bytes)) = reader.read() {
 ///     log.extend_from_slice(bytes);
 /// }
 /// assert_eq!(log, b"checking for gcc... yes\n");
@@ -62,14 +62,9 @@ pub enum FromGuest<'a> {
     /// The setup failed before the command ran, or guest-init failed later. The last message.
     #[serde(borrow)]
     SetupFailed(SetupFailure<'a>),
-    /// Output of the command, at most [`crate::frame::MAX_DATA_BYTES`].
-    Log {
-        /// Where the command wrote it.
-        stream: Stream,
-        /// Not empty. May be anything: it need not be UTF-8, or end at the end of a line.
-        #[serde(borrow, with = "serde_bytes")]
-        bytes: &'a [u8],
-    },
+    /// Output of the command on stdout and stderr, in the order of writing, at most [`crate::frame::MAX_DATA_BYTES`]. Not
+    /// empty. May be anything: it need not be UTF-8, or end at the end of a line.
+    Log(#[serde(borrow, with = "serde_bytes")] &'a [u8]),
     /// Every process of the build has ended. The outputs follow if [`Report::succeeded`].
     Exited(Report),
     /// The next output in order does not exist.
@@ -98,15 +93,6 @@ pub enum FromGuest<'a> {
     Output(#[serde(borrow, with = "serde_bytes")] &'a [u8]),
     /// The shell has ended. If it could not be started, the output has the reason. The last message.
     ShellEnded,
-}
-
-/// A standard stream of the command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Stream {
-    /// File descriptor 1.
-    Stdout,
-    /// File descriptor 2.
-    Stderr,
 }
 
 /// Why a file can't be stored as a castore node.
@@ -159,6 +145,8 @@ pub struct Specification {
     pub network: bool,
     /// Limit on the build's processes and threads at a time.
     pub processes: u32,
+    /// Whether the build can make user namespaces.
+    pub user_namespaces: bool,
 }
 
 /// A file or directory of the host, mounted read-only.
@@ -209,7 +197,7 @@ impl Report {
 }
 
 /// How a command ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum End {
     /// It exited with this status.
     Exited(u8),
@@ -219,6 +207,9 @@ pub enum End {
     NoWorkingDir(i32),
     /// `execve` failed. The number is an `errno` of Linux.
     NotExecuted(i32),
+    /// The program exists, and the program that it names to run it doesn't: a script's interpreter, or a dynamic loader.
+    /// At most [`crate::MAX_DETAIL_BYTES`].
+    NoInterpreter(String),
 }
 
 /// A build's resource usage, as counted inside the guest.

@@ -26,6 +26,7 @@ fn specification(inputs_dir: &str, scratch_paths: &[&str]) -> Specification {
         network: false,
         kvm: false,
         processes: 1,
+        user_namespaces: false,
     }
 }
 
@@ -37,7 +38,7 @@ fn mounts(plan: &Plan<'_>) -> Vec<(String, Layers)> {
     let text = |path: &Path| path.to_str().unwrap().to_owned();
     let content = |content: &Content| match content {
         Content::Layers { writable, lower, .. } => Some((*writable, lower.as_deref().map(text))),
-        Content::Devices | Content::Proc | Content::HostPath { .. } => None,
+        Content::Devices | Content::Proc | Content::Sys | Content::HostPath { .. } => None,
     };
     plan.mounts.iter().map(|mount| (text(&mount.at), content(&mount.content))).collect()
 }
@@ -65,6 +66,7 @@ fn a_nix_build_gets_an_overlay_and_a_scratch_directory() {
         ("dev", None),
         ("nix/store", layers(true, Some(""))),
         ("proc", None),
+        ("sys", None),
         ("tmp", layers(true, None)),
     ];
     assert_eq!(mounts(&plan), expected.map(|(at, content)| (at.to_owned(), content)));
@@ -86,7 +88,7 @@ fn a_writable_root_needs_no_further_scratch_mounts() {
     let specification = specification("", &["", "build/deep"]);
     let plan = Plan::new(&specification, &inputs_with(&[("build", Kind::Directory)])).unwrap();
     let paths: Vec<_> = mounts(&plan).into_iter().map(|(at, _)| at).collect();
-    assert_eq!(paths, ["", "dev", "proc"]);
+    assert_eq!(paths, ["", "dev", "proc", "sys"]);
     assert_eq!(owners(&plan, "build/deep"), [Owner::Build]);
     let tmp = plan.directories.iter().find(|directory| directory.path == Path::new("tmp")).unwrap();
     assert!(tmp.shared);
@@ -154,7 +156,7 @@ fn symlinks_of_the_inputs_are_followed_within_the_root() {
     specification.additional_files = vec![("work/file".to_owned(), ByteBuf::new())];
     let plan = Plan::new(&specification, &inputs).unwrap();
     let paths: Vec<_> = mounts(&plan).into_iter().map(|(at, _)| at).collect();
-    assert_eq!(paths, ["", "dev", "proc", "srv/work", "var/tmp"]);
+    assert_eq!(paths, ["", "dev", "proc", "srv/work", "sys", "var/tmp"]);
     let shell = plan.files.iter().find(|file| file.source == Source::Shell).unwrap();
     assert_eq!((shell.mount, shell.path.as_path()), (0, Path::new("usr/bin/sh")));
     assert_eq!((plan.files[0].mount, plan.files[0].path.as_path()), (3, Path::new("file")));

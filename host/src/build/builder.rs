@@ -117,7 +117,12 @@ impl Builder {
         let host_paths = booted.host_paths.clone();
         let (mut machine, stream) = booted.bind(tree);
         let conversation = Conversation {
-            specification: Specification { host_paths, network: size.has_network(), ..specification(request, options) },
+            specification: Specification {
+                host_paths,
+                network: size.has_network(),
+                user_namespaces: self.machines.settings.user_namespaces,
+                ..specification(request, options)
+            },
             store: self.machines.store.clone(),
             needles,
             options: options.clone(),
@@ -154,10 +159,11 @@ impl Builder {
             .map_err(|error| BuildError::Executor(ExecutorError::Store(error)))?;
         let memory = DirectoryMemory::limited(options.limits.inputs_memory_bytes);
         let tree = inputs::resolve(&self.machines.store, &request.inputs, memory).await;
-        let tree = tree.map_err(|error| match error.missing() {
-            Some(wrong) => BuildError::Request(wrong),
-            None => BuildError::Executor(ExecutorError::Resolve(error)),
-        })?;
+        let tree =
+            tree.map(|tree| tree.with_writable(request.writable_inputs())).map_err(|error| match error.missing() {
+                Some(wrong) => BuildError::Request(wrong),
+                None => BuildError::Executor(ExecutorError::Resolve(error)),
+            })?;
         Ok(Prepared { needles, tree, lease })
     }
 }
@@ -193,5 +199,6 @@ fn specification(request: &BuildRequest, options: &Options) -> Specification {
         network: false,
         kvm: guest::wants_kvm(request),
         processes: options.limits.processes,
+        user_namespaces: false,
     }
 }

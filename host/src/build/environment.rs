@@ -68,7 +68,7 @@ impl ImageDigest {
 
 /// The digest of the environment of builds with these settings.
 pub(super) fn digest(settings: &Settings, image: &ImageDigest) -> io::Result<B3Digest> {
-    let Settings { vmm, cpu_model, ro_paths, withhold_network, nested, .. } = settings;
+    let Settings { vmm, cpu_model, ro_paths, withhold_network, nested, user_namespaces, .. } = settings;
     let mut fields = Fields(Hasher::new_derive_key(CONTEXT));
     fields.add("protocol", &VERSION.to_le_bytes());
     fields.add("image", image.get(&settings.image)?.as_slice());
@@ -78,6 +78,7 @@ pub(super) fn digest(settings: &Settings, image: &ImageDigest) -> io::Result<B3D
     fields.add("accelerator", vmm.accelerator.to_string().as_bytes());
     fields.add("CPU model", cpu_model.as_deref().unwrap_or_default().as_bytes());
     fields.add("nested", &[u8::from(*nested)]);
+    fields.add("user namespaces", &[u8::from(*user_namespaces)]);
     fields.add("network withheld", &[u8::from(*withhold_network)]);
     for (seen, host) in ro_paths {
         fields.add("path", seen.as_str().as_bytes());
@@ -123,9 +124,10 @@ mod tests {
         let digest = |settings: &Settings| digest(settings, &ImageDigest::default()).unwrap();
         let path = |path: &str| AbsolutePath::new(path).unwrap();
         let mut all = vec![digest(&settings)];
-        let changes: [fn(&mut Settings); 5] = [
+        let changes: [fn(&mut Settings); 6] = [
             |settings| settings.cpu_model = Some("Nehalem-v1".to_owned()),
             |settings| settings.nested = true,
+            |settings| settings.user_namespaces = true,
             |settings| settings.withhold_network = true,
             |settings| settings.vmm.version = "another".to_owned(),
             |settings| {

@@ -81,6 +81,13 @@ pub enum Reason {
         /// Linux's `errno`.
         errno: i32,
     },
+    /// The command exists, and the program that it names to run it doesn't.
+    InterpreterNotFound {
+        /// `command_args[0]`.
+        command: String,
+        /// A script's interpreter or a dynamic loader, as the command's file names it.
+        interpreter: String,
+    },
     /// The working directory can't be entered.
     NoWorkingDir {
         /// `working_dir`.
@@ -157,6 +164,7 @@ impl Reason {
             Self::TooManyProcesses { .. } => "too_many_processes",
             Self::CommandNotFound { .. } => "command_not_found",
             Self::CommandNotExecutable { .. } => "command_not_executable",
+            Self::InterpreterNotFound { .. } => "interpreter_not_found",
             Self::NoWorkingDir { .. } => "no_working_dir",
             Self::Timeout { .. } => "timeout",
             Self::Silence { .. } => "silence",
@@ -176,6 +184,12 @@ impl Reason {
             }
             Self::CommandNotFound { .. } => {
                 "name it by its path inside the build, or put its directory into PATH with --env; a build has the programs of its inputs, and with --bin-sh a shell"
+            }
+            Self::InterpreterNotFound { interpreter, .. } if interpreter.ends_with('\r') => {
+                "the script has the line ends of Windows: convert it, for example with `dos2unix`"
+            }
+            Self::InterpreterNotFound { .. } => {
+                "bring the interpreter as an input, or name one in the script's first line that the build has; --bin-sh provides /bin/sh"
             }
             Self::NoWorkingDir { .. } => "name a directory in an input or below a scratch path",
             Self::Timeout { .. } => "raise the limit with --timeout",
@@ -208,6 +222,9 @@ impl fmt::Display for Reason {
             Self::CommandNotFound { command } => write!(f, "the command {command:?} was not found"),
             Self::CommandNotExecutable { command, errno } => {
                 write!(f, "the command {command:?} can't be executed: {}", io::Error::from_raw_os_error(*errno))
+            }
+            Self::InterpreterNotFound { command, interpreter } => {
+                write!(f, "the command {command:?} is there, but needs {interpreter:?} to run, which is not")
             }
             Self::NoWorkingDir { path, errno } => {
                 write!(f, "the working directory {path:?} can't be entered: {}", io::Error::from_raw_os_error(*errno))

@@ -225,6 +225,9 @@ fn failed_fields(failed: &Failed) -> Map<String, Value> {
         Reason::CommandNotExecutable { command, errno } => {
             json!({ "command": shorten(command.to_owned()), "errno": errno })
         }
+        Reason::InterpreterNotFound { command, interpreter } => {
+            json!({ "command": command, "interpreter": interpreter })
+        }
         Reason::NoWorkingDir { path, errno } => json!({ "working_dir": path, "errno": errno }),
         Reason::Timeout { limit } | Reason::Silence { limit } => json!({ "limit_seconds": limit.as_secs_f64() }),
         Reason::OutputMissing { outputs } => json!({ "outputs": shortened(outputs) }),

@@ -1,4 +1,4 @@
-use cofferdam_protocol::{Sample, Stream};
+use cofferdam_protocol::Sample;
 
 use super::{error::Reason, phase::Phase, terminal::Terminal};
 use crate::network::Connection;
@@ -10,8 +10,8 @@ pub(crate) trait Observer: Send + Sync {
     /// The inputs' directories have been read. They take so many bytes of the host's memory until the build ends, which may
     /// be less than their limit.
     fn resolved(&self, _memory_bytes: u64) {}
-    /// The command wrote these bytes: any bytes at all, at any boundary, meant by an untrusted build.
-    fn log(&self, stream: Stream, bytes: &[u8]);
+    /// The command wrote these bytes to stdout or stderr: any bytes at all, at any boundary, meant by an untrusted build.
+    fn log(&self, bytes: &[u8]);
     /// What the build uses while its command runs, about once a second and never more often than twice, as its guest
     /// claims.
     fn sample(&self, _sample: &Sample) {}

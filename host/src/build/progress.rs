@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cofferdam_protocol::{Sample, Stream};
+use cofferdam_protocol::Sample;
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::sleep_until};
 
@@ -73,9 +73,9 @@ impl Progress {
         self.state.lock().times
     }
 
-    pub(super) fn log(&self, stream: Stream, bytes: &[u8]) {
+    pub(super) fn log(&self, bytes: &[u8]) {
         self.state.lock().observing = true;
-        self.observer.log(stream, bytes);
+        self.observer.log(bytes);
         let mut state = self.state.lock();
         state.observing = false;
         state.written = Instant::now();
@@ -173,7 +173,7 @@ mod tests {
 
     impl Observer for Deaf {
         fn phase(&self, _: Phase) {}
-        fn log(&self, _: Stream, _: &[u8]) {}
+        fn log(&self, _: &[u8]) {}
     }
 
     fn progress(timeout: Duration, silence: Duration) -> Progress {
@@ -204,7 +204,7 @@ mod tests {
         let at = |now| progress.due(now).unwrap().0;
         let begun = progress.state.lock().written;
         assert_eq!(at(begun), begun + SECOND);
-        progress.log(Stream::Stdout, b"x");
+        progress.log(b"x");
         assert!(progress.state.lock().written > begun);
         progress.state.lock().observing = true;
         assert_eq!(at(begun + 30 * SECOND), begun + 31 * SECOND);

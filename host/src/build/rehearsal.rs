@@ -4,7 +4,7 @@ use std::{io::Write, net::Shutdown, os::unix::net::UnixStream, sync::Arc, thread
 
 use cofferdam_castore::{Store, refscan::ReferencePattern};
 use cofferdam_protocol::{
-    FromHost, Specification, Stream,
+    FromHost, Specification,
     frame::{FrameReader, MAX_FROM_HOST_BYTES},
 };
 use tokio::runtime::Handle;
@@ -30,7 +30,7 @@ struct Silent;
 
 impl Observer for Silent {
     fn phase(&self, _: Phase) {}
-    fn log(&self, _: Stream, _: &[u8]) {}
+    fn log(&self, _: &[u8]) {}
 }
 
 /// Holds the session with a guest that writes `wire`, ignores the host and hangs up. Gives the outcome, and the messages that the
@@ -80,6 +80,7 @@ pub(super) fn specification(outputs: &[&str]) -> Specification {
         network: false,
         kvm: false,
         processes: 100,
+        user_namespaces: false,
     }
 }
 

@@ -99,11 +99,11 @@ impl Session<'_> {
         let mut sampled: Option<Instant> = None;
         loop {
             match next(reader)? {
-                FromGuest::Log { bytes: [], .. } => return Err(protocol(ProtocolError::EmptyLog)),
-                FromGuest::Log { stream, bytes } => {
+                FromGuest::Log([]) => return Err(protocol(ProtocolError::EmptyLog)),
+                FromGuest::Log(bytes) => {
                     logged = logged.saturating_add(bytes.len() as u64);
                     if logged <= options.limits.log_bytes {
-                        progress.log(stream, bytes);
+                        progress.log(bytes);
                         continue;
                     }
                     let reason = Reason::LimitReached { limit: Limit::LogBytes, allowed: options.limits.log_bytes };
@@ -121,7 +121,12 @@ impl Session<'_> {
                         sampled = Some(Instant::now());
                     }
                 }
-                FromGuest::Exited(report) => return Ok(report),
+                FromGuest::Exited(report) => {
+                    if let End::NoInterpreter(interpreter) = &report.end {
+                        check_length("the name of an interpreter", interpreter.as_bytes())?;
+                    }
+                    return Ok(report);
+                }
                 FromGuest::SetupFailed(failure) => return Err(setup_failed(&failure)?),
                 other => return Err(out_of_place(&other, "while the command ran")),
             }
@@ -134,10 +139,13 @@ impl Session<'_> {
             return None;
         }
         let command = || self.specification.command_args.first().cloned().unwrap_or_default();
-        Some(match report.end {
-            End::NoWorkingDir(errno) => Reason::NoWorkingDir { path: self.specification.working_dir.clone(), errno },
-            End::NotExecuted(errno) if errno == Errno::ENOENT as i32 => Reason::CommandNotFound { command: command() },
-            End::NotExecuted(errno) => Reason::CommandNotExecutable { command: command(), errno },
+        Some(match &report.end {
+            &End::NoWorkingDir(errno) => Reason::NoWorkingDir { path: self.specification.working_dir.clone(), errno },
+            &End::NotExecuted(errno) if errno == Errno::ENOENT as i32 => Reason::CommandNotFound { command: command() },
+            &End::NotExecuted(errno) => Reason::CommandNotExecutable { command: command(), errno },
+            End::NoInterpreter(interpreter) => {
+                Reason::InterpreterNotFound { command: command(), interpreter: interpreter.clone() }
+            }
             End::Exited(_) | End::Signaled(_) if report.out_of_memory => {
                 Reason::OutOfMemory { memory_bytes: self.memory_bytes }
             }
@@ -148,8 +156,8 @@ impl Session<'_> {
                 // The guest isn't trusted with the number.
                 Reason::TooManyProcesses { allowed: allowed.min(self.specification.processes) }
             }
-            End::Exited(code) => Reason::ExitCode(code),
-            End::Signaled(signal) => Reason::Signal(signal),
+            &End::Exited(code) => Reason::ExitCode(code),
+            &End::Signaled(signal) => Reason::Signal(signal),
         })
     }
 

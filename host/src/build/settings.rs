@@ -31,6 +31,8 @@ pub struct Settings {
     pub network: Option<Arc<Policy>>,
     /// See [`Host::nested`](crate::request::Host::nested).
     pub nested: bool,
+    /// Whether builds can make user namespaces, as their own sandboxes need.
+    pub user_namespaces: bool,
     /// What helper processes are allowed, and what must separate them.
     pub jail: jail::Rules,
 }
@@ -52,6 +54,7 @@ impl Settings {
             withhold_network: false,
             network: None,
             nested: false,
+            user_namespaces: false,
             jail: jail::Rules { walls: jail::Walls::None, ..jail::Rules::default() },
         }
     }

@@ -50,6 +50,10 @@ pub(super) struct ExecuteArgs {
     /// Use the host's huge pages for the guest's memory (sysctl vm.nr_hugepages)
     #[arg(long, env = "COFFERDAM_HUGEPAGES", hide_env_values = true)]
     hugepages: bool,
+    /// Let the build make user namespaces, as bubblewrap, Bazel's sandbox and rootless containers need. Inside the machine they
+    /// reach more of its kernel
+    #[arg(long)]
+    user_namespaces: bool,
     /// The VMM [default: the best that this host can run, see `cofferdam doctor`]
     #[arg(long, value_enum)]
     vmm: Option<VmmArg>,
@@ -164,6 +168,7 @@ impl ExecuteArgs {
         let of_this_host = [
             ("--cpu-model", self.cpu_model.is_some()),
             ("--hugepages", self.hugepages),
+            ("--user-namespaces", self.user_namespaces),
             ("--vmm", self.vmm.is_some()),
             ("--image", self.image.is_some()),
             ("--connect-timeout", self.connect_timeout.is_some()),
@@ -199,6 +204,7 @@ impl ExecuteArgs {
         let mut settings = Settings::new(image, choice, state_dir()?.join("run"));
         settings.cpu_model.clone_from(&self.cpu_model);
         settings.hugepages = self.hugepages;
+        settings.user_namespaces = self.user_namespaces;
         settings.network = self.network.policy()?;
         settings.connect_timeout = self.connect_timeout.unwrap_or(settings.connect_timeout);
         Ok(settings)

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cofferdam_protocol::{Sample, Stream};
+use cofferdam_protocol::Sample;
 use indicatif::{ProgressBar, ProgressStyle};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::{runtime::Handle, task::JoinHandle};
@@ -65,8 +65,7 @@ impl Clock {
 struct Screen {
     is_terminal: bool,
     spinner: Option<ProgressBar>,
-    stdout: PlainText,
-    stderr: PlainText,
+    plain_text: PlainText,
     /// Whether the build's last line is still incomplete.
     within_line: bool,
 }
@@ -183,15 +182,12 @@ impl Observer for Progress {
         }
     }
 
-    fn log(&self, stream: Stream, bytes: &[u8]) {
+    fn log(&self, bytes: &[u8]) {
         let mut screen = self.screen();
         if !screen.is_terminal {
             return screen.write(bytes);
         }
-        let text = match stream {
-            Stream::Stdout => screen.stdout.filter(bytes),
-            Stream::Stderr => screen.stderr.filter(bytes),
-        };
+        let text = screen.plain_text.filter(bytes);
         screen.write(text.as_bytes());
     }
 

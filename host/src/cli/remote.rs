@@ -13,7 +13,7 @@ use cofferdam_proto::{
     },
     snix::build::v1::{BuildResponse, build_response},
 };
-use cofferdam_protocol::{Sample, Stream, Usage, WindowSize};
+use cofferdam_protocol::{Sample, Usage, WindowSize};
 use futures::{StreamExt as _, stream};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -216,7 +216,7 @@ fn tell(event: Event, progress: &Progress) -> Option<Outcome> {
             Ok(wire::Phase::Shell) => progress.phase(Phase::Shell),
             Ok(wire::Phase::Unspecified) | Err(_) => {}
         },
-        Said::Log(chunk) => progress.log(Stream::Stdout, &chunk.data),
+        Said::Log(chunk) => progress.log(&chunk.data),
         Said::Sample(sample) => progress.sample(&sampled(&sample)),
         Said::Shell(_) => {}
         Said::Done(done) => return done.outcome,

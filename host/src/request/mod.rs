@@ -146,6 +146,13 @@ impl BuildRequest {
         Counts::of_binary(bytes).map_err(|error| not_binary(&error))?.check()
     }
 
+    /// The paths below `inputs_dir`, relative to it, of which the build gets writable copies: its scratch paths there. The
+    /// inputs in a scratch path that is `inputs_dir` or around it stay as they are: beside them a build of Nix makes its outputs.
+    pub(crate) fn writable_inputs(&self) -> impl Iterator<Item = &str> {
+        let below = self.scratch_paths.iter().filter(|path| **path != self.inputs_dir);
+        below.filter_map(|path| path.as_path().strip_prefix(self.inputs_dir.as_path()).ok()?.to_str())
+    }
+
     /// The message of this request. Its lists are sorted, except for the outputs, which keep the request's order.
     pub fn to_proto(&self) -> proto::BuildRequest {
         use proto::build_request as wire;

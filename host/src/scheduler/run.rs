@@ -2,7 +2,7 @@
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use cofferdam_protocol::{Sample, Stream};
+use cofferdam_protocol::Sample;
 use futures::FutureExt as _;
 use tokio::{
     runtime::Handle,
@@ -160,7 +160,7 @@ impl Observer for Watch {
         })
     }
 
-    fn log(&self, _: Stream, bytes: &[u8]) {
+    fn log(&self, bytes: &[u8]) {
         if let Err(error) = self.build.recording.log(bytes) {
             // Better no build than one with an incomplete log.
             let _ = self.build.log_failure.set(Failure::executor_because(

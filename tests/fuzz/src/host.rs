@@ -9,7 +9,7 @@ use cofferdam::{
 use cofferdam_castore::{Store, refscan::ReferencePattern, verify::verify_node};
 use cofferdam_proto::{EncodedRequest, cofferdam::v1 as ours, snix::build::v1 as proto};
 use cofferdam_protocol::{
-    End, FromGuest, FromHost, Report, SetupFailure, Specification, Step, Stream, UnsupportedKind, Usage, VERSION,
+    End, FromGuest, FromHost, Report, SetupFailure, Specification, Step, UnsupportedKind, Usage, VERSION,
     frame::{FrameReader, FrameWriter},
     tree::{Event, Limits},
 };
@@ -163,7 +163,7 @@ pub(crate) fn guest_frames_seeds() -> Vec<Vec<u8>> {
     let failure = SetupFailure { step: Step::Places, detail: "it is there" };
     let guest = framed(&[
         &FromGuest::Hello { version: cofferdam_protocol::VERSION, uptime_us: 1_000_000 },
-        &FromGuest::Log { stream: Stream::Stderr, bytes: b"text" },
+        &FromGuest::Log(b"text"),
         &FromGuest::Exited(report),
         &FromGuest::Missing,
         &FromGuest::Unsupported { path: b"fifo", kind: UnsupportedKind::Fifo },
@@ -182,6 +182,7 @@ pub(crate) fn guest_frames_seeds() -> Vec<Vec<u8>> {
         network: false,
         kvm: false,
         processes: 100,
+        user_namespaces: false,
     };
     let host = framed(&[&FromHost::Specification(specification), &FromHost::Acknowledge]);
     vec![guest, host, framed(&[&FromGuest::SetupFailed(failure)])]
@@ -241,7 +242,7 @@ pub(crate) fn conversation_seeds() -> Vec<Vec<u8>> {
             usage: Usage::default(),
         })
     };
-    let log = FromGuest::Log { stream: Stream::Stdout, bytes: b"log" };
+    let log = FromGuest::Log(b"log");
     let built = framed(&[
         &hello,
         &log,

@@ -74,6 +74,8 @@ pub(crate) struct Config {
     pub(super) withhold_network: bool,
     /// Give `/dev/kvm` to builds that ask for it.
     pub(super) nested: bool,
+    /// Let builds make user namespaces.
+    pub(super) user_namespaces: bool,
     /// What builds may ask to see, read-only: the path in the build, and the path on this host.
     pub(super) host_paths: BTreeMap<GuestPath, PathBuf>,
     pub(super) connect_timeout: Option<Time>,
@@ -342,6 +344,7 @@ impl Config {
         settings.hugepages = self.hugepages;
         settings.withhold_network = self.withhold_network;
         settings.nested = self.nested;
+        settings.user_namespaces = self.user_namespaces;
         let shares = self.cgroups.shares(&settings.run_dir);
         settings.jail = Rules { walls: self.walls(), cgroups: self.cgroups.require, shares };
         settings.ro_paths =

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cofferdam_castore::Node;
+use cofferdam_protocol::{BUILD_GID, BUILD_UID};
 use virtiofsd::filesystem::{
     Context, DirEntry, DirectoryIterator, Entry, Extensions, FileSystem, FsOptions, GetxattrReply, ListxattrReply,
     OpenOptions, SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
@@ -24,8 +25,11 @@ const BLOCK_BYTES: u32 = 4096;
 /// The unit of `st_blocks`, which doesn't depend on the file system.
 const STAT_BLOCK_BYTES: u64 = 512;
 
-/// Every time stamp, in seconds since the epoch.
+/// Every time stamp of what is read-only, in seconds since the epoch: Nix's.
 const TIME: u64 = 1;
+
+/// Every time stamp of what has a writable copy: 2 January 1980. ZIP and FAT know no time before that year, in any time zone.
+const WRITABLE_TIME: u64 = 315_619_200;
 
 /// How many of the files after one that is read are opened along with it.
 const READ_AHEAD_FILES: usize = 31;
@@ -42,33 +46,42 @@ impl InputsFs {
         Self { layout: Layout::new(Arc::clone(&host)), blobs: Blobs::new(host) }
     }
 
+    fn attributes(&self, inode: &Inode) -> io::Result<Attr> {
+        Ok(attributes(inode, self.layout.last_inode()?, self.layout.is_writable(inode.number)?))
+    }
+
     #[cfg(test)]
     pub(super) fn open_blobs(&self) -> usize {
         self.blobs.count()
     }
 }
 
-fn attributes(inode: &Inode, inodes: u64) -> Attr {
+/// The build's overlay over what is writable copies files with their owner and mode.
+fn attributes(inode: &Inode, inodes: u64, is_writable: bool) -> Attr {
+    let write = if is_writable { 0o200 } else { 0 };
     let (kind_and_mode, size) = match inode.entry().map(|entry| &entry.node) {
         None => (libc::S_IFDIR | 0o555, inodes - 1),
-        Some(Node::Directory { size, .. }) => (libc::S_IFDIR | 0o555, *size),
-        Some(Node::File { size, executable: true, .. }) => (libc::S_IFREG | 0o555, *size),
-        Some(Node::File { size, executable: false, .. }) => (libc::S_IFREG | 0o444, *size),
+        Some(Node::Directory { size, .. }) => (libc::S_IFDIR | 0o555 | write, *size),
+        Some(Node::File { size, executable: true, .. }) => (libc::S_IFREG | 0o555 | write, *size),
+        Some(Node::File { size, executable: false, .. }) => (libc::S_IFREG | 0o444 | write, *size),
         Some(Node::Symlink { target }) => (libc::S_IFLNK | 0o777, target.as_bytes().len() as u64),
     };
+    let time = if is_writable { WRITABLE_TIME } else { TIME };
+    let (uid, gid) = if is_writable { (BUILD_UID, BUILD_GID) } else { (0, 0) };
     let is_file = kind_and_mode & libc::S_IFMT == libc::S_IFREG;
     Attr {
         ino: inode.number,
         size,
         blocks: if is_file { size.div_ceil(STAT_BLOCK_BYTES) } else { 0 },
-        atime: TIME,
-        mtime: TIME,
-        ctime: TIME,
+        atime: time,
+        mtime: time,
+        ctime: time,
         mode: kind_and_mode,
+        uid: uid.into(),
+        gid: gid.into(),
         // For a directory too: it says that subdirectories aren't counted.
         nlink: 1,
         blksize: BLOCK_BYTES,
-        // Owner and group are 0.
         ..Attr::default()
     }
 }
@@ -132,14 +145,14 @@ impl FileSystem for InputsFs {
         // Number 0 lets the guest remember that there is no such name, too.
         let inode = found.as_ref().map_or(0, |inode| inode.number);
         let attr = match found {
-            Some(inode) => attributes(&inode, self.layout.last_inode()?),
+            Some(inode) => self.attributes(&inode)?,
             None => Attr::default(),
         };
         Ok(Entry { inode, generation: 0, attr, attr_timeout: FOR_EVER, entry_timeout: FOR_EVER })
     }
 
     fn getattr(&self, _: Context, inode: u64, _: Option<u64>) -> io::Result<(Attr, Duration)> {
-        Ok((attributes(&self.layout.inode(inode)?, self.layout.last_inode()?), FOR_EVER))
+        Ok((self.attributes(&self.layout.inode(inode)?)?, FOR_EVER))
     }
 
     fn readlink(&self, _: Context, inode: u64) -> io::Result<Vec<u8>> {
@@ -218,8 +231,9 @@ impl FileSystem for InputsFs {
         errno(libc::ENOSYS)
     }
 
-    fn listxattr(&self, _: Context, _: u64, _: u32) -> io::Result<ListxattrReply> {
-        errno(libc::ENOSYS)
+    /// After `ENOSYS` the guest would say that extended attributes aren't supported, and `tar --xattrs` warn of each file.
+    fn listxattr(&self, _: Context, _: u64, size: u32) -> io::Result<ListxattrReply> {
+        Ok(if size == 0 { ListxattrReply::Count(0) } else { ListxattrReply::Names(Vec::new()) })
     }
 
     // forget, flush, release, fsync, lseek, locks and the like keep the trait's answer, which is ENOSYS or nothing:

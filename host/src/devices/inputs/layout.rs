@@ -18,6 +18,7 @@
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use cofferdam_castore::{B3Digest, Directory, Node};
@@ -116,12 +117,14 @@ impl Inode {
 pub(super) struct Layout {
     host: Arc<Host>,
     root: OnceLock<Arc<Dir>>,
+    /// The inodes at and below each path of which the build has a writable copy.
+    writable: OnceLock<Vec<Range<u64>>>,
     dirs: Mutex<HashMap<B3Digest, Arc<Dir>>>,
 }
 
 impl Layout {
     pub(super) fn new(host: Arc<Host>) -> Self {
-        Self { host, root: OnceLock::new(), dirs: Mutex::default() }
+        Self { host, root: OnceLock::new(), writable: OnceLock::new(), dirs: Mutex::default() }
     }
 
     /// The root. Asked for when it is first needed and not before: a machine boots without inputs.
@@ -136,6 +139,37 @@ impl Layout {
     /// No inode has a greater number.
     pub(super) fn last_inode(&self) -> io::Result<u64> {
         Ok(self.root()?.numbers.saturating_add(1))
+    }
+
+    /// Whether the build has a writable copy of an inode.
+    pub(super) fn is_writable(&self, number: u64) -> io::Result<bool> {
+        let ranges = match self.writable.get() {
+            Some(ranges) => ranges,
+            None => {
+                let paths = self.host.writable()?;
+                let ranges =
+                    paths.iter().filter_map(|path| self.numbers_at(path).transpose()).collect::<io::Result<_>>()?;
+                self.writable.get_or_init(|| ranges)
+            }
+        };
+        Ok(ranges.iter().any(|range| range.contains(&number)))
+    }
+
+    /// The numbers of all inodes at and below a path, through no symlink.
+    fn numbers_at(&self, path: &[u8]) -> io::Result<Option<Range<u64>>> {
+        let mut inode = self.inode(ROOT_INODE)?;
+        for name in path.split(|byte| *byte == b'/') {
+            let is_directory = inode.entry().is_none_or(|entry| matches!(entry.node, Node::Directory { .. }));
+            match if is_directory { self.lookup(inode.number, name)? } else { None } {
+                Some(found) => inode = found,
+                None => return Ok(None),
+            }
+        }
+        let below = match inode.entry().map(|entry| &entry.node) {
+            Some(Node::Directory { size, .. }) => *size,
+            _ => 0,
+        };
+        Ok(Some(inode.number..inode.number + 1 + below))
     }
 
     /// Finds an inode by its number: `ENOENT` when there is none.

@@ -47,6 +47,8 @@ pub struct Tree {
     root: Known,
     directories: HashMap<B3Digest, Known>,
     blobs: HashSet<B3Digest>,
+    /// Paths below the root, a NUL after each.
+    writable: Vec<u8>,
     /// Dropped last.
     heap: Returned,
 }
@@ -65,6 +67,18 @@ impl Tree {
     /// Whether a file of the closure has these contents.
     pub fn has_blob(&self, digest: &B3Digest) -> bool {
         self.blobs.contains(digest)
+    }
+
+    /// This tree, of which the build has writable copies at these paths below the root.
+    #[must_use]
+    pub fn with_writable<'a>(mut self, paths: impl IntoIterator<Item = &'a str>) -> Self {
+        self.writable = paths.into_iter().flat_map(|path| path.bytes().chain([0])).collect();
+        self
+    }
+
+    /// The paths of writable copies, a NUL after each.
+    pub(super) fn writable(&self) -> &[u8] {
+        &self.writable
     }
 
     /// Different directories, the root left out.
@@ -230,7 +244,7 @@ pub async fn resolve(
     }
     // What decoded directories have left.
     heap.now();
-    Ok(Tree { root, directories, blobs, heap })
+    Ok(Tree { root, directories, blobs, writable: Vec::new(), heap })
 }
 
 /// Fails with the first blob that isn't there (`None`) or can't be asked for.

@@ -140,9 +140,10 @@ fn serve(
         let request = request?;
         let Some(tree) = handle.block_on(tree(&mut bound)) else { break };
         let sent = match request {
-            Request::Root => wire::send_directory(&socket, tree.root()),
+            Request::Root => wire::send_whole(&socket, tree.root()),
+            Request::Writable => wire::send_whole(&socket, tree.writable()),
             Request::Directory(digest) => match tree.directory(&digest) {
-                Some(directory) => wire::send_directory(&socket, directory),
+                Some(directory) => wire::send_whole(&socket, directory),
                 None => return Err(ServeError::Foreign { kind: "directory", digest }),
             },
             Request::Blobs(digests) => {
@@ -381,7 +382,7 @@ mod tests {
     #[tokio::test]
     async fn packets_that_are_no_requests_end_the_connection() {
         let huge = vec![2; 1 + 32 * MAX_BLOBS + 1];
-        for packet in [&b"GET / HTTP/1.1"[..], &[0, 0], &[1; 32], &[2; 34], &[3], &[255; 33], &huge] {
+        for packet in [&b"GET / HTTP/1.1"[..], &[0, 0], &[1; 32], &[2; 34], &[3, 0], &[4], &[255; 33], &huge] {
             assert!(matches!(played(&[packet]).await, Err(ServeError::Protocol(_))), "{packet:?}");
         }
     }

@@ -64,7 +64,13 @@ pub(super) async fn resolve_all(store: &Store, inputs: &Inputs) -> Result<Tree, 
 
 /// A server of these inputs, and the device's end of its connection.
 pub(super) async fn serve(store: &Store, entries: &[(&str, Node)]) -> (Arc<Host>, Server) {
-    let (host, server) = serve_tree(store, resolve_all(store, &inputs(entries)).await.unwrap());
+    serve_writable(store, entries, &[]).await
+}
+
+/// The same, of which the build has writable copies at some paths.
+pub(super) async fn serve_writable(store: &Store, entries: &[(&str, Node)], writable: &[&str]) -> (Arc<Host>, Server) {
+    let tree = resolve_all(store, &inputs(entries)).await.unwrap().with_writable(writable.iter().copied());
+    let (host, server) = serve_tree(store, tree);
     (Arc::new(Host::new(vec![host])), server)
 }
 

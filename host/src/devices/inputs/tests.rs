@@ -8,15 +8,15 @@ use std::os::unix::fs::FileExt as _;
 
 use cofferdam_castore::{Node, Store};
 use virtiofsd::filesystem::{
-    Context, DirectoryIterator as _, Entry, Extensions, FileSystem as _, FsOptions, SetattrValid, SetxattrFlags,
-    ZeroCopyReader, ZeroCopyWriter,
+    Context, DirectoryIterator as _, Entry, Extensions, FileSystem as _, FsOptions, ListxattrReply, SetattrValid,
+    SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
 };
 use virtiofsd::fuse::SetattrIn;
 use virtiofsd::oslib::{ReadvFlags, WritevFlags};
 
 use super::blobs::MAX_OPEN;
 use super::fs::InputsFs;
-use super::testing::{directory, executable, file, serve, symlink};
+use super::testing::{directory, executable, file, serve, serve_writable, symlink};
 
 const ROOT: u64 = 1;
 
@@ -86,6 +86,32 @@ async fn some_fs() -> InputsFs {
         [("bin", bin), ("empty", empty), ("lib", lib), ("nothing", file(&store, b"").await), ("to", symlink("lib/a"))];
     let (host, _) = serve(&store, &entries).await;
     InputsFs::new(host)
+}
+
+#[tokio::test]
+async fn what_has_a_writable_copy_is_the_builds() {
+    let store = Store::memory();
+    let program = executable(file(&store, b"x").await);
+    let shared = directory(&store, &[("program", program), ("text", file(&store, b"y").await)]).await;
+    let tree = directory(&store, &[("copied", shared.clone()), ("other", shared.clone())]).await;
+    let entries = [("link", symlink("tree")), ("tree", tree), ("whole", shared)];
+    let (host, _) = serve_writable(&store, &entries, &["link/other", "tree/copied", "tree/missing", "whole"]).await;
+    let fs = InputsFs::new(host);
+    for (path, mode, is_writable) in [
+        ("tree", 0o555, false),
+        ("tree/copied", 0o755, true),
+        ("tree/copied/program", 0o755, true),
+        ("tree/copied/text", 0o644, true),
+        ("tree/other", 0o555, false),
+        ("tree/other/program", 0o555, false),
+        ("whole", 0o755, true),
+        ("whole/text", 0o644, true),
+    ] {
+        let attr = lookup(&fs, path).attr;
+        let owner = if is_writable { (1000.into(), 100.into()) } else { (0.into(), 0.into()) };
+        let time = if is_writable { 315_619_200 } else { 1 };
+        assert_eq!((attr.mode & 0o7777, (attr.uid, attr.gid), attr.mtime), (mode, owner, time), "{path}");
+    }
 }
 
 #[tokio::test]
@@ -186,14 +212,15 @@ async fn numbers_that_are_no_inode_are_refused() {
 }
 
 #[tokio::test]
-async fn opens_and_xattrs_get_enosys() {
+async fn the_guest_opens_without_asking_and_finds_no_extended_attributes() {
     let fs = some_fs().await;
     let cc = lookup(&fs, "bin/cc").inode;
     let flags = |flags: i32| flags.cast_unsigned();
     assert_eq!(errno(fs.open(context(), cc, false, flags(libc::O_RDONLY | libc::O_NOFOLLOW))), libc::ENOSYS);
     assert_eq!(errno(fs.opendir(context(), ROOT, 0)), libc::ENOSYS);
     assert_eq!(errno(fs.getxattr(context(), cc, c"user.a", 0).map(drop)), libc::ENOSYS);
-    assert_eq!(errno(fs.listxattr(context(), cc, 0).map(drop)), libc::ENOSYS);
+    assert!(matches!(fs.listxattr(context(), cc, 0), Ok(ListxattrReply::Count(0))));
+    assert!(matches!(fs.listxattr(context(), cc, 9), Ok(ListxattrReply::Names(names)) if names.is_empty()));
     let wanted = fs.init(FsOptions::all()).unwrap();
     assert!(
         wanted.contains(FsOptions::ZERO_MESSAGE_OPEN | FsOptions::ZERO_MESSAGE_OPENDIR | FsOptions::DO_READDIRPLUS)

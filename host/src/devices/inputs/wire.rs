@@ -2,9 +2,11 @@
 //!
 //! ```text
 //!   device ─▶ host   0                        the root directory
+//!                    3                        the paths of writable copies
 //!                    1 digest                 a directory
 //!                    2 digest{1..=MAX_BLOBS}  blobs
 //!   host ─▶ device   length:u32le, then that many bytes of a Directory in packets of at most MAX_PACKET_BYTES
+//!                    the same with paths, a NUL after each
 //!                    which of the blobs:u64le, the first one in bit 0, with a read-only descriptor for each, in the
 //!                    order asked for
 //! ```
@@ -35,11 +37,13 @@ const MAX_REQUEST_BYTES: usize = 1 + MAX_BLOBS * DIGEST_BYTES;
 const ROOT: u8 = 0;
 const DIRECTORY: u8 = 1;
 const BLOBS: u8 = 2;
+const WRITABLE: u8 = 3;
 
 /// A well-formed question of the device's.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Request {
     Root,
+    Writable,
     Directory(B3Digest),
     Blobs(Vec<B3Digest>),
 }
@@ -60,6 +64,7 @@ impl Request {
         let (digests, left_over) = rest.as_chunks::<DIGEST_BYTES>();
         match (tag, digests, left_over) {
             (ROOT, [], []) => Ok(Self::Root),
+            (WRITABLE, [], []) => Ok(Self::Writable),
             (DIRECTORY, [digest], []) => Ok(Self::Directory(B3Digest::from(*digest))),
             (BLOBS, [_, ..], []) if digests.len() <= MAX_BLOBS => {
                 Ok(Self::Blobs(digests.iter().map(|digest| B3Digest::from(*digest)).collect()))
@@ -71,6 +76,7 @@ impl Request {
     pub(crate) fn encode(&self) -> Vec<u8> {
         match self {
             Self::Root => vec![ROOT],
+            Self::Writable => vec![WRITABLE],
             Self::Directory(digest) => [&[DIRECTORY], digest.as_slice()].concat(),
             Self::Blobs(digests) => {
                 let mut packet = vec![BLOBS];
@@ -93,11 +99,11 @@ pub(super) fn receive_request(socket: impl AsFd) -> io::Result<Option<Result<Req
     })
 }
 
-/// Answers a request for a directory.
-pub(super) fn send_directory(socket: impl AsFd, encoded: &[u8]) -> io::Result<()> {
-    let length = u32::try_from(encoded.len()).map_err(|_| io::ErrorKind::FileTooLarge)?;
+/// Answers a request for a directory or for paths.
+pub(super) fn send_whole(socket: impl AsFd, bytes: &[u8]) -> io::Result<()> {
+    let length = u32::try_from(bytes.len()).map_err(|_| io::ErrorKind::FileTooLarge)?;
     send_packet(&socket, &length.to_le_bytes())?;
-    encoded.chunks(MAX_PACKET_BYTES).try_for_each(|piece| send_packet(&socket, piece))
+    bytes.chunks(MAX_PACKET_BYTES).try_for_each(|piece| send_packet(&socket, piece))
 }
 
 /// Answers a request for at most [`MAX_BLOBS`] blobs. The first one must be there.
@@ -143,6 +149,15 @@ impl Host {
         self.ask(&Request::Root, receive_directory)
     }
 
+    /// The paths below the root of which the build has writable copies. Each may be any bytes.
+    pub(super) fn writable(&self) -> io::Result<Vec<Vec<u8>>> {
+        let paths = self.ask(&Request::Writable, receive_whole)?;
+        Ok(paths
+            .split_inclusive(|byte| *byte == 0)
+            .filter_map(|path| Some(path.strip_suffix(&[0])?.to_vec()))
+            .collect())
+    }
+
     pub(super) fn directory(&self, digest: &B3Digest) -> io::Result<Directory> {
         self.ask(&Request::Directory(*digest), receive_directory)
     }
@@ -182,13 +197,17 @@ impl Host {
 }
 
 fn receive_directory(socket: &OwnedFd) -> io::Result<Directory> {
+    Directory::decode(&receive_whole(socket)?).map_err(io::Error::other)
+}
+
+fn receive_whole(socket: &OwnedFd) -> io::Result<Vec<u8>> {
     let mut length = [0; size_of::<u32>()];
     receive_exactly(socket, &mut length)?;
-    let mut encoded = vec![0; u32::from_le_bytes(length) as usize];
-    for piece in encoded.chunks_mut(MAX_PACKET_BYTES) {
+    let mut bytes = vec![0; u32::from_le_bytes(length) as usize];
+    for piece in bytes.chunks_mut(MAX_PACKET_BYTES) {
         receive_exactly(socket, piece)?;
     }
-    Directory::decode(&encoded).map_err(io::Error::other)
+    Ok(bytes)
 }
 
 fn receive_exactly(socket: &OwnedFd, packet: &mut [u8]) -> io::Result<()> {
@@ -235,7 +254,8 @@ mod tests {
 
     #[test]
     fn requests_survive_the_wire() {
-        let requests = [Request::Root, Request::Directory(digests(1)[0]), Request::Blobs(digests(MAX_BLOBS))];
+        let requests =
+            [Request::Root, Request::Writable, Request::Directory(digests(1)[0]), Request::Blobs(digests(MAX_BLOBS))];
         for request in requests {
             assert_eq!(Request::decode(&request.encode()), Ok(request));
         }

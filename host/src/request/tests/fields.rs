@@ -233,6 +233,7 @@ fn the_largest_specification_fits_into_one_frame() {
         host_paths: vec![],
         kvm: false,
         processes: u32::MAX,
+        user_namespaces: true,
     };
     let limit = cofferdam_protocol::frame::MAX_FROM_HOST_BYTES;
     FrameWriter::new(std::io::sink(), limit).write(&FromHost::Specification(specification)).unwrap();

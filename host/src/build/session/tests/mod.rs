@@ -8,7 +8,7 @@ use std::{os::unix::net::UnixStream, sync::Arc, time::Duration};
 use bytes::Bytes;
 use cofferdam_castore::{Node, Store};
 use cofferdam_protocol::{
-    MAX_DETAIL_BYTES, MAX_INPUT_BYTES, Sample, Stream, UnsupportedKind, WindowSize,
+    MAX_DETAIL_BYTES, MAX_INPUT_BYTES, Sample, UnsupportedKind, WindowSize,
     frame::{FrameError, FrameReader, FrameWriter, MAX_DATA_BYTES, MAX_FROM_HOST_BYTES},
     tree::{self, Event},
 };
@@ -116,7 +116,7 @@ fn an_honest_guest_gets_its_outputs_stored() {
     let store = Store::memory();
     let messages = [
         HELLO,
-        FromGuest::Log { stream: Stream::Stdout, bytes: b"hi" },
+        FromGuest::Log(b"hi"),
         exited(End::Exited(0)),
         ROOT,
         FromGuest::Tree(Event::File { name: b"f", executable: true }),
@@ -138,7 +138,7 @@ fn an_honest_guest_gets_its_outputs_stored() {
 
 #[test]
 fn messages_out_of_place_are_refused() {
-    let log = FromGuest::Log { stream: Stream::Stdout, bytes: b"x" };
+    let log = FromGuest::Log(b"x");
     for (messages, complaint) in [
         (vec![log.clone()], "it sent log bytes instead of its hello"),
         (vec![FromGuest::Finished], "it sent the end of the outputs instead of its hello"),
@@ -173,8 +173,7 @@ fn another_version_is_refused() {
 fn frames_are_bounded_and_whole() {
     let hello = wire(&[HELLO]);
     let huge = [&hello[..], &u32::MAX.to_le_bytes()].concat();
-    let long = [&hello[..], &wire(&[FromGuest::Log { stream: Stream::Stdout, bytes: &vec![0; MAX_DATA_BYTES + 64] }])]
-        .concat();
+    let long = [&hello[..], &wire(&[FromGuest::Log(&vec![0; MAX_DATA_BYTES + 64])])].concat();
     let garbage = [&hello[..], &[3, 0, 0, 0, 0xff, 0xff, 0xff]].concat();
     let cut = &hello[..hello.len() - 1];
     for (wire, complaint) in [
@@ -239,7 +238,7 @@ fn assert_nothing_is_stored(store: &Store) {
 
 #[test]
 fn limits_end_the_build_by_name() {
-    let log = FromGuest::Log { stream: Stream::Stderr, bytes: &[b'x'; LOG_BYTES as usize] };
+    let log = FromGuest::Log(&[b'x'; LOG_BYTES as usize]);
     let told = refusal(&[HELLO, log.clone(), log], &[]);
     assert!(told.contains("more than 32 bytes to stdout and stderr"), "{told}");
 
@@ -296,6 +295,7 @@ fn ends_of_commands_are_distinguished() {
         (FromGuest::Exited(Report { scratch_full: true, ..crowded(End::Exited(1)) }), "scratch_full"),
         (report(End::NotExecuted(2), false, false), "command_not_found"),
         (report(End::NotExecuted(13), false, false), "command_not_executable"),
+        (report(End::NoInterpreter("/bin/python".into()), false, false), "interpreter_not_found"),
         (report(End::NoWorkingDir(2), false, false), "no_working_dir"),
     ] {
         match conclude(&wire(&[HELLO, report]), &["build/a"], &Store::memory()).unwrap_err() {
@@ -357,7 +357,7 @@ fn samples_out_of_place_and_empty_log_messages_are_refused() {
     assert!(told.contains("it sent a sample instead of its hello"), "{told}");
     let told = refusal_of_outputs(std::slice::from_ref(&sample));
     assert!(told.contains("it sent a sample before all outputs had come"), "{told}");
-    let told = refusal(&[HELLO, FromGuest::Log { stream: Stream::Stdout, bytes: b"" }], &[]);
+    let told = refusal(&[HELLO, FromGuest::Log(b"")], &[]);
     assert!(told.contains("an empty piece of the log"), "{told}");
     let many = [&[HELLO][..], &vec![sample; 1000], &[exited(End::Exited(0)), FromGuest::Finished]].concat();
     conclude(&wire(&many), &[], &Store::memory()).unwrap();

@@ -77,7 +77,7 @@ fn remains_are_kept_after_missing_or_unsupported_outputs() {
 
 #[test]
 fn a_command_at_the_log_limit_is_stopped_and_its_remains_are_kept() {
-    let log = FromGuest::Log { stream: Stream::Stderr, bytes: &[b'x'; LOG_BYTES as usize] };
+    let log = FromGuest::Log(&[b'x'; LOG_BYTES as usize]);
     let left = [exited(End::Signaled(9)), ROOT, END, FromGuest::Kept { skipped: 0 }];
     let messages = [&[HELLO, log.clone(), log.clone(), log][..], &left].concat();
     let ended = Ended::of(&keeping(), Ending::new(), &wire(&messages), &[], &Store::memory());

@@ -8,7 +8,7 @@ struct Client(parking_lot::Mutex<Option<Terminal>>);
 
 impl Observer for Client {
     fn phase(&self, _: Phase) {}
-    fn log(&self, _: Stream, _: &[u8]) {}
+    fn log(&self, _: &[u8]) {}
     fn terminal(&self, _: &Reason) -> Option<Terminal> {
         self.0.lock().take()
     }
