@@ -41,7 +41,7 @@ pub(crate) fn run(
     let succeeded = report.succeeded();
     host.send(&FromGuest::Exited(report))?;
     if succeeded {
-        host.send_batch(|writer| outputs::send(writer, &specification.outputs))?;
+        host.send_batch(|writer| outputs::send(writer, &specification))?;
     }
     Ok(EndedBuild { specification, root, cgroup })
 }

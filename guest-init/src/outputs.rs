@@ -15,7 +15,7 @@ use std::{
 };
 
 use cofferdam_protocol::{
-    FromGuest, MAX_DETAIL_BYTES, UnsupportedKind,
+    FromGuest, MAX_DETAIL_BYTES, Specification, UnsupportedKind,
     frame::{FrameError, FrameWriter, MAX_DATA_BYTES},
     tree::{Event, Limits, MAX_DEPTH, MAX_METADATA_BYTES},
 };
@@ -57,9 +57,9 @@ impl From<Errno> for Stop {
 }
 
 /// Sends every output in order, then `Finished`. Stops at the first output that can't be stored.
-pub(crate) fn send<W: Write>(host: &mut FrameWriter<W>, outputs: &[String]) -> Result<(), FrameError> {
+pub(crate) fn send<W: Write>(host: &mut FrameWriter<W>, specification: &Specification) -> Result<(), FrameError> {
     match open(ROOT, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) {
-        Ok(root) => send_from(root.as_fd(), host, outputs),
+        Ok(root) => send_from(root.as_fd(), host, &specification.outputs, &specification.working_dir),
         Err(errno) => {
             let kind = UnsupportedKind::Unreadable(errno as i32);
             host.write(&FromGuest::Unsupported { path: b"", kind })
@@ -67,14 +67,23 @@ pub(crate) fn send<W: Write>(host: &mut FrameWriter<W>, outputs: &[String]) -> R
     }
 }
 
-fn send_from<W: Write>(root: BorrowedFd<'_>, host: &mut FrameWriter<W>, outputs: &[String]) -> Result<(), FrameError> {
+fn send_from<W: Write>(
+    root: BorrowedFd<'_>,
+    host: &mut FrameWriter<W>,
+    outputs: &[String],
+    working_dir: &str,
+) -> Result<(), FrameError> {
     let mut buffer = vec![0; MAX_DATA_BYTES];
     for output in outputs {
         let mut walk = Walk { host, buffer: &mut buffer, path: Vec::new(), names_bytes: 0, kept: None };
         match walk.output(root, output) {
             Ok(()) => {}
             Err(Stop::Host(error)) => return Err(error),
-            Err(Stop::Missing | Stop::OverLimit) => host.write(&FromGuest::Missing)?,
+            Err(Stop::Missing | Stop::OverLimit) => {
+                let below = Path::new(working_dir).join(output);
+                let below_working_dir = openat2(root, &below, in_root(OFlag::O_NOFOLLOW)).is_ok();
+                host.write(&FromGuest::Missing { below_working_dir })?;
+            }
             Err(Stop::Unsupported(kind)) => {
                 let mut path = walk.path;
                 path.truncate(MAX_DETAIL_BYTES);
@@ -156,9 +165,7 @@ impl<W: Write> Walk<'_, W> {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        let how = OpenHow::new()
-            .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        let how = in_root(OFlag::O_DIRECTORY);
         let parent = openat2(root, parent, how).map_err(missing)?;
         let name = CString::new(name.as_bytes()).map_err(|_| Stop::Missing)?;
         self.tree(parent.as_fd(), &name)
@@ -282,6 +289,13 @@ impl<W: Write> Walk<'_, W> {
     fn send(&mut self, event: Event<'_>) -> Result<(), Stop> {
         Ok(self.host.write(&FromGuest::Tree(event))?)
     }
+}
+
+/// Looks at a path, whose symlinks don't lead out of the root.
+fn in_root(flag: OFlag) -> OpenHow {
+    OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC | flag)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS)
 }
 
 fn memory_of(name: &CStr) -> usize {

@@ -52,7 +52,7 @@ pub(crate) fn state_dir() -> Result<PathBuf, StateError> {
     let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let state = set("COFFERDAM_STATE_DIR")
         .or_else(|| set("XDG_STATE_HOME").map(|home| home.join("cofferdam")))
-        .or_else(|| set("HOME").map(|home| home.join(".local/state/cofferdam")));
+        .or_else(|| env::home_dir().map(|home| home.join(".local/state/cofferdam")));
     std::path::absolute(state.ok_or(StateError::NoPlace)?).map_err(StateError::Relative)
 }
 

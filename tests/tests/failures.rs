@@ -191,3 +191,10 @@ fn a_missing_interpreter_is_named() {
         failed.says(&format!("needs \"{interpreter}\" to run")).says(advice);
     }
 }
+
+#[test]
+fn an_output_that_was_meant_below_the_working_directory_is_found_there() {
+    let cofferdam = Cofferdam::new();
+    let failed = cofferdam.build().output("out").shell("echo > out; ln -s /nowhere link");
+    failed.build_fails("output_missing").says("did you mean \"build/out\"?");
+}

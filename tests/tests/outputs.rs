@@ -18,6 +18,8 @@ fn an_output_is_exported_by_node_and_by_digest() {
     for printed in [hello.as_str(), hello.digest().unwrap()] {
         assert_eq!(fs::read_to_string(cofferdam.export(printed)).unwrap(), "hello\n");
     }
+    let printed = cofferdam.command(["export", hello.as_str(), "-"]).succeeds();
+    assert_eq!(printed.stdout, "hello\n");
 }
 
 #[test]

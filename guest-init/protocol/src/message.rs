@@ -68,7 +68,10 @@ pub enum FromGuest<'a> {
     /// Every process of the build has ended. The outputs follow if [`Report::succeeded`].
     Exited(Report),
     /// The next output in order does not exist.
-    Missing,
+    Missing {
+        /// Whether it exists at this path below the working directory.
+        below_working_dir: bool,
+    },
     /// The next output, or a file in it, can't be stored. The last message.
     Unsupported {
         /// The file's path relative to the output; empty for the output itself. At most [`crate::MAX_DETAIL_BYTES`].

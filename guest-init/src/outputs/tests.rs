@@ -23,7 +23,7 @@ fn sent(root: &Path, outputs: &[&str]) -> Vec<String> {
     let mut wire = Vec::new();
     let directory = File::open(root).unwrap();
     let outputs: Vec<_> = outputs.iter().map(|output| (*output).to_owned()).collect();
-    send_from(directory.as_fd(), &mut FrameWriter::new(&mut wire, MAX_FROM_GUEST_BYTES), &outputs).unwrap();
+    send_from(directory.as_fd(), &mut FrameWriter::new(&mut wire, MAX_FROM_GUEST_BYTES), &outputs, "build").unwrap();
     lines(&wire, UNLIMITED)
 }
 
@@ -59,7 +59,8 @@ const UNLIMITED: Limits = Limits { entries: u64::MAX, bytes: u64::MAX };
 
 fn line(message: &FromGuest<'_>) -> String {
     match message {
-        FromGuest::Missing => "missing".to_owned(),
+        FromGuest::Missing { below_working_dir: false } => "missing".to_owned(),
+        FromGuest::Missing { below_working_dir: true } => "missing, but below the working directory".to_owned(),
         FromGuest::Finished => "finished".to_owned(),
         FromGuest::Unsupported { path, kind } => format!("unsupported {} {kind:?}", path.escape_ascii()),
         FromGuest::Tree(Event::Directory { name }) => format!("directory {}", name.escape_ascii()),

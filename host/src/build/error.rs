@@ -109,6 +109,8 @@ pub enum Reason {
     OutputMissing {
         /// All of them, in the request's order.
         outputs: Vec<String>,
+        /// The path of something that was made, if the first one was meant to be relative to the working directory.
+        meant: Option<String>,
     },
     /// An output holds something that castore can't store.
     OutputUnsupported {
@@ -231,8 +233,10 @@ impl fmt::Display for Reason {
             }
             Self::Timeout { limit } => write!(f, "the build did not end within {} seconds", limit.as_secs_f64()),
             Self::Silence { limit } => write!(f, "the command wrote nothing for {} seconds", limit.as_secs_f64()),
-            Self::OutputMissing { outputs } => {
-                write!(f, "the command succeeded without making {}", quoted(outputs))
+            Self::OutputMissing { outputs, meant } => {
+                write!(f, "the command succeeded without making {}", quoted(outputs))?;
+                let Some(meant) = meant else { return Ok(()) };
+                write!(f, "; outputs are relative to the root: did you mean {meant:?}?")
             }
             Self::OutputUnsupported { output, path, kind } => {
                 write!(f, "output {output:?} holds ")?;

@@ -41,7 +41,7 @@ pub(super) fn out_of_place(message: &FromGuest<'_>, state: &'static str) -> Buil
         FromGuest::SetupFailed(_) => "a failure of its setup",
         FromGuest::Log { .. } => "log bytes",
         FromGuest::Exited(_) => "the command's end",
-        FromGuest::Missing => "a missing output",
+        FromGuest::Missing { .. } => "a missing output",
         FromGuest::Unsupported { .. } => "an output that can't be stored",
         FromGuest::Tree(_) => "a piece of an output",
         FromGuest::Finished => "the end of the outputs",

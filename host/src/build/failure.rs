@@ -230,7 +230,7 @@ fn failed_fields(failed: &Failed) -> Map<String, Value> {
         }
         Reason::NoWorkingDir { path, errno } => json!({ "working_dir": path, "errno": errno }),
         Reason::Timeout { limit } | Reason::Silence { limit } => json!({ "limit_seconds": limit.as_secs_f64() }),
-        Reason::OutputMissing { outputs } => json!({ "outputs": shortened(outputs) }),
+        Reason::OutputMissing { outputs, .. } => json!({ "outputs": shortened(outputs) }),
         Reason::OutputUnsupported { output, path, .. } => json!({ "output": output, "path": shorten(path.to_owned()) }),
         Reason::LimitReached { limit, allowed } => json!({ "limit": limit.code(), "allowed": allowed }),
     });

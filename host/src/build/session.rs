@@ -168,7 +168,7 @@ impl Session<'_> {
         let batch = store.batch();
         let mut receiver = Receiver::new(&batch, handle.clone(), self.needles, options.limits.outputs());
         let mut outputs = Vec::with_capacity(expected.len());
-        let mut missing = Vec::new();
+        let (mut missing, mut meant) = (Vec::new(), None);
         loop {
             let position = outputs.len() + missing.len();
             let current = expected.get(position);
@@ -176,7 +176,12 @@ impl Session<'_> {
                 (FromGuest::Tree(event), Some(_)) => {
                     outputs.extend(receiver.take(&event).map_err(receive_failed)?);
                 }
-                (FromGuest::Missing, Some(output)) if !receiver.is_inside_tree() => missing.push(output.clone()),
+                (FromGuest::Missing { below_working_dir }, Some(output)) if !receiver.is_inside_tree() => {
+                    if below_working_dir && meant.is_none() {
+                        meant = Some(format!("{}/{output}", self.specification.working_dir));
+                    }
+                    missing.push(output.clone());
+                }
                 (FromGuest::Unsupported { path, kind }, Some(output)) => {
                     check_length("the path of an unsupported entry", path)?;
                     let (output, path) = (output.clone(), path.escape_ascii().to_string());
@@ -194,7 +199,7 @@ impl Session<'_> {
             }
         }
         if !missing.is_empty() {
-            return Err(failed(Reason::OutputMissing { outputs: missing }, Some(usage)));
+            return Err(failed(Reason::OutputMissing { outputs: missing, meant }, Some(usage)));
         }
         if ending.claim(Party::Session) == Claim::Lost {
             return Err(BuildError::Executor(ExecutorError::Interrupted));

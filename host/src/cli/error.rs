@@ -319,7 +319,7 @@ mod tests {
             error.json().to_string(),
             r#"{"fields":{"exit_code":7},"kind":"build_failed","message":"the build failed: the command exited with status 7","reason":"exit_code"}"#
         );
-        let error = failed(Reason::OutputMissing { outputs: vec!["build/out".into()] });
+        let error = failed(Reason::OutputMissing { outputs: vec!["build/out".into()], meant: None });
         assert_eq!(error.json()["fields"]["outputs"][0], "build/out");
         assert_eq!(error.json()["reason"], "output_missing");
     }

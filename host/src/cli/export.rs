@@ -39,7 +39,7 @@ pub(super) struct ExportArgs {
     /// What to export, as `import` and `run` print it
     #[arg(value_name = "NODE|DIGEST")]
     reference: Reference,
-    /// The destination, which must not exist; - writes an archive to stdout
+    /// The destination, which must not exist; - is stdout, for archives and single files
     #[arg(value_name = "DEST")]
     dest: PathBuf,
     /// The kind of export
@@ -49,12 +49,22 @@ pub(super) struct ExportArgs {
 
 impl ExportArgs {
     pub(super) async fn execute(self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
-        let to_stdout = self.format != ExportFormat::Path && self.dest == Path::new("-");
+        let to_stdout = self.dest == Path::new("-");
         if to_stdout {
-            client.refuse_json("the archive")?;
+            client.refuse_json("the export")?;
         }
         let store = client.open_store()?;
         let node = store::find(&store, &self.reference, client).await?;
+        if to_stdout && self.format == ExportFormat::Path {
+            let Node::File { digest, size, .. } = node else {
+                return Err(CliError::wrong(format!(
+                    "{} is not a file, so it can't be written to stdout",
+                    node_text::format(&node)
+                ))
+                .try_this("--format tar, or another archive"));
+            };
+            return store::print_blob(&store, digest, size, "the file".into(), cancel).await;
+        }
         let object = json!({ "node": node_text::format(&node), "path": self.dest.to_string_lossy() });
         let progress = Progress::new();
         progress.step("exporting");

@@ -206,7 +206,7 @@ fn tell(event: Event, progress: &Progress) -> Option<Outcome> {
                 (false, false) => progress.note(&format!("build {id}")),
             }
         }
-        Said::Queued(queued) => progress.update(&format!("queued behind {} builds", queued.position)),
+        Said::Queued(queued) => progress.update(&waiting(&queued)),
         Said::Phase(phase) => match wire::Phase::try_from(phase) {
             Ok(wire::Phase::Resolving) => progress.phase(Phase::Resolving),
             Ok(wire::Phase::Booting) => progress.phase(Phase::Booting),
@@ -268,5 +268,20 @@ fn spent(times: wire::Times) -> Times {
         boot: Duration::from_micros(times.boot_us),
         run: Duration::from_micros(times.run_us),
         ingest: Duration::from_micros(times.ingest_us),
+    }
+}
+
+/// Why a build waits.
+fn waiting(queued: &wire::Queued) -> String {
+    let what = match queued.waiting_for.as_str() {
+        "memory" => "memory",
+        "cpus" => "processors",
+        "builds" => "other builds to end",
+        _ => "its turn",
+    };
+    match queued.position {
+        0 => format!("waiting for {what}"),
+        1 => format!("waiting for {what}, behind 1 build"),
+        builds => format!("waiting for {what}, behind {builds} builds"),
     }
 }

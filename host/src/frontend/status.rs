@@ -177,7 +177,7 @@ mod tests {
     fn a_status_is_small_for_any_failure() {
         let outputs = vec!["\u{1f980}".repeat(1000); 1000];
         let log = "\u{1f980}\n".repeat(10_000);
-        let status = status(&failed(Reason::OutputMissing { outputs }), Some("b1"), log.as_bytes());
+        let status = status(&failed(Reason::OutputMissing { outputs, meant: None }), Some("b1"), log.as_bytes());
         // As they go over the wire: base64 and percent-encoding.
         let size = status.details().len() * 4 / 3 + status.message().len() * 3;
         assert!(size < 12 * 1024, "{size}");

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// The value of a limit.
-pub(super) trait Amount: Copy + PartialOrd {
+pub(crate) trait Amount: Copy + PartialOrd {
     /// As a number on the wire: bytes, a count, or milliseconds.
     fn number(self) -> u64;
     /// From a number on the wire, which this type can hold.
@@ -72,7 +72,15 @@ pub(super) fn lowered<A: Amount>(field: &str, asked: u64, default: A, least: A, 
     if asked == 0 {
         return Ok(default);
     }
-    allowed(&format!("limits.{field}"), asked, least.number(), most.number()).map(A::of)
+    if (least.number()..=most.number()).contains(&asked) {
+        return Ok(A::of(asked));
+    }
+    let of_type = A::of(asked);
+    // A value must not look like the bound that it exceeds.
+    let shown = of_type.show().to_string();
+    let is_clear = of_type.number() == asked && ![least, most].map(|bound| bound.show().to_string()).contains(&shown);
+    let shown = if is_clear { shown } else { asked.to_string() };
+    Err(not_allowed(&format!("limits.{field}"), shown, least, most))
 }
 
 /// What a client asks for, if its daemon allows it.
@@ -80,12 +88,16 @@ pub(super) fn lowered<A: Amount>(field: &str, asked: u64, default: A, least: A, 
 /// # Errors
 ///
 /// It is out of bounds.
-pub(crate) fn allowed(field: &str, asked: u64, least: u64, most: u64) -> Result<u64, RequestError> {
+pub(crate) fn allowed<A: Amount>(field: &str, asked: A, least: A, most: A) -> Result<A, RequestError> {
     if (least..=most).contains(&asked) {
         return Ok(asked);
     }
-    let rule = format!("must be from {least} to {most}, which is what this daemon allows, or 0");
-    Err(RequestError::new(RequestErrorKind::Unsupported, field, rule).got(asked))
+    Err(not_allowed(field, asked.show(), least, most))
+}
+
+fn not_allowed<A: Amount>(field: &str, asked: impl Display, least: A, most: A) -> RequestError {
+    let rule = format!("must be from {} to {}, which is what this daemon allows, or 0", least.show(), most.show());
+    RequestError::new(RequestErrorKind::Unsupported, field, rule).got(asked)
 }
 
 /// One entry for each limit. Its last lines are a field of [`Asked`](super::Asked), from whose name the flag and the key

@@ -79,15 +79,15 @@ fn limits_go_down_and_never_up() {
     for (asked, message) in [
         (
             wire::Limits { memory_bytes: 5 << 30, ..Default::default() },
-            "limits.memory_bytes must be from 134217728 to 4294967296, which is what this daemon allows, or 0 (got 5368709120)",
+            "limits.memory_bytes must be from 128.00 MiB to 4.00 GiB, which is what this daemon allows, or 0 (got 5.00 GiB)",
         ),
         (
             wire::Limits { memory_bytes: 1, ..Default::default() },
-            "limits.memory_bytes must be from 134217728 to 4294967296, which is what this daemon allows, or 0 (got 1)",
+            "limits.memory_bytes must be from 128.00 MiB to 4.00 GiB, which is what this daemon allows, or 0 (got 1 B)",
         ),
         (
             wire::Limits { log_bytes: default.log_bytes + 1, ..Default::default() },
-            "limits.log_bytes must be from 1 to 1073741824, which is what this daemon allows, or 0 (got 1073741825)",
+            "limits.log_bytes must be from 1 B to 1.00 GiB, which is what this daemon allows, or 0 (got 1073741825)",
         ),
         (
             wire::Limits { processes: 1 << 40, ..Default::default() },

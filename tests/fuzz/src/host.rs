@@ -165,7 +165,7 @@ pub(crate) fn guest_frames_seeds() -> Vec<Vec<u8>> {
         &FromGuest::Hello { version: cofferdam_protocol::VERSION, uptime_us: 1_000_000 },
         &FromGuest::Log(b"text"),
         &FromGuest::Exited(report),
-        &FromGuest::Missing,
+        &FromGuest::Missing { below_working_dir: false },
         &FromGuest::Unsupported { path: b"fifo", kind: UnsupportedKind::Fifo },
         &FromGuest::Finished,
     ]);
@@ -256,5 +256,15 @@ pub(crate) fn conversation_seeds() -> Vec<Vec<u8>> {
         &FromGuest::Finished,
     ]);
     let failed = framed(&[&hello, &log, &exited(3)]);
-    vec![built, failed, framed(&[&hello, &exited(0), &FromGuest::Missing, &FromGuest::Missing, &FromGuest::Finished])]
+    vec![
+        built,
+        failed,
+        framed(&[
+            &hello,
+            &exited(0),
+            &FromGuest::Missing { below_working_dir: false },
+            &FromGuest::Missing { below_working_dir: false },
+            &FromGuest::Finished,
+        ]),
+    ]
 }

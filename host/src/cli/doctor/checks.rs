@@ -24,6 +24,7 @@ pub(super) fn all(store: &StoreArgs, config: daemon::Config) -> Vec<Check> {
     let cloud_hypervisor = candidate("cloud-hypervisor", &survey.cloud_hypervisor);
     let (qemu, vsock_device) = (candidate("qemu", &survey.qemu), vsock_device(&survey.qemu));
     let choice = survey.choose(None);
+    let user_namespaces = user_namespaces(config.user_namespaces());
     let weaknesses = config.weaknesses(choice.as_ref().is_ok_and(Choice::schedules_cores));
     let mut checks = vec![
         state(),
@@ -39,6 +40,7 @@ pub(super) fn all(store: &StoreArgs, config: daemon::Config) -> Vec<Check> {
         walls(),
         cgroups(),
         memory(&Host::this()),
+        user_namespaces,
     ];
     checks.extend(weaknesses.into_iter().map(|weakness| Check::weak(weakness.name, weakness.finding, weakness.fix)));
     checks
@@ -203,6 +205,16 @@ fn cgroups() -> Check {
             Check::absent(name, format!("{what}: {reason}"), NO_CGROUPS_ADVICE)
         }
     }
+}
+
+fn user_namespaces(are_allowed: bool) -> Check {
+    let detail = match are_allowed {
+        true => "builds can make them",
+        false => {
+            "builds can't make them, unless by --user-namespaces, or user_namespaces = true in the daemon's configuration"
+        }
+    };
+    Check::fine("user namespaces", detail)
 }
 
 fn memory(host: &Host) -> Check {

@@ -152,19 +152,30 @@ impl CatArgs {
             return Err(CliError::wrong(format!("{} is no file", node_text::format(&node)))
                 .try_this("cofferdam store ls, or cofferdam export"));
         };
-        let name = self.place.name();
-        let work = move || {
-            let mut out = io::stdout().lock();
-            let write_error = |source| ExportError::Write { path: "stdout".into(), action: "write to it", source };
-            let mut take = |bytes: &[u8]| out.write_all(bytes).map_err(write_error);
-            match read_blob(&store, &digest, size, Path::new(&name), &|| false, &mut take) {
-                // The reader has closed the pipe.
-                Err(ExportError::Write { source, .. }) if source.kind() == ErrorKind::BrokenPipe => Ok(()),
-                read => read.and_then(|()| out.flush().map_err(write_error)),
-            }
-        };
-        blocking(cancel, work).await
+        print_blob(&store, digest, size, self.place.name(), cancel).await
     }
+}
+
+/// Writes the contents of a file to stdout. Errors name it so.
+pub(in crate::cli) async fn print_blob(
+    store: &Store,
+    digest: B3Digest,
+    size: u64,
+    name: String,
+    cancel: &CancellationToken,
+) -> Result<(), CliError> {
+    let store = store.clone();
+    let work = move || {
+        let mut out = io::stdout().lock();
+        let write_error = |source| ExportError::Write { path: "stdout".into(), action: "write to it", source };
+        let mut take = |bytes: &[u8]| out.write_all(bytes).map_err(write_error);
+        match read_blob(&store, &digest, size, Path::new(&name), &|| false, &mut take) {
+            // The reader has closed the pipe.
+            Err(ExportError::Write { source, .. }) if source.kind() == ErrorKind::BrokenPipe => Ok(()),
+            read => read.and_then(|()| out.flush().map_err(write_error)),
+        }
+    };
+    blocking(cancel, work).await
 }
 
 const STAT_EXAMPLES: &str = "\

@@ -338,6 +338,11 @@ impl Config {
         }
     }
 
+    /// Whether builds can make user namespaces.
+    pub(crate) fn user_namespaces(&self) -> bool {
+        self.user_namespaces
+    }
+
     /// Completes the settings of builds.
     pub(super) fn apply(&self, settings: &mut Settings) {
         settings.cpu_model.clone_from(&self.cpu_model);

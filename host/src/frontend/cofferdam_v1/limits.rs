@@ -6,7 +6,6 @@ use crate::{
     build::Options,
     frontend::Allowed,
     limits::{self, Limits},
-    quantity::millis,
     request::RequestError,
 };
 
@@ -17,7 +16,7 @@ pub(super) fn within(allowed: &Allowed, message: &BuildRequest) -> Result<Option
     let most = Limits { memory_bytes: *max_memory_bytes, ..options.limits };
     let shell = match message.shell_ms {
         0 => None,
-        asked => Some(Duration::from_millis(limits::allowed("shell_ms", asked, 1, millis(*max_shell))?)),
+        asked => Some(limits::allowed("shell_ms", Duration::from_millis(asked), Duration::from_millis(1), *max_shell)?),
     };
     Ok(Options {
         limits: options.limits.lowered(&message.limits.unwrap_or_default(), &most)?,
@@ -48,7 +47,7 @@ mod tests {
         let wrong = within(BuildRequest { limits: Some(asked), ..Default::default() }).unwrap_err();
         assert_eq!(wrong.field, "limits.memory_bytes");
         let wrong = within(BuildRequest { shell_ms: 60_001, ..Default::default() }).unwrap_err();
-        let rule = "shell_ms must be from 1 to 60000, which is what this daemon allows, or 0 (got 60001)";
+        let rule = "shell_ms must be from 1ms to 1m, which is what this daemon allows, or 0 (got 1m 1ms)";
         assert_eq!(wrong.to_string(), rule);
     }
 }

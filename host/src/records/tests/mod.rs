@@ -464,7 +464,7 @@ fn large_records_come_a_few_at_a_time_and_each_once() {
 fn a_failure_of_many_long_names_is_a_small_record() {
     let dir = tempfile::tempdir().unwrap();
     let name = "\u{1}".repeat(4095);
-    let reason = Reason::OutputMissing { outputs: vec![name; 4096] };
+    let reason = Reason::OutputMissing { outputs: vec![name; 4096], meant: None };
     let failed = BuildError::Failed(Box::new(Failed { reason, usage: None, kept: None }));
     let missing = run(&open(dir.path()), "m", b"", not_built(failed));
     let bytes = missing.encode().unwrap().len();

@@ -153,10 +153,16 @@ fn messages_out_of_place_are_refused() {
         (vec![log], "it sent log bytes before all outputs had come"),
         (vec![exited(End::Exited(0))], "it sent the command's end before all outputs had come"),
         (vec![FromGuest::Finished], "it sent the end of the outputs before all outputs had come"),
-        (vec![ROOT, FromGuest::Missing], "it sent a missing output before all outputs had come"),
+        (
+            vec![ROOT, FromGuest::Missing { below_working_dir: false }],
+            "it sent a missing output before all outputs had come",
+        ),
         (vec![ROOT, FromGuest::Finished], "it sent the end of the outputs before all outputs had come"),
         (vec![ROOT, END, ROOT, END, ROOT], "it sent a piece of an output after all outputs had come"),
-        (vec![ROOT, END, ROOT, END, FromGuest::Missing], "it sent a missing output after all outputs had come"),
+        (
+            vec![ROOT, END, ROOT, END, FromGuest::Missing { below_working_dir: false }],
+            "it sent a missing output after all outputs had come",
+        ),
     ] {
         let told = refusal_of_outputs(&messages);
         assert!(told.contains(complaint), "{told}");
@@ -346,7 +352,11 @@ fn conflicting_paths_are_the_requests_fault() {
 
 #[test]
 fn all_missing_outputs_are_named() {
-    let told = refusal_of_outputs(&[FromGuest::Missing, FromGuest::Missing, FromGuest::Finished]);
+    let told = refusal_of_outputs(&[
+        FromGuest::Missing { below_working_dir: false },
+        FromGuest::Missing { below_working_dir: false },
+        FromGuest::Finished,
+    ]);
     assert!(told.contains("\"build/a\", \"build/b\""), "{told}");
 }
 

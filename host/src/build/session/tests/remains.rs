@@ -39,7 +39,7 @@ fn malformed_remains_are_dropped_and_the_failure_stands() {
         vec![ROOT, FILE, FILE],
         vec![ROOT, FILE, FromGuest::Tree(Event::Data(&large)), END, END, FromGuest::Kept { skipped: 0 }],
         vec![ROOT, END, FromGuest::Finished],
-        vec![FromGuest::Missing],
+        vec![FromGuest::Missing { below_working_dir: false }],
         vec![FromGuest::Sample(Sample::default())],
     ] {
         let store = Store::memory();
@@ -64,9 +64,10 @@ fn remains_are_requested_only_with_keep_failed() {
 fn remains_are_kept_after_missing_or_unsupported_outputs() {
     let left = [ROOT, END, FromGuest::Kept { skipped: 0 }];
     let unsupported = FromGuest::Unsupported { path: b"", kind: UnsupportedKind::Fifo };
-    for (outputs, code) in
-        [(&[FromGuest::Missing, FromGuest::Finished][..], "output_missing"), (&[unsupported], "output_unsupported")]
-    {
+    for (outputs, code) in [
+        (&[FromGuest::Missing { below_working_dir: false }, FromGuest::Finished][..], "output_missing"),
+        (&[unsupported], "output_unsupported"),
+    ] {
         let messages = [&[HELLO, exited(End::Exited(0))], outputs, &left].concat();
         let ended = Ended::of(&keeping(), Ending::new(), &wire(&messages), &["build/a"], &Store::memory());
         let failed = ended.failed();
