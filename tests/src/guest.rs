@@ -15,6 +15,8 @@ static BENCH: LazyLock<PathBuf> = LazyLock::new(|| compile("bench"));
 
 static CLIENT: LazyLock<PathBuf> = LazyLock::new(|| compile("client"));
 
+static TRAFFIC: LazyLock<PathBuf> = LazyLock::new(|| compile("traffic"));
+
 /// Code shared by the programs of `guest/`.
 const SHARED: &str = "modules.rs";
 
@@ -57,6 +59,11 @@ pub fn client() -> &'static Path {
     &CLIENT
 }
 
+/// A static program that measures the network of guests, see `guest/traffic.rs`. It is compiled once.
+pub fn traffic() -> &'static Path {
+    &TRAFFIC
+}
+
 /// The init of the benchmarks' guests, see `guest/bench.rs`. It is compiled once.
 pub fn bench() -> &'static Path {
     &BENCH
@@ -64,7 +71,7 @@ pub fn bench() -> &'static Path {
 
 /// Compiles all programs into the cache. Later uses of the same cache need no compiler.
 pub fn compile_all() {
-    for program in [&PROBE, &HOSTILE, &BENCH, &CLIENT] {
+    for program in [&PROBE, &HOSTILE, &BENCH, &CLIENT, &TRAFFIC] {
         LazyLock::force(program);
     }
 }

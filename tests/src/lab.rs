@@ -1,21 +1,33 @@
 //! A host whose internet is made for tests, see `bin/network-lab`.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use tempfile::TempDir;
 
-use crate::Cofferdam;
+use crate::{Cofferdam, program::network_lab};
 
 /// The internet's record of a test.
 #[derive(Debug)]
 pub struct Lab {
-    program: &'static str,
+    program: &'static Path,
     directory: TempDir,
 }
 
 impl Lab {
     /// An internet that nobody has seen, made by this program: `env!("CARGO_BIN_EXE_network-lab")`.
     pub fn new(program: &'static str) -> Self {
+        Self::by(program.as_ref())
+    }
+
+    /// An internet that nobody has seen, for programs that are no tests.
+    pub fn compiled() -> Self {
+        Self::by(network_lab())
+    }
+
+    fn by(program: &'static Path) -> Self {
         Self { program, directory: tempfile::tempdir().expect("a temporary directory can be made") }
     }
 

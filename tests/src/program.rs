@@ -17,8 +17,10 @@ type Made<T> = LazyLock<Result<T, String>>;
 
 static PROGRAM: Made<PathBuf> = LazyLock::new(|| match env::var_os("COFFERDAM_BIN") {
     Some(path) => Ok(path.into()),
-    None => compile(),
+    None => compile("cofferdam"),
 });
+
+static NETWORK_LAB: Made<PathBuf> = LazyLock::new(|| compile("network-lab"));
 
 static IMAGE: Made<(PathBuf, Image)> = LazyLock::new(|| {
     if let Some(directory) = env::var_os("COFFERDAM_TEST_IMAGE").map(PathBuf::from) {
@@ -50,6 +52,11 @@ pub fn program() -> &'static Path {
     PROGRAM.as_deref().unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// The program that gives a host an internet, for programs that are no tests: compiled now, in their profile.
+pub(crate) fn network_lab() -> &'static Path {
+    NETWORK_LAB.as_deref().unwrap_or_else(|error| panic!("{error}"))
+}
+
 /// Copies a program that is to be executed. In another process: a descriptor that is open for writing here may be in a child that
 /// another thread has just forked, and then the kernel refuses to execute the file.
 #[track_caller]
@@ -74,7 +81,7 @@ pub fn test_executables() -> Result<Vec<PathBuf>, String> {
     Ok(BTreeMap::from_iter(made).into_values().collect())
 }
 
-fn compile() -> Result<PathBuf, String> {
+fn compile(name: &str) -> Result<PathBuf, String> {
     // Selects the same packages as the call that compiled the dependencies, all tests or this package's programs. Otherwise
     // the dependencies would get other features and be compiled again.
     let beside = if cfg!(debug_assertions) {
@@ -82,8 +89,8 @@ fn compile() -> Result<PathBuf, String> {
     } else {
         ["--package=cofferdam", "--package=cofferdam-tests"]
     };
-    let made = cargo(&["build", "--bin=cofferdam", beside[0], beside[1]], "bin")?;
-    let program = made.into_iter().find(|(name, _)| name == "cofferdam").map(|(_, path)| path);
+    let made = cargo(&["build", "--bin", name, beside[0], beside[1]], "bin")?;
+    let program = made.into_iter().find(|(made, _)| made == name).map(|(_, path)| path);
     program.ok_or_else(|| "cargo does not say where the program is that it has made".to_owned())
 }
 

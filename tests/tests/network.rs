@@ -84,7 +84,7 @@ fn a_build_connects_to_names_that_a_rule_has_and_to_no_others() {
             ("udp 192.0.0.1:443", "refused"),
             ("udp [2606:2800:21f::14]:443", "refused"),
             ("http 192.0.0.1:80 good.example", "refused"),
-            ("count 93.184.215.14:80 good.example /long", "8388608"),
+            ("count 93.184.215.14:80 good.example /8388608", "8388608"),
         ],
     );
     outcome.says("evil.example denied (no rule");

@@ -14,6 +14,9 @@
 //! | service | a trivial build by a daemon, from the call to the result, without its VM's time | its VM |
 //! | service | 64 MiB of log | as much through a pipe in the VM |
 //! | service | 1,000 requests, until all know their place in the queue | 1,000 health checks |
+//! | network | 256 MiB to a build and from it, and many requests | as much over its loopback interface |
+//! | network | a trivial build with a network | one without |
+//! | network | 10,000 connections in a row | the memory and descriptors before them |
 //! | inputs | reading 10,000 small inputs | the stock virtiofsd, in the same VM |
 //!
 //! Arguments name the parts to measure. The default is all parts. With `COFFERDAM_TEST_VMM=cloud-hypervisor` these are
@@ -28,6 +31,7 @@ use tempfile::TempDir;
 
 mod measure;
 mod memory;
+mod network;
 mod service;
 mod store;
 mod transfer;
@@ -36,7 +40,7 @@ mod vm;
 
 type Part = fn(&TempDir) -> Result<()>;
 
-const PARTS: [(&str, Part); 11] = [
+const PARTS: [(&str, Part); 12] = [
     ("import", store::import_tree),
     ("large", store::import_large),
     ("scan", store::scan),
@@ -47,6 +51,7 @@ const PARTS: [(&str, Part); 11] = [
     ("walls", vm::walls),
     ("memory", memory::idle_build),
     ("service", service::service),
+    ("network", network::network),
     ("inputs", vm::small_inputs),
 ];
 

@@ -23,6 +23,11 @@ pub(crate) struct Series {
 }
 
 impl Series {
+    /// Times that were measured elsewhere.
+    pub(crate) fn of(times: Vec<Duration>) -> Self {
+        Self { times, peak_bytes: None }
+    }
+
     /// Works in this process.
     pub(crate) fn work<T>(&mut self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         reset_peak()?;

@@ -1,4 +1,4 @@
-//! Servers on all addresses, by their ports.
+//! Servers on all addresses, by their ports. Those of HTTP answer a path that is a number with so many bytes.
 
 use std::{
     fs::File,
@@ -24,8 +24,8 @@ const SERVERS: [(u16, Serve); 6] = [
     (9, reset),
 ];
 
-/// Bytes of the long answer.
-const LONG: usize = 8 << 20;
+/// Bytes that are sent at a time.
+const PIECE: usize = 256 << 10;
 
 pub(crate) fn start(log: &Path) -> anyhow::Result<()> {
     let log = Arc::new(File::options().create(true).append(true).open(log).context("the log can't be opened")?);
@@ -56,8 +56,13 @@ fn http(mut stream: TcpStream) -> std::io::Result<()> {
     let head = String::from_utf8_lossy(&head);
     let host = head.lines().find_map(|line| line.strip_prefix("Host: ")).unwrap_or("nobody");
     stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n")?;
-    if head.starts_with("GET /long ") {
-        return stream.write_all(&vec![b'x'; LONG]);
+    let path = head.strip_prefix("GET /").and_then(|rest| rest.split(' ').next());
+    if let Some(mut left) = path.and_then(|path| path.parse::<usize>().ok()) {
+        let piece = vec![b'x'; PIECE];
+        while left > 0 {
+            left -= stream.write(&piece[..left.min(PIECE)])?;
+        }
+        return Ok(());
     }
     stream.write_all(format!("this is {host}\n").as_bytes())
 }

@@ -1,0 +1,153 @@
+//! The costs of a build's network, beside those of its machine's loopback interface.
+//!
+//! The servers are on this host, in another network namespace, see `bin/network-lab`.
+
+use std::{fs, path::Path, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use cofferdam_tests::{Build, Cofferdam, Daemon, Lab, Outcome, guest, processes::Process};
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use super::measure::{LARGE_ROUNDS, ROUNDS, Series, report};
+
+/// Bytes that are moved at a time.
+const BYTES: usize = 256 << 20;
+
+/// Connections of which each has a request.
+const REQUESTS: usize = 500;
+
+/// Connections before the memory is looked at for the first time, and for the second.
+const FEW: usize = 500;
+const MANY: usize = 10_000;
+
+/// Servers of HTTP and of uploads.
+const HTTP: &str = "93.184.215.14:80";
+const UPLOADS: &str = "93.184.215.14:7";
+
+const CONFIG: &str = "
+    [build]
+    memory = \"512M\"
+    cpus = 2
+    [network]
+    allow_addresses = [\"93.184.215.14/32:80\", \"93.184.215.14/32:7\"]
+    resolvers = [\"10.0.0.53:53\"]
+    sent = \"16G\"
+";
+
+pub(crate) fn network(_: &TempDir) -> Result<()> {
+    let lab = Lab::compiled();
+    let cofferdam = lab.cofferdam();
+    let daemon = Daemon::start(&cofferdam, CONFIG);
+    // Clients need no network.
+    let client = Cofferdam::new();
+    let build = || client.build().on(&daemon).memory("512M").flag("--cpus", "2");
+    throughput(build())?;
+    many(&cofferdam, &daemon, build())?;
+    trivial(build)?;
+    daemon.end().succeeds();
+    Ok(())
+}
+
+/// Gives a build a network and the program that measures it.
+fn networked(build: Build<'_>) -> Build<'_> {
+    build.switch("--network").input("traffic", guest::traffic())
+}
+
+/// The times of these steps of the program, in each of some rounds.
+fn steps<const N: usize>(build: Build<'_>, rounds: usize, steps: &[String; N]) -> Result<[Series; N]> {
+    let quoted: Vec<_> = steps.iter().map(|step| format!("'{step}'")).collect();
+    let script = format!("/inputs/traffic {}", vec![quoted.join(" "); rounds].join(" "));
+    let outcome = networked(build).shell(&script).succeeds();
+    let mut all = [const { Vec::new() }; N];
+    for (all, step) in all.iter_mut().zip(steps) {
+        *all = times(&outcome, step)?;
+        ensure!(all.len() == rounds, "{step} was done {} times: {outcome}", all.len());
+    }
+    Ok(all.map(Series::of))
+}
+
+fn times(outcome: &Outcome, step: &str) -> Result<Vec<Duration>> {
+    let told = outcome.stderr.lines().filter_map(|line| line.strip_prefix(step)?.strip_prefix(": "));
+    told.map(|time| Ok(Duration::from_micros(time.parse().context("it is no time")?))).collect()
+}
+
+fn throughput(build: Build<'_>) -> Result<()> {
+    let all = [
+        format!("loopback {BYTES}"),
+        format!("down {HTTP} {BYTES}"),
+        format!("up {UPLOADS} {BYTES}"),
+        format!("ask-loopback {REQUESTS}"),
+        format!("ask {HTTP} {REQUESTS}"),
+    ];
+    let [loopback, down, up, ask_loopback, ask] = steps(build, LARGE_ROUNDS, &all)?;
+    report("256 MiB to a build : its loopback", &down, &loopback, "≤ 1.0");
+    report("256 MiB from a build : its loopback", &up, &loopback, "≤ 2.5");
+    report("500 requests of a build : its loopback", &ask, &ask_loopback, "");
+    Ok(())
+}
+
+/// Many connections in a row, and what the daemon and the network device have more of after them than before.
+fn many(cofferdam: &Cofferdam, daemon: &Daemon, build: Build<'_>) -> Result<()> {
+    // The first look is over by the time that the rest begins.
+    let script =
+        format!("/inputs/traffic 'ask {HTTP} {FEW}'; sleep 5; /inputs/traffic 'ask {HTTP} {MANY}'; sleep 1000");
+    let running = networked(build).start_shell(&script);
+    running.wait_for(&format!("ask {HTTP} {FEW}: "));
+    let device = device(cofferdam)?;
+    let before = [Held::by(device.pid)?, Held::by(daemon.running().pid())?];
+    running.wait_for(&format!("ask {HTTP} {MANY}: "));
+    for (who, pid, before) in [("device", device.pid, before[0]), ("daemon", daemon.running().pid(), before[1])] {
+        let after = Held::by(pid)?;
+        println!(
+            "{MANY} connections : {who:<18} {:>6} KiB more than {}, {} descriptors more than {}",
+            after.kib - before.kib,
+            before.kib,
+            after.descriptors - before.descriptors,
+            before.descriptors
+        );
+    }
+    running.signal(Signal::SIGINT);
+    running.end();
+    Ok(())
+}
+
+fn device(cofferdam: &Cofferdam) -> Result<Process> {
+    let mut processes = cofferdam.processes().into_iter();
+    let found = processes.find(|process| process.command_line.starts_with("cofferdam: network device in "));
+    found.context("there is no network device")
+}
+
+/// What a process holds.
+#[derive(Clone, Copy)]
+struct Held {
+    kib: i64,
+    descriptors: i64,
+}
+
+impl Held {
+    fn by(pid: i32) -> Result<Self> {
+        let place = Path::new("/proc").join(pid.to_string());
+        let status = fs::read_to_string(place.join("status"))?;
+        // The guest's memory is in RssShmem.
+        let kib =
+            status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")?.parse().ok());
+        let descriptors = fs::read_dir(place.join("fd"))?.count() as i64;
+        Ok(Self { kib: kib.context("the kernel does not say how much memory a process has")?, descriptors })
+    }
+}
+
+/// A trivial build with a network, and one without.
+fn trivial<'a>(build: impl Fn() -> Build<'a>) -> Result<()> {
+    let (mut ours, mut peer) = (Series::default(), Series::default());
+    for round in 0..ROUNDS {
+        // No result is an answer to another.
+        let script = format!("echo {round} > out");
+        let with = build().switch("--network").output("build/out").shell(&script).succeeds();
+        let without = build().output("build/out").shell(&script).succeeds();
+        ours.times.push(with.took);
+        peer.times.push(without.took);
+    }
+    report("trivial build with network : without", &ours, &peer, "≤ 1.05");
+    Ok(())
+}
