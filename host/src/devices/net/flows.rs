@@ -213,7 +213,7 @@ impl Flows {
             let is_complete = other.is_complete();
             let has_ended = match socket.state() {
                 // The stack still has the other end's address as long as it has a reset to send.
-                Tcp::Closed => socket.remote_endpoint().is_none(),
+                Tcp::Closed | Tcp::Listen => socket.remote_endpoint().is_none(),
                 // The guest's kernel waits, too, and nothing is lost on the way.
                 Tcp::TimeWait => is_complete,
                 _ => false,
@@ -283,14 +283,52 @@ impl From<smoltcp::socket::tcp::RecvError> for Broken {
 mod tests {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
-    use super::super::testing::{Segment, ends, segment};
+    use super::super::testing::{Segment, ends, segment, with_option};
     use super::*;
+
+    /// A device with its questions' other end.
+    fn device() -> (Flows, Stack, Questions, OwnedFd) {
+        let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
+        let (broker, host) = pair.unwrap();
+        (Flows::default(), Stack::new(), Questions::new(broker), host)
+    }
+
+    #[test]
+    fn a_first_packet_that_the_stack_cannot_read_leaves_nothing() {
+        let (mut flows, mut stack, mut questions, _host) = device();
+        let ends = ends("192.0.0.1:53");
+        let unreadable = with_option(segment(ends, Segment::Syn), [2, 0, 0, 0]);
+        flows.open(ends, &unreadable, &mut stack, &mut questions);
+        flows.sweep(&mut stack, &mut questions);
+        assert_eq!((flows.flows.len(), flows.ids.len(), flows.asking), (0, 0, 0));
+        flows.open(ends, &with_option(unreadable, [2, 4, 5, 180]), &mut stack, &mut questions);
+        flows.sweep(&mut stack, &mut questions);
+        assert_eq!(flows.flows.len(), 1, "a maximum segment size can be read");
+    }
+
+    #[test]
+    fn a_connection_that_is_reset_before_it_is_made_leaves_nothing() {
+        let (mut flows, mut stack, mut questions, _host) = device();
+        let from = |port| {
+            let mut ends = ends("192.0.0.1:53");
+            ends.from.set_port(port);
+            ends
+        };
+        flows.open(from(1), &segment(from(1), Segment::Syn), &mut stack, &mut questions);
+        assert!(stack.send(), "it is answered");
+        stack.pass(&segment(from(1), Segment::RstNext));
+        // Before anything is swept.
+        flows.open(from(2), &segment(from(2), Segment::Syn), &mut stack, &mut questions);
+        flows.sweep(&mut stack, &mut questions);
+        let left: Vec<_> = flows.ids.keys().map(|ends| ends.from.port()).collect();
+        assert_eq!((left, flows.asking), (vec![2], 1));
+        let State::Open { socket, .. } = &flows.flows.values().next().unwrap().state else { panic!("it waits") };
+        assert_eq!(stack.socket(*socket).remote_endpoint().map(|end| end.port), Some(2));
+    }
 
     #[test]
     fn connections_for_queries_are_limited_by_the_device() {
-        let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
-        let (broker, _host) = pair.unwrap();
-        let (mut flows, mut stack, mut questions) = (Flows::default(), Stack::new(), Questions::new(broker));
+        let (mut flows, mut stack, mut questions, _host) = device();
         let mut open = |flows: &mut Flows, port: u16| {
             let mut ends = ends("192.0.0.1:53");
             ends.from.set_port(port);

@@ -80,14 +80,19 @@ pub(super) fn take(
 
 /// The next chain that the guest offers.
 fn next_chain(queue: &mut Queue, memory: &Memory) -> Result<Option<DescriptorChain<Memory>>, Error> {
-    let chain = queue.pop_descriptor_chain(memory.clone());
-    if chain.is_none() {
-        let offered = queue.avail_idx(memory.deref(), Ordering::Acquire)?.0.wrapping_sub(queue.next_avail());
-        if offered > queue.size() {
-            return Err(Error::InvalidAvailRingIndex);
-        }
+    if let Some(chain) = queue.pop_descriptor_chain(memory.clone()) {
+        return Ok(Some(chain));
     }
-    Ok(chain)
+    match queue.avail_idx(memory.deref(), Ordering::Acquire)?.0.wrapping_sub(queue.next_avail()) {
+        0 => Ok(None),
+        offered if offered > queue.size() => Err(Error::InvalidAvailRingIndex),
+        _ => offered_meanwhile(queue, memory).map(Some),
+    }
+}
+
+/// A chain that the guest has offered since the last look. There is none if it takes chains back, or if the ring can't be read.
+fn offered_meanwhile(queue: &mut Queue, memory: &Memory) -> Result<DescriptorChain<Memory>, Error> {
+    queue.pop_descriptor_chain(memory.clone()).ok_or(Error::InvalidAvailRingIndex)
 }
 
 fn read(memory: &Memory, chain: DescriptorChain<Memory>, frame: &mut Vec<u8>) -> Option<()> {
@@ -118,15 +123,16 @@ pub(super) fn give(
         if buffers.len() >= MAX_BUFFERS {
             return Ok(Given::Dropped);
         }
-        let Some(chain) = next_chain(queue, &memory)? else {
+        let chain = match next_chain(queue, &memory)? {
+            Some(chain) => chain,
             // Here, past all that are offered, since the guest tells only of the one at this very place.
-            if queue.enable_notification(memory.deref())? {
-                continue;
+            None if queue.enable_notification(memory.deref())? => offered_meanwhile(queue, &memory)?,
+            None => {
+                for _ in &buffers {
+                    queue.go_to_previous_position();
+                }
+                return Ok(Given::NoRoom);
             }
-            for _ in &buffers {
-                queue.go_to_previous_position();
-            }
-            return Ok(Given::NoRoom);
         };
         let head = chain.head_index();
         let writer = Writer::new(memory.deref(), chain)?;
@@ -310,6 +316,17 @@ mod tests {
     fn a_queue_that_offers_more_than_it_has_is_broken() {
         let guest = Guest::new();
         guest.write(SIZE + 1, AVAILABLE + 2);
+        assert!(take(&guest.vring, &guest.memory, &mut Vec::new()).is_err());
+        assert!(give(&guest.vring, &guest.memory, &mut frame(100), false).is_err());
+    }
+
+    /// Its index can be read, and its elements can't.
+    #[test]
+    fn a_queue_at_the_end_of_memory_is_broken() {
+        let guest = Guest::new();
+        let available = (16 << 20) - 4;
+        guest.vring.set_queue_info(DESCRIPTORS, available, USED).unwrap();
+        guest.write(1_u16, available + 2);
         assert!(take(&guest.vring, &guest.memory, &mut Vec::new()).is_err());
         assert!(give(&guest.vring, &guest.memory, &mut frame(100), false).is_err());
     }

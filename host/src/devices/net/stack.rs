@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use cofferdam_protocol::network::{GATEWAY_IPV4, GATEWAY_IPV6, GATEWAY_MAC, GUEST_MAC, IPV4_PREFIX, IPV6_PREFIX, MTU};
 use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::{self, Checksum, ChecksumCapabilities, DeviceCapabilities, Medium};
+use smoltcp::socket::AnySocket as _;
 use smoltcp::socket::tcp::{Socket, SocketBuffer};
 use smoltcp::time;
 use smoltcp::wire::{HardwareAddress, IpCidr};
@@ -71,8 +72,17 @@ impl Stack {
         mem::swap(&mut self.link.incoming, frame);
     }
 
-    /// Opens the connection that a guest asks for with this packet. Each direction holds so many bytes.
+    /// Opens the connection that a guest asks for with this packet. Each direction holds so many bytes. The socket still
+    /// listens if the stack can't read the packet.
     pub(super) fn accept(&mut self, ends: Ends, opening: &[u8], buffer_bytes: usize) -> SocketHandle {
+        // One that the guest has reset before it was connected listens again, and would take this packet.
+        for (_, socket) in self.sockets.iter_mut() {
+            if let Some(socket) = Socket::downcast_mut(socket)
+                && socket.is_listening()
+            {
+                socket.abort();
+            }
+        }
         let buffer = || SocketBuffer::new(vec![0; buffer_bytes]);
         let mut socket = Socket::new(buffer(), buffer());
         socket.set_nagle_enabled(false);

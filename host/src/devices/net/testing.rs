@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use cofferdam_protocol::network::{GUEST_IPV4, GUEST_IPV6};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
-    Icmpv4Packet, Icmpv4Repr, Icmpv6Packet, Icmpv6Repr, IpAddress, IpProtocol, IpRepr, TcpPacket, UdpPacket, UdpRepr,
+    IPV4_HEADER_LEN, Icmpv4Packet, Icmpv4Repr, Icmpv6Packet, Icmpv6Repr, IpAddress, IpProtocol, IpRepr, Ipv4Packet,
+    TCP_HEADER_LEN, TcpPacket, TcpSeqNumber, UdpPacket, UdpRepr,
 };
 
 use super::packet::Ends;
@@ -21,6 +22,8 @@ pub(super) enum Segment {
     SynAck,
     SynRst,
     SynFin,
+    /// A reset of the connection that `Syn` has asked for.
+    RstNext,
 }
 
 /// A connection of the guest's to this address and port.
@@ -48,11 +51,24 @@ pub(super) fn segment(ends: Ends, segment: Segment) -> Vec<u8> {
         tcp.set_dst_port(ends.to.port());
         tcp.set_header_len(20);
         tcp.set_window_len(1000);
-        tcp.set_syn(segment != Segment::Ack);
+        tcp.set_seq_number(TcpSeqNumber(i32::from(segment == Segment::RstNext)));
+        tcp.set_syn(!matches!(segment, Segment::Ack | Segment::RstNext));
         tcp.set_ack(matches!(segment, Segment::Ack | Segment::SynAck));
-        tcp.set_rst(segment == Segment::SynRst);
+        tcp.set_rst(matches!(segment, Segment::SynRst | Segment::RstNext));
         tcp.set_fin(segment == Segment::SynFin);
     })
+}
+
+/// A TCP packet of IPv4 without data, with this option in place of those that it has.
+pub(super) fn with_option(mut segment: Vec<u8>, option: [u8; 4]) -> Vec<u8> {
+    segment.truncate(IPV4_HEADER_LEN + TCP_HEADER_LEN);
+    segment.extend(option);
+    let length = segment.len();
+    let mut ip = Ipv4Packet::new_unchecked(&mut segment);
+    ip.set_total_len(length as u16);
+    ip.fill_checksum();
+    TcpPacket::new_unchecked(ip.payload_mut()).set_header_len((TCP_HEADER_LEN + option.len()) as u8);
+    segment
 }
 
 /// A UDP packet.
