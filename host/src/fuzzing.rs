@@ -31,6 +31,21 @@ pub fn network_packets(packets: &[u8]) -> bool {
     net::receive_all(packets)
 }
 
+/// Whether a network device goes on with a guest that has this memory and these queues, the first for frames to it.
+pub fn network_queues(regions: &[(u64, &[u8])], queues: [Rings; 2]) -> bool {
+    net::serves(regions, queues)
+}
+
+/// Whether a message is a guest's DNS query that has an answer.
+pub fn dns_query(message: &[u8]) -> bool {
+    net::answers(message)
+}
+
+/// Whether a message answers the query for the IPv4 addresses of `a.example`. The query's id is the message's.
+pub fn dns_answer(message: &[u8]) -> bool {
+    network::is_answer(message, "a.example")
+}
+
 /// Whether the beginning of a connection, over TLS or HTTP, asks for `a.example`. It comes in pieces of so many bytes.
 pub fn server_name(tls: bool, beginning: &[u8], piece: usize) -> bool {
     network::asks_for("a.example", tls, beginning, piece)

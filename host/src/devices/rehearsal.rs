@@ -99,16 +99,7 @@ pub struct Device {
 impl Device {
     /// Tells it of a queue.
     pub fn queue(&self, rings: Rings) -> Queue<'_> {
-        let size = u16::try_from(FS_QUEUE_SIZE).expect("it is small");
-        let vring = Vring::new(self.memory.clone(), size).expect("it is a power of two");
-        // The rings stay at 0 if one of them isn't aligned.
-        let _ = vring.set_queue_info(rings.descriptors, rings.available, rings.used);
-        vring.set_queue_size(rings.size);
-        vring.set_queue_next_avail(rings.next_available);
-        vring.set_queue_event_idx(rings.event_index);
-        vring.set_queue_ready(true);
-        vring.set_enabled(true);
-        Queue { device: self, vring }
+        Queue { device: self, vring: vring(&self.memory, rings, FS_QUEUE_SIZE) }
     }
 
     /// Replaces the guest's memory by regions that begin at these addresses and hold these bytes.
@@ -149,7 +140,21 @@ fn backend<F: FileSystem + Send + Sync + 'static>(fs: F, memory: &SharedMemory) 
     Backend::new(fs, memory.clone(), 0).expect("it has no threads")
 }
 
-fn memory(regions: &[(u64, &[u8])]) -> Memory {
+/// A queue of at most so many descriptors, as a device knows it.
+pub(super) fn vring(memory: &SharedMemory, rings: Rings, max_size: u32) -> Vring {
+    let max_size = u16::try_from(max_size).expect("it is small");
+    let vring = Vring::new(memory.clone(), max_size).expect("it is a power of two");
+    // The rings stay at 0 if one of them isn't aligned.
+    let _ = vring.set_queue_info(rings.descriptors, rings.available, rings.used);
+    vring.set_queue_size(rings.size);
+    vring.set_queue_next_avail(rings.next_available);
+    vring.set_queue_event_idx(rings.event_index);
+    vring.set_queue_ready(true);
+    vring.set_enabled(true);
+    vring
+}
+
+pub(super) fn memory(regions: &[(u64, &[u8])]) -> Memory {
     let ranges: Vec<_> = regions.iter().map(|(start, bytes)| (GuestAddress(*start), bytes.len())).collect();
     let memory = Memory::from_ranges(&ranges).expect("regions don't overlap, and the host has memory");
     for (start, bytes) in regions {

@@ -34,6 +34,8 @@ pub use record::{Connection, Observe, Verdict};
 pub use resolver::Resolvers;
 pub use rule::Rule;
 
+pub(crate) use resolver::is_answer;
+
 /// For fuzzing: whether a connection that begins so asks for this server.
 pub(crate) fn asks_for(name: &str, tls: bool, beginning: &[u8], piece: usize) -> bool {
     let mut check = check::Check::new(tls, [name.to_owned()].into());

@@ -157,6 +157,20 @@ fn found(answer: &Message, name: &Name, kind: RecordType) -> Option<Found> {
     Some(Found { addresses: addresses.into_iter().take(MAX_ADDRESSES).collect(), exists })
 }
 
+/// For fuzzing: whether a message answers the query with its id for the IPv4 addresses of a name.
+pub(crate) fn is_answer(message: &[u8], name: &str) -> bool {
+    let Ok(mut name) = Name::from_ascii(name) else { return false };
+    name.set_fqdn(true);
+    let mut query = Message::query();
+    query.metadata.id = message.first_chunk().map_or(0, |id| u16::from_be_bytes(*id));
+    query.add_query(Query::query(name.clone(), RecordType::A));
+    let found = answer_to(&query, message).and_then(|answer| found(&answer, &name, RecordType::A));
+    found.is_some_and(|found| {
+        assert!(found.addresses.len() <= MAX_ADDRESSES && found.addresses.iter().all(IpAddr::is_ipv4));
+        true
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use hickory_proto::rr::Record;

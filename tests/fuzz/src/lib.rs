@@ -45,6 +45,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "input_request", run: host::input_request, seeds: host::input_request_seeds },
     Target { name: "network_request", run: network::request, seeds: network::request_seeds },
     Target { name: "network_packets", run: network::packets, seeds: network::packets_seeds },
+    Target { name: "network_queues", run: network::queues, seeds: network::queues_seeds },
+    Target { name: "dns_message", run: network::dns_message, seeds: network::dns_message_seeds },
     Target { name: "server_name", run: network::server_name, seeds: network::server_name_seeds },
     Target { name: "vmm_events", run: host::vmm_events, seeds: host::vmm_events_seeds },
     Target { name: "plain_text", run: host::plain_text, seeds: host::plain_text_seeds },

@@ -73,7 +73,7 @@ impl Backend {
         self.events.as_raw_fd()
     }
 
-    fn run(&mut self, vrings: &[VringMutex<GuestMemory>]) -> io::Result<()> {
+    pub(super) fn run(&mut self, vrings: &[VringMutex<GuestMemory>]) -> io::Result<()> {
         let [to_guest, from_guest] = vrings else { return Ok(()) };
         let (mut is_done, mut turns) = (false, 0);
         while !is_done && turns < MAX_TURNS {

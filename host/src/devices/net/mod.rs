@@ -42,7 +42,7 @@ mod testing;
 mod wire;
 
 pub use device::Device;
-pub(crate) use rehearsal::{receive_all, survives};
+pub(crate) use rehearsal::{answers, receive_all, serves, survives};
 pub(super) use serve::run;
 pub use server::ServeError;
 pub use wire::NoRequest;
