@@ -11,7 +11,7 @@ use super::{
     conversation::Conversation,
     ending::{Ending, HangUp},
     environment,
-    error::{BuildError, ExecutorError},
+    error::{BuildError, ExecutorError, Failed},
     footprint::Footprint,
     guest::{self, Machines, Size},
     interruption::Interruptions,
@@ -135,7 +135,12 @@ impl Builder {
                 machine.finish().await;
                 Ok(Built { result, usage, times: progress.times() })
             }
-            Err(error) => Err(guest::end(machine, error).await),
+            Err(error) => match guest::end(machine, error).await {
+                BuildError::Failed(failed) => {
+                    Err(BuildError::Failed(Box::new(Failed { denials: progress.denials(), ..*failed })))
+                }
+                error => Err(error),
+            },
         }
     }
 

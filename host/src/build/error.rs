@@ -9,6 +9,7 @@ use super::phase::Phase;
 use crate::{
     devices::{self, inputs::ResolveError},
     machine::{Cause, ConnectError, Death, FileError, StartError, jail::WallsError, vmm},
+    network::Denials,
     request::RequestError,
 };
 
@@ -36,6 +37,15 @@ pub struct Failed {
     pub usage: Option<Usage>,
     /// Files that it left, if they were requested and could be kept.
     pub kept: Option<Kept>,
+    /// Connections that it was denied. They may have nothing to do with the reason.
+    pub denials: Denials,
+}
+
+impl Failed {
+    /// Failed for this reason, without remains or denials.
+    pub fn new(reason: Reason, usage: Option<Usage>) -> Self {
+        Self { reason, usage, kept: None, denials: Denials::default() }
+    }
 }
 
 /// Files that a failed build left in its scratch paths and in `/tmp`. They are in the store, and not scanned for needles.

@@ -58,7 +58,7 @@ pub(super) fn protocol(error: ProtocolError) -> BuildError {
 }
 
 pub(super) fn failed(reason: Reason, usage: Option<Usage>) -> BuildError {
-    BuildError::Failed(Box::new(Failed { reason, usage, kept: None }))
+    BuildError::Failed(Box::new(Failed::new(reason, usage)))
 }
 
 fn limit(limit: Limit, allowed: u64) -> BuildError {

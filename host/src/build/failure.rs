@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 use super::error::{BuildError, ExecutorError, Failed, Kept, Reason};
 use crate::{
     machine::Cause,
+    network::RuleMaker,
     request::node_text,
     request::{RequestError, RequestErrorKind},
 };
@@ -60,7 +61,7 @@ pub struct Failure {
     pub causes: Vec<String>,
     /// What to do about it.
     pub advice: Option<Box<str>>,
-    /// Details of the reason: `exit_code`, `signal`, `limit`, `field` and others.
+    /// Details of the reason: `exit_code`, `signal`, `limit`, `field` and others, and [`hint`](Self::hint).
     pub fields: Map<String, Value>,
 }
 
@@ -119,12 +120,18 @@ impl Failure {
     pub fn to_json(&self) -> Value {
         json!({ "kind": self.kind.word(), "reason": self.reason, "message": self.chain(), "fields": self.fields })
     }
-}
 
-impl From<&BuildError> for Failure {
-    fn from(error: &BuildError) -> Self {
+    /// What else may have brought it about, and what to do about that: a denied connection.
+    pub fn hint(&self) -> Option<&str> {
+        self.fields.get("hint")?.as_str()
+    }
+
+    /// The failure of a build whose network has rules of this maker's.
+    pub fn of(error: &BuildError, maker: RuleMaker) -> Self {
         let (kind, reason, fields) = match error {
-            BuildError::Failed(failed) => (FailureKind::BuildFailed, failed.reason.code(), failed_fields(failed)),
+            BuildError::Failed(failed) => {
+                (FailureKind::BuildFailed, failed.reason.code(), failed_fields(failed, maker))
+            }
             BuildError::Request(error) => (FailureKind::RequestWrong, error.kind.code(), request_fields(error)),
             BuildError::Executor(error) => (FailureKind::ExecutorFailed, executor_code(error), Map::new()),
         };
@@ -136,6 +143,12 @@ impl From<&BuildError> for Failure {
             advice: advice(error).map(Into::into),
             fields,
         }
+    }
+}
+
+impl From<&BuildError> for Failure {
+    fn from(error: &BuildError) -> Self {
+        Self::of(error, RuleMaker::CommandLine)
     }
 }
 
@@ -214,7 +227,7 @@ fn request_fields(error: &RequestError) -> Map<String, Value> {
     object(json!({ "field": field, "rule": rule, "value": value }))
 }
 
-fn failed_fields(failed: &Failed) -> Map<String, Value> {
+fn failed_fields(failed: &Failed, maker: RuleMaker) -> Map<String, Value> {
     let mut fields = object(match &failed.reason {
         Reason::ExitCode(code) => json!({ "exit_code": code }),
         Reason::Signal(signal) => json!({ "signal": signal }),
@@ -236,6 +249,10 @@ fn failed_fields(failed: &Failed) -> Map<String, Value> {
     });
     if let Some(usage) = &failed.usage {
         fields.insert("usage".to_owned(), usage_fields(usage));
+    }
+    if let Some(hint) = failed.denials.hint(maker) {
+        fields.insert("hint".to_owned(), hint.into());
+        fields.insert("missing_rules".to_owned(), failed.denials.missing_rules().into());
     }
     if let Some(Kept { node, skipped }) = &failed.kept {
         fields.insert("kept".to_owned(), node_text::format(node).into());

@@ -21,7 +21,7 @@ impl From<Interruption> for BuildError {
     fn from(interruption: Interruption) -> Self {
         match interruption {
             Interruption::Cancelled => Self::Executor(ExecutorError::Interrupted),
-            Interruption::Overdue(reason) => Self::Failed(Box::new(Failed { reason, usage: None, kept: None })),
+            Interruption::Overdue(reason) => Self::Failed(Box::new(Failed::new(reason, None))),
         }
     }
 }

@@ -12,7 +12,10 @@ use tokio::{sync::Notify, time::sleep_until};
 use super::{
     built::Times, ending::Ending, error::Reason, observer::Observer, options::Options, phase::Phase, terminal::Terminal,
 };
-use crate::{limits::Limits, network::Connection};
+use crate::{
+    limits::Limits,
+    network::{Connection, Denials},
+};
 
 /// Time limit for the guest to end a command that is being stopped, and for the host to read the rest of its log.
 const STOPPING: Duration = Duration::from_secs(30);
@@ -26,6 +29,7 @@ pub(super) struct Progress {
     silence: Duration,
     shell: Option<Duration>,
     state: Mutex<State>,
+    denials: Mutex<Denials>,
     ending: Arc<Ending>,
     /// Notified when a limit may be reached earlier than before.
     sooner: Notify,
@@ -50,7 +54,8 @@ impl Progress {
         let times = Times::default();
         let state = State { begun: now, phase: Phase::Resolving, since: now, times, written: now, observing: false };
         let Options { limits: Limits { timeout, silence, .. }, shell, .. } = *options;
-        Self { observer, timeout, silence, shell, state: Mutex::new(state), ending, sooner: Notify::new() }
+        let (state, denials) = (Mutex::new(state), Mutex::default());
+        Self { observer, timeout, silence, shell, state, denials, ending, sooner: Notify::new() }
     }
 
     pub(super) fn enter(&self, phase: Phase) {
@@ -86,7 +91,13 @@ impl Progress {
     }
 
     pub(super) fn connection(&self, connection: &Connection) {
+        self.denials.lock().add(connection);
         self.observer.connection(connection);
+    }
+
+    /// What the build has been denied so far.
+    pub(super) fn denials(&self) -> Denials {
+        self.denials.lock().clone()
     }
 
     pub(super) fn terminal(&self, reason: &Reason) -> Option<Terminal> {

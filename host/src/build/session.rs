@@ -74,7 +74,7 @@ impl Session<'_> {
         line.say(&FromHost::Specification(self.specification.clone())).map_err(frame)?;
         let report = self.run(&mut reader)?;
         if let Some(reason) = ending.stopping().map(|(_, reason)| reason).or_else(|| self.reason(&report)) {
-            let failed = Failed { reason, usage: Some(report.usage), kept: None };
+            let failed = Failed::new(reason, Some(report.usage));
             // If the command succeeded while it was being stopped, its guest sends outputs, and can't keep remains.
             return Err(match report.succeeded() {
                 true => BuildError::Failed(Box::new(failed)),

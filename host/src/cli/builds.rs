@@ -271,6 +271,7 @@ fn sheet(build: &BuildInfo) -> String {
         Some(Outcome::Failure(failure)) => {
             let failure = remote::failed(failure.clone());
             rows.push(("failure", failure.chain()));
+            rows.extend(failure.hint().map(|hint| ("hint", hint.to_owned())));
             rows.extend(failure.fields.get("kept").and_then(Value::as_str).map(|node| ("kept", node.to_owned())));
         }
         None => {}

@@ -263,6 +263,9 @@ impl CliError {
         if let Some(advice) = advice {
             let _ = writeln!(text, "  try: {advice}");
         }
+        if let Some(hint) = fields.get("hint").and_then(Value::as_str) {
+            let _ = writeln!(text, "  hint: {hint}");
+        }
         if let Some(node) = fields.get("kept").and_then(Value::as_str) {
             let skipped = fields.get("kept_skipped").and_then(Value::as_u64).unwrap_or(0);
             let without = if skipped == 0 { String::new() } else { format!(", {skipped} left out") };
@@ -287,7 +290,7 @@ mod tests {
     use crate::build::{Failed, Reason};
 
     fn failed(reason: Reason) -> CliError {
-        BuildError::Failed(Box::new(Failed { reason, usage: None, kept: None })).into()
+        BuildError::Failed(Box::new(Failed::new(reason, None))).into()
     }
 
     #[test]

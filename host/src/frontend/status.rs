@@ -20,6 +20,9 @@ const MAX_SHOWN_TAIL_BYTES: usize = 512;
 /// Bytes of a status's message without the log's end.
 const MAX_MESSAGE_BYTES: usize = 1024;
 
+/// Bytes of the hint in it.
+const MAX_HINT_BYTES: usize = 512;
+
 /// Bytes of one value in the metadata of an `ErrorInfo`.
 const MAX_VALUE_BYTES: usize = 256;
 
@@ -31,7 +34,8 @@ pub(crate) fn status(failure: &Failure, id: Option<&str>, log: &[u8]) -> Status 
     let mut metadata: HashMap<String, String> = failure
         .fields
         .iter()
-        .filter(|(_, value)| !value.is_null())
+        // The message has the hint.
+        .filter(|(key, value)| !value.is_null() && *key != "hint")
         .map(|(key, value)| (key.clone(), shown(value)))
         .collect();
     metadata.insert("kind".to_owned(), failure.kind.word().to_owned());
@@ -55,7 +59,8 @@ pub(crate) fn status(failure: &Failure, id: Option<&str>, log: &[u8]) -> Status 
         }
         _ => {}
     }
-    let mut message = cut(&failure.chain(), MAX_MESSAGE_BYTES).to_owned();
+    let hint = failure.hint().map_or_else(String::new, |hint| format!("; hint: {}", cut(hint, MAX_HINT_BYTES)));
+    let mut message = cut(&failure.chain(), MAX_MESSAGE_BYTES.saturating_sub(hint.len())).to_owned() + &hint;
     let tail = tail(log, MAX_LOG_TAIL_BYTES);
     if !tail.is_empty() {
         let shown = self::tail(tail.as_bytes(), MAX_SHOWN_TAIL_BYTES);
@@ -128,7 +133,7 @@ mod tests {
     };
 
     fn failed(reason: Reason) -> Failure {
-        (&BuildError::Failed(Box::new(Failed { reason, usage: None, kept: None }))).into()
+        (&BuildError::Failed(Box::new(Failed::new(reason, None)))).into()
     }
 
     #[test]
@@ -177,7 +182,9 @@ mod tests {
     fn a_status_is_small_for_any_failure() {
         let outputs = vec!["\u{1f980}".repeat(1000); 1000];
         let log = "\u{1f980}\n".repeat(10_000);
-        let status = status(&failed(Reason::OutputMissing { outputs, meant: None }), Some("b1"), log.as_bytes());
+        let mut failed = failed(Reason::OutputMissing { outputs, meant: None });
+        failed.fields.insert("hint".to_owned(), "\u{1f980}".repeat(1000).into());
+        let status = status(&failed, Some("b1"), log.as_bytes());
         // As they go over the wire: base64 and percent-encoding.
         let size = status.details().len() * 4 / 3 + status.message().len() * 3;
         assert!(size < 12 * 1024, "{size}");

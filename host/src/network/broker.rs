@@ -84,7 +84,7 @@ impl Broker {
         if let Err(denial) = self.policy.has_name(name) {
             // What is no name may be long.
             let name: String = name.escape_default().take(MAX_RECORDED_CHARS).collect();
-            drop(self.note(Connection { name: Some(name), verdict: denied(denial), ..Connection::default() }));
+            self.note(Connection { name: Some(name), ..Connection::default() }).record.deny(denial);
             return Resolved { found: Some(Vec::new()), exists: false };
         }
         let _turn = self.queries.acquire().await;
@@ -123,7 +123,7 @@ impl Broker {
             Ok(allowed) => allowed,
             Err(denial) => {
                 let is_unknown = denial == Denial::Own && is_own.is_err();
-                note.record.verdict = denied(if is_unknown { Denial::Unknown } else { denial });
+                note.record.deny(if is_unknown { Denial::Unknown } else { denial });
                 return Err(Refusal::Denied);
             }
         };
@@ -152,7 +152,7 @@ impl Broker {
 
     /// Takes note of a connection that ended before anything was passed on.
     pub(crate) fn abandoned(&self, mut opened: Opened, why: Denial) {
-        opened.note.record.verdict = denied(why);
+        opened.note.record.deny(why);
     }
 
     /// Whether all connections together have carried too much. If so, there are no more.

@@ -15,6 +15,7 @@
 mod address;
 mod broker;
 mod check;
+mod denials;
 mod floor;
 mod own;
 mod pins;
@@ -28,6 +29,7 @@ use serde::{Deserialize, Serialize};
 pub use address::AddressRule;
 pub use broker::Broker;
 pub(crate) use broker::{Opened, Passed, Resolved};
+pub use denials::{Denials, RuleMaker};
 pub(crate) use policy::Denial;
 pub use policy::{Mode, Policy};
 pub use record::{Connection, Observe, Verdict};

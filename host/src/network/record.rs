@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::policy::Denial;
+
 /// Takes note of each connection once, when it has ended, and of each denial.
 pub type Observe = Arc<dyn Fn(Connection) + Send + Sync>;
 
@@ -22,6 +24,27 @@ pub struct Connection {
     pub received: u64,
     /// How it went.
     pub verdict: Verdict,
+    /// Whether it was denied for want of a rule.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lacks_rule: bool,
+}
+
+impl Connection {
+    /// The server, by name and address as far as they are known.
+    pub(super) fn server(&self) -> String {
+        match (&self.name, &self.address) {
+            (Some(name), Some(address)) => format!("{name}:{} at {}", address.port(), address.ip()),
+            (Some(name), None) => name.clone(),
+            (None, Some(address)) => address.to_string(),
+            (None, None) => "unknown".to_owned(),
+        }
+    }
+
+    /// It is denied.
+    pub(super) fn deny(&mut self, denial: Denial) {
+        self.verdict = Verdict::Denied(denial.to_string());
+        self.lacks_rule = matches!(denial, Denial::NoRule | Denial::NoName);
+    }
 }
 
 /// How a connection went.
@@ -41,6 +64,16 @@ pub enum Verdict {
     Denied(String),
 }
 
+impl Verdict {
+    /// Why it was denied, if it was.
+    pub fn denied(&self) -> Option<&str> {
+        match self {
+            Self::Denied(why) => Some(why),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -55,12 +88,6 @@ impl fmt::Display for Verdict {
 
 impl fmt::Display for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.name, &self.address) {
-            (Some(name), Some(address)) => write!(f, "{name}:{} at {}", address.port(), address.ip())?,
-            (Some(name), None) => f.write_str(name)?,
-            (None, Some(address)) => address.fmt(f)?,
-            (None, None) => f.write_str("unknown")?,
-        }
-        write!(f, " {}", self.verdict)
+        write!(f, "{} {}", self.server(), self.verdict)
     }
 }

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     build::failure::{Failure, shorten},
     build::{BuildError, Built},
-    network::{Connection, Verdict},
+    network::{Connection, RuleMaker, Verdict},
     request::OutputOrder,
 };
 
@@ -75,7 +75,7 @@ impl From<&Result<Built, BuildError>> for End {
                     BuildError::Failed(failed) => (failed.usage, failed.kept.as_ref().map(|kept| kept.node.clone())),
                     _ => (None, None),
                 };
-                return Self { outcome: Outcome::Failed(error.into()), usage, kept };
+                return Self { outcome: Outcome::Failed(Failure::of(error, RuleMaker::Operator)), usage, kept };
             }
         };
         Self { outcome, usage, kept: None }

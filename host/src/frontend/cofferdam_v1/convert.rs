@@ -143,7 +143,7 @@ pub(super) fn info(record: &Record, state: Option<&State>) -> BuildInfo {
 }
 
 fn connection(connection: &Connection) -> wire::Connection {
-    let Connection { name, address, sent, received, verdict } = connection;
+    let Connection { name, address, sent, received, verdict, lacks_rule: _ } = connection;
     wire::Connection {
         name: name.clone().unwrap_or_default(),
         address: address.map(|address| address.to_string()).unwrap_or_default(),

@@ -155,7 +155,7 @@ fn a_failure_has_text_and_fields() {
     let dir = TempDir::new().unwrap();
     let records = open(dir.path());
     let usage = Usage { user_us: 3, ..Usage::default() };
-    let error = BuildError::Failed(Box::new(Failed { reason: Reason::ExitCode(7), usage: Some(usage), kept: None }));
+    let error = BuildError::Failed(Box::new(Failed::new(Reason::ExitCode(7), Some(usage))));
     let id = run(&records, "r", b"", not_built(error)).id;
     let record = records.get(id).unwrap().unwrap();
     assert_eq!(record.usage, Some(usage));
@@ -465,7 +465,7 @@ fn a_failure_of_many_long_names_is_a_small_record() {
     let dir = tempfile::tempdir().unwrap();
     let name = "\u{1}".repeat(4095);
     let reason = Reason::OutputMissing { outputs: vec![name; 4096], meant: None };
-    let failed = BuildError::Failed(Box::new(Failed { reason, usage: None, kept: None }));
+    let failed = BuildError::Failed(Box::new(Failed::new(reason, None)));
     let missing = run(&open(dir.path()), "m", b"", not_built(failed));
     let bytes = missing.encode().unwrap().len();
     assert!(bytes < 1 << 20, "{bytes}");
