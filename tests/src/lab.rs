@@ -1,13 +1,15 @@
 //! A host whose internet is made for tests, see `bin/network-lab`.
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
+    thread,
 };
 
+use nix::sched::{CloneFlags, setns};
 use tempfile::TempDir;
 
-use crate::{Cofferdam, program::network_lab};
+use crate::{Cofferdam, Running, program::network_lab};
 
 /// The internet's record of a test.
 #[derive(Debug)]
@@ -50,4 +52,15 @@ impl Lab {
     fn log(&self) -> PathBuf {
         self.directory.path().join("log")
     }
+}
+
+/// Does something in the network of a process in a [`Lab`], such as listening at its loopback address.
+pub fn in_network_of<T: Send>(process: &Running, work: impl FnOnce() -> T + Send) -> T {
+    let network = File::open(format!("/proc/{}/ns/net", process.pid())).expect("this needs root");
+    let work = || {
+        setns(network, CloneFlags::CLONE_NEWNET).expect("this needs root");
+        work()
+    };
+    // A thread of its own, since this one is to stay where it is.
+    thread::scope(|scope| scope.spawn(work).join().expect("it doesn't panic"))
 }

@@ -26,13 +26,14 @@ mod program;
 pub mod request;
 mod running;
 pub mod slots;
+pub mod telemetry;
 mod terminal;
 pub mod vmm;
 
 pub use build::Build;
 pub use cofferdam::Cofferdam;
 pub use daemon::Daemon;
-pub use lab::Lab;
+pub use lab::{Lab, in_network_of};
 pub use outcome::{Outcome, Output};
 pub use patience::stretched;
 pub use program::{copy_program, image, program, test_executables};

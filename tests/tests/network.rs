@@ -1,15 +1,10 @@
 //! Builds on a host with an internet: they get the connections that a rule allows, and no server sees any other.
 
-use std::{ffi::OsStr, fs, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use cofferdam_castore::proto::{Entry, FileEntry, entry};
-use cofferdam_proto::snix::build::v1::{BuildResponse, build_service_client::BuildServiceClient};
-use cofferdam_tests::{Build, Cofferdam, Daemon, Lab, Outcome, guest, processes::Process, request};
+use cofferdam_tests::{Build, Cofferdam, Daemon, Lab, Outcome, guest, processes::Process};
 use nix::sys::signal::Signal;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, pki_types::ServerName};
-use serde_json::json;
-use tokio::runtime::Runtime;
-use tonic::{Response, Status};
 
 const LAB: &str = env!("CARGO_BIN_EXE_network-lab");
 
@@ -65,24 +60,6 @@ fn hello(server: &str) -> Vec<u8> {
     let mut said = Vec::new();
     client.write_tls(&mut said).expect("a vector takes all");
     said
-}
-
-/// Has a daemon build a script over snix's protocol, with the network and the program in its inputs.
-fn do_build(daemon: &Daemon, script: &str) -> Result<BuildResponse, Status> {
-    let (client, addr) = (guest::client(), daemon.addr());
-    let import = [OsStr::new("import"), OsStr::new("--daemon"), OsStr::new(&addr), client.as_os_str()];
-    Cofferdam::new().command(import).succeeds();
-    let contents = fs::read(client).expect("it was compiled");
-    let (digest, size) = (blake3::hash(&contents).as_bytes().to_vec().into(), contents.len() as u64);
-    let file = entry::Entry::File(FileEntry { name: b"client"[..].into(), digest, size, executable: true });
-    let mut request = request::shell(script, &["build/out"]);
-    request.inputs.push(Entry { entry: Some(file) });
-    request.constraints.as_mut().expect("it has some").network_access = true;
-    let build = async {
-        let mut client = BuildServiceClient::new(daemon.peer().raw_channel());
-        client.do_build(request::encoded(request)).await.map(Response::into_inner)
-    };
-    Runtime::new().expect("there are resources for a runtime").block_on(build)
 }
 
 #[test]
@@ -253,62 +230,6 @@ fn a_daemon_lets_builds_use_the_network_as_it_is_configured_and_keeps_a_record()
     assert!(verdict("evil.example", "").0.starts_with("denied (no rule"));
     assert!(verdict("", "10.0.0.5:80").0.starts_with("denied (the address is private"));
     assert_eq!(lab.connections(), ["93.184.215.14 80"; 2]);
-    daemon.end().succeeds();
-}
-
-/// A build that fails after denials: of a name, of another port of a name, of an address, and of a private one.
-const DENIED: &str = "/inputs/client 'dns evil.example A' 'dns evil.example AAAA' 'dns good.example A' \
-    'http 93.184.215.14:8080 good.example' 'http 93.184.215.15:443 nobody' 'http 10.0.0.5:80 nobody'; exit 7";
-
-const UNLISTED: &str = "the build wanted evil.example, good.example:8080, 93.184.215.15/32:443, which no rule allows; ";
-
-const PRIVATE: &str = "; it was denied 10.0.0.5:80 (the address is private)";
-
-#[test]
-fn a_build_that_failed_after_a_denial_says_which_flag_allows_it() {
-    let lab = Lab::new(LAB);
-    let cofferdam = lab.cofferdam();
-    let outcome = networked(&cofferdam, &["good.example"]).shell(DENIED).build_fails("exit_code");
-    let flags = "try --allow-host evil.example --allow-host good.example:8080 --allow-address 93.184.215.15/32:443";
-    let hint = format!("{UNLISTED}{flags}{PRIVATE}");
-    let outcome = outcome.says(&format!("\n  hint: {hint}\n"));
-    let fields = &outcome.json()["fields"];
-    assert_eq!(fields["hint"], hint);
-    assert_eq!(fields["missing_rules"], json!(["evil.example", "good.example:8080", "93.184.215.15/32:443"]));
-    // With these rules nothing but the private address is denied.
-    let build = networked(&cofferdam, &["good.example", "evil.example", "good.example:8080 tls=false"]);
-    let outcome = build.flag("--allow-address", "93.184.215.15/32:443").shell(DENIED).build_fails("exit_code");
-    let outcome = outcome.says("\n  hint: the build was denied 10.0.0.5:80 (the address is private)\n");
-    assert_eq!(outcome.json()["fields"]["missing_rules"], json!([]));
-    // Nothing is denied, and nothing is hinted at.
-    let outcome = networked(&cofferdam, &["good.example"]).shell("exit 7").build_fails("exit_code");
-    assert!(!outcome.stderr.contains("hint:"), "{outcome}");
-}
-
-#[test]
-fn clients_of_a_daemon_are_told_what_its_operator_can_allow() {
-    let lab = Lab::new(LAB);
-    let cofferdam = lab.cofferdam();
-    let daemon =
-        Daemon::start(&cofferdam, &format!("[network]\nallow = [\"good.example\"]\nresolvers = [\"{RESOLVER}\"]\n"));
-    let client = Cofferdam::new();
-    let hint = format!(
-        "{UNLISTED}ask the daemon's operator to add \"evil.example\", \"good.example:8080\" to [network] allow and \
-         \"93.184.215.15/32:443\" to [network] allow_addresses{PRIVATE}"
-    );
-    let build = client.build().on(&daemon).switch("--network").input("client", guest::client());
-    let outcome = build.shell(DENIED).build_fails("exit_code").says(&format!("\n  hint: {hint}\n"));
-    assert_eq!(outcome.json()["fields"]["hint"], hint);
-    let id = outcome.build_id().expect("a daemon names its builds");
-    let show = |more: &[&str]| client.command([&["builds", "show", &id, "--daemon", &daemon.addr()], more].concat());
-    let shown = show(&[]).succeeds();
-    assert!(shown.stdout.contains(&format!("\nhint\t{hint}\n")), "{shown}");
-    assert_eq!(show(&["--json"]).succeeds().json()["failure"]["fields"]["hint"], hint);
-
-    // snix shows the status's message and nothing else.
-    let status = do_build(&daemon, DENIED).expect_err("its command fails");
-    assert_eq!(status.code(), tonic::Code::Aborted);
-    assert!(status.message().contains(&format!("status 7; hint: {hint}; the last lines of its log:")), "{status}");
     daemon.end().succeeds();
 }
 

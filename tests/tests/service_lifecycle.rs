@@ -3,8 +3,7 @@
 use std::{
     ffi::OsStr,
     fs,
-    io::{self, Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     os::{
         fd::{AsFd, AsRawFd},
         unix::{
@@ -21,20 +20,17 @@ use cofferdam_castore::{
     proto::{Entry, EntryExt as _},
 };
 use cofferdam_proto::cofferdam::v1::{self as ours, build_service_client::BuildServiceClient};
-use cofferdam_tests::{Cofferdam, Daemon, Outcome, Running, program, request::encoded, stretched};
+use cofferdam_tests::{
+    Cofferdam, Daemon, Outcome, Running, program,
+    request::encoded,
+    stretched,
+    telemetry::{Collector, scrape},
+};
 use nix::{
     fcntl::{FcntlArg, FdFlag, fcntl},
     sys::signal::Signal,
 };
-use opentelemetry_proto::tonic::{
-    collector::trace::v1::{
-        ExportTraceServiceRequest, ExportTraceServiceResponse,
-        trace_service_server::{TraceService, TraceServiceServer},
-    },
-    trace::v1::Span,
-};
-use tokio::sync::mpsc;
-use tonic::{Request, Response, Status};
+use tonic::Request;
 
 /// The arguments that check a configuration on any host that can run the tests.
 fn check_config(file: &Path) -> [&OsStr; 5] {
@@ -345,48 +341,11 @@ fn mutual_tls_refuses_strangers_and_separates_clients() {
     daemon.end().succeeds();
 }
 
-struct Collector(mpsc::Sender<Vec<Span>>);
-
-#[tonic::async_trait]
-impl TraceService for Collector {
-    async fn export(
-        &self,
-        request: Request<ExportTraceServiceRequest>,
-    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        let scopes = request.into_inner().resource_spans.into_iter().flat_map(|resource| resource.scope_spans);
-        self.0.send(scopes.flat_map(|scope| scope.spans).collect()).await.expect("the test takes them");
-        Ok(Response::new(ExportTraceServiceResponse::default()))
-    }
-}
-
-fn scrape(addr: &str) -> io::Result<String> {
-    let (host, path) = addr.trim_start_matches("http://").split_once('/').unwrap_or((addr, ""));
-    let mut connection = TcpStream::connect(host)?;
-    write!(connection, "GET /{path} HTTP/1.1\r\nHost: {host}\r\n\r\n")?;
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer)?;
-    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
-    Ok(answer)
-}
-
-/// A collector's address, and the spans that it gets. It runs on the caller's runtime.
-fn collector() -> (String, mpsc::Receiver<Vec<Span>>) {
-    let (sender, spans) = mpsc::channel(16);
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("there are free ports");
-    let endpoint = format!("http://{}", listener.local_addr().expect("it is bound"));
-    listener.set_nonblocking(true).expect("it is a socket");
-    let listener = tokio::net::TcpListener::from_std(listener).expect("a runtime is there");
-    let collector = TraceServiceServer::new(Collector(sender));
-    let incoming = tonic::transport::server::TcpIncoming::from(listener);
-    tokio::spawn(tonic::transport::Server::builder().add_service(collector).serve_with_incoming(incoming));
-    (endpoint, spans)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn spans_continue_a_clients_trace() {
-    let (endpoint, mut spans) = collector();
+    let mut collector = Collector::start(TcpListener::bind("127.0.0.1:0").unwrap());
     let cofferdam = Cofferdam::new();
-    let daemon = Daemon::start(&cofferdam, &format!("[traces]\nendpoint = '{endpoint}'"));
+    let daemon = Daemon::start(&cofferdam, &format!("[traces]\nendpoint = '{}'", collector.endpoint));
     // Its input is missing, so it fails without a machine.
     let mut request = cofferdam_tests::request::shell("true", &[]);
     let missing = Node::File { digest: B3Digest::of(b"missing"), size: 7, executable: false };
@@ -400,10 +359,7 @@ async fn spans_continue_a_clients_trace() {
     while events.message().await.unwrap().is_some() {}
     drop(client);
     tokio::task::block_in_place(|| daemon.end().succeeds());
-    let mut found = Vec::new();
-    while let Ok(some) = spans.try_recv() {
-        found.extend(some);
-    }
+    let found = collector.spans();
     let build = found.iter().find(|span| span.name == "build").expect("the build has a span");
     assert_eq!(build.trace_id, 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c_u128.to_be_bytes());
     assert_eq!(build.parent_span_id, 0xb7ad_6b71_6920_3331_u64.to_be_bytes());
@@ -411,9 +367,9 @@ async fn spans_continue_a_clients_trace() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_count_builds_and_traces_have_a_span_a_phase() {
-    let (endpoint, mut spans) = collector();
+    let mut collector = Collector::start(TcpListener::bind("127.0.0.1:0").unwrap());
     let cofferdam = Cofferdam::new();
-    let config = format!("[metrics]\nlisten = '127.0.0.1:0'\n[traces]\nendpoint = '{endpoint}'");
+    let config = format!("[metrics]\nlisten = '127.0.0.1:0'\n[traces]\nendpoint = '{}'", collector.endpoint);
     let log = [("COFFERDAM_LOG", OsStr::new("info")), ("COFFERDAM_LOG_FORMAT", OsStr::new("json"))];
     let daemon = Daemon::start_with(&cofferdam, &config, &log);
     let metrics = daemon.addrs(2).remove(1);
@@ -448,10 +404,7 @@ async fn metrics_count_builds_and_traces_have_a_span_a_phase() {
     let end = &about_builds[2];
     assert_eq!((&end["outcome"], &end["reason"]), (&"build_failed".into(), &"exit_code".into()), "{end}");
     assert!(end["build"] == about_builds[0]["build"] && end["log_bytes"] == 9, "{end}");
-    let mut found = Vec::new();
-    while let Ok(some) = spans.try_recv() {
-        found.extend(some);
-    }
+    let found = collector.spans();
     let build = found.iter().find(|span| span.name == "build").expect("the build has a span");
     for phase in ["queued", "resolving", "booting", "running"] {
         let span = found.iter().find(|span| span.name == phase).expect("each phase has a span");

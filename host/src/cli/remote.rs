@@ -25,6 +25,7 @@ use crate::{
     build::{Built, Observer, Phase, Terminal, TerminalInput, Times},
     frontend::failure_of,
     machine::jail::one_line,
+    network::{Connection, Verdict},
     request::{BuildOutput, BuildRequest, BuildResult},
 };
 
@@ -218,6 +219,7 @@ fn tell(event: Event, progress: &Progress) -> Option<Outcome> {
         },
         Said::Log(chunk) => progress.log(&chunk.data),
         Said::Sample(sample) => progress.sample(&sampled(&sample)),
+        Said::Connection(connection) => progress.connection(&connected(&connection)),
         Said::Shell(_) => {}
         Said::Done(done) => return done.outcome,
     }
@@ -253,6 +255,25 @@ pub(super) fn used(usage: wire::Usage) -> Usage {
         system_us: usage.system_us,
         peak_memory_bytes: usage.peak_memory_bytes,
         scratch_bytes: usage.scratch_bytes,
+    }
+}
+
+fn connected(connection: &wire::Connection) -> Connection {
+    let wire::Connection { name, address, sent, received, verdict } = connection;
+    let denied = verdict.strip_prefix("denied (").and_then(|why| why.strip_suffix(')'));
+    Connection {
+        name: Some(one_line(name)).filter(|name| !name.is_empty()),
+        address: address.parse().ok(),
+        sent: *sent,
+        received: *received,
+        verdict: match (denied, &**verdict) {
+            (Some(why), _) => Verdict::Denied(one_line(why)),
+            (None, "allowed") => Verdict::Allowed,
+            (None, "refused") => Verdict::Refused,
+            (None, "unreachable") => Verdict::Unreachable,
+            (None, _) => Verdict::Abandoned,
+        },
+        ..Connection::default()
     }
 }
 

@@ -43,9 +43,9 @@ pub struct Policy {
 /// Why a connection is denied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Denial {
-    #[error("no rule; try: [network] allow, or --allow-host")]
+    #[error("no rule")]
     NoRule,
-    #[error("no rule for this address, which this build has not found by a name; try: [network] allow_addresses")]
+    #[error("no rule for this address, which this build has not found by a name")]
     NoName,
     #[error("no name of a host")]
     InvalidName,

@@ -31,7 +31,7 @@ pub struct Connection {
 
 impl Connection {
     /// The server, by name and address as far as they are known.
-    pub(super) fn server(&self) -> String {
+    pub(crate) fn server(&self) -> String {
         match (&self.name, &self.address) {
             (Some(name), Some(address)) => format!("{name}:{} at {}", address.port(), address.ip()),
             (Some(name), None) => name.clone(),
@@ -65,6 +65,17 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// A word for machines, stable across versions.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+            Self::Abandoned => "abandoned",
+            Self::Denied(_) => "denied",
+        }
+    }
+
     /// Why it was denied, if it was.
     pub fn denied(&self) -> Option<&str> {
         match self {

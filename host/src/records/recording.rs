@@ -97,6 +97,8 @@ pub(super) struct Live {
     record: Mutex<Record>,
     log: Mutex<LogWriter>,
     progress: watch::Sender<Progress>,
+    /// The number of connections in the record.
+    connected: watch::Sender<usize>,
 }
 
 impl Live {
@@ -138,7 +140,8 @@ impl Recording {
         let log = LogWriter::new(shared.logs.path(id, Form::Plain), request.log_bytes);
         let (progress, _) = watch::channel(Progress { bytes: 0, ended: false });
         let (begun, record, log) = (Instant::now(), Mutex::new(record), Mutex::new(log));
-        let live = Arc::new(Live { begun, key: request.key, record, log, progress });
+        let connected = watch::Sender::new(0);
+        let live = Arc::new(Live { begun, key: request.key, record, log, progress, connected });
         shared.live.lock().insert(id, live.clone());
         let recording = Self { shared, live };
         recording.phase(Phase::Queued);
@@ -188,9 +191,20 @@ impl Recording {
         let has_room = !is_denied(connection) || denials < MAX_DENIALS;
         if has_room && record.connections.len() < MAX_CONNECTIONS {
             record.connections.push(connection.clone());
+            self.live.connected.send_replace(record.connections.len());
         } else {
             record.more_connections = record.more_connections.saturating_add(1);
         }
+    }
+
+    /// The number of connections in the record, and each change of it.
+    pub(crate) fn connected(&self) -> watch::Receiver<usize> {
+        self.live.connected.subscribe()
+    }
+
+    /// The connections in the record without so many first ones.
+    pub(crate) fn connections_after(&self, first: usize) -> Vec<Connection> {
+        self.live.record.lock().connections.iter().skip(first).cloned().collect()
     }
 
     /// Records the beginning of a phase.

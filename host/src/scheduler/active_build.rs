@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::queue::Waiting;
 use crate::{
     build::{Phase, Terminal, failure::Failure},
+    network::Connection,
     records::{BuildId, Outcome, Record, Recording},
     request::{Admitted, OutputOrder},
 };
@@ -79,6 +80,16 @@ impl ActiveBuild {
     /// Its state, and each change of it.
     pub(crate) fn state(&self) -> watch::Receiver<State> {
         self.state.clone()
+    }
+
+    /// The number of its connections on record, and each change of it.
+    pub(crate) fn connected(&self) -> watch::Receiver<usize> {
+        self.recording.connected()
+    }
+
+    /// Its connections on record without so many first ones.
+    pub(crate) fn connections_after(&self, first: usize) -> Vec<Connection> {
+        self.recording.connections_after(first)
     }
 
     pub(super) fn join(&self, client: &Client) {

@@ -16,6 +16,7 @@ use crate::{
     build::{BuildError, Built, ExecutorError, Observer, Options, Phase, Reason, Terminal},
     network::Connection,
     records::{End, Outcome, Record},
+    telemetry::Metrics,
 };
 
 /// How long a failed build waits for a client's terminal.
@@ -90,6 +91,7 @@ async fn run_to_end(
         build: Arc::clone(build),
         inputs_memory_bytes: options.limits.inputs_memory_bytes,
         messages: messages.clone(),
+        metrics: Arc::clone(&backend.metrics),
         runtime: Handle::current(),
     });
     let built = backend.builder.build(&build.request, options, watch, &build.cancel).await;
@@ -110,6 +112,7 @@ struct Watch {
     /// What the build has reserved for its inputs' directories.
     inputs_memory_bytes: u64,
     messages: mpsc::Sender<Message>,
+    metrics: Arc<Metrics>,
     runtime: Handle,
 }
 
@@ -120,6 +123,7 @@ impl Observer for Watch {
     }
 
     fn connection(&self, connection: &Connection) {
+        self.metrics.connection(connection);
         self.build.recording.connection(connection);
     }
 

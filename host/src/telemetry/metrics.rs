@@ -21,6 +21,7 @@ use tokio::{net::TcpListener, sync::Semaphore};
 
 use crate::{
     build::failure::Failure,
+    network::Connection,
     records::{Outcome, Record},
 };
 
@@ -54,6 +55,8 @@ pub(crate) struct Metrics {
     waiting: Family<Label<1>, Gauge>,
     running: Gauge,
     log_bytes: Counter,
+    connections: Family<Label<1>, Counter>,
+    connection_bytes: Family<Label<1>, Counter>,
     used: Family<Label<1>, Gauge>,
     budget: Family<Label<1>, Gauge>,
     free_bytes: Gauge,
@@ -75,6 +78,8 @@ impl Metrics {
             waiting: Family::default(),
             running: Gauge::default(),
             log_bytes: Counter::default(),
+            connections: Family::default(),
+            connection_bytes: Family::default(),
             used: Family::default(),
             budget: Family::default(),
             free_bytes: Gauge::default(),
@@ -95,6 +100,9 @@ impl Metrics {
         to.register("builds_running", "Running builds, each with one VM at most", self.running.clone());
         let log = "Size of the logs of ended builds, stdout and stderr together";
         to.register_with_unit("build_log", log, Unit::Bytes, self.log_bytes.clone());
+        to.register("connections", "Connections of builds, by verdict", self.connections.clone());
+        let carried = "Bytes on connections of builds, by direction";
+        to.register_with_unit("connection", carried, Unit::Bytes, self.connection_bytes.clone());
         to.register("budget_used", "Resources in use by running builds, by resource", self.used.clone());
         to.register("budget", "Resources for all running builds together, by resource", self.budget.clone());
         let free = "Free space on the file system of the state directory";
@@ -115,6 +123,14 @@ impl Metrics {
             self.phases
                 .get_or_create(&[("phase", phase.word().to_owned())])
                 .observe((spent.end - spent.start).as_secs_f64());
+        }
+    }
+
+    /// Counts a connection that has ended, or was denied.
+    pub(crate) fn connection(&self, connection: &Connection) {
+        self.connections.get_or_create(&[("verdict", connection.verdict.word().to_owned())]).inc();
+        for (direction, bytes) in [("sent", connection.sent), ("received", connection.received)] {
+            self.connection_bytes.get_or_create(&[("direction", direction.to_owned())]).inc_by(bytes);
         }
     }
 

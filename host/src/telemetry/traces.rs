@@ -1,9 +1,9 @@
 //! Spans for OpenTelemetry: one for each build, as a child of the client's span if there is one, and one for each phase.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use opentelemetry::{
-    Context, KeyValue,
+    Context, KeyValue, StringValue, Value,
     propagation::{Extractor, TextMapPropagator as _},
     trace::{Span as _, SpanKind, Status, TraceContextExt as _, Tracer as _, TracerProvider as _},
 };
@@ -15,10 +15,16 @@ use opentelemetry_sdk::{
 };
 use tonic::metadata::MetadataMap;
 
-use crate::records::{Outcome, Record};
+use crate::{
+    network::Connection,
+    records::{Outcome, Record},
+};
 
 /// How long sending the last spans may take when the daemon ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Most servers in an attribute.
+const MAX_SERVERS: usize = 32;
 
 /// Sends spans to a collector, from a thread of its own. Nothing waits for it; excess spans are dropped.
 pub(crate) struct Traces {
@@ -58,6 +64,7 @@ impl Traces {
             Some(Outcome::Built(_)) => span.set_status(Status::Ok),
             None => {}
         }
+        network(record).into_iter().for_each(|attribute| span.set_attribute(attribute));
         let within = context.with_remote_span_context(span.span_context().clone());
         for (phase, spent) in record.spans() {
             let child = self.tracer.span_builder(phase.word()).with_start_time(created + spent.start);
@@ -65,6 +72,28 @@ impl Traces {
         }
         span.end_with_timestamp(ended);
     }
+}
+
+/// What there is to say of a build's connections.
+fn network(record: &Record) -> Vec<KeyValue> {
+    let (connections, more) = (&record.connections, record.more_connections);
+    if connections.is_empty() {
+        return Vec::new();
+    }
+    let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let sum = |bytes: fn(&Connection) -> u64| number(connections.iter().map(bytes).fold(0, u64::saturating_add));
+    let (denied, others): (Vec<_>, Vec<_>) = connections.iter().partition(|one| one.verdict.denied().is_some());
+    let servers = |connections: &[&Connection]| {
+        let servers: BTreeSet<String> = connections.iter().map(|connection| connection.server()).collect();
+        Value::Array(servers.into_iter().take(MAX_SERVERS).map(StringValue::from).collect::<Vec<_>>().into())
+    };
+    vec![
+        KeyValue::new("cofferdam.network.connections", number(connections.len() as u64 + more)),
+        KeyValue::new("cofferdam.network.sent", sum(|connection| connection.sent)),
+        KeyValue::new("cofferdam.network.received", sum(|connection| connection.received)),
+        KeyValue::new("cofferdam.network.servers", servers(&others)),
+        KeyValue::new("cofferdam.network.denied", servers(&denied)),
+    ]
 }
 
 impl Drop for Traces {

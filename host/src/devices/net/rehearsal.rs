@@ -68,15 +68,15 @@ pub(crate) fn serves(regions: &[(u64, &[u8])], queues: [Rings; 2]) -> bool {
         }
         while let Ok(Some(request)) = receive_request(host.as_fd()) {
             let request = request.expect("the device asks what can be read");
-            answer(host.as_fd(), request, &mut servers);
+            answer(host.as_fd(), &request, &mut servers);
         }
     }
     true
 }
 
 /// Answers as a host may.
-fn answer(host: BorrowedFd<'_>, request: Request, servers: &mut Vec<UnixStream>) {
-    let (answer, with) = match request {
+fn answer(host: BorrowedFd<'_>, request: &Request, servers: &mut Vec<UnixStream>) {
+    let (answer, with) = match *request {
         Request::Connect { id, .. } if id % 3 == 0 => (Answer::Refused { id, why: Refusal::Unreachable }, None),
         Request::Connect { id, .. } if id % 3 == 1 => (Answer::Speak { id }, None),
         Request::Connect { id, .. } | Request::Head { id, .. } => {

@@ -142,7 +142,7 @@ pub(super) fn info(record: &Record, state: Option<&State>) -> BuildInfo {
     info
 }
 
-fn connection(connection: &Connection) -> wire::Connection {
+pub(super) fn connection(connection: &Connection) -> wire::Connection {
     let Connection { name, address, sent, received, verdict, lacks_rule: _ } = connection;
     wire::Connection {
         name: name.clone().unwrap_or_default(),

@@ -7,6 +7,7 @@ use super::{
     records_status,
 };
 use crate::{
+    network::Connection,
     records::{LogReader, Record},
     scheduler::{State, Subscription},
 };
@@ -18,20 +19,22 @@ pub(super) async fn tell_active(
     log: Option<LogReader>,
     outlet: Outlet<Event>,
 ) {
-    let mut teller = Teller { outlet, log };
+    let mut teller = Teller { outlet, log, connections: 0 };
     // Nobody listens any more when it breaks off.
     let _ = teller.build(&subscription, accepted).await;
 }
 
 /// Tells how a build went.
 pub(super) async fn tell_record(record: Record, accepted: Accepted, log: Option<LogReader>, outlet: Outlet<Event>) {
-    let mut teller = Teller { outlet, log };
+    let mut teller = Teller { outlet, log, connections: 0 };
     let _ = teller.record(&record, accepted).await;
 }
 
 struct Teller {
     outlet: Outlet<Event>,
     log: Option<LogReader>,
+    /// How many connections have been told.
+    connections: usize,
 }
 
 impl Teller {
@@ -39,6 +42,8 @@ impl Teller {
         self.say(event::Event::Accepted(accepted)).await?;
         let mut state = subscription.build.state();
         state.mark_changed();
+        let mut connected = subscription.build.connected();
+        connected.mark_changed();
         let (mut told, mut offered) = (None, false);
         loop {
             let offset = self.log.as_ref().map_or(0, LogReader::position);
@@ -69,6 +74,10 @@ impl Teller {
                         }
                     }
                 }
+                Ok(()) = connected.changed() => {
+                    let connections = subscription.build.connections_after(self.connections);
+                    self.connections(&connections).await?;
+                }
                 bytes = next(&mut self.log) => self.log(offset, bytes).await?,
             }
         }
@@ -79,8 +88,17 @@ impl Teller {
         self.done(record).await
     }
 
-    /// The rest of the log, and the end.
+    async fn connections(&mut self, connections: &[Connection]) -> Result<(), Gone> {
+        for connection in connections {
+            self.say(event::Event::Connection(convert::connection(connection))).await?;
+            self.connections += 1;
+        }
+        Ok(())
+    }
+
+    /// The rest of the connections and of the log, and the end.
     async fn done(&mut self, record: &Record) -> Result<(), Gone> {
+        self.connections(record.connections.get(self.connections..).unwrap_or_default()).await?;
         while self.log.is_some() {
             let offset = self.log.as_ref().map_or(0, LogReader::position);
             let bytes = next(&mut self.log).await;

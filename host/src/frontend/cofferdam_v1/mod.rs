@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 use super::{Decoded, Origin, Shared, status::status};
 use crate::{
     build::failure::Failure,
-    records::{BuildId, LogReader, MAX_PAGE, RecordsError},
+    records::{BuildId, LogReader, MAX_PAGE, Record, RecordsError},
     request::MAX_ENCODED_BYTES,
     scheduler::{Found, Listed, Operation, Submission, Submitted, unknown},
 };
@@ -86,7 +86,9 @@ impl build_service_server::BuildService for BuildService {
                 // An id that the client may not use would only be refused later.
                 let id = if is_visible { record.id.to_string() } else { String::new() };
                 let accepted = Accepted { id, joined: false, from_record: true };
-                Ok(stream(move |outlet| tell_record(*record, accepted, None, outlet)))
+                // Like its log, its connections are told by Watch alone, to those who may see the build.
+                let record = Record { connections: Vec::new(), ..*record };
+                Ok(stream(move |outlet| tell_record(record, accepted, None, outlet)))
             }
         }
     }
