@@ -138,12 +138,23 @@ pub(crate) fn nar_seeds() -> Vec<Vec<u8>> {
     vec![nar(&node), nar(&link("target")), nar(&file(b"contents", true))]
 }
 
-/// An accepted tar archive exports to one that imports as the same node.
+/// An accepted tar archive exports to one that imports as the same node. As a root it is the same.
 pub fn tar(bytes: &[u8]) -> bool {
     let store = Store::memory();
+    let root = decompress(bytes).ok().map(|plain| tar::import_root(&store, plain, LIMITS));
+    let mut layers = tar::Layers::new(&store, LIMITS);
+    for _ in 0..2 {
+        if let Ok(plain) = decompress(bytes) {
+            let _ = layers.apply(plain);
+        }
+    }
+    let _ = layers.finish();
     let Ok(plain) = decompress(bytes) else { return false };
     // Only the import bounds the contents of a compressed archive.
     let Ok(node) = tar::import(&store, plain, LIMITS) else { return false };
+    if let Some(Ok((root, lost))) = root {
+        assert_eq!((root, lost.devices), (node.clone(), 0), "both read the same");
+    }
     let mut again = Vec::new();
     tar::write(&store, &node, Path::new("tar"), &mut again, &|| false).expect("what was taken can be given");
     let limits = Limits { bytes: 1 << 30, ..LIMITS };

@@ -61,8 +61,8 @@ impl<'a> Importer<'a> {
         Self { store, buffer: vec![0; BUFFER_BYTES] }
     }
 
-    /// Imports the regular file `name` in `dir`. Errors name `path`.
-    pub(super) fn import(&mut self, dir: impl AsFd, name: &Path, path: &Path) -> Result<Node, ImportError> {
+    /// Imports the regular file `name` in `dir`, and returns its mode, too. Errors name `path`.
+    pub(super) fn import(&mut self, dir: impl AsFd, name: &Path, path: &Path) -> Result<(Node, u32), ImportError> {
         // Non-blocking, because a fifo may have taken the file's place.
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let file: File = match openat(dir, name, flags, Mode::empty()) {
@@ -76,7 +76,7 @@ impl<'a> Importer<'a> {
             return Err(ImportError::Changed(path.to_owned()));
         }
         let (digest, size) = self.store_contents(&file, &before, path)?;
-        Ok(Node::File { digest, size, executable: before.st_mode & OWNER_MAY_EXECUTE != 0 })
+        Ok((Node::File { digest, size, executable: before.st_mode & OWNER_MAY_EXECUTE != 0 }, before.st_mode))
     }
 
     fn store_contents(&mut self, file: &File, before: &FileStat, path: &Path) -> Result<(B3Digest, u64), ImportError> {

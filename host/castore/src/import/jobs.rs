@@ -16,7 +16,7 @@ use nix::{
 use parking_lot::{Condvar, Mutex};
 
 use super::{
-    ImportError, Kind, UnsupportedKind,
+    ImportError, Kind, Lost, SET_ID, UnsupportedKind,
     files::{Importer, as_path, read_symlink},
     read_error,
     tree::{Index, Tree},
@@ -40,15 +40,22 @@ struct State {
 struct Work<'a> {
     store: &'a Store,
     root: &'a Path,
+    /// Counts what is left out. Without it, nothing may be.
+    lost: Option<&'a Mutex<Lost>>,
     state: Mutex<State>,
     changed: Condvar,
 }
 
 /// Returns all directories of the tree at `root`, leaves first. The blobs are stored but not committed.
-pub(super) fn run(store: &Store, root: &Path, threads: usize) -> Result<Vec<Directory>, ImportError> {
+pub(super) fn run(
+    store: &Store,
+    root: &Path,
+    threads: usize,
+    lost: Option<&Mutex<Lost>>,
+) -> Result<Vec<Directory>, ImportError> {
     let first = Job::List { directory: 0, parent: None, name: root.to_owned() };
     let state = State { jobs: vec![first], tree: Tree::new(), end: None };
-    let work = Work { store, root, state: Mutex::new(state), changed: Condvar::new() };
+    let work = Work { store, root, lost, state: Mutex::new(state), changed: Condvar::new() };
     thread::scope(|scope| {
         for number in 1..threads {
             // If no thread can be started, this one does all jobs.
@@ -148,9 +155,12 @@ impl Work<'_> {
                     let node = read_symlink(&*dir, name_path, &self.path(directory, name_path))?;
                     links.push((name, node));
                 }
-                Kind::Unsupported(kind) => {
-                    return Err(ImportError::Unsupported { path: self.path(directory, name_path), kind });
-                }
+                Kind::Unsupported(kind) => match self.lost {
+                    Some(lost) => lost.lock().devices += 1,
+                    None => {
+                        return Err(ImportError::Unsupported { path: self.path(directory, name_path), kind });
+                    }
+                },
             }
         }
         self.enqueue(directory, &dir, links, &files, directories)
@@ -191,7 +201,12 @@ impl Work<'_> {
         let mut nodes = Vec::with_capacity(files.len());
         for name in files {
             let name_path = as_path(name.as_bytes());
-            let node = importer.import(dir, name_path, &above.join(name_path))?;
+            let (node, mode) = importer.import(dir, name_path, &above.join(name_path))?;
+            if mode & SET_ID != 0
+                && let Some(lost) = self.lost
+            {
+                lost.lock().set_id += 1;
+            }
             nodes.push((name.clone(), node));
         }
         self.add_nodes(&mut self.state.lock(), directory, nodes)

@@ -17,6 +17,7 @@ use nix::{
     fcntl::{AT_FDCWD, AtFlags},
     sys::stat::{FileStat, SFlag, fstatat},
 };
+use parking_lot::Mutex;
 
 mod files;
 mod jobs;
@@ -101,6 +102,18 @@ impl std::fmt::Display for UnsupportedKind {
     }
 }
 
+/// What a root lost, since castore can't hold it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Lost {
+    /// Device nodes, fifos and sockets that were left out.
+    pub devices: u64,
+    /// Files that were set-user-ID or set-group-ID.
+    pub set_id: u64,
+}
+
+/// The bits of a mode that make a file set-user-ID or set-group-ID.
+pub(crate) const SET_ID: u32 = 0o6000;
+
 /// Imports a file, directory or symbolic link, durably. A symbolic link is never followed, even if `path` is one.
 ///
 /// Blocks: call it from a thread that may.
@@ -109,6 +122,22 @@ impl std::fmt::Display for UnsupportedKind {
 ///
 /// Names the path below `path` where the import failed. It leaves nothing in the store.
 pub fn import_path(store: &Store, path: &Path) -> Result<Node, ImportError> {
+    import_with(store, path, None)
+}
+
+/// Imports the directory of a root. Unlike [`import_path`], it leaves out device nodes, fifos and sockets.
+///
+/// # Errors
+///
+/// As [`import_path`].
+pub fn import_root(store: &Store, path: &Path) -> Result<(Node, Lost), ImportError> {
+    let lost = Mutex::new(Lost::default());
+    let node = import_with(store, path, Some(&lost))?;
+    Ok((node, lost.into_inner()))
+}
+
+/// `lost` counts what is left out. Without it, nothing may be.
+fn import_with(store: &Store, path: &Path, lost: Option<&Mutex<Lost>>) -> Result<Node, ImportError> {
     let stat =
         fstatat(AT_FDCWD, path, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(|errno| read_error(path, "look at it", errno))?;
     let store = &store.batch();
@@ -116,12 +145,12 @@ pub fn import_path(store: &Store, path: &Path) -> Result<Node, ImportError> {
     let node = match Kind::of(&stat) {
         Kind::Symlink => files::read_symlink(AT_FDCWD, path, path)?,
         Kind::File => {
-            let node = files::Importer::new(store).import(AT_FDCWD, path, path)?;
+            let (node, _) = files::Importer::new(store).import(AT_FDCWD, path, path)?;
             commit_blobs(store, path)?;
             node
         }
         Kind::Directory => {
-            let directories = jobs::run(store, path, threads)?;
+            let directories = jobs::run(store, path, threads, lost)?;
             commit_blobs(store, path)?;
             put_directories(store, directories)
                 .map_err(|source| ImportError::Store { path: path.to_owned(), source })?

@@ -11,9 +11,25 @@ use super::{
     tree::Tree,
 };
 use crate::{
-    Node, Store, SymlinkTarget,
+    Directory, Node, Store, SymlinkTarget,
     archive::{ArchiveError, Ingest, Limits},
 };
+
+/// What becomes of an archive's entries.
+pub(super) trait Entries {
+    fn directory(&mut self, path: &[u8], ingest: &mut Ingest) -> Result<(), ArchiveError>;
+
+    /// A regular file; `mode` has its permissions.
+    fn file(&mut self, path: &[u8], node: Node, mode: u32, ingest: &mut Ingest) -> Result<(), ArchiveError>;
+
+    fn symlink(&mut self, path: &[u8], node: Node, ingest: &mut Ingest) -> Result<(), ArchiveError>;
+
+    /// A hard link at `path` to an earlier entry, `target`.
+    fn hard_link(&mut self, path: &[u8], target: &[u8], ingest: &mut Ingest) -> Result<(), ArchiveError>;
+
+    /// A kind of file without a node, such as "a fifo".
+    fn special(&mut self, path: &[u8], kind: &str, ingest: &mut Ingest) -> Result<(), ArchiveError>;
+}
 
 /// Limit, in bytes, for the headers of one entry, with long names and PAX records.
 pub(super) const MAX_HEADER_BYTES: u64 = 1024 * 1024;
@@ -39,17 +55,29 @@ const LABEL: u8 = b'V';
 /// # Errors
 ///
 /// Names the entry where the archive is wrong or the store failed. Nothing becomes visible in the store.
-pub fn import(store: &Store, mut archive: impl Read, limits: Limits) -> Result<Node, ArchiveError> {
+pub fn import(store: &Store, archive: impl Read, limits: Limits) -> Result<Node, ArchiveError> {
+    let mut ingest = Ingest::new(store, limits);
+    let mut tree = Tree::new();
+    read(archive, &mut tree, &mut ingest)?;
+    finish(ingest, tree.into_directories()?)
+}
+
+/// Makes a tree visible, whose directories are sorted leaves first.
+pub(super) fn finish(ingest: Ingest, directories: Vec<Directory>) -> Result<Node, ArchiveError> {
+    let Some(root) = directories.last() else { unreachable!("there is always a root") };
+    ingest.finish(root.to_node(), directories)
+}
+
+/// Reads an archive to its end.
+pub(super) fn read(mut archive: impl Read, taken: &mut impl Entries, ingest: &mut Ingest) -> Result<(), ArchiveError> {
     let meter = Meter::default();
     let beginning = without_label(&mut archive).map_err(|error| ArchiveError::read(&[], error))?;
     let archive = beginning.chain(archive);
-    let mut ingest = Ingest::new(store, limits);
-    let mut tree = Tree::new();
     let mut archive = Archive::new(Metered { inner: archive, meter: meter.clone() });
     let mut entries = archive.entries().map_err(|error| ArchiveError::read(&[], error))?;
     while let Some(entry) = meter.within(MAX_HEADER_BYTES, || entries.next()) {
         let mut entry = entry.map_err(|error| meter.failed(error))?;
-        take(&mut entry, &mut tree, &mut ingest)?;
+        take(&mut entry, taken, ingest)?;
         // Otherwise the meter would count the rest as a header.
         let path = entry.path_bytes().into_owned();
         ingest.skip(&path, &mut entry)?;
@@ -58,10 +86,7 @@ pub fn import(store: &Store, mut archive: impl Read, limits: Limits) -> Result<N
         return Err(ArchiveError::malformed(&[], "is cut short: the end that it must have is missing"));
     }
     // Padding, and the trailer of a compressed archive.
-    ingest.skip(&[], &mut archive.into_inner())?;
-    let whole = tree.into_directories()?;
-    let Some(root) = whole.last() else { unreachable!("there is always a root") };
-    ingest.finish(root.to_node(), whole)
+    ingest.skip(&[], &mut archive.into_inner())
 }
 
 /// The first header, or nothing if that is a label: GNU tar gives it no size, which the parser takes for damage.
@@ -74,50 +99,48 @@ fn without_label(archive: &mut impl Read) -> io::Result<io::Cursor<Vec<u8>>> {
     Ok(io::Cursor::new(header))
 }
 
-fn take<R: Read>(entry: &mut Entry<'_, R>, tree: &mut Tree, ingest: &mut Ingest) -> Result<(), ArchiveError> {
+fn take<R: Read>(entry: &mut Entry<'_, R>, taken: &mut impl Entries, ingest: &mut Ingest) -> Result<(), ArchiveError> {
     let path = entry.path_bytes().into_owned();
-    let refused = |rule: &str| Err(ArchiveError::malformed(&path, rule));
     let kind = entry.header().entry_type();
     if kind == EntryType::XGlobalHeader {
+        ingest.entry(&path)?;
         return check_global_header(entry);
     }
     let sparse = described_as_sparse(entry, &path)?;
     match kind {
         // Older programs mark a directory by a slash alone.
-        EntryType::Regular if path.ends_with(b"/") => tree.directory(&path, ingest),
-        EntryType::Directory => tree.directory(&path, ingest),
+        EntryType::Regular if path.ends_with(b"/") => taken.directory(&path, ingest),
+        EntryType::Directory => taken.directory(&path, ingest),
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
             let mode = entry.header().mode().map_err(|error| ArchiveError::malformed(&path, error.to_string()))?;
             let (size, executable) = (entry.size(), mode & OWNER_MAY_EXECUTE != 0);
             if !sparse.is_one() {
                 let node = ingest.file(&path, entry, size, executable)?;
-                return tree.leaf(&path, node, ingest);
+                return taken.file(&path, node, mode, ingest);
             }
             let path = sparse.name.clone().unwrap_or(path);
             let wrong = |rule| ArchiveError::malformed(&path, format!("is a sparse file, and {rule}"));
             let (size, mut contents) = sparse.expand(entry, size).map_err(wrong)?;
             let node = ingest.file(&path, &mut contents, size, executable)?;
-            tree.leaf(&path, node, ingest)
+            taken.file(&path, node, mode, ingest)
         }
         EntryType::Symlink => {
             let target = SymlinkTarget::try_from(link_name(entry))
                 .map_err(|error| ArchiveError::malformed(&path, error.to_string()))?;
-            tree.leaf(&path, Node::Symlink { target }, ingest)
+            taken.symlink(&path, Node::Symlink { target }, ingest)
         }
-        EntryType::Link => {
-            let node = tree.linked(&path, &link_name(entry))?;
-            tree.leaf(&path, node, ingest)
-        }
-        EntryType::Char => refused("is a character device; only directories, regular files and links can be imported"),
-        EntryType::Block => refused("is a block device; only directories, regular files and links can be imported"),
-        EntryType::Fifo => refused("is a fifo; only directories, regular files and links can be imported"),
-        other if other.as_byte() == LABEL => Ok(()),
-        other => {
-            let kind = other.as_byte().escape_ascii();
-            let rule = format!("is of the kind '{kind}'; only directories, regular files and links can be imported");
-            Err(ArchiveError::malformed(&path, rule))
-        }
+        EntryType::Link => taken.hard_link(&path, &link_name(entry), ingest),
+        EntryType::Char => taken.special(&path, "a character device", ingest),
+        EntryType::Block => taken.special(&path, "a block device", ingest),
+        EntryType::Fifo => taken.special(&path, "a fifo", ingest),
+        other if other.as_byte() == LABEL => ingest.entry(&path),
+        other => Err(unsupported(&path, &format!("of the kind '{}'", other.as_byte().escape_ascii()))),
     }
+}
+
+pub(super) fn unsupported(path: &[u8], kind: &str) -> ArchiveError {
+    let rule = format!("is {kind}; only directories, regular files and links can be imported");
+    ArchiveError::malformed(path, rule)
 }
 
 fn link_name<R: Read>(entry: &Entry<'_, R>) -> Vec<u8> {

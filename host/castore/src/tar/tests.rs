@@ -13,6 +13,8 @@ use crate::{
     testing::{Tree, arb_tree, file, name, symlink},
 };
 
+mod layers;
+
 /// An archive made by the crate, entry by entry.
 struct Made(Builder<Vec<u8>>);
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
+use super::read::{Entries, unsupported};
 use crate::{
     Directory, Node, PathComponent,
     archive::{ArchiveError, Ingest, MAX_DEPTH},
@@ -24,13 +25,8 @@ impl Tree {
         Self { directories: vec![BTreeMap::new()] }
     }
 
-    /// Adds the directory at `path`, and its parents, if they are missing.
-    pub(super) fn directory(&mut self, path: &[u8], ingest: &mut Ingest) -> Result<(), ArchiveError> {
-        self.enter(path, &components(path)?, ingest).map(drop)
-    }
-
     /// Adds a file or symbolic link at `path`. Replaces an earlier one.
-    pub(super) fn leaf(&mut self, path: &[u8], node: Node, ingest: &mut Ingest) -> Result<(), ArchiveError> {
+    fn leaf(&mut self, path: &[u8], node: Node, ingest: &mut Ingest) -> Result<(), ArchiveError> {
         let components = components(path)?;
         let Some((name, above)) = components.split_last() else {
             return Err(ArchiveError::malformed(path, "the root of the archive is not a directory"));
@@ -52,7 +48,7 @@ impl Tree {
     }
 
     /// The file or symbolic link at `target`, for a hard link at `path`.
-    pub(super) fn linked(&self, path: &[u8], target: &[u8]) -> Result<Node, ArchiveError> {
+    fn linked(&self, path: &[u8], target: &[u8]) -> Result<Node, ArchiveError> {
         let shown = target.escape_ascii();
         let missing = || {
             ArchiveError::malformed(path, format!("is a hard link to \"{shown}\", but no file before it has that path"))
@@ -123,12 +119,40 @@ impl Tree {
     }
 }
 
+impl Entries for Tree {
+    fn directory(&mut self, path: &[u8], ingest: &mut Ingest) -> Result<(), ArchiveError> {
+        self.enter(path, &components(path)?, ingest).map(drop)
+    }
+
+    fn file(&mut self, path: &[u8], node: Node, _mode: u32, ingest: &mut Ingest) -> Result<(), ArchiveError> {
+        self.leaf(path, node, ingest)
+    }
+
+    fn symlink(&mut self, path: &[u8], node: Node, ingest: &mut Ingest) -> Result<(), ArchiveError> {
+        self.leaf(path, node, ingest)
+    }
+
+    fn hard_link(&mut self, path: &[u8], target: &[u8], ingest: &mut Ingest) -> Result<(), ArchiveError> {
+        let node = self.linked(path, target)?;
+        self.leaf(path, node, ingest)
+    }
+
+    fn special(&mut self, path: &[u8], kind: &str, _ingest: &mut Ingest) -> Result<(), ArchiveError> {
+        Err(unsupported(path, kind))
+    }
+}
+
 /// The components of a path in an archive. The root has none.
 fn components(path: &[u8]) -> Result<Vec<PathComponent>, ArchiveError> {
     if path.starts_with(b"/") {
         let rule = "its path is absolute: make the archive with relative paths, as in `tar -C DIR -c .`";
         return Err(ArchiveError::malformed(path, rule));
     }
+    parts(path)
+}
+
+/// The components of a path, whether it begins with a slash or not.
+pub(super) fn parts(path: &[u8]) -> Result<Vec<PathComponent>, ArchiveError> {
     path.split(|&byte| byte == b'/')
         .filter(|part| !matches!(*part, b"" | b"."))
         .map(|part| PathComponent::try_from(part).map_err(|error| ArchiveError::malformed(path, error.to_string())))
