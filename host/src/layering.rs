@@ -6,7 +6,7 @@ use std::{
 };
 
 /// The modules, top first.
-const ORDER: [&str; 16] = [
+const ORDER: [&str; 17] = [
     "cli",
     "daemon",
     "frontend",
@@ -19,6 +19,7 @@ const ORDER: [&str; 16] = [
     "devices",
     "machine",
     "network",
+    "oci",
     "request",
     "state",
     "privacy",

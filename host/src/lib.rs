@@ -22,6 +22,7 @@
 //! | `outputs` | the outputs as they arrive: check, scan, ingest |
 //! | `devices` | the processes that serve a guest |
 //! | `machine` | VMMs, the jail of helper processes, run directories |
+//! | `oci` | images of OCI and Docker, from files and registries |
 //! | `network` | which connections a build gets, and making them |
 //! | `request` | the validated request and its digest |
 //! | `state` | the state directory, and the store in it |
@@ -39,6 +40,7 @@ mod layering;
 mod limits;
 pub mod machine;
 pub mod network;
+mod oci;
 mod outputs;
 mod privacy;
 mod quantity;

@@ -27,6 +27,12 @@ pub(super) enum ImportFormat {
     Tar,
     /// The contents of a NAR, Nix's archive, uncompressed or compressed with gzip or zstd
     Nar,
+    /// An image in an OCI layout, a directory or a tar archive of it, or in a registry: oci://HOST/NAME:TAG
+    Oci,
+    /// An image saved by `docker save`
+    Docker,
+    /// A root in a directory or a tar archive, without its device nodes
+    Rootfs,
 }
 
 /// The kind of an export.
@@ -47,7 +53,7 @@ pub(super) enum ExportFormat {
 }
 
 /// Limits on an archive's contents.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(super) struct LimitArgs {
     /// Maximum size of all files in an archive, such as 100G [default: 64G]
     #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
@@ -64,29 +70,38 @@ impl LimitArgs {
 }
 
 /// The name of stdin and stdout on the command line.
-const STANDARD: &str = "-";
+pub(super) const STANDARD: &str = "-";
+
+impl Default for LimitArgs {
+    fn default() -> Self {
+        Self { archive_limit: None, archive_files: Limits::default().entries }
+    }
+}
+
+/// The error of an archive at `path`.
+pub(super) fn refused(path: &Path, error: ArchiveError) -> CliError {
+    let message = format!("{path:?} can't be imported");
+    let advice = match &error {
+        ArchiveError::Limit { what: "bytes", .. } => Some("--archive-limit"),
+        ArchiveError::Limit { .. } => Some("--archive-files"),
+        _ => None,
+    };
+    let error = match &error {
+        ArchiveError::Store { .. } => CliError::failed(message, error),
+        ArchiveError::Read { source, .. } if source.raw_os_error().is_some() && !blames_path(source) => {
+            CliError::failed(message, error)
+        }
+        _ => CliError::wrong_because(message, error),
+    };
+    match advice {
+        Some(flag) => error.try_this(format!("{flag} with a larger value, if you trust the archive's author")),
+        None => error,
+    }
+}
 
 /// Imports an archive, from stdin where `path` is `-`.
 pub(super) fn import(store: &Store, path: &Path, format: ImportFormat, limits: Limits) -> Result<Node, CliError> {
-    let refused = |error: ArchiveError| {
-        let message = format!("{path:?} can't be imported");
-        let advice = match &error {
-            ArchiveError::Limit { what: "bytes", .. } => Some("--archive-limit"),
-            ArchiveError::Limit { .. } => Some("--archive-files"),
-            _ => None,
-        };
-        let error = match &error {
-            ArchiveError::Store { .. } => CliError::failed(message, error),
-            ArchiveError::Read { source, .. } if source.raw_os_error().is_some() && !blames_path(source) => {
-                CliError::failed(message, error)
-            }
-            _ => CliError::wrong_because(message, error),
-        };
-        match advice {
-            Some(flag) => error.try_this(format!("{flag} with a larger value, if you trust the archive's author")),
-            None => error,
-        }
-    };
+    let refused = |error| refused(path, error);
     let source: Box<dyn Read> = if path == Path::new(STANDARD) {
         Box::new(io::stdin().lock())
     } else {
@@ -95,7 +110,7 @@ pub(super) fn import(store: &Store, path: &Path, format: ImportFormat, limits: L
     let source = decompress(source).map_err(refused)?;
     match format {
         ImportFormat::Nar => nar::import(store, source, limits),
-        ImportFormat::Tar | ImportFormat::Path => tar::import(store, source, limits),
+        _ => tar::import(store, source, limits),
     }
     .map_err(refused)
 }

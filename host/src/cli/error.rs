@@ -219,7 +219,7 @@ impl CliError {
     }
 
     /// The failure to report. For a command other than a build, its kind follows the exit code.
-    fn failure(&self) -> Failure {
+    pub(super) fn failure(&self) -> Failure {
         if let Self::Failed { source: Some(source), .. } = self
             && let Some(failure) = transport::failure_of_store(&**source)
         {

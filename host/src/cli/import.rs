@@ -4,6 +4,7 @@ use std::{
     ffi::OsStr,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use clap::Args;
@@ -17,10 +18,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     CliError, ClientArgs,
-    archive::{self, ImportFormat, LimitArgs},
+    archive::{self, ImportFormat},
     interrupt::blocking,
     node_text, print,
     progress::Progress,
+    roots::{ImageArgs, ImageSource, Roots},
 };
 use crate::build::failure::blames_path;
 use crate::request::entry_to_json;
@@ -34,7 +36,10 @@ Examples:
   Into the store of a daemon, for builds there:
     cofferdam import --daemon grpc+unix:///run/cofferdam/daemon.sock ./lua-5.4
   The contents of an archive, without unpacking it:
-    curl … | cofferdam import --format tar -";
+    curl … | cofferdam import --format tar -
+  A root, without its device nodes; the layers of an image, one over the other:
+    cofferdam import --format rootfs debian.tar
+    cofferdam import --format oci oci://registry.example/debian:12";
 
 /// Puts files, directories and symbolic links, or the contents of archives, into the store
 ///
@@ -44,26 +49,30 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, after_long_help = format!("{}\n\n{EXAMPLES}", node_text::HELP))]
 pub(super) struct ImportArgs {
-    /// The paths to import; a symbolic link is imported as a link. With --format tar or nar, - is stdin
+    /// The paths to import; a symbolic link is imported as a link. With another --format than path, - is stdin
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
     /// The kind of import
     #[arg(long, value_enum, default_value_t = ImportFormat::Path)]
     format: ImportFormat,
     #[command(flatten)]
-    limits: LimitArgs,
+    images: ImageArgs,
 }
 
 impl ImportArgs {
     pub(super) async fn execute(self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
         let store = client.open_store()?;
-        let progress = Progress::new();
+        let progress = Arc::new(Progress::new());
+        let roots = Roots { args: &self.images, client, store: &store, progress: &progress, cancel };
         for path in self.paths {
             progress.step("importing");
             let imported = match self.format {
                 ImportFormat::Path => import(&store, path.clone(), cancel).await,
-                format => {
-                    let (store, path, limits) = (store.clone(), path.clone(), self.limits.limits());
+                ImportFormat::Oci => roots.image(&ImageSource::oci(path.as_os_str())?).await,
+                ImportFormat::Docker => roots.image(&ImageSource::Docker(path.clone())).await,
+                ImportFormat::Rootfs => roots.rootfs(&path).await,
+                format @ (ImportFormat::Tar | ImportFormat::Nar) => {
+                    let (store, path, limits) = (store.clone(), path.clone(), self.images.limits.limits());
                     blocking(cancel, move || archive::import(&store, &path, format, limits)).await
                 }
             };
@@ -75,6 +84,14 @@ impl ImportArgs {
         }
         Ok(())
     }
+}
+
+/// The path that a link leads to: the link itself leads nowhere in the build.
+pub(super) fn followed(path: PathBuf) -> Result<PathBuf, CliError> {
+    if !path.is_symlink() {
+        return Ok(path);
+    }
+    path.canonicalize().map_err(|error| CliError::wrong(format!("{} leads nowhere: {error}", path.display())))
 }
 
 /// Imports one path.

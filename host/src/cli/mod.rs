@@ -27,6 +27,7 @@ mod network;
 pub(crate) mod plain_text;
 mod progress;
 mod remote;
+mod roots;
 mod run;
 mod store;
 mod terminal;

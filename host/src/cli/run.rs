@@ -5,11 +5,12 @@ use std::{
     ffi::OsString,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::PathBuf,
+    sync::Arc,
 };
 
 use bytes::Bytes;
 use clap::Args;
-use cofferdam_castore::{Node, PathComponent};
+use cofferdam_castore::{Node, PathComponent, Store};
 use cofferdam_proto::snix::build::v1::{
     self as proto,
     build_request::{BuildConstraints, EnvVar},
@@ -21,9 +22,10 @@ use super::{
     execute::{ExecuteArgs, Ready},
     import,
     node_text::{self, Reference},
+    roots::{self, ImageArgs, Roots},
     store,
 };
-use crate::request::{BuildRequest, RequestError, RequestErrorKind, SYSTEM};
+use crate::request::{BuildRequest, RelativePath, RequestError, RequestErrorKind, SYSTEM};
 
 /// The directory that is always writable, and the default working directory.
 const SCRATCH: &str = "build";
@@ -35,8 +37,9 @@ Examples:
   A directory in, a program out, exported to ./result/build/lua:
     cofferdam run --input src=./lua-5.4 --input gcc=dir:blake3-…:1234 --env PATH=/inputs/gcc/bin \\
         --output build/lua --out result -- /inputs/gcc/bin/make -C /inputs/src
-  A whole distribution as the root:
-    cofferdam run --inputs-dir '' --input bin=dir:… --input lib=dir:… --input usr=dir:… -- /bin/true";
+  A Debian root, and one from a registry:
+    cofferdam run --root tar:debian.tar -- /bin/sh -c 'cat /etc/debian_version'
+    cofferdam run --root oci://registry.example/debian:12 -- /bin/sh -c 'whoami'";
 
 /// Runs a command in a clean, sealed machine
 ///
@@ -48,8 +51,11 @@ Examples:
 /// --needle, the needles found; tabs between. With --json it gets a snix.build.v1.BuildResponse in ProtoJSON. With a
 /// daemon, the line before that has the build's id: {"build":ID}.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, after_long_help = format!("{}\n\n{EXAMPLES}", node_text::HELP))]
+#[command(after_help = EXAMPLES, after_long_help = format!("{}\n\n{}\n\n{EXAMPLES}", roots::HELP, node_text::HELP))]
 pub(super) struct RunArgs {
+    /// The build's root: a named one, a node, a directory, an archive or an image; see Roots in --help
+    #[arg(long, value_name = "ROOT", value_parser = clap::value_parser!(OsString))]
+    root: Option<OsString>,
     /// Add an input NAME: a PATH, which is imported first, through symbolic links; or a NODE or DIGEST of the store
     #[arg(long = "input", value_name = "NAME=PATH|NODE|DIGEST", value_parser = clap::value_parser!(OsString))]
     inputs: Vec<OsString>,
@@ -81,6 +87,8 @@ pub(super) struct RunArgs {
     /// The command and its arguments, as the build sees them
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<String>,
+    #[command(flatten, next_help_heading = "Images")]
+    images: ImageArgs,
     #[command(flatten)]
     execute: ExecuteArgs,
 }
@@ -100,13 +108,28 @@ impl RunArgs {
                 .try_this("--allow-host NAME, once for each name; or leave out --network"));
         }
         // Importing is work, so everything else is checked first.
-        let request = BuildRequest::try_from(self.message()?)?;
+        let root = self.root.as_deref().map(roots::Source::parse).transpose()?;
+        let mut request = BuildRequest::try_from(self.message()?)?;
+        if root.is_some() {
+            // The root's entries are inputs, and the other inputs are in one of them.
+            request.inputs_dir = RelativePath::default();
+        }
         let ready = self.execute.prepare(client, request)?;
         let mut inputs = BTreeMap::new();
         for (name, source) in sources {
             inputs.insert(name, load(&ready, source, client, cancel).await?);
         }
-        ready.with_inputs(inputs)?.execute(cancel).await
+        let Some(root) = root else { return ready.with_inputs(inputs)?.execute(cancel).await };
+        let (store, progress) = (ready.store.clone(), Arc::clone(&ready.progress));
+        let roots = Roots { args: &self.images, client, store: &store, progress: &progress, cancel };
+        let root = roots.load(&root).await?;
+        let inputs = roots::compose(&store, &root, &inside(&self.inputs_dir), inputs).await;
+        let inputs = inputs.inspect_err(|_| progress.clear())?;
+        let built = ready.with_inputs(inputs)?.execute(cancel).await;
+        match built {
+            Err(error) if !self.bin_sh => Err(without_shell(error, &store, &root).await),
+            built => built,
+        }
     }
 
     /// The source of each input, by name.
@@ -150,6 +173,19 @@ impl RunArgs {
             refscan_needles: self.needles.clone(),
         })
     }
+}
+
+/// The reason of a failure because a command, or the interpreter of a script, was not found.
+const NOT_FOUND: &str = "command_not_found";
+
+/// The same failure, with what the root lacks.
+async fn without_shell(error: CliError, store: &Store, root: &Node) -> CliError {
+    let mut failure = error.failure();
+    if failure.reason != NOT_FOUND || !matches!(roots::has(store, root, "bin/sh").await, Ok(false)) {
+        return error;
+    }
+    failure.causes.push("the root has no /bin/sh".to_owned());
+    failure.advised("--bin-sh, which provides one; or a program that the root has, by its path").into()
 }
 
 /// A path of a build as requests have it: `/build/./out/` is `build/out`. What leads out with `..` stays, and is refused.
@@ -200,14 +236,7 @@ async fn load(
     match source {
         Source::Path(path) => {
             ready.progress.step("importing inputs");
-            // The input is what the link leads to: the link itself leads nowhere in the build.
-            let path = if path.is_symlink() {
-                let followed = path.canonicalize();
-                followed.map_err(|error| CliError::wrong(format!("{} leads nowhere: {error}", path.display())))?
-            } else {
-                path
-            };
-            import::import(&ready.store, path, cancel).await.inspect_err(|_| ready.progress.clear())
+            import::import(&ready.store, import::followed(path)?, cancel).await.inspect_err(|_| ready.progress.clear())
         }
         Source::Store(reference) => store::find(&ready.store, &reference, client).await,
     }

@@ -106,7 +106,7 @@ impl Root {
             let rule = "is a whiteout of no entry, but of a directory itself: a layer can't remove its root";
             ArchiveError::malformed(path, rule)
         })?;
-        self.tree.hide(path, name)?;
+        self.tree.hide(path, &name)?;
         Ok(true)
     }
 }

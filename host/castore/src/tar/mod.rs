@@ -10,6 +10,7 @@
 //! bytes.
 
 mod layers;
+mod members;
 mod overlay;
 mod read;
 mod sparse;
@@ -19,5 +20,6 @@ mod tree;
 mod write;
 
 pub use layers::{Layers, import_root};
+pub use members::{Member, members};
 pub use read::import;
 pub use write::write;

@@ -104,10 +104,10 @@ impl Overlay {
     }
 
     /// Removes what lower layers have at `name`, in the directory that `path` is in.
-    pub(super) fn hide(&mut self, path: &[u8], name: PathComponent) -> Result<(), ArchiveError> {
+    pub(super) fn hide(&mut self, path: &[u8], name: &PathComponent) -> Result<(), ArchiveError> {
         let Some(above) = self.parent(path)? else { return Ok(()) };
         let layer = self.layer;
-        let goes = match self.directories[above].children.get(&name) {
+        let goes = match self.directories[above].children.get(name) {
             None => false,
             Some(Child::Leaf(_, of)) => *of < layer,
             Some(&Child::Directory(below)) => {
@@ -116,7 +116,7 @@ impl Overlay {
             }
         };
         if goes {
-            self.directories[above].children.remove(&name);
+            self.directories[above].children.remove(name);
         }
         Ok(())
     }

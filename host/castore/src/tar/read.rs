@@ -1,6 +1,6 @@
 use std::{
     cell::Cell,
-    io::{self, Read},
+    io::{self, Read, Seek, SeekFrom},
     rc::Rc,
 };
 
@@ -178,7 +178,7 @@ fn check_global_header<R: Read>(entry: &mut Entry<'_, R>) -> Result<(), ArchiveE
 
 /// Limits the bytes that are read for headers, since the parser keeps them in memory, and notices the end of the input.
 #[derive(Clone, Default)]
-struct Meter {
+pub(super) struct Meter {
     /// Bytes that may be read; `None` for no limit.
     left: Rc<Cell<Option<u64>>>,
     ended: Rc<Cell<bool>>,
@@ -187,14 +187,14 @@ struct Meter {
 }
 
 impl Meter {
-    fn within<T>(&self, bytes: u64, read: impl FnOnce() -> T) -> T {
+    pub(super) fn within<T>(&self, bytes: u64, read: impl FnOnce() -> T) -> T {
         self.left.set(Some(bytes));
         let done = read();
         self.left.set(None);
         done
     }
 
-    fn failed(&self, error: io::Error) -> ArchiveError {
+    pub(super) fn failed(&self, error: io::Error) -> ArchiveError {
         if self.failed.get() {
             ArchiveError::read(&[], error)
         } else if self.ended.get() {
@@ -205,9 +205,9 @@ impl Meter {
     }
 }
 
-struct Metered<R> {
-    inner: R,
-    meter: Meter,
+pub(super) struct Metered<R> {
+    pub(super) inner: R,
+    pub(super) meter: Meter,
 }
 
 impl<R: Read> Read for Metered<R> {
@@ -221,5 +221,11 @@ impl<R: Read> Read for Metered<R> {
         self.meter.ended.set(read == 0 && !buffer.is_empty());
         self.meter.left.set(left.map(|left| left - read as u64));
         Ok(read)
+    }
+}
+
+impl<R: Seek> Seek for Metered<R> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.inner.seek(to)
     }
 }

@@ -1,24 +1,29 @@
-//! `store root`: names for nodes that `store gc` must keep.
+//! `store root`: names for nodes that `store gc` must keep, and that builds can have as their root.
+
+use std::{ffi::OsString, sync::Arc};
 
 use clap::{Args, Subcommand};
 use cofferdam_castore::{Node, RootError};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::{find, local};
+use super::local;
 use crate::cli::{
     CliError, ClientArgs,
     interrupt::blocking,
-    node_text::{self, Reference},
+    node_text,
+    progress::Progress,
+    roots::{ImageArgs, Roots, Source},
 };
 
 const EXAMPLES: &str = "\
 Examples:
   cofferdam store root add lua dir:blake3-…:62
+  cofferdam store root add debian-12 oci://registry.example/debian:12
   cofferdam store root list
   cofferdam store root remove lua";
 
-/// Names nodes that `store gc` must keep
+/// Names nodes that `store gc` must keep, and that `run --root` can use
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct RootArgs {
@@ -32,9 +37,11 @@ enum RootCommand {
     Add {
         /// Any name without a slash
         name: String,
-        /// What to keep, as `import` and `run` print it
-        #[arg(value_name = "NODE|DIGEST")]
-        reference: Reference,
+        /// What to keep: a node or digest, as `import` and `run` print it, or anything else that `run --root` takes
+        #[arg(value_name = "NODE|DIGEST|ROOT", value_parser = clap::value_parser!(OsString))]
+        root: OsString,
+        #[command(flatten)]
+        images: ImageArgs,
     },
     /// Prints one line for each root: its node and its name, with a tab between; with --json an object: name and node
     List,
@@ -50,8 +57,11 @@ impl RootArgs {
         let local = local(client)?;
         let object = |name: &str, node: &Node| json!({ "name": name, "node": node_text::format(node) });
         match self.command {
-            RootCommand::Add { name, reference } => {
-                let node = find(&client.open_store()?, &reference, client).await?;
+            RootCommand::Add { name, root, images } => {
+                let (store, progress) = (client.open_store()?, Arc::new(Progress::new()));
+                let roots = Roots { args: &images, client, store: &store, progress: &progress, cancel };
+                let node = roots.load(&Source::parse(&root)?).await?;
+                progress.clear();
                 let added = object(&name, &node);
                 blocking(cancel, move || local.add_root(&name, &node)).await?;
                 client.print("", &added)
