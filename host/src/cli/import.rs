@@ -10,7 +10,7 @@ use std::{
 use clap::Args;
 use cofferdam_castore::{
     Node, PathComponent, Store,
-    import::{ImportError, import_path},
+    import::{ImportError, Options, import_with},
     proto::{Entry, EntryExt as _},
 };
 use serde_json::json;
@@ -21,7 +21,7 @@ use super::{
     archive::{self, ImportFormat},
     interrupt::blocking,
     node_text, print,
-    progress::Progress,
+    progress::{Counter, Progress},
     roots::{ImageArgs, ImageSource, Roots},
 };
 use crate::build::failure::blames_path;
@@ -67,7 +67,7 @@ impl ImportArgs {
         for path in self.paths {
             progress.step("importing");
             let imported = match self.format {
-                ImportFormat::Path => import(&store, path.clone(), cancel).await,
+                ImportFormat::Path => import(&store, path.clone(), "importing", &progress, cancel).await,
                 ImportFormat::Oci => roots.image(&ImageSource::oci(path.as_os_str())?).await,
                 ImportFormat::Docker => roots.image(&ImageSource::Docker(path.clone())).await,
                 ImportFormat::Rootfs => roots.rootfs(&path).await,
@@ -94,10 +94,20 @@ pub(super) fn followed(path: PathBuf) -> Result<PathBuf, CliError> {
     path.canonicalize().map_err(|error| CliError::wrong(format!("{} leads nowhere: {error}", path.display())))
 }
 
-/// Imports one path.
-pub(super) async fn import(store: &Store, path: PathBuf, cancel: &CancellationToken) -> Result<Node, CliError> {
-    let store = store.clone();
-    blocking(cancel, move || import_path(&store, &path)).await
+/// Imports one path, and shows how far it has come.
+pub(super) async fn import(
+    store: &Store,
+    path: PathBuf,
+    step: &'static str,
+    progress: &Arc<Progress>,
+    cancel: &CancellationToken,
+) -> Result<Node, CliError> {
+    let (store, counter) = (store.clone(), Counter::new(step, progress));
+    let work = move || {
+        let observe = |bytes| counter.add(bytes);
+        import_with(&store, &path, &Options { observe: Some(&observe), ..Options::default() })
+    };
+    Ok(blocking(cancel, work).await?.0)
 }
 
 impl From<ImportError> for CliError {

@@ -5,7 +5,10 @@
 use std::{
     borrow::Cow,
     io::{self, IsTerminal, Write},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -35,6 +38,37 @@ pub(super) struct Progress {
     clock: Mutex<Clock>,
     /// Connections that were denied.
     denials: AtomicU32,
+}
+
+/// Shows how much a step has done: files, bytes and rate.
+pub(super) struct Counter {
+    step: &'static str,
+    progress: Arc<Progress>,
+    begun: Instant,
+    files: AtomicU64,
+    bytes: AtomicU64,
+    /// When it was last shown, in ticks since the beginning.
+    shown: AtomicU64,
+}
+
+impl Counter {
+    pub(super) fn new(step: &'static str, progress: &Arc<Progress>) -> Self {
+        let (files, bytes, shown) = Default::default();
+        Self { step, progress: Arc::clone(progress), begun: Instant::now(), files, bytes, shown }
+    }
+
+    /// One more file, of so many bytes.
+    pub(super) fn add(&self, bytes: u64) {
+        let files = self.files.fetch_add(1, Ordering::Relaxed) + 1;
+        let bytes = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let time = self.begun.elapsed();
+        let tick = u64::try_from(time.as_millis() / TICK.as_millis()).unwrap_or(u64::MAX);
+        if self.shown.fetch_max(tick, Ordering::Relaxed) < tick {
+            let rate = show_size((bytes as f64 / time.as_secs_f64()) as u64);
+            let line = format!("{}: {files} files, {}, {rate}/s", self.step, show_size(bytes));
+            self.progress.update(&line);
+        }
+    }
 }
 
 /// The current phase with its start, and the times of earlier phases.

@@ -22,7 +22,8 @@ use super::{
     execute::{ExecuteArgs, Ready},
     import,
     node_text::{self, Reference},
-    roots::{self, ImageArgs, Roots},
+    roots::{self, Composed, ImageArgs, Roots},
+    source_tree::SourceTree,
     store,
 };
 use crate::request::{BuildRequest, RelativePath, RequestError, RequestErrorKind, SYSTEM};
@@ -37,6 +38,8 @@ Examples:
   A directory in, a program out, exported to ./result/build/lua:
     cofferdam run --input src=./lua-5.4 --input gcc=dir:blake3-…:1234 --env PATH=/inputs/gcc/bin \\
         --output build/lua --out result -- /inputs/gcc/bin/make -C /inputs/src
+  Your own project, in a Debian root:
+    cofferdam run --root docker-archive:debian.tar --source . --output build/hello --out result -- make
   A Debian root, and one from a registry:
     cofferdam run --root tar:debian.tar -- /bin/sh -c 'cat /etc/debian_version'
     cofferdam run --root oci://registry.example/debian:12 -- /bin/sh -c 'whoami'";
@@ -56,6 +59,12 @@ pub(super) struct RunArgs {
     /// The build's root: a named one, a node, a directory, an archive or an image; see Roots in --help
     #[arg(long, value_name = "ROOT", value_parser = clap::value_parser!(OsString))]
     root: Option<OsString>,
+    /// Copy DIR to where the command starts, writable and owned by the build's user. DIR itself is not changed
+    #[arg(long, value_name = "DIR")]
+    source: Option<PathBuf>,
+    /// Leave out of --source what git ignores
+    #[arg(long, requires = "source")]
+    gitignore: bool,
     /// Add an input NAME: a PATH, which is imported first, through symbolic links; or a NODE or DIGEST of the store
     #[arg(long = "input", value_name = "NAME=PATH|NODE|DIGEST", value_parser = clap::value_parser!(OsString))]
     inputs: Vec<OsString>,
@@ -110,26 +119,59 @@ impl RunArgs {
         // Importing is work, so everything else is checked first.
         let root = self.root.as_deref().map(roots::Source::parse).transpose()?;
         let mut request = BuildRequest::try_from(self.message()?)?;
-        if root.is_some() {
+        let is_composed = root.is_some() || self.source.is_some();
+        if is_composed {
             // The root's entries are inputs, and the other inputs are in one of them.
             request.inputs_dir = RelativePath::default();
         }
+        let source = self.source.as_deref().map(|path| SourceTree::of(path, self.gitignore)).transpose()?;
         let ready = self.execute.prepare(client, request)?;
         let mut inputs = BTreeMap::new();
         for (name, source) in sources {
             inputs.insert(name, load(&ready, source, client, cancel).await?);
         }
-        let Some(root) = root else { return ready.with_inputs(inputs)?.execute(cancel).await };
+        if !is_composed {
+            return ready.with_inputs(inputs)?.execute(cancel).await;
+        }
         let (store, progress) = (ready.store.clone(), Arc::clone(&ready.progress));
-        let roots = Roots { args: &self.images, client, store: &store, progress: &progress, cancel };
-        let root = roots.load(&root).await?;
-        let inputs = roots::compose(&store, &root, &inside(&self.inputs_dir), inputs).await;
+        let root = match root {
+            None => None,
+            Some(root) => {
+                let roots = Roots { args: &self.images, client, store: &store, progress: &progress, cancel };
+                Some(roots.load(&root).await?)
+            }
+        };
+        let source = match source {
+            None => None,
+            Some(source) => Some(source.import(&store, &progress, cancel).await.inspect_err(|_| progress.clear())?),
+        };
+        let inputs = self.composed(&store, root.as_ref(), source, inputs).await;
         let inputs = inputs.inspect_err(|_| progress.clear())?;
         let built = ready.with_inputs(inputs)?.execute(cancel).await;
-        match built {
-            Err(error) if !self.bin_sh => Err(without_shell(error, &store, &root).await),
-            built => built,
+        match (built, root) {
+            (Err(error), Some(root)) if !self.bin_sh => Err(without_shell(error, &store, &root).await),
+            (built, _) => built,
         }
+    }
+
+    /// The entries of the build's root.
+    async fn composed(
+        &self,
+        store: &Store,
+        root: Option<&Node>,
+        source: Option<Node>,
+        inputs: BTreeMap<PathComponent, Node>,
+    ) -> Result<BTreeMap<PathComponent, Node>, CliError> {
+        let composed = match root {
+            Some(root) => Composed::of(store, root).await?,
+            None => Composed::empty(store),
+        };
+        let composed = composed.with_inputs(&inside(&self.inputs_dir), inputs).await?;
+        let composed = match source {
+            Some(source) => composed.with_source(&inside(&self.workdir), source).await?,
+            None => composed,
+        };
+        Ok(composed.entries())
     }
 
     /// The source of each input, by name.
@@ -154,6 +196,8 @@ impl RunArgs {
         environment_vars.dedup_by(|second, first| second.key == first.key);
         let mut scratch_paths = vec![SCRATCH.to_owned()];
         scratch_paths.extend(self.scratch.iter().map(|path| inside(path)));
+        // Over the inputs, it is a writable copy.
+        scratch_paths.extend(self.source.iter().map(|_| inside(&self.workdir)));
         Ok(proto::BuildRequest {
             inputs: vec![],
             command_args: self.command.clone(),
@@ -236,7 +280,9 @@ async fn load(
     match source {
         Source::Path(path) => {
             ready.progress.step("importing inputs");
-            import::import(&ready.store, import::followed(path)?, cancel).await.inspect_err(|_| ready.progress.clear())
+            import::import(&ready.store, import::followed(path)?, "importing inputs", &ready.progress, cancel)
+                .await
+                .inspect_err(|_| ready.progress.clear())
         }
         Source::Store(reference) => store::find(&ready.store, &reference, client).await,
     }

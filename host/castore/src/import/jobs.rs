@@ -16,7 +16,7 @@ use nix::{
 use parking_lot::{Condvar, Mutex};
 
 use super::{
-    ImportError, Kind, Lost, SET_ID, UnsupportedKind,
+    ImportError, Kind, Lost, Options, SET_ID, UnsupportedKind,
     files::{Importer, as_path, read_symlink},
     read_error,
     tree::{Index, Tree},
@@ -40,8 +40,8 @@ struct State {
 struct Work<'a> {
     store: &'a Store,
     root: &'a Path,
-    /// Counts what is left out. Without it, nothing may be.
-    lost: Option<&'a Mutex<Lost>>,
+    options: &'a Options<'a>,
+    lost: Mutex<Lost>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -51,11 +51,11 @@ pub(super) fn run(
     store: &Store,
     root: &Path,
     threads: usize,
-    lost: Option<&Mutex<Lost>>,
-) -> Result<Vec<Directory>, ImportError> {
+    options: &Options<'_>,
+) -> Result<(Vec<Directory>, Lost), ImportError> {
     let first = Job::List { directory: 0, parent: None, name: root.to_owned() };
     let state = State { jobs: vec![first], tree: Tree::new(), end: None };
-    let work = Work { store, root, lost, state: Mutex::new(state), changed: Condvar::new() };
+    let work = Work { store, root, options, lost: Mutex::default(), state: Mutex::new(state), changed: Condvar::new() };
     thread::scope(|scope| {
         for number in 1..threads {
             // If no thread can be started, this one does all jobs.
@@ -63,10 +63,10 @@ pub(super) fn run(
         }
         work.run_jobs();
     });
-    let state = work.state.into_inner();
+    let (state, lost) = (work.state.into_inner(), work.lost.into_inner());
     match state.end {
         Some(Err(error)) => Err(error),
-        Some(Ok(())) => Ok(state.tree.into_complete()),
+        Some(Ok(())) => Ok((state.tree.into_complete(), lost)),
         None => unreachable!("`run_jobs` returns only when the end is set"),
     }
 }
@@ -148,6 +148,12 @@ impl Work<'_> {
                         .map_err(|errno| read_error(&self.path(directory, name_path), "look at it", errno))?,
                 ),
             };
+            let is_directory = kind == Kind::Directory;
+            if let Some(leave_out) = self.options.leave_out
+                && leave_out(&self.path(directory, name_path), is_directory)
+            {
+                continue;
+            }
             match kind {
                 Kind::Directory => directories.push(name),
                 Kind::File => files.push(name),
@@ -155,12 +161,10 @@ impl Work<'_> {
                     let node = read_symlink(&*dir, name_path, &self.path(directory, name_path))?;
                     links.push((name, node));
                 }
-                Kind::Unsupported(kind) => match self.lost {
-                    Some(lost) => lost.lock().devices += 1,
-                    None => {
-                        return Err(ImportError::Unsupported { path: self.path(directory, name_path), kind });
-                    }
-                },
+                Kind::Unsupported(_) if self.options.without_devices => self.lost.lock().devices += 1,
+                Kind::Unsupported(kind) => {
+                    return Err(ImportError::Unsupported { path: self.path(directory, name_path), kind });
+                }
             }
         }
         self.enqueue(directory, &dir, links, &files, directories)
@@ -202,10 +206,11 @@ impl Work<'_> {
         for name in files {
             let name_path = as_path(name.as_bytes());
             let (node, mode) = importer.import(dir, name_path, &above.join(name_path))?;
-            if mode & SET_ID != 0
-                && let Some(lost) = self.lost
-            {
-                lost.lock().set_id += 1;
+            if mode & SET_ID != 0 {
+                self.lost.lock().set_id += 1;
+            }
+            if let (Some(observe), Node::File { size, .. }) = (self.options.observe, &node) {
+                observe(*size);
             }
             nodes.push((name.clone(), node));
         }

@@ -17,7 +17,6 @@ use nix::{
     fcntl::{AT_FDCWD, AtFlags},
     sys::stat::{FileStat, SFlag, fstatat},
 };
-use parking_lot::Mutex;
 
 mod files;
 mod jobs;
@@ -122,22 +121,29 @@ pub(crate) const SET_ID: u32 = 0o6000;
 ///
 /// Names the path below `path` where the import failed. It leaves nothing in the store.
 pub fn import_path(store: &Store, path: &Path) -> Result<Node, ImportError> {
-    import_with(store, path, None)
+    import_with(store, path, &Options::default()).map(|(node, _)| node)
 }
 
-/// Imports the directory of a root. Unlike [`import_path`], it leaves out device nodes, fifos and sockets.
+/// Whether to leave out an entry.
+pub type LeaveOut<'a> = dyn Fn(&Path, bool) -> bool + Sync + 'a;
+
+/// How a path is imported, beside [`import_path`]'s way.
+#[derive(Default)]
+pub struct Options<'a> {
+    /// Leave out device nodes, fifos and sockets, which are an error otherwise.
+    pub without_devices: bool,
+    /// Leave out entries for which this is true. Gets the entry's path, and whether it is a directory.
+    pub leave_out: Option<&'a LeaveOut<'a>>,
+    /// Called with the size of each file that was imported, from several threads.
+    pub observe: Option<&'a (dyn Fn(u64) + Sync)>,
+}
+
+/// Imports a path as these options say.
 ///
 /// # Errors
 ///
 /// As [`import_path`].
-pub fn import_root(store: &Store, path: &Path) -> Result<(Node, Lost), ImportError> {
-    let lost = Mutex::new(Lost::default());
-    let node = import_with(store, path, Some(&lost))?;
-    Ok((node, lost.into_inner()))
-}
-
-/// `lost` counts what is left out. Without it, nothing may be.
-fn import_with(store: &Store, path: &Path, lost: Option<&Mutex<Lost>>) -> Result<Node, ImportError> {
+pub fn import_with(store: &Store, path: &Path, options: &Options<'_>) -> Result<(Node, Lost), ImportError> {
     let stat =
         fstatat(AT_FDCWD, path, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(|errno| read_error(path, "look at it", errno))?;
     let store = &store.batch();
@@ -150,14 +156,15 @@ fn import_with(store: &Store, path: &Path, lost: Option<&Mutex<Lost>>) -> Result
             node
         }
         Kind::Directory => {
-            let directories = jobs::run(store, path, threads, lost)?;
+            let (directories, lost) = jobs::run(store, path, threads, options)?;
             commit_blobs(store, path)?;
-            put_directories(store, directories)
-                .map_err(|source| ImportError::Store { path: path.to_owned(), source })?
+            let node = put_directories(store, directories)
+                .map_err(|source| ImportError::Store { path: path.to_owned(), source })?;
+            return Ok((node, lost));
         }
         Kind::Unsupported(kind) => return Err(ImportError::Unsupported { path: path.to_owned(), kind }),
     };
-    Ok(node)
+    Ok((node, Lost::default()))
 }
 
 fn commit_blobs(store: &Store, path: &Path) -> Result<(), ImportError> {

@@ -16,17 +16,90 @@ const OF_THE_KERNEL: [&str; 2] = ["dev", "proc"];
 /// Limit on the symbolic links followed in one path, the same as Linux's.
 const MAX_SYMLINKS: usize = 40;
 
-/// The entries of a build's root: those of `root`, with the build's user in its `/etc`, and `inputs` at the path `at`.
-///
-/// # Errors
-///
-/// The root is not a directory, or has one of the inputs' paths itself.
-pub(in crate::cli) async fn compose(
+/// A build's root in the making.
+pub(in crate::cli) struct Composed<'a> {
+    store: &'a Store,
+    entries: BTreeMap<PathComponent, Node>,
+}
+
+impl<'a> Composed<'a> {
+    /// A root without anything.
+    pub(in crate::cli) fn empty(store: &'a Store) -> Self {
+        Self { store, entries: BTreeMap::new() }
+    }
+
+    /// The entries of `root`, with the build's user in its `/etc`.
+    ///
+    /// # Errors
+    ///
+    /// It is not a directory.
+    pub(in crate::cli) async fn of(store: &'a Store, root: &Node) -> Result<Self, CliError> {
+        Ok(Self { store, entries: complete(store, root).await? })
+    }
+
+    /// Adds inputs in the directory `at`.
+    ///
+    /// # Errors
+    ///
+    /// The root has one of the inputs' paths itself.
+    pub(in crate::cli) async fn with_inputs(
+        self,
+        at: &str,
+        inputs: BTreeMap<PathComponent, Node>,
+    ) -> Result<Self, CliError> {
+        if inputs.is_empty() {
+            return Ok(self);
+        }
+        Ok(Self { entries: graft(self.store, self.entries, path(at)?, inputs).await?, ..self })
+    }
+
+    /// Puts a node at a path, instead of what is there.
+    ///
+    /// # Errors
+    ///
+    /// The path leads through something that is no directory, or is the root itself.
+    pub(in crate::cli) async fn with_source(mut self, at: &str, node: Node) -> Result<Self, CliError> {
+        let mut path = path(at)?;
+        let Some(name) = path.pop_back() else {
+            return Err(CliError::wrong("a source tree can't be the build's root")
+                .try_this("--workdir with the directory where it is to be"));
+        };
+        let mut removed = self.entries.clone();
+        remove(self.store, &mut removed, path.clone(), &name).await?;
+        self.entries = graft(self.store, removed, path, [(name, node)].into()).await?;
+        Ok(self)
+    }
+
+    /// The root's entries.
+    pub(in crate::cli) fn entries(self) -> BTreeMap<PathComponent, Node> {
+        self.entries
+    }
+}
+
+fn path(text: &str) -> Result<VecDeque<PathComponent>, CliError> {
+    text.split('/').filter(|part| !part.is_empty()).map(name).collect()
+}
+
+/// Removes an entry of the directory at a path, if there is one.
+async fn remove(
     store: &Store,
-    root: &Node,
-    at: &str,
-    inputs: BTreeMap<PathComponent, Node>,
-) -> Result<BTreeMap<PathComponent, Node>, CliError> {
+    entries: &mut BTreeMap<PathComponent, Node>,
+    mut path: VecDeque<PathComponent>,
+    name: &PathComponent,
+) -> Result<(), CliError> {
+    let Some(next) = path.pop_front() else {
+        entries.remove(name);
+        return Ok(());
+    };
+    if let Some(node @ Node::Directory { .. }) = entries.get(&next) {
+        let mut below = self::entries(store, node).await?;
+        Box::pin(remove(store, &mut below, path, name)).await?;
+        entries.insert(next, put(store, below).await?);
+    }
+    Ok(())
+}
+
+async fn complete(store: &Store, root: &Node) -> Result<BTreeMap<PathComponent, Node>, CliError> {
     let mut entries = entries(store, root).await?;
     for name in OF_THE_KERNEL {
         entries.remove(name.as_bytes());
@@ -34,10 +107,6 @@ pub(in crate::cli) async fn compose(
     if let Some(etc @ Node::Directory { .. }) = entries.get(b"etc".as_slice()) {
         let etc = accounts::complete(store, self::entries(store, etc).await?).await.map_err(failed)?;
         entries.insert(name("etc")?, put(store, etc).await?);
-    }
-    let path: VecDeque<_> = at.split('/').filter(|part| !part.is_empty()).map(name).collect::<Result<_, _>>()?;
-    if !inputs.is_empty() {
-        entries = graft(store, entries, path, inputs).await?;
     }
     Ok(entries)
 }
@@ -89,7 +158,7 @@ pub(in crate::cli) async fn has(store: &Store, root: &Node, path: &str) -> io::R
         }
         let Some(Node::Directory { digest, .. }) = way.last() else { return Ok(false) };
         let Some(directory) = store.directories.get(digest).await? else { return Ok(false) };
-        match directory.get(&*step) {
+        match directory.get(&step) {
             None => return Ok(false),
             Some(Node::Symlink { target }) => {
                 followed += 1;

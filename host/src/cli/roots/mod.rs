@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   --root ─▶ Source ─▶ node in the store ─┐
-//!   --input ───────────────────────────────┴▶ compose ─▶ inputs of the request, at the build's root
+//!   --input, --source ─────────────────────┴▶ Composed ─▶ inputs of the request, at the build's root
 //! ```
 //!
 //! A request has no notion of a root: the root's entries are its inputs, and its `inputs_dir` is the build's root. So every
@@ -19,11 +19,19 @@ mod tests;
 
 use std::{path::Path, sync::Arc};
 
-use cofferdam_castore::{Node, Store, import::import_root};
+use cofferdam_castore::{
+    Node, Store,
+    import::{Options, import_with},
+};
 use tokio_util::sync::CancellationToken;
 
-use super::{CliError, ClientArgs, import, interrupt::blocking, progress::Progress, store};
-pub(super) use compose::{compose, has};
+use super::{
+    CliError, ClientArgs, import,
+    interrupt::blocking,
+    progress::{Counter, Progress},
+    store,
+};
+pub(super) use compose::{Composed, has};
 pub(super) use images::ImageArgs;
 pub(super) use source::{HELP, ImageSource, Source};
 
@@ -73,8 +81,16 @@ impl Roots<'_> {
             return Err(CliError::wrong(message)
                 .try_this(format!("tar:{0}, docker-archive:{0} or oci:{0}, if it is an archive", path.display())));
         }
-        let store = self.store.clone();
-        let (node, lost) = blocking(self.cancel, move || import_root(&store, &path)).await?;
+        let (store, counter) = (self.store.clone(), Counter::new("importing the root", self.progress));
+        let work = move || {
+            let observe = |bytes| counter.add(bytes);
+            import_with(
+                &store,
+                &path,
+                &Options { without_devices: true, observe: Some(&observe), ..Options::default() },
+            )
+        };
+        let (node, lost) = blocking(self.cancel, work).await?;
         images::tell(self.progress, lost);
         Ok(node)
     }
