@@ -13,7 +13,7 @@ use crate::{
     devices::{inputs::Request, net},
     limits::Limits,
     machine::{Cause, vmm},
-    network,
+    network, oci,
 };
 
 /// Decodes and encodes a packet of the inputs device.
@@ -49,6 +49,11 @@ pub fn dns_answer(message: &[u8]) -> bool {
 /// Whether the beginning of a connection, over TLS or HTTP, asks for `a.example`. It comes in pieces of so many bytes.
 pub fn server_name(tls: bool, beginning: &[u8], piece: usize) -> bool {
     network::asks_for("a.example", tls, beginning, piece)
+}
+
+/// Whether bytes are a document of an image, or a registry's challenge.
+pub fn image_document(bytes: &[u8]) -> bool {
+    oci::means_something(bytes)
 }
 
 /// Whether a guest that says this comes to the end of a build, within small limits.

@@ -12,6 +12,9 @@ use sha2::{Digest as _, Sha256};
 
 const PREFIX: &str = "sha256:";
 
+/// Bytes that are read at a time where only the digest counts.
+const PIECE_BYTES: usize = 256 * 1024;
+
 /// The SHA-256 of a blob, as text `sha256:HEX`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Digest([u8; 32]);
@@ -62,23 +65,38 @@ impl<'de> Deserialize<'de> for Digest {
 pub(super) struct Hashed<R> {
     inner: R,
     hasher: Sha256,
+    /// Why it could not be read on.
+    broken: Option<io::Error>,
 }
 
 impl<R: Read> Hashed<R> {
     pub(super) fn new(inner: R) -> Self {
-        Self { inner, hasher: Sha256::new() }
+        Self { inner, hasher: Sha256::new(), broken: None }
     }
 
-    /// The digest of everything, for which the rest is read.
-    pub(super) fn digest(mut self) -> io::Result<Digest> {
-        io::copy(&mut self, &mut io::sink())?;
-        Ok(Digest(self.hasher.finalize().into()))
+    /// The digest of everything, for which the rest is read, unless it is to stop: then there is none.
+    pub(super) fn digest(mut self, is_to_stop: impl Fn() -> bool) -> io::Result<Option<Digest>> {
+        let mut piece = vec![0; PIECE_BYTES];
+        while self.broken.is_none() {
+            if is_to_stop() {
+                return Ok(None);
+            }
+            if self.read(&mut piece).is_ok_and(|read| read == 0) {
+                return Ok(Some(Digest(self.hasher.finalize().into())));
+            }
+        }
+        Err(self.broken.unwrap_or_else(|| io::ErrorKind::Other.into()))
     }
 }
 
 impl<R: Read> Read for Hashed<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(buffer)?;
+        let read = self.inner.read(buffer).inspect_err(|error| {
+            self.broken = Some(match error.raw_os_error() {
+                Some(errno) => io::Error::from_raw_os_error(errno),
+                None => io::Error::new(error.kind(), error.to_string()),
+            });
+        })?;
         self.hasher.update(&buffer[..read]);
         Ok(read)
     }
@@ -106,6 +124,20 @@ mod tests {
     fn the_rest_counts_for_the_digest() {
         let mut hashed = Hashed::new(&b"contents"[..]);
         hashed.read_exact(&mut [0; 3]).unwrap();
-        assert_eq!(hashed.digest().unwrap(), Digest::of(b"contents"));
+        assert_eq!(hashed.digest(|| false).unwrap(), Some(Digest::of(b"contents")));
+        assert_eq!(Hashed::new(io::repeat(0)).digest(|| true).unwrap(), None);
+    }
+
+    #[test]
+    fn what_broke_off_once_has_no_digest() {
+        struct Broken(bool);
+        impl Read for Broken {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                if std::mem::replace(&mut self.0, false) { Err(io::Error::other("broken")) } else { Ok(0) }
+            }
+        }
+        let mut hashed = Hashed::new(Broken(true));
+        hashed.read_to_end(&mut Vec::new()).unwrap_err();
+        assert_eq!(hashed.digest(|| false).unwrap_err().to_string(), "broken");
     }
 }

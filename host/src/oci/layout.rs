@@ -56,8 +56,8 @@ impl Files {
         Ok(Self::Archive { file, members })
     }
 
-    /// The file at a path and its length, if it is there.
-    pub(super) fn get(&self, path: &str) -> Result<Option<(u64, Box<dyn Read + '_>)>, OciError> {
+    /// The file at a path, if it is there.
+    pub(super) fn get(&self, path: &str) -> Result<Option<Box<dyn Read + '_>>, OciError> {
         match self {
             Self::Directory(dir) => {
                 let failed = |source| OciError::Read { at: format!("{path:?}"), source };
@@ -70,18 +70,18 @@ impl Files {
                 if !metadata.is_file() {
                     return Err(OciError::malformed(format!("{path:?}"), "must be a regular file"));
                 }
-                Ok(Some((metadata.len(), Box::new(file))))
+                Ok(Some(Box::new(file)))
             }
             Self::Archive { file, members } => {
                 let Some((offset, size)) = follow(members, path) else { return Ok(None) };
-                Ok(Some((size, Box::new(Part { file, at: offset, left: size }))))
+                Ok(Some(Box::new(Part { file, at: offset, left: size })))
             }
         }
     }
 
     /// The whole document at a path, if it is there.
     pub(super) fn document(&self, path: &str) -> Result<Option<Vec<u8>>, OciError> {
-        self.get(path)?.map(|(_, reader)| read_document(&format!("{path:?}"), reader)).transpose()
+        self.get(path)?.map(|reader| read_document(&format!("{path:?}"), reader)).transpose()
     }
 }
 
@@ -89,7 +89,7 @@ impl Source for Files {
     fn open(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + '_>, OciError> {
         let path = format!("blobs/sha256/{}", descriptor.digest.hex());
         match self.get(&path)? {
-            Some((_, reader)) => Ok(reader),
+            Some(reader) => Ok(reader),
             None => Err(OciError::malformed(format!("the blob {}", descriptor.digest), "is missing from the layout")),
         }
     }

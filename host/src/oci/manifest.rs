@@ -79,6 +79,11 @@ pub(super) fn parse<T: DeserializeOwned>(at: &str, bytes: &[u8]) -> Result<T, Oc
     serde_json::from_slice(bytes).map_err(|error| OciError::malformed(at, format!("is wrong: {error}")))
 }
 
+/// Whether bytes are an index or a manifest.
+pub(super) fn is_document(bytes: &[u8]) -> bool {
+    parse::<Document>("the document", bytes).is_ok_and(|it| it.manifests.is_some() || it.layers.is_some())
+}
+
 /// Refuses an image with too many layers.
 pub(super) fn check_layers(at: &str, layers: usize) -> Result<(), OciError> {
     if layers > MAX_LAYERS {
@@ -125,7 +130,7 @@ impl<'a> Choice<'a> {
 
     /// The image of an index or manifest that is no entry of an index itself.
     pub(super) fn of_document(mut self, digest: Digest, bytes: &[u8]) -> Result<Manifest, OciError> {
-        self.look(digest, bytes)?.ok_or_else(|| self.none())
+        self.look(digest, bytes, false)?.ok_or_else(|| self.none())
     }
 
     fn none(&mut self) -> OciError {
@@ -140,20 +145,17 @@ impl<'a> Choice<'a> {
         if entry.annotation(REFERENCE).is_some() {
             return Ok(None);
         }
-        if let Some(platform) = &entry.platform {
-            if !platform.is_none() {
-                self.has.push(platform.clone());
-            }
-            if !self.wanted.accepts(platform) {
-                return Ok(None);
-            }
+        let told = entry.platform.as_ref();
+        self.has.extend(told.filter(|platform| !platform.is_none()).cloned());
+        if told.is_some_and(|platform| !self.wanted.accepts(platform)) {
+            return Ok(None);
         }
         let bytes = document(self.source, entry, "the manifest")?;
-        self.look(entry.digest, &bytes)
+        self.look(entry.digest, &bytes, told.is_some())
     }
 
-    /// The image of an index or manifest, if it is wanted.
-    fn look(&mut self, digest: Digest, bytes: &[u8]) -> Result<Option<Manifest>, OciError> {
+    /// The image of an index or manifest, if it is wanted. Where no index has told its platform, its configuration does.
+    fn look(&mut self, digest: Digest, bytes: &[u8], is_told: bool) -> Result<Option<Manifest>, OciError> {
         let at = format!("the manifest {digest}");
         self.documents += 1;
         if self.documents > MAX_DOCUMENTS {
@@ -171,8 +173,11 @@ impl<'a> Choice<'a> {
             }
             Document { manifests: None, config: Some(config), layers: Some(layers) } => {
                 check_layers(&at, layers.len())?;
-                let config: Config =
-                    parse("the image's configuration", &document(self.source, &config, "the image's configuration")?)?;
+                if is_told {
+                    return Ok(Some(Manifest { digest, layers }));
+                }
+                let what = "the image's configuration";
+                let config: Config = parse(what, &document(self.source, &config, what)?)?;
                 if !self.wanted.accepts(&config.platform) {
                     self.has.push(config.platform);
                     return Ok(None);

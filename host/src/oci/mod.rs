@@ -12,6 +12,7 @@
 mod digest;
 mod docker;
 mod error;
+mod layers;
 mod layout;
 mod manifest;
 mod platform;
@@ -19,12 +20,7 @@ mod registry;
 
 use std::io::Read;
 
-use cofferdam_castore::{
-    Node, Store,
-    archive::{ArchiveError, Limits, decompress},
-    import::Lost,
-    tar::Layers,
-};
+use cofferdam_castore::{Node, Store, archive::Limits, import::Lost};
 
 pub(crate) use digest::Digest;
 pub(crate) use docker::Saved;
@@ -34,10 +30,10 @@ pub(crate) use manifest::{Descriptor, Manifest};
 pub(crate) use platform::Platform;
 pub(crate) use registry::{Reference, Registry, login_file};
 
-use digest::Hashed;
+use layers::{DigestOf, Stack};
 
 /// Where an image's blobs come from.
-pub(crate) trait Source {
+pub(crate) trait Source: Sync {
     /// Opens a blob. Nothing is checked yet.
     fn open(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + '_>, OciError>;
 }
@@ -63,6 +59,22 @@ pub(crate) fn saved(files: &Files, wanted: &Platform) -> Result<Saved, OciError>
     Saved::choose(files, wanted)
 }
 
+/// Whether bytes are an index, a manifest or the challenge of a registry. The image is looked for where all blobs have these
+/// bytes.
+pub(crate) fn means_something(bytes: &[u8]) -> bool {
+    struct Same<'a>(&'a [u8]);
+    impl Source for Same<'_> {
+        fn open(&self, _: &Descriptor) -> Result<Box<dyn Read + '_>, OciError> {
+            Ok(Box::new(self.0))
+        }
+    }
+    let (source, wanted) = (Same(bytes), Platform::host());
+    let choice = || manifest::Choice::new(&source, &wanted);
+    let _ = choice().of_layout(bytes, None);
+    let _ = choice().of_document(Digest::of(bytes), bytes);
+    manifest::is_document(bytes) || registry::is_challenge(bytes)
+}
+
 /// Imports the layers of an image, durably. Blocks.
 ///
 /// # Errors
@@ -76,10 +88,7 @@ pub(crate) fn import(
 ) -> Result<(Node, Lost), OciError> {
     let mut stack = Stack::new(store, limits, manifest.layers.len());
     for layer in &manifest.layers {
-        // One byte more than there may be shows in the digest.
-        let mut packed = Hashed::new(source.open(layer)?.take(layer.size.saturating_add(1)));
-        let applied = decompress(&mut packed).and_then(|plain| stack.layers.apply(plain));
-        stack.check(layer.digest, packed, applied)?;
+        stack.add(layer.digest, DigestOf::Packed(layer.size), || source.open(layer))?;
     }
     stack.finish()
 }
@@ -97,66 +106,12 @@ pub(crate) fn import_saved(
 ) -> Result<(Node, Lost), OciError> {
     let mut stack = Stack::new(store, limits, saved.layers.len());
     for (path, digest) in &saved.layers {
-        let Some((_, packed)) = files.get(path)? else {
-            return Err(OciError::malformed("manifest.json", format!("names {path:?}, which the archive lacks")));
-        };
-        let plain = decompress(packed).map_err(|source| stack.failed(source))?;
-        let mut plain = Hashed::new(plain.take(limits.bytes));
-        let applied = stack.layers.apply(&mut plain);
-        stack.check(*digest, plain, applied)?;
+        stack.add(*digest, DigestOf::Plain, || match files.get(path)? {
+            Some(packed) => Ok(packed),
+            None => Err(OciError::malformed("manifest.json", format!("names {path:?}, which the archive lacks"))),
+        })?;
     }
     stack.finish()
-}
-
-/// The layers that are imported.
-struct Stack {
-    layers: Layers,
-    /// The number of the current one, from 1.
-    number: usize,
-    of: usize,
-}
-
-impl Stack {
-    fn new(store: &Store, limits: Limits, of: usize) -> Self {
-        Self { layers: Layers::new(store, limits), number: 1, of }
-    }
-
-    fn failed(&self, source: ArchiveError) -> OciError {
-        OciError::Layer { number: self.number, of: self.of, source }
-    }
-
-    /// Ends a layer. Where it has another digest, that is the reason for whatever else is wrong with it.
-    fn check<R: Read>(
-        &mut self,
-        expected: Digest,
-        read: Hashed<R>,
-        applied: Result<(), ArchiveError>,
-    ) -> Result<(), OciError> {
-        match applied {
-            // The limits are there to stop reading.
-            Err(error @ (ArchiveError::Limit { .. } | ArchiveError::Store { .. })) => return Err(self.failed(error)),
-            Err(ArchiveError::Read { at, source }) if source.raw_os_error().is_some() => {
-                return Err(self.failed(ArchiveError::Read { at, source }));
-            }
-            _ => {}
-        }
-        let at = format!("layer {} of {}", self.number, self.of);
-        match read.digest() {
-            Ok(found) if found != expected => return Err(OciError::Digest { at, expected, found }),
-            Ok(_) => applied.map_err(|error| self.failed(error))?,
-            Err(source) => match applied {
-                Ok(()) => return Err(OciError::Read { at, source }),
-                Err(error) => return Err(self.failed(error)),
-            },
-        }
-        self.number += 1;
-        Ok(())
-    }
-
-    fn finish(self) -> Result<(Node, Lost), OciError> {
-        let (number, of) = (self.of, self.of);
-        self.layers.finish().map_err(|source| OciError::Layer { number, of, source })
-    }
 }
 
 #[cfg(test)]

@@ -268,3 +268,21 @@ pub(crate) fn conversation_seeds() -> Vec<Vec<u8>> {
         ]),
     ]
 }
+
+/// An index, a manifest, or a registry's challenge.
+pub fn image_document(bytes: &[u8]) -> bool {
+    fuzzing::image_document(bytes)
+}
+
+pub(crate) fn image_document_seeds() -> Vec<Vec<u8>> {
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let platform = json!({ "os": "linux", "architecture": "amd64" });
+    let entry = json!({ "digest": digest, "size": 3, "platform": platform });
+    let config = json!({ "digest": digest, "size": 3, "mediaType": "application/vnd.oci.image.config.v1+json" });
+    let manifest = json!({ "config": config, "layers": [config], "os": "linux", "architecture": "amd64" });
+    vec![
+        json!({ "manifests": [entry] }).to_string().into_bytes(),
+        manifest.to_string().into_bytes(),
+        b"Bearer realm=\"https://a.example/token\",service=\"s\"".to_vec(),
+    ]
+}

@@ -43,6 +43,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "json_request", run: host::json_request, seeds: host::json_request_seeds },
     Target { name: "build_message", run: host::build_message, seeds: host::build_message_seeds },
     Target { name: "input_request", run: host::input_request, seeds: host::input_request_seeds },
+    Target { name: "image_document", run: host::image_document, seeds: host::image_document_seeds },
     Target { name: "network_request", run: network::request, seeds: network::request_seeds },
     Target { name: "network_packets", run: network::packets, seeds: network::packets_seeds },
     Target { name: "network_queues", run: network::queues, seeds: network::queues_seeds },

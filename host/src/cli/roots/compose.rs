@@ -11,7 +11,7 @@ use super::accounts;
 use crate::cli::{CliError, node_text};
 
 /// Directories whose contents the guest's kernel provides.
-const OF_THE_KERNEL: [&str; 2] = ["dev", "proc"];
+const OF_THE_KERNEL: [&str; 3] = ["dev", "proc", "sys"];
 
 /// Limit on the symbolic links followed in one path, the same as Linux's.
 const MAX_SYMLINKS: usize = 40;

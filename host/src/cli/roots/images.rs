@@ -91,7 +91,7 @@ impl<'a> Import<'a> {
             .map_err(|rule| CliError::wrong(format!("the reference \"oci://{text}\" is wrong: {rule}")))?;
         let shown = reference.to_string();
         let refused = |error| refused(&shown, error);
-        let registry = Registry::new(reference.clone(), self.runtime.clone()).map_err(refused)?;
+        let registry = Registry::new(reference.clone(), oci::login_file(), self.runtime.clone()).map_err(refused)?;
         let (digest, manifest) = registry.resolve(&self.platform).map_err(refused)?;
         if reference.digest().is_none() {
             self.progress.clear();

@@ -5,7 +5,7 @@ use std::{
     env,
     fs::File,
     io::{self, Read as _, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -51,11 +51,11 @@ pub(crate) fn file() -> Option<PathBuf> {
     set("DOCKER_CONFIG").or_else(|| Some(set("HOME")?.join(".docker"))).map(|dir| dir.join("config.json"))
 }
 
-/// The credentials for a registry, if there are any.
-pub(super) fn of(host: &str) -> io::Result<Option<Credentials>> {
-    let Some(file) = file() else { return Ok(None) };
+/// The credentials for a registry in a configuration, if there are any.
+pub(super) fn of(host: &str, file: Option<&Path>) -> io::Result<Option<Credentials>> {
+    let Some(file) = file else { return Ok(None) };
     let mut text = Vec::new();
-    match File::open(&file) {
+    match File::open(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened?.take(MAX_BYTES).read_to_end(&mut text)?,
     };

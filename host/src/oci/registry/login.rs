@@ -1,5 +1,7 @@
 //! Tokens and passwords: what a registry wants after it has answered 401.
 
+use std::path::Path;
+
 use data_encoding::BASE64;
 use reqwest::{
     Client,
@@ -25,15 +27,16 @@ struct Challenge {
     parameters: Vec<(String, String)>,
 }
 
-/// The value of the header that answers the challenge.
+/// The value of the header that answers the challenge. `logins` is the file that may have a password.
 pub(super) async fn log_in(
     client: &Client,
     reference: &Reference,
+    logins: Option<&Path>,
     headers: &HeaderMap,
 ) -> Result<HeaderValue, OciError> {
     let host = reference.host();
     let at = format!("the registry {host}");
-    let own = credentials::of(host);
+    let own = credentials::of(host, logins);
     let own = own.map_err(|source| OciError::Read { at: format!("the login for {host}"), source })?;
     let password = own.map(|own| secret("Basic", &BASE64.encode(format!("{}:{}", own.user, own.password).as_bytes())));
     let password = password.transpose().map_err(|rule| OciError::malformed(&at, rule))?;
@@ -80,6 +83,12 @@ fn secret(scheme: &str, value: &str) -> Result<HeaderValue, &'static str> {
     let mut value = HeaderValue::try_from(format!("{scheme} {value}")).map_err(|_| "has a token that is no header")?;
     value.set_sensitive(true);
     Ok(value)
+}
+
+/// Whether the value of a header is a challenge with an address for tokens.
+pub(in crate::oci) fn is_challenge(value: &[u8]) -> bool {
+    let challenge = str::from_utf8(value).ok().and_then(Challenge::parse);
+    challenge.is_some_and(|challenge| challenge.parameter("realm").is_some())
 }
 
 impl Challenge {

@@ -6,6 +6,7 @@ mod reference;
 
 use std::{
     io::{self, Read},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -20,6 +21,7 @@ use tokio::runtime::Handle;
 
 use super::{Descriptor, Digest, Manifest, OciError, Platform, Source, manifest};
 pub(crate) use credentials::file as login_file;
+pub(super) use login::is_challenge;
 pub(crate) use reference::Reference;
 
 /// Limit on establishing a connection.
@@ -41,6 +43,8 @@ pub(crate) struct Registry {
     client: Client,
     runtime: Handle,
     reference: Reference,
+    /// Docker's configuration.
+    logins: Option<PathBuf>,
     /// The value of the header with which the registry lets this client in.
     authorization: Mutex<Option<HeaderValue>>,
 }
@@ -58,12 +62,13 @@ struct RefusalReason {
 }
 
 impl Registry {
-    /// A client for a reference. Plain HTTP is only spoken where the reference says so.
+    /// A client for a reference. `logins` is the file of Docker's configuration. Plain HTTP is only spoken where the
+    /// reference says so.
     ///
     /// # Errors
     ///
     /// This host's certificates can't be read.
-    pub(crate) fn new(reference: Reference, runtime: Handle) -> Result<Self, OciError> {
+    pub(crate) fn new(reference: Reference, logins: Option<PathBuf>, runtime: Handle) -> Result<Self, OciError> {
         // Fails when there is a provider already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut client = Client::builder()
@@ -77,7 +82,7 @@ impl Registry {
         }
         let client = client.build();
         let client = client.map_err(|error| unreachable_because(&reference, error))?;
-        Ok(Self { client, runtime, reference, authorization: Mutex::new(None) })
+        Ok(Self { client, runtime, reference, logins, authorization: Mutex::new(None) })
     }
 
     /// The digest of what the reference stands for now, and its image for a platform.
@@ -103,7 +108,8 @@ impl Registry {
                 return Ok(response);
             }
             // A token may have expired.
-            let value = login::log_in(&self.client, &self.reference, response.headers()).await?;
+            let value =
+                login::log_in(&self.client, &self.reference, self.logins.as_deref(), response.headers()).await?;
             *self.authorization.lock() = Some(value);
             self.request(&url).await
         })?;
@@ -126,7 +132,7 @@ impl Registry {
         }
         if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
             let host = self.reference.host().to_owned();
-            let had_one = credentials::of(self.reference.host()).is_ok_and(|found| found.is_some());
+            let had_one = credentials::of(&host, self.logins.as_deref()).is_ok_and(|found| found.is_some());
             return Err(OciError::Login { host, had_one });
         }
         let said = manifest::read_document(what, &mut body).ok();
@@ -172,3 +178,6 @@ impl Read for Body<'_> {
         Ok(piece.len())
     }
 }
+
+#[cfg(test)]
+mod tests;
