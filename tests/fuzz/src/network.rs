@@ -115,7 +115,8 @@ fn queues_with(packets: &[Vec<u8>]) -> Vec<u8> {
     const SIZE: u8 = 4;
     /// The rings of each queue, and where its buffers begin.
     const PLACES: [[u16; 4]; 2] = [[0, 0x100, 0x180, 0x1000], [0x200, 0x300, 0x380, 0x400]];
-    let mut memory = vec![0; REGION_BYTES];
+    // The rest is 0, too.
+    let mut memory = vec![0; 0x800];
     let mut put = |at: u16, bytes: &[u8]| memory[usize::from(at)..][..bytes.len()].copy_from_slice(bytes);
     let mut describe = |place: usize, number: u16, (at, length, flags): (u16, u16, u16)| {
         let [descriptors, available, ..] = PLACES[place];
