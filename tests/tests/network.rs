@@ -234,6 +234,39 @@ fn a_daemon_lets_builds_use_the_network_as_it_is_configured_and_keeps_a_record()
 }
 
 #[test]
+fn a_clients_table_narrows_what_its_builds_get() {
+    let lab = Lab::new(LAB);
+    let cofferdam = lab.cofferdam();
+    // The daemon is root of its user namespace, so it sees the client as such.
+    let daemon = Daemon::start(
+        &cofferdam,
+        &format!(
+            "[network]\nallow = [\"good.example\", \"evil.example\"]\nresolvers = [\"{RESOLVER}\"]\n\
+             allow_addresses = [\"10.0.0.5/32:80\"]\n\
+             [network.clients.\"user:0\"]\nallow = [\"good.example:80\"]\nconnections = 3\n\
+             [network.clients.\"user:1\"]\nallow = []\n"
+        ),
+    );
+    let client = Cofferdam::new();
+    let outcome = expect(
+        client.build().on(&daemon).switch("--network").input("client", guest::client()),
+        [
+            ("dns good.example A", "code 0 93.184.215.14"),
+            ("http 93.184.215.14:80 good.example", "this is good.example"),
+            ("listen 93.184.215.14:443", "refused"),
+            ("dns evil.example A", "code 3"),
+            ("http 10.0.0.5:80 private.example", "refused"),
+            ("http-hold 93.184.215.14:80 good.example 5", "3, then this is good.example"),
+        ],
+    );
+    let id = outcome.build_id().expect("a daemon names its builds");
+    let shown = client.command(["builds", "show", &id, "--daemon", &daemon.addr()]).succeeds();
+    assert!(shown.stdout.contains("evil.example denied (no rule"), "{shown}");
+    assert!(lab.connections().iter().all(|line| line == "93.184.215.14 80"), "{:?}", lab.connections());
+    daemon.end().succeeds();
+}
+
+#[test]
 fn a_killed_network_device_ends_its_build_and_is_named() {
     let lab = Lab::new(LAB);
     let cofferdam = lab.cofferdam();

@@ -1,4 +1,4 @@
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use tonic::{
@@ -59,9 +59,38 @@ impl fmt::Display for Client {
     }
 }
 
+/// As it is displayed.
+impl FromStr for Client {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let client = match text.split_once(':') {
+            Some(("user", uid)) => uid.parse().ok().map(Self::User),
+            Some(("certificate", digest)) => {
+                blake3::Hash::from_hex(digest).ok().map(|digest| Self::Certificate(digest.to_hex().to_string()))
+            }
+            Some(("address", address)) => address.parse().ok().map(Self::at),
+            _ => None,
+        };
+        client.ok_or("must be user:UID, certificate:BLAKE3 in hexadecimal, or address:IP")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_client_is_read_as_it_is_displayed_and_nothing_else_is_one() {
+        let digest = "0123456789abcdef".repeat(4);
+        for text in ["user:1001", "address:10.0.0.1", "address:fd12::1", &format!("certificate:{digest}")] {
+            assert_eq!(text.parse::<Client>().unwrap().to_string(), text);
+        }
+        assert_eq!("address:::ffff:10.0.0.1".parse::<Client>().unwrap().to_string(), "address:10.0.0.1");
+        for text in ["", "1001", "uid:1001", "user:alice", "user:-1", "certificate:ab", "address:a.example"] {
+            assert!(text.parse::<Client>().is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn a_connection_that_shows_nothing_is_no_client() {

@@ -49,7 +49,7 @@ impl Builder {
         let host = Host {
             ro_paths: settings.ro_paths.clone(),
             withholds_network: settings.withhold_network,
-            network: settings.network.is_some(),
+            network: settings.network,
             nested: settings.nested,
             ..Host::this()
         };
@@ -71,8 +71,8 @@ impl Builder {
     }
 
     /// Whether the build of an admitted request has a network.
-    pub(crate) fn has_network(&self, request: &Admitted) -> bool {
-        guest::policy(request, &self.machines.settings).is_some()
+    pub(crate) fn has_network(&self, request: &Admitted, options: &Options) -> bool {
+        guest::policy(request, options, &self.machines.settings).is_some()
     }
 
     /// Admits a request if this host can build it.

@@ -48,8 +48,8 @@ pub(super) struct Size<'r> {
     inputs_memory_bytes: u64,
     /// Whether the build may run VMs of its own.
     nested: bool,
-    /// Most connections of a build with a network.
-    connections: Option<u32>,
+    /// Which connections the build gets if it has a network.
+    policy: Option<Arc<Policy>>,
     /// The paths of the host that the build asks for.
     ro_paths: Vec<&'r AbsolutePath>,
 }
@@ -57,12 +57,12 @@ pub(super) struct Size<'r> {
 impl<'r> Size<'r> {
     /// Whether the build has a network.
     pub(super) fn has_network(&self) -> bool {
-        self.connections.is_some()
+        self.policy.is_some()
     }
 
     /// Memory of the host that its network takes, in bytes.
     pub(super) fn network_bytes(&self) -> u64 {
-        self.connections.map_or(0, footprint::network_bytes)
+        self.policy.as_ref().map_or(0, |policy| footprint::network_bytes(policy.limits.connections))
     }
 
     /// For an admitted request whose inputs' directories take so much memory.
@@ -80,7 +80,7 @@ impl<'r> Size<'r> {
             scratch_bytes: options.limits.scratch_bytes,
             inputs_memory_bytes,
             nested: wants_kvm(request),
-            connections: policy(request, settings).map(|policy| policy.connections),
+            policy: policy(request, options, settings).cloned(),
             ro_paths: constraints.iter().flat_map(|constraints| &constraints.available_ro_paths).collect(),
         }
     }
@@ -98,9 +98,9 @@ impl<'r> Size<'r> {
 }
 
 /// Which connections the build of an admitted request gets; nothing if it has no network.
-pub(super) fn policy<'s>(request: &BuildRequest, settings: &'s Settings) -> Option<&'s Arc<Policy>> {
+pub(super) fn policy<'o>(request: &BuildRequest, options: &'o Options, settings: &Settings) -> Option<&'o Arc<Policy>> {
     let asks = request.constraints.as_ref().is_some_and(|constraints| constraints.network_access);
-    settings.network.as_ref().filter(|_| asks && !settings.withhold_network)
+    options.network.as_ref().filter(|_| asks && !settings.withhold_network)
 }
 
 /// Whether an admitted request is to run VMs of its own.
@@ -187,7 +187,7 @@ impl Machines {
         if !shown.is_empty() {
             devices.push(Box::new(paths::Device::start(spawner, run_dir.path(), shown).await?));
         }
-        if let Some(policy) = settings.network.as_ref().filter(|_| size.has_network()) {
+        if let Some(policy) = &size.policy {
             let broker = Broker::new(Arc::clone(policy), Arc::clone(observe));
             devices.push(Box::new(net::Device::start((spawner, run_dir.path()), settings.vmm.kind, broker).await?));
         }

@@ -1,6 +1,9 @@
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use crate::limits::{Asked, Limits};
+use crate::{
+    limits::{Asked, Limits},
+    network::Policy,
+};
 
 /// One build's resources and limits, and what becomes of it if it fails.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -13,12 +16,14 @@ pub(crate) struct Options {
     /// Whether somebody may look around in a shell when the build has failed, if
     /// [`Observer::terminal`](super::Observer::terminal) gives a terminal, and for how long.
     pub shell: Option<Duration>,
+    /// Which connections it gets if its request asks for the network.
+    pub network: Option<Arc<Policy>>,
 }
 
 impl Options {
     /// What is asked for, and these limits where nothing is.
     pub(crate) fn new(defaults: &Limits, asked: &Asked) -> Self {
-        Self { limits: defaults.with(asked), keep_failed: asked.keep_failed, shell: asked.shell() }
+        Self { limits: defaults.with(asked), keep_failed: asked.keep_failed, shell: asked.shell(), network: None }
     }
 
     /// Whether the guest of a failed build is still needed.

@@ -1,10 +1,9 @@
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use cofferdam_images::Image;
 
 use crate::{
     machine::{jail, vmm},
-    network::Policy,
     request::AbsolutePath,
 };
 
@@ -27,8 +26,8 @@ pub struct Settings {
     pub ro_paths: BTreeMap<AbsolutePath, PathBuf>,
     /// See [`Host::withholds_network`](crate::request::Host::withholds_network).
     pub withhold_network: bool,
-    /// Which connections builds get that ask for the network; nothing if they are refused.
-    pub network: Option<Arc<Policy>>,
+    /// See [`Host::network`](crate::request::Host::network).
+    pub network: bool,
     /// See [`Host::nested`](crate::request::Host::nested).
     pub nested: bool,
     /// Whether builds can make user namespaces, as their own sandboxes need.
@@ -52,7 +51,7 @@ impl Settings {
             connect_timeout: Self::CONNECT_TIMEOUT,
             ro_paths: BTreeMap::new(),
             withhold_network: false,
-            network: None,
+            network: false,
             nested: false,
             user_namespaces: false,
             jail: jail::Rules { walls: jail::Walls::None, ..jail::Rules::default() },

@@ -88,7 +88,7 @@ pub(super) struct Ready<'a> {
 
 /// Where the build runs.
 enum Place {
-    Here(Box<Settings>, Admitted),
+    Here(Box<(Settings, Options)>, Admitted),
     Daemon(Box<Daemon>, BuildRequest),
 }
 
@@ -136,12 +136,14 @@ impl ExecuteArgs {
             .map_err(|error| CliError::failed("no virtual machine can run here", error).try_this("cofferdam doctor"))?;
         tracing::info!(kind = %choice.kind, accelerator = %choice.accelerator, reason = choice.reason, "VMM chosen");
         let emulated = choice.accelerator == vmm::Accelerator::Tcg;
+        let network = self.network.policy()?;
+        let options = Options { network, ..Options::new(&Limits::default(), &self.asked) };
         let (settings, store) = (self.settings(image, choice)?, store.open()?);
         let progress = self.progress();
         if emulated {
             progress.note("running under emulation (QEMU TCG), which is no security boundary");
         }
-        Ok(Ready { args: self, client, place: Place::Here(Box::new(settings), request), store, progress })
+        Ok(Ready { args: self, client, place: Place::Here(Box::new((settings, options)), request), store, progress })
     }
 
     /// Refuses what this host doesn't have.
@@ -205,7 +207,7 @@ impl ExecuteArgs {
         settings.cpu_model.clone_from(&self.cpu_model);
         settings.hugepages = self.hugepages;
         settings.user_namespaces = self.user_namespaces;
-        settings.network = self.network.policy()?;
+        settings.network = self.network.is_given();
         settings.connect_timeout = self.connect_timeout.unwrap_or(settings.connect_timeout);
         Ok(settings)
     }
@@ -215,7 +217,7 @@ impl Ready<'_> {
     /// Gives the request its inputs.
     pub(super) fn with_inputs(self, inputs: BTreeMap<PathComponent, Node>) -> Result<Self, CliError> {
         let place = match self.place {
-            Place::Here(settings, request) => Place::Here(settings, request.with_inputs(inputs)?),
+            Place::Here(here, request) => Place::Here(here, request.with_inputs(inputs)?),
             Place::Daemon(daemon, request) => Place::Daemon(daemon, request.with_inputs(inputs)?),
         };
         Ok(Self { place, ..self })
@@ -226,9 +228,9 @@ impl Ready<'_> {
         let Self { args, client, place, store, progress } = self;
         let request = place.request();
         let built = match &place {
-            Place::Here(settings, request) => {
-                let options = Options::new(&Limits::default(), &args.asked);
-                build_here(&store, Settings::clone(settings), request, &options, &progress, cancel).await
+            Place::Here(here, request) => {
+                let (settings, options) = &**here;
+                build_here(&store, settings.clone(), request, options, &progress, cancel).await
             }
             Place::Daemon(daemon, request) => {
                 let accepted = |id: &str| client.print("", &json!({ "build": id }));

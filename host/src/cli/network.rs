@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use clap::Args;
 
 use super::CliError;
-use crate::network::{AddressRule, Mode, Policy, Resolvers, Rule};
+use crate::network::{AddressRule, Policy, Resolvers, Rule, Rules};
 
 /// What builds may connect to.
 #[derive(Debug, Default, Args)]
@@ -51,7 +51,8 @@ impl NetworkArgs {
             })?,
             given => Resolvers::new(given.to_vec()),
         };
-        let allow_addresses = self.allow_address.clone();
-        Ok(Some(Arc::new(Policy { allow_addresses, ..Policy::new(Mode::Enforce, self.allow_host.clone(), resolvers) })))
+        let (allow, allow_addresses) = (self.allow_host.clone(), self.allow_address.clone());
+        let rules = Rules { allow, allow_addresses, ..Rules::default() };
+        Ok(Some(Arc::new(Policy::new(rules, resolvers))))
     }
 }

@@ -87,7 +87,7 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let store = config.store.open()?;
     let mut settings = Settings::new(image, vmm, state.join("run"));
     config.apply(&mut settings);
-    settings.network = network;
+    settings.network = network.is_some();
     let machine = Machine::from(&settings.vmm);
     let builder = Builder::new(store.clone(), settings).map_err(|error| failed("can't run builds here", &error))?;
     let mut sockets = Sockets::default();
@@ -104,7 +104,7 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
         reuse: config.reuse.unwrap_or(true),
     };
     let (scheduler, end) = Scheduler::start(backend, scheduler_settings, cancel.clone());
-    let allowed = Allowed { options, max_memory_bytes, max_shell: config.max_shell() };
+    let allowed = Allowed { options, max_memory_bytes, max_shell: config.max_shell(), network };
     let frontends = Frontends::new(scheduler.clone(), allowed);
     let _scraped = match &config.metrics {
         Some(at) => Some(serve_metrics(metrics, at.listen, listening).await?),

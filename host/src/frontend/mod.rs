@@ -36,6 +36,7 @@ use status::status;
 
 use crate::{
     build::{Options, failure::Failure},
+    network::Policies,
     records::{Outcome, Output, Record},
     request::{BuildRequest, RelativePath},
     scheduler::{Scheduler, Submission, Submitted},
@@ -55,6 +56,16 @@ pub(crate) struct Allowed {
     pub max_memory_bytes: u64,
     /// The longest time for which a shell in a failed build is offered.
     pub max_shell: Duration,
+    /// Which connections builds get that ask for the network.
+    pub network: Option<Policies>,
+}
+
+impl Allowed {
+    /// What a client's build gets without asking.
+    fn options(&self, client: &Client) -> Options {
+        let network = self.network.as_ref().map(|policies| Arc::clone(policies.of(client)));
+        Options { network, ..self.options.clone() }
+    }
 }
 
 /// All front ends of one scheduler.
@@ -141,7 +152,7 @@ impl Shared {
         let refused = |failure| status(&failure, None, b"");
         let Decoded { request, digest } = self.decode(&client, encoded).await.map_err(refused)?;
         let paths = request.outputs.clone();
-        let (options, detached, rebuild) = (self.allowed.options.clone(), false, false);
+        let (options, detached, rebuild) = (self.allowed.options(&client), false, false);
         let submission =
             Submission { client: client.clone(), request, digest, options, detached, rebuild, context, memory };
         let record = match self.scheduler.submit(submission).await.map_err(refused)? {

@@ -26,6 +26,11 @@ impl AddressRule {
     pub(super) fn allows(&self, to: SocketAddr) -> bool {
         self.port == to.port() && self.has(to.ip())
     }
+
+    /// Whether it allows all that another rule allows.
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        self.port == other.port && self.prefix <= other.prefix && self.has(other.base)
+    }
 }
 
 /// Whether an address begins with as many bits of another.

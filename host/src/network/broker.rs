@@ -74,7 +74,7 @@ pub(crate) struct Resolved {
 impl Broker {
     /// A new build's.
     pub fn new(policy: Arc<Policy>, observe: Observe) -> Self {
-        let connections = Arc::new(Semaphore::new(policy.connections as usize));
+        let connections = Arc::new(Semaphore::new(policy.limits.connections as usize));
         let (queries, is_spent) = (Semaphore::new(MAX_QUERIES), AtomicBool::new(false));
         Self { policy, pins: Mutex::default(), connections, queries, is_spent, observe }
     }
@@ -157,7 +157,7 @@ impl Broker {
 
     /// Whether all connections together have carried too much. If so, there are no more.
     pub(crate) fn is_spent(&self, sent: u64, received: u64) -> bool {
-        let is_spent = sent > self.policy.sent_bytes || received > self.policy.received_bytes;
+        let is_spent = sent > self.policy.limits.sent_bytes || received > self.policy.limits.received_bytes;
         self.is_spent.fetch_or(is_spent, Ordering::Relaxed);
         is_spent
     }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::address::AddressRule;
 use super::floor;
+use super::limits::Limits;
 use super::resolver::Resolvers;
 use super::rule::{Rule, is_name};
 
@@ -19,25 +20,30 @@ pub enum Mode {
     Audit,
 }
 
-/// The rules and limits of builds' connections.
-#[derive(Clone, Debug)]
-pub struct Policy {
+/// Which connections are allowed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
     /// What becomes of names that no rule has.
     pub mode: Mode,
     /// Names that builds may connect to.
     pub allow: Vec<Rule>,
     /// Addresses that builds may connect to without a name, those below the floor included.
     pub allow_addresses: Vec<AddressRule>,
+}
+
+/// The rules and limits of a build's connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// The host's rules.
+    pub rules: Rules,
+    /// Rules that have to allow a connection, too: those of a client, and those of a request.
+    pub narrowed_by: Vec<Rules>,
     /// Whether an address of NAT64 is as good as the IPv4 address in it.
     pub nat64: bool,
     /// Who resolves names.
     pub resolvers: Resolvers,
-    /// Most connections of a build at a time.
-    pub connections: u32,
-    /// Most bytes that a build may receive on all its connections.
-    pub received_bytes: u64,
-    /// Most bytes that a build may send on all its connections.
-    pub sent_bytes: u64,
+    /// How much there may be.
+    pub limits: Limits,
 }
 
 /// Why a connection is denied.
@@ -85,38 +91,63 @@ pub(super) enum Decision {
 /// HTTP's port.
 const HTTP: u16 = 80;
 
+impl Rules {
+    fn has_name(&self, name: &str) -> bool {
+        self.mode == Mode::Audit || self.allow.iter().any(|rule| rule.has_name(name))
+    }
+
+    fn has_address(&self, address: IpAddr) -> bool {
+        self.allow_addresses.iter().any(|rule| rule.has(address))
+    }
+
+    fn allow_address(&self, to: SocketAddr) -> bool {
+        self.allow_addresses.iter().any(|rule| rule.allows(to))
+    }
+
+    fn allow_name(&self, name: &str, port: u16) -> bool {
+        self.mode == Mode::Audit || self.allow.iter().any(|rule| rule.allows(name, port))
+    }
+
+    /// Whether a name is allowed without a look at what the build says to its server.
+    fn allow_unchecked(&self, name: &str, port: u16) -> bool {
+        self.mode == Mode::Audit || self.allow.iter().any(|rule| rule.allows(name, port) && !rule.wants_tls())
+    }
+}
+
 impl Policy {
-    /// Most connections of a build at a time, by default.
-    pub const CONNECTIONS: u32 = 128;
+    /// The host's rules, and the default limits.
+    pub fn new(rules: Rules, resolvers: Resolvers) -> Self {
+        Self { rules, narrowed_by: Vec::new(), nat64: false, resolvers, limits: Limits::default() }
+    }
 
-    /// Most that can be configured: the device has no more descriptors.
-    pub const MAX_CONNECTIONS: u32 = 512;
+    /// A policy that allows no connection which this one doesn't.
+    #[must_use]
+    pub fn narrowed(&self, rules: Option<Rules>, limits: Limits) -> Self {
+        let mut narrowed = self.clone();
+        narrowed.narrowed_by.extend(rules);
+        narrowed.limits = self.limits.least(limits);
+        narrowed
+    }
 
-    /// Most bytes that a build may receive, by default.
-    pub const RECEIVED_BYTES: u64 = 16 << 30;
+    /// Whether connections that a rule about names allows are all allowed here.
+    pub fn covers(&self, rule: &Rule) -> bool {
+        self.layers().all(|rules| rules.mode == Mode::Audit || rule.is_covered_by(&rules.allow))
+    }
 
-    /// Most bytes that a build may send, by default.
-    pub const SENT_BYTES: u64 = 256 << 20;
+    /// Whether connections that a rule about addresses allows are all allowed here.
+    pub fn covers_address(&self, rule: &AddressRule) -> bool {
+        self.layers().all(|rules| rules.allow_addresses.iter().any(|own| own.covers(rule)))
+    }
 
-    /// Rules about names, with the default limits.
-    pub fn new(mode: Mode, allow: Vec<Rule>, resolvers: Resolvers) -> Self {
-        Self {
-            mode,
-            allow,
-            allow_addresses: Vec::new(),
-            nat64: false,
-            resolvers,
-            connections: Self::CONNECTIONS,
-            received_bytes: Self::RECEIVED_BYTES,
-            sent_bytes: Self::SENT_BYTES,
-        }
+    fn layers(&self) -> impl Iterator<Item = &Rules> {
+        std::iter::once(&self.rules).chain(&self.narrowed_by)
     }
 
     /// Whether a name may be resolved.
     pub(super) fn has_name(&self, name: &str) -> Result<(), Denial> {
         match () {
             () if !is_name(name) => Err(Denial::InvalidName),
-            () if self.mode == Mode::Audit || self.allow.iter().any(|rule| rule.has_name(name)) => Ok(()),
+            () if self.layers().all(|rules| rules.has_name(name)) => Ok(()),
             () => Err(Denial::NoRule),
         }
     }
@@ -124,7 +155,7 @@ impl Policy {
     /// Whether a build may learn that this is a name's address.
     pub(super) fn has_address(&self, address: IpAddr, is_own: bool) -> Result<(), Denial> {
         let address = floor::canonical(address);
-        if self.allow_addresses.iter().any(|rule| rule.has(address)) {
+        if self.layers().all(|rules| rules.has_address(address)) {
             return Ok(());
         }
         self.is_above_floor(address, is_own)
@@ -133,19 +164,21 @@ impl Policy {
     /// Decides about a canonical address, which this build has found by these names.
     pub(super) fn decide(&self, to: SocketAddr, names: &BTreeSet<String>, is_own: bool) -> Result<Decision, Denial> {
         let port = to.port();
-        if self.allow_addresses.iter().any(|rule| rule.allows(to)) {
+        if self.layers().all(|rules| rules.allow_address(to)) {
             return Ok(Decision::Connect { name: names.first().cloned() });
         }
         self.is_above_floor(to.ip(), is_own)?;
-        let rules_for = |name: &String| self.allow.iter().filter(|rule| rule.allows(name, port)).collect::<Vec<_>>();
-        let allowed: BTreeSet<String> = names.iter().filter(|name| !rules_for(name).is_empty()).cloned().collect();
-        let unchecked = allowed.iter().find(|name| rules_for(name).iter().any(|rule| !rule.wants_tls()));
-        match (unchecked, self.mode) {
-            (Some(name), _) => Ok(Decision::Connect { name: Some(name.clone()) }),
-            (None, Mode::Audit) => Ok(Decision::Connect { name: names.first().cloned() }),
-            (None, Mode::Enforce) if names.is_empty() => Err(Denial::NoName),
-            (None, Mode::Enforce) if allowed.is_empty() => Err(Denial::NoRule),
-            (None, Mode::Enforce) => Ok(Decision::Check { tls: port != HTTP, names: allowed }),
+        if self.layers().all(|rules| rules.mode == Mode::Audit) {
+            return Ok(Decision::Connect { name: names.first().cloned() });
+        }
+        let is_allowed = |name: &&String| self.layers().all(|rules| rules.allow_name(name, port));
+        let allowed: BTreeSet<String> = names.iter().filter(is_allowed).cloned().collect();
+        let unchecked = allowed.iter().find(|name| self.layers().all(|rules| rules.allow_unchecked(name, port)));
+        match unchecked {
+            Some(name) => Ok(Decision::Connect { name: Some(name.clone()) }),
+            None if names.is_empty() => Err(Denial::NoName),
+            None if allowed.is_empty() => Err(Denial::NoRule),
+            None => Ok(Decision::Check { tls: port != HTTP, names: allowed }),
         }
     }
 
@@ -160,12 +193,17 @@ impl Policy {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::option;
+    use proptest::prelude::*;
+    use proptest::sample::{select, subsequence};
+
     use super::*;
 
     fn policy(mode: Mode, allow: &[&str], allow_addresses: &[&str]) -> Policy {
         let allow = allow.iter().map(|rule| rule.parse().unwrap()).collect();
         let allow_addresses = allow_addresses.iter().map(|rule| rule.parse().unwrap()).collect();
-        Policy { allow_addresses, ..Policy::new(mode, allow, Resolvers::new(Vec::new())) }
+        Policy::new(Rules { mode, allow, allow_addresses }, Resolvers::new(Vec::new()))
     }
 
     fn names(names: &[&str]) -> BTreeSet<String> {
@@ -246,5 +284,156 @@ mod tests {
         ] {
             assert_eq!(policy.has_name(name), Err(denied), "{name}");
         }
+    }
+
+    /// Rules about a few names and addresses that overlap.
+    fn any_rules() -> impl Strategy<Value = Rules> {
+        let name = select(&["*", "example", "*.example", "a.example", "*.a.example", "b.a.example"][..]);
+        let end = select(&["", ":443", ":22", " tls=false", ":443 tls=false", ":22 tls=false"][..]);
+        let rule = (name, end).prop_map(|(name, end)| format!("{name}{end}").parse().unwrap());
+        let address = select(&["10.0.0.0/8", "10.0.0.5/32", "93.184.215.0/24", "93.184.215.14/32"][..]);
+        let address_rule =
+            (address, select(&[22, 443][..])).prop_map(|(base, port)| format!("{base}:{port}").parse().unwrap());
+        let mode = prop_oneof![4 => Just(Mode::Enforce), 1 => Just(Mode::Audit)];
+        (mode, vec(rule, 0..4), vec(address_rule, 0..3)).prop_map(|(mode, allow, allow_addresses)| Rules {
+            mode,
+            allow,
+            allow_addresses,
+        })
+    }
+
+    fn any_limits() -> impl Strategy<Value = Limits> {
+        (1..4_u32, 1..4_u64, 1..4_u64).prop_map(|(connections, received_bytes, sent_bytes)| Limits {
+            connections,
+            received_bytes,
+            sent_bytes,
+        })
+    }
+
+    /// Whether all that a decision permits is permitted by another one.
+    fn is_within(decision: &Result<Decision, Denial>, other: &Result<Decision, Denial>) -> bool {
+        match (decision, other) {
+            (Err(_), _) | (Ok(_), Ok(Decision::Connect { .. })) => true,
+            (Ok(Decision::Check { tls, names }), Ok(Decision::Check { tls: other, names: others })) => {
+                tls == other && names.is_subset(others)
+            }
+            (Ok(_), _) => false,
+        }
+    }
+
+    const NAMES: [&str; 5] = ["example", "a.example", "b.a.example", "c.example", "other"];
+    const ADDRESSES: [&str; 4] = ["10.0.0.5", "10.1.0.0", "93.184.215.14", "93.184.215.15"];
+
+    proptest! {
+        #[test]
+        fn narrower_policies_allow_nothing_that_the_wider_ones_deny(
+            all in any_rules(),
+            clients in option::of(any_rules()),
+            requests in option::of(any_rules()),
+            limits in (any_limits(), any_limits()),
+            found_by in subsequence(&NAMES[..], 0..3),
+            to in (select(&ADDRESSES[..]), select(&[22, 80, 443][..])),
+            is_own: bool,
+        ) {
+            let all = Policy { limits: limits.0, ..Policy::new(all, Resolvers::new(Vec::new())) };
+            let clients = all.narrowed(clients, limits.1);
+            let requests = clients.narrowed(requests, Limits::default());
+            let to = SocketAddr::new(to.0.parse().unwrap(), to.1);
+            let names = names(&found_by);
+            for (wide, narrow) in [(&all, &clients), (&clients, &requests)] {
+                let decided = (narrow.decide(to, &names, is_own), wide.decide(to, &names, is_own));
+                prop_assert!(is_within(&decided.0, &decided.1), "{decided:?}");
+                for name in NAMES {
+                    prop_assert!(wide.has_name(name).is_ok() || narrow.has_name(name).is_err(), "{name}");
+                }
+                let has = [wide, narrow].map(|policy| policy.has_address(to.ip(), is_own).is_ok());
+                prop_assert!(has[0] || !has[1]);
+                prop_assert!(narrow.limits.connections <= wide.limits.connections);
+                prop_assert!(narrow.limits.received_bytes <= wide.limits.received_bytes);
+                prop_assert!(narrow.limits.sent_bytes <= wide.limits.sent_bytes);
+            }
+        }
+
+        #[test]
+        fn a_covered_rule_is_one_whose_connections_are_all_allowed(
+            all in any_rules(),
+            own in any_rules(),
+            name in select(&NAMES[..]),
+            to in (select(&ADDRESSES[..]), select(&[22, 80, 443][..])),
+        ) {
+            let policy = |rules| Policy::new(rules, Resolvers::new(Vec::new()));
+            let own = Rules { mode: Mode::Enforce, ..own };
+            let (all, names) = (policy(all), names(&[name]));
+            let covered = Rules {
+                mode: Mode::Enforce,
+                allow: own.allow.into_iter().filter(|rule| all.covers(rule)).collect(),
+                allow_addresses: own.allow_addresses.into_iter().filter(|rule| all.covers_address(rule)).collect(),
+            };
+            let to = SocketAddr::new(to.0.parse().unwrap(), to.1);
+            let decided = (policy(covered).decide(to, &names, false), all.decide(to, &names, false));
+            prop_assert!(is_within(&decided.0, &decided.1), "{decided:?}");
+        }
+    }
+
+    #[test]
+    fn a_client_gets_what_both_its_rules_and_those_of_all_allow() {
+        let all = policy(Mode::Enforce, &["a.example", "b.example", "git.example:22 tls=false"], &["10.0.0.0/8:443"]);
+        let rules = Rules {
+            allow: vec!["a.example:443".parse().unwrap(), "git.example:22".parse().unwrap()],
+            allow_addresses: vec!["10.0.0.5/32:443".parse().unwrap()],
+            ..Rules::default()
+        };
+        let client = all.narrowed(Some(rules), Limits { connections: 5, ..Limits::default() });
+        assert_eq!(client.limits, Limits { connections: 5, ..Limits::default() });
+        assert_eq!((client.has_name("a.example"), client.has_name("b.example")), (Ok(()), Err(Denial::NoRule)));
+        let checked = |name: &str| Ok(Decision::Check { tls: true, names: names(&[name]) });
+        for (to, found_by, expected) in [
+            (format!("{PUBLIC}:443"), &["a.example"][..], checked("a.example")),
+            (format!("{PUBLIC}:443"), &["a.example", "b.example"], checked("a.example")),
+            (format!("{PUBLIC}:80"), &["a.example"], Err(Denial::NoRule)),
+            (format!("{PUBLIC}:443"), &["b.example"], Err(Denial::NoRule)),
+            // The client's rule wants TLS.
+            (format!("{PUBLIC}:22"), &["git.example"], checked("git.example")),
+            ("10.0.0.5:443".into(), &[], Ok(Decision::Connect { name: None })),
+            ("10.0.0.6:443".into(), &[], Err(Denial::BelowFloor("private"))),
+        ] {
+            assert_eq!(decide(&client, &to, found_by), expected, "{to} {found_by:?}");
+        }
+        assert_eq!(decide(&all.narrowed(None, all.limits), &format!("{PUBLIC}:80"), &["b.example"]).is_ok(), true);
+    }
+
+    #[test]
+    fn a_rule_is_covered_only_by_one_that_allows_as_much() {
+        let all = policy(Mode::Enforce, &["*.example", "b:443 tls=false", "c:80", "c:443"], &["10.0.0.0/8:443"]);
+        for (rule, is_covered) in [
+            ("a.example", true),
+            ("a.example:80", true),
+            ("*.a.example", true),
+            ("*.example", true),
+            ("c", true),
+            ("b:443", true),
+            ("b:443 tls=false", true),
+            ("example", false),
+            ("*", false),
+            ("*.aexample", false),
+            ("a.example:22", false),
+            ("a.example tls=false", false),
+            ("b", false),
+        ] {
+            assert_eq!(all.covers(&rule.parse().unwrap()), is_covered, "{rule}");
+        }
+        for (rule, is_covered) in [
+            ("10.0.0.0/8:443", true),
+            ("10.1.0.0/16:443", true),
+            ("0.0.0.0/0:443", false),
+            ("11.0.0.0/8:443", false),
+            ("10.0.0.0/8:80", false),
+            ("[fd12::]/16:443", false),
+        ] {
+            assert_eq!(all.covers_address(&rule.parse().unwrap()), is_covered, "{rule}");
+        }
+        let audit = policy(Mode::Audit, &[], &[]);
+        assert!(audit.covers(&"*:22 tls=false".parse().unwrap()));
+        assert!(!audit.covers_address(&"10.0.0.5/32:443".parse().unwrap()));
     }
 }

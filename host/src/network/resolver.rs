@@ -35,7 +35,7 @@ const MAX_ADDRESSES: usize = 64;
 const MAX_ALIASES: usize = 16;
 
 /// The servers that resolve names.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolvers(Vec<SocketAddr>);
 
 /// What is known of a name.

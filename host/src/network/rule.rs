@@ -31,19 +31,47 @@ enum Names {
     Below(String),
 }
 
+impl Names {
+    fn has(&self, name: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::One(one) => one == name,
+            Self::Below(suffix) => name.len() > suffix.len() && name.ends_with(suffix.as_str()),
+        }
+    }
+
+    fn has_all(&self, others: &Self) -> bool {
+        match (self, others) {
+            (Self::Any, _) => true,
+            (_, Self::Any) => false,
+            (_, Self::One(name)) => self.has(name),
+            (Self::Below(suffix), Self::Below(others)) => others.ends_with(suffix.as_str()),
+            (Self::One(_), Self::Below(_)) => false,
+        }
+    }
+}
+
 impl Rule {
     /// Whether it is about this name, whatever the port.
     pub(super) fn has_name(&self, name: &str) -> bool {
-        match &self.names {
-            Names::Any => true,
-            Names::One(one) => one == name,
-            Names::Below(suffix) => name.len() > suffix.len() && name.ends_with(suffix.as_str()),
-        }
+        self.names.has(name)
     }
 
     /// Whether it allows this.
     pub(super) fn allows(&self, name: &str, port: u16) -> bool {
-        self.has_name(name) && self.port.map_or(DEFAULT_PORTS.contains(&port), |allowed| allowed == port)
+        self.has_name(name) && self.has_port(port)
+    }
+
+    fn has_port(&self, port: u16) -> bool {
+        self.port.map_or(DEFAULT_PORTS.contains(&port), |own| own == port)
+    }
+
+    /// Whether rules allow all that this one allows. Each of its ports must be one of a single rule.
+    pub(super) fn is_covered_by(&self, rules: &[Self]) -> bool {
+        let covers =
+            |rule: &Self, port: u16| rule.has_port(port) && rule.names.has_all(&self.names) && (self.tls || !rule.tls);
+        let ports = self.port.as_ref().map_or(&DEFAULT_PORTS[..], std::slice::from_ref);
+        ports.iter().all(|port| rules.iter().any(|rule| covers(rule, *port)))
     }
 
     /// Whether connections must begin with TLS, where they don't with HTTP.

@@ -184,7 +184,7 @@ impl Scheduler {
         let digest = digest.map_err(|error| Failure::executor("host", error.to_string()))?;
         let digest =
             digest.map_err(|error| Failure::executor_because("host", "the guest image can't be read", &error))?;
-        let has_network = self.backend.builder.has_network(&submission.request);
+        let has_network = self.backend.builder.has_network(&submission.request, &submission.options);
         Ok(Environment { digest, key: reuse::key(submission, &digest, has_network) })
     }
 

@@ -1,11 +1,12 @@
 //! Finds all problems of a configuration on this host without opening the store or starting a machine.
 
 mod machine;
+mod network;
 #[cfg(test)]
 mod tests;
 mod tls;
 
-use std::{net::ToSocketAddrs as _, sync::Arc};
+use std::net::ToSocketAddrs as _;
 
 use cofferdam_castore::{blobservice, directoryservice, is_addr};
 use cofferdam_images::Image;
@@ -22,7 +23,7 @@ use crate::{
     devices::paths::Shown,
     limits::Limits,
     machine::vmm,
-    network::{Policy, Resolvers},
+    network::Policies,
     quantity::show_size,
     request::Host,
     scheduler::Operators,
@@ -36,7 +37,7 @@ pub(super) struct Checked {
     pub(super) vmm: vmm::Choice,
     pub(super) tls: Option<Tls>,
     pub(super) operators: Operators,
-    pub(super) network: Option<Arc<Policy>>,
+    pub(super) network: Option<Policies>,
 }
 
 /// Looks for all problems at once.
@@ -137,28 +138,6 @@ impl Checks<'_> {
                 Err(error) => drop(self.lacking(key, format!("can't be resolved: {error}"))),
                 Ok(Some(error)) if !may_be_anonymous => self.wrong(key, error.to_string()).advise(ANONYMOUS_ADVICE),
                 Ok(_) => {}
-            }
-        }
-    }
-
-    fn network(&mut self) -> Option<Arc<Policy>> {
-        let network = self.config.network.as_ref()?;
-        if self.config.withhold_network {
-            self.wrong("withhold_network", "must be false where there is a table [network]");
-        }
-        if network.connections() > Policy::MAX_CONNECTIONS {
-            self.wrong("network.connections", format!("must be at most {}", Policy::MAX_CONNECTIONS));
-        }
-        let resolvers = match &network.resolvers[..] {
-            [] => Resolvers::of_host(),
-            servers => Ok(Resolvers::new(servers.to_vec())),
-        };
-        match resolvers {
-            Ok(resolvers) => Some(Arc::new(network.policy(resolvers))),
-            Err(error) => {
-                let problem = self.lacking("network.resolvers", format!("this host names no DNS server: {error}"));
-                problem.advise("write resolvers = [\"ADDRESS:PORT\"]");
-                None
             }
         }
     }

@@ -39,6 +39,22 @@ fn limits_fit_the_budget_and_the_budget_fits_the_host() {
             "[network]\nresolvers = ['10.0.0.53:53']\nconnections = 513",
             "test.toml:3: network.connections = 513: must be at most 512",
         ),
+        (
+            "[network]\nresolvers = ['10.0.0.53:53']\nallow = ['*.example']\n[network.clients.'user:1']\nallow = ['a.example', 'example']",
+            "test.toml:5: network.clients.\"user:1\".allow = 'example': must not allow more than a rule in network.allow does",
+        ),
+        (
+            "[network]\nresolvers = ['10.0.0.53:53']\n[network.clients.'user:1']\nallow_addresses = ['10.0.0.5/32:443']",
+            "test.toml:4: network.clients.\"user:1\".allow_addresses = '10.0.0.5/32:443': must not allow more than a rule in",
+        ),
+        (
+            "[network]\nresolvers = ['10.0.0.53:53']\n[network.clients.'user:1']\nconnections = 129",
+            "test.toml:4: network.clients.\"user:1\".connections = 129: must be at most 128, as network.connections says",
+        ),
+        (
+            "[network]\nresolvers = ['10.0.0.53:53']\nsent = '1M'\n[network.clients.'user:1']\nsent = '2M'",
+            "test.toml:5: network.clients.\"user:1\".sent = '2M': must be at most 1.00 MiB, as network.sent says",
+        ),
         ("[host_paths]\n'/x' = '/nowhere'", "test.toml:2: host_paths.\"/x\" = '/nowhere': can't be read"),
     ] {
         let message = limits(text);

@@ -15,7 +15,7 @@ use std::{
 
 use serde::{Deserialize, Deserializer};
 
-use self::network::NetworkConfig;
+pub(super) use self::network::{ClientConfig, NetworkConfig};
 pub(super) use self::source::Key;
 use self::source::Source;
 pub(crate) use self::values::ListenAddr;

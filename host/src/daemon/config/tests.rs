@@ -79,6 +79,22 @@ fn a_wrong_value_is_reported_with_line_and_key() {
             "test.toml:2: network.resolvers = '10.0.0.53': invalid socket address",
         ),
         ("[network]\nmode = 'off'", "test.toml:2: network.mode = 'off': unknown variant `off`, expected `enforce`"),
+        (
+            "[network.clients.'uid:1']\nallow = []",
+            "test.toml:1: network.clients.\"uid:1\": \"uid:1\" is not a client: must be user:UID",
+        ),
+        (
+            "[network.clients.'user:01']\nallow = []",
+            "test.toml:1: network.clients.\"user:01\": \"user:01\" must be written \"user:1\"",
+        ),
+        (
+            "[network.clients.'user:1']\nallow = ['a..b']",
+            "test.toml:2: network.clients.\"user:1\".allow = 'a..b': \"a..b\" is not a rule about names: must be NAME",
+        ),
+        (
+            "[network.clients.'user:1']\nmode = 'audit'",
+            "test.toml:2: network.clients.\"user:1\".mode = 'audit': unknown field `mode`",
+        ),
         ("listen = ['run/x']", "test.toml:1: listen = 'run/x': \"run/x\" is not an address to listen on"),
         ("listen = ['host']", "listen = 'host': \"host\" is not an address to listen on"),
         ("listen = ['::1:99999']", "listen = '::1:99999': \"::1:99999\" is not an address to listen on"),

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::Path, str::FromStr};
 
+use cofferdam_rpc::Client;
 use nix::sys::socket::UnixAddr;
 use serde::{Deserialize, Deserializer};
 use tonic::transport::Uri;
@@ -83,6 +84,22 @@ impl FromStr for UserName {
 impl<'de> Deserialize<'de> for UserName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         text_or_number(deserializer, "a user's name or number")
+    }
+}
+
+/// A client, as records name it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+pub(in crate::daemon) struct ClientName(pub(in crate::daemon) Client);
+
+impl TryFrom<String> for ClientName {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        let client: Client = name.parse().map_err(|rule| format!("{name:?} is not a client: {rule}"))?;
+        // So that no client has two tables.
+        let written = client.to_string();
+        if written == name { Ok(Self(client)) } else { Err(format!("{name:?} must be written {written:?}")) }
     }
 }
 

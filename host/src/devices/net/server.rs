@@ -354,7 +354,7 @@ mod tests {
 
     use super::super::wire::{receive_answer, send_request};
     use super::*;
-    use crate::network::{Connection, Mode, Policy, Resolvers, Verdict};
+    use crate::network::{Connection, Limits, Policy, Resolvers, Rules, Verdict};
 
     /// A device's end of a connection, its server, and what is on record.
     pub(super) struct Played {
@@ -366,18 +366,16 @@ mod tests {
     impl Played {
         /// With a rule for this address.
         pub(super) fn new(rule: &str) -> Self {
-            Self::limited(rule, Policy::SENT_BYTES)
+            Self::limited(rule, Limits::default().sent_bytes)
         }
 
         /// With a rule for this address, and a limit on what may be sent.
         pub(super) fn limited(rule: &str, sent_bytes: u64) -> Self {
             let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
             let (ours, device) = pair.unwrap();
-            let policy = Policy {
-                allow_addresses: vec![rule.parse().unwrap()],
-                sent_bytes,
-                ..Policy::new(Mode::Enforce, Vec::new(), Resolvers::new(Vec::new()))
-            };
+            let rules = Rules { allow_addresses: vec![rule.parse().unwrap()], ..Rules::default() };
+            let limits = Limits { sent_bytes, ..Limits::default() };
+            let policy = Policy { limits, ..Policy::new(rules, Resolvers::new(Vec::new())) };
             let record = Arc::new(Mutex::new(Vec::new()));
             let kept = Arc::clone(&record);
             let broker = Broker::new(Arc::new(policy), Arc::new(move |connection| kept.lock().push(connection)));

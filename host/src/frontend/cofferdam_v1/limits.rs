@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use cofferdam_proto::cofferdam::v1::BuildRequest;
+use cofferdam_rpc::Client;
 
 use crate::{
     build::Options,
@@ -11,8 +12,9 @@ use crate::{
 
 /// What a build gets: what its client asks for, within what the daemon allows. That may be more memory than the default, as
 /// a request may ask for more.
-pub(super) fn within(allowed: &Allowed, message: &BuildRequest) -> Result<Options, RequestError> {
-    let Allowed { options, max_memory_bytes, max_shell } = allowed;
+pub(super) fn within(allowed: &Allowed, client: &Client, message: &BuildRequest) -> Result<Options, RequestError> {
+    let Allowed { max_memory_bytes, max_shell, .. } = allowed;
+    let options = allowed.options(client);
     let most = Limits { memory_bytes: *max_memory_bytes, ..options.limits };
     let shell = match message.shell_ms {
         0 => None,
@@ -22,6 +24,7 @@ pub(super) fn within(allowed: &Allowed, message: &BuildRequest) -> Result<Option
         limits: options.limits.lowered(&message.limits.unwrap_or_default(), &most)?,
         keep_failed: options.keep_failed || message.keep_failed,
         shell,
+        network: options.network,
     })
 }
 
@@ -34,14 +37,14 @@ mod tests {
     #[test]
     fn a_client_gets_what_it_asks_for_if_its_daemon_allows_that() {
         let options = Options::default();
-        let allowed =
-            Allowed { options: options.clone(), max_memory_bytes: 4 << 30, max_shell: Duration::from_secs(60) };
-        let within = |message: BuildRequest| within(&allowed, &message);
+        let (max_memory_bytes, max_shell) = (4 << 30, Duration::from_secs(60));
+        let allowed = Allowed { options: options.clone(), max_memory_bytes, max_shell, network: None };
+        let within = |message: BuildRequest| within(&allowed, &Client::User(1), &message);
         assert_eq!(within(BuildRequest::default()).unwrap(), options);
         let asked = v1::Limits { memory_bytes: 3 << 30, timeout_ms: 1500, ..v1::Limits::default() };
         let message = BuildRequest { limits: Some(asked), keep_failed: true, shell_ms: 60_000, ..Default::default() };
         let limits = Limits { memory_bytes: 3 << 30, timeout: Duration::from_millis(1500), ..options.limits };
-        let expected = Options { limits, keep_failed: true, shell: Some(Duration::from_secs(60)) };
+        let expected = Options { limits, keep_failed: true, shell: Some(Duration::from_secs(60)), network: None };
         assert_eq!(within(message).unwrap(), expected);
         let asked = v1::Limits { memory_bytes: 5 << 30, ..v1::Limits::default() };
         let wrong = within(BuildRequest { limits: Some(asked), ..Default::default() }).unwrap_err();

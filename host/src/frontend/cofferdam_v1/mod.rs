@@ -68,7 +68,7 @@ impl build_service_server::BuildService for BuildService {
     async fn build(&self, request: Request<BuildRequest>) -> Result<Response<Self::BuildStream>, Status> {
         let Origin { client, context, memory } = Origin::of(&request)?;
         let message = request.into_inner();
-        let options = limits::within(&self.0.allowed, &message);
+        let options = limits::within(&self.0.allowed, &client, &message);
         let options = options.map_err(|error| failed(&self.0.refused(&client, error)))?;
         let decoded = self.0.decode(&client, message.request.unwrap_or_default()).await;
         let Decoded { request, digest } = decoded.map_err(|failure| failed(&failure))?;
