@@ -37,6 +37,7 @@ fn main() -> io::Result<()> {
         .extern_path(".snix.build.v1", "crate::snix::build::v1")
         .extern_path(".snix.build.v1.BuildRequest", "crate::EncodedRequest")
         .extern_path(".tvix.build.v1.BuildRequest", "crate::EncodedRequest")
+        .extern_path(".cofferdam.v1.Network", "crate::EncodedNetwork")
         .build_transport(false)
         .compile_fds(all)
 }

@@ -267,6 +267,37 @@ fn a_clients_table_narrows_what_its_builds_get() {
 }
 
 #[test]
+fn a_request_narrows_what_its_client_gets_and_never_widens_it() {
+    let lab = Lab::new(LAB);
+    let cofferdam = lab.cofferdam();
+    let daemon = Daemon::start(
+        &cofferdam,
+        &format!("[network]\nallow = [\"good.example\", \"evil.example\"]\nresolvers = [\"{RESOLVER}\"]\n"),
+    );
+    let client = Cofferdam::new();
+    let build = || client.build().on(&daemon).switch("--network").input("client", guest::client());
+    for (flag, rule) in [("--allow-host", "other.example"), ("--allow-address", "10.0.0.5/32:80")] {
+        let refused = build().flag(flag, rule).run(["/inputs/client"]);
+        let field = if flag == "--allow-host" { "network.allow[0]" } else { "network.allow_addresses[0]" };
+        let refused = refused.exits_with(2).says(&format!("{field} must not allow more")).says(rule);
+        assert_eq!(refused.build_id(), None, "{refused}");
+    }
+    let without = client.build().on(&daemon).flag("--allow-host", "good.example").run(["/bin/true"]);
+    without.exits_with(2).says("network must be absent where constraints.network_access is false");
+    assert_eq!(lab.seen(), [""; 0], "nothing has booted");
+    expect(
+        build().flag("--allow-host", "good.example:80"),
+        [
+            ("dns good.example A", "code 0 93.184.215.14"),
+            ("http 93.184.215.14:80 good.example", "this is good.example"),
+            ("listen 93.184.215.14:443", "refused"),
+            ("dns evil.example A", "code 3"),
+        ],
+    );
+    daemon.end().succeeds();
+}
+
+#[test]
 fn a_killed_network_device_ends_its_build_and_is_named() {
     let lab = Lab::new(LAB);
     let cofferdam = lab.cofferdam();

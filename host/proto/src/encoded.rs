@@ -6,13 +6,19 @@ use prost::{
     encoding::{DecodeContext, WireType, decode_varint, encode_key, encode_varint},
 };
 
-use crate::snix::{build::v1::BuildRequest, castore::v1::Directory};
+use crate::{
+    cofferdam::v1::Network,
+    snix::{build::v1::BuildRequest, castore::v1::Directory},
+};
 
 /// A `Directory` that is not decoded yet.
 pub type EncodedDirectory = Encoded<Directory>;
 
 /// A `BuildRequest` that is not decoded yet.
 pub type EncodedRequest = Encoded<BuildRequest>;
+
+/// A `Network` that is not decoded yet.
+pub type EncodedNetwork = Encoded<Network>;
 
 /// A message in the bytes that came, alone or as a field of another message.
 ///

@@ -5,7 +5,7 @@
 
 mod encoded;
 
-pub use encoded::{Encoded, EncodedDirectory, EncodedRequest};
+pub use encoded::{Encoded, EncodedDirectory, EncodedNetwork, EncodedRequest};
 
 /// snix's protocols.
 pub mod snix {
@@ -43,6 +43,17 @@ pub mod cofferdam {
     /// Version 1.
     pub mod v1 {
         include!(concat!(env!("OUT_DIR"), "/grpc/cofferdam.v1.rs"));
+
+        /// All connections that a build gets.
+        #[derive(Clone, PartialEq, Eq, ::prost::Message)]
+        pub struct Network {
+            /// Rules about names.
+            #[prost(string, repeated, tag = "1")]
+            pub allow: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+            /// Rules about addresses.
+            #[prost(string, repeated, tag = "2")]
+            pub allow_addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+        }
     }
 }
 

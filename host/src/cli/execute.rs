@@ -198,6 +198,7 @@ impl ExecuteArgs {
             keep_failed: self.asked.keep_failed,
             rebuild: self.rebuild,
             shell_ms: self.asked.shell().map_or(0, millis),
+            network: self.network.message(),
             ..wire::BuildRequest::default()
         }
     }

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use clap::Args;
+use cofferdam_proto::{EncodedNetwork, cofferdam::v1::Network};
 
 use super::CliError;
 use crate::network::{AddressRule, Policy, Resolvers, Rule, Rules};
@@ -12,7 +13,8 @@ use crate::network::{AddressRule, Policy, Resolvers, Rule, Rules};
 #[command(next_help_heading = "Network")]
 pub(super) struct NetworkArgs {
     /// Let the build connect to this host if it asks for the network: NAME or *.NAME for HTTP and HTTPS, NAME:PORT for another
-    /// port; with " tls=false" behind it, connections need not name the server by TLS. The default for everything is no
+    /// port; with " tls=false" behind it, connections need not name the server by TLS. The default for everything is no; with
+    /// a daemon, it is what the daemon allows, and nothing beyond that can be allowed
     #[arg(long, value_name = "NAME[:PORT]")]
     allow_host: Vec<Rule>,
     /// Let the build connect to these addresses without a name, even if they are private
@@ -31,12 +33,17 @@ impl NetworkArgs {
 
     /// The flag that is given, and needs a build on this host.
     pub(super) fn flag(&self) -> Option<&'static str> {
-        let flags = [
-            ("--allow-host", self.allow_host.is_empty()),
-            ("--allow-address", self.allow_address.is_empty()),
-            ("--resolver", self.resolver.is_empty()),
-        ];
-        flags.into_iter().find(|(_, is_empty)| !is_empty).map(|(flag, _)| flag)
+        (!self.resolver.is_empty()).then_some("--resolver")
+    }
+
+    /// The connections that a daemon is asked for; nothing for all that it allows.
+    pub(super) fn message(&self) -> Option<EncodedNetwork> {
+        self.is_given().then(|| {
+            EncodedNetwork::from(&Network {
+                allow: self.allow_host.iter().map(ToString::to_string).collect(),
+                allow_addresses: self.allow_address.iter().map(ToString::to_string).collect(),
+            })
+        })
     }
 
     /// The policy for a build that asks for the network; nothing if it has none.

@@ -89,8 +89,8 @@ pub(super) struct RunArgs {
     /// Provide a /bin/sh
     #[arg(long)]
     bin_sh: bool,
-    /// Give the build a network, on which it can connect to what --allow-host and --allow-address say; a daemon's
-    /// configuration says it instead
+    /// Give the build a network, on which it can connect to what --allow-host and --allow-address say; with a daemon and
+    /// without these flags, to what the daemon's configuration says
     #[arg(long)]
     network: bool,
     /// The command and its arguments, as the build sees them

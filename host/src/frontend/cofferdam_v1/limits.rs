@@ -1,8 +1,9 @@
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use cofferdam_proto::cofferdam::v1::BuildRequest;
 use cofferdam_rpc::Client;
 
+use super::network;
 use crate::{
     build::Options,
     frontend::Allowed,
@@ -20,11 +21,15 @@ pub(super) fn within(allowed: &Allowed, client: &Client, message: &BuildRequest)
         0 => None,
         asked => Some(limits::allowed("shell_ms", Duration::from_millis(asked), Duration::from_millis(1), *max_shell)?),
     };
+    let network = match (options.network, &message.network) {
+        (Some(has), Some(asked)) => Some(Arc::new(network::narrowed(&has, asked)?)),
+        (has, _) => has,
+    };
     Ok(Options {
         limits: options.limits.lowered(&message.limits.unwrap_or_default(), &most)?,
         keep_failed: options.keep_failed || message.keep_failed,
         shell,
-        network: options.network,
+        network,
     })
 }
 

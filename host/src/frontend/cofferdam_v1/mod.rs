@@ -3,6 +3,7 @@
 mod convert;
 mod events;
 mod limits;
+mod network;
 mod outlet;
 mod shell;
 
@@ -72,6 +73,10 @@ impl build_service_server::BuildService for BuildService {
         let options = options.map_err(|error| failed(&self.0.refused(&client, error)))?;
         let decoded = self.0.decode(&client, message.request.unwrap_or_default()).await;
         let Decoded { request, digest } = decoded.map_err(|failure| failed(&failure))?;
+        let asks = request.constraints.as_ref().is_some_and(|constraints| constraints.network_access);
+        if message.network.is_some() && !asks {
+            return Err(failed(&self.0.refused(&client, network::without_access())));
+        }
         let BuildRequest { detached, rebuild, without_log, .. } = message;
         let submission =
             Submission { client: client.clone(), request, digest, options, detached, rebuild, context, memory };
