@@ -243,7 +243,7 @@ fn a_clients_table_narrows_what_its_builds_get() {
         &format!(
             "[network]\nallow = [\"good.example\", \"evil.example\"]\nresolvers = [\"{RESOLVER}\"]\n\
              allow_addresses = [\"10.0.0.5/32:80\"]\n\
-             [network.clients.\"user:0\"]\nallow = [\"good.example:80\"]\nconnections = 3\n\
+             [network.clients.\"user:0\"]\nallow = [\"good.example:80\"]\nclient_connections = 3\n\
              [network.clients.\"user:1\"]\nallow = []\n"
         ),
     );
@@ -262,6 +262,7 @@ fn a_clients_table_narrows_what_its_builds_get() {
     let id = outcome.build_id().expect("a daemon names its builds");
     let shown = client.command(["builds", "show", &id, "--daemon", &daemon.addr()]).succeeds();
     assert!(shown.stdout.contains("evil.example denied (no rule"), "{shown}");
+    assert!(shown.stdout.contains("more connections of this client at a time"), "{shown}");
     assert!(lab.connections().iter().all(|line| line == "93.184.215.14 80"), "{:?}", lab.connections());
     daemon.end().succeeds();
 }

@@ -72,7 +72,7 @@ impl Builder {
 
     /// Whether the build of an admitted request has a network.
     pub(crate) fn has_network(&self, request: &Admitted, options: &Options) -> bool {
-        guest::policy(request, options, &self.machines.settings).is_some()
+        guest::network(request, options, &self.machines.settings).is_some()
     }
 
     /// Admits a request if this host can build it.

@@ -24,7 +24,7 @@ use crate::{
     },
     limits::Limits,
     machine::{Cause, ConnectError, Device, FileError, Machine, RunDir, jail::Spawner, vmm},
-    network::{Broker, Observe, Policy},
+    network::{Broker, Grant, Observe},
     request::{AbsolutePath, BuildRequest, KVM},
 };
 
@@ -48,8 +48,8 @@ pub(super) struct Size<'r> {
     inputs_memory_bytes: u64,
     /// Whether the build may run VMs of its own.
     nested: bool,
-    /// Which connections the build gets if it has a network.
-    policy: Option<Arc<Policy>>,
+    /// What the build gets of the network.
+    network: Option<Grant>,
     /// The paths of the host that the build asks for.
     ro_paths: Vec<&'r AbsolutePath>,
 }
@@ -57,12 +57,12 @@ pub(super) struct Size<'r> {
 impl<'r> Size<'r> {
     /// Whether the build has a network.
     pub(super) fn has_network(&self) -> bool {
-        self.policy.is_some()
+        self.network.is_some()
     }
 
     /// Memory of the host that its network takes, in bytes.
     pub(super) fn network_bytes(&self) -> u64 {
-        self.policy.as_ref().map_or(0, |policy| footprint::network_bytes(policy.limits.connections))
+        self.network.as_ref().map_or(0, |grant| footprint::network_bytes(grant.policy.limits.connections))
     }
 
     /// For an admitted request whose inputs' directories take so much memory.
@@ -80,7 +80,7 @@ impl<'r> Size<'r> {
             scratch_bytes: options.limits.scratch_bytes,
             inputs_memory_bytes,
             nested: wants_kvm(request),
-            policy: policy(request, options, settings).cloned(),
+            network: network(request, options, settings).cloned(),
             ro_paths: constraints.iter().flat_map(|constraints| &constraints.available_ro_paths).collect(),
         }
     }
@@ -97,8 +97,8 @@ impl<'r> Size<'r> {
     }
 }
 
-/// Which connections the build of an admitted request gets; nothing if it has no network.
-pub(super) fn policy<'o>(request: &BuildRequest, options: &'o Options, settings: &Settings) -> Option<&'o Arc<Policy>> {
+/// What the build of an admitted request gets of the network.
+pub(super) fn network<'o>(request: &BuildRequest, options: &'o Options, settings: &Settings) -> Option<&'o Grant> {
     let asks = request.constraints.as_ref().is_some_and(|constraints| constraints.network_access);
     options.network.as_ref().filter(|_| asks && !settings.withhold_network)
 }
@@ -187,8 +187,8 @@ impl Machines {
         if !shown.is_empty() {
             devices.push(Box::new(paths::Device::start(spawner, run_dir.path(), shown).await?));
         }
-        if let Some(policy) = &size.policy {
-            let broker = Broker::new(Arc::clone(policy), Arc::clone(observe));
+        if let Some(grant) = &size.network {
+            let broker = Broker::new(grant.clone(), Arc::clone(observe));
             devices.push(Box::new(net::Device::start((spawner, run_dir.path()), settings.vmm.kind, broker).await?));
         }
         let config = vmm::Config {

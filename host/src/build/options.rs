@@ -1,8 +1,8 @@
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use crate::{
     limits::{Asked, Limits},
-    network::Policy,
+    network::Grant,
 };
 
 /// One build's resources and limits, and what becomes of it if it fails.
@@ -16,8 +16,8 @@ pub(crate) struct Options {
     /// Whether somebody may look around in a shell when the build has failed, if
     /// [`Observer::terminal`](super::Observer::terminal) gives a terminal, and for how long.
     pub shell: Option<Duration>,
-    /// Which connections it gets if its request asks for the network.
-    pub network: Option<Arc<Policy>>,
+    /// What it gets of the network if its request asks for that.
+    pub network: Option<Grant>,
 }
 
 impl Options {

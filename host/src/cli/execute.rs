@@ -136,7 +136,7 @@ impl ExecuteArgs {
             .map_err(|error| CliError::failed("no virtual machine can run here", error).try_this("cofferdam doctor"))?;
         tracing::info!(kind = %choice.kind, accelerator = %choice.accelerator, reason = choice.reason, "VMM chosen");
         let emulated = choice.accelerator == vmm::Accelerator::Tcg;
-        let network = self.network.policy()?;
+        let network = self.network.grant()?;
         let options = Options { network, ..Options::new(&Limits::default(), &self.asked) };
         let (settings, store) = (self.settings(image, choice)?, store.open()?);
         let progress = self.progress();

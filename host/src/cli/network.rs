@@ -1,12 +1,12 @@
 //! The network of builds on this host.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::net::SocketAddr;
 
 use clap::Args;
 use cofferdam_proto::{EncodedNetwork, cofferdam::v1::Network};
 
 use super::CliError;
-use crate::network::{AddressRule, Policy, Resolvers, Rule, Rules};
+use crate::network::{AddressRule, Grant, Policy, Resolvers, Rule, Rules};
 
 /// What builds may connect to.
 #[derive(Debug, Default, Args)]
@@ -46,8 +46,8 @@ impl NetworkArgs {
         })
     }
 
-    /// The policy for a build that asks for the network; nothing if it has none.
-    pub(super) fn policy(&self) -> Result<Option<Arc<Policy>>, CliError> {
+    /// What a build gets of the network if it asks for that.
+    pub(super) fn grant(&self) -> Result<Option<Grant>, CliError> {
         if !self.is_given() {
             return Ok(None);
         }
@@ -60,6 +60,6 @@ impl NetworkArgs {
         };
         let (allow, allow_addresses) = (self.allow_host.clone(), self.allow_address.clone());
         let rules = Rules { allow, allow_addresses, ..Rules::default() };
-        Ok(Some(Arc::new(Policy::new(rules, resolvers))))
+        Ok(Some(Grant::new(Policy::new(rules, resolvers))))
     }
 }

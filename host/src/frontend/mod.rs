@@ -48,7 +48,7 @@ pub(crate) const SERVICES: [&str; 3] =
     ["cofferdam.v1.BuildService", "snix.build.v1.BuildService", "tvix.build.v1.BuildService"];
 
 /// What builds get.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Allowed {
     /// What a build gets without asking, and the most that it gets.
     pub options: Options,
@@ -63,7 +63,7 @@ pub(crate) struct Allowed {
 impl Allowed {
     /// What a client's build gets without asking.
     fn options(&self, client: &Client) -> Options {
-        let network = self.network.as_ref().map(|policies| Arc::clone(policies.of(client)));
+        let network = self.network.as_ref().map(|policies| policies.grant(client));
         Options { network, ..self.options.clone() }
     }
 }

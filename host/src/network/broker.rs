@@ -4,15 +4,17 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 use super::check::Check;
+use super::clients::Grant;
+use super::pace::Pace;
 use super::pins::Pins;
 use super::policy::{Decision, Denial, Policy};
 use super::record::{Connection, Observe, Verdict};
@@ -24,15 +26,22 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Most queries of a build that are asked upstream at a time. Others wait.
 const MAX_QUERIES: usize = 32;
 
+/// Most connections of a build that no server has accepted yet. An honest device asks for no more.
+const MAX_HALF_OPEN: usize = 64;
+
 /// Most characters of a text on record that is no name.
 const MAX_RECORDED_CHARS: usize = 253;
 
 /// One build's way to the network.
 pub struct Broker {
+    grant: Grant,
     policy: Arc<Policy>,
     pins: Mutex<Pins>,
     connections: Arc<Semaphore>,
+    half_open: Semaphore,
+    opens: Mutex<Pace>,
     queries: Semaphore,
+    query_pace: Mutex<Pace>,
     is_spent: AtomicBool,
     observe: Observe,
 }
@@ -54,15 +63,18 @@ pub(crate) struct Opened {
     stream: TcpStream,
     check: Option<Box<Check>>,
     note: Note,
-    permit: OwnedSemaphorePermit,
+    permits: Permits,
 }
+
+/// A connection's own part, and those of its client and of all builds.
+type Permits = (OwnedSemaphorePermit, Vec<OwnedSemaphorePermit>);
 
 /// A connection that the build may use.
 pub(crate) struct Passed {
     /// The socket, which doesn't block.
     pub(crate) stream: std::net::TcpStream,
     note: Note,
-    _permit: OwnedSemaphorePermit,
+    _permits: Permits,
 }
 
 /// The answer to a query. Nothing: it can't be found out.
@@ -73,19 +85,36 @@ pub(crate) struct Resolved {
 
 impl Broker {
     /// A new build's.
-    pub fn new(policy: Arc<Policy>, observe: Observe) -> Self {
-        let connections = Arc::new(Semaphore::new(policy.limits.connections as usize));
-        let (queries, is_spent) = (Semaphore::new(MAX_QUERIES), AtomicBool::new(false));
-        Self { policy, pins: Mutex::default(), connections, queries, is_spent, observe }
+    pub fn new(grant: Grant, observe: Observe) -> Self {
+        let policy = Arc::clone(&grant.policy);
+        let limits = policy.limits;
+        Self {
+            grant,
+            policy,
+            pins: Mutex::default(),
+            connections: Arc::new(Semaphore::new(limits.connections as usize)),
+            half_open: Semaphore::new(MAX_HALF_OPEN),
+            opens: Mutex::new(Pace::new(limits.opens)),
+            queries: Semaphore::new(MAX_QUERIES),
+            query_pace: Mutex::new(Pace::new(limits.queries)),
+            is_spent: AtomicBool::new(false),
+            observe,
+        }
     }
 
     /// Resolves a name, if a rule has it. Addresses that the build may not connect to are left out.
     pub(crate) async fn resolve(&self, name: &str, family: Family) -> Resolved {
-        if let Err(denial) = self.policy.has_name(name) {
+        let may = match self.query_pace.lock().take(Instant::now()) {
+            true => self.policy.has_name(name),
+            false => Err(Denial::TooManyQueries),
+        };
+        if let Err(denial) = may {
             // What is no name may be long.
             let name: String = name.escape_default().take(MAX_RECORDED_CHARS).collect();
             self.note(Connection { name: Some(name), ..Connection::default() }).record.deny(denial);
-            return Resolved { found: Some(Vec::new()), exists: false };
+            // The build may ask again for a name that it may have.
+            let found = (denial != Denial::TooManyQueries).then(Vec::new);
+            return Resolved { found, exists: false };
         }
         let _turn = self.queries.acquire().await;
         let Some(mut found) = self.policy.resolvers.look_up(name, family).await else {
@@ -114,12 +143,15 @@ impl Broker {
         let (name, verdict) = (names.first().cloned(), Verdict::Abandoned);
         let mut note = self.note(Connection { name, address: Some(to), verdict, ..Connection::default() });
         let is_own = is_own(to.ip());
-        let decided = match self.is_spent.load(Ordering::Relaxed) {
-            true => Err(Denial::TooMuch),
-            false => self.policy.decide(to, &names, *is_own.as_ref().unwrap_or(&true)),
+        let decided = match () {
+            () if self.is_spent.load(Ordering::Relaxed) => Err(Denial::TooMuch),
+            () if !self.opens.lock().take(Instant::now()) => Err(Denial::TooManyOpens),
+            () => self.policy.decide(to, &names, *is_own.as_ref().unwrap_or(&true)),
         };
-        let permit = Arc::clone(&self.connections).try_acquire_owned().map_err(|_| Denial::TooMany);
-        let (decision, permit) = match decided.and_then(|decision| Ok((decision, permit?))) {
+        let (decision, permits, _half_open) = match decided.and_then(|decision| {
+            let (permits, half_open) = self.take()?;
+            Ok((decision, permits, half_open))
+        }) {
             Ok(allowed) => allowed,
             Err(denial) => {
                 let is_unknown = denial == Denial::Own && is_own.is_err();
@@ -141,13 +173,20 @@ impl Broker {
         let refused = match connected.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into())) {
             Ok(stream) => {
                 note.record.verdict = if check.is_some() { denied(Denial::NoServerName) } else { Verdict::Allowed };
-                return Ok(Opened { stream, check, note, permit });
+                return Ok(Opened { stream, check, note, permits });
             }
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => Refusal::Refused,
             Err(_) => Refusal::Unreachable,
         };
         note.record.verdict = if refused == Refusal::Refused { Verdict::Refused } else { Verdict::Unreachable };
         Err(refused)
+    }
+
+    /// Takes one of each of the connections that the build may have.
+    fn take(&self) -> Result<(Permits, SemaphorePermit<'_>), Denial> {
+        let half_open = self.half_open.try_acquire().map_err(|_| Denial::TooManyHalfOpen)?;
+        let own = Arc::clone(&self.connections).try_acquire_owned().map_err(|_| Denial::TooMany)?;
+        Ok(((own, self.grant.take_shared()?), half_open))
     }
 
     /// Takes note of a connection that ended before anything was passed on.
@@ -191,7 +230,7 @@ impl Opened {
 
     /// Sends the bytes that were taken, and gives the connection to the build.
     pub(crate) async fn pass(self) -> io::Result<Passed> {
-        let Self { mut stream, check, mut note, permit } = self;
+        let Self { mut stream, check, mut note, permits } = self;
         note.record.verdict = Verdict::Allowed;
         if let Some(check) = check {
             let received = check.into_received();
@@ -200,7 +239,7 @@ impl Opened {
             let sent = timeout(PATIENCE, stream.write_all(&received)).await;
             sent.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))?;
         }
-        Ok(Passed { stream: stream.into_std()?, note, _permit: permit })
+        Ok(Passed { stream: stream.into_std()?, note, _permits: permits })
     }
 }
 
@@ -223,4 +262,70 @@ impl Passed {
 fn is_own(address: IpAddr) -> io::Result<bool> {
     let inner = floor::translated(address).map_or(Ok(false), |inner| own::is_own(inner.into()))?;
     Ok(inner || own::is_own(address)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use cofferdam_rpc::Client;
+
+    use super::super::{Limits, Policies, Resolvers, Rules};
+    use super::*;
+
+    /// A server, and a broker with these limits that lets its build connect there.
+    fn server_and_broker(limits: Limits, total: u32) -> (std::net::TcpListener, SocketAddr, Broker, Recorded) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = listener.local_addr().unwrap();
+        let allow_addresses = vec![format!("127.0.0.1/32:{}", to.port()).parse().unwrap()];
+        let rules = Rules { allow: vec!["a.example".parse().unwrap()], allow_addresses, ..Rules::default() };
+        let policy = Policy { limits, ..Policy::new(rules, Resolvers::new(Vec::new())) };
+        let grant = Policies::new(policy, BTreeMap::new(), total).grant(&Client::User(1));
+        let recorded = Recorded::default();
+        let kept = Arc::clone(&recorded);
+        (listener, to, Broker::new(grant, Arc::new(move |connection| kept.lock().push(connection))), recorded)
+    }
+
+    type Recorded = Arc<Mutex<Vec<Connection>>>;
+
+    /// Connects until that is denied.
+    async fn connect_all(broker: &Broker, to: SocketAddr) -> Vec<Opened> {
+        let mut opened = Vec::new();
+        while let Ok(one) = broker.connect(to).await {
+            opened.push(one);
+            assert!(opened.len() < 1000, "there is no limit");
+        }
+        opened
+    }
+
+    #[tokio::test]
+    async fn each_limit_on_connections_is_denied_with_its_own_reason() {
+        let most = Limits { connections: 9, client_connections: 9, opens: 1000, ..Limits::default() };
+        for (limits, total, setting) in [
+            (Limits { connections: 3, ..most }, 9, "[network] connections"),
+            (Limits { client_connections: 3, ..most }, 9, "[network] client_connections"),
+            (most, 3, "[network] total_connections"),
+        ] {
+            let (_server, to, broker, recorded) = server_and_broker(limits, total);
+            let mut opened = connect_all(&broker, to).await;
+            assert_eq!(opened.len(), 3, "{setting}");
+            let denied = recorded.lock().pop().unwrap();
+            assert!(denied.to_string().ends_with(&format!("than {setting} allows)")), "{denied}");
+            opened.pop();
+            assert!(broker.connect(to).await.is_ok(), "{setting}: its place was not given back");
+        }
+    }
+
+    #[tokio::test]
+    async fn builds_that_open_or_ask_too_fast_are_denied_with_the_reason() {
+        let limits = Limits { opens: 1, queries: 1, connections: 1000, client_connections: 1000, ..Limits::default() };
+        let (_server, to, broker, recorded) = server_and_broker(limits, 1000);
+        let _opened = connect_all(&broker, to).await;
+        let denied = recorded.lock().pop().unwrap();
+        assert!(denied.to_string().contains("than [network] opens allows"), "{denied}");
+        // Whoever denies a name says that it doesn't exist, but this one may.
+        while broker.resolve("other.example", Family::V4).await.found.is_some() {}
+        let denied = recorded.lock().pop().unwrap();
+        assert!(denied.to_string().contains("than [network] queries allows"), "{denied}");
+    }
 }

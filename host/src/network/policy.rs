@@ -63,6 +63,16 @@ pub(crate) enum Denial {
     Unknown,
     #[error("more connections at a time than [network] connections allows")]
     TooMany,
+    #[error("more connections of this client at a time than [network] client_connections allows")]
+    TooManyOfClient,
+    #[error("more connections of all builds at a time than [network] total_connections allows")]
+    TooManyOfAll,
+    #[error("more connections at a time that no server has accepted yet than builds may have")]
+    TooManyHalfOpen,
+    #[error("more connections in a second than [network] opens allows")]
+    TooManyOpens,
+    #[error("more queries in a second than [network] queries allows")]
+    TooManyQueries,
     #[error("more bytes than [network] received or sent allows")]
     TooMuch,
     #[error("it began with no server's name")]
@@ -303,10 +313,13 @@ mod tests {
     }
 
     fn any_limits() -> impl Strategy<Value = Limits> {
-        (1..4_u32, 1..4_u64, 1..4_u64).prop_map(|(connections, received_bytes, sent_bytes)| Limits {
-            connections,
-            received_bytes,
-            sent_bytes,
+        (vec(1..4_u32, 4), vec(1..4_u64, 2)).prop_map(|(counts, bytes)| Limits {
+            connections: counts[0],
+            client_connections: counts[1],
+            opens: counts[2],
+            queries: counts[3],
+            received_bytes: bytes[0],
+            sent_bytes: bytes[1],
         })
     }
 
@@ -348,9 +361,7 @@ mod tests {
                 }
                 let has = [wide, narrow].map(|policy| policy.has_address(to.ip(), is_own).is_ok());
                 prop_assert!(has[0] || !has[1]);
-                prop_assert!(narrow.limits.connections <= wide.limits.connections);
-                prop_assert!(narrow.limits.received_bytes <= wide.limits.received_bytes);
-                prop_assert!(narrow.limits.sent_bytes <= wide.limits.sent_bytes);
+                prop_assert_eq!(narrow.limits.least(wide.limits), narrow.limits);
             }
         }
 

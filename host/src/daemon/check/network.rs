@@ -15,8 +15,13 @@ impl Checks<'_> {
         if self.config.withhold_network {
             self.wrong("withhold_network", "must be false where there is a table [network]");
         }
-        if network.limits().connections > Limits::MAX_CONNECTIONS {
-            self.wrong("network.connections", format!("must be at most {}", Limits::MAX_CONNECTIONS));
+        for (name, count, most) in [
+            ("connections", network.limits().connections, Limits::MAX_CONNECTIONS),
+            ("total_connections", network.total_connections(), Limits::MAX_TOTAL_CONNECTIONS),
+        ] {
+            if count > most {
+                self.wrong(Key::from("network").child(name), format!("must be at most {most}"));
+            }
         }
         let resolvers = self.resolvers(network);
         let policy = network.policy(resolvers.clone().unwrap_or_else(|| Resolvers::new(Vec::new())));
@@ -26,7 +31,7 @@ impl Checks<'_> {
             self.client_limits(client, own.limits(policy.limits), policy.limits);
             clients.insert(client.clone(), own.policy(&policy));
         }
-        resolvers.map(|_| Policies::new(policy, clients))
+        resolvers.map(|_| Policies::new(policy, clients, network.total_connections()))
     }
 
     fn resolvers(&mut self, network: &NetworkConfig) -> Option<Resolvers> {
@@ -60,14 +65,19 @@ impl Checks<'_> {
 
     /// Nor its limits.
     fn client_limits(&mut self, client: &Client, own: Limits, all: Limits) {
-        let most = "must be at most";
-        for (name, is_more, rule) in [
-            ("connections", own.connections > all.connections, format!("{most} {}", all.connections)),
-            ("received", own.received_bytes > all.received_bytes, format!("{most} {}", show_size(all.received_bytes))),
-            ("sent", own.sent_bytes > all.sent_bytes, format!("{most} {}", show_size(all.sent_bytes))),
+        let count = |name, own: u32, all: u32| (name, own > all, all.to_string());
+        let size = |name, own: u64, all: u64| (name, own > all, show_size(all));
+        for (name, is_more, most) in [
+            count("connections", own.connections, all.connections),
+            count("client_connections", own.client_connections, all.client_connections),
+            count("opens", own.opens, all.opens),
+            count("queries", own.queries, all.queries),
+            size("received", own.received_bytes, all.received_bytes),
+            size("sent", own.sent_bytes, all.sent_bytes),
         ] {
             if is_more {
-                self.wrong(key(client, name), format!("{rule}, as network.{name} says for all clients"));
+                let rule = format!("must be at most {most}, as network.{name} says for all clients");
+                self.wrong(key(client, name), rule);
             }
         }
     }

@@ -22,6 +22,10 @@ pub(in crate::daemon) struct NetworkConfig {
     pub(in crate::daemon) resolvers: Vec<SocketAddr>,
     nat64: bool,
     connections: Option<Count>,
+    client_connections: Option<Count>,
+    total_connections: Option<Count>,
+    opens: Option<Count>,
+    queries: Option<Count>,
     received: Option<Size>,
     sent: Option<Size>,
     clients: BTreeMap<ClientName, ClientConfig>,
@@ -34,6 +38,9 @@ pub(in crate::daemon) struct ClientConfig {
     pub(in crate::daemon) allow: Option<Vec<Rule>>,
     pub(in crate::daemon) allow_addresses: Option<Vec<AddressRule>>,
     connections: Option<Count>,
+    client_connections: Option<Count>,
+    opens: Option<Count>,
+    queries: Option<Count>,
     received: Option<Size>,
     sent: Option<Size>,
 }
@@ -48,7 +55,20 @@ impl NetworkConfig {
 
     /// The limits of a build.
     pub(in crate::daemon) fn limits(&self) -> Limits {
-        limits(Limits::default(), self.connections, self.received, self.sent)
+        let default = Limits::default();
+        Limits {
+            connections: count(self.connections, default.connections),
+            client_connections: count(self.client_connections, default.client_connections),
+            opens: count(self.opens, default.opens),
+            queries: count(self.queries, default.queries),
+            received_bytes: size(self.received, default.received_bytes),
+            sent_bytes: size(self.sent, default.sent_bytes),
+        }
+    }
+
+    /// Most connections of all builds at a time.
+    pub(in crate::daemon) fn total_connections(&self) -> u32 {
+        count(self.total_connections, Limits::TOTAL_CONNECTIONS)
     }
 
     /// The clients with tables of their own.
@@ -71,14 +91,21 @@ impl ClientConfig {
 
     /// Its limits, and otherwise those of all clients.
     pub(in crate::daemon) fn limits(&self, all: Limits) -> Limits {
-        limits(all, self.connections, self.received, self.sent)
+        Limits {
+            connections: count(self.connections, all.connections),
+            client_connections: count(self.client_connections, all.client_connections),
+            opens: count(self.opens, all.opens),
+            queries: count(self.queries, all.queries),
+            received_bytes: size(self.received, all.received_bytes),
+            sent_bytes: size(self.sent, all.sent_bytes),
+        }
     }
 }
 
-fn limits(default: Limits, connections: Option<Count>, received: Option<Size>, sent: Option<Size>) -> Limits {
-    Limits {
-        connections: connections.map_or(default.connections, |Count(count)| count),
-        received_bytes: received.map_or(default.received_bytes, |Size(bytes)| bytes),
-        sent_bytes: sent.map_or(default.sent_bytes, |Size(bytes)| bytes),
-    }
+fn count(set: Option<Count>, default: u32) -> u32 {
+    set.map_or(default, |Count(count)| count)
+}
+
+fn size(set: Option<Size>, default: u64) -> u64 {
+    set.map_or(default, |Size(bytes)| bytes)
 }

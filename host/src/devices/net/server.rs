@@ -354,7 +354,7 @@ mod tests {
 
     use super::super::wire::{receive_answer, send_request};
     use super::*;
-    use crate::network::{Connection, Limits, Policy, Resolvers, Rules, Verdict};
+    use crate::network::{Connection, Grant, Limits, Policy, Resolvers, Rules, Verdict};
 
     /// A device's end of a connection, its server, and what is on record.
     pub(super) struct Played {
@@ -378,7 +378,7 @@ mod tests {
             let policy = Policy { limits, ..Policy::new(rules, Resolvers::new(Vec::new())) };
             let record = Arc::new(Mutex::new(Vec::new()));
             let kept = Arc::clone(&record);
-            let broker = Broker::new(Arc::new(policy), Arc::new(move |connection| kept.lock().push(connection)));
+            let broker = Broker::new(Grant::new(policy), Arc::new(move |connection| kept.lock().push(connection)));
             Self { device, server: Server::start(ours, broker).unwrap(), record }
         }
 

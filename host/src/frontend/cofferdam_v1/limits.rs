@@ -1,4 +1,4 @@
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use cofferdam_proto::cofferdam::v1::BuildRequest;
 use cofferdam_rpc::Client;
@@ -22,7 +22,7 @@ pub(super) fn within(allowed: &Allowed, client: &Client, message: &BuildRequest)
         asked => Some(limits::allowed("shell_ms", Duration::from_millis(asked), Duration::from_millis(1), *max_shell)?),
     };
     let network = match (options.network, &message.network) {
-        (Some(has), Some(asked)) => Some(Arc::new(network::narrowed(&has, asked)?)),
+        (Some(has), Some(asked)) => Some(has.with_policy(network::narrowed(&has.policy, asked)?)),
         (has, _) => has,
     };
     Ok(Options {
