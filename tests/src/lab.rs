@@ -38,7 +38,8 @@ impl Lab {
         Cofferdam::new().by([self.program.into(), self.log().into()])
     }
 
-    /// Connections that servers have accepted, as `ADDRESS PORT`, and queries, as `dns NAME TYPE`, in order.
+    /// Connections that servers have accepted, as `ADDRESS PORT`, queries, as `dns NAME TYPE`, and requests to the proxy, as
+    /// `proxy NAME:PORT`, in order.
     pub fn seen(&self) -> Vec<String> {
         let log = fs::read_to_string(self.log()).unwrap_or_default();
         log.lines().map(str::to_owned).collect()
@@ -46,7 +47,7 @@ impl Lab {
 
     /// Connections that servers have accepted.
     pub fn connections(&self) -> Vec<String> {
-        self.seen().into_iter().filter(|line| !line.starts_with("dns ")).collect()
+        self.seen().into_iter().filter(|line| !line.starts_with("dns ") && !line.starts_with("proxy ")).collect()
     }
 
     fn log(&self) -> PathBuf {

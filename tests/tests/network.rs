@@ -298,6 +298,94 @@ fn a_request_narrows_what_its_client_gets_and_never_widens_it() {
     daemon.end().succeeds();
 }
 
+/// A build on a daemon with this proxy. Returns its connections on record.
+fn behind_proxy<const N: usize>(lab: &Lab, proxy: &str, steps: [(&str, &str); N]) -> String {
+    let cofferdam = lab.cofferdam();
+    let daemon = Daemon::start(
+        &cofferdam,
+        &format!(
+            "[network]\nupstream_proxy = \"{proxy}\"\nallow_addresses = [\"93.184.215.14/32:7\"]\n\
+             allow = [\"*.example\", \"private.example:8080 tls=false\", \"good.example:22 tls=false\"]\n"
+        ),
+    );
+    let client = Cofferdam::new();
+    let outcome = expect(client.build().on(&daemon).switch("--network").input("client", guest::client()), steps);
+    let id = outcome.build_id().expect("a daemon names its builds");
+    let shown = client.command(["builds", "show", &id, "--daemon", &daemon.addr()]).succeeds();
+    let said = daemon.end().succeeds();
+    assert!(!format!("{outcome}{shown}{said}").contains("secret"), "{outcome}{shown}{said}");
+    shown.stdout
+}
+
+#[test]
+fn a_proxy_makes_all_connections_and_is_asked_by_name() {
+    let lab = Lab::new(LAB);
+    let shown = behind_proxy(
+        &lab,
+        "http://user:secret@10.0.0.5:3128",
+        [
+            ("dns good.example A", "code 0 198.18.0.1"),
+            ("dns good.example AAAA", "code 0"),
+            ("http 198.18.0.1:80 good.example", "this is good.example"),
+            ("http 198.18.0.1:80 evil.example", "reset"),
+            // The server speaks first, behind the proxy's answer.
+            ("listen 198.18.0.1:22", "SSH-2.0-lab"),
+            ("listen 198.18.0.1:8080", "refused"),
+            ("dns unlisted.test A", "code 3"),
+            ("http 198.18.0.2:80 good.example", "refused"),
+            ("upload 93.184.215.14:7 1000", "got 1000 bytes"),
+            ("http 93.184.215.14:80 good.example", "refused"),
+            // The proxy itself is below the floor.
+            ("listen 10.0.0.5:3128", "refused"),
+            ("dns evil.example A", "code 0 198.18.0.2"),
+            ("listen 198.18.0.2:80", "refused"),
+            ("dns turns.example A", "code 0 198.18.0.3"),
+            ("listen 198.18.0.3:80", "refused"),
+            ("dns nowhere.example A", "code 0 198.18.0.4"),
+            ("listen 198.18.0.4:443", "refused"),
+            // Where names lead to is for the proxy to decide.
+            ("dns private.example A", "code 0 198.18.0.5"),
+            ("http 198.18.0.5:8080 private.example", "this is private.example"),
+        ],
+    );
+    for line in [
+        "good.example 198.18.0.1:80 allowed",
+        "evil.example 198.18.0.2:80 failed (the upstream proxy answered with status 403)",
+        "turns.example 198.18.0.3:80 failed (the upstream proxy didn't answer in HTTP",
+        "nowhere.example 198.18.0.4:443 failed (the upstream proxy answered with status 502)",
+    ] {
+        assert!(shown.contains(line), "{line}: {shown}");
+    }
+    let seen = lab.seen();
+    assert!(seen.contains(&"proxy good.example:80".to_owned()), "{seen:?}");
+    assert!(seen.contains(&"proxy 93.184.215.14:7".to_owned()), "{seen:?}");
+    let (asked, connected): (Vec<_>, Vec<_>) = seen.iter().partition(|line| line.starts_with("proxy "));
+    let expected = ["93.184.215.14 80", "93.184.215.14 80", "93.184.215.14 22", "93.184.215.14 7", "10.0.0.5 8080"];
+    assert_eq!(connected, expected.iter().collect::<Vec<_>>(), "nothing but the proxy connects: {asked:?}");
+}
+
+#[test]
+fn a_proxy_that_knows_no_credentials_is_an_error_of_its_own() {
+    let lab = Lab::new(LAB);
+    let steps = [("dns good.example A", "code 0 198.18.0.1"), ("listen 198.18.0.1:80", "refused")];
+    let shown = behind_proxy(&lab, "http://user:secrets@10.0.0.5:3128", steps);
+    assert!(
+        shown.contains("good.example 198.18.0.1:80 failed (the upstream proxy answered with status 407)"),
+        "{shown}"
+    );
+    assert_eq!(lab.connections(), [""; 0]);
+}
+
+#[test]
+fn resolvers_that_dont_answer_are_named() {
+    let lab = Lab::new(LAB);
+    let cofferdam = lab.cofferdam();
+    let build =
+        cofferdam.build().switch("--network").flag("--resolver", "10.0.0.5:53").input("client", guest::client());
+    let outcome = expect(build.flag("--allow-host", "good.example"), [("dns good.example A", "code 2")]);
+    outcome.says("good.example failed (no DNS server gave a usable answer; see [network] resolvers)");
+}
+
 #[test]
 fn a_killed_network_device_ends_its_build_and_is_named() {
     let lab = Lab::new(LAB);

@@ -210,7 +210,7 @@ impl Observer for Progress {
 
     fn connection(&self, connection: &Connection) {
         tracing::debug!("network: {connection}");
-        let is_denied = matches!(connection.verdict, Verdict::Denied(_));
+        let is_denied = matches!(connection.verdict, Verdict::Denied(_) | Verdict::Failed(_));
         if is_denied && self.denials.fetch_add(1, Ordering::Relaxed) < MAX_DENIALS {
             self.note(&format!("network: {connection}"));
         }

@@ -260,18 +260,20 @@ pub(super) fn used(usage: wire::Usage) -> Usage {
 
 fn connected(connection: &wire::Connection) -> Connection {
     let wire::Connection { name, address, sent, received, verdict } = connection;
-    let denied = verdict.strip_prefix("denied (").and_then(|why| why.strip_suffix(')'));
+    let why = |word: &str| verdict.strip_prefix(word)?.strip_prefix(" (")?.strip_suffix(')');
+    let (denied, failed) = (why("denied"), why("failed"));
     Connection {
         name: Some(one_line(name)).filter(|name| !name.is_empty()),
         address: address.parse().ok(),
         sent: *sent,
         received: *received,
-        verdict: match (denied, &**verdict) {
-            (Some(why), _) => Verdict::Denied(one_line(why)),
-            (None, "allowed") => Verdict::Allowed,
-            (None, "refused") => Verdict::Refused,
-            (None, "unreachable") => Verdict::Unreachable,
-            (None, _) => Verdict::Abandoned,
+        verdict: match (denied, failed, &**verdict) {
+            (Some(why), ..) => Verdict::Denied(one_line(why)),
+            (_, Some(why), _) => Verdict::Failed(one_line(why)),
+            (.., "allowed") => Verdict::Allowed,
+            (.., "refused") => Verdict::Refused,
+            (.., "unreachable") => Verdict::Unreachable,
+            _ => Verdict::Abandoned,
         },
         ..Connection::default()
     }

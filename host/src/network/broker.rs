@@ -1,5 +1,6 @@
 //! Decides about one build's connections, makes them, and takes note of them.
 
+use std::collections::BTreeSet;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use super::pace::Pace;
 use super::pins::Pins;
 use super::policy::{Decision, Denial, Policy};
 use super::record::{Connection, Observe, Verdict};
+use super::stand_ins::StandIns;
 use super::{Family, Refusal, floor, own};
 
 /// How long a host may take to accept a connection, or to take the first bytes.
@@ -37,6 +39,7 @@ pub struct Broker {
     grant: Grant,
     policy: Arc<Policy>,
     pins: Mutex<Pins>,
+    stand_ins: Mutex<StandIns>,
     connections: Arc<Semaphore>,
     half_open: Semaphore,
     opens: Mutex<Pace>,
@@ -92,6 +95,7 @@ impl Broker {
             grant,
             policy,
             pins: Mutex::default(),
+            stand_ins: Mutex::default(),
             connections: Arc::new(Semaphore::new(limits.connections as usize)),
             half_open: Semaphore::new(MAX_HALF_OPEN),
             opens: Mutex::new(Pace::new(limits.opens)),
@@ -116,18 +120,27 @@ impl Broker {
             let found = (denial != Denial::TooManyQueries).then(Vec::new);
             return Resolved { found, exists: false };
         }
+        if self.policy.proxy.is_some() {
+            return self.stand_in(name, family);
+        }
         let _turn = self.queries.acquire().await;
         let Some(mut found) = self.policy.resolvers.look_up(name, family).await else {
+            let verdict = Verdict::Failed("no DNS server gave a usable answer; see [network] resolvers".to_owned());
+            drop(self.note(Connection { name: Some(name.to_owned()), verdict, ..Connection::default() }));
             return Resolved { found: None, exists: false };
         };
         let mut dropped = None;
         found.addresses.retain(|address| {
             // One that may be the host's own is left out.
             let may = self.policy.has_address(*address, is_own(floor::canonical(*address)).unwrap_or(true));
+            let may = may.and_then(|()| {
+                let has_room = self.pins.lock().add(floor::canonical(*address), name);
+                if has_room { Ok(()) } else { Err(Denial::TooManyNames) }
+            });
             if let Err(denial) = may {
                 dropped = Some((*address, denial));
             }
-            may.is_ok() && self.pins.lock().add(floor::canonical(*address), name)
+            may.is_ok()
         });
         if let Some((address, denial)) = dropped {
             let verdict = Verdict::Denied(format!("{denial}: {address}"));
@@ -136,26 +149,37 @@ impl Broker {
         Resolved { found: Some(found.addresses), exists: found.exists }
     }
 
+    /// The address that stands for a name which the proxy will resolve. There is one for every name that a rule has.
+    fn stand_in(&self, name: &str, family: Family) -> Resolved {
+        if family == Family::V6 {
+            return Resolved { found: Some(Vec::new()), exists: true };
+        }
+        let address = self.stand_ins.lock().address(name);
+        if address.is_none() {
+            let verdict = denied(Denial::TooManyNames);
+            drop(self.note(Connection { name: Some(name.to_owned()), verdict, ..Connection::default() }));
+        }
+        Resolved { found: address.map(|address| vec![address]), exists: address.is_some() }
+    }
+
     /// Connects to an address, if a rule allows it.
     pub(crate) async fn connect(&self, to: SocketAddr) -> Result<Opened, Refusal> {
         let to = SocketAddr::new(floor::canonical(to.ip()), to.port());
-        let names = self.pins.lock().names(to.ip());
+        let stand_in = self.stand_ins.lock().name(to.ip()).map(str::to_owned);
+        let names = match &stand_in {
+            Some(name) => BTreeSet::from([name.clone()]),
+            None => self.pins.lock().names(to.ip()),
+        };
         let (name, verdict) = (names.first().cloned(), Verdict::Abandoned);
         let mut note = self.note(Connection { name, address: Some(to), verdict, ..Connection::default() });
-        let is_own = is_own(to.ip());
-        let decided = match () {
-            () if self.is_spent.load(Ordering::Relaxed) => Err(Denial::TooMuch),
-            () if !self.opens.lock().take(Instant::now()) => Err(Denial::TooManyOpens),
-            () => self.policy.decide(to, &names, *is_own.as_ref().unwrap_or(&true)),
-        };
+        let decided = self.decide(to, stand_in.is_some(), &names);
         let (decision, permits, _half_open) = match decided.and_then(|decision| {
             let (permits, half_open) = self.take()?;
             Ok((decision, permits, half_open))
         }) {
             Ok(allowed) => allowed,
             Err(denial) => {
-                let is_unknown = denial == Denial::Own && is_own.is_err();
-                note.record.deny(if is_unknown { Denial::Unknown } else { denial });
+                note.record.deny(denial);
                 return Err(Refusal::Denied);
             }
         };
@@ -169,17 +193,49 @@ impl Broker {
         if let Some(check) = &check {
             note.record.name = check.first_name().cloned();
         }
-        let connected = timeout(PATIENCE, TcpStream::connect(to)).await;
-        let refused = match connected.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into())) {
+        match self.open(to, stand_in.as_deref()).await {
             Ok(stream) => {
                 note.record.verdict = if check.is_some() { denied(Denial::NoServerName) } else { Verdict::Allowed };
-                return Ok(Opened { stream, check, note, permits });
+                Ok(Opened { stream, check, note, permits })
             }
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => Refusal::Refused,
-            Err(_) => Refusal::Unreachable,
-        };
-        note.record.verdict = if refused == Refusal::Refused { Verdict::Refused } else { Verdict::Unreachable };
-        Err(refused)
+            Err((verdict, refusal)) => {
+                note.record.verdict = verdict;
+                Err(refusal)
+            }
+        }
+    }
+
+    fn decide(&self, to: SocketAddr, is_stand_in: bool, names: &BTreeSet<String>) -> Result<Decision, Denial> {
+        if self.is_spent.load(Ordering::Relaxed) {
+            return Err(Denial::TooMuch);
+        }
+        if !self.opens.lock().take(Instant::now()) {
+            return Err(Denial::TooManyOpens);
+        }
+        if is_stand_in {
+            return self.policy.decide_by_name(to.port(), names);
+        }
+        let is_own = is_own(to.ip());
+        match self.policy.decide(to, names, *is_own.as_ref().unwrap_or(&true)) {
+            Err(Denial::Own) if is_own.is_err() => Err(Denial::Unknown),
+            decided => decided,
+        }
+    }
+
+    /// Connects, to the proxy if there is one.
+    async fn open(&self, to: SocketAddr, stand_in: Option<&str>) -> Result<TcpStream, (Verdict, Refusal)> {
+        if let Some(proxy) = &self.policy.proxy {
+            let to = stand_in.map_or_else(|| to.to_string(), |name| format!("{name}:{}", to.port()));
+            return proxy.connect(&to).await.map_err(|error| {
+                tracing::debug!(to, %error, "no connection by the proxy");
+                (Verdict::Failed(error.to_string()), Refusal::Refused)
+            });
+        }
+        let connected = timeout(PATIENCE, TcpStream::connect(to)).await;
+        connected.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into())).map_err(|error| match error.kind() {
+            ErrorKind::ConnectionRefused => (Verdict::Refused, Refusal::Refused),
+            _ => (Verdict::Unreachable, Refusal::Unreachable),
+        })
     }
 
     /// Takes one of each of the connections that the build may have.

@@ -23,9 +23,11 @@ mod own;
 mod pace;
 mod pins;
 mod policy;
+mod proxy;
 mod record;
 mod resolver;
 mod rule;
+mod stand_ins;
 
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +39,7 @@ pub use denials::{Denials, RuleMaker};
 pub use limits::Limits;
 pub(crate) use policy::Denial;
 pub use policy::{Mode, Policy, Rules};
+pub use proxy::Proxy;
 pub use record::{Connection, Observe, Verdict};
 pub use resolver::Resolvers;
 pub use rule::Rule;

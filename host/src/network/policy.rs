@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::address::AddressRule;
 use super::floor;
 use super::limits::Limits;
+use super::proxy::Proxy;
 use super::resolver::Resolvers;
 use super::rule::{Rule, is_name};
 
@@ -40,8 +41,10 @@ pub struct Policy {
     pub narrowed_by: Vec<Rules>,
     /// Whether an address of NAT64 is as good as the IPv4 address in it.
     pub nat64: bool,
-    /// Who resolves names.
+    /// Who resolves names, if there is no proxy.
     pub resolvers: Resolvers,
+    /// Who makes all connections.
+    pub proxy: Option<Proxy>,
     /// How much there may be.
     pub limits: Limits,
 }
@@ -73,6 +76,8 @@ pub(crate) enum Denial {
     TooManyOpens,
     #[error("more queries in a second than [network] queries allows")]
     TooManyQueries,
+    #[error("more names and addresses than builds may find")]
+    TooManyNames,
     #[error("more bytes than [network] received or sent allows")]
     TooMuch,
     #[error("it began with no server's name")]
@@ -127,7 +132,7 @@ impl Rules {
 impl Policy {
     /// The host's rules, and the default limits.
     pub fn new(rules: Rules, resolvers: Resolvers) -> Self {
-        Self { rules, narrowed_by: Vec::new(), nat64: false, resolvers, limits: Limits::default() }
+        Self { rules, narrowed_by: Vec::new(), nat64: false, resolvers, proxy: None, limits: Limits::default() }
     }
 
     /// A policy that allows no connection which this one doesn't.
@@ -173,11 +178,15 @@ impl Policy {
 
     /// Decides about a canonical address, which this build has found by these names.
     pub(super) fn decide(&self, to: SocketAddr, names: &BTreeSet<String>, is_own: bool) -> Result<Decision, Denial> {
-        let port = to.port();
         if self.layers().all(|rules| rules.allow_address(to)) {
             return Ok(Decision::Connect { name: names.first().cloned() });
         }
         self.is_above_floor(to.ip(), is_own)?;
+        self.decide_by_name(to.port(), names)
+    }
+
+    /// Decides about any address that may be connected to, and that this build has found by these names.
+    pub(super) fn decide_by_name(&self, port: u16, names: &BTreeSet<String>) -> Result<Decision, Denial> {
         if self.layers().all(|rules| rules.mode == Mode::Audit) {
             return Ok(Decision::Connect { name: names.first().cloned() });
         }

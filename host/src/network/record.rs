@@ -60,6 +60,8 @@ pub enum Verdict {
     Unreachable,
     /// It was allowed, and the build or its machine ended before it was made.
     Abandoned,
+    /// It was allowed, and a server that it needs failed, for this reason: the proxy, or all DNS servers.
+    Failed(String),
     /// It was not allowed, for this reason.
     Denied(String),
 }
@@ -72,6 +74,7 @@ impl Verdict {
             Self::Refused => "refused",
             Self::Unreachable => "unreachable",
             Self::Abandoned => "abandoned",
+            Self::Failed(_) => "failed",
             Self::Denied(_) => "denied",
         }
     }
@@ -92,6 +95,7 @@ impl fmt::Display for Verdict {
             Self::Refused => f.write_str("refused"),
             Self::Unreachable => f.write_str("unreachable"),
             Self::Abandoned => f.write_str("given up"),
+            Self::Failed(why) => write!(f, "failed ({why})"),
             Self::Denied(why) => write!(f, "denied ({why})"),
         }
     }

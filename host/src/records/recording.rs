@@ -185,8 +185,9 @@ impl Recording {
     pub(crate) fn connection(&self, connection: &Connection) {
         let mut record = self.live.record.lock();
         // A build could hide a connection behind others that were denied.
-        let is_denied =
-            |one: &Connection| matches!(one.verdict, Verdict::Denied(_)) && (one.sent, one.received) == (0, 0);
+        let is_denied = |one: &Connection| {
+            matches!(one.verdict, Verdict::Denied(_) | Verdict::Failed(_)) && (one.sent, one.received) == (0, 0)
+        };
         let denials = record.connections.iter().filter(|one| is_denied(one)).count();
         let has_room = !is_denied(connection) || denials < MAX_DENIALS;
         if has_room && record.connections.len() < MAX_CONNECTIONS {

@@ -35,6 +35,12 @@ impl Checks<'_> {
     }
 
     fn resolvers(&mut self, network: &NetworkConfig) -> Option<Resolvers> {
+        if network.upstream_proxy.is_some() {
+            if !network.resolvers.is_empty() {
+                self.wrong("network.resolvers", "must be empty where network.upstream_proxy is set: it resolves names");
+            }
+            return Some(Resolvers::new(Vec::new()));
+        }
         if !network.resolvers.is_empty() {
             return Some(Resolvers::new(network.resolvers.clone()));
         }

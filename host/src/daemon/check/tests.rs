@@ -55,6 +55,10 @@ fn limits_fit_the_budget_and_the_budget_fits_the_host() {
             "[network]\nresolvers = ['10.0.0.53:53']\nsent = '1M'\n[network.clients.'user:1']\nsent = '2M'",
             "test.toml:5: network.clients.\"user:1\".sent = '2M': must be at most 1.00 MiB, as network.sent says",
         ),
+        (
+            "[network]\nresolvers = ['10.0.0.53:53']\nupstream_proxy = 'http://10.0.0.5:3128'",
+            "test.toml:2: network.resolvers = ['10.0.0.53:53']: must be empty where network.upstream_proxy is set",
+        ),
         ("[host_paths]\n'/x' = '/nowhere'", "test.toml:2: host_paths.\"/x\" = '/nowhere': can't be read"),
     ] {
         let message = limits(text);

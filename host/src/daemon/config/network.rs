@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::values::ClientName;
 use crate::{
-    network::{AddressRule, Limits, Mode, Policy, Resolvers, Rule, Rules},
+    network::{AddressRule, Limits, Mode, Policy, Proxy, Resolvers, Rule, Rules},
     quantity::{Count, Size},
 };
 
@@ -21,6 +21,7 @@ pub(in crate::daemon) struct NetworkConfig {
     /// DNS servers. None: the host's.
     pub(in crate::daemon) resolvers: Vec<SocketAddr>,
     nat64: bool,
+    pub(in crate::daemon) upstream_proxy: Option<Proxy>,
     connections: Option<Count>,
     client_connections: Option<Count>,
     total_connections: Option<Count>,
@@ -50,7 +51,12 @@ impl NetworkConfig {
     pub(in crate::daemon) fn policy(&self, resolvers: Resolvers) -> Policy {
         let (allow, allow_addresses) = (self.allow.clone(), self.allow_addresses.clone());
         let rules = Rules { mode: self.mode, allow, allow_addresses };
-        Policy { nat64: self.nat64, limits: self.limits(), ..Policy::new(rules, resolvers) }
+        Policy {
+            nat64: self.nat64,
+            proxy: self.upstream_proxy.clone(),
+            limits: self.limits(),
+            ..Policy::new(rules, resolvers)
+        }
     }
 
     /// The limits of a build.

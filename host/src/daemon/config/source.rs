@@ -1,6 +1,7 @@
 //! The text of a configuration file, with the line and the value of each key.
 
 use std::{
+    borrow::Cow,
     fmt, fs,
     io::Read as _,
     ops::Range,
@@ -140,7 +141,7 @@ impl Source {
         if entry.has_header {
             return Place { line, text: format!("{text}: {key}") };
         }
-        let value = self.text.get(entry.value.clone()).unwrap_or_default();
+        let value = without_password(self.text.get(entry.value.clone()).unwrap_or_default());
         let mut shown: String = value.lines().next().unwrap_or_default().chars().take(MAX_QUOTED_CHARS).collect();
         if shown.len() < value.len() {
             shown.push('…');
@@ -151,6 +152,14 @@ impl Source {
     fn place(&self, offset: usize) -> Place {
         let line = self.text.get(..offset).unwrap_or(&self.text).matches('\n').count() + 1;
         Place { line: Some(line), text: format!("{}:{line}", self.path.display()) }
+    }
+}
+
+/// A value without the user and the password of a URL in it.
+fn without_password(value: &str) -> Cow<'_, str> {
+    match (value.find("://"), value.rfind('@')) {
+        (Some(begin), Some(end)) if begin < end => format!("{}…{}", &value[..begin + 3], &value[end..]).into(),
+        _ => value.into(),
     }
 }
 

@@ -80,6 +80,18 @@ fn a_wrong_value_is_reported_with_line_and_key() {
         ),
         ("[network]\nmode = 'off'", "test.toml:2: network.mode = 'off': unknown variant `off`, expected `enforce`"),
         (
+            "[network]\nupstream_proxy = 'http://user:secret@a.example'",
+            "test.toml:2: network.upstream_proxy = 'http://…@a.example': must be http://HOST:PORT or http://USER:PASSWORD@HOST:PORT",
+        ),
+        (
+            "[network]\nproxy = 'http://u:secret@a:1'",
+            "test.toml:2: network.proxy = 'http://…@a:1': unknown field `proxy`",
+        ),
+        (
+            "[network]\nupstream_proxy = ['http://u:secret@a:1']",
+            "test.toml:2: network.upstream_proxy = ['http://…@a:1']: ",
+        ),
+        (
             "[network.clients.'uid:1']\nallow = []",
             "test.toml:1: network.clients.\"uid:1\": \"uid:1\" is not a client: must be user:UID",
         ),
@@ -116,7 +128,7 @@ fn a_wrong_value_is_reported_with_line_and_key() {
         ("image = 1\nimage = 2", "test.toml:2: duplicate key"),
     ] {
         let message = unread(text);
-        assert!(message.contains(words), "{text}: {message}");
+        assert!(message.contains(words) && !message.contains("secret"), "{text}: {message}");
     }
 }
 

@@ -8,9 +8,10 @@
 //!   └────────────────────────────────────┘        └──────────────────────────────────────┘
 //! ```
 //!
-//! The log gets a line for each connection that a server accepts, and each query. So whoever sent a SYN is in it.
+//! The log gets a line for each connection that a server accepts, each query, and each request to the proxy. So whoever sent a SYN is in it.
 
 mod dns;
+mod proxy;
 mod servers;
 
 use std::{
@@ -138,6 +139,7 @@ fn internet(log: &Path) -> anyhow::Result<()> {
     }
     servers::start(log)?;
     dns::start(log)?;
+    proxy::start(log)?;
     println!("servers");
     loop {
         std::thread::park();
