@@ -108,6 +108,9 @@ fn no_name_and_no_notation_lead_below_the_floor() {
             ("dns metadata.example AAAA", "code 0"),
             ("dns own.example A", "code 0"),
             ("dns own.example AAAA", "code 0"),
+            // Without a way there, its IPv6 address is left out.
+            ("dns dead.example AAAA", "code 0"),
+            ("dns dead.example A", "code 0 93.184.215.14"),
             ("http 10.0.0.5:80 private.example", "refused"),
             ("http 10.0.0.53:80 private.example", "refused"),
             ("http 10.99.0.1:80 private.example", "refused"),
@@ -295,6 +298,45 @@ fn a_request_narrows_what_its_client_gets_and_never_widens_it() {
             ("dns evil.example A", "code 3"),
         ],
     );
+    daemon.end().succeeds();
+}
+
+#[test]
+fn settings_deny_addresses_and_ipv6_and_audits_record_which_server_is_asked_for() {
+    let lab = Lab::new(LAB);
+    let cofferdam = lab.cofferdam();
+    let daemon = Daemon::start(
+        &cofferdam,
+        &format!(
+            "[network]\nmode = \"audit\"\nresolvers = [\"{RESOLVER}\"]\nipv6 = false\n\
+             deny_addresses = [\"93.184.215.15/32\"]\n"
+        ),
+    );
+    let client = Cofferdam::new();
+    let outcome = expect(
+        client.build().on(&daemon).switch("--network").input("client", guest::client()),
+        [
+            ("dns good.example A", "code 0 93.184.215.14"),
+            ("dns good.example AAAA", "code 0"),
+            ("http [2606:2800:21f::14]:80 good.example", "refused"),
+            ("dns evil.example A", "code 0"),
+            ("http 93.184.215.15:80 evil.example", "refused"),
+            ("http 93.184.215.14:80 other.example", "this is other.example"),
+            ("http 93.184.215.14:443 other.example", "got 39 bytes"),
+            ("listen 93.184.215.14:22", "SSH-2.0-lab"),
+        ],
+    );
+    let id = outcome.build_id().expect("a daemon names its builds");
+    let shown = client.command(["builds", "show", &id, "--daemon", &daemon.addr()]).succeeds();
+    for line in [
+        "good.example denied ([network] ipv6 is false: 2606:2800:21f::14)",
+        "evil.example denied ([network] deny_addresses has the address: 93.184.215.15)",
+        "other.example 93.184.215.14:80 allowed",
+        "good.example 93.184.215.14:443 allowed",
+        "good.example 93.184.215.14:22 allowed",
+    ] {
+        assert!(shown.stdout.contains(line), "{line}: {shown}");
+    }
     daemon.end().succeeds();
 }
 

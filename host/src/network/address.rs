@@ -8,18 +8,39 @@ use serde::{Deserialize, Deserializer};
 
 use crate::quantity::text_or_number;
 
+/// Addresses with a common prefix, such as `10.0.0.0/8` or `fd12::/16`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefix {
+    base: IpAddr,
+    bits: u8,
+}
+
 /// Addresses with a common prefix, and a port of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AddressRule {
-    base: IpAddr,
-    prefix: u8,
+    prefix: Prefix,
     port: u16,
+}
+
+impl Prefix {
+    pub(super) fn has(&self, address: IpAddr) -> bool {
+        is_within(address, self.base, self.bits)
+    }
+
+    fn of(base: IpAddr, bits: &str) -> Result<Self, &'static str> {
+        if base.is_ipv6() && base.to_canonical().is_ipv4() {
+            return Err("an IPv4 address is written as such, as in 10.0.0.5");
+        }
+        let most = if base.is_ipv4() { 32 } else { 128 };
+        let bits = bits.parse().ok().filter(|bits| *bits <= most);
+        Ok(Self { base, bits: bits.ok_or("the prefix is longer than the address, or no number")? })
+    }
 }
 
 impl AddressRule {
     /// Whether it has this address, whatever the port.
     pub(super) fn has(&self, address: IpAddr) -> bool {
-        is_within(address, self.base, self.prefix)
+        self.prefix.has(address)
     }
 
     /// Whether it allows this.
@@ -29,7 +50,7 @@ impl AddressRule {
 
     /// Whether it allows all that another rule allows.
     pub(super) fn covers(&self, other: &Self) -> bool {
-        self.port == other.port && self.prefix <= other.prefix && self.has(other.base)
+        self.port == other.port && self.prefix.bits <= other.prefix.bits && self.has(other.prefix.base)
     }
 }
 
@@ -56,17 +77,31 @@ impl FromStr for AddressRule {
         let (rest, port) = text.rsplit_once(':').ok_or_else(|| failed("there is no port"))?;
         let port = port.parse().ok().filter(|port| *port != 0);
         let port = port.ok_or_else(|| failed("the port is not a number from 1 to 65535"))?;
-        let (base, prefix) = rest.split_once('/').ok_or_else(|| failed("there is no prefix"))?;
+        let (base, bits) = rest.split_once('/').ok_or_else(|| failed("there is no prefix"))?;
         let bracketed = base.strip_prefix('[').and_then(|base| base.strip_suffix(']'));
         let base = match bracketed {
             Some(base) => base.parse().map(IpAddr::V6),
             None => base.parse().map(IpAddr::V4),
         };
         let base = base.map_err(|_| failed("there is no address before the slash"))?;
-        let bits = if base.is_ipv4() { 32 } else { 128 };
-        let prefix = prefix.parse().ok().filter(|prefix| *prefix <= bits);
-        let prefix = prefix.ok_or_else(|| failed("the prefix is longer than the address, or no number"))?;
-        Ok(Self { base, prefix, port })
+        Ok(Self { prefix: Prefix::of(base, bits).map_err(failed)?, port })
+    }
+}
+
+impl FromStr for Prefix {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let failed = |why: &str| format!("must be ADDRESS/PREFIX: {why}");
+        let (base, bits) = text.split_once('/').ok_or_else(|| failed("there is no prefix"))?;
+        let base = base.parse().map_err(|_| failed("there is no address before the slash"))?;
+        Self::of(base, bits).map_err(failed)
+    }
+}
+
+impl<'de> Deserialize<'de> for Prefix {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text_or_number(deserializer, "a range of addresses")
     }
 }
 
@@ -78,10 +113,8 @@ impl<'de> Deserialize<'de> for AddressRule {
 
 impl fmt::Display for AddressRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.base {
-            IpAddr::V4(base) => write!(f, "{base}/{}:{}", self.prefix, self.port),
-            IpAddr::V6(base) => write!(f, "[{base}]/{}:{}", self.prefix, self.port),
-        }
+        let Self { prefix: Prefix { base, bits }, port } = self;
+        if base.is_ipv4() { write!(f, "{base}/{bits}:{port}") } else { write!(f, "[{base}]/{bits}:{port}") }
     }
 }
 
@@ -118,8 +151,21 @@ mod tests {
             ("fd12::/16:443", "no address"),
             ("a.example/32:443", "no address"),
             ("10.0.0.5/32:0", "port is not"),
+            ("[::ffff:10.0.0.5]/128:443", "written as such"),
+            ("[::ffff:0:0]/96:443", "written as such"),
         ] {
             let error = text.parse::<AddressRule>().unwrap_err();
+            assert!(error.contains(why), "{text}: {error}");
+        }
+        for (text, why) in [
+            ("10.0.0.5", "no prefix"),
+            ("10.0.0.5/33", "prefix is longer"),
+            ("fd12::/129", "prefix is longer"),
+            ("[fd12::]/16", "no address"),
+            ("a.example/32", "no address"),
+            ("::ffff:10.0.0.5/128", "written as such"),
+        ] {
+            let error = text.parse::<Prefix>().unwrap_err();
             assert!(error.contains(why), "{text}: {error}");
         }
     }

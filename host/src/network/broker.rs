@@ -13,8 +13,9 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
-use super::check::Check;
+use super::check::{Check, Heard};
 use super::clients::Grant;
+use super::own::Route;
 use super::pace::Pace;
 use super::pins::Pins;
 use super::policy::{Decision, Denial, Policy};
@@ -132,7 +133,11 @@ impl Broker {
         let mut dropped = None;
         found.addresses.retain(|address| {
             // One that may be the host's own is left out.
-            let may = self.policy.has_address(*address, is_own(floor::canonical(*address)).unwrap_or(true));
+            let route = route(floor::canonical(*address)).unwrap_or(Route::Own);
+            if family == Family::V6 && route == Route::Nowhere {
+                return false;
+            }
+            let may = self.policy.has_address(*address, route == Route::Own);
             let may = may.and_then(|()| {
                 let has_room = self.pins.lock().add(floor::canonical(*address), name);
                 if has_room { Ok(()) } else { Err(Denial::TooManyNames) }
@@ -188,14 +193,18 @@ impl Broker {
                 note.record.name = name;
                 None
             }
-            Decision::Check { tls, names } => Some(Box::new(Check::new(tls, names))),
+            Decision::Listen { tls } => Some(Box::new(Check::new(tls, None))),
+            Decision::Check { tls, names } => {
+                note.record.name = names.first().cloned();
+                Some(Box::new(Check::new(tls, Some(names))))
+            }
         };
-        if let Some(check) = &check {
-            note.record.name = check.first_name().cloned();
-        }
         match self.open(to, stand_in.as_deref()).await {
             Ok(stream) => {
-                note.record.verdict = if check.is_some() { denied(Denial::NoServerName) } else { Verdict::Allowed };
+                note.record.verdict = match &check {
+                    Some(check) if check.may_deny() => denied(Denial::NoServerName),
+                    _ => Verdict::Allowed,
+                };
                 Ok(Opened { stream, check, note, permits })
             }
             Err((verdict, refusal)) => {
@@ -215,9 +224,10 @@ impl Broker {
         if is_stand_in {
             return self.policy.decide_by_name(to.port(), names);
         }
-        let is_own = is_own(to.ip());
-        match self.policy.decide(to, names, *is_own.as_ref().unwrap_or(&true)) {
-            Err(Denial::Own) if is_own.is_err() => Err(Denial::Unknown),
+        let route = route(to.ip());
+        let is_own = route.as_ref().map_or(true, |route| *route == Route::Own);
+        match self.policy.decide(to, names, is_own) {
+            Err(Denial::Own) if route.is_err() => Err(Denial::Unknown),
             decided => decided,
         }
     }
@@ -247,7 +257,9 @@ impl Broker {
 
     /// Takes note of a connection that ended before anything was passed on.
     pub(crate) fn abandoned(&self, mut opened: Opened, why: Denial) {
-        opened.note.record.deny(why);
+        if opened.check.as_ref().is_none_or(|check| check.may_deny()) {
+            opened.note.record.deny(why);
+        }
     }
 
     /// Whether all connections together have carried too much. If so, there are no more.
@@ -275,13 +287,11 @@ impl Opened {
     /// Takes the next bytes of the build's; none if there will be no more. Returns whether they are enough.
     pub(crate) fn feed(&mut self, bytes: &[u8]) -> Result<bool, Denial> {
         let Some(check) = &mut self.check else { return Ok(true) };
-        match check.feed(bytes)? {
-            Some(name) => {
-                self.note.record.name = Some(name);
-                Ok(true)
-            }
-            None => Ok(false),
+        let heard = check.feed(bytes)?;
+        if let Heard::Name(name) = &heard {
+            self.note.record.name = Some(name.clone());
         }
+        Ok(heard != Heard::Nothing)
     }
 
     /// Sends the bytes that were taken, and gives the connection to the build.
@@ -314,10 +324,10 @@ impl Passed {
     }
 }
 
-/// Whether an address leads to this host itself. An address of NAT64 leads to where the address in it does.
-fn is_own(address: IpAddr) -> io::Result<bool> {
-    let inner = floor::translated(address).map_or(Ok(false), |inner| own::is_own(inner.into()))?;
-    Ok(inner || own::is_own(address)?)
+/// Where an address leads. An address of NAT64 leads to where the address in it does.
+fn route(address: IpAddr) -> io::Result<Route> {
+    let inner = floor::translated(address).map_or(Ok(Route::Other), |inner| own::route(inner.into()))?;
+    if inner == Route::Own { Ok(inner) } else { own::route(address) }
 }
 
 #[cfg(test)]

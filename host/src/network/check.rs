@@ -12,9 +12,20 @@ const MAX_BYTES: usize = 32 * 1024;
 /// Most headers of an HTTP request.
 const MAX_HEADERS: usize = 128;
 
+/// What the beginning of a connection says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// Nothing yet.
+    Nothing,
+    /// The server's name.
+    Name(String),
+    /// No name, and none is wanted.
+    NoName,
+}
+
 /// The beginning of a connection.
 pub(super) struct Check {
-    names: BTreeSet<String>,
+    names: Option<BTreeSet<String>>,
     /// Reads TLS; else it is HTTP.
     acceptor: Option<Acceptor>,
     received: Vec<u8>,
@@ -23,14 +34,14 @@ pub(super) struct Check {
 }
 
 impl Check {
-    /// Wants one of these names, by TLS or HTTP.
-    pub(super) fn new(tls: bool, names: BTreeSet<String>) -> Self {
+    /// Wants one of these names, by TLS or HTTP. Without names, it takes any or none.
+    pub(super) fn new(tls: bool, names: Option<BTreeSet<String>>) -> Self {
         Self { names, acceptor: tls.then(Acceptor::default), received: Vec::new(), parsed_next: 0 }
     }
 
-    /// A name that it wants.
-    pub(super) fn first_name(&self) -> Option<&String> {
-        self.names.first()
+    /// Whether it wants a name.
+    pub(super) fn may_deny(&self) -> bool {
+        self.names.is_some()
     }
 
     /// All bytes that it was given, to be passed on.
@@ -38,25 +49,30 @@ impl Check {
         self.received
     }
 
-    /// Takes the next bytes; none if there will be no more. Returns the server's name once it is known and right.
-    pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<Option<String>, Denial> {
-        if bytes.is_empty() || self.received.len() + bytes.len() > MAX_BYTES {
+    /// Takes the next bytes; none if there will be no more.
+    pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<Heard, Denial> {
+        match (self.name(bytes), &self.names) {
+            (Ok(None), _) => Ok(Heard::Nothing),
+            (Ok(Some(name)), Some(names)) if !names.contains(&name) => Err(Denial::OtherServer),
+            (Ok(Some(name)), _) => Ok(Heard::Name(name)),
+            (Err(_), None) => Ok(Heard::NoName),
+            (Err(denial), Some(_)) => Err(denial),
+        }
+    }
+
+    fn name(&mut self, bytes: &[u8]) -> Result<Option<String>, Denial> {
+        self.received.extend_from_slice(bytes);
+        if bytes.is_empty() || self.received.len() > MAX_BYTES {
             return Err(Denial::NoServerName);
         }
-        self.received.extend_from_slice(bytes);
         let is_due = self.received.len() >= self.parsed_next || self.has_blank_line(bytes.len());
-        let name = match &mut self.acceptor {
-            Some(acceptor) => tls_name(acceptor, bytes)?,
-            None if !is_due => None,
+        match &mut self.acceptor {
+            Some(acceptor) => tls_name(acceptor, bytes),
+            None if !is_due => Ok(None),
             None => {
                 self.parsed_next = 2 * self.received.len();
-                http_name(&self.received)?
+                http_name(&self.received)
             }
-        };
-        match name {
-            Some(name) if self.names.contains(&name) => Ok(Some(name)),
-            Some(_) => Err(Denial::OtherServer),
-            None => Ok(None),
         }
     }
 }
@@ -141,13 +157,13 @@ mod tests {
     #[test]
     fn tls_must_name_a_server_that_is_wanted() {
         for (server, expected) in [
-            ("a.example", Ok(Some("a.example".to_owned()))),
-            ("B.EXAMPLE", Ok(Some("b.example".to_owned()))),
+            ("a.example", Ok(Heard::Name("a.example".to_owned()))),
+            ("B.EXAMPLE", Ok(Heard::Name("b.example".to_owned()))),
             ("evil.example", Err(Denial::OtherServer)),
             // An address is no server name, so the client names none.
             ("93.184.215.14", Err(Denial::NoServerName)),
         ] {
-            let mut check = Check::new(true, names());
+            let mut check = Check::new(true, Some(names()));
             assert_eq!(check.feed(&hello(server)), expected, "{server}");
         }
     }
@@ -155,27 +171,27 @@ mod tests {
     #[test]
     fn bytes_are_taken_in_any_pieces_and_kept() {
         let said = hello("a.example");
-        let mut check = Check::new(true, names());
+        let mut check = Check::new(true, Some(names()));
         let (last, before) = said.split_last().unwrap();
         for byte in before {
-            assert_eq!(check.feed(&[*byte]), Ok(None));
+            assert_eq!(check.feed(&[*byte]), Ok(Heard::Nothing));
         }
-        assert_eq!(check.feed(&[*last]), Ok(Some("a.example".into())));
+        assert_eq!(check.feed(&[*last]), Ok(Heard::Name("a.example".into())));
         assert_eq!(check.into_received(), said);
     }
 
     #[test]
     fn http_is_understood_in_any_pieces() {
         for (request, answer) in [
-            ("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n", Ok(Some("a.example".to_owned()))),
-            ("GET / HTTP/1.1\nHost: a.example\n\n", Ok(Some("a.example".to_owned()))),
+            ("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n", Ok(Heard::Name("a.example".to_owned()))),
+            ("GET / HTTP/1.1\nHost: a.example\n\n", Ok(Heard::Name("a.example".to_owned()))),
             ("GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n", Err(Denial::OtherServer)),
         ] {
             for length in [1, 2, 3, 7] {
-                let mut check = Check::new(false, names());
+                let mut check = Check::new(false, Some(names()));
                 let pieces: Vec<_> = request.as_bytes().chunks(length).collect();
                 let (last, before) = pieces.split_last().unwrap();
-                assert!(before.iter().all(|piece| check.feed(piece) == Ok(None)), "{request} by {length}");
+                assert!(before.iter().all(|piece| check.feed(piece) == Ok(Heard::Nothing)), "{request} by {length}");
                 assert_eq!(check.feed(last), answer, "{request} by {length}");
             }
         }
@@ -183,7 +199,7 @@ mod tests {
 
     #[test]
     fn http_must_name_a_server_that_is_wanted() {
-        let ok = Ok(Some("a.example".to_owned()));
+        let ok = Ok(Heard::Name("a.example".to_owned()));
         for (request, expected) in [
             ("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n", ok.clone()),
             ("GET / HTTP/1.1\r\nAccept: */*\r\nhost: A.Example:80\r\n\r\nbody", ok.clone()),
@@ -197,9 +213,9 @@ mod tests {
             ("GET / HTTP/1.0\r\n\r\n", Err(Denial::NoServerName)),
             ("CONNECT a.example:443 HTTP/1.1\r\nHost: a.example\r\n\r\n", Err(Denial::NoServerName)),
             ("SSH-2.0-OpenSSH_9.2\r\n", Err(Denial::NoServerName)),
-            ("GET / HTTP/1.1\r\nHost: a.exa", Ok(None)),
+            ("GET / HTTP/1.1\r\nHost: a.exa", Ok(Heard::Nothing)),
         ] {
-            let mut check = Check::new(false, names());
+            let mut check = Check::new(false, Some(names()));
             assert_eq!(check.feed(request.as_bytes()), expected, "{request}");
         }
     }
@@ -207,13 +223,32 @@ mod tests {
     #[test]
     fn a_build_that_never_names_a_server_is_denied() {
         for tls in [true, false] {
-            let mut check = Check::new(tls, names());
+            let mut check = Check::new(tls, Some(names()));
             assert_eq!(check.feed(&[]), Err(Denial::NoServerName));
-            let mut check = Check::new(tls, names());
+            let mut check = Check::new(tls, Some(names()));
             let mut said = b"GET / HTTP/1.1\r\nA: ".to_vec();
             said.resize(MAX_BYTES, b'a');
             let _ = check.feed(&said);
             assert_eq!(check.feed(b"a"), Err(Denial::NoServerName));
+        }
+    }
+
+    #[test]
+    fn any_name_or_none_is_heard_where_none_is_wanted() {
+        let name = Ok(Heard::Name("evil.example".to_owned()));
+        let no_name = Ok(Heard::NoName);
+        for (tls, said, expected) in [
+            (true, &hello("evil.example")[..], name.clone()),
+            (true, &hello("93.184.215.14"), no_name.clone()),
+            (true, b"SSH-2.0-client\r\n", no_name.clone()),
+            (true, b"", no_name.clone()),
+            (false, b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n", name),
+            (false, b"GET / HTTP/1.0\r\n\r\n", no_name.clone()),
+            (false, &[b'a'; MAX_BYTES + 1], no_name),
+        ] {
+            let mut check = Check::new(tls, None);
+            assert_eq!(check.feed(said), expected, "{said:?}");
+            assert_eq!(check.into_received(), said);
         }
     }
 }

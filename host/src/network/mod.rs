@@ -31,7 +31,7 @@ mod stand_ins;
 
 use serde::{Deserialize, Serialize};
 
-pub use address::AddressRule;
+pub use address::{AddressRule, Prefix};
 pub use broker::Broker;
 pub(crate) use broker::{Opened, Passed, Resolved};
 pub use clients::{Grant, Policies};
@@ -48,8 +48,8 @@ pub(crate) use resolver::is_answer;
 
 /// For fuzzing: whether a connection that begins so asks for this server.
 pub(crate) fn asks_for(name: &str, tls: bool, beginning: &[u8], piece: usize) -> bool {
-    let mut check = check::Check::new(tls, [name.to_owned()].into());
-    beginning.chunks(piece.max(1)).any(|piece| matches!(check.feed(piece), Ok(Some(_))))
+    let mut check = check::Check::new(tls, Some([name.to_owned()].into()));
+    beginning.chunks(piece.max(1)).any(|piece| matches!(check.feed(piece), Ok(check::Heard::Name(_))))
 }
 
 /// A version of IP.

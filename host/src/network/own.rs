@@ -1,4 +1,4 @@
-//! Whether an address leads to this host itself, as its routes say. Nothing is sent to the address.
+//! Where an address leads, as this host's routes say. Nothing is sent to the address.
 
 use std::io::{self, ErrorKind};
 use std::net::IpAddr;
@@ -19,6 +19,17 @@ const ERROR: usize = HEADER_BYTES;
 /// Most bytes of an answer that matter.
 const MAX_ANSWER_BYTES: usize = 512;
 
+/// Where an address leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    /// To this host itself.
+    Own,
+    /// Elsewhere.
+    Other,
+    /// Nowhere: there is nothing to connect to.
+    Nowhere,
+}
+
 /// Asks for the route to an address.
 ///
 /// A socket that is connected to the address would tell its own address, which is another one where a subnet has several
@@ -27,7 +38,7 @@ const MAX_ANSWER_BYTES: usize = 512;
 /// # Errors
 ///
 /// It can't be found out.
-pub(super) fn is_own(address: IpAddr) -> io::Result<bool> {
+pub(super) fn route(address: IpAddr) -> io::Result<Route> {
     let kernel = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
     send(kernel.as_raw_fd(), &question(address), MsgFlags::empty())?;
     let mut answer = [0; MAX_ANSWER_BYTES];
@@ -37,16 +48,16 @@ pub(super) fn is_own(address: IpAddr) -> io::Result<bool> {
     let kind = answer.get(KIND..).and_then(|rest| rest.first_chunk()).map(|kind| u16::from_ne_bytes(*kind));
     match kind {
         Some(libc::RTM_NEWROUTE) => match answer.get(ROUTE_KIND).copied() {
-            Some(libc::RTN_LOCAL | libc::RTN_ANYCAST | libc::RTN_BROADCAST) => Ok(true),
-            Some(_) => Ok(false),
+            Some(libc::RTN_LOCAL | libc::RTN_ANYCAST | libc::RTN_BROADCAST) => Ok(Route::Own),
+            Some(libc::RTN_UNREACHABLE | libc::RTN_PROHIBIT | libc::RTN_BLACKHOLE) => Ok(Route::Nowhere),
+            Some(_) => Ok(Route::Other),
             None => Err(ErrorKind::InvalidData.into()),
         },
         Some(kind) if i32::from(kind) == libc::NLMSG_ERROR => {
             let error =
                 answer.get(ERROR..).and_then(|rest| rest.first_chunk()).map_or(0, |error| i32::from_ne_bytes(*error));
             match error.saturating_neg() {
-                // Without a route, or with one that leads nowhere, there is nothing to connect to.
-                libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL => Ok(false),
+                libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL => Ok(Route::Nowhere),
                 error => Err(io::Error::from_raw_os_error(error)),
             }
         }
@@ -87,14 +98,14 @@ mod tests {
     #[test]
     fn addresses_that_lead_to_the_host_are_its_own() {
         for address in ["127.0.0.1", "127.0.0.2", "127.255.255.254"] {
-            assert!(is_own(address.parse().unwrap()).unwrap(), "{address}");
+            assert_eq!(route(address.parse().unwrap()).unwrap(), Route::Own, "{address}");
         }
     }
 
     #[test]
     fn other_addresses_are_not_its_own_with_a_route_or_without() {
         for address in ["93.184.215.14", "2606:2800:21f::14"] {
-            assert!(!is_own(address.parse().unwrap()).unwrap(), "{address}");
+            assert_ne!(route(address.parse().unwrap()).unwrap(), Route::Own, "{address}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use super::address::AddressRule;
+use super::address::{AddressRule, Prefix};
 use super::floor;
 use super::limits::Limits;
 use super::proxy::Proxy;
@@ -41,6 +41,10 @@ pub struct Policy {
     pub narrowed_by: Vec<Rules>,
     /// Whether an address of NAT64 is as good as the IPv4 address in it.
     pub nat64: bool,
+    /// Whether builds may connect by IPv6.
+    pub ipv6: bool,
+    /// Addresses that builds don't reach, whatever the rules.
+    pub deny_addresses: Vec<Prefix>,
     /// Who resolves names, if there is no proxy.
     pub resolvers: Resolvers,
     /// Who makes all connections.
@@ -60,6 +64,10 @@ pub(crate) enum Denial {
     InvalidName,
     #[error("the address is {0}")]
     BelowFloor(&'static str),
+    #[error("[network] deny_addresses has the address")]
+    DenyListed,
+    #[error("[network] ipv6 is false")]
+    Ipv6,
     #[error("the address is this host's own")]
     Own,
     #[error("this host can't find out whether the address is its own")]
@@ -94,6 +102,11 @@ pub(super) enum Decision {
         /// A name that the address was found by.
         name: Option<String>,
     },
+    /// Connect, and hear which server the build asks for, to record it.
+    Listen {
+        /// By TLS; else by HTTP.
+        tls: bool,
+    },
     /// Connect, and pass nothing on before the build has asked for one of these names.
     Check {
         /// By TLS; else by HTTP.
@@ -103,8 +116,9 @@ pub(super) enum Decision {
     },
 }
 
-/// HTTP's port.
+/// HTTP's and HTTPS's port.
 const HTTP: u16 = 80;
+const HTTPS: u16 = 443;
 
 impl Rules {
     fn has_name(&self, name: &str) -> bool {
@@ -132,7 +146,16 @@ impl Rules {
 impl Policy {
     /// The host's rules, and the default limits.
     pub fn new(rules: Rules, resolvers: Resolvers) -> Self {
-        Self { rules, narrowed_by: Vec::new(), nat64: false, resolvers, proxy: None, limits: Limits::default() }
+        Self {
+            rules,
+            narrowed_by: Vec::new(),
+            nat64: false,
+            ipv6: true,
+            deny_addresses: Vec::new(),
+            resolvers,
+            proxy: None,
+            limits: Limits::default(),
+        }
     }
 
     /// A policy that allows no connection which this one doesn't.
@@ -170,6 +193,7 @@ impl Policy {
     /// Whether a build may learn that this is a name's address.
     pub(super) fn has_address(&self, address: IpAddr, is_own: bool) -> Result<(), Denial> {
         let address = floor::canonical(address);
+        self.is_not_denied(address)?;
         if self.layers().all(|rules| rules.has_address(address)) {
             return Ok(());
         }
@@ -178,6 +202,7 @@ impl Policy {
 
     /// Decides about a canonical address, which this build has found by these names.
     pub(super) fn decide(&self, to: SocketAddr, names: &BTreeSet<String>, is_own: bool) -> Result<Decision, Denial> {
+        self.is_not_denied(to.ip())?;
         if self.layers().all(|rules| rules.allow_address(to)) {
             return Ok(Decision::Connect { name: names.first().cloned() });
         }
@@ -188,7 +213,11 @@ impl Policy {
     /// Decides about any address that may be connected to, and that this build has found by these names.
     pub(super) fn decide_by_name(&self, port: u16, names: &BTreeSet<String>) -> Result<Decision, Denial> {
         if self.layers().all(|rules| rules.mode == Mode::Audit) {
-            return Ok(Decision::Connect { name: names.first().cloned() });
+            // Elsewhere, servers may speak first.
+            return Ok(match port {
+                HTTP | HTTPS => Decision::Listen { tls: port == HTTPS },
+                _ => Decision::Connect { name: names.first().cloned() },
+            });
         }
         let is_allowed = |name: &&String| self.layers().all(|rules| rules.allow_name(name, port));
         let allowed: BTreeSet<String> = names.iter().filter(is_allowed).cloned().collect();
@@ -198,6 +227,18 @@ impl Policy {
             None if names.is_empty() => Err(Denial::NoName),
             None if allowed.is_empty() => Err(Denial::NoRule),
             None => Ok(Decision::Check { tls: port != HTTP, names: allowed }),
+        }
+    }
+
+    fn is_not_denied(&self, address: IpAddr) -> Result<(), Denial> {
+        let inner = floor::translated(address).map(IpAddr::from);
+        let mut all = [Some(address), inner].into_iter().flatten();
+        match () {
+            () if address.is_ipv6() && !self.ipv6 => Err(Denial::Ipv6),
+            () if all.any(|address| self.deny_addresses.iter().any(|denied| denied.has(address))) => {
+                Err(Denial::DenyListed)
+            }
+            () => Ok(()),
         }
     }
 
@@ -284,7 +325,8 @@ mod tests {
         let policy = policy(Mode::Audit, &["a.example"], &[]);
         policy.has_name("evil.example").unwrap();
         for (port, found_by) in [(443, &["evil.example"][..]), (4711, &["a.example"]), (443, &[])] {
-            let passed = Ok(Decision::Connect { name: found_by.first().map(|name| (*name).to_owned()) });
+            let name = found_by.first().map(|name| (*name).to_owned());
+            let passed = Ok(if port == 443 { Decision::Listen { tls: true } } else { Decision::Connect { name } });
             assert_eq!(decide(&policy, &format!("{PUBLIC}:{port}"), found_by), passed);
         }
     }
@@ -335,7 +377,7 @@ mod tests {
     /// Whether all that a decision permits is permitted by another one.
     fn is_within(decision: &Result<Decision, Denial>, other: &Result<Decision, Denial>) -> bool {
         match (decision, other) {
-            (Err(_), _) | (Ok(_), Ok(Decision::Connect { .. })) => true,
+            (Err(_), _) | (Ok(_), Ok(Decision::Connect { .. } | Decision::Listen { .. })) => true,
             (Ok(Decision::Check { tls, names }), Ok(Decision::Check { tls: other, names: others })) => {
                 tls == other && names.is_subset(others)
             }
@@ -392,6 +434,25 @@ mod tests {
             let to = SocketAddr::new(to.0.parse().unwrap(), to.1);
             let decided = (policy(covered).decide(to, &names, false), all.decide(to, &names, false));
             prop_assert!(is_within(&decided.0, &decided.1), "{decided:?}");
+        }
+    }
+
+    #[test]
+    fn denied_addresses_and_ipv6_without_it_are_reached_by_no_rule() {
+        let open = policy(Mode::Audit, &["*"], &["93.184.215.14/32:443", "[2606:2800::]/32:443"]);
+        let denied = ["93.184.215.0/24", "2606:2800:21f::/48"].map(|prefix| prefix.parse().unwrap()).to_vec();
+        let deny = Policy { deny_addresses: denied, nat64: true, ..open.clone() };
+        for (policy, to, expected) in [
+            (&deny, "93.184.215.14:443", Err(Denial::DenyListed)),
+            (&deny, "[2606:2800:21f::14]:443", Err(Denial::DenyListed)),
+            (&deny, "[64:ff9b::93.184.215.14]:443", Err(Denial::DenyListed)),
+            (&deny, "93.184.216.14:443", Ok(())),
+            (&Policy { ipv6: false, ..open.clone() }, "[2606:2800:21f::14]:443", Err(Denial::Ipv6)),
+            (&open, "[2606:2800:21f::14]:443", Ok(())),
+        ] {
+            assert_eq!(decide(policy, to, &["a.example"]).map(drop), expected, "{to}");
+            let address: SocketAddr = to.parse().unwrap();
+            assert_eq!(policy.has_address(address.ip(), false), expected, "{to}");
         }
     }
 

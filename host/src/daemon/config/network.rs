@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use cofferdam_rpc::Client;
 use serde::Deserialize;
 
-use super::values::ClientName;
+use super::values::{ClientName, Ipv6};
 use crate::{
-    network::{AddressRule, Limits, Mode, Policy, Proxy, Resolvers, Rule, Rules},
+    network::{AddressRule, Limits, Mode, Policy, Prefix, Proxy, Resolvers, Rule, Rules},
     quantity::{Count, Size},
 };
 
@@ -21,6 +21,8 @@ pub(in crate::daemon) struct NetworkConfig {
     /// DNS servers. None: the host's.
     pub(in crate::daemon) resolvers: Vec<SocketAddr>,
     nat64: bool,
+    ipv6: Ipv6,
+    deny_addresses: Vec<Prefix>,
     pub(in crate::daemon) upstream_proxy: Option<Proxy>,
     connections: Option<Count>,
     client_connections: Option<Count>,
@@ -53,6 +55,8 @@ impl NetworkConfig {
         let rules = Rules { mode: self.mode, allow, allow_addresses };
         Policy {
             nat64: self.nat64,
+            ipv6: self.ipv6.0,
+            deny_addresses: self.deny_addresses.clone(),
             proxy: self.upstream_proxy.clone(),
             limits: self.limits(),
             ..Policy::new(rules, resolvers)

@@ -92,6 +92,19 @@ fn a_wrong_value_is_reported_with_line_and_key() {
             "test.toml:2: network.upstream_proxy = ['http://…@a:1']: ",
         ),
         (
+            "[network]\nipv6 = true",
+            "test.toml:2: network.ipv6 = true: invalid value: boolean `true`, expected \"auto\" or false",
+        ),
+        ("[network]\nipv6 = 'on'", "invalid value: string \"on\", expected \"auto\" or false"),
+        (
+            "[network]\ndeny_addresses = ['45.33.32.1']",
+            "test.toml:2: network.deny_addresses = '45.33.32.1': \"45.33.32.1\" is not a range of addresses: must be ADDRESS/PREFIX",
+        ),
+        (
+            "[network]\nallow_addresses = ['[::ffff:10.0.0.5]/128:443']",
+            "an IPv4 address is written as such, as in 10.0.0.5",
+        ),
+        (
             "[network.clients.'uid:1']\nallow = []",
             "test.toml:1: network.clients.\"uid:1\": \"uid:1\" is not a client: must be user:UID",
         ),

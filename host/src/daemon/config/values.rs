@@ -1,10 +1,10 @@
 //! The types of settings. Each checks its value as it is read.
 
-use std::{net::SocketAddr, path::Path, str::FromStr};
+use std::{fmt, net::SocketAddr, path::Path, str::FromStr};
 
 use cofferdam_rpc::Client;
 use nix::sys::socket::UnixAddr;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, de};
 use tonic::transport::Uri;
 
 use crate::{machine::hardening, quantity::text_or_number, request::AbsolutePath};
@@ -84,6 +84,38 @@ impl FromStr for UserName {
 impl<'de> Deserialize<'de> for UserName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         text_or_number(deserializer, "a user's name or number")
+    }
+}
+
+/// Whether builds may connect by IPv6: `"auto"` or `false`.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::daemon) struct Ipv6(pub(in crate::daemon) bool);
+
+impl Default for Ipv6 {
+    fn default() -> Self {
+        Self(true)
+    }
+}
+
+impl<'de> Deserialize<'de> for Ipv6 {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Ipv6;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("\"auto\" or false")
+            }
+
+            fn visit_bool<E: de::Error>(self, is_on: bool) -> Result<Ipv6, E> {
+                if is_on { Err(E::invalid_value(de::Unexpected::Bool(is_on), &self)) } else { Ok(Ipv6(false)) }
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Ipv6, E> {
+                if text == "auto" { Ok(Ipv6(true)) } else { Err(E::invalid_value(de::Unexpected::Str(text), &self)) }
+            }
+        }
+        deserializer.deserialize_any(Visitor)
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 use anyhow::Context as _;
 
 /// Names and their addresses. The second addresses of `turns.example` are for later queries.
-const NAMES: [(&str, &[&str]); 8] = [
+const NAMES: [(&str, &[&str]); 9] = [
     ("good.example", &["93.184.215.14", "2606:2800:21f::14"]),
     ("other.example", &["93.184.215.14"]),
     ("evil.example", &["93.184.215.15"]),
@@ -19,6 +19,7 @@ const NAMES: [(&str, &[&str]); 8] = [
     ("metadata.example", &["169.254.169.254", "64:ff9b::a9fe:a9fe"]),
     ("own.example", &["45.33.32.1", "45.33.33.2", "2606:2801::7"]),
     ("turns.example", &["93.184.215.15", "10.0.0.5"]),
+    ("dead.example", &["93.184.215.14", "2606:2802::14"]),
     ("nobody.example", &["93.184.215.99"]),
 ];
 

@@ -90,6 +90,8 @@ fn main() -> anyhow::Result<()> {
     wait("servers")?;
     ip("route add default via 10.99.0.2")?;
     ip("route add default via fd99::2")?;
+    // The IPv6 address of `dead.example` is in no network of this host's.
+    ip("-6 route add unreachable 2606:2802::/64 dev lo")?;
     let mut own = Command::new("/proc/self/exe");
     let mut own =
         own.arg(OWN_SERVERS).arg(&first).stdout(Stdio::piped()).spawn().context("servers can't be started")?;
