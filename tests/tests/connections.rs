@@ -107,6 +107,23 @@ fn clients_of_a_daemon_are_told_what_its_operator_can_allow() {
     daemon.end().succeeds();
 }
 
+#[test]
+fn what_there_is_no_room_for_is_on_record() {
+    let lab = Lab::new(LAB);
+    let cofferdam = lab.cofferdam();
+    let build = networked(&cofferdam, &["*.many.example"]);
+    let names: String = (0..65).map(|number| format!(" 'dns n{number}.many.example A'")).collect();
+    // One connection for queries too many. Then there is room again for a connection, though not for what it says.
+    let outcome = build.shell(&format!("/inputs/client 'http-hold 192.0.0.1:53 nobody 65'{names}")).succeeds();
+    let room = "http-hold 192.0.0.1:53 nobody 65: reset\n";
+    let turned_away = "network: 192.0.0.1:53 denied (more connections at a time than the network device has room for; 0 more \
+                       were refused)\n";
+    let found = "\ndns n63.many.example A: code 0 93.184.215.14\n";
+    let unknown = "\ndns n64.many.example A: code 0\n";
+    let many = "network: n64.many.example denied (this build has found too many names and addresses: 93.184.215.14)\n";
+    outcome.says(room).says(turned_away).says(found).says(unknown).says(many);
+}
+
 /// The next connections among a build's events, in the order of their names and verdicts.
 async fn connections(events: &mut Streaming<ours::Event>, count: usize) -> Vec<ours::Connection> {
     let mut connections = Vec::new();

@@ -262,6 +262,12 @@ impl Broker {
         }
     }
 
+    /// Takes note of a connection for which the device had no room, nor for so many others.
+    pub(crate) fn turned_away(&self, to: SocketAddr, others: u64) {
+        let record = Connection { address: Some(to), ..Connection::default() };
+        self.note(record).record.deny(Denial::TurnedAway { others });
+    }
+
     /// Whether all connections together have carried too much. If so, there are no more.
     pub(crate) fn is_spent(&self, sent: u64, received: u64) -> bool {
         let is_spent = sent > self.policy.limits.sent_bytes || received > self.policy.limits.received_bytes;

@@ -86,6 +86,10 @@ pub(crate) enum Denial {
     TooManyQueries,
     #[error("more names and addresses than builds may find")]
     TooManyNames,
+    #[error("more connections at a time than the network device has room for; {others} more were refused")]
+    TurnedAway { others: u64 },
+    #[error("this host's kernel doesn't count what a connection carries")]
+    Uncounted,
     #[error("more bytes than [network] received or sent allows")]
     TooMuch,
     #[error("it began with no server's name")]

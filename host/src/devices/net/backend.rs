@@ -164,7 +164,10 @@ impl Backend {
             Packet::Opening(ends) => self.flows.open(ends, packet, &mut self.stack, &mut self.questions),
             Packet::Stack => self.stack.take(frame),
             Packet::Query { ends, message } => match dns::receive(message) {
-                Received::Query(query) => self.questions.resolve(query, Way::Datagram(ends)),
+                Received::Query(query) => {
+                    // The guest asks again.
+                    self.questions.resolve(query, Way::Datagram(ends));
+                }
                 Received::Answer(answer) => self.send_datagram(ends, &answer),
                 Received::Nothing => {}
             },

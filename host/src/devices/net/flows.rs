@@ -85,6 +85,8 @@ impl Flows {
         }
         let has_room = !is_gateways || self.asking < MAX_ASKING;
         if self.flows.len() >= MAX_FLOWS || !has_room {
+            questions.turn_away(ends.to);
+            // No socket has it, so the stack answers with a reset.
             return stack.pass(opening);
         }
         let state = if is_gateways {
@@ -281,9 +283,13 @@ impl From<smoltcp::socket::tcp::RecvError> for Broken {
 
 #[cfg(test)]
 mod tests {
+    use std::io::ErrorKind;
+    use std::os::fd::AsFd as _;
+
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
     use super::super::testing::{Segment, ends, segment, with_option};
+    use super::super::wire::receive_request;
     use super::*;
 
     /// A device with its questions' other end.
@@ -328,7 +334,7 @@ mod tests {
 
     #[test]
     fn connections_for_queries_are_limited_by_the_device() {
-        let (mut flows, mut stack, mut questions, _host) = device();
+        let (mut flows, mut stack, mut questions, host) = device();
         let mut open = |flows: &mut Flows, port: u16| {
             let mut ends = ends("192.0.0.1:53");
             ends.from.set_port(port);
@@ -336,6 +342,11 @@ mod tests {
         };
         (1..1000).for_each(|port| open(&mut flows, port));
         assert_eq!((flows.flows.len(), flows.asking), (MAX_ASKING, MAX_ASKING));
+        questions.flush().unwrap();
+        let turned_away = Request::TurnedAway { to: "192.0.0.1:53".parse().unwrap(), others: 999 - 64 - 1 };
+        assert_eq!(receive_request(host.as_fd()).unwrap(), Some(Ok(turned_away)));
+        questions.flush().unwrap();
+        assert_eq!(receive_request(host.as_fd()).unwrap_err().kind(), ErrorKind::WouldBlock, "it is told twice");
         for flow in flows.flows.values() {
             let State::Open { socket, .. } = flow.state else { panic!("it waits for the broker") };
             stack.socket(socket).abort();

@@ -86,7 +86,7 @@ fn answer(host: BorrowedFd<'_>, request: &Request, servers: &mut Vec<UnixStream>
             (Answer::Connected { id }, Some(OwnedFd::from(theirs)))
         }
         Request::Resolve { id, .. } => (Answer::Resolved { id, found: Some(Vec::new()), exists: true }, None),
-        Request::Close { .. } => return,
+        Request::Close { .. } | Request::TurnedAway { .. } => return,
     };
     // A device that takes no answers misses this one.
     let _ = send_answer(host, &answer, with.as_ref().map(OwnedFd::as_fd));

@@ -182,6 +182,7 @@ impl Session {
                 None => {}
                 Some(_) => return Err(ServeError::OutOfStep("nobody listens to a connection")),
             },
+            Request::TurnedAway { to, others } => self.broker.turned_away(to, others),
             Request::Close { id, reset } => {
                 if let Some(state) = self.connections.remove(&id) {
                     self.end(state, reset);
@@ -239,11 +240,16 @@ impl Session {
         self.refuse(id, Refusal::Refused).await
     }
 
-    async fn pass(&mut self, id: u32, passed: Passed) -> Result<(), ServeError> {
+    async fn pass(&mut self, id: u32, mut passed: Passed) -> Result<(), ServeError> {
         // This process may have no descriptor left, which is for this connection alone to suffer.
         let Ok(copy) = passed.stream.try_clone() else {
             return self.lost(id).await;
         };
+        // Limits on bytes would not hold.
+        if carried(&passed.stream).is_none() {
+            passed.cut(Denial::Uncounted);
+            return self.lost(id).await;
+        }
         self.connections.insert(id, State::Passed(passed));
         self.answer(&Answer::Connected { id }, Some(copy.into())).await
     }
@@ -295,7 +301,7 @@ impl Session {
     /// Ends all connections if they have carried too much together. Returns which.
     fn cut_off_all_if_spent(&mut self) -> Vec<u32> {
         let open = self.connections.values().map(|state| match state {
-            State::Passed(passed) => carried(&passed.stream),
+            State::Passed(passed) => carried(&passed.stream).unwrap_or_default(),
             _ => Carried::default(),
         });
         let all = open.fold(self.carried, Carried::and);
@@ -321,7 +327,7 @@ impl Session {
             State::Busy(task) => task.abort(),
             State::Overheard(opened, _) => self.broker.abandoned(opened, Denial::NoServerName),
             State::Passed(passed) => {
-                let carried = carried(&passed.stream);
+                let carried = carried(&passed.stream).unwrap_or_default();
                 self.carried = self.carried.and(carried);
                 // A device that has been taken over may have kept the socket, so its copy must be of no use.
                 if reset {

@@ -43,19 +43,39 @@ const BYTES_SENT: usize = 200;
 const BYTES_SENT_AGAIN: usize = 208;
 const TCP_INFO_BYTES: usize = 216;
 
-/// The bytes that a connection has carried, as the kernel counts them.
-pub(super) fn carried(stream: &TcpStream) -> Carried {
+/// The bytes that a connection has carried, as the kernel counts them. `None` if it doesn't.
+pub(super) fn carried(stream: &TcpStream) -> Option<Carried> {
     let mut info = [0_u8; TCP_INFO_BYTES];
     let mut length = TCP_INFO_BYTES as libc::socklen_t;
     // SAFETY: the kernel writes at most `length` bytes through the first pointer, and the length through the second; both
-    // outlive the call. If it fails, or writes less, the rest stays zero.
-    let _ = unsafe {
+    // outlive the call.
+    let told = unsafe {
         let (level, option) = (libc::IPPROTO_TCP, libc::TCP_INFO);
         libc::getsockopt(stream.as_raw_fd(), level, option, info.as_mut_ptr().cast(), &raw mut length)
     };
+    if told != 0 || (length as usize) < TCP_INFO_BYTES {
+        return None;
+    }
     let field = |at: usize| info[at..].first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
     // The kernel goes on to send what waits when the socket is closed.
     let waiting = info[BYTES_WAITING..].first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
     let sent = field(BYTES_SENT).saturating_sub(field(BYTES_SENT_AGAIN)).saturating_add(waiting.into());
-    Carried { sent, received: field(BYTES_RECEIVED) }
+    Some(Carried { sent, received: field(BYTES_RECEIVED) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, UdpSocket};
+    use std::os::fd::OwnedFd;
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_made_up_of_a_socket_that_tells_nothing() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert_eq!(carried(&stream), Some(Carried::default()));
+        let other = OwnedFd::from(UdpSocket::bind("127.0.0.1:0").unwrap());
+        assert_eq!(carried(&other.into()), None);
+    }
 }

@@ -58,7 +58,9 @@ impl StreamQueries {
                 match dns::receive(&received[2..]) {
                     Received::Query(query) => {
                         self.is_asked = true;
-                        questions.resolve(query, Way::Stream(id));
+                        if !questions.resolve(query, Way::Stream(id)) {
+                            return Err(Broken);
+                        }
                     }
                     Received::Answer(answer) => self.answer(&answer),
                     Received::Nothing => return Err(Broken),

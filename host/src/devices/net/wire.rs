@@ -5,6 +5,7 @@
 //!   device ─▶ host     Connect ──▶ Connected, with the socket · Speak · Refused
 //!                      Head ─────▶ Connected, with the socket · Speak · Refused     only after Speak
 //!                      Close ────▶ nothing                                          ends the id, whatever its state
+//!                      Turned away ▶ nothing                                        for the record
 //!                      Resolve ──▶ Resolved
 //! ```
 //!
@@ -38,6 +39,8 @@ pub(crate) enum Request {
     Resolve { id: u32, name: String, family: Family },
     /// The device has done with a connection, and has closed its socket.
     Close { id: u32, reset: bool },
+    /// The device had no room for a connection to this address, nor for so many others.
+    TurnedAway { to: SocketAddr, others: u64 },
 }
 
 /// An answer of the host's.
@@ -160,6 +163,7 @@ mod tests {
             Request::Head { id: 2, bytes: vec![7; MAX_HEAD_BYTES].into() },
             Request::Resolve { id: u32::MAX, name: "a.example".into(), family: Family::V6 },
             Request::Close { id: 3, reset: true },
+            Request::TurnedAway { to: "93.184.215.14:443".parse().unwrap(), others: u64::MAX },
         ] {
             send_request(device.as_fd(), &request).unwrap();
             assert_eq!(receive_request(host.as_fd()).unwrap(), Some(Ok(request)));

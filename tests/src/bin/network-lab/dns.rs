@@ -21,6 +21,7 @@ const NAMES: [(&str, &[&str]); 9] = [
     ("turns.example", &["93.184.215.15", "10.0.0.5"]),
     ("dead.example", &["93.184.215.14", "2606:2802::14"]),
     ("nobody.example", &["93.184.215.99"]),
+    ("*.many.example", &["93.184.215.14"]),
 ];
 
 const A: u16 = 1;
@@ -34,7 +35,9 @@ pub(crate) fn start(log: &Path) -> anyhow::Result<()> {
         while let Ok((length, from)) = socket.recv_from(&mut buffer) {
             let Some((name, kind, end)) = question(&buffer[..length]) else { continue };
             let _ = log.write_all(format!("dns {name} {kind}\n").as_bytes());
-            let found = NAMES.iter().find(|(known, _)| *known == name);
+            let found = NAMES
+                .iter()
+                .find(|(known, _)| known.strip_prefix('*').map_or(*known == name, |suffix| name.ends_with(suffix)));
             let all = found.iter().flat_map(|(_, addresses)| addresses.iter());
             let all = all.map(|address| address.parse::<IpAddr>().expect("they are constants"));
             let mut addresses: Vec<_> =
