@@ -2,7 +2,10 @@
 
 use std::{ffi::OsStr, fs, net::TcpListener};
 
-use cofferdam_castore::proto::{Entry, FileEntry, entry};
+use cofferdam_castore::{
+    B3Digest, Node,
+    proto::{Entry, EntryExt as _, FileEntry, entry},
+};
 use cofferdam_proto::{
     cofferdam::v1::{self as ours, build_service_client::BuildServiceClient as OurClient, event::Event},
     snix::build::v1::{BuildRequest, BuildResponse, build_service_client::BuildServiceClient as SnixClient},
@@ -104,6 +107,35 @@ fn clients_of_a_daemon_are_told_what_its_operator_can_allow() {
     let status = do_build(&daemon, networked_request(&daemon, DENIED)).expect_err("its command fails");
     assert_eq!(status.code(), tonic::Code::Aborted);
     assert!(status.message().contains(&format!("status 7; hint: {hint}; the last lines of its log:")), "{status}");
+    daemon.end().succeeds();
+}
+
+/// As snix asks for a derivation with a fixed output: it has the network, and nothing else is special.
+#[test]
+fn fetches_of_snix_are_built_by_rules_and_reused_only_if_configured() {
+    let lab = Lab::new(LAB);
+    let script = "/inputs/client 'dns good.example A' 'get 93.184.215.14:80 good.example /source' > out";
+    let fetched = b"dns good.example A: code 0 93.184.215.14\n\
+        get 93.184.215.14:80 good.example /source: this is good.example\n";
+    for (config, connections) in [(CONFIG.to_owned(), 2), (format!("{CONFIG}reuse = true\n"), 3)] {
+        let cofferdam = lab.cofferdam();
+        let daemon = Daemon::start(&cofferdam, &config);
+        for _ in 0..2 {
+            let built = do_build(&daemon, networked_request(&daemon, script)).expect("a rule has all that it wants");
+            let output = built.outputs.into_iter().next().and_then(|output| output.output);
+            let node = output.unwrap_or_default().try_into_unnamed().expect("it is a node");
+            let (digest, size) = (B3Digest::of(fetched), fetched.len() as u64);
+            assert_eq!(node, Node::File { digest, size, executable: false });
+        }
+        assert_eq!(lab.connections(), vec!["93.184.215.14 80"; connections]);
+        daemon.end().succeeds();
+    }
+    let cofferdam = lab.cofferdam();
+    let daemon = Daemon::start(&cofferdam, "");
+    let refused = do_build(&daemon, networked_request(&daemon, script)).expect_err("the daemon has no rules");
+    assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+    assert!(refused.message().contains("constraints.network_access must be false"), "{refused}");
+    assert_eq!(lab.connections().len(), 3);
     daemon.end().succeeds();
 }
 

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     devices::inputs,
     machine::{jail::Spawner, sweep},
-    network::Observe,
+    network::{Observe, Policy},
     request::{self, Admitted, BuildRequest, Host, RequestError, RequestErrorKind},
 };
 
@@ -70,9 +70,9 @@ impl Builder {
         environment::digest(&self.machines.settings, &self.image_digest)
     }
 
-    /// Whether the build of an admitted request has a network.
-    pub(crate) fn has_network(&self, request: &Admitted, options: &Options) -> bool {
-        guest::network(request, options, &self.machines.settings).is_some()
+    /// Which connections the build of an admitted request gets; nothing if it has no network.
+    pub(crate) fn network<'o>(&self, request: &Admitted, options: &'o Options) -> Option<&'o Policy> {
+        guest::network(request, options, &self.machines.settings).map(|grant| &*grant.policy)
     }
 
     /// Admits a request if this host can build it.

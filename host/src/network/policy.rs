@@ -51,6 +51,8 @@ pub struct Policy {
     pub proxy: Option<Proxy>,
     /// How much there may be.
     pub limits: Limits,
+    /// Whether results of builds with a network answer equal requests.
+    pub reuse: bool,
 }
 
 /// Why a connection is denied.
@@ -159,6 +161,7 @@ impl Policy {
             resolvers,
             proxy: None,
             limits: Limits::default(),
+            reuse: false,
         }
     }
 

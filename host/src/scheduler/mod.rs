@@ -184,8 +184,8 @@ impl Scheduler {
         let digest = digest.map_err(|error| Failure::executor("host", error.to_string()))?;
         let digest =
             digest.map_err(|error| Failure::executor_because("host", "the guest image can't be read", &error))?;
-        let has_network = self.backend.builder.has_network(&submission.request, &submission.options);
-        Ok(Environment { digest, key: reuse::key(submission, &digest, has_network) })
+        let network = self.backend.builder.network(&submission.request, &submission.options);
+        Ok(Environment { digest, key: reuse::key(submission, &digest, network) })
     }
 
     async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Option<T> {

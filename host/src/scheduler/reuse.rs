@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::{Backend, Submission, active_build::arranged};
 use crate::{
     devices::inputs,
+    network::Policy,
     records::{Outcome, Record},
     request::Admitted,
 };
@@ -21,16 +22,20 @@ const KEY_CONTEXT: &str = "cofferdam v2: what a build can see of its request, it
 const MAX_OUTPUTS_MEMORY_BYTES: u64 = 1 << 30;
 
 /// The key of a result: a digest of everything that the build could see. Builds with equal keys can replace each other. What
-/// one sees that has a network is unknown, so its key is no other's.
-pub(super) fn key(submission: &Submission<Admitted>, environment: &B3Digest, has_network: bool) -> B3Digest {
+/// one sees that has a network is unknown, so its key is no other's, unless the operator wants such results reused. Then builds
+/// that may see the same of the network have equal keys.
+pub(super) fn key(submission: &Submission<Admitted>, environment: &B3Digest, network: Option<&Policy>) -> B3Digest {
     let mut hasher = blake3::Hasher::new_derive_key(KEY_CONTEXT);
     hasher.update(submission.digest.as_slice()).update(environment.as_slice());
     for limit in submission.options.limits.visible() {
         hasher.update(&limit.to_le_bytes());
     }
-    if has_network {
-        hasher.update(Uuid::new_v4().as_bytes());
-    }
+    match network {
+        // Policies that differ are printed differently.
+        Some(policy) if policy.reuse => hasher.update(format!("{policy:?}").as_bytes()),
+        Some(_) => hasher.update(Uuid::new_v4().as_bytes()),
+        None => &mut hasher,
+    };
     hasher.finalize().into()
 }
 

@@ -33,7 +33,7 @@ impl Root {
     async fn composed(&self, at: &str, inputs: &[&str]) -> Result<BTreeMap<PathComponent, Node>, CliError> {
         let link = Node::Symlink { target: "input".try_into().unwrap() };
         let inputs = inputs.iter().map(|name| (PathComponent::try_from(*name).unwrap(), link.clone())).collect();
-        compose(&self.store, &self.node(), at, inputs).await
+        Ok(Composed::of(&self.store, &self.node()).await?.with_inputs(at, inputs).await?.entries())
     }
 
     /// The contents of a file of a composed root.
@@ -98,6 +98,25 @@ async fn inputs_are_added_beside_what_the_root_has() {
     }
 }
 
+#[tokio::test]
+async fn a_source_takes_the_place_of_what_the_root_has() {
+    let root = Root::new(&[("usr/src/old", ""), ("usr/a", ""), ("file", "")]);
+    let source = Node::Symlink { target: "source".try_into().unwrap() };
+    let at = async |path: &str| {
+        let composed = Composed::of(&root.store, &root.node()).await?;
+        Ok::<_, CliError>(composed.with_source(path, source.clone()).await?.entries())
+    };
+    assert_eq!(names(&at("build").await.unwrap()), "build file usr");
+    assert_eq!(at("file").await.unwrap()[b"file".as_slice()], source);
+    let usr = Node::Directory { digest: digest(&at("usr/src").await.unwrap()[b"usr".as_slice()]), size: 0 };
+    assert!(has(&root.store, &usr, "a").await.unwrap());
+    assert!(!has(&root.store, &usr, "src/old").await.unwrap());
+    for (path, words) in [("", "can't be the build's root"), ("file/below", "no directory")] {
+        let error = at(path).await.unwrap_err();
+        assert!(error.to_string().contains(words), "{error}");
+    }
+}
+
 fn digest(node: &Node) -> cofferdam_castore::B3Digest {
     match node {
         Node::Directory { digest, .. } | Node::File { digest, .. } => *digest,
@@ -109,10 +128,10 @@ fn digest(node: &Node) -> cofferdam_castore::B3Digest {
 async fn only_a_directory_is_a_root() {
     let store = Store::memory();
     let file = Node::File { digest: cofferdam_castore::B3Digest::EMPTY, size: 0, executable: false };
-    let error = compose(&store, &file, "inputs", BTreeMap::new()).await.unwrap_err();
+    let error = Composed::of(&store, &file).await.err().unwrap();
     assert!(error.to_string().contains("a root must be a directory"), "{error}");
     let missing = Node::Directory { digest: cofferdam_castore::B3Digest::of(b"none"), size: 1 };
-    let error = compose(&store, &missing, "inputs", BTreeMap::new()).await.unwrap_err();
+    let error = Composed::of(&store, &missing).await.err().unwrap();
     assert!(error.to_string().contains("the store doesn't have dir:"), "{error}");
 }
 

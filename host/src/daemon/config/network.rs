@@ -24,6 +24,7 @@ pub(in crate::daemon) struct NetworkConfig {
     ipv6: Ipv6,
     deny_addresses: Vec<Prefix>,
     pub(in crate::daemon) upstream_proxy: Option<Proxy>,
+    reuse: bool,
     connections: Option<Count>,
     client_connections: Option<Count>,
     total_connections: Option<Count>,
@@ -55,6 +56,7 @@ impl NetworkConfig {
         let rules = Rules { mode: self.mode, allow, allow_addresses };
         Policy {
             nat64: self.nat64,
+            reuse: self.reuse,
             ipv6: self.ipv6.0,
             deny_addresses: self.deny_addresses.clone(),
             proxy: self.upstream_proxy.clone(),

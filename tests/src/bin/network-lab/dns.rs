@@ -11,7 +11,7 @@ use std::{
 use anyhow::Context as _;
 
 /// Names and their addresses. The second addresses of `turns.example` are for later queries.
-const NAMES: [(&str, &[&str]); 9] = [
+const NAMES: [(&str, &[&str]); 10] = [
     ("good.example", &["93.184.215.14", "2606:2800:21f::14"]),
     ("other.example", &["93.184.215.14"]),
     ("evil.example", &["93.184.215.15"]),
