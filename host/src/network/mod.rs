@@ -52,6 +52,11 @@ pub(crate) fn asks_for(name: &str, tls: bool, beginning: &[u8], piece: usize) ->
     beginning.chunks(piece.max(1)).any(|piece| matches!(check.feed(piece), Ok(check::Heard::Name(_))))
 }
 
+/// What a special address is for. Builds don't reach one by a name alone.
+pub fn special(address: std::net::IpAddr) -> Option<&'static str> {
+    floor::below(floor::canonical(address), false)
+}
+
 /// A version of IP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Family {

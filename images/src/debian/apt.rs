@@ -101,13 +101,7 @@ impl Apt {
 
     /// Downloads the files that `apt-get` with these arguments needs, and returns their paths.
     pub(super) fn download(&self, lists: Lists, query: &str, arguments: &[&str]) -> Result<Vec<PathBuf>, DebianError> {
-        self.update(lists)?;
-        // The relevant lines are: 'URI' file-name size hash. apt leaves out files that it finds in its archives, so it
-        // gets an empty directory.
-        let empty = self.directory.join("empty");
-        let mut plan = self.command("apt-get", lists);
-        plan.arg(format!("-oDir::Cache::archives={}", empty.display())).arg("--print-uris").args(arguments);
-        let plan = command::text(plan.current_dir(&empty)).map_err(|source| fetch_error(query, source))?;
+        let plan = self.plan(lists, query, arguments)?;
         let archives = self.directory.join("archives");
         let files: Vec<_> = plan
             .lines()
@@ -126,6 +120,16 @@ impl Apt {
         fetch.arg("--download-only").args(arguments).current_dir(&archives);
         command::output(&mut fetch).map_err(|source| fetch_error(query, source))?;
         Ok(files)
+    }
+
+    /// What `apt-get` with these arguments would download. The relevant lines are: 'URI' file-name size hash.
+    pub(super) fn plan(&self, lists: Lists, query: &str, arguments: &[&str]) -> Result<String, DebianError> {
+        self.update(lists)?;
+        // apt leaves out files that it finds in its archives, so it gets an empty directory.
+        let empty = self.directory.join("empty");
+        let mut plan = self.command("apt-get", lists);
+        plan.arg(format!("-oDir::Cache::archives={}", empty.display())).arg("--print-uris").args(arguments);
+        command::text(plan.current_dir(&empty)).map_err(|source| fetch_error(query, source))
     }
 
     /// The control file of the package's newest version.

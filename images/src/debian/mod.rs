@@ -112,6 +112,22 @@ impl Debian {
             .ok_or(DebianError::NotFound { query })
     }
 
+    /// Where the newest version of a package is: the URI at the host's mirror, and its SHA-256 in hexadecimal.
+    ///
+    /// # Errors
+    ///
+    /// apt can't find the package, or has no SHA-256 of it.
+    pub fn location(&self, name: &str) -> Result<(String, String), DebianError> {
+        let query = package_query(name);
+        let plan = self.apt.plan(Lists::Binary, &query, &["download", name])?;
+        let location = plan.lines().find_map(|line| {
+            let (uri, rest) = line.strip_prefix('\'')?.split_once('\'')?;
+            let (_, hash) = rest.rsplit_once(" SHA256:")?;
+            Some((uri.to_owned(), hash.to_owned()))
+        });
+        location.ok_or(DebianError::NotFound { query })
+    }
+
     /// The last answer of [`Debian::package`], if the package is still in the cache.
     pub(crate) fn cached_package(&self, name: &str) -> Option<Package> {
         self.cached(&package_query(name))?.into_iter().find_map(Package::from_path)

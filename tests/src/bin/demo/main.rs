@@ -1,4 +1,4 @@
-//! Compiles Lua inside a microVM. It prints each command before it runs it.
+//! Compiles Lua inside a microVM, then lets a build fetch a package. It prints each command before it runs it.
 //!
 //! ```text
 //!   gcc, make, … ── Debian's packages, unpacked ──┐
@@ -7,11 +7,13 @@
 //!                                                 └────────────────▶ build again: the same digest
 //! ```
 
+mod fetch;
+
 use std::{
     env, fs,
     io::{IsTerminal, stderr},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -75,6 +77,8 @@ fn main() -> Result<()> {
     let answer = String::from_utf8_lossy(&answer.stdout);
     print!("  {answer}");
     ensure!(answer.contains(ANSWER), "Lua computed something else");
+
+    fetch::act(&cofferdam, directory.path())?;
     println!("\nDone in {}.", seconds(start.elapsed()));
     Ok(())
 }
@@ -120,6 +124,20 @@ impl Cofferdam {
 
     /// Shows and runs one command, and returns its stdout and its time.
     fn run(&self, arguments: &[String]) -> Result<(String, Duration)> {
+        let (output, took) = self.start(arguments)?;
+        ensure!(output.status.success(), "cofferdam failed ({})", output.status);
+        Ok((String::from_utf8(output.stdout).context("cofferdam prints UTF-8")?, took))
+    }
+
+    /// Shows and runs one command, whose build has to fail.
+    fn fails(&self, arguments: &[String]) -> Result<()> {
+        let (output, took) = self.start(arguments)?;
+        ensure!(output.status.code() == Some(1), "the build did not fail ({})", output.status);
+        println!("  failed as it should; took {}", seconds(took));
+        Ok(())
+    }
+
+    fn start(&self, arguments: &[String]) -> Result<(Output, Duration)> {
         println!("  $ cofferdam {}", arguments.iter().map(|argument| quoted(argument)).collect::<Vec<_>>().join(" "));
         let mut command = Command::new(self.program);
         command.args(arguments).env("COFFERDAM_STATE_DIR", &self.state).stderr(Stdio::inherit());
@@ -129,8 +147,7 @@ impl Cofferdam {
         }
         let start = Instant::now();
         let output = command.output().context("can't start cofferdam")?;
-        ensure!(output.status.success(), "cofferdam failed ({})", output.status);
-        Ok((String::from_utf8(output.stdout).context("cofferdam prints UTF-8")?, start.elapsed()))
+        Ok((output, start.elapsed()))
     }
 }
 
