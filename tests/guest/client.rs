@@ -60,6 +60,58 @@ fn download(to: &str, host: &str, path: &str) -> io::Result<String> {
     }
 }
 
+/// Sends so many bytes once the other side has said all.
+fn speak_last(to: &str, count: usize) -> io::Result<String> {
+    let mut stream = connect(to)?;
+    let mut said = String::new();
+    stream.read_to_string(&mut said)?;
+    stream.write_all(&vec![b'x'; count])?;
+    stream.shutdown(Shutdown::Write)?;
+    Ok(said.trim_end().to_owned())
+}
+
+/// Keeps so many connections whose other side never reads, and as many whose other side sends much that is never read here,
+/// until neither side can go on. Then asks for something else.
+fn hoard(http_to: &str, mute: &str, count: usize) -> io::Result<String> {
+    let piece = vec![b'x'; 256 * 1024];
+    let mut kept = Vec::new();
+    for _ in 0..count {
+        let mut stream = connect(http_to)?;
+        stream.write_all(b"GET /100000000 HTTP/1.0\r\nHost: nobody\r\n\r\n")?;
+        assert_eq!(stream.peek(&mut [0])?, 1, "nothing comes");
+        kept.push(stream);
+        let mut stream = connect(mute)?;
+        stream.set_write_timeout(Some(Duration::from_millis(500)))?;
+        while stream.write(&piece).is_ok() {}
+        kept.push(stream);
+    }
+    println!("hoarded {}", kept.len());
+    drop(kept);
+    http(http_to, "nobody", "/")
+}
+
+/// Asks each address of a name, those of IPv6 first.
+fn http_by_each(name: &str, port: &str) -> io::Result<String> {
+    let mut words = Vec::new();
+    for kind in ["AAAA", "A"] {
+        for address in dns(name, kind)?.split(' ').skip(2) {
+            let to = SocketAddr::new(address.parse().expect("an address"), port.parse().expect("a port"));
+            words.push(http(&to.to_string(), name, "/").unwrap_or_else(|error| told(&error)));
+        }
+    }
+    Ok(words.join(", then "))
+}
+
+/// Asks a name, by whichever of its addresses the system's library takes.
+fn http_by_name(name: &str, port: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(format!("{name}:{port}"))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(format!("GET / HTTP/1.0\r\nHost: {name}\r\n\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer.lines().last().unwrap_or_default().to_owned())
+}
+
 fn udp(to: &str, message: &[u8]) -> io::Result<Vec<u8>> {
     let to: SocketAddr = to.parse().expect("an address");
     let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
@@ -162,6 +214,10 @@ fn main() {
             ["send-file", to, file] => ask(to, &fs::read(file).expect("an input")),
             ["listen", to] => ask(to, b""),
             ["upload", to, count] => upload(to, count.parse().expect("a number")),
+            ["speak-last", to, count] => speak_last(to, count.parse().expect("a number")),
+            ["hoard", http_to, mute, count] => hoard(http_to, mute, count.parse().expect("a number")),
+            ["http-by-name", name, port] => http_by_name(name, port),
+            ["http-by-each", name, port] => http_by_each(name, port),
             ["udp", to] => udp(to, b"hello").map(|_| "answered".to_owned()),
             _ => panic!("{argument:?} means nothing"),
         };

@@ -16,6 +16,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+mod frames;
 mod modules;
 
 /// Linux's `struct sockaddr_vm`.
@@ -216,6 +217,10 @@ fn main() {
         }
         "trespass" => trespass(&mut begun()),
         "use paths" => use_paths(&mut begun()),
+        "flood the network" => {
+            let _stream = begun();
+            frames::flood();
+        },
         "write much" => write_much(&mut begun()),
         "flood the console" => flood_console(),
         "flood samples" => flood_samples(&mut begun()),

@@ -18,14 +18,14 @@ static CLIENT: LazyLock<PathBuf> = LazyLock::new(|| compile("client"));
 static TRAFFIC: LazyLock<PathBuf> = LazyLock::new(|| compile("traffic"));
 
 /// Code shared by the programs of `guest/`.
-const SHARED: &str = "modules.rs";
+const SHARED: [&str; 2] = ["frames.rs", "modules.rs"];
 
 /// Compiles a program of `guest/`, unless its source has been compiled before.
 fn compile(name: &str) -> PathBuf {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest");
     let source = sources.join(name).with_extension("rs");
     let read = |path: &Path| fs::read(path).unwrap_or_else(|error| panic!("can't read {path:?}: {error}"));
-    let text = [read(&source), read(&sources.join(SHARED))].concat();
+    let text = [vec![read(&source)], SHARED.map(|name| read(&sources.join(name))).to_vec()].concat().concat();
     let directory = cofferdam_images::cache_dir().join("test-programs");
     fs::create_dir_all(&directory).expect("the cache directory can be written");
     let path = directory.join(format!("{name}-{}", blake3::hash(&text).to_hex()));

@@ -38,6 +38,11 @@ impl Lab {
         Cofferdam::new().by([self.program.into(), self.log().into()])
     }
 
+    /// The same, with guests that boot from the image in this directory.
+    pub fn cofferdam_with_image(&self, image: impl Into<PathBuf>) -> Cofferdam {
+        Cofferdam::with_image(image).by([self.program.into(), self.log().into()])
+    }
+
     /// Connections that servers have accepted, as `ADDRESS PORT`, queries, as `dns NAME TYPE`, and requests to the proxy, as
     /// `proxy NAME:PORT`, in order.
     pub fn seen(&self) -> Vec<String> {

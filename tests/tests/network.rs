@@ -169,10 +169,11 @@ fn ends_resets_and_refusals_reach_the_build_as_such() {
     let lab = Lab::new(LAB);
     let cofferdam = lab.cofferdam();
     let build = networked(&cofferdam, &[]);
-    let ports = [7, 9, 22, 80, 81];
+    let ports = [7, 9, 10, 11, 13, 22, 80, 81];
     let build = ports.iter().fold(build, |build, port| build.flag("--allow-address", format!("{GOOD}/32:{port}")));
     let build = build.flag("--allow-address", "[2606:2800:21f::]/48:7");
     let build = build.flag("--allow-address", "[2001:4860::]/32:7").flag("--allow-address", "10.0.0.5/32:80");
+    let build = build.flag("--allow-address", "93.184.215.99/32:7");
     expect(
         build,
         [
@@ -180,13 +181,52 @@ fn ends_resets_and_refusals_reach_the_build_as_such() {
             ("upload 93.184.215.14:7 5000000", "got 5000000 bytes"),
             ("upload [2606:2800:21f::14]:7 1000000", "got 1000000 bytes"),
             ("http 93.184.215.14:9 nobody", "reset"),
+            ("count 93.184.215.14:10 nobody /", "reset"),
+            ("speak-last 93.184.215.14:11 1000000", "over"),
+            ("listen 93.184.215.14:13", "heard 1000000 bytes"),
             ("http 93.184.215.14:81 nobody", "refused"),
             // Through the floor, since a rule says so.
             ("http 10.0.0.5:80 nobody", "this is nobody"),
             // The internet's router has no route to it.
             ("listen [2001:4860::1]:7", "unreachable"),
+            // Nobody answers there, and nobody says so.
+            ("listen 93.184.215.99:7", "unreachable"),
         ],
     );
+}
+
+#[test]
+fn a_name_whose_ipv6_address_is_dead_is_reached_by_the_other() {
+    let lab = Lab::new(LAB);
+    let cofferdam = lab.cofferdam();
+    expect(
+        networked(&cofferdam, &["half.example"]),
+        [
+            ("http-by-each half.example 80", "unreachable, then this is half.example"),
+            ("http-by-name half.example 80", "this is half.example"),
+        ],
+    );
+}
+
+#[test]
+fn an_address_that_another_build_has_resolved_is_no_way_to_it() {
+    let lab = Lab::new(LAB);
+    let cofferdam = lab.cofferdam();
+    let config = format!(
+        "[budget]\nbuilds = 2\ncpus = 2\n[build]\ncpus = 1\n[network]\nallow = [\"good.example\"]\nresolvers = [\"{RESOLVER}\"]\n"
+    );
+    let daemon = Daemon::start(&cofferdam, &config);
+    let client = Cofferdam::new();
+    let build = || client.build().on(&daemon).switch("--network").input("client", guest::client());
+    let (resolve, ask) = ("dns good.example A", "http 93.184.215.14:80 good.example");
+    // The first is still there when the second asks.
+    let first = build().start_shell(&format!("/inputs/client '{resolve}' '{ask}'; sleep 1000"));
+    first.wait_for(&format!("{ask}: this is good.example"));
+    expect(build(), [(ask, "refused"), (resolve, "code 0 93.184.215.14")]);
+    assert_eq!(lab.connections(), ["93.184.215.14 80"]);
+    first.signal(Signal::SIGINT);
+    first.end();
+    daemon.end().succeeds();
 }
 
 #[test]

@@ -112,7 +112,11 @@ pub struct Survey {
 
 /// Looks for KVM and the VMMs. It runs each program with `--version`, which takes some ten milliseconds.
 pub fn survey() -> Survey {
-    survey_with(kvm::check(), &|name| std::env::var_os(name))
+    survey_with(kvm::check(), &|name| match name {
+        // The user database has it for services without the variable.
+        "HOME" => std::env::home_dir().map(Into::into),
+        _ => std::env::var_os(name),
+    })
 }
 
 /// Chooses a VMM, or checks that the requested one can run.

@@ -150,8 +150,7 @@ fn locate(tool: &Tool, variables: Variables<'_>) -> Result<PathBuf, Missing> {
     let mut directories: Vec<PathBuf> =
         set("PATH").map_or_else(Vec::new, |path| std::env::split_paths(&path).collect());
     if tool.installed_by_cargo {
-        // The user database has it for services without the variable.
-        let home = set("HOME").map(PathBuf::from).or_else(std::env::home_dir);
+        let home = set("HOME").map(PathBuf::from);
         let below = |variable: &str, default: &str| {
             set(variable).map(PathBuf::from).or_else(|| home.as_ref().map(|home| home.join(default)))
         };

@@ -11,7 +11,7 @@ use std::{
 use anyhow::Context as _;
 
 /// Names and their addresses. The second addresses of `turns.example` are for later queries.
-const NAMES: [(&str, &[&str]); 10] = [
+const NAMES: &[(&str, &[&str])] = &[
     ("good.example", &["93.184.215.14", "2606:2800:21f::14"]),
     ("other.example", &["93.184.215.14"]),
     ("evil.example", &["93.184.215.15"]),
@@ -20,6 +20,8 @@ const NAMES: [(&str, &[&str]); 10] = [
     ("own.example", &["45.33.32.1", "45.33.33.2", "2606:2801::7"]),
     ("turns.example", &["93.184.215.15", "10.0.0.5"]),
     ("dead.example", &["93.184.215.14", "2606:2802::14"]),
+    // Its second address has no route.
+    ("half.example", &["93.184.215.14", "2001:4860::1"]),
     ("nobody.example", &["93.184.215.99"]),
     ("*.many.example", &["93.184.215.14"]),
 ];

@@ -5,7 +5,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{Shutdown, TcpListener, TcpStream},
     path::Path,
-    sync::Arc,
+    sync::{Arc, Condvar, Mutex, PoisonError},
     thread,
 };
 
@@ -14,15 +14,23 @@ use anyhow::Context as _;
 /// What a server does with a connection.
 type Serve = fn(TcpStream) -> std::io::Result<()>;
 
-/// Ports. On 22 the server speaks first, on 7 it hears all before it answers, on 9 it resets.
-const SERVERS: [(u16, Serve); 6] = [
+/// Ports. On 22 the server speaks first, on 7 it hears all before it answers, on 9 it resets, on 10 after it has sent much.
+/// On 11 it says all before it hears anything, and on 13 how much that was. On 12 it never reads.
+const SERVERS: [(u16, Serve); 10] = [
     (80, http),
     (443, echo),
     (8080, http),
     (22, |mut stream| stream.write_all(b"SSH-2.0-lab\r\n")),
     (7, count),
     (9, reset),
+    (10, reset_later),
+    (11, count_after_the_end),
+    (12, ignore),
+    (13, tell_of_11),
 ];
+
+/// How much was heard on port 11.
+static HEARD: (Mutex<Option<u64>>, Condvar) = (Mutex::new(None), Condvar::new());
 
 /// Bytes that are sent at a time.
 const PIECE: usize = 256 << 10;
@@ -89,4 +97,35 @@ fn count(mut stream: TcpStream) -> std::io::Result<()> {
 /// Closes with bytes unread, which resets the connection.
 fn reset(mut stream: TcpStream) -> std::io::Result<()> {
     stream.read_exact(&mut [0])
+}
+
+fn reset_later(mut stream: TcpStream) -> std::io::Result<()> {
+    stream.write_all(&vec![b'x'; PIECE])?;
+    reset(stream)
+}
+
+fn count_after_the_end(mut stream: TcpStream) -> std::io::Result<()> {
+    stream.write_all(b"over\r\n")?;
+    stream.shutdown(Shutdown::Write)?;
+    let count = std::io::copy(&mut stream, &mut std::io::sink())?;
+    let (heard, is_there) = &HEARD;
+    *heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(count);
+    is_there.notify_all();
+    Ok(())
+}
+
+fn tell_of_11(mut stream: TcpStream) -> std::io::Result<()> {
+    let (heard, is_there) = &HEARD;
+    let heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+    let heard = is_there.wait_while(heard, |heard| heard.is_none()).unwrap_or_else(PoisonError::into_inner);
+    let count = heard.unwrap_or_default();
+    stream.write_all(format!("heard {count} bytes\r\n").as_bytes())
+}
+
+/// Keeps a connection without reading.
+fn ignore(stream: TcpStream) -> std::io::Result<()> {
+    let _kept = stream;
+    loop {
+        thread::park();
+    }
 }
