@@ -60,6 +60,8 @@ pub struct Policy {
 pub(crate) enum Denial {
     #[error("no rule")]
     NoRule,
+    #[error("no rule of the client's table or of the request, which narrow [network]")]
+    Narrowed,
     #[error("no rule for this address, which this build has not found by a name")]
     NoName,
     #[error("no name of a host")]
@@ -192,8 +194,9 @@ impl Policy {
     pub(super) fn has_name(&self, name: &str) -> Result<(), Denial> {
         match () {
             () if !is_name(name) => Err(Denial::InvalidName),
-            () if self.layers().all(|rules| rules.has_name(name)) => Ok(()),
-            () => Err(Denial::NoRule),
+            () if !self.rules.has_name(name) => Err(Denial::NoRule),
+            () if !self.narrowed_by.iter().all(|rules| rules.has_name(name)) => Err(Denial::Narrowed),
+            () => Ok(()),
         }
     }
 
@@ -232,7 +235,10 @@ impl Policy {
         match unchecked {
             Some(name) => Ok(Decision::Connect { name: Some(name.clone()) }),
             None if names.is_empty() => Err(Denial::NoName),
-            None if allowed.is_empty() => Err(Denial::NoRule),
+            None if allowed.is_empty() => {
+                let is_narrowed = names.iter().any(|name| self.rules.allow_name(name, port));
+                Err(if is_narrowed { Denial::Narrowed } else { Denial::NoRule })
+            }
             None => Ok(Decision::Check { tls: port != HTTP, names: allowed }),
         }
     }
@@ -473,13 +479,14 @@ mod tests {
         };
         let client = all.narrowed(Some(rules), Limits { connections: 5, ..Limits::default() });
         assert_eq!(client.limits, Limits { connections: 5, ..Limits::default() });
-        assert_eq!((client.has_name("a.example"), client.has_name("b.example")), (Ok(()), Err(Denial::NoRule)));
+        assert_eq!((client.has_name("a.example"), client.has_name("b.example")), (Ok(()), Err(Denial::Narrowed)));
         let checked = |name: &str| Ok(Decision::Check { tls: true, names: names(&[name]) });
         for (to, found_by, expected) in [
             (format!("{PUBLIC}:443"), &["a.example"][..], checked("a.example")),
             (format!("{PUBLIC}:443"), &["a.example", "b.example"], checked("a.example")),
-            (format!("{PUBLIC}:80"), &["a.example"], Err(Denial::NoRule)),
-            (format!("{PUBLIC}:443"), &["b.example"], Err(Denial::NoRule)),
+            (format!("{PUBLIC}:80"), &["a.example"], Err(Denial::Narrowed)),
+            (format!("{PUBLIC}:443"), &["b.example"], Err(Denial::Narrowed)),
+            (format!("{PUBLIC}:22"), &["a.example"], Err(Denial::NoRule)),
             // The client's rule wants TLS.
             (format!("{PUBLIC}:22"), &["git.example"], checked("git.example")),
             ("10.0.0.5:443".into(), &[], Ok(Decision::Connect { name: None })),
