@@ -107,7 +107,7 @@ pub(crate) struct NewFile<'a> {
 /// The contents of a new file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source<'a> {
-    /// One of the request's `additional_files`.
+    /// One of the request's `additional_files`, or its `ca_file`.
     Request { name: &'a str, contents: &'a [u8] },
     /// A file that every build has. Files of the inputs and of the request take precedence.
     Default(&'static str),
@@ -137,6 +137,9 @@ const DEFAULT_FILES: [(&str, &str); 3] = [
     ("etc/group", "root:x:0:\nnixbld:x:100:\nnogroup:x:65534:\n"),
     ("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
 ];
+
+/// Where the programs of most distributions look for CA certificates.
+const CA_FILE: &str = "etc/ssl/certs/ca-certificates.crt";
 
 /// The file of builds with a network that says who answers DNS queries: [`GATEWAY_IPV4`](cofferdam_protocol::network::GATEWAY_IPV4).
 const RESOLV_CONF: &str = "nameserver 192.0.0.1\n";
@@ -170,6 +173,11 @@ impl<'a> Plan<'a> {
         plan.add_working_dir(&specification.working_dir, &resolver);
         for (name, contents) in &specification.additional_files {
             plan.add_requested_file(name, contents, &resolver)?;
+        }
+        if let Some(contents) = &specification.ca_file
+            && let Ok((path, Kind::Missing | Kind::File)) = resolver.resolve(CA_FILE)
+        {
+            plan.add_own_file(&path, Source::Request { name: CA_FILE, contents });
         }
         let resolv_conf = specification.network.then_some(("etc/resolv.conf", RESOLV_CONF));
         for (path, contents) in DEFAULT_FILES.into_iter().chain(resolv_conf) {
@@ -271,7 +279,7 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    fn add_own_file(&mut self, path: &Path, source: Source<'static>) {
+    fn add_own_file(&mut self, path: &Path, source: Source<'a>) {
         if let Some((mount, path)) = self.innermost(path)
             && let Content::Layers { .. } = self.mounts[mount].content
         {

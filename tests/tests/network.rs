@@ -469,6 +469,22 @@ fn resolvers_that_dont_answer_are_named() {
 }
 
 #[test]
+fn builds_with_a_network_find_the_operators_certificates() {
+    let lab = Lab::new(LAB);
+    let cofferdam = lab.cofferdam();
+    let certificates = rcgen::generate_simple_self_signed(["ca.example".to_owned()]).unwrap().cert.pem();
+    let ca_file = cofferdam.file("ca.pem", &certificates);
+    cofferdam.file("etc/ssl/certs/ca-certificates.crt", "the root's own\n");
+    let printed = |build: Build<'_>| build.shell("cat /etc/ssl/certs/ca-certificates.crt").succeeds().stderr;
+    let own = cofferdam.files().join("etc");
+    let build = || networked(&cofferdam, &["good.example"]).flag("--inputs-dir", "").input("etc", &own);
+    assert!(printed(build().flag("--ca-file", &ca_file)).ends_with(&certificates));
+    assert!(printed(build()).ends_with("the root's own\n"));
+    let refused = networked(&cofferdam, &["good.example"]).flag("--ca-file", own.join("ssl/certs/ca-certificates.crt"));
+    refused.shell("true").is_refused("command_line").says("holds no certificate in PEM");
+}
+
+#[test]
 fn a_killed_network_device_ends_its_build_and_is_named() {
     let lab = Lab::new(LAB);
     let cofferdam = lab.cofferdam();

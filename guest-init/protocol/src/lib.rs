@@ -64,6 +64,7 @@
 //!     network: false,
 //!     processes: 1000,
 //!     user_namespaces: false,
+//!     ca_file: None,
 //! };
 //! let message = FromHost::Specification(specification);
 //! FrameWriter::new(&host, MAX_FROM_HOST_BYTES).write(&message)?;
@@ -108,6 +109,9 @@ pub const PATHS_TAG: &str = "paths";
 
 /// Limit on the bytes of one [`FromHost::Input`].
 pub const MAX_INPUT_BYTES: usize = 4096;
+
+/// Limit on the bytes of [`Specification::ca_file`].
+pub const MAX_CA_FILE_BYTES: usize = 1024 * 1024;
 
 /// Limit on an error text or path from the guest, in bytes.
 pub const MAX_DETAIL_BYTES: usize = 4096;

@@ -150,6 +150,8 @@ pub struct Specification {
     pub processes: u32,
     /// Whether the build can make user namespaces.
     pub user_namespaces: bool,
+    /// The contents of `/etc/ssl/certs/ca-certificates.crt`, instead of the inputs'. At most [`crate::MAX_CA_FILE_BYTES`].
+    pub ca_file: Option<serde_bytes::ByteBuf>,
 }
 
 /// A file or directory of the host, mounted read-only.

@@ -27,6 +27,7 @@ fn specification(inputs_dir: &str, scratch_paths: &[&str]) -> Specification {
         kvm: false,
         processes: 1,
         user_namespaces: false,
+        ca_file: None,
     }
 }
 
@@ -200,6 +201,30 @@ fn unreadable_inputs_are_not_the_requests_fault() {
     let specification = specification("in", &["in/scratch"]);
     let unreadable = |_: &Path| Err(io::Error::from_raw_os_error(libc::EIO));
     assert_eq!(Plan::new(&specification, &unreadable).unwrap_err().step, Step::Inputs);
+}
+
+#[test]
+fn certificates_of_the_host_replace_those_of_the_inputs_and_not_those_of_the_request() {
+    let kinds = [("etc", Kind::Directory), ("etc/ssl", Kind::Directory), ("etc/ssl/certs", Kind::Directory)];
+    for inputs in
+        [inputs_with(&[]), inputs_with(&[&kinds[..], &[("etc/ssl/certs/ca-certificates.crt", Kind::File)]].concat())]
+    {
+        let mut specification = specification("", &[]);
+        specification.ca_file = Some(ByteBuf::from("PEM"));
+        let plan = Plan::new(&specification, &inputs).unwrap();
+        let contents = |plan: &Plan<'_>| {
+            let file = plan.files.iter().find(|file| file.path == Path::new(CA_FILE)).unwrap();
+            let Source::Request { contents, .. } = file.source else { panic!("{file:?}") };
+            contents.to_vec()
+        };
+        assert_eq!(contents(&plan), b"PEM");
+        specification.additional_files = vec![(CA_FILE.to_owned(), ByteBuf::from("the request's"))];
+        assert_eq!(contents(&Plan::new(&specification, &inputs).unwrap()), b"the request's");
+    }
+    // No build fails because of them.
+    let mut specification = specification("", &[]);
+    specification.ca_file = Some(ByteBuf::from("PEM"));
+    Plan::new(&specification, &inputs_with(&[("etc", Kind::File)])).unwrap();
 }
 
 #[test]

@@ -121,6 +121,10 @@ impl Builder {
                 host_paths,
                 network: size.has_network(),
                 user_namespaces: self.machines.settings.user_namespaces,
+                ca_file: self
+                    .network(request, options)
+                    .and_then(|policy| policy.ca_file.as_ref())
+                    .map(|file| file.contents().to_vec().into()),
                 ..specification(request, options)
             },
             store: self.machines.store.clone(),
@@ -205,5 +209,6 @@ fn specification(request: &BuildRequest, options: &Options) -> Specification {
         kvm: guest::wants_kvm(request),
         processes: options.limits.processes,
         user_namespaces: false,
+        ca_file: None,
     }
 }

@@ -81,6 +81,7 @@ pub(super) fn specification(outputs: &[&str]) -> Specification {
         kvm: false,
         processes: 100,
         user_namespaces: false,
+        ca_file: None,
     }
 }
 

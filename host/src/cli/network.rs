@@ -1,12 +1,15 @@
 //! The network of builds on this host.
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 use cofferdam_proto::{EncodedNetwork, cofferdam::v1::Network};
 
 use super::CliError;
-use crate::network::{AddressRule, Grant, Policy, Resolvers, Rule, Rules};
+use crate::network::{AddressRule, CaFile, Grant, Policy, Resolvers, Rule, Rules};
 
 /// What builds may connect to.
 #[derive(Debug, Default, Args)]
@@ -23,6 +26,9 @@ pub(super) struct NetworkArgs {
     /// Resolve names by this DNS server [default: those of /etc/resolv.conf]
     #[arg(long, value_name = "ADDRESS:PORT")]
     resolver: Vec<SocketAddr>,
+    /// CA certificates in PEM that the build finds in /etc/ssl/certs/ca-certificates.crt, instead of its root's
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
 }
 
 impl NetworkArgs {
@@ -33,7 +39,8 @@ impl NetworkArgs {
 
     /// The flag that is given, and needs a build on this host.
     pub(super) fn flag(&self) -> Option<&'static str> {
-        (!self.resolver.is_empty()).then_some("--resolver")
+        let flags = [("--resolver", !self.resolver.is_empty()), ("--ca-file", self.ca_file.is_some())];
+        flags.into_iter().find(|(_, is_given)| *is_given).map(|(flag, _)| flag)
     }
 
     /// The connections that a daemon is asked for; nothing for all that it allows.
@@ -60,6 +67,11 @@ impl NetworkArgs {
         };
         let (allow, allow_addresses) = (self.allow_host.clone(), self.allow_address.clone());
         let rules = Rules { allow, allow_addresses, ..Rules::default() };
-        Ok(Some(Grant::new(Policy::new(rules, resolvers))))
+        let ca_file = self.ca_file.as_deref().map(CaFile::read).transpose();
+        let ca_file = ca_file.map_err(|error| {
+            let path = self.ca_file.as_deref().unwrap_or(Path::new(""));
+            CliError::wrong_because(format!("--ca-file {} can't be used", path.display()), error)
+        })?;
+        Ok(Some(Grant::new(Policy { ca_file, ..Policy::new(rules, resolvers) })))
     }
 }

@@ -26,6 +26,10 @@ use super::{Family, Refusal, floor, own};
 /// How long a host may take to accept a connection, or to take the first bytes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long a host may take to accept a connection over IPv6 to a name that has an IPv4 address, too, so that a build goes on with
+/// that in time.
+const FALLBACK_PATIENCE: Duration = Duration::from_millis(800);
+
 /// Most queries of a build that are asked upstream at a time. Others wait.
 const MAX_QUERIES: usize = 32;
 
@@ -199,7 +203,9 @@ impl Broker {
                 Some(Box::new(Check::new(tls, Some(names))))
             }
         };
-        match self.open(to, stand_in.as_deref()).await {
+        let has_fallback = to.is_ipv6() && self.pins.lock().have_ipv4(&names);
+        let patience = if has_fallback { FALLBACK_PATIENCE } else { PATIENCE };
+        match self.open(to, stand_in.as_deref(), patience).await {
             Ok(stream) => {
                 note.record.verdict = match &check {
                     Some(check) if check.may_deny() => denied(Denial::NoServerName),
@@ -233,7 +239,12 @@ impl Broker {
     }
 
     /// Connects, to the proxy if there is one.
-    async fn open(&self, to: SocketAddr, stand_in: Option<&str>) -> Result<TcpStream, (Verdict, Refusal)> {
+    async fn open(
+        &self,
+        to: SocketAddr,
+        stand_in: Option<&str>,
+        patience: Duration,
+    ) -> Result<TcpStream, (Verdict, Refusal)> {
         if let Some(proxy) = &self.policy.proxy {
             let to = stand_in.map_or_else(|| to.to_string(), |name| format!("{name}:{}", to.port()));
             return proxy.connect(&to).await.map_err(|error| {
@@ -241,7 +252,7 @@ impl Broker {
                 (Verdict::Failed(error.to_string()), Refusal::Refused)
             });
         }
-        let connected = timeout(PATIENCE, TcpStream::connect(to)).await;
+        let connected = timeout(patience, TcpStream::connect(to)).await;
         connected.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into())).map_err(|error| match error.kind() {
             ErrorKind::ConnectionRefused => (Verdict::Refused, Refusal::Refused),
             _ => (Verdict::Unreachable, Refusal::Unreachable),

@@ -14,6 +14,7 @@
 
 mod address;
 mod broker;
+mod ca_file;
 mod check;
 mod clients;
 mod denials;
@@ -34,6 +35,7 @@ use serde::{Deserialize, Serialize};
 pub use address::{AddressRule, Prefix};
 pub use broker::Broker;
 pub(crate) use broker::{Opened, Passed, Resolved};
+pub use ca_file::CaFile;
 pub use clients::{Grant, Policies};
 pub use denials::{Denials, RuleMaker};
 pub use limits::Limits;

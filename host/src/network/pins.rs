@@ -38,6 +38,11 @@ impl Pins {
     pub(super) fn names(&self, address: IpAddr) -> BTreeSet<String> {
         self.names.get(&address).cloned().unwrap_or_default()
     }
+
+    /// Whether one of these names has an IPv4 address.
+    pub(super) fn have_ipv4(&self, names: &BTreeSet<String>) -> bool {
+        self.names.iter().any(|(address, pinned)| address.is_ipv4() && !pinned.is_disjoint(names))
+    }
 }
 
 #[cfg(test)]
@@ -51,6 +56,9 @@ mod tests {
         assert!(pins.add(address(1), "a") && pins.add(address(1), "b") && pins.add(address(1), "b"));
         assert_eq!(pins.names(address(1)), BTreeSet::from(["a".to_owned(), "b".to_owned()]));
         assert!(pins.names(address(2)).is_empty());
+        let names = |name: &str| BTreeSet::from([name.to_owned()]);
+        assert!(pins.add("2001:db8::1".parse().unwrap(), "six") && pins.add("2001:db8::2".parse().unwrap(), "a"));
+        assert!(pins.have_ipv4(&names("a")) && !pins.have_ipv4(&names("six")));
     }
 
     #[test]

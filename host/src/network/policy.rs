@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use super::address::{AddressRule, Prefix};
+use super::ca_file::CaFile;
 use super::floor;
 use super::limits::Limits;
 use super::proxy::Proxy;
@@ -51,6 +52,8 @@ pub struct Policy {
     pub proxy: Option<Proxy>,
     /// How much there may be.
     pub limits: Limits,
+    /// Certificates that builds find instead of their root's.
+    pub ca_file: Option<CaFile>,
     /// Whether results of builds with a network answer equal requests.
     pub reuse: bool,
 }
@@ -163,6 +166,7 @@ impl Policy {
             resolvers,
             proxy: None,
             limits: Limits::default(),
+            ca_file: None,
             reuse: false,
         }
     }

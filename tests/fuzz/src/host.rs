@@ -183,6 +183,7 @@ pub(crate) fn guest_frames_seeds() -> Vec<Vec<u8>> {
         kvm: false,
         processes: 100,
         user_namespaces: false,
+        ca_file: None,
     };
     let host = framed(&[&FromHost::Specification(specification), &FromHost::Acknowledge]);
     vec![guest, host, framed(&[&FromGuest::SetupFailed(failure)])]

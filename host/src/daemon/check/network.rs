@@ -4,8 +4,11 @@ use cofferdam_rpc::Client;
 
 use super::{Checks, Key};
 use crate::{
-    daemon::config::{ClientConfig, NetworkConfig},
-    network::{Limits, Policies, Policy, Resolvers},
+    daemon::{
+        chain,
+        config::{ClientConfig, NetworkConfig},
+    },
+    network::{CaFile, Limits, Policies, Policy, Resolvers},
     quantity::show_size,
 };
 
@@ -24,7 +27,11 @@ impl Checks<'_> {
             }
         }
         let resolvers = self.resolvers(network);
-        let policy = network.policy(resolvers.clone().unwrap_or_else(|| Resolvers::new(Vec::new())));
+        let ca_file = network.ca_file.as_deref().map(CaFile::read).transpose().unwrap_or_else(|error| {
+            self.wrong("network.ca_file", chain(&error));
+            None
+        });
+        let policy = network.policy(resolvers.clone().unwrap_or_else(|| Resolvers::new(Vec::new())), ca_file);
         let mut clients = BTreeMap::new();
         for (client, own) in network.clients() {
             self.client_rules(client, own, &policy);

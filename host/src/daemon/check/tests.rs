@@ -56,6 +56,10 @@ fn limits_fit_the_budget_and_the_budget_fits_the_host() {
             "test.toml:5: network.clients.\"user:1\".sent = '2M': must be at most 1.00 MiB, as network.sent says",
         ),
         (
+            "[network]\nresolvers = ['10.0.0.53:53']\nca_file = '/dev/null'",
+            "test.toml:3: network.ca_file = '/dev/null': holds no certificate in PEM",
+        ),
+        (
             "[network]\nresolvers = ['10.0.0.53:53']\nupstream_proxy = 'http://10.0.0.5:3128'",
             "test.toml:2: network.resolvers = ['10.0.0.53:53']: must be empty where network.upstream_proxy is set",
         ),

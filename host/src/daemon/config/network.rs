@@ -1,13 +1,13 @@
 //! The table `[network]`: which connections builds get that ask for the network.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use cofferdam_rpc::Client;
 use serde::Deserialize;
 
 use super::values::{ClientName, Ipv6};
 use crate::{
-    network::{AddressRule, Limits, Mode, Policy, Prefix, Proxy, Resolvers, Rule, Rules},
+    network::{AddressRule, CaFile, Limits, Mode, Policy, Prefix, Proxy, Resolvers, Rule, Rules},
     quantity::{Count, Size},
 };
 
@@ -24,6 +24,8 @@ pub(in crate::daemon) struct NetworkConfig {
     ipv6: Ipv6,
     deny_addresses: Vec<Prefix>,
     pub(in crate::daemon) upstream_proxy: Option<Proxy>,
+    /// CA certificates that builds find, in PEM.
+    pub(in crate::daemon) ca_file: Option<PathBuf>,
     reuse: bool,
     connections: Option<Count>,
     client_connections: Option<Count>,
@@ -50,12 +52,13 @@ pub(in crate::daemon) struct ClientConfig {
 }
 
 impl NetworkConfig {
-    /// The policy, with the DNS servers that were found for it.
-    pub(in crate::daemon) fn policy(&self, resolvers: Resolvers) -> Policy {
+    /// The policy, with the DNS servers and the certificates that were found for it.
+    pub(in crate::daemon) fn policy(&self, resolvers: Resolvers, ca_file: Option<CaFile>) -> Policy {
         let (allow, allow_addresses) = (self.allow.clone(), self.allow_addresses.clone());
         let rules = Rules { mode: self.mode, allow, allow_addresses };
         Policy {
             nat64: self.nat64,
+            ca_file,
             reuse: self.reuse,
             ipv6: self.ipv6.0,
             deny_addresses: self.deny_addresses.clone(),
