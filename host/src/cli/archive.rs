@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 use cofferdam_castore::{
     Node, Store,
     archive::{ArchiveError, Compression, Compressor, Limits, decompress},
-    export::ExportError,
+    export::{Existing, ExportError},
     nar, tar,
 };
 
@@ -121,6 +121,7 @@ pub(super) fn export(
     node: &Node,
     format: ExportFormat,
     dest: &Path,
+    existing: Existing,
     interrupted: &dyn Fn() -> bool,
 ) -> Result<(), CliError> {
     if format != ExportFormat::Nar && !matches!(node, Node::Directory { .. }) {
@@ -135,7 +136,7 @@ pub(super) fn export(
             written => Ok(written?),
         };
     }
-    if fs::symlink_metadata(dest).is_ok() {
+    if existing == Existing::Refused && fs::symlink_metadata(dest).is_ok() {
         return Err(ExportError::Exists(dest.to_owned()).into());
     }
     let parent = dest.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
@@ -146,7 +147,11 @@ pub(super) fn export(
         .tempfile_in(parent)
         .map_err(|source| failed("make it", source))?;
     write(store, node, format, dest, file.as_file_mut(), interrupted)?;
-    match file.persist_noclobber(dest) {
+    let persisted = match existing {
+        Existing::Refused => file.persist_noclobber(dest),
+        Existing::Replaced => file.persist(dest),
+    };
+    match persisted {
         Ok(_) => Ok(()),
         Err(error) if error.error.kind() == ErrorKind::AlreadyExists => {
             Err(ExportError::Exists(dest.to_owned()).into())

@@ -11,7 +11,10 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
-use cofferdam_castore::{Node, PathComponent, Store, export::ExportError};
+use cofferdam_castore::{
+    Node, PathComponent, Store,
+    export::{Existing, ExportError},
+};
 use cofferdam_images::{Image, default_dir};
 use cofferdam_proto::cofferdam::v1 as wire;
 use serde_json::json;
@@ -20,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     CliError, ClientArgs, Exit,
+    export::existing,
     network::NetworkArgs,
     node_text, print,
     progress::Progress,
@@ -69,6 +73,9 @@ pub(super) struct ExecuteArgs {
     /// Write the outputs below DIR, each at its own path (--output build/out: DIR/build/out)
     #[arg(long, value_name = "DIR", help_heading = "Results")]
     out: Option<PathBuf>,
+    /// Replace what is already at the outputs' paths below --out, whatever it is
+    #[arg(long, requires = "out", help_heading = "Results")]
+    force: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -109,7 +116,7 @@ impl ExecuteArgs {
             return Err(CliError::wrong("--shell-on-failure needs a terminal for stdin and stderr")
                 .try_this("--keep-failed, which needs none"));
         }
-        if let Some(out) = &self.out {
+        if let (Some(out), false) = (&self.out, self.force) {
             for (_, dest) in exports(out, &request.outputs) {
                 refuse_existing(&dest)?;
             }
@@ -250,7 +257,7 @@ impl Ready<'_> {
         }?;
         let Some(out) = &args.out else { return Ok(()) };
         progress.step("exporting outputs");
-        let written = write_outputs(&store, out, request, &built.result, cancel).await;
+        let written = write_outputs((&store, out), existing(args.force), request, &built.result, cancel).await;
         progress.clear();
         written.map_err(|error| CliError::AfterResult(Box::new(error)))
     }
@@ -317,7 +324,7 @@ fn exports<'a>(out: &Path, outputs: &'a [RelativePath]) -> impl Iterator<Item = 
 fn refuse_existing(dest: &Path) -> Result<(), CliError> {
     match fs::symlink_metadata(dest) {
         Ok(_) => Err(CliError::wrong(format!("{dest:?} exists already; outputs are never written over anything"))
-            .try_this("remove it, or name another directory with --out")),
+            .try_this("--force, which replaces it, or another directory with --out")),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound) => Ok(()),
         Err(error) => Err(CliError::at_path(format!("{dest:?} can't be written"), error)),
     }
@@ -325,8 +332,8 @@ fn refuse_existing(dest: &Path) -> Result<(), CliError> {
 
 /// Writes the outputs in turn, up to the first failure. Those written before stay.
 async fn write_outputs(
-    store: &Store,
-    out: &Path,
+    (store, out): (&Store, &Path),
+    existing: Existing,
     request: &BuildRequest,
     result: &BuildResult,
     cancel: &CancellationToken,
@@ -334,7 +341,7 @@ async fn write_outputs(
     let mut exports = exports(out, &request.outputs);
     while let Some((index, dest)) = exports.next() {
         let (Some(path), Some(output)) = (request.outputs.get(index), result.outputs.get(index)) else { continue };
-        if let Err(error) = write_output(store, &output.node, &dest, cancel).await {
+        if let Err(error) = write_output(store, &output.node, &dest, existing, cancel).await {
             let export =
                 format!("cofferdam export {} {}", node_text::format(&output.node), shown(&dest.to_string_lossy()));
             let next = match exports.count() {
@@ -348,7 +355,13 @@ async fn write_outputs(
     Ok(())
 }
 
-async fn write_output(store: &Store, node: &Node, dest: &Path, cancel: &CancellationToken) -> Result<(), CliError> {
+async fn write_output(
+    store: &Store,
+    node: &Node,
+    dest: &Path,
+    existing: Existing,
+    cancel: &CancellationToken,
+) -> Result<(), CliError> {
     if let Some(parent) = dest.parent() {
         fs::create_dir_all(parent).map_err(|source| ExportError::Write {
             path: parent.to_owned(),
@@ -356,7 +369,7 @@ async fn write_output(store: &Store, node: &Node, dest: &Path, cancel: &Cancella
             source,
         })?;
     }
-    super::export::write(store, node, dest.to_owned(), cancel).await
+    super::export::write(store, node, dest.to_owned(), existing, cancel).await
 }
 
 #[cfg(test)]
@@ -407,7 +420,9 @@ mod tests {
         let output = BuildOutput { node, needles: [].into() };
         let result = BuildResult { outputs: vec![output; 4] };
         let request = request(&["a", "b/out", "c", "d"], &[]);
-        let written = write_outputs(&Store::memory(), &out, &request, &result, &CancellationToken::new()).await;
+        let written =
+            write_outputs((&Store::memory(), &out), Existing::Refused, &request, &result, &CancellationToken::new())
+                .await;
         let error = written.unwrap_err();
         assert_eq!(error.exit().code(), 2);
         assert!(error.to_string().contains("\"b/out\" can't be written"), "{error}");

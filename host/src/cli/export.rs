@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use cofferdam_castore::{
     Node, Store,
-    export::{ExportError, export_unless},
+    export::{Existing, ExportError, export_unless},
 };
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -42,6 +42,9 @@ pub(super) struct ExportArgs {
     /// The destination, which must not exist; - is stdout, for archives and single files
     #[arg(value_name = "DEST")]
     dest: PathBuf,
+    /// Replace what is at DEST, whatever it is
+    #[arg(long)]
+    force: bool,
     /// The kind of export
     #[arg(long, value_enum, default_value_t = ExportFormat::Path)]
     format: ExportFormat,
@@ -70,10 +73,11 @@ impl ExportArgs {
         progress.step("exporting");
         let dest = self.dest;
         let exported = match self.format {
-            ExportFormat::Path => write(&store, &node, dest, cancel).await,
+            ExportFormat::Path => write(&store, &node, dest, existing(self.force), cancel).await,
             format => {
                 let cancel = cancel.clone();
-                let work = move || archive::export(&store, &node, format, &dest, &|| cancel.is_cancelled());
+                let existing = existing(self.force);
+                let work = move || archive::export(&store, &node, format, &dest, existing, &|| cancel.is_cancelled());
                 // Waited for even if interrupted, as in `write`.
                 blocking(&CancellationToken::new(), work).await
             }
@@ -84,15 +88,21 @@ impl ExportArgs {
     }
 }
 
+/// What `--force` does.
+pub(super) fn existing(force: bool) -> Existing {
+    if force { Existing::Replaced } else { Existing::Refused }
+}
+
 /// Writes one node. When interrupted, it waits until the export has removed what it has written so far.
 pub(super) async fn write(
     store: &Store,
     node: &Node,
     dest: PathBuf,
+    existing: Existing,
     cancel: &CancellationToken,
 ) -> Result<(), CliError> {
     let (store, node, cancel) = (store.clone(), node.clone(), cancel.clone());
-    let work = move || export_unless(&store, &node, &dest, &|| cancel.is_cancelled());
+    let work = move || export_unless(&store, &node, &dest, existing, &|| cancel.is_cancelled());
     blocking(&CancellationToken::new(), work).await
 }
 

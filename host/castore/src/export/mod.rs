@@ -98,7 +98,16 @@ const PIECE_BYTES: u64 = 64 * 1024 * 1024;
 ///
 /// Names the path below `dest` where the export failed. It leaves nothing behind.
 pub fn export(store: &Store, node: &Node, dest: &Path) -> Result<(), ExportError> {
-    export_unless(store, node, dest, &|| false)
+    export_unless(store, node, dest, Existing::Refused, &|| false)
+}
+
+/// What becomes of something that is at the destination already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    /// It stays, and the export fails.
+    Refused,
+    /// It is removed when the export is complete, whatever it is.
+    Replaced,
 }
 
 /// Like [`export`], but `interrupted` is called before each entry and each piece of a file, and ends the export when it
@@ -111,9 +120,10 @@ pub fn export_unless(
     store: &Store,
     node: &Node,
     dest: &Path,
+    existing: Existing,
     interrupted: &dyn Fn() -> bool,
 ) -> Result<(), ExportError> {
-    if fs::symlink_metadata(dest).is_ok() {
+    if existing == Existing::Refused && fs::symlink_metadata(dest).is_ok() {
         return Err(ExportError::Exists(dest.to_owned()));
     }
     let name = dest.file_name().ok_or_else(|| ExportError::Unnamed(dest.to_owned()))?;
@@ -137,13 +147,28 @@ pub fn export_unless(
     let name = Path::new(name);
     let renamed = match renameat2(&aside.dir, content, &parent_dir, name, RenameFlags::RENAME_NOREPLACE) {
         // NFS and other file systems know no flags.
-        Err(Errno::EINVAL) => rename_without_flags(&aside.dir, content, &parent_dir, name, node),
+        Err(Errno::EINVAL) => match rename_without_flags(&aside.dir, content, &parent_dir, name, node) {
+            Err(Errno::EEXIST) if existing == Existing::Replaced => exchange(&aside.dir, content, &parent_dir, name),
+            renamed => renamed,
+        },
+        Err(Errno::EEXIST) if existing == Existing::Replaced => exchange(&aside.dir, content, &parent_dir, name),
         renamed => renamed,
     };
     match renamed {
         Ok(()) => Ok(()),
         Err(Errno::EEXIST | Errno::ENOTEMPTY) => Err(ExportError::Exists(dest.to_owned())),
         Err(errno) => Err(write_error(dest, "rename the export", errno)),
+    }
+}
+
+/// Replaces what is there, which is removed with the temporary directory.
+fn exchange(aside: &OwnedFd, content: &Path, parent_dir: &OwnedFd, name: &Path) -> nix::Result<()> {
+    match renameat2(aside, content, parent_dir, name, RenameFlags::RENAME_EXCHANGE) {
+        Err(Errno::EINVAL) => {
+            renameat(parent_dir, name, aside, "replaced")?;
+            renameat(aside, content, parent_dir, name)
+        }
+        renamed => renamed,
     }
 }
 

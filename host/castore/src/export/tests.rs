@@ -31,7 +31,10 @@ fn a_file_system_without_rename_flags_will_do() {
                 fs::write(&taken, "old").unwrap();
                 false
             };
-            assert!(matches!(export_unless(&store, node, &taken, &appears), Err(ExportError::Exists(_))));
+            assert!(matches!(
+                export_unless(&store, node, &taken, Existing::Refused, &appears),
+                Err(ExportError::Exists(_))
+            ));
             fs::remove_file(taken).unwrap();
         }
     });
@@ -74,7 +77,7 @@ fn an_interrupted_export_leaves_nothing() {
     let node = put_directory(&store, [("a", put(&store, b"a", false)), ("b", put(&store, b"b", false))]);
     let asked = std::cell::Cell::new(0);
     let interrupted = || asked.replace(asked.get() + 1) == 1;
-    let ended = export_unless(&store, &node, &dir.path().join("out"), &interrupted);
+    let ended = export_unless(&store, &node, &dir.path().join("out"), Existing::Refused, &interrupted);
     assert!(matches!(ended, Err(ExportError::Interrupted)));
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
@@ -84,7 +87,7 @@ fn the_export_of_a_single_file_can_be_interrupted() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::memory();
     let node = put(&store, b"a", false);
-    let ended = export_unless(&store, &node, &dir.path().join("out"), &|| true);
+    let ended = export_unless(&store, &node, &dir.path().join("out"), Existing::Refused, &|| true);
     assert!(matches!(ended, Err(ExportError::Interrupted)));
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
@@ -168,4 +171,33 @@ fn what_killed_exports_have_left_goes_with_the_next_one() {
     let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
     left.sort();
     assert_eq!(left, [leftover("2"), leftover("living"), dir.path().join("out")]);
+}
+
+#[test]
+fn what_is_there_is_replaced_by_a_whole_export_only_on_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_owned();
+    let replace = move |base: &Path| {
+        let store = Store::memory();
+        let plain = put(&store, b"contents", false);
+        let tree = put_directory(&store, [("below", plain.clone())]);
+        for node in [&plain, &link("nowhere"), &tree] {
+            let taken = base.join("taken");
+            fs::create_dir_all(taken.join("old")).unwrap();
+            export_unless(&store, node, &taken, Existing::Replaced, &|| false).unwrap();
+            assert!(fs::symlink_metadata(taken.join("old")).is_err());
+            // An export that fails replaces nothing.
+            let stopped = export_unless(&store, &tree, &taken, Existing::Replaced, &|| true);
+            assert!(matches!(stopped, Err(ExportError::Interrupted)));
+            export_unless(&store, &plain, &taken, Existing::Replaced, &|| false).unwrap();
+            assert_eq!(fs::read(&taken).unwrap(), b"contents");
+            fs::remove_file(taken).unwrap();
+        }
+        assert_eq!(fs::read_dir(base).unwrap().count(), 0, "something is left beside the destination");
+    };
+    replace(&path);
+    for flags in [libc::RENAME_NOREPLACE, libc::RENAME_EXCHANGE] {
+        let path = path.clone();
+        failing((libc::SYS_renameat2, 4, flags as libc::c_int), Errno::EINVAL, move || replace(&path));
+    }
 }
