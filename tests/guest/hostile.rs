@@ -50,7 +50,7 @@ const PORT: u32 = 17_222;
 const HELLO: [u8; 3] = [0, 4, 0];
 const SETUP_FAILED: u8 = 1;
 const SCRATCH: u8 = 0;
-const LOG_TO_STDOUT: [u8; 2] = [2, 0];
+const LOG: [u8; 1] = [2];
 /// A report: status 1, no lack of memory, disk or processes, and no resource usage.
 const EXITED_WITH_1: [u8; 11] = [3, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
 const KEPT: [u8; 2] = [9, 0];
@@ -170,7 +170,7 @@ fn use_paths(stream: &mut File) {
 /// Writes many frames at a time, so that each write needs many packets.
 fn write_much(stream: &mut File) {
     let contents = [b'x'; 20_000];
-    let message = [&LOG_TO_STDOUT[..], &varint(contents.len()), &contents].concat();
+    let message = [&LOG[..], &varint(contents.len()), &contents].concat();
     stream.write_all(&frame(&message).repeat(100)).unwrap();
     setup_failed(stream, "wrote much at a time");
 }

@@ -35,7 +35,7 @@ use serde::{Deserialize, Serialize};
 pub use address::{AddressRule, Prefix};
 pub use broker::Broker;
 pub(crate) use broker::{Opened, Passed, Resolved};
-pub use ca_file::CaFile;
+pub use ca_file::{CaFile, CaFileError};
 pub use clients::{Grant, Policies};
 pub use denials::{Denials, RuleMaker};
 pub use limits::Limits;
