@@ -107,10 +107,10 @@ pub(crate) struct NewFile<'a> {
 /// The contents of a new file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source<'a> {
-    /// One of the request's `additional_files`, or its `ca_file`.
+    /// One of the request's `additional_files`.
     Request { name: &'a str, contents: &'a [u8] },
-    /// A file that every build has. Files of the inputs and of the request take precedence.
-    Default(&'static str),
+    /// A file of the host's. Files of the request take precedence, and so do those of the inputs, except over `ca_file`.
+    Default(&'a [u8]),
     /// The static shell.
     Shell,
 }
@@ -177,13 +177,13 @@ impl<'a> Plan<'a> {
         if let Some(contents) = &specification.ca_file
             && let Ok((path, Kind::Missing | Kind::File)) = resolver.resolve(CA_FILE)
         {
-            plan.add_own_file(&path, Source::Request { name: CA_FILE, contents });
+            plan.add_own_file(&path, Source::Default(contents));
         }
         let resolv_conf = specification.network.then_some(("etc/resolv.conf", RESOLV_CONF));
         for (path, contents) in DEFAULT_FILES.into_iter().chain(resolv_conf) {
             // The inputs take precedence, even if their path can't be resolved.
             if let Ok((path, Kind::Missing)) = resolver.resolve(path) {
-                plan.add_own_file(&path, Source::Default(contents));
+                plan.add_own_file(&path, Source::Default(contents.as_bytes()));
             }
         }
         if specification.provide_bin_sh {
@@ -214,7 +214,7 @@ impl<'a> Plan<'a> {
             let owner = if writable { Owner::Build } else { Owner::Root };
             let shared = claim.shared && writable;
             if matches!(claim.special, Some(Content::HostPath { is_directory: false, .. })) {
-                self.files.push(NewFile { mount, path, owner, source: Source::Default("") });
+                self.files.push(NewFile { mount, path, owner, source: Source::Default(b"") });
             } else {
                 self.directories.push(Directory { mount, path, owner, shared });
             }

@@ -151,8 +151,7 @@ impl Upper<'_> {
 
     fn make_file(&self, file: &NewFile<'_>) -> Result<(), SetupError> {
         let written = match file.source {
-            Source::Request { contents, .. } => self.write(file, 0o644, contents),
-            Source::Default(contents) => self.write(file, 0o644, contents.as_bytes()),
+            Source::Request { contents, .. } | Source::Default(contents) => self.write(file, 0o644, contents),
             Source::Shell => File::open(SHELL).and_then(|shell| self.write(file, 0o755, shell)),
         };
         match (file.source, written) {

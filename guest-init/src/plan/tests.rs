@@ -214,7 +214,9 @@ fn certificates_of_the_host_replace_those_of_the_inputs_and_not_those_of_the_req
         let plan = Plan::new(&specification, &inputs).unwrap();
         let contents = |plan: &Plan<'_>| {
             let file = plan.files.iter().find(|file| file.path == Path::new(CA_FILE)).unwrap();
-            let Source::Request { contents, .. } = file.source else { panic!("{file:?}") };
+            let (Source::Request { contents, .. } | Source::Default(contents)) = file.source else {
+                panic!("{file:?}")
+            };
             contents.to_vec()
         };
         assert_eq!(contents(&plan), b"PEM");
@@ -301,7 +303,7 @@ fn host_paths_are_mounted_where_the_request_has_nothing() {
     assert_eq!(mount("build/data"), Some(&Content::HostPath { number: 2, is_directory: true }));
     assert_eq!((owners(&plan, "opt/data").len(), owners(&plan, "in/lib/key").len()), (1, 0));
     let file = plan.files.iter().find(|file| file.path == Path::new("lib/key")).unwrap();
-    assert_eq!((file.source, plan.mounts[file.mount].at.as_path()), (Source::Default(""), Path::new("in")));
+    assert_eq!((file.source, plan.mounts[file.mount].at.as_path()), (Source::Default(b""), Path::new("in")));
 }
 
 #[test]
