@@ -9,7 +9,23 @@ use std::{
 use nix::sched::{CloneFlags, setns};
 use tempfile::TempDir;
 
-use crate::{Cofferdam, Running, program::network_lab};
+use crate::{Build, Cofferdam, Running, guest, processes::Process, program::network_lab};
+
+/// The internet's DNS server.
+pub const RESOLVER: &str = "10.0.0.53:53";
+
+/// A build on a lab's host with these rules, and with a program that uses the network.
+pub fn networked<'a>(cofferdam: &'a Cofferdam, allowed: &[&str]) -> Build<'a> {
+    let build = cofferdam.build().switch("--network").flag("--resolver", RESOLVER);
+    let build = build.input("client", guest::client());
+    allowed.iter().fold(build, |build, rule| build.flag("--allow-host", *rule))
+}
+
+/// The processes of builds' network devices.
+pub fn network_devices(cofferdam: &Cofferdam) -> Vec<Process> {
+    let processes = cofferdam.processes().into_iter();
+    processes.filter(|process| process.command_line.starts_with("cofferdam: network device in ")).collect()
+}
 
 /// The internet's record of a test.
 #[derive(Debug)]

@@ -33,7 +33,7 @@ pub mod vmm;
 pub use build::Build;
 pub use cofferdam::Cofferdam;
 pub use daemon::Daemon;
-pub use lab::{Lab, in_network_of};
+pub use lab::{Lab, RESOLVER, in_network_of, network_devices, networked};
 pub use outcome::{Outcome, Output};
 pub use patience::stretched;
 pub use program::{copy_program, image, program, test_executables};

@@ -11,7 +11,7 @@ use cofferdam_proto::{
     snix::build::v1::{BuildRequest, BuildResponse, build_service_client::BuildServiceClient as SnixClient},
 };
 use cofferdam_tests::{
-    Build, Cofferdam, Daemon, Lab, guest, in_network_of, request,
+    Cofferdam, Daemon, Lab, guest, in_network_of, networked, request,
     telemetry::{Collector, scrape},
 };
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
@@ -23,13 +23,6 @@ const LAB: &str = env!("CARGO_BIN_EXE_network-lab");
 
 /// A daemon's rules in the lab.
 const CONFIG: &str = "[network]\nallow = ['good.example']\nresolvers = ['10.0.0.53:53']\n";
-
-/// A build on the lab's host, with these rules and a program that uses the network.
-fn networked<'a>(cofferdam: &'a Cofferdam, allowed: &[&str]) -> Build<'a> {
-    let build = cofferdam.build().switch("--network").flag("--resolver", "10.0.0.53:53");
-    let build = build.input("client", guest::client());
-    allowed.iter().fold(build, |build, rule| build.flag("--allow-host", *rule))
-}
 
 /// A request for a script that has the network and the program, which is put into the daemon's store.
 fn networked_request(daemon: &Daemon, script: &str) -> BuildRequest {

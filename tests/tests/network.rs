@@ -2,24 +2,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use cofferdam_tests::{Build, Cofferdam, Daemon, Lab, Outcome, guest, processes::Process};
+use cofferdam_tests::{
+    Build, Cofferdam, Daemon, Lab, Outcome, RESOLVER, guest, network_devices, networked, processes::Process,
+};
 use nix::sys::signal::Signal;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, pki_types::ServerName};
 
 const LAB: &str = env!("CARGO_BIN_EXE_network-lab");
 
-/// The internet's DNS server.
-const RESOLVER: &str = "10.0.0.53:53";
-
 /// `good.example` and `other.example`.
 const GOOD: &str = "93.184.215.14";
-
-/// A build with a network and a program that uses it.
-fn networked<'a>(cofferdam: &'a Cofferdam, allowed: &[&str]) -> Build<'a> {
-    let build = cofferdam.build().switch("--network").flag("--resolver", RESOLVER);
-    let build = build.input("client", guest::client());
-    allowed.iter().fold(build, |build, rule| build.flag("--allow-host", *rule))
-}
 
 /// What the program says of each step.
 fn answers<const N: usize>(outcome: &Outcome, steps: [&str; N]) -> [String; N] {
@@ -42,12 +34,10 @@ fn expect<const N: usize>(build: Build<'_>, steps: [(&str, &str); N]) -> Outcome
     outcome
 }
 
-/// The process of a build's network device.
+/// The process of the only build's network device.
 #[track_caller]
-fn device(cofferdam: &Cofferdam) -> Process {
-    let mut processes = cofferdam.processes().into_iter();
-    let found = processes.find(|process| process.command_line.starts_with("cofferdam: network device in "));
-    found.unwrap_or_else(|| panic!("no network device among {:#?}", cofferdam.processes()))
+fn network_device(cofferdam: &Cofferdam) -> Process {
+    network_devices(cofferdam).pop().unwrap_or_else(|| panic!("no network device among {:#?}", cofferdam.processes()))
 }
 
 /// What a TLS client says first.
@@ -480,6 +470,17 @@ fn builds_with_a_network_find_the_operators_certificates() {
     let build = || networked(&cofferdam, &["good.example"]).flag("--inputs-dir", "").input("etc", &own);
     assert!(printed(build().flag("--ca-file", &ca_file)).ends_with(&certificates));
     assert!(printed(build()).ends_with("the root's own\n"));
+    // A request's own file comes first, and a request's file in the way is no error.
+    for (path, printed) in [("etc/ssl/certs/ca-certificates.crt", "the request's own"), ("etc/ssl", "")] {
+        let request = serde_json::json!({
+            "commandArgs": ["/bin/sh", "-c", "cat /etc/ssl/certs/ca-certificates.crt || true"],
+            "constraints": { "system": "x86_64-linux", "provideBinSh": true, "networkAccess": true },
+            "additionalFiles": [{ "path": path, "contents": data_encoding::BASE64.encode(b"the request's own") }],
+        });
+        let build = cofferdam.build().flag("--allow-host", "good.example").flag("--resolver", RESOLVER);
+        let outcome = build.flag("--ca-file", &ca_file).request(&request).succeeds();
+        assert!(outcome.stderr.contains(printed) && !outcome.stderr.contains("BEGIN CERTIFICATE"), "{outcome}");
+    }
     let refused = networked(&cofferdam, &["good.example"]).flag("--ca-file", own.join("ssl/certs/ca-certificates.crt"));
     refused.shell("true").is_refused("command_line").says("holds no certificate in PEM");
 }
@@ -491,7 +492,7 @@ fn a_killed_network_device_ends_its_build_and_is_named() {
     let build = networked(&cofferdam, &["good.example"]);
     let running = build.start_shell("/inputs/client 'dns good.example A'; sleep 1000");
     running.wait_for("code 0");
-    device(&cofferdam).kill();
+    network_device(&cofferdam).kill();
     running.end().executor_fails("process_died").says("network device died").says("SIGKILL");
 }
 
@@ -502,7 +503,7 @@ fn a_killed_hosts_network_device_dies_with_it() {
     let build = networked(&cofferdam, &[]).flag("--allow-address", format!("{GOOD}/32:7"));
     let running = build.start_shell("/inputs/client 'upload 93.184.215.14:7 1000'; sleep 1000");
     running.wait_for("got 1000 bytes");
-    device(&cofferdam);
+    network_device(&cofferdam);
     running.signal(Signal::SIGKILL);
     running.end();
     cofferdam.processes_are_gone_within(Duration::from_secs(5));

@@ -4,9 +4,7 @@
 use std::{thread, time::Duration};
 
 use cofferdam_tests::{
-    Build, Cofferdam, Daemon, Lab, Running, guest,
-    processes::{Process, peak_resident_bytes},
-    stretched, vmm,
+    Build, Cofferdam, Daemon, Lab, Running, guest, network_devices, processes::peak_resident_bytes, stretched, vmm,
 };
 use nix::sys::signal::Signal;
 
@@ -31,15 +29,9 @@ const CONFIG: &str = "
     resolvers = [\"10.0.0.53:53\"]
 ";
 
-/// The processes of network devices.
-fn devices(cofferdam: &Cofferdam) -> Vec<Process> {
-    let processes = cofferdam.processes().into_iter();
-    processes.filter(|process| process.command_line.starts_with("cofferdam: network device in ")).collect()
-}
-
 #[track_caller]
 fn check_memory(cofferdam: &Cofferdam) {
-    let [device] = &devices(cofferdam)[..] else { panic!("no single device: {:#?}", cofferdam.processes()) };
+    let [device] = &network_devices(cofferdam)[..] else { panic!("no single device: {:#?}", cofferdam.processes()) };
     let peak = peak_resident_bytes(device.pid.cast_unsigned()).expect("it runs");
     println!("at most {} KiB", peak >> 10);
     assert!(peak < DEVICE_BYTES, "it had {peak} bytes");
@@ -107,15 +99,16 @@ fn each_process_of_a_build_with_a_network_may_die() {
         let attacked = running(client.build().on(&daemon));
         cofferdam.helper(&program, daemon.running()).kill();
         attacked.end().executor_fails("process_died").says(&format!("{name} died"));
-        assert!(devices(&cofferdam).is_empty(), "{:#?}", cofferdam.processes());
+        assert!(network_devices(&cofferdam).is_empty(), "{:#?}", cofferdam.processes());
     }
     let beside = running(client.build().on(&daemon));
-    let its_own = devices(&cofferdam);
+    let its_own = network_devices(&cofferdam);
     let attacked = running(client.build().on(&daemon));
-    let device = devices(&cofferdam).into_iter().find(|device| !its_own.contains(device)).expect("it has one, too");
+    let device =
+        network_devices(&cofferdam).into_iter().find(|device| !its_own.contains(device)).expect("it has one, too");
     device.kill();
     attacked.end().executor_fails("process_died").says("network device died");
-    assert_eq!(devices(&cofferdam), its_own);
+    assert_eq!(network_devices(&cofferdam), its_own);
     beside.signal(Signal::SIGINT);
     beside.end();
 

@@ -13,6 +13,7 @@ use cofferdam_castore::{B3Digest, LocalStore, Node, Store};
 use tokio::io::AsyncSeekExt;
 
 use super::{CliError, ClientArgs, node_text::Reference};
+pub(super) use copy::Watch;
 pub(super) use look::print_blob;
 pub(super) use verbs::StoreCommandArgs;
 

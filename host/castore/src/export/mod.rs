@@ -147,10 +147,10 @@ pub fn export_unless(
     let name = Path::new(name);
     let renamed = match renameat2(&aside.dir, content, &parent_dir, name, RenameFlags::RENAME_NOREPLACE) {
         // NFS and other file systems know no flags.
-        Err(Errno::EINVAL) => match rename_without_flags(&aside.dir, content, &parent_dir, name, node) {
-            Err(Errno::EEXIST) if existing == Existing::Replaced => exchange(&aside.dir, content, &parent_dir, name),
-            renamed => renamed,
-        },
+        Err(Errno::EINVAL) => rename_without_flags(&aside.dir, content, &parent_dir, name, node),
+        renamed => renamed,
+    };
+    let renamed = match renamed {
         Err(Errno::EEXIST) if existing == Existing::Replaced => exchange(&aside.dir, content, &parent_dir, name),
         renamed => renamed,
     };

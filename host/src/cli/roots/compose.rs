@@ -50,7 +50,7 @@ impl<'a> Composed<'a> {
         if inputs.is_empty() {
             return Ok(self);
         }
-        Ok(Self { entries: graft(self.store, self.entries, path(at)?, inputs).await?, ..self })
+        Ok(Self { entries: graft(self.store, self.entries, path(at)?, inputs, false).await?, ..self })
     }
 
     /// Puts a node at a path, instead of what is there.
@@ -58,16 +58,13 @@ impl<'a> Composed<'a> {
     /// # Errors
     ///
     /// The path leads through something that is no directory, or is the root itself.
-    pub(in crate::cli) async fn with_source(mut self, at: &str, node: Node) -> Result<Self, CliError> {
+    pub(in crate::cli) async fn with_source(self, at: &str, node: Node) -> Result<Self, CliError> {
         let mut path = path(at)?;
         let Some(name) = path.pop_back() else {
             return Err(CliError::wrong("a source tree can't be the build's root")
                 .try_this("--workdir with the directory where it is to be"));
         };
-        let mut removed = self.entries.clone();
-        remove(self.store, &mut removed, path.clone(), &name).await?;
-        self.entries = graft(self.store, removed, path, [(name, node)].into()).await?;
-        Ok(self)
+        Ok(Self { entries: graft(self.store, self.entries, path, [(name, node)].into(), true).await?, ..self })
     }
 
     /// The root's entries.
@@ -78,25 +75,6 @@ impl<'a> Composed<'a> {
 
 fn path(text: &str) -> Result<VecDeque<PathComponent>, CliError> {
     text.split('/').filter(|part| !part.is_empty()).map(name).collect()
-}
-
-/// Removes an entry of the directory at a path, if there is one.
-async fn remove(
-    store: &Store,
-    entries: &mut BTreeMap<PathComponent, Node>,
-    mut path: VecDeque<PathComponent>,
-    name: &PathComponent,
-) -> Result<(), CliError> {
-    let Some(next) = path.pop_front() else {
-        entries.remove(name);
-        return Ok(());
-    };
-    if let Some(node @ Node::Directory { .. }) = entries.get(&next) {
-        let mut below = self::entries(store, node).await?;
-        Box::pin(remove(store, &mut below, path, name)).await?;
-        entries.insert(next, put(store, below).await?);
-    }
-    Ok(())
 }
 
 async fn complete(store: &Store, root: &Node) -> Result<BTreeMap<PathComponent, Node>, CliError> {
@@ -111,16 +89,17 @@ async fn complete(store: &Store, root: &Node) -> Result<BTreeMap<PathComponent, 
     Ok(entries)
 }
 
-/// Adds inputs at a path.
+/// Adds inputs at a path, perhaps instead of what is there.
 async fn graft(
     store: &Store,
     mut entries: BTreeMap<PathComponent, Node>,
     mut path: VecDeque<PathComponent>,
     inputs: BTreeMap<PathComponent, Node>,
+    may_replace: bool,
 ) -> Result<BTreeMap<PathComponent, Node>, CliError> {
     let Some(name) = path.pop_front() else {
         for (name, node) in inputs {
-            if entries.insert(name.clone(), node).is_some() {
+            if entries.insert(name.clone(), node).is_some() && !may_replace {
                 let message = format!("the root has {:?} itself, in the directory of the inputs", name.to_string());
                 return Err(CliError::wrong(message)
                     .try_this("another name for the input, or --inputs-dir with another directory"));
@@ -136,7 +115,7 @@ async fn graft(
             return Err(CliError::wrong(message).try_this("--inputs-dir with another directory"));
         }
     };
-    let below = Box::pin(graft(store, below, path, inputs)).await?;
+    let below = Box::pin(graft(store, below, path, inputs, may_replace)).await?;
     entries.insert(name, put(store, below).await?);
     Ok(entries)
 }

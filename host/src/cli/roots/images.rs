@@ -1,6 +1,6 @@
 //! Images and archives of roots, which are imported once: a second time costs reading what identifies them.
 
-use std::{fs::File, io::Read as _, path::Path, sync::Arc};
+use std::{fs::File, path::Path, sync::Arc};
 
 use clap::Args;
 use cofferdam_castore::{
@@ -156,16 +156,10 @@ pub(super) fn tell(progress: &Progress, lost: Lost) {
     }
 }
 
-fn digest_of(mut file: File) -> std::io::Result<B3Digest> {
-    const PIECE: usize = 1024 * 1024;
+fn digest_of(file: File) -> std::io::Result<B3Digest> {
     let mut hasher = blake3::Hasher::new();
-    let mut piece = vec![0; PIECE];
-    loop {
-        match file.read(&mut piece)? {
-            0 => return Ok(hasher.finalize().into()),
-            read => drop(hasher.update(&piece[..read])),
-        }
-    }
+    hasher.update_reader(file)?;
+    Ok(hasher.finalize().into())
 }
 
 fn refused(what: &str, error: OciError) -> CliError {

@@ -2,15 +2,11 @@
 
 use std::sync::Arc;
 
-use cofferdam_castore::{
-    LocalStore, Node,
-    copy::{Copied, CopyObserver, copy},
-};
-use tokio_util::sync::CancellationToken;
+use cofferdam_castore::{LocalStore, Node, copy::copy};
 
 use super::Roots;
 use crate::{
-    cli::{CliError, ClientArgs, interrupt::blocking, progress::Progress, quantity::show_size},
+    cli::{CliError, ClientArgs, interrupt::blocking, store},
     state::StoreAddrs,
 };
 
@@ -46,7 +42,8 @@ pub(super) async fn find(roots: &Roots<'_>, name: &str) -> Result<Option<Node>, 
         return Ok(Some(node));
     }
     let (from, to) = (addrs(roots.client).open()?, roots.store.clone());
-    let watch = Watch { progress: Arc::clone(roots.progress), cancel: roots.cancel.clone() };
+    let watch =
+        store::Watch { step: "copying the root", progress: Arc::clone(roots.progress), cancel: roots.cancel.clone() };
     let nodes = vec![node.clone()];
     blocking(roots.cancel, move || copy(&from, &to, &nodes, &watch)).await?;
     Ok(Some(node))
@@ -67,20 +64,4 @@ pub(super) fn unknown(client: &ClientArgs, name: &str) -> CliError {
                 .to_owned()
         }
     })
-}
-
-struct Watch {
-    progress: Arc<Progress>,
-    cancel: CancellationToken,
-}
-
-impl CopyObserver for Watch {
-    fn progress(&self, copied: &Copied) {
-        let (done, blobs, bytes) = (copied.blobs_done, copied.blobs, show_size(copied.bytes_copied));
-        self.progress.update(&format!("copying the root: {done} of {blobs} blobs, {bytes}"));
-    }
-
-    fn interrupted(&self) -> bool {
-        self.cancel.is_cancelled()
-    }
 }

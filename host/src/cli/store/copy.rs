@@ -1,6 +1,6 @@
 //! `store copy`: from one store to another.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use clap::Args;
 use cofferdam_castore::{
@@ -58,7 +58,7 @@ impl CopyArgs {
         }
         let all = self.references.is_empty().then(|| local(&from_addrs)).transpose()?;
         let to = to_addrs.open()?;
-        let watch = Watch { progress: Progress::new(), cancel: cancel.clone() };
+        let watch = Watch { step: "copying", progress: Arc::new(Progress::new()), cancel: cancel.clone() };
         let work = move || {
             if let Some(local) = all {
                 watch.progress.step("comparing the stores");
@@ -108,15 +108,18 @@ fn local(addrs: &StoreAddrs) -> Result<LocalStore, CliError> {
     }
 }
 
-struct Watch {
-    progress: Progress,
-    cancel: CancellationToken,
+/// Shows how far a copy has come, until it is interrupted.
+pub(in crate::cli) struct Watch {
+    /// What is done, as in "copying".
+    pub(in crate::cli) step: &'static str,
+    pub(in crate::cli) progress: Arc<Progress>,
+    pub(in crate::cli) cancel: CancellationToken,
 }
 
 impl CopyObserver for Watch {
     fn progress(&self, copied: &Copied) {
         let (done, blobs, bytes) = (copied.blobs_done, copied.blobs, show_size(copied.bytes_copied));
-        self.progress.update(&format!("copying: {done} of {blobs} blobs, {bytes}"));
+        self.progress.update(&format!("{}: {done} of {blobs} blobs, {bytes}", self.step));
     }
 
     fn interrupted(&self) -> bool {
