@@ -14,13 +14,11 @@ use zstd::stream::read::Decoder;
 use super::{
     BuildId, Log, RecordsError,
     error::{Result, failed},
+    seekable,
 };
 
 /// Most bytes that a reader returns at a time.
 pub(crate) const MAX_CHUNK_BYTES: usize = 64 * 1024;
-
-/// zstd's own default.
-const LEVEL: i32 = 3;
 
 /// Base-2 logarithm of the largest zstd window that is accepted. Our compression level needs 21.
 const MAX_WINDOW_LOG: u32 = 23;
@@ -102,10 +100,8 @@ impl Logs {
         };
         let packed = self.path(id, Form::Packed);
         let mut pack = || {
-            let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&to)?;
-            let mut encoder = zstd::stream::write::Encoder::new(file, LEVEL)?;
-            let plain_bytes = io::copy(&mut plain, &mut encoder)?;
-            let file = encoder.finish()?;
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&to)?;
+            let plain_bytes = seekable::compress(&mut plain, &mut file)?;
             file.sync_all()?;
             fs::rename(&to, &packed)?;
             File::open(&self.dir)?.sync_all()?;
@@ -291,9 +287,11 @@ impl Source {
         }
         let path = logs.path(id, Form::Packed);
         let open = || {
-            let mut decoder = Decoder::new(File::open(&path)?)?;
+            let mut file = File::open(&path)?;
+            let before = seekable::seek(&mut file, position)?;
+            let mut decoder = Decoder::new(file)?;
             decoder.window_log_max(MAX_WINDOW_LOG)?;
-            io::copy(&mut decoder.by_ref().take(position), &mut io::sink())?;
+            io::copy(&mut decoder.by_ref().take(before), &mut io::sink())?;
             Ok(Self::Packed(decoder))
         };
         open().map_err(failed("open the log", &path))

@@ -24,6 +24,7 @@ mod log;
 mod record;
 mod recording;
 mod retention;
+mod seekable;
 #[cfg(test)]
 mod tests;
 
