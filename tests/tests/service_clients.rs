@@ -146,7 +146,7 @@ async fn a_success_is_rebuilt_by_request_or_configuration() {
         || ours::BuildRequest { request: Some(encoded(shell("echo > out", &["build/out"]))), ..Default::default() };
     let mut ids = HashMap::new();
     for (config, rebuild, from_record) in
-        [("", false, false), ("", false, true), ("", true, false), ("reuse = false", false, false)]
+        [("", false, false), ("", false, true), ("", true, false), ("reuse = 'off'", false, false)]
     {
         let daemon = Daemon::start(&cofferdam, config);
         let mut client = Client::new(daemon.peer().raw_channel());

@@ -101,7 +101,7 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
         budget: config.budget(),
         bounds: config.bounds(),
         drain_timeout: config.drain_timeout(),
-        reuse: config.reuse.unwrap_or(true),
+        reuse: config.reuse,
     };
     let (scheduler, end) = Scheduler::start(backend, scheduler_settings, cancel.clone());
     let allowed = Allowed { options, max_memory_bytes, max_shell: config.max_shell(), network };

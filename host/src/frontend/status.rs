@@ -75,7 +75,6 @@ fn code(failure: &Failure) -> Code {
         (FailureKind::BuildFailed, _) => Code::Aborted,
         (FailureKind::RequestWrong, "missing" | "unsupported" | "no_shell") => Code::FailedPrecondition,
         (FailureKind::RequestWrong, "unknown_build") => Code::NotFound,
-        (FailureKind::RequestWrong, "not_allowed") => Code::PermissionDenied,
         (FailureKind::RequestWrong, "beyond_end") => Code::OutOfRange,
         (FailureKind::RequestWrong, _) => Code::InvalidArgument,
         (FailureKind::ExecutorFailed, "interrupted") => Code::Cancelled,

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::queue::Waiting;
 use crate::{
-    build::{Phase, Terminal, failure::Failure},
+    build::{BuildError, ExecutorError, Phase, Terminal, failure::Failure},
     network::Connection,
     records::{BuildId, Outcome, Record, Recording},
     request::{Admitted, OutputOrder},
@@ -102,7 +102,7 @@ impl ActiveBuild {
     }
 }
 
-/// A client's interest in a build. The build is cancelled when its last subscription is dropped.
+/// A client's wait for a build. The build is cancelled when its last subscription is dropped.
 #[derive(Debug, Clone)]
 pub(crate) struct Subscription {
     /// The build.
@@ -111,7 +111,7 @@ pub(crate) struct Subscription {
     pub joined: bool,
     /// The client's order of the outputs. `None` for the order of the request that began the build.
     pub(super) order: Option<OutputOrder>,
-    pub(super) subscribers: Arc<Subscribers>,
+    pub(super) interest: Arc<Interest>,
 }
 
 impl Subscription {
@@ -122,11 +122,23 @@ impl Subscription {
     /// The build's task has panicked.
     pub(crate) async fn done(&self) -> Result<Arc<Record>, Failure> {
         let mut state = self.build.state();
-        let done = state.wait_for(|state| matches!(state, State::Done(_))).await;
+        let done = tokio::select! {
+            biased;
+            done = state.wait_for(|state| matches!(state, State::Done(_))) => done,
+            record = self.left() => return Ok(record),
+        };
         match done.as_deref() {
             Ok(State::Done(record)) => Ok(self.arranged(record)),
             _ => Err(Failure::executor("host", "the build's task panicked")),
         }
+    }
+
+    /// Waits until the client has cancelled the build while others wait for it. Returns the record as if the build had been
+    /// cancelled.
+    pub(crate) async fn left(&self) -> Arc<Record> {
+        self.interest.ended.cancelled().await;
+        let outcome = Some(Outcome::Failed((&BuildError::Executor(ExecutorError::Interrupted)).into()));
+        Arc::new(Record { outcome, ..self.build.record() })
     }
 
     /// The record with its outputs in this client's order.
@@ -149,7 +161,15 @@ pub(super) fn arranged(mut record: Record, order: &OutputOrder) -> Option<Record
     Some(record)
 }
 
-/// Shared by all subscriptions of a build.
+/// Shared by all subscriptions of one client to a build.
+#[derive(Debug)]
+pub(super) struct Interest {
+    /// The client waits no longer, though others do.
+    pub(super) ended: CancellationToken,
+    pub(super) subscribers: Arc<Subscribers>,
+}
+
+/// Shared by all interests in a build.
 #[derive(Debug)]
 pub(super) struct Subscribers(pub(super) CancellationToken);
 

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     ActiveBuild, Environment, Message, Scheduler, SchedulerSettings, State, Submission, Subscription,
-    active_build::Subscribers,
+    active_build::{Interest, Subscribers},
     draining,
     queue::{Budget, Queue, Refusal, Ticket, Waiting},
     run,
@@ -43,14 +43,37 @@ struct Entry {
     state: watch::Sender<State>,
     start: Option<oneshot::Sender<Result<(), Failure>>>,
     subscribers: Weak<Subscribers>,
-    /// Keeps a detached build from being cancelled.
-    detached: Option<Arc<Subscribers>>,
+    interests: BTreeMap<Client, Weak<Interest>>,
+    /// The interests of clients that need not stay connected.
+    detached: BTreeMap<Client, Arc<Interest>>,
 }
 
 impl Entry {
-    fn subscribe(&self) -> Option<Subscription> {
-        let subscribers = self.subscribers.upgrade()?;
-        Some(Subscription { build: Arc::clone(&self.build), joined: true, order: None, subscribers })
+    /// A subscription of a client; `None` if nobody waits for the build any more.
+    fn subscribe(&mut self, client: &Client) -> Option<Subscription> {
+        let known = self.interests.get(client).and_then(Weak::upgrade);
+        let interest = match known {
+            Some(interest) => interest,
+            None => {
+                let subscribers = self.subscribers.upgrade()?;
+                let interest = Arc::new(Interest { ended: CancellationToken::new(), subscribers });
+                self.interests.retain(|_, interest| interest.strong_count() > 0);
+                self.interests.insert(client.clone(), Arc::downgrade(&interest));
+                interest
+            }
+        };
+        Some(Subscription { build: Arc::clone(&self.build), joined: true, order: None, interest })
+    }
+
+    /// Ends a client's interest. Without any other the build is cancelled.
+    fn leave(&mut self, client: &Client) {
+        let left = self.interests.remove(client);
+        self.detached.remove(client);
+        if self.interests.values().all(|interest| interest.strong_count() == 0) {
+            self.build.cancel.cancel();
+        } else if let Some(left) = left.and_then(|left| left.upgrade()) {
+            left.ended.cancel();
+        }
     }
 
     fn is_open(&self) -> bool {
@@ -92,9 +115,11 @@ impl EventLoop {
         // If the sender has gone, this drops the answer with its subscription.
         match message {
             Message::Submit(submission, environment, reply) => drop(reply.send(self.submit(*submission, environment))),
-            Message::Find(id, reply) => {
-                let entry = self.by_id.get(&id).and_then(|ticket| self.entries.get(ticket));
-                drop(reply.send(entry.and_then(Entry::subscribe)));
+            Message::Find(id, client, reply) => {
+                drop(reply.send(self.entry(id).and_then(|entry| entry.subscribe(&client))));
+            }
+            Message::Leave(id, client, reply) => {
+                let _ = reply.send(self.entry(id).map(|entry| entry.leave(&client)));
             }
             Message::List(reply) => {
                 drop(reply.send(self.entries.values().map(|entry| Arc::clone(&entry.build)).collect()));
@@ -106,6 +131,10 @@ impl EventLoop {
             }
             Message::Ended(id) => self.remove(id),
         }
+    }
+
+    fn entry(&mut self, id: BuildId) -> Option<&mut Entry> {
+        self.entries.get_mut(self.by_id.get(&id)?)
     }
 
     fn submit(&mut self, submission: Submission<Admitted>, environment: Environment) -> Result<Subscription, Failure> {
@@ -122,7 +151,8 @@ impl EventLoop {
         let (state, receiver) = watch::channel(State::Queued { position: 0, waiting_for: Waiting::Turn });
         let (start, started) = oneshot::channel();
         let cancel = CancellationToken::new();
-        let subscribers = Arc::new(Subscribers(cancel.clone()));
+        let interest =
+            Arc::new(Interest { ended: CancellationToken::new(), subscribers: Arc::new(Subscribers(cancel.clone())) });
         let Submission { client, request, digest, options, detached, rebuild: _, context, memory } = submission;
         let recording = self.scheduler.backend.records.begin(records::Request {
             digest,
@@ -150,26 +180,35 @@ impl EventLoop {
             options: options.clone(),
             state: state.clone(),
             start: Some(start),
-            subscribers: Arc::downgrade(&subscribers),
-            detached: detached.then(|| Arc::clone(&subscribers)),
+            subscribers: Arc::downgrade(&interest.subscribers),
+            interests: BTreeMap::from([(client.clone(), Arc::downgrade(&interest))]),
+            detached: detached.then(|| (client, Arc::clone(&interest))).into_iter().collect(),
         };
         tokio::spawn(run::run(self.scheduler.clone(), Arc::clone(&build), options, started, state));
         self.entries.insert(ticket, entry);
         self.by_id.insert(id, ticket);
         self.by_key.insert(environment.key, ticket);
-        Ok(Subscription { build, joined: false, order: None, subscribers })
+        Ok(Subscription { build, joined: false, order: None, interest })
     }
 
     fn join(&mut self, submission: &Submission<Admitted>, key: B3Digest) -> Option<Subscription> {
-        let entry = self.entries.get_mut(self.by_key.get(&key)?)?;
+        let ticket = *self.by_key.get(&key)?;
+        let (client, entry) = (&submission.client, self.entries.get_mut(&ticket)?);
         if !entry.is_open() || entry.options != submission.options {
             return None;
         }
-        let subscription = entry.subscribe()?;
+        let subscription = entry.subscribe(client)?;
         if submission.detached {
-            entry.detached = Some(Arc::clone(&subscription.subscribers));
+            entry.detached.insert(client.clone(), Arc::clone(&subscription.interest));
         }
-        entry.build.join(&submission.client);
+        entry.build.join(client);
+        if let Some(better) = self.queue.join(ticket, client)
+            && let Some(entry) = self.entries.remove(&ticket)
+        {
+            self.by_id.insert(entry.build.id(), better);
+            self.by_key.insert(key, better);
+            self.entries.insert(better, entry);
+        }
         Some(Subscription { order: Some(submission.request.output_order()), ..subscription })
     }
 

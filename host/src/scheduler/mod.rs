@@ -15,8 +15,8 @@
 //! A build is queued until the budget has room for it. Then it runs until it is done. A queued build is done without having
 //! run if it is cancelled, or if the daemon drains.
 //!
-//! Equal submissions share one build. It is cancelled when its last [`Subscription`] is dropped, unless one of its
-//! submissions was detached.
+//! Equal submissions share one build, of one client or of all (see [`Reuse`]). It is cancelled when its last [`Subscription`] is
+//! dropped, unless one of its submissions was detached. A client that cancels it only ends its own interest.
 //!
 //! Every operation on a build names its client, and `access` decides whether that client may do it.
 
@@ -41,9 +41,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use access::{Operation, Operators, unknown};
+pub(crate) use access::{Operators, unknown};
 pub(crate) use active_build::{ActiveBuild, State, Subscription};
 pub(crate) use operations::{Found, Listed};
+pub(crate) use reuse::Reuse;
 pub(crate) use submission::{Submission, Submitted};
 
 use crate::{
@@ -69,8 +70,8 @@ pub(crate) struct SchedulerSettings {
     pub bounds: Bounds,
     /// How long running builds get to finish when the daemon drains.
     pub drain_timeout: Duration,
-    /// Whether an earlier success answers an equal submission.
-    pub reuse: bool,
+    /// Which submissions share a build or its result.
+    pub reuse: Reuse,
 }
 
 /// The scheduler's collaborators.
@@ -93,7 +94,9 @@ pub(crate) struct Backend {
 
 enum Message {
     Submit(Box<Submission<Admitted>>, Environment, oneshot::Sender<Result<Subscription, Failure>>),
-    Find(BuildId, oneshot::Sender<Option<Subscription>>),
+    Find(BuildId, Client, oneshot::Sender<Option<Subscription>>),
+    /// A client doesn't wait for a build any longer.
+    Leave(BuildId, Client, oneshot::Sender<Option<()>>),
     List(oneshot::Sender<Vec<Arc<ActiveBuild>>>),
     /// A running build doesn't need so many bytes of its memory.
     Resolved(BuildId, u64),
@@ -112,8 +115,9 @@ struct Environment {
 pub(crate) struct Scheduler {
     messages: mpsc::Sender<Message>,
     backend: Arc<Backend>,
-    /// Permits to look up earlier successes. `None` if they are not reused.
-    lookups: Option<Arc<Semaphore>>,
+    /// Permits to look up earlier successes.
+    lookups: Arc<Semaphore>,
+    reuse: Reuse,
 }
 
 impl Scheduler {
@@ -125,8 +129,8 @@ impl Scheduler {
         drain: CancellationToken,
     ) -> (Self, JoinHandle<()>) {
         let (messages, inbox) = mpsc::channel(BUFFERED_MESSAGES);
-        let lookups = settings.reuse.then(|| Arc::new(Semaphore::new(MAX_LOOKUPS)));
-        let scheduler = Self { messages, backend: Arc::new(backend), lookups };
+        let lookups = Arc::new(Semaphore::new(MAX_LOOKUPS));
+        let scheduler = Self { messages, backend: Arc::new(backend), lookups, reuse: settings.reuse };
         let event_loop = event_loop::EventLoop::new(scheduler.clone(), settings);
         (scheduler, tokio::spawn(event_loop.run(inbox, drain)))
     }
@@ -167,11 +171,12 @@ impl Scheduler {
     async fn take(&self, submission: Submission) -> Result<Submitted, Failure> {
         let submission = submission.admitted_by(&self.backend.builder)?;
         let environment = self.environment(&submission).await?;
-        if let Some(lookups) = self.lookups.as_ref().filter(|_| !submission.rebuild)
-            && let Ok(_turn) = lookups.acquire().await
+        if !submission.rebuild
+            && self.reuse != Reuse::Off
+            && let Ok(_turn) = self.lookups.acquire().await
             && let Some(record) = reuse::find(&self.backend, &submission, environment.key).await
         {
-            let is_visible = self.backend.operators.relate(&submission.client, &record).allows(Operation::Get);
+            let is_visible = self.backend.operators.let_see(&submission.client, &record);
             return Ok(Submitted::Earlier { record: Box::new(record), is_visible });
         }
         let answer = self.ask(|reply| Message::Submit(Box::new(submission), environment, reply)).await;
@@ -185,7 +190,7 @@ impl Scheduler {
         let digest =
             digest.map_err(|error| Failure::executor_because("host", "the guest image can't be read", &error))?;
         let network = self.backend.builder.network(&submission.request, &submission.options);
-        Ok(Environment { digest, key: reuse::key(submission, &digest, network) })
+        Ok(Environment { digest, key: reuse::key(submission, &digest, network, self.reuse) })
     }
 
     async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Option<T> {

@@ -1,11 +1,11 @@
-//! Operations of clients on existing builds. [`Relation`] decides each one.
+//! Operations of clients on existing builds. [`super::Operators`] decides who may do them.
 
 use std::{collections::HashMap, sync::Arc};
 
 use cofferdam_rpc::Client;
 use tokio::task::spawn_blocking;
 
-use super::{Message, Operation, Scheduler, State, Subscription, access::unknown};
+use super::{Message, Scheduler, State, Subscription, access::unknown};
 use crate::{
     build::{Terminal, failure::Failure},
     records::{BuildId, LogReader, Record, Records, RecordsError, Status},
@@ -39,13 +39,13 @@ pub(crate) struct Page {
 }
 
 impl Scheduler {
-    /// Finds a build for an operation.
+    /// Finds a build.
     ///
     /// # Errors
     ///
-    /// There is none, or the client may not do that.
-    pub(crate) async fn find(&self, client: &Client, id: BuildId, operation: Operation) -> Result<Found, Failure> {
-        let active = self.ask(|reply| Message::Find(id, reply)).await.flatten();
+    /// There is none that the client may see.
+    pub(crate) async fn find(&self, client: &Client, id: BuildId) -> Result<Found, Failure> {
+        let active = self.ask(|reply| Message::Find(id, client.clone(), reply)).await.flatten();
         let found = match active {
             Some(subscription) => Found::Active(subscription),
             None => {
@@ -54,21 +54,25 @@ impl Scheduler {
             }
         };
         let operators = &self.backend.operators;
-        let relation = match &found {
-            Found::Active(subscription) => operators.relate(client, &subscription.build.record()),
-            Found::Ended(record) => operators.relate(client, record),
+        let is_visible = match &found {
+            Found::Active(subscription) => operators.let_see(client, &subscription.build.record()),
+            Found::Ended(record) => operators.let_see(client, record),
         };
-        relation.check(operation).map(|()| found)
+        is_visible.then_some(found).ok_or_else(unknown)
     }
 
-    /// Cancels a build for all clients. A build that has ended is not changed.
+    /// Ends a client's interest in a build, which is cancelled if no other client waits for it. An operator cancels it for all
+    /// clients. A build that has ended is not changed.
     ///
     /// # Errors
     ///
-    /// There is none, or the client may not do that.
+    /// There is none that the client may see.
     pub(crate) async fn cancel(&self, client: &Client, id: BuildId) -> Result<(), Failure> {
-        if let Found::Active(subscription) = self.find(client, id, Operation::Cancel).await? {
+        let Found::Active(subscription) = self.find(client, id).await? else { return Ok(()) };
+        if self.is_operator(client) {
             subscription.build.cancel.cancel();
+        } else {
+            let _ = self.ask(|reply| Message::Leave(id, client.clone(), reply)).await;
         }
         Ok(())
     }
@@ -92,8 +96,7 @@ impl Scheduler {
         let (client, operators) = (client.clone(), self.backend.operators.clone());
         let page = self.ask_records(move |records| {
             let wanted = |record: &Record| {
-                (!only_active || record.status() == Status::Unfinished)
-                    && operators.relate(&client, record).allows(Operation::List)
+                (!only_active || record.status() == Status::Unfinished) && operators.let_see(&client, record)
             };
             records.list(&wanted, before, most)
         });
@@ -106,9 +109,9 @@ impl Scheduler {
     ///
     /// # Errors
     ///
-    /// There is no such build, the client may not do that, or the log is shorter.
+    /// There is no build that the client may see, or its log is shorter.
     pub(crate) async fn read_log(&self, client: &Client, id: BuildId, offset: u64) -> Result<LogReader, Failure> {
-        self.find(client, id, Operation::ReadLog).await?;
+        self.find(client, id).await?;
         self.ask_records(move |records| records.read_log(id, offset)).await?.ok_or_else(unknown)
     }
 
@@ -116,19 +119,24 @@ impl Scheduler {
     ///
     /// # Errors
     ///
-    /// There is no such build, the client may not do that, or the build offers no shell.
+    /// There is no build that the client may see, or it offers no shell.
     pub(crate) async fn use_shell(
         &self,
         client: &Client,
         id: BuildId,
         terminal: Terminal,
     ) -> Result<Subscription, Failure> {
-        if let Found::Active(subscription) = self.find(client, id, Operation::UseShell).await?
+        if let Found::Active(subscription) = self.find(client, id).await?
             && subscription.build.lend(terminal)
         {
             return Ok(subscription);
         }
         Err(Failure::wrong("no_shell", "the build offers no shell now; an event announces it after a failure"))
+    }
+
+    /// The client to name to this one as the one that asked for a build.
+    pub(crate) fn owner_for(&self, client: &Client, record: &Record) -> String {
+        self.backend.operators.owner_for(client, record)
     }
 
     /// Whether a client may do everything with every build.

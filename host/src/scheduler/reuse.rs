@@ -1,8 +1,9 @@
 //! Answers from earlier builds.
 
-use std::sync::Arc;
+use std::{str::FromStr, sync::Arc};
 
 use cofferdam_castore::{B3Digest, PathComponent, directoryservice::DirectoryMemory};
+use serde::{Deserialize, Deserializer};
 use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
@@ -10,6 +11,7 @@ use super::{Backend, Submission, active_build::arranged};
 use crate::{
     devices::inputs,
     network::Policy,
+    quantity::text_or_number,
     records::{Outcome, Record},
     request::Admitted,
 };
@@ -21,10 +23,46 @@ const KEY_CONTEXT: &str = "cofferdam v2: what a build can see of its request, it
 /// million entries take about 600 MiB.
 const MAX_OUTPUTS_MEMORY_BYTES: u64 = 1 << 30;
 
-/// The key of a result: a digest of everything that the build could see. Builds with equal keys can replace each other. What
-/// one sees that has a network is unknown, so its key is no other's, unless the operator wants such results reused. Then builds
-/// that may see the same of the network have equal keys.
-pub(super) fn key(submission: &Submission<Admitted>, environment: &B3Digest, network: Option<&Policy>) -> B3Digest {
+/// Which submissions of equal requests share an active build, and the result of an earlier one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Reuse {
+    /// Those of the same client. No client learns what another has built.
+    #[default]
+    Tenant,
+    /// Those of all clients.
+    Shared,
+    /// None.
+    Off,
+}
+
+impl FromStr for Reuse {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "tenant" => Ok(Self::Tenant),
+            "shared" => Ok(Self::Shared),
+            "off" => Ok(Self::Off),
+            _ => Err("it is none of these words".to_owned()),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Reuse {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text_or_number(deserializer, "\"tenant\", \"shared\" or \"off\"")
+    }
+}
+
+/// The key of a result: a digest of everything that the build could see, and of the client unless all clients share results.
+/// Builds with equal keys can replace each other. What a build with a network sees is unknown, so its key is no other's, unless
+/// the operator wants such results reused. Then builds that may see the same of the network have equal keys.
+pub(super) fn key(
+    submission: &Submission<Admitted>,
+    environment: &B3Digest,
+    network: Option<&Policy>,
+    reuse: Reuse,
+) -> B3Digest {
     let mut hasher = blake3::Hasher::new_derive_key(KEY_CONTEXT);
     hasher.update(submission.digest.as_slice()).update(environment.as_slice());
     for limit in submission.options.limits.visible() {
@@ -35,6 +73,11 @@ pub(super) fn key(submission: &Submission<Admitted>, environment: &B3Digest, net
         Some(policy) if policy.reuse => hasher.update(format!("{policy:?}").as_bytes()),
         Some(_) => hasher.update(Uuid::new_v4().as_bytes()),
         None => &mut hasher,
+    };
+    match reuse {
+        Reuse::Tenant => hasher.update(submission.client.to_string().as_bytes()),
+        Reuse::Shared => &mut hasher,
+        Reuse::Off => hasher.update(Uuid::new_v4().as_bytes()),
     };
     hasher.finalize().into()
 }

@@ -78,11 +78,15 @@ fn backend(dir: &Path) -> Backend {
 }
 
 fn start(dir: &Path) -> Scheduler {
+    start_with(dir, Reuse::Shared)
+}
+
+fn start_with(dir: &Path, reuse: Reuse) -> Scheduler {
     let settings = SchedulerSettings {
         budget: Budget { memory_bytes: 1 << 40, cpus: 64, builds: 64 },
         bounds: Bounds { queued: 100, queued_per_client: 100 },
         drain_timeout: Duration::ZERO,
-        reuse: true,
+        reuse,
     };
     Scheduler::start(backend(dir), settings, CancellationToken::new()).0
 }
@@ -121,29 +125,26 @@ fn terminal() -> Terminal {
     Terminal { kind: String::new(), size: WindowSize { rows: 1, columns: 1 }, input, output }
 }
 
-/// The outcome of each operation: `ok`, or the reason of its failure. Cancelling comes last.
-async fn tried(scheduler: &Scheduler, client: &Client, id: BuildId) -> [String; 6] {
+/// The outcome of each operation: `ok`, or the reason of its failure. Leaving comes last.
+async fn tried(scheduler: &Scheduler, client: &Client, id: BuildId) -> [String; 5] {
     let word = |outcome: Result<(), Failure>| outcome.map_or_else(|failure| failure.reason, |()| "ok".to_owned());
     let list = scheduler.list(client, false, None, 100).await.unwrap();
     let is_listed = list.builds.iter().any(|build| build.record.id == id);
     [
         if is_listed { "ok" } else { "unknown_build" }.to_owned(),
-        word(scheduler.find(client, id, Operation::Get).await.map(drop)),
-        word(scheduler.find(client, id, Operation::Watch).await.map(drop)),
+        word(scheduler.find(client, id).await.map(drop)),
         word(scheduler.read_log(client, id, 0).await.map(drop)),
         word(scheduler.use_shell(client, id, terminal()).await.map(drop)),
         word(scheduler.cancel(client, id).await),
     ]
 }
 
-/// Operators and the owner may do everything. A client that joined may do everything but cancel. For a stranger the build
-/// does not exist. Only clients that may use a shell learn that none is offered.
+/// For a stranger a build does not exist. Only clients that may use a shell learn that none is offered.
 #[tokio::test]
-async fn the_clients_relation_to_a_build_decides_each_operation() {
-    let all = ["ok", "ok", "ok", "ok", "no_shell", "ok"];
-    let joined = ["ok", "ok", "ok", "ok", "no_shell", "not_allowed"];
-    let none = ["unknown_build"; 6];
-    let table = [(STRANGER, none), (JOINED, joined), (OWNER, all)];
+async fn only_operators_and_who_asked_for_a_build_may_do_anything_with_it() {
+    let all = ["ok", "ok", "ok", "no_shell", "ok"];
+    let none = ["unknown_build"; 5];
+    let table = [(STRANGER, none), (JOINED, all), (OWNER, all)];
     let table = || table.clone().into_iter().chain(OPERATORS.map(|operator| (operator, all)));
 
     let dir = tempfile::tempdir().unwrap();
@@ -155,7 +156,10 @@ async fn the_clients_relation_to_a_build_decides_each_operation() {
         let id = build.build.id();
         assert_eq!(tried(&scheduler, &client, id).await, expected, "an active build, {client}");
         drop(other);
-        if expected[5] == "ok" {
+        if client == JOINED {
+            // It has only left. The owner still waits.
+            assert!(matches!(*build.build.state().borrow(), State::Queued { .. } | State::Running { .. }));
+        } else if expected == all {
             build.done().await.unwrap();
             assert_eq!(tried(&scheduler, &client, id).await, expected, "a build that was cancelled, {client}");
         }
@@ -171,6 +175,70 @@ async fn the_clients_relation_to_a_build_decides_each_operation() {
     let nothing: BuildId = "00000000-0000-7000-8000-000000000000".parse().unwrap();
     for (client, _) in table() {
         assert_eq!(tried(&scheduler, &client, nothing).await, none, "no build, {client}");
+    }
+}
+
+fn reason(record: &crate::records::Record) -> &str {
+    match &record.outcome {
+        Some(Outcome::Failed(failure)) => &failure.reason,
+        outcome => panic!("{outcome:?}"),
+    }
+}
+
+/// Neither the first to ask nor one who joined can end it for the other.
+#[tokio::test]
+async fn cancelling_ends_ones_own_wait_and_the_last_ends_the_build() {
+    let dir = tempfile::tempdir().unwrap();
+    let scheduler = start(dir.path());
+    for (leaver, stayer) in [(OWNER, JOINED), (JOINED, OWNER)] {
+        let detached = Submission { detached: true, ..submission(&OWNER, &[]) };
+        let owners = active(&scheduler, detached).await;
+        let joined = active(&scheduler, submission(&JOINED, &[])).await;
+        let id = owners.build.id();
+        assert_eq!(joined.build.id(), id);
+        let (left, stays) = if leaver == OWNER { (owners, joined) } else { (joined, owners) };
+        scheduler.cancel(&leaver, id).await.unwrap();
+        assert_eq!(reason(&left.done().await.unwrap()), "interrupted", "{leaver}");
+        assert!(!matches!(*stays.build.state().borrow(), State::Done(_)), "{stayer} still waits");
+        assert!(!stays.build.cancel.is_cancelled());
+        // Who has left may come back.
+        let back = scheduler.find(&leaver, id).await.unwrap();
+        scheduler.cancel(&stayer, id).await.unwrap();
+        assert_eq!(reason(&stays.done().await.unwrap()), "interrupted");
+        assert!(!stays.build.cancel.is_cancelled(), "{leaver} waits again");
+        let mut state = stays.build.state();
+        drop((left, stays, back));
+        state.wait_for(|state| matches!(state, State::Done(_))).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn only_operators_learn_who_else_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let scheduler = start(dir.path());
+    let build = active(&scheduler, submission(&OWNER, &[])).await;
+    let _joined = active(&scheduler, submission(&JOINED, &[])).await;
+    for (client, named) in [(OWNER, OWNER), (JOINED, JOINED), (OPERATOR, OWNER)] {
+        assert_eq!(scheduler.owner_for(&client, &build.build.record()), named.to_string());
+    }
+}
+
+/// The control is a daemon that shares among all.
+#[tokio::test]
+async fn builds_and_results_are_shared_as_configured() {
+    for (reuse, own, others) in [(Reuse::Tenant, true, false), (Reuse::Shared, true, true), (Reuse::Off, false, false)]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let scheduler = start_with(dir.path(), reuse);
+        let _build = active(&scheduler, submission(&OWNER, &[])).await;
+        for (client, expected) in [(OWNER, own), (STRANGER, others)] {
+            assert_eq!(active(&scheduler, submission(&client, &[])).await.joined, expected, "{reuse:?}, {client}");
+        }
+        record_success(&scheduler, submission(&OWNER, &["a"]), &["A"]).await;
+        for (client, expected) in [(OWNER, own), (STRANGER, others)] {
+            let answer = scheduler.submit(submission(&client, &["a"])).await.unwrap();
+            assert_eq!(matches!(answer, Submitted::Earlier { .. }), expected, "{reuse:?}, {client}");
+        }
     }
 }
 

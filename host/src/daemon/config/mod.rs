@@ -33,7 +33,10 @@ use crate::{
     quantity::{Count, Size, Time},
     records::Retention,
     request::Host,
-    scheduler::queue::{Bounds, Budget},
+    scheduler::{
+        Reuse,
+        queue::{Bounds, Budget},
+    },
     state::StoreAddrs,
 };
 
@@ -64,8 +67,7 @@ pub(crate) struct Config {
     pub(super) allow_anonymous_tcp: bool,
     /// Run builds without hardware virtualisation.
     pub(crate) allow_emulation: bool,
-    /// Whether results of earlier builds answer equal requests.
-    pub(super) reuse: Option<bool>,
+    pub(super) reuse: Reuse,
     pub(super) image: Option<PathBuf>,
     pub(super) vmm: Option<VmmName>,
     pub(super) cpu_model: Option<String>,

@@ -50,6 +50,7 @@ impl Teller {
             tokio::select! {
                 biased;
                 () = self.outlet.closed() => return Err(Gone),
+                record = subscription.left() => return self.say(event::Event::Done(convert::done(&record))).await,
                 changed = state.changed() => {
                     if changed.is_err() {
                         return self.outlet.refuse(Status::internal("the build's task panicked"));

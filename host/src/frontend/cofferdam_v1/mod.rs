@@ -23,7 +23,7 @@ use crate::{
     build::failure::Failure,
     records::{BuildId, LogReader, MAX_PAGE, Record, RecordsError},
     request::MAX_ENCODED_BYTES,
-    scheduler::{Found, Listed, Operation, Submission, Submitted, unknown},
+    scheduler::{Found, Listed, State, Submission, Submitted, unknown},
 };
 use events::{tell_active, tell_record};
 use outlet::Outlet;
@@ -101,7 +101,7 @@ impl build_service_server::BuildService for BuildService {
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let (client, WatchRequest { id, log_offset, without_log }) = (Client::of(&request)?, request.into_inner());
         let id = parse(&id)?;
-        let found = self.find(&client, id, Operation::Watch).await?;
+        let found = self.find(&client, id).await?;
         let log = self.log(&client, id, log_offset, without_log).await?;
         let accepted = |joined| Accepted { id: id.to_string(), joined, from_record: !joined };
         match found {
@@ -121,12 +121,12 @@ impl build_service_server::BuildService for BuildService {
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<BuildInfo>, Status> {
         let (client, message) = (Client::of(&request)?, request.into_inner());
-        Ok(Response::new(match self.find(&client, parse(&message.id)?, Operation::Get).await? {
+        Ok(Response::new(match self.find(&client, parse(&message.id)?).await? {
             Found::Active(subscription) => {
                 let state = subscription.build.state().borrow().clone();
-                convert::info(&subscription.build.record(), Some(&state))
+                self.info(&client, &subscription.build.record(), Some(&state))
             }
-            Found::Ended(record) => convert::info(&record, None),
+            Found::Ended(record) => self.info(&client, &record, None),
         }))
     }
 
@@ -137,7 +137,8 @@ impl build_service_server::BuildService for BuildService {
         for _ in 0..MAX_PAGES {
             let page = self.0.scheduler.list(&client, message.active, before, limit - builds.len()).await;
             let page = page.map_err(|failure| failed(&failure))?;
-            let info = |Listed { record, state }: Listed| shortened(convert::info(&record, state.as_ref()), &mut room);
+            let info =
+                |Listed { record, state }: Listed| shortened(self.info(&client, &record, state.as_ref()), &mut room);
             builds.extend(page.builds.into_iter().map(info));
             before = page.next;
             if before.is_none() || builds.len() >= limit {
@@ -192,8 +193,13 @@ impl build_service_server::BuildService for BuildService {
 }
 
 impl BuildService {
-    async fn find(&self, client: &Client, id: BuildId, operation: Operation) -> Result<Found, Status> {
-        self.0.scheduler.find(client, id, operation).await.map_err(|failure| failed(&failure))
+    async fn find(&self, client: &Client, id: BuildId) -> Result<Found, Status> {
+        self.0.scheduler.find(client, id).await.map_err(|failure| failed(&failure))
+    }
+
+    /// What a client may know of a build.
+    fn info(&self, client: &Client, record: &Record, state: Option<&State>) -> BuildInfo {
+        BuildInfo { client: self.0.scheduler.owner_for(client, record), ..convert::info(record, state) }
     }
 
     /// A build's log, for its events.

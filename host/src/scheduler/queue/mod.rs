@@ -176,6 +176,13 @@ struct Client {
     waiting: VecDeque<Ticket>,
 }
 
+impl Client {
+    /// The tag that its next build gets.
+    fn next_tag(&self, now: u64) -> u64 {
+        if self.waiting.is_empty() { self.tag.max(now) } else { self.tag }
+    }
+}
+
 impl<C: Ord + Clone> Queue<C> {
     /// An empty queue.
     pub(crate) fn new(budget: Budget, bounds: Bounds) -> Self {
@@ -210,20 +217,41 @@ impl<C: Ord + Clone> Queue<C> {
         if self.waiting.len() >= queued {
             return Err(Refusal::Full { limit: "queued", bound: queued, retry_after: self.retry_after(1) });
         }
+        Ok(self.insert(client, need))
+    }
+
+    /// Counts a waiting build as another client's, too: it gets that client's next place, if that is better and the client may
+    /// have one more build waiting. Returns its new ticket then.
+    pub(crate) fn join(&mut self, ticket: Ticket, client: &C) -> Option<Ticket> {
+        let rank = *self.ranks.get(&ticket)?;
+        let now = self.virtual_now();
+        let tag = self.clients.get(client).map_or(now, |client| client.next_tag(now));
+        let of_client = self.clients.get(client).map_or(0, |client| client.waiting.len());
+        if tag >= rank.tag || of_client >= self.bounds.queued_per_client || self.reserved == Some(rank) {
+            return None;
+        }
+        let Build { need, overtaken, .. } = *self.waiting.get(&rank)?;
+        self.remove(ticket);
+        let ticket = self.insert(client.clone(), need);
+        if let Some(build) = self.ranks.get(&ticket).and_then(|rank| self.waiting.get_mut(rank)) {
+            build.overtaken = overtaken;
+        }
+        Some(ticket)
+    }
+
+    fn insert(&mut self, client: C, need: Need) -> Ticket {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
         let cost = self.cost(need);
         let now = self.virtual_now();
         let state = self.clients.entry(client.clone()).or_default();
-        if state.waiting.is_empty() {
-            state.tag = state.tag.max(now);
-        }
+        state.tag = state.next_tag(now);
         let rank = Rank { tag: state.tag, ticket };
         state.tag += cost;
         state.waiting.push_back(ticket);
         self.ranks.insert(ticket, rank);
         self.waiting.insert(rank, Build { client, need, cost, overtaken: 0 });
-        Ok(ticket)
+        ticket
     }
 
     /// Starts a build, if one can start at `now`.

@@ -112,6 +112,21 @@ impl Checked {
         }
     }
 
+    fn join(&mut self, index: usize, client: u8) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let index = index % self.waiting.len();
+        let (ticket, _, need) = self.waiting[index];
+        let place = |queue: &Queue<u8>, wanted| queue.order().position(|ticket| ticket == wanted).expect("it waits");
+        let before = place(&self.queue, ticket);
+        if let Some(moved) = self.queue.join(ticket, &client) {
+            assert!(!self.queue.remove(ticket) && place(&self.queue, moved) <= before);
+            self.waiting.remove(index);
+            self.waiting.push((moved, client, need));
+        }
+    }
+
     fn check(&self) {
         let (memory, cpus, builds) = self.free();
         let used = self.queue.used();
@@ -146,6 +161,7 @@ enum Step {
     Finish(usize),
     GiveBack(usize, u64),
     Remove(usize),
+    Join(usize, u8),
 }
 
 fn arb_need() -> impl Strategy<Value = Need> {
@@ -161,6 +177,7 @@ fn arb_step() -> impl Strategy<Value = Step> {
         2 => any::<usize>().prop_map(Step::Finish),
         1 => (any::<usize>(), 0..20 * GIB).prop_map(|(index, bytes)| Step::GiveBack(index, bytes)),
         1 => any::<usize>().prop_map(Step::Remove),
+        1 => (any::<usize>(), 0..6_u8).prop_map(|(index, client)| Step::Join(index, client)),
     ]
 }
 
@@ -175,6 +192,7 @@ proptest! {
                 Step::Finish(index) => checked.finish(index),
                 Step::GiveBack(index, bytes) => checked.give_back(index, bytes),
                 Step::Remove(index) => checked.remove(index),
+                Step::Join(index, client) => checked.join(index, client),
             }
             checked.check();
         }
@@ -380,4 +398,25 @@ fn ten_thousand_waiting_builds_stay_cheap() {
     assert_eq!(queue.order().count(), 0);
     // A hundred times the duration on an idle machine. Scanning all builds for each would take many minutes.
     assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
+}
+
+#[test]
+fn who_joins_a_build_keeps_the_better_of_both_places() {
+    let mut queue = Queue::new(BUDGET, Bounds { queued: 40, queued_per_client: 30 });
+    let running = queue.push("busy", WHOLE).unwrap();
+    assert_eq!(queue.next(at(0)), Some(running));
+    let junk: Vec<_> = (0..20).map(|_| queue.push("busy", SMALL).unwrap()).collect();
+    let shared = queue.push("busy", SMALL).unwrap();
+    assert_eq!(queue.order().last(), Some(shared));
+    let moved = queue.join(shared, &"other").unwrap();
+    assert!(
+        queue.order().position(|ticket| ticket == moved).unwrap() <= 1,
+        "the place that the other would have alone"
+    );
+    // Somebody with a worse place changes nothing, nor does joining twice.
+    assert_eq!((queue.join(moved, &"busy"), queue.join(moved, &"other")), (None, None));
+    assert_eq!(queue.join(junk[19], &"busy"), None);
+    // A client that may have no more builds waiting joins without a place.
+    queue.bounds.queued_per_client = 1;
+    assert_eq!(queue.join(junk[19], &"other"), None);
 }
