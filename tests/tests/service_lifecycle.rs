@@ -282,9 +282,13 @@ impl Authority {
         Ok(Self(rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate()?)?))
     }
 
+    /// For this host, and for a client of this name; an empty name is left out.
     fn sign(&self, cofferdam: &Cofferdam, name: &str) -> Result<[PathBuf; 2], rcgen::Error> {
         let key = rcgen::KeyPair::generate()?;
-        let params = rcgen::CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()])?;
+        let mut params = rcgen::CertificateParams::new(vec!["127.0.0.1".into()])?;
+        if !name.is_empty() {
+            params.subject_alt_names.push(rcgen::SanType::DnsName(format!("{name}.example").try_into()?));
+        }
         let certificate = params.signed_by(&key, &self.0)?;
         let write = |suffix: &str, text: String| cofferdam.file(&format!("{name}.{suffix}"), text);
         Ok([write("pem", certificate.pem()), write("key", key.serialize_pem())])
@@ -322,6 +326,12 @@ fn mutual_tls_refuses_strangers_and_separates_clients() {
     let (id, rest) = line.split_once('\t').unwrap();
     assert!(!rest.contains('\n'), "{listed}");
     assert_eq!(list(&other).trim_end(), header);
+    // A renewed certificate, and one that names nobody.
+    let renewed = authority.sign(&cofferdam, "one").unwrap();
+    assert_eq!(list(&renewed), listed);
+    let nameless = authority.sign(&cofferdam, "").unwrap();
+    let refused = as_client(Some(&nameless), &["builds", "--daemon", &addr, "list"]);
+    refused.exits_with(3).says("your certificate has no subject alternative name that is a URI, DNS name or e-mail");
     for verb in ["show", "log", "cancel"] {
         as_client(Some(&one), &["builds", "--daemon", &addr, verb, id]).succeeds();
         let refused = as_client(Some(&other), &["builds", "--daemon", &addr, verb, id]);

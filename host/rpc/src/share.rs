@@ -1,6 +1,5 @@
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv6Addr},
     sync::{Arc, Weak},
 };
 
@@ -46,20 +45,14 @@ impl Shares {
         Self { total: Arc::new(Semaphore::new(total)), share, clients: Arc::default() }
     }
 
-    /// A client's share. An IPv6 network of 64 bits has one share, since one host may have all of its addresses.
+    /// A client's share.
     pub fn of(&self, client: &Client) -> Share {
-        let holder = match client {
-            Client::Address(IpAddr::V6(address)) => {
-                Client::Address(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into())
-            }
-            client => client.clone(),
-        };
         let mut clients = self.clients.lock();
-        let known = clients.get(&holder).and_then(Weak::upgrade);
+        let known = clients.get(client).and_then(Weak::upgrade);
         let own = known.unwrap_or_else(|| {
             clients.retain(|_, own| own.strong_count() > 0);
             let own = Arc::new(Semaphore::new(self.share));
-            clients.insert(holder, Arc::downgrade(&own));
+            clients.insert(client.clone(), Arc::downgrade(&own));
             own
         });
         Share { own, total: Arc::clone(&self.total) }
