@@ -56,11 +56,14 @@ fn inputs_look_the_same_everywhere_and_cannot_be_written() {
         )
         .succeeds();
 
-    let (directory, file, program) = ("dr-xr-xr-x 0:0 1\n", "-r--r--r-- 0:0 1\n", "-r-xr-xr-x 0:0 1\n");
-    let looks = [directory, directory, directory, file, file, program, file].concat();
+    let (directory, file, program) = ("dr-xr-xr-x 0:0", "-r--r--r-- 0:0", "-r-xr-xr-x 0:0");
+    let looks =
+        [directory, directory, directory, file, file, program, file].map(|look| format!("{look} 315619200\n")).concat();
     assert_eq!(built.read("build/facts"), format!("{looks}text\nfrom a script\n/nowhere\n"), "{built}");
     assert_eq!(built.read("build/refusals"), "", "{built}");
     assert_eq!(built.outputs()[0].node, node, "a copy of the input is another tree: {built}");
+    let in_nix_store = cofferdam.build().input_node("tree", &node).flag("--inputs-dir", "nix/store");
+    in_nix_store.shell("[ $(stat -c %Y /nix/store/tree/program) = 1 ]").succeeds();
 
     let after = cofferdam.verified_blobs();
     assert!(before.iter().all(|blob| after.contains(blob)), "the store has lost blobs");

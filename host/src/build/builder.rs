@@ -168,11 +168,12 @@ impl Builder {
             .map_err(|error| BuildError::Executor(ExecutorError::Store(error)))?;
         let memory = DirectoryMemory::limited(options.limits.inputs_memory_bytes);
         let tree = inputs::resolve(&self.machines.store, &request.inputs, memory).await;
-        let tree =
-            tree.map(|tree| tree.with_writable(request.writable_inputs())).map_err(|error| match error.missing() {
-                Some(wrong) => BuildError::Request(wrong),
-                None => BuildError::Executor(ExecutorError::Resolve(error)),
-            })?;
+        let time = if request.has_nix_store() { inputs::NIX_TIME } else { inputs::TIME };
+        let tree = tree.map(|tree| tree.with_writable(request.writable_inputs()).with_time(time));
+        let tree = tree.map_err(|error| match error.missing() {
+            Some(wrong) => BuildError::Request(wrong),
+            None => BuildError::Executor(ExecutorError::Resolve(error)),
+        })?;
         Ok(Prepared { needles, tree, lease })
     }
 }

@@ -47,6 +47,9 @@ pub use validate::{
 /// Separates digests of requests from all other digests.
 const DIGEST_CONTEXT: &str = "cofferdam v1: digest of the deterministic encoding of a snix.build.v1.BuildRequest";
 
+/// The inputs' directory in requests of snix, tvix and Nix.
+const NIX_STORE: &str = "nix/store";
+
 /// A command to run, and everything that it may see. Paths are relative to the build's root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(clippy::manual_non_exhaustive, reason = "non_exhaustive doesn't keep the rest of this crate out")]
@@ -151,6 +154,11 @@ impl BuildRequest {
     pub(crate) fn writable_inputs(&self) -> impl Iterator<Item = &str> {
         let below = self.scratch_paths.iter().filter(|path| **path != self.inputs_dir);
         below.filter_map(|path| path.as_path().strip_prefix(self.inputs_dir.as_path()).ok()?.to_str())
+    }
+
+    /// Whether its inputs are store paths of Nix.
+    pub(crate) fn has_nix_store(&self) -> bool {
+        self.inputs_dir.as_str() == NIX_STORE
     }
 
     /// The message of this request. Its lists are sorted, except for the outputs, which keep the request's order.

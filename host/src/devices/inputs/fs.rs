@@ -14,7 +14,8 @@ use virtiofsd::filesystem::{
 use virtiofsd::fuse::{Attr, SetattrIn};
 
 use super::blobs::Blobs;
-use super::layout::{Dir, Inode, Layout};
+use super::layout::{Appearance, Dir, Inode, Layout};
+use super::resolve::TIME;
 use super::wire::Host;
 
 /// How long the guest may believe what it was told: a century, which no jiffies overflow.
@@ -24,12 +25,6 @@ const BLOCK_BYTES: u32 = 4096;
 
 /// The unit of `st_blocks`, which doesn't depend on the file system.
 const STAT_BLOCK_BYTES: u64 = 512;
-
-/// Every time stamp of what is read-only, in seconds since the epoch: Nix's.
-const TIME: u64 = 1;
-
-/// Every time stamp of what has a writable copy: 2 January 1980. ZIP and FAT know no time before that year, in any time zone.
-const WRITABLE_TIME: u64 = 315_619_200;
 
 /// How many of the files after one that is read are opened along with it.
 const READ_AHEAD_FILES: usize = 31;
@@ -47,7 +42,7 @@ impl InputsFs {
     }
 
     fn attributes(&self, inode: &Inode) -> io::Result<Attr> {
-        Ok(attributes(inode, self.layout.last_inode()?, self.layout.is_writable(inode.number)?))
+        Ok(attributes(inode, self.layout.last_inode()?, self.layout.appearance()?))
     }
 
     #[cfg(test)]
@@ -57,7 +52,8 @@ impl InputsFs {
 }
 
 /// The build's overlay over what is writable copies files with their owner and mode.
-fn attributes(inode: &Inode, inodes: u64, is_writable: bool) -> Attr {
+fn attributes(inode: &Inode, inodes: u64, appearance: &Appearance) -> Attr {
+    let is_writable = appearance.is_writable(inode.number);
     let write = if is_writable { 0o200 } else { 0 };
     let (kind_and_mode, size) = match inode.entry().map(|entry| &entry.node) {
         None => (libc::S_IFDIR | 0o555, inodes - 1),
@@ -66,7 +62,7 @@ fn attributes(inode: &Inode, inodes: u64, is_writable: bool) -> Attr {
         Some(Node::File { size, executable: false, .. }) => (libc::S_IFREG | 0o444 | write, *size),
         Some(Node::Symlink { target }) => (libc::S_IFLNK | 0o777, target.as_bytes().len() as u64),
     };
-    let time = if is_writable { WRITABLE_TIME } else { TIME };
+    let time = if is_writable { TIME } else { appearance.time };
     let (uid, gid) = if is_writable { (BUILD_UID, BUILD_GID) } else { (0, 0) };
     let is_file = kind_and_mode & libc::S_IFMT == libc::S_IFREG;
     Attr {

@@ -117,14 +117,29 @@ impl Inode {
 pub(super) struct Layout {
     host: Arc<Host>,
     root: OnceLock<Arc<Dir>>,
-    /// The inodes at and below each path of which the build has a writable copy.
-    writable: OnceLock<Vec<Range<u64>>>,
+    appearance: OnceLock<Appearance>,
     dirs: Mutex<HashMap<B3Digest, Arc<Dir>>>,
+}
+
+/// What the guest sees that is not in castore.
+#[derive(Debug)]
+pub(super) struct Appearance {
+    /// Of what is read-only, in seconds since the epoch.
+    pub(super) time: u64,
+    /// The inodes at and below each path of which the build has a writable copy.
+    writable: Vec<Range<u64>>,
+}
+
+impl Appearance {
+    /// Whether the build has a writable copy of an inode.
+    pub(super) fn is_writable(&self, number: u64) -> bool {
+        self.writable.iter().any(|range| range.contains(&number))
+    }
 }
 
 impl Layout {
     pub(super) fn new(host: Arc<Host>) -> Self {
-        Self { host, root: OnceLock::new(), writable: OnceLock::new(), dirs: Mutex::default() }
+        Self { host, root: OnceLock::new(), appearance: OnceLock::new(), dirs: Mutex::default() }
     }
 
     /// The root. Asked for when it is first needed and not before: a machine boots without inputs.
@@ -141,18 +156,14 @@ impl Layout {
         Ok(self.root()?.numbers.saturating_add(1))
     }
 
-    /// Whether the build has a writable copy of an inode.
-    pub(super) fn is_writable(&self, number: u64) -> io::Result<bool> {
-        let ranges = match self.writable.get() {
-            Some(ranges) => ranges,
-            None => {
-                let paths = self.host.writable()?;
-                let ranges =
-                    paths.iter().filter_map(|path| self.numbers_at(path).transpose()).collect::<io::Result<_>>()?;
-                self.writable.get_or_init(|| ranges)
-            }
-        };
-        Ok(ranges.iter().any(|range| range.contains(&number)))
+    /// How the inputs appear. Asked for when it is first needed, too.
+    pub(super) fn appearance(&self) -> io::Result<&Appearance> {
+        if let Some(appearance) = self.appearance.get() {
+            return Ok(appearance);
+        }
+        let (time, paths) = self.host.appearance()?;
+        let writable = paths.iter().filter_map(|path| self.numbers_at(path).transpose()).collect::<io::Result<_>>()?;
+        Ok(self.appearance.get_or_init(|| Appearance { time, writable }))
     }
 
     /// The numbers of all inodes at and below a path, through no symlink.

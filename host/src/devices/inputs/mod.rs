@@ -37,8 +37,8 @@ mod wire;
 pub use device::Device;
 pub(super) use fs::InputsFs;
 pub use resolve::{
-    MAX_BYTES, MAX_DEPTH, MAX_DIRECTORIES, MAX_DIRECTORY_BYTES, MAX_ENTRIES, MAX_PATHS, Place, ResolveError, Tree,
-    resolve,
+    MAX_BYTES, MAX_DEPTH, MAX_DIRECTORIES, MAX_DIRECTORY_BYTES, MAX_ENTRIES, MAX_PATHS, NIX_TIME, Place, ResolveError,
+    TIME, Tree, resolve,
 };
 pub(super) use serve::run;
 pub use server::{ServeError, Server, Unbound};

@@ -41,12 +41,21 @@ pub const MAX_PATHS: u64 = 1 << 48;
 /// How many blobs are asked for at a time; it matters for a store that is not on this machine.
 const CONCURRENT_QUESTIONS: usize = 64;
 
+/// Every time stamp of inputs, in seconds since the epoch: 2 January 1980. ZIP and FAT know no time before that year, in any time
+/// zone.
+pub const TIME: u64 = 315_619_200;
+
+/// Every time stamp in a Nix store.
+pub const NIX_TIME: u64 = 1;
+
 /// Everything that a build may see of the store: a directory of its inputs and what lies below it.
 #[derive(Debug)]
 pub struct Tree {
     root: Known,
     directories: HashMap<B3Digest, Known>,
     blobs: HashSet<B3Digest>,
+    /// Of what is read-only, in seconds since the epoch.
+    time: u64,
     /// Paths below the root, a NUL after each.
     writable: Vec<u8>,
     /// Dropped last.
@@ -76,9 +85,16 @@ impl Tree {
         self
     }
 
-    /// The paths of writable copies, a NUL after each.
-    pub(super) fn writable(&self) -> &[u8] {
-        &self.writable
+    /// This tree, with another time of everything that is read-only, in seconds since the epoch.
+    #[must_use]
+    pub fn with_time(mut self, time: u64) -> Self {
+        self.time = time;
+        self
+    }
+
+    /// The time of what is read-only, then the paths of writable copies, a NUL after each.
+    pub(super) fn appearance(&self) -> Vec<u8> {
+        [&self.time.to_le_bytes(), &*self.writable].concat()
     }
 
     /// Different directories, the root left out.
@@ -244,7 +260,7 @@ pub async fn resolve(
     }
     // What decoded directories have left.
     heap.now();
-    Ok(Tree { root, directories, blobs, writable: Vec::new(), heap })
+    Ok(Tree { root, directories, blobs, time: TIME, writable: Vec::new(), heap })
 }
 
 /// Fails with the first blob that isn't there (`None`) or can't be asked for.

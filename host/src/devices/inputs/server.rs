@@ -141,7 +141,7 @@ fn serve(
         let Some(tree) = handle.block_on(tree(&mut bound)) else { break };
         let sent = match request {
             Request::Root => wire::send_whole(&socket, tree.root()),
-            Request::Writable => wire::send_whole(&socket, tree.writable()),
+            Request::Appearance => wire::send_whole(&socket, &tree.appearance()),
             Request::Directory(digest) => match tree.directory(&digest) {
                 Some(directory) => wire::send_whole(&socket, directory),
                 None => return Err(ServeError::Foreign { kind: "directory", digest }),

@@ -10,7 +10,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use tokio::io::AsyncWriteExt as _;
 use tokio::runtime::Handle;
 
-use super::resolve::{ResolveError, Tree, resolve};
+use super::resolve::{NIX_TIME, ResolveError, Tree, resolve};
 use super::server::Server;
 use super::wire::Host;
 
@@ -69,7 +69,8 @@ pub(super) async fn serve(store: &Store, entries: &[(&str, Node)]) -> (Arc<Host>
 
 /// The same, of which the build has writable copies at some paths.
 pub(super) async fn serve_writable(store: &Store, entries: &[(&str, Node)], writable: &[&str]) -> (Arc<Host>, Server) {
-    let tree = resolve_all(store, &inputs(entries)).await.unwrap().with_writable(writable.iter().copied());
+    let tree =
+        resolve_all(store, &inputs(entries)).await.unwrap().with_writable(writable.iter().copied()).with_time(NIX_TIME);
     let (host, server) = serve_tree(store, tree);
     (Arc::new(Host::new(vec![host])), server)
 }

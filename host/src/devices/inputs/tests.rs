@@ -16,6 +16,7 @@ use virtiofsd::oslib::{ReadvFlags, WritevFlags};
 
 use super::blobs::MAX_OPEN;
 use super::fs::InputsFs;
+use super::resolve::{NIX_TIME, TIME};
 use super::testing::{directory, executable, file, serve, serve_writable, symlink};
 
 const ROOT: u64 = 1;
@@ -109,7 +110,7 @@ async fn what_has_a_writable_copy_is_the_builds() {
     ] {
         let attr = lookup(&fs, path).attr;
         let owner = if is_writable { (1000.into(), 100.into()) } else { (0.into(), 0.into()) };
-        let time = if is_writable { 315_619_200 } else { 1 };
+        let time = if is_writable { TIME } else { NIX_TIME };
         assert_eq!((attr.mode & 0o7777, (attr.uid, attr.gid), attr.mtime), (mode, owner, time), "{path}");
     }
 }

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //!   device ─▶ host   0                        the root directory
-//!                    3                        the paths of writable copies
+//!                    3                        how the inputs appear
 //!                    1 digest                 a directory
 //!                    2 digest{1..=MAX_BLOBS}  blobs
 //!   host ─▶ device   length:u32le, then that many bytes of a Directory in packets of at most MAX_PACKET_BYTES
-//!                    the same with paths, a NUL after each
+//!                    the same with the time of read-only inputs in seconds:u64le, and the paths of writable copies, a NUL
+//!                    after each
 //!                    which of the blobs:u64le, the first one in bit 0, with a read-only descriptor for each, in the
 //!                    order asked for
 //! ```
@@ -37,13 +38,13 @@ const MAX_REQUEST_BYTES: usize = 1 + MAX_BLOBS * DIGEST_BYTES;
 const ROOT: u8 = 0;
 const DIRECTORY: u8 = 1;
 const BLOBS: u8 = 2;
-const WRITABLE: u8 = 3;
+const APPEARANCE: u8 = 3;
 
 /// A well-formed question of the device's.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Request {
     Root,
-    Writable,
+    Appearance,
     Directory(B3Digest),
     Blobs(Vec<B3Digest>),
 }
@@ -64,7 +65,7 @@ impl Request {
         let (digests, left_over) = rest.as_chunks::<DIGEST_BYTES>();
         match (tag, digests, left_over) {
             (ROOT, [], []) => Ok(Self::Root),
-            (WRITABLE, [], []) => Ok(Self::Writable),
+            (APPEARANCE, [], []) => Ok(Self::Appearance),
             (DIRECTORY, [digest], []) => Ok(Self::Directory(B3Digest::from(*digest))),
             (BLOBS, [_, ..], []) if digests.len() <= MAX_BLOBS => {
                 Ok(Self::Blobs(digests.iter().map(|digest| B3Digest::from(*digest)).collect()))
@@ -76,7 +77,7 @@ impl Request {
     pub(crate) fn encode(&self) -> Vec<u8> {
         match self {
             Self::Root => vec![ROOT],
-            Self::Writable => vec![WRITABLE],
+            Self::Appearance => vec![APPEARANCE],
             Self::Directory(digest) => [&[DIRECTORY], digest.as_slice()].concat(),
             Self::Blobs(digests) => {
                 let mut packet = vec![BLOBS];
@@ -99,7 +100,7 @@ pub(super) fn receive_request(socket: impl AsFd) -> io::Result<Option<Result<Req
     })
 }
 
-/// Answers a request for a directory or for paths.
+/// Answers a request for a directory or for the appearance of the inputs.
 pub(super) fn send_whole(socket: impl AsFd, bytes: &[u8]) -> io::Result<()> {
     let length = u32::try_from(bytes.len()).map_err(|_| io::ErrorKind::FileTooLarge)?;
     send_packet(&socket, &length.to_le_bytes())?;
@@ -149,13 +150,13 @@ impl Host {
         self.ask(&Request::Root, receive_directory)
     }
 
-    /// The paths below the root of which the build has writable copies. Each may be any bytes.
-    pub(super) fn writable(&self) -> io::Result<Vec<Vec<u8>>> {
-        let paths = self.ask(&Request::Writable, receive_whole)?;
-        Ok(paths
-            .split_inclusive(|byte| *byte == 0)
-            .filter_map(|path| Some(path.strip_suffix(&[0])?.to_vec()))
-            .collect())
+    /// The time of read-only inputs in seconds since the epoch, and the paths below the root of which the build has writable
+    /// copies. Each may be any bytes.
+    pub(super) fn appearance(&self) -> io::Result<(u64, Vec<Vec<u8>>)> {
+        let answer = self.ask(&Request::Appearance, receive_whole)?;
+        let (time, paths) = answer.split_first_chunk().ok_or_else(out_of_step)?;
+        let paths = paths.split_inclusive(|byte| *byte == 0).filter_map(|path| Some(path.strip_suffix(&[0])?.to_vec()));
+        Ok((u64::from_le_bytes(*time), paths.collect()))
     }
 
     pub(super) fn directory(&self, digest: &B3Digest) -> io::Result<Directory> {
@@ -255,7 +256,7 @@ mod tests {
     #[test]
     fn requests_survive_the_wire() {
         let requests =
-            [Request::Root, Request::Writable, Request::Directory(digests(1)[0]), Request::Blobs(digests(MAX_BLOBS))];
+            [Request::Root, Request::Appearance, Request::Directory(digests(1)[0]), Request::Blobs(digests(MAX_BLOBS))];
         for request in requests {
             assert_eq!(Request::decode(&request.encode()), Ok(request));
         }
