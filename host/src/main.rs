@@ -10,7 +10,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(exit_code) => return exit_code,
     };
-    log_to_stderr();
+    log_to_stderr(if cli.quiet() { "error" } else { "warn" });
     let json = cli.json();
     match cli.execute() {
         Ok(()) => ExitCode::SUCCESS,
@@ -21,8 +21,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn log_to_stderr() {
-    let filter = EnvFilter::try_from_env("COFFERDAM_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+fn log_to_stderr(default: &str) {
+    let filter = EnvFilter::try_from_env("COFFERDAM_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if env::var_os("COFFERDAM_LOG_FORMAT").is_some_and(|format| format == "json") {
         log.json().flatten_event(true).init();

@@ -1,6 +1,7 @@
 //! `builds`: what a daemon builds and has built.
 
 use std::{
+    borrow::Cow,
     io::{self, ErrorKind, IsTerminal as _, Write as _},
     time::{Duration, SystemTime},
 };
@@ -20,6 +21,7 @@ use super::{
     print,
     quantity::{show_age, show_duration, show_size},
     remote, state_dir,
+    timestamps::Timestamps,
 };
 use crate::{build::failure::usage_fields, machine::jail::one_line, records::BuildId};
 
@@ -70,7 +72,9 @@ enum Command {
         id: String,
     },
     /// Writes to stdout what a build has written to stdout and stderr
-    #[command(after_help = "Examples:\n  cofferdam builds log 0197b3a2-…\n  cofferdam builds log --follow 0197b3a2-…")]
+    #[command(
+        after_help = "Examples:\n  cofferdam builds log 0197b3a2-…\n  cofferdam builds log --follow --timestamps 0197b3a2-…"
+    )]
     Log {
         /// The build
         id: String,
@@ -80,6 +84,10 @@ enum Command {
         /// Skip this many bytes at the beginning
         #[arg(long, value_name = "BYTES", default_value_t = 0)]
         offset: u64,
+        /// Begin each line with the time when it comes to this host. Lines from before this command have `-`, since the log keeps
+        /// no times
+        #[arg(long, requires = "follow")]
+        timestamps: bool,
     },
     /// Cancels a build, for all who wait for it
     #[command(after_help = "Examples:\n  cofferdam builds cancel 0197b3a2-…")]
@@ -121,13 +129,19 @@ impl Command {
                 let build = client.get(GetRequest { id }).await.map_err(refused)?.into_inner();
                 args.print(&sheet(&build), &object(&build))
             }
-            Self::Log { id, follow, offset } => {
+            Self::Log { id, follow, offset, timestamps } => {
                 args.refuse_json("what the build has written")?;
                 let id = whole_id(daemon, id).await?;
+                let live_from = match timestamps {
+                    true => {
+                        Some(client.get(GetRequest { id: id.clone() }).await.map_err(refused)?.into_inner().log_bytes)
+                    }
+                    false => None,
+                };
                 let chunks = client.log(LogRequest { id: id.clone(), offset, follow }).await.map_err(refused)?;
-                let (mut chunks, mut out) = (chunks.into_inner(), LogOut::new());
+                let (mut chunks, mut out) = (chunks.into_inner(), LogOut::new(live_from));
                 while let Some(chunk) = chunks.message().await.map_err(|status| daemon.left(&status, &id))? {
-                    match out.write(&chunk.data) {
+                    match out.write(chunk.offset, &chunk.data) {
                         Err(error) if error.kind() == ErrorKind::BrokenPipe => break,
                         written => written.map_err(|error| CliError::failed("can't write to stdout", error))?,
                     }
@@ -175,19 +189,29 @@ fn matching(text: &str, builds: &[BuildInfo]) -> Result<String, CliError> {
 }
 
 /// stdout: as it is for programs, harmless for terminals.
-struct LogOut(Option<PlainText>);
+struct LogOut {
+    plain_text: Option<PlainText>,
+    /// With the offset from which on times are known.
+    timestamps: Option<(u64, Timestamps)>,
+}
 
 impl LogOut {
-    fn new() -> Self {
-        Self(io::stdout().is_terminal().then(PlainText::default))
+    fn new(live_from: Option<u64>) -> Self {
+        let timestamps = live_from.map(|offset| (offset, Timestamps::default()));
+        Self { plain_text: io::stdout().is_terminal().then(PlainText::default), timestamps }
     }
 
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let mut stdout = io::stdout().lock();
-        match &mut self.0 {
-            Some(plain) => stdout.write_all(plain.filter(bytes).as_bytes())?,
-            None => stdout.write_all(bytes)?,
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut bytes = Cow::Borrowed(bytes);
+        if let Some(plain_text) = &mut self.plain_text {
+            bytes = plain_text.filter(&bytes).into_bytes().into();
         }
+        if let Some((live_from, timestamps)) = &mut self.timestamps {
+            let time = (offset >= *live_from).then(SystemTime::now);
+            bytes = timestamps.stamp(&bytes, time).into();
+        }
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(&bytes)?;
         stdout.flush()
     }
 }

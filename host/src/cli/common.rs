@@ -4,7 +4,7 @@ use clap::Args;
 use cofferdam_castore::Store;
 use serde_json::Value;
 
-use super::{CliError, StoreAddrs, print};
+use super::{CliError, StoreAddrs, print, progress::Progress};
 
 /// Which store.
 #[derive(Debug, Clone, Default, Args)]
@@ -40,9 +40,17 @@ pub(super) struct ClientArgs {
     /// Print JSON to stdout: one object, or one object a line; a failure is an object with kind, reason, message and fields
     #[arg(long, global = true, help_heading = "Results")]
     pub(super) json: bool,
+    /// Write no progress, notices and warnings to stderr, only errors. What a build writes still comes
+    #[arg(long, short, global = true, help_heading = "Results")]
+    pub(super) quiet: bool,
 }
 
 impl ClientArgs {
+    /// Progress and notices on stderr.
+    pub(super) fn progress(&self) -> Progress {
+        Progress::new(self.quiet)
+    }
+
     /// The daemon's address. An empty variable names none.
     pub(super) fn daemon(&self) -> Option<&str> {
         self.daemon.as_deref().filter(|addr| !addr.is_empty())
@@ -88,7 +96,7 @@ mod tests {
     fn args(blobs: &str, daemon: &str) -> ClientArgs {
         let given = |text: &str| Some(text.to_owned());
         let store = StoreArgs { blob_service_addr: given(blobs), directory_service_addr: None };
-        ClientArgs { store, daemon: given(daemon), json: false }
+        ClientArgs { store, daemon: given(daemon), ..ClientArgs::default() }
     }
 
     #[test]

@@ -177,6 +177,20 @@ impl CliError {
         self
     }
 
+    /// Adds a hint to the failure of a build that has none.
+    #[must_use]
+    pub(super) fn hint(self, text: &str) -> Self {
+        let mut failure = self.failure();
+        if failure.kind != FailureKind::BuildFailed || failure.hint().is_some() {
+            return self;
+        }
+        failure.fields.insert("hint".to_owned(), text.into());
+        match self {
+            Self::Daemon { addr, .. } => Self::Daemon { failure: Box::new(failure), addr },
+            _ => failure.into(),
+        }
+    }
+
     /// Who has to act.
     pub fn exit(&self) -> Exit {
         match self {

@@ -28,7 +28,7 @@ use super::{
     node_text, print,
     progress::Progress,
     quantity::{self, millis, show_duration, show_size},
-    remote::Daemon,
+    remote::{Daemon, Submitted},
     state_dir, terminal,
 };
 use crate::{
@@ -72,7 +72,13 @@ pub(super) struct ExecuteArgs {
 
     /// Write the outputs below DIR, each at its own path (--output build/out: DIR/build/out)
     #[arg(long, value_name = "DIR", help_heading = "Results")]
-    out: Option<PathBuf>,
+    pub(super) out: Option<PathBuf>,
+    /// Begin each line of what the command writes with the time when it comes to this host, as in 2026-01-31T12:00:00.000Z
+    #[arg(long, help_heading = "Results")]
+    timestamps: bool,
+    /// With a daemon: print the build's id and let the build go on without this command. See `cofferdam builds`
+    #[arg(long, conflicts_with_all = ["out", "shell_on_failure", "timestamps"], help_heading = "Results")]
+    detach: bool,
     /// Replace what is already at the outputs' paths below --out, whatever it is
     #[arg(long, requires = "out", help_heading = "Results")]
     force: bool,
@@ -125,7 +131,7 @@ impl ExecuteArgs {
         if let Some(addr) = client.daemon() {
             let daemon = self.daemon(addr)?;
             let place = Place::Daemon(Box::new(daemon), request);
-            return Ok(Ready { args: self, client, place, store: store.open()?, progress: self.progress() });
+            return Ok(Ready { args: self, client, place, store: store.open()?, progress: self.progress(client) });
         }
         let request = self.admit(request)?;
         let image = Image::open(&self.image.clone().unwrap_or_else(default_dir))
@@ -146,7 +152,7 @@ impl ExecuteArgs {
         let network = self.network.grant()?;
         let options = Options { network, ..Options::new(&Limits::default(), &self.asked) };
         let (settings, store) = (self.settings(image, choice)?, store.open()?);
-        let progress = self.progress();
+        let progress = self.progress(client);
         if emulated {
             progress.note("running under emulation (QEMU TCG), which is no security boundary");
         }
@@ -155,9 +161,14 @@ impl ExecuteArgs {
 
     /// Refuses what this host doesn't have.
     fn admit(&self, request: BuildRequest) -> Result<Admitted, CliError> {
-        if self.rebuild {
-            return Err(CliError::wrong("--rebuild is for daemons: without one, every build runs")
-                .try_this("leave out --rebuild, or name a daemon with --daemon"));
+        let for_daemons = [
+            (self.rebuild, "--rebuild is for daemons: without one, every build runs"),
+            (self.detach, "--detach is for daemons: without one, a build ends with this command"),
+        ];
+        if let Some((_, message)) = for_daemons.into_iter().find(|(is_given, _)| *is_given) {
+            let flag = message.split(' ').next().unwrap_or_default();
+            return Err(CliError::wrong(message)
+                .try_this(format!("leave out {flag}, or name a daemon with --daemon or COFFERDAM_DAEMON")));
         }
         let host = Host { network: self.network.is_given(), ..Host::this() };
         if let Some(memory) = self.asked.memory.map(u64::from).filter(|&memory| memory > host.memory_bytes) {
@@ -192,8 +203,9 @@ impl ExecuteArgs {
         }
     }
 
-    fn progress(&self) -> Arc<Progress> {
-        let progress = Progress::new();
+    fn progress(&self, client: &ClientArgs) -> Arc<Progress> {
+        let progress = client.progress();
+        let progress = if self.timestamps { progress.stamp_log() } else { progress };
         Arc::new(if self.asked.shell_on_failure { progress.lend_terminal(Handle::current()) } else { progress })
     }
 
@@ -204,6 +216,7 @@ impl ExecuteArgs {
             limits: Some((&self.asked).into()),
             keep_failed: self.asked.keep_failed,
             rebuild: self.rebuild,
+            detached: self.detach,
             shell_ms: self.asked.shell().map_or(0, millis),
             network: self.network.message(),
             ..wire::BuildRequest::default()
@@ -241,8 +254,13 @@ impl Ready<'_> {
                 build_here(&store, settings.clone(), request, options, &progress, cancel).await
             }
             Place::Daemon(daemon, request) => {
-                let accepted = |id: &str| client.print("", &json!({ "build": id }));
-                daemon.build(args.message(request), request, &progress, accepted, cancel).await
+                let text = |id: &str| if args.detach { format!("{id}\n") } else { String::new() };
+                let accepted = |id: &str| client.print(&text(id), &json!({ "build": id }));
+                match daemon.build(args.message(request), request, &progress, accepted, cancel).await {
+                    Ok(Submitted::Detached) => return Ok(()),
+                    Ok(Submitted::Built(built)) => Ok(*built),
+                    Err(error) => Err(error),
+                }
             }
         };
         let built = built.inspect_err(|error| match error.exit() {

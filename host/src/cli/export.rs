@@ -15,7 +15,6 @@ use super::{
     archive::{self, ExportFormat},
     interrupt::blocking,
     node_text::{self, Reference},
-    progress::Progress,
     store,
 };
 use crate::build::failure::blames_path;
@@ -69,7 +68,7 @@ impl ExportArgs {
             return store::print_blob(&store, digest, size, "the file".into(), cancel).await;
         }
         let object = json!({ "node": node_text::format(&node), "path": self.dest.to_string_lossy() });
-        let progress = Progress::new();
+        let progress = client.progress();
         progress.step("exporting");
         let dest = self.dest;
         let exported = match self.format {

@@ -62,7 +62,7 @@ pub(super) struct ImportArgs {
 impl ImportArgs {
     pub(super) async fn execute(self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
         let store = client.open_store()?;
-        let progress = Arc::new(Progress::new());
+        let progress = Arc::new(client.progress());
         let roots = Roots { args: &self.images, client, store: &store, progress: &progress, cancel };
         for path in self.paths {
             progress.step("importing");
@@ -104,7 +104,7 @@ pub(super) async fn import(
 ) -> Result<Node, CliError> {
     let (store, counter) = (store.clone(), Counter::new(step, progress));
     let work = move || {
-        let observe = |bytes| counter.add(bytes);
+        let observe = |files, bytes| counter.add(files, bytes);
         import_with(&store, &path, &Options { observe: Some(&observe), ..Options::default() })
     };
     Ok(blocking(cancel, work).await?.0)

@@ -32,6 +32,7 @@ mod run;
 mod source_tree;
 mod store;
 mod terminal;
+mod timestamps;
 mod transport;
 
 use std::process::ExitCode;
@@ -115,6 +116,11 @@ impl Cli {
     /// Whether results and failures are printed as JSON.
     pub fn json(&self) -> bool {
         self.client.json
+    }
+
+    /// Whether stderr gets errors only.
+    pub fn quiet(&self) -> bool {
+        self.client.quiet
     }
 
     /// Executes the command.

@@ -9,7 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use cofferdam_protocol::Sample;
@@ -17,7 +17,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::{runtime::Handle, task::JoinHandle};
 
-use super::{plain_text::PlainText, quantity::show_size, terminal};
+use super::{plain_text::PlainText, quantity::show_size, terminal, timestamps::Timestamps};
 use crate::{
     build::{Observer, Phase, Reason, Terminal, Times},
     network::{Connection, Verdict},
@@ -57,18 +57,23 @@ impl Counter {
         Self { step, progress: Arc::clone(progress), begun: Instant::now(), files, bytes, shown }
     }
 
-    /// One more file, of so many bytes.
-    pub(super) fn add(&self, bytes: u64) {
-        let files = self.files.fetch_add(1, Ordering::Relaxed) + 1;
+    /// So many more.
+    pub(super) fn add(&self, files: u64, bytes: u64) {
+        let files = self.files.fetch_add(files, Ordering::Relaxed) + files;
         let bytes = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let time = self.begun.elapsed();
         let tick = u64::try_from(time.as_millis() / TICK.as_millis()).unwrap_or(u64::MAX);
         if self.shown.fetch_max(tick, Ordering::Relaxed) < tick {
-            let rate = show_size((bytes as f64 / time.as_secs_f64()) as u64);
-            let line = format!("{}: {files} files, {}, {rate}/s", self.step, show_size(bytes));
+            let line = format!("{}: {files} files, {}", self.step, with_rate(bytes, time));
             self.progress.update(&line);
         }
     }
+}
+
+/// Bytes, and how many a second.
+pub(super) fn with_rate(bytes: u64, time: Duration) -> String {
+    let rate = bytes as f64 / time.as_secs_f64().max(0.001);
+    format!("{}, {}/s", show_size(bytes), show_size(rate as u64))
 }
 
 /// The current phase with its start, and the times of earlier phases.
@@ -98,15 +103,19 @@ impl Clock {
 #[derive(Default)]
 struct Screen {
     is_terminal: bool,
+    /// Shows the build's log only.
+    is_quiet: bool,
     spinner: Option<ProgressBar>,
     plain_text: PlainText,
+    /// Of the build's log, if they are asked for.
+    timestamps: Option<Timestamps>,
     /// Whether the build's last line is still incomplete.
     within_line: bool,
 }
 
 impl Progress {
-    pub(super) fn new() -> Self {
-        let screen = Screen { is_terminal: io::stderr().is_terminal(), ..Screen::default() };
+    pub(super) fn new(is_quiet: bool) -> Self {
+        let screen = Screen { is_terminal: io::stderr().is_terminal(), is_quiet, ..Screen::default() };
         Self {
             screen: Mutex::new(screen),
             lender: None,
@@ -114,6 +123,12 @@ impl Progress {
             clock: Mutex::default(),
             denials: AtomicU32::new(0),
         }
+    }
+
+    /// Begins each line of the build's log with the time when it comes.
+    pub(super) fn stamp_log(self) -> Self {
+        self.screen().timestamps = Some(Timestamps::default());
+        self
     }
 
     /// Lends the terminal to the shell of a failed build.
@@ -164,7 +179,10 @@ impl Progress {
 
     /// Prints one line, on a terminal or not.
     pub(super) fn note(&self, line: &str) {
-        self.screen().write(format!("{line}\n").as_bytes());
+        let mut screen = self.screen();
+        if !screen.is_quiet {
+            screen.write(format!("{line}\n").as_bytes());
+        }
     }
 
     /// Removes the spinner; stderr is at the beginning of a line then.
@@ -176,7 +194,7 @@ impl Progress {
     pub(super) fn finish(&self, line: &str) {
         let mut screen = self.screen();
         screen.stop();
-        if screen.is_terminal {
+        if screen.is_terminal && !screen.is_quiet {
             screen.end_line();
             screen.write(format!("{line}\n").as_bytes());
         }
@@ -218,11 +236,14 @@ impl Observer for Progress {
 
     fn log(&self, bytes: &[u8]) {
         let mut screen = self.screen();
-        if !screen.is_terminal {
-            return screen.write(bytes);
+        let mut bytes = Cow::Borrowed(bytes);
+        if screen.is_terminal {
+            bytes = screen.plain_text.filter(&bytes).into_bytes().into();
         }
-        let text = screen.plain_text.filter(bytes);
-        screen.write(text.as_bytes());
+        if let Some(timestamps) = &mut screen.timestamps {
+            bytes = timestamps.stamp(&bytes, Some(SystemTime::now())).into();
+        }
+        screen.write(&bytes);
     }
 
     fn terminal(&self, reason: &Reason) -> Option<Terminal> {
@@ -238,7 +259,7 @@ impl Observer for Progress {
 
 impl Screen {
     fn spin(&mut self, message: Cow<'static, str>) {
-        if !self.is_terminal {
+        if !self.is_terminal || self.is_quiet {
             return;
         }
         self.end_line();

@@ -32,6 +32,14 @@ use crate::{
 /// Bytes of the largest message that is accepted: a result with the most outputs and needles that a request can have.
 const MAX_MESSAGE_BYTES: usize = 256 * 1024 * 1024;
 
+/// What became of a build on a daemon.
+pub(super) enum Submitted {
+    /// It has ended.
+    Built(Box<Built>),
+    /// It goes on without a client, and its id has been told.
+    Detached,
+}
+
 /// A daemon.
 pub(super) struct Daemon {
     addr: String,
@@ -51,7 +59,10 @@ impl Daemon {
         self.client.clone()
     }
 
-    /// Submits a build and shows its progress. `accepted` is called with the build's id as soon as that is known.
+    /// Submits a build and shows its progress. `accepted` is called with the build's id as soon as that is known; a detached
+    /// build is left then.
+    ///
+    /// An earlier result of another client's build has no id that this client may use, so that a detached build is like any other.
     pub(super) async fn build(
         &self,
         message: wire::BuildRequest,
@@ -59,8 +70,9 @@ impl Daemon {
         progress: &Progress,
         accepted: impl Fn(&str) -> Result<(), CliError>,
         cancel: &CancellationToken,
-    ) -> Result<Built, CliError> {
-        // Dropping the stream cancels the build.
+    ) -> Result<Submitted, CliError> {
+        let detached = message.detached;
+        // Dropping the stream cancels the build, unless it is detached.
         let built = async {
             let mut events = self.client().build(message).await.map_err(|status| self.refused(&status))?.into_inner();
             let mut id = String::new();
@@ -70,6 +82,9 @@ impl Daemon {
                         id.clone_from(&told.id);
                         if !id.is_empty() {
                             accepted(&id)?;
+                            if detached {
+                                return Ok(Submitted::Detached);
+                            }
                         }
                     }
                     Some(Said::Shell(offer)) => {
@@ -80,7 +95,8 @@ impl Daemon {
                     _ => {}
                 }
                 if let Some(outcome) = tell(event, progress) {
-                    return self.outcome(outcome, request);
+                    let built = self.outcome(outcome, request)?;
+                    return Ok(Submitted::Built(Box::new(built)));
                 }
             }
             Err(self.broken("the stream of events ended before the build"))

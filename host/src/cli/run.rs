@@ -111,6 +111,16 @@ enum Source {
 
 impl RunArgs {
     pub(super) async fn execute(self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
+        let built = self.build(client, cancel).await;
+        let Some(option) = self.misplaced() else { return built };
+        let hint = format!("{option} comes after `--`, so the command got it; options of cofferdam go before `--`");
+        if built.is_ok() && option == "--out" && !self.outputs.is_empty() {
+            client.progress().note(&format!("note: {hint}"));
+        }
+        built.map_err(|error| error.hint(&hint))
+    }
+
+    async fn build(&self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
         let sources = self.sources()?;
         if self.network && client.daemon().is_none() && !self.execute.network.is_given() {
             return Err(CliError::wrong("--network by itself lets the build connect to nothing")
@@ -152,6 +162,24 @@ impl RunArgs {
             (Err(error), Some(root)) if !self.bin_sh => Err(without_shell(error, &store, &root).await),
             (built, _) => built,
         }
+    }
+
+    /// An option of this command that was not given, but is among the arguments of the command to run.
+    fn misplaced(&self) -> Option<&'static str> {
+        let absent = [
+            ("--out", self.execute.out.is_none()),
+            ("--output", self.outputs.is_empty()),
+            ("--input", self.inputs.is_empty()),
+            ("--root", self.root.is_none()),
+            ("--source", self.source.is_none()),
+        ];
+        let is_argument = |option: &str| {
+            let is_it = |argument: &String| {
+                argument.strip_prefix(option).is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+            };
+            self.command.iter().skip(1).any(is_it)
+        };
+        absent.into_iter().find_map(|(option, is_absent)| (is_absent && is_argument(option)).then_some(option))
     }
 
     /// The entries of the build's root.
@@ -421,6 +449,19 @@ mod tests {
         assert_eq!(error.exit().code(), 2);
         let source = error.source().unwrap().to_string();
         assert_eq!(source, "inputs must not have a duplicate name (got \"n=b\")");
+    }
+
+    #[test]
+    fn an_option_after_the_dashes_is_found_unless_it_was_given_before() {
+        for (arguments, found) in [
+            (&["--output", "build/x", "--", "make", "--out", "result"][..], Some("--out")),
+            (&["--", "make", "--output=x"], Some("--output")),
+            (&["--out", "result", "--output", "build/x", "--", "make", "--out", "x", "--output"], None),
+            (&["--", "make", "--out-dir", "-o", "--outer"], None),
+            (&["--", "--out"], None),
+        ] {
+            assert_eq!(parse(arguments).misplaced(), found, "{arguments:?}");
+        }
     }
 
     #[test]

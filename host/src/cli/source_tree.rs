@@ -77,7 +77,7 @@ impl SourceTree {
         progress.step("importing the source");
         let (store, counter) = (store.clone(), Counter::new("importing the source", progress));
         let work = move || {
-            let observe = |bytes| counter.add(bytes);
+            let observe = |files, bytes| counter.add(files, bytes);
             let leave_out = |path: &Path, _| self.kept.as_ref().is_some_and(|kept| !kept.contains(path));
             let options = Options { leave_out: Some(&leave_out), observe: Some(&observe), ..Options::default() };
             import_with(&store, &self.path, &options)

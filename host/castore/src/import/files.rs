@@ -25,7 +25,7 @@ use nix::{
 };
 use tokio::io::AsyncWriteExt as _;
 
-use super::{ImportError, Kind, block_on, read_error};
+use super::{ImportError, Kind, Observe, block_on, read_error};
 use crate::{B3Digest, Node, Store, SymlinkTarget};
 
 /// Bytes that each thread reads at a time.
@@ -53,12 +53,19 @@ pub(super) fn read_symlink(dir: impl AsFd, name: &Path, path: &Path) -> Result<N
 /// Imports files one after the other, with one buffer.
 pub(super) struct Importer<'a> {
     store: &'a Store,
+    observe: Option<&'a Observe<'a>>,
     buffer: Vec<u8>,
 }
 
 impl<'a> Importer<'a> {
-    pub(super) fn new(store: &'a Store) -> Self {
-        Self { store, buffer: vec![0; BUFFER_BYTES] }
+    pub(super) fn new(store: &'a Store, observe: Option<&'a Observe<'a>>) -> Self {
+        Self { store, observe, buffer: vec![0; BUFFER_BYTES] }
+    }
+
+    fn tell(&self, files: u64, bytes: u64) {
+        if let Some(observe) = self.observe {
+            observe(files, bytes);
+        }
     }
 
     /// Imports the regular file `name` in `dir`, and returns its mode, too. Errors name `path`.
@@ -76,6 +83,7 @@ impl<'a> Importer<'a> {
             return Err(ImportError::Changed(path.to_owned()));
         }
         let (digest, size) = self.store_contents(&file, &before, path)?;
+        self.tell(1, 0);
         Ok((Node::File { digest, size, executable: before.st_mode & OWNER_MAY_EXECUTE != 0 }, before.st_mode))
     }
 
@@ -140,6 +148,7 @@ impl<'a> Importer<'a> {
             };
             size += read as u64;
             block_on(writer.write_all(&self.buffer[..read])).map_err(store_error)?;
+            self.tell(0, read as u64);
         }
         if expected == 0 && size >= most {
             let source = io::Error::other(format!("it says that it is empty, and has {most} bytes or more"));

@@ -85,7 +85,7 @@ impl Drop for EndOnPanic<'_> {
 impl Work<'_> {
     fn run_jobs(&self) {
         let _guard = EndOnPanic(self);
-        let mut importer = Importer::new(self.store);
+        let mut importer = Importer::new(self.store, self.options.observe);
         while let Some(job) = self.next() {
             let outcome = match job {
                 Job::List { directory, parent, name } => self.list(directory, parent.as_deref(), &name),
@@ -208,9 +208,6 @@ impl Work<'_> {
             let (node, mode) = importer.import(dir, name_path, &above.join(name_path))?;
             if mode & SET_ID != 0 {
                 self.lost.lock().set_id += 1;
-            }
-            if let (Some(observe), Node::File { size, .. }) = (self.options.observe, &node) {
-                observe(*size);
             }
             nodes.push((name.clone(), node));
         }

@@ -127,6 +127,9 @@ pub fn import_path(store: &Store, path: &Path) -> Result<Node, ImportError> {
 /// Whether to leave out an entry.
 pub type LeaveOut<'a> = dyn Fn(&Path, bool) -> bool + Sync + 'a;
 
+/// Observes an import: so many more files are in the store, and so many more bytes of files.
+pub type Observe<'a> = dyn Fn(u64, u64) + Sync + 'a;
+
 /// How a path is imported, beside [`import_path`]'s way.
 #[derive(Default)]
 pub struct Options<'a> {
@@ -134,8 +137,8 @@ pub struct Options<'a> {
     pub without_devices: bool,
     /// Leave out entries for which this is true. Gets the entry's path, and whether it is a directory.
     pub leave_out: Option<&'a LeaveOut<'a>>,
-    /// Called with the size of each file that was imported, from several threads.
-    pub observe: Option<&'a (dyn Fn(u64) + Sync)>,
+    /// Called from several threads while files are imported.
+    pub observe: Option<&'a Observe<'a>>,
 }
 
 /// Imports a path as these options say.
@@ -151,7 +154,7 @@ pub fn import_with(store: &Store, path: &Path, options: &Options<'_>) -> Result<
     let node = match Kind::of(&stat) {
         Kind::Symlink => files::read_symlink(AT_FDCWD, path, path)?,
         Kind::File => {
-            let (node, _) = files::Importer::new(store).import(AT_FDCWD, path, path)?;
+            let (node, _) = files::Importer::new(store, options.observe).import(AT_FDCWD, path, path)?;
             commit_blobs(store, path)?;
             node
         }

@@ -276,3 +276,24 @@ fn empty_directories_are_kept() {
     let expected = Directory::try_from_iter([(name("empty"), Directory::new().to_node())]).unwrap().to_node();
     assert_eq!(import_path(&Store::memory(), dir.path()).unwrap(), expected);
 }
+
+#[test]
+fn an_observer_learns_of_every_file_and_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let large = vec![7; 1_500_000];
+    for (name, contents) in [("a", &b"one"[..]), ("b", b""), ("c", &large)] {
+        fs::write(dir.path().join(name), contents).unwrap();
+    }
+    let seen = std::sync::Mutex::new((0, 0, 0));
+    let observe = |files, bytes| {
+        let mut seen = seen.lock().unwrap();
+        *seen = (seen.0 + files, seen.1 + bytes, seen.2 + 1);
+    };
+    let options = Options { observe: Some(&observe), ..Options::default() };
+    for path in [dir.path().to_owned(), dir.path().join("c")] {
+        import_with(&Store::memory(), &path, &options).unwrap();
+    }
+    let (files, bytes, times) = *seen.lock().unwrap();
+    assert_eq!((files, bytes), (4, 3 + 2 * 1_500_000));
+    assert!(times > 8, "only {times} times");
+}

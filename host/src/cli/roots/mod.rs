@@ -83,7 +83,7 @@ impl Roots<'_> {
         }
         let (store, counter) = (self.store.clone(), Counter::new("importing the root", self.progress));
         let work = move || {
-            let observe = |bytes| counter.add(bytes);
+            let observe = |files, bytes| counter.add(files, bytes);
             import_with(
                 &store,
                 &path,

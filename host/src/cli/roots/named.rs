@@ -1,7 +1,5 @@
 //! Named roots, which are in this user's own store. With a daemon, they are copied to the daemon's store.
 
-use std::sync::Arc;
-
 use cofferdam_castore::{LocalStore, Node, copy::copy};
 
 use super::Roots;
@@ -42,8 +40,7 @@ pub(super) async fn find(roots: &Roots<'_>, name: &str) -> Result<Option<Node>, 
         return Ok(Some(node));
     }
     let (from, to) = (addrs(roots.client).open()?, roots.store.clone());
-    let watch =
-        store::Watch { step: "copying the root", progress: Arc::clone(roots.progress), cancel: roots.cancel.clone() };
+    let watch = store::Watch::new("copying the root", roots.progress, roots.cancel);
     let nodes = vec![node.clone()];
     blocking(roots.cancel, move || copy(&from, &to, &nodes, &watch)).await?;
     Ok(Some(node))

@@ -1,6 +1,6 @@
 //! `store copy`: from one store to another.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Instant};
 
 use clap::Args;
 use cofferdam_castore::{
@@ -12,7 +12,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::find;
 use crate::cli::{
-    CliError, ClientArgs, StoreAddrs, interrupt::blocking, node_text::Reference, progress::Progress,
+    CliError, ClientArgs, StoreAddrs,
+    interrupt::blocking,
+    node_text::Reference,
+    progress::{Progress, with_rate},
     quantity::show_size,
 };
 
@@ -58,7 +61,7 @@ impl CopyArgs {
         }
         let all = self.references.is_empty().then(|| local(&from_addrs)).transpose()?;
         let to = to_addrs.open()?;
-        let watch = Watch { step: "copying", progress: Arc::new(Progress::new()), cancel: cancel.clone() };
+        let watch = Watch::new("copying", &Arc::new(client.progress()), cancel);
         let work = move || {
             if let Some(local) = all {
                 watch.progress.step("comparing the stores");
@@ -110,16 +113,24 @@ fn local(addrs: &StoreAddrs) -> Result<LocalStore, CliError> {
 
 /// Shows how far a copy has come, until it is interrupted.
 pub(in crate::cli) struct Watch {
-    /// What is done, as in "copying".
-    pub(in crate::cli) step: &'static str,
-    pub(in crate::cli) progress: Arc<Progress>,
-    pub(in crate::cli) cancel: CancellationToken,
+    step: &'static str,
+    progress: Arc<Progress>,
+    begun: Instant,
+    cancel: CancellationToken,
+}
+
+impl Watch {
+    /// The step is what is done, as in "copying".
+    pub(in crate::cli) fn new(step: &'static str, progress: &Arc<Progress>, cancel: &CancellationToken) -> Self {
+        Self { step, progress: Arc::clone(progress), begun: Instant::now(), cancel: cancel.clone() }
+    }
 }
 
 impl CopyObserver for Watch {
     fn progress(&self, copied: &Copied) {
-        let (done, blobs, bytes) = (copied.blobs_done, copied.blobs, show_size(copied.bytes_copied));
-        self.progress.update(&format!("{}: {done} of {blobs} blobs, {bytes}", self.step));
+        let bytes = with_rate(copied.bytes_copied, self.begun.elapsed());
+        let Copied { blobs_done, blobs, .. } = copied;
+        self.progress.update(&format!("{}: {blobs_done} of {blobs} blobs, {bytes}", self.step));
     }
 
     fn interrupted(&self) -> bool {

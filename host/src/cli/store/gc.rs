@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::local;
-use crate::cli::{CliError, ClientArgs, interrupt::blocking, progress::Progress, quantity::show_size};
+use crate::cli::{CliError, ClientArgs, interrupt::blocking, quantity::show_size};
 
 /// Younger contents stay.
 const KEEP: &str = "1d";
@@ -44,7 +44,7 @@ fn age(text: &str) -> Result<Duration, String> {
 impl GcArgs {
     pub(super) async fn execute(self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
         let local = local(client)?;
-        let progress = Progress::new();
+        let progress = client.progress();
         progress.step("collecting garbage");
         let (keep, dry_run) = (self.keep, self.dry_run);
         let collected = blocking(cancel, move || collect(&local, keep, dry_run)).await;

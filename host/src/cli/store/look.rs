@@ -21,7 +21,6 @@ use crate::cli::{
     CliError, ClientArgs,
     interrupt::blocking,
     node_text::{self, Reference},
-    progress::Progress,
 };
 
 /// A node of the store, or something below it.
@@ -196,7 +195,7 @@ impl StatArgs {
     pub(super) async fn execute(self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
         let store = client.open_store()?;
         let node = self.place.find(&store, client).await?;
-        let progress = Progress::new();
+        let progress = client.progress();
         progress.step("hashing");
         let (name, of) = (self.place.name(), node.clone());
         let info = blocking(cancel, move || nar::info(&store, &of, Path::new(&name), &|| false)).await;

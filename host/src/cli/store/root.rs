@@ -12,7 +12,6 @@ use crate::cli::{
     CliError, ClientArgs,
     interrupt::blocking,
     node_text,
-    progress::Progress,
     roots::{ImageArgs, Roots, Source},
 };
 
@@ -58,7 +57,7 @@ impl RootArgs {
         let object = |name: &str, node: &Node| json!({ "name": name, "node": node_text::format(node) });
         match self.command {
             RootCommand::Add { name, root, images } => {
-                let (store, progress) = (client.open_store()?, Arc::new(Progress::new()));
+                let (store, progress) = (client.open_store()?, Arc::new(client.progress()));
                 let roots = Roots { args: &images, client, store: &store, progress: &progress, cancel };
                 let node = roots.load(&Source::parse(&root)?).await?;
                 progress.clear();

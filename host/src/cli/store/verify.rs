@@ -38,7 +38,7 @@ pub(super) struct VerifyArgs {
 
 impl VerifyArgs {
     pub(super) async fn execute(self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
-        let progress = Progress::new();
+        let progress = client.progress();
         if !self.references.is_empty() {
             return self.nodes(client, &progress, cancel).await;
         }
