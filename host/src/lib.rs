@@ -43,6 +43,7 @@ pub mod network;
 mod oci;
 mod outputs;
 mod privacy;
+mod provenance;
 mod quantity;
 mod records;
 pub mod request;

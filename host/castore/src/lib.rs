@@ -73,7 +73,9 @@ mod testing;
 pub mod verify;
 
 pub use addr::AddrError;
-pub(crate) use blobservice::{BlobReader, BlobService, BlobWriter, Lease, LocalBlobService, MemoryBlobService};
+pub(crate) use blobservice::{
+    BlobReader, BlobService, BlobWriter, DigestBlobService, Lease, LocalBlobService, MemoryBlobService,
+};
 pub use cache::WritePolicy;
 pub use digest::{B3Digest, DigestError};
 pub use directory::{Directory, DirectoryError, DirectorySizes};
@@ -101,6 +103,11 @@ impl Store {
     /// An empty store in memory.
     pub fn memory() -> Self {
         Self { blobs: Arc::new(MemoryBlobService::default()), directories: Arc::new(MemoryDirectoryService::default()) }
+    }
+
+    /// A store that computes digests, and keeps no blobs.
+    pub fn digests_only() -> Self {
+        Self { blobs: Arc::new(DigestBlobService), directories: Arc::new(MemoryDirectoryService::default()) }
     }
 
     /// Opens the store with these two addresses.

@@ -70,6 +70,15 @@ impl Builder {
         environment::digest(&self.machines.settings, &self.image_digest)
     }
 
+    /// The digests of the guest image's files.
+    ///
+    /// # Errors
+    ///
+    /// The image can't be read.
+    pub(crate) fn image_digests(&self) -> std::io::Result<environment::ImageDigests> {
+        self.image_digest.get(&self.machines.settings.image)
+    }
+
     /// Which connections the build of an admitted request gets; nothing if it has no network.
     pub(crate) fn network<'o>(&self, request: &Admitted, options: &'o Options) -> Option<&'o Policy> {
         guest::network(request, options, &self.machines.settings).map(|grant| &*grant.policy)

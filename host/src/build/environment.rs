@@ -19,9 +19,20 @@ use super::settings::Settings;
 /// below don't show.
 const CONTEXT: &str = "cofferdam v1: the environment of builds";
 
-/// The digest of an image's files, computed again when one of them has changed.
+/// The digests of an image's files, computed again when one of them has changed.
 #[derive(Debug, Default)]
-pub(super) struct ImageDigest(Mutex<Option<([Stamp; 3], B3Digest)>>);
+pub(super) struct ImageDigest(Mutex<Option<([Stamp; 3], ImageDigests)>>);
+
+/// The digests of a guest image's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ImageDigests {
+    /// The kernel.
+    pub kernel: B3Digest,
+    /// The first root, with guest-init.
+    pub initramfs: B3Digest,
+    /// The template of scratch disks.
+    pub scratch: B3Digest,
+}
 
 /// Identifies a version of a file: device, inode, size, and the times of its last changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +53,7 @@ impl Stamp {
 }
 
 impl ImageDigest {
-    fn get(&self, image: &Image) -> io::Result<B3Digest> {
+    pub(super) fn get(&self, image: &Image) -> io::Result<ImageDigests> {
         let files = [&image.kernel, &image.initramfs, &image.scratch];
         let mut known = self.0.lock();
         let mut stamps = [Stamp([0; 5]); 3];
@@ -54,15 +65,16 @@ impl ImageDigest {
         {
             return Ok(digest);
         }
-        let mut digests = [0; 3 * B3Digest::LENGTH];
-        for (digest, path) in digests.chunks_exact_mut(B3Digest::LENGTH).zip(files) {
+        let digest = |path: &Path| -> io::Result<B3Digest> {
             let mut hasher = Hasher::new();
             hasher.update_reader(File::open(path)?)?;
-            digest.copy_from_slice(hasher.finalize().as_bytes());
-        }
-        let digest = B3Digest::of(&digests);
-        *known = Some((stamps, digest));
-        Ok(digest)
+            Ok(hasher.finalize().into())
+        };
+        let [kernel, initramfs, scratch] = files;
+        let digests =
+            ImageDigests { kernel: digest(kernel)?, initramfs: digest(initramfs)?, scratch: digest(scratch)? };
+        *known = Some((stamps, digests));
+        Ok(digests)
     }
 }
 
@@ -71,7 +83,9 @@ pub(super) fn digest(settings: &Settings, image: &ImageDigest) -> io::Result<B3D
     let Settings { vmm, cpu_model, ro_paths, withhold_network, nested, user_namespaces, .. } = settings;
     let mut fields = Fields(Hasher::new_derive_key(CONTEXT));
     fields.add("protocol", &VERSION.to_le_bytes());
-    fields.add("image", image.get(&settings.image)?.as_slice());
+    let ImageDigests { kernel, initramfs, scratch } = image.get(&settings.image)?;
+    let files = [kernel.as_slice(), initramfs.as_slice(), scratch.as_slice()].concat();
+    fields.add("image", B3Digest::of(&files).as_slice());
     // Without `cpu_model`, the CPU depends on the host's, the VMM and the accelerator.
     fields.add("vmm", vmm.kind.to_string().as_bytes());
     fields.add("vmm version", vmm.version.as_bytes());

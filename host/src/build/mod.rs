@@ -40,6 +40,7 @@ mod terminal;
 
 pub(crate) use builder::Builder;
 pub(crate) use built::{Built, Times};
+pub(crate) use environment::ImageDigests;
 #[cfg(test)]
 pub(crate) use error::Failed;
 pub(crate) use error::{BuildError, ExecutorError, Reason};

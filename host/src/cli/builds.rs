@@ -9,7 +9,8 @@ use std::{
 use clap::{Args, Subcommand};
 use cofferdam_castore::proto::{Entry, EntryExt as _};
 use cofferdam_proto::cofferdam::v1::{
-    BuildInfo, CancelRequest, GetRequest, ListRequest, LogRequest, Phase, Times, build_info::State, done::Outcome,
+    BuildInfo, CancelRequest, GetRequest, ListRequest, LogRequest, Phase, ProvenanceRequest, Times, build_info::State,
+    done::Outcome,
 };
 use data_encoding::BASE64;
 use serde_json::{Value, json};
@@ -89,7 +90,19 @@ enum Command {
         #[arg(long, requires = "follow")]
         timestamps: bool,
     },
-    /// Cancels a build, for all who wait for it
+    /// Writes to stdout the signed statement of how a build's outputs were made, for `cofferdam verify`
+    #[command(
+        after_help = "Examples:\n  cofferdam builds provenance --public-key > daemon.pem\n  cofferdam builds provenance 0197b3a2-… > statement.json\n  cofferdam verify statement.json --key daemon.pem --out result"
+    )]
+    Provenance {
+        /// The build
+        #[arg(required_unless_present = "public_key")]
+        id: Option<String>,
+        /// Print the daemon's key, which checks its statements, instead
+        #[arg(long, conflicts_with = "id")]
+        public_key: bool,
+    },
+    /// Ends your interest in a build, which goes on if others wait for it; for operators, cancels it for all
     #[command(after_help = "Examples:\n  cofferdam builds cancel 0197b3a2-…")]
     Cancel {
         /// The build
@@ -147,6 +160,16 @@ impl Command {
                     }
                 }
                 Ok(())
+            }
+            Self::Provenance { id, public_key } => {
+                args.refuse_json("a statement, which is JSON anyway, or a key")?;
+                let id = match id {
+                    Some(id) => whole_id(daemon, id).await?,
+                    None => String::new(),
+                };
+                let answer = client.provenance(ProvenanceRequest { id }).await.map_err(refused)?.into_inner();
+                let envelope = String::from_utf8_lossy(&answer.envelope);
+                print(if public_key { &answer.public_key } else { &envelope })
             }
             Self::Cancel { id } => {
                 let id = whole_id(daemon, id).await?;

@@ -34,6 +34,7 @@ mod store;
 mod terminal;
 mod timestamps;
 mod transport;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -84,6 +85,7 @@ enum Command {
     Daemon(daemon::DaemonArgs),
     Builds(builds::BuildsArgs),
     Store(store::StoreCommandArgs),
+    Verify(verify::VerifyArgs),
     Doctor(doctor::DoctorArgs),
     /// Serves a device of one VM; only builds start it
     #[command(name = devices::SUBCOMMAND, hide = true)]
@@ -138,6 +140,7 @@ impl Cli {
             Command::Import(args) => until_interrupted(|cancel| async move { args.execute(&client, &cancel).await }),
             Command::Export(args) => until_interrupted(|cancel| async move { args.execute(&client, &cancel).await }),
             Command::Store(args) => until_interrupted(|cancel| async move { args.execute(&client, &cancel).await }),
+            Command::Verify(args) => args.execute(&client),
             Command::Builds(args) => until_interrupted(|cancel| async move { args.execute(&client, &cancel).await }),
             Command::Daemon(args) => {
                 client.refuse_json("the addresses that the daemon listens on")?;

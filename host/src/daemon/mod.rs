@@ -31,7 +31,9 @@ use crate::{
     build::{Builder, Footprint, Settings, failure::Failure},
     frontend::{self, Allowed, Frontends},
     machine::jail::{Best, Delegated, Walls, allow_descriptors, landlock_version},
+    provenance::{Signer, SigningKey},
     records::{Machine, Records},
+    request::node_text,
     scheduler::{Backend, Scheduler, SchedulerSettings},
     state::{StateError, state_dir},
     telemetry::{Metrics, Traces},
@@ -69,7 +71,8 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
 ///
 /// The daemon can't start, or can't go on.
 pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &CancellationToken) -> Result<(), Failure> {
-    let Checked { options, image, vmm, tls, operators, network } = check::check(config).map_err(problem::failure)?;
+    let Checked { options, image, vmm, tls, operators, network, signing_key } =
+        check::check(config).map_err(problem::failure)?;
     tracing::info!(kind = %vmm.kind, accelerator = %vmm.accelerator, reason = vmm.reason, "VMM chosen");
     let weaknesses = config.weaknesses(vmm.schedules_cores());
     if !weaknesses.is_empty() {
@@ -84,6 +87,7 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let state = state_dir()?;
     let records = Records::open(&state.join("records"), config.retention())
         .map_err(|error| failed("can't keep records of builds", &error))?;
+    let signer = signer(signing_key, &state)?;
     let store = config.store.open()?;
     let mut settings = Settings::new(image, vmm, state.join("run"));
     config.apply(&mut settings);
@@ -95,8 +99,16 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let metrics = Arc::new(Metrics::new(state.clone()));
     let traces = config.traces.as_ref().map(|traces| Traces::to(&traces.endpoint.0)).transpose();
     let traces = traces.map_err(|error| wrong("traces.endpoint can't be used", &error))?;
-    let backend =
-        Backend { store: store.clone(), builder, records, machine, operators, metrics: Arc::clone(&metrics), traces };
+    let backend = Backend {
+        store: store.clone(),
+        builder,
+        records,
+        machine,
+        operators,
+        signer,
+        metrics: Arc::clone(&metrics),
+        traces,
+    };
     let scheduler_settings = SchedulerSettings {
         budget: config.budget(),
         bounds: config.bounds(),
@@ -120,6 +132,18 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let (served, ()) = tokio::join!(serving, systemd::stopping(cancel));
     end.await.map_err(|error| failed("the scheduler has panicked", &error))?;
     served
+}
+
+/// Signs with this key, or with one that is made at the first start.
+fn signer(key: Option<SigningKey>, state: &Path) -> Result<Signer, Failure> {
+    let path = state.join("provenance.key");
+    let key = match key {
+        Some(key) => key,
+        None => SigningKey::open_or_create(&path)
+            .map_err(|error| failed(format!("can't sign what builds make with the key {}", path.display()), &error))?,
+    };
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    Ok(Signer { key, host: node_text::percent_encoded(host.as_encoded_bytes()) })
 }
 
 /// Which walls around helper processes this host lacks, and why.

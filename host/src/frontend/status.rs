@@ -73,7 +73,9 @@ pub(crate) fn status(failure: &Failure, id: Option<&str>, log: &[u8]) -> Status 
 fn code(failure: &Failure) -> Code {
     match (failure.kind, failure.reason.as_str()) {
         (FailureKind::BuildFailed, _) => Code::Aborted,
-        (FailureKind::RequestWrong, "missing" | "unsupported" | "no_shell") => Code::FailedPrecondition,
+        (FailureKind::RequestWrong, "missing" | "unsupported" | "no_shell" | "no_provenance") => {
+            Code::FailedPrecondition
+        }
         (FailureKind::RequestWrong, "unknown_build") => Code::NotFound,
         (FailureKind::RequestWrong, "beyond_end") => Code::OutOfRange,
         (FailureKind::RequestWrong, _) => Code::InvalidArgument,

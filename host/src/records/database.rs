@@ -6,6 +6,7 @@
 //!   finished  id → end, bytes, key     what retention needs of finished builds
 //!   plain     id                       builds whose log is not compressed yet
 //!   latest    key → id                 the latest success with this key
+//!   proofs    id → DSSE envelope       see `crate::provenance`
 //! ```
 
 use std::{
@@ -34,6 +35,8 @@ const RECORDS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("records"
 const FINISHED: TableDefinition<'_, u128, (u64, u64, [u8; B3Digest::LENGTH])> = TableDefinition::new("finished");
 const PLAIN: TableDefinition<'_, u128, ()> = TableDefinition::new("plain");
 const LATEST: TableDefinition<'_, [u8; B3Digest::LENGTH], u128> = TableDefinition::new("latest");
+
+const PROOFS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("proofs");
 
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
 
@@ -74,7 +77,8 @@ impl Database {
         let database = Self { open: RwLock::new(None), path };
         let found = database.read(|read| Ok(read.open_table(META)?.get("format")?.map(|found| found.value())))?;
         match found {
-            Some(FORMAT) => Ok(database),
+            // Earlier versions had no proofs.
+            Some(FORMAT) => database.write(|write| Ok(write.open_table(PROOFS).map(drop)?)).map(|()| database),
             Some(found) if found > FORMAT => Err(RecordsError::Newer { path: database.path, found, known: FORMAT }),
             _ => Err(database.failed("read", redb::Error::Corrupted("its format is missing".to_owned()))),
         }
@@ -90,10 +94,10 @@ impl Database {
         })
     }
 
-    /// Stores the record of a build that has ended.
-    pub(super) fn finish(&self, record: &Record, key: &B3Digest, now: SystemTime) -> Result<()> {
+    /// Stores the record of a build that has ended, and the proof of how its outputs were made.
+    pub(super) fn finish(&self, record: &Record, key: &B3Digest, proof: Option<&[u8]>, now: SystemTime) -> Result<()> {
         let (id, encoded, key) = (record.id.as_u128(), self.encode(record)?, key.as_bytes());
-        let bytes = encoded.len() as u64 + record.log.bytes;
+        let bytes = (encoded.len() + proof.unwrap_or_default().len()) as u64 + record.log.bytes;
         self.write(|write| {
             let age_us = advance(write, now)?.age_us;
             write.open_table(RECORDS)?.insert(id, encoded.as_slice())?;
@@ -101,6 +105,9 @@ impl Database {
             write.open_table(FINISHED)?.insert(id, (age_us, bytes, *key))?;
             if matches!(record.outcome, Some(Outcome::Built(_))) {
                 write.open_table(LATEST)?.insert(key, id)?;
+            }
+            if let Some(proof) = proof {
+                write.open_table(PROOFS)?.insert(id, proof)?;
             }
             Ok(())
         })
@@ -111,9 +118,10 @@ impl Database {
         record.log.truncated |= log_bytes < record.log.bytes;
         record.log.bytes = log_bytes;
         let (id, encoded) = (record.id.as_u128(), self.encode(&record)?);
-        let bytes = encoded.len() as u64 + packed_bytes;
         self.write(|write| {
             write.open_table(PLAIN)?.remove(id)?;
+            let proof_bytes = write.open_table(PROOFS)?.get(id)?.map_or(0, |proof| proof.value().len());
+            let bytes = (encoded.len() + proof_bytes) as u64 + packed_bytes;
             let mut finished = write.open_table(FINISHED)?;
             let Some((age_us, _, key)) = finished.get(id)?.map(|finished| finished.value()) else {
                 return Ok(false);
@@ -140,6 +148,7 @@ impl Database {
                 let key = finished.remove(id)?.map(|finished| finished.value().2);
                 write.open_table(RECORDS)?.remove(id)?;
                 write.open_table(PLAIN)?.remove(id)?;
+                write.open_table(PROOFS)?.remove(id)?;
                 if let Some(key) = key
                     && latest.get(key)?.is_some_and(|latest| latest.value() == *id)
                 {
@@ -159,6 +168,11 @@ impl Database {
             Ok(read.open_table(RECORDS)?.get(id.as_u128())?.map(|encoded| encoded.value().to_vec()))
         };
         self.read(get)?.map(|encoded| self.decode(id, &encoded)).transpose()
+    }
+
+    /// The proof of how a build's outputs were made.
+    pub(super) fn proof(&self, id: BuildId) -> Result<Option<Vec<u8>>> {
+        self.read(|read| Ok(read.open_table(PROOFS)?.get(id.as_u128())?.map(|proof| proof.value().to_vec())))
     }
 
     /// The latest successful build of a key.

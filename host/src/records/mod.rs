@@ -211,6 +211,15 @@ impl Records {
         self.shared.database.latest(key)
     }
 
+    /// The signed statement of how a build's outputs were made, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// The database can't be read.
+    pub(crate) fn proof(&self, id: BuildId) -> Result<Option<Vec<u8>>> {
+        self.shared.database.proof(id)
+    }
+
     /// A reader of a build's log from an offset; `None` if there is no such build.
     ///
     /// # Errors
@@ -287,7 +296,7 @@ impl Shared {
             match self.database.get_sound(id)? {
                 Some(record) if record.outcome.is_none() => {
                     let key = record.request_digest;
-                    self.database.finish(&self.settled(record), &key, SystemTime::now())?;
+                    self.database.finish(&self.settled(record), &key, None, SystemTime::now())?;
                 }
                 _ => {}
             }

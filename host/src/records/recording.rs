@@ -233,7 +233,17 @@ impl Recording {
     /// # Errors
     ///
     /// The database can't be written. The build counts as lost then.
+    #[cfg(test)]
     pub(crate) fn finish(&self, end: End) -> Result<Record> {
+        self.finish_with(end, |_| None)
+    }
+
+    /// The same, with a signed statement about the record (see [`crate::provenance`]).
+    ///
+    /// # Errors
+    ///
+    /// The database can't be written. The build counts as lost then.
+    pub(crate) fn finish_with(&self, end: End, prove: impl FnOnce(&Record) -> Option<Vec<u8>>) -> Result<Record> {
         let log = {
             let mut log = self.live.log.lock();
             log.close();
@@ -249,7 +259,8 @@ impl Recording {
         record.usage = end.usage;
         record.kept = end.kept;
         // Readers of the record must not wait for the disk.
-        let finished = self.shared.database.finish(&record, &self.live.key, SystemTime::now());
+        let proof = prove(&record);
+        let finished = self.shared.database.finish(&record, &self.live.key, proof.as_deref(), SystemTime::now());
         self.live.record.lock().clone_from(&record);
         self.shared.live.lock().remove(&record.id);
         self.live.progress.send_replace(Progress { bytes: log.bytes, ended: true });
@@ -264,7 +275,7 @@ impl Drop for Recording {
             return;
         }
         let outcome = Outcome::Failed(Failure::executor(LOST, "the build was abandoned before it ended"));
-        if let Err(error) = self.finish(End { outcome, usage: None, kept: None }) {
+        if let Err(error) = self.finish_with(End { outcome, usage: None, kept: None }, |_| None) {
             tracing::warn!(error = &error as &dyn std::error::Error, "can't record that a build was abandoned");
         }
     }

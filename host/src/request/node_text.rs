@@ -50,9 +50,14 @@ pub(crate) fn format(node: &Node) -> String {
         Node::File { digest, size, executable: false } => format!("file:{digest}:{size}"),
         Node::File { digest, size, executable: true } => format!("file:{digest}:{size}:x"),
         Node::Symlink { target } => {
-            format!("link:{}", percent_encode(target.as_bytes(), ENCODED))
+            format!("link:{}", percent_encoded(target.as_bytes()))
         }
     }
+}
+
+/// Bytes as text: odd ones as `%XX`.
+pub(crate) fn percent_encoded(bytes: &[u8]) -> String {
+    percent_encode(bytes, ENCODED).to_string()
 }
 
 /// What text stands for.

@@ -49,6 +49,7 @@ pub(crate) use submission::{Submission, Submitted};
 
 use crate::{
     build::{Builder, failure::Failure},
+    provenance::Signer,
     records::{BuildId, Machine, Records},
     request::Admitted,
     scheduler::queue::{Bounds, Budget},
@@ -86,6 +87,8 @@ pub(crate) struct Backend {
     pub machine: Machine,
     /// Who may do everything with every build.
     pub operators: Operators,
+    /// Signs what the builds have made.
+    pub signer: Signer,
     /// Counts builds.
     pub metrics: Arc<Metrics>,
     /// The collector of the builds' spans.

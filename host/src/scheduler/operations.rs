@@ -105,6 +105,32 @@ impl Scheduler {
         Ok(Page { builds: page.records.into_iter().map(listed).collect(), next: page.next })
     }
 
+    /// The signed statement of how a build's outputs were made. It names the client that asked first, so only this client and
+    /// operators get it.
+    ///
+    /// # Errors
+    ///
+    /// There is no build that the client may see, or no statement.
+    pub(crate) async fn proof(&self, client: &Client, id: BuildId) -> Result<Vec<u8>, Failure> {
+        let none = |why: &str| Err(Failure::wrong("no_provenance", format!("the build has no provenance: {why}")));
+        let Found::Ended(record) = self.find(client, id).await? else { return none("it has not ended") };
+        if self.owner_for(client, &record) != record.client {
+            return none("it was signed for another client, which asked for the build first");
+        }
+        match self.ask_records(move |records| records.proof(id)).await? {
+            Some(proof) => Ok(proof),
+            None if record.status() == Status::Built => {
+                none("a version without provenance built it, or it could not be signed")
+            }
+            None => none("it made nothing"),
+        }
+    }
+
+    /// The key that checks signed statements, in PEM.
+    pub(crate) fn public_key(&self) -> String {
+        self.backend.signer.key.public().to_pem()
+    }
+
     /// A reader of a build's log, from an offset on.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ use crate::{
     build::{BuildError, Built, ExecutorError, Observer, Options, Phase, Reason, Terminal},
     network::Connection,
     records::{End, Outcome, Record},
+    request::Admitted,
     telemetry::Metrics,
 };
 
@@ -35,7 +36,7 @@ pub(super) async fn run(
         .catch_unwind()
         .await;
     let end = ended.unwrap_or_else(|_| Err(Failure::executor("host", "the build's task panicked")));
-    let record = record(&build, end.unwrap_or_else(failed)).await;
+    let record = record(&scheduler, &build, end.unwrap_or_else(failed)).await;
     backend.metrics.ended(&record);
     let (outcome, reason) = match &record.outcome {
         Some(Outcome::Failed(failure)) => (failure.kind.word(), failure.reason.as_str()),
@@ -56,9 +57,10 @@ fn failed(failure: Failure) -> End {
 }
 
 /// Records a build's end. If it can't be written to the disk, it is in memory only.
-async fn record(build: &Arc<ActiveBuild>, end: End) -> Record {
-    let theirs = Arc::clone(build);
-    match spawn_blocking(move || theirs.recording.finish(end)).await {
+async fn record(scheduler: &Scheduler, build: &Arc<ActiveBuild>, end: End) -> Record {
+    let (theirs, backend) = (Arc::clone(build), Arc::clone(&scheduler.backend));
+    let finish = move || theirs.recording.finish_with(end, |record| prove(&backend, &theirs.request, record));
+    match spawn_blocking(finish).await {
         Ok(Ok(record)) => return record,
         Ok(Err(error)) => {
             tracing::error!(id = %build.id(), error = &error as &dyn std::error::Error, "can't record a build's end");
@@ -66,6 +68,16 @@ async fn record(build: &Arc<ActiveBuild>, end: End) -> Record {
         Err(error) => tracing::error!(id = %build.id(), %error, "can't record a build's end"),
     }
     build.recording.record()
+}
+
+/// The signed statement of how a build's outputs were made.
+fn prove(backend: &Backend, request: &Admitted, record: &Record) -> Option<Vec<u8>> {
+    let image = backend.builder.image_digests();
+    let image = image.inspect_err(|error| {
+        let error: &dyn std::error::Error = error;
+        tracing::warn!(id = %record.id, error, "no statement is signed: the guest image can't be read");
+    });
+    backend.signer.sign(request, record, &image.ok()?)
 }
 
 /// Waits for the build's turn and runs it.

@@ -24,6 +24,7 @@ use super::*;
 use crate::{
     build::{Options, Settings, Terminal},
     machine::vmm,
+    provenance::SigningKey,
     records::{End, Outcome, Output, Recording, Retention},
     request::BuildRequest,
 };
@@ -72,6 +73,10 @@ fn backend(dir: &Path) -> Backend {
         records: Records::open(&dir.join("records"), Retention::default()).unwrap(),
         machine,
         operators: Operators::new([OPERATORS_UID]),
+        signer: Signer {
+            key: SigningKey::open_or_create(&dir.join("provenance.key")).unwrap(),
+            host: "host".to_owned(),
+        },
         metrics: Arc::new(Metrics::new(dir.to_owned())),
         traces: None,
     }

@@ -16,9 +16,11 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncSeek, AsyncWrite};
 
 #[cfg(test)]
 mod conformance;
+mod digests;
 mod local;
 mod memory;
 
+pub(crate) use digests::DigestBlobService;
 pub(crate) use local::{
     Age, LocalBlobReader, PENDING_BLOBS, PENDING_TREES, check_layout, decode_node, digest_of, digests_in, encode_node,
     lock, mark_damaged,

@@ -24,6 +24,7 @@ use crate::{
     limits::Limits,
     machine::vmm,
     network::Policies,
+    provenance::SigningKey,
     quantity::show_size,
     request::Host,
     scheduler::Operators,
@@ -38,6 +39,8 @@ pub(super) struct Checked {
     pub(super) tls: Option<Tls>,
     pub(super) operators: Operators,
     pub(super) network: Option<Policies>,
+    /// The configured key of signed statements.
+    pub(super) signing_key: Option<SigningKey>,
 }
 
 /// Looks for all problems at once.
@@ -54,10 +57,11 @@ pub(super) fn check(config: &Config) -> Result<Checked, Vec<Problem>> {
     checks.cgroups();
     let network = checks.network();
     let operators = checks.operators();
+    let signing_key = checks.signing_key();
     let (image, tls) = (checks.image(), checks.tls());
     match (image, vmm, tls) {
         (Some(image), Some(vmm), Some(tls)) if checks.problems.is_empty() => {
-            Ok(Checked { options, image, vmm, tls, operators, network })
+            Ok(Checked { options, image, vmm, tls, operators, network, signing_key })
         }
         _ => Err(checks.problems),
     }
@@ -111,6 +115,17 @@ impl Checks<'_> {
         }
         if config.hugepages {
             self.huge_pages(machine_bytes(limits.memory_bytes));
+        }
+    }
+
+    fn signing_key(&mut self) -> Option<SigningKey> {
+        let path = self.config.provenance.key.as_ref()?;
+        match SigningKey::read(path) {
+            Ok(key) => Some(key),
+            Err(error) => {
+                self.wrong("provenance.key", format!("can't be used: {}", chain(&error)));
+                None
+            }
         }
     }
 

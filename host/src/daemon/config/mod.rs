@@ -95,6 +95,7 @@ pub(crate) struct Config {
     pub(super) cgroups: CgroupsConfig,
     pub(super) host: HostConfig,
     pub(super) network: Option<NetworkConfig>,
+    pub(super) provenance: ProvenanceConfig,
     pub(super) metrics: Option<MetricsConfig>,
     pub(super) traces: Option<TracesConfig>,
 }
@@ -125,6 +126,14 @@ fn store_addrs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<StoreAddrs,
 #[serde(deny_unknown_fields, default)]
 pub(super) struct OperatorsConfig {
     pub(super) users: Vec<UserName>,
+}
+
+/// How statements about builds are signed.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ProvenanceConfig {
+    /// A file with an Ed25519 key; otherwise the daemon makes one in its state directory.
+    pub(super) key: Option<PathBuf>,
 }
 
 /// For all running builds together.

@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use cofferdam_proto::cofferdam::v1::{
     Accepted, BuildInfo, BuildRequest, CancelRequest, CancelResponse, Event, GetRequest, ListRequest, ListResponse,
-    LogChunk, LogRequest, ShellInput, ShellOutput, WatchRequest, build_service_server,
+    LogChunk, LogRequest, ProvenanceRequest, ProvenanceResponse, ShellInput, ShellOutput, WatchRequest,
+    build_service_server,
 };
 use cofferdam_rpc::{Client, MAX_QUESTION_BYTES, Takes};
 use futures::{StreamExt as _, stream::BoxStream};
@@ -146,6 +147,16 @@ impl build_service_server::BuildService for BuildService {
             }
         }
         Ok(Response::new(ListResponse { builds, of_all_clients: self.0.scheduler.is_operator(&client) }))
+    }
+
+    async fn provenance(&self, request: Request<ProvenanceRequest>) -> Result<Response<ProvenanceResponse>, Status> {
+        let (client, ProvenanceRequest { id }) = (Client::of(&request)?, request.into_inner());
+        let scheduler = &self.0.scheduler;
+        let envelope = match id.is_empty() {
+            true => Vec::new(),
+            false => scheduler.proof(&client, parse(&id)?).await.map_err(|failure| failed(&failure))?,
+        };
+        Ok(Response::new(ProvenanceResponse { envelope: envelope.into(), public_key: scheduler.public_key() }))
     }
 
     async fn log(&self, request: Request<LogRequest>) -> Result<Response<Self::LogStream>, Status> {

@@ -470,3 +470,27 @@ fn a_failure_of_many_long_names_is_a_small_record() {
     let bytes = missing.encode().unwrap().len();
     assert!(bytes < 1 << 20, "{bytes}");
 }
+
+#[test]
+fn a_proof_stays_as_long_as_its_record() {
+    let dir = TempDir::new().unwrap();
+    let proof = vec![7; 400_000];
+    let retention = Retention { max_bytes: 1_000_000, ..Retention::default() };
+    let records = Records::open(dir.path(), retention).unwrap();
+    let ids: Vec<_> = (0..4)
+        .map(|number| {
+            let recording = records.begin(request("r"));
+            let proof = proof.clone();
+            recording.finish_with(built(), |record| record.outcome.is_some().then_some(proof)).unwrap();
+            assert_eq!(records.proof(recording.id()).unwrap().map(|proof| proof.len()), Some(400_000), "{number}");
+            recording.id()
+        })
+        .collect();
+    let unproven = run(&records, "u", b"", built());
+    assert_eq!(records.proof(unproven.id).unwrap(), None);
+    // Proofs count, also after the log has been compressed.
+    tidy(&records);
+    tidy(&records);
+    let kept = ids.iter().map(|id| (records.get(*id).unwrap().is_some(), records.proof(*id).unwrap().is_some()));
+    assert_eq!(kept.collect::<Vec<_>>(), [(false, false), (false, false), (true, true), (true, true)]);
+}
