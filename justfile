@@ -39,6 +39,11 @@ fuzz *ARGS: setup
 bench *ARGS: setup
     cargo run --release --package cofferdam-tests --bin bench -- {{ ARGS }}
 
+# Follow the recipes of docs/recipes.md, the long ones included; arguments name them, as in `just recipes npm configure`.
+[positional-arguments]
+recipes *ARGS: setup
+    cargo run --release --package cofferdam-tests --bin recipes -- "$@"
+
 # Have a daemon run many builds, kill its processes at random, and check for leftovers.
 soak *ARGS: setup
     cargo run --release --package cofferdam-tests --bin soak -- {{ ARGS }}

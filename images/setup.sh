@@ -30,6 +30,9 @@ tools=${XDG_CACHE_HOME:-$HOME/.cache}/cofferdam/tools
 packages='build-essential pkg-config libcap-ng-dev qemu-system-x86 e2fsprogs xz-utils ca-certificates
     python3-grpcio python3-grpc-tools python3-pip iproute2 skopeo docker-registry uidmap'
 
+# For tests with a project of npm; an npm that isn't Debian's will do.
+command -v npm >/dev/null || packages="$packages npm"
+
 case ${1-} in
 '') ;;
 kernel) packages="$packages bc bison flex libelf-dev" ;;

@@ -191,7 +191,8 @@ impl Cofferdam {
         path
     }
 
-    pub(crate) fn prepare(&self) -> Command {
+    /// The program, with the environment of this state directory and without arguments.
+    pub fn prepare(&self) -> Command {
         let mut through = self.through.iter();
         let mut command = Command::new(through.next().map_or(program().as_os_str(), OsString::as_os_str));
         command.args(through);

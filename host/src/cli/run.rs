@@ -31,6 +31,9 @@ use crate::request::{BuildRequest, RelativePath, RequestError, RequestErrorKind,
 /// The directory that is always writable, and the default working directory.
 const SCRATCH: &str = "build";
 
+/// The `PATH` of a build with a root. GNU make finds no command without one.
+const ROOT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 const EXAMPLES: &str = "\
 Examples:
   A file from a shell:
@@ -47,8 +50,8 @@ Examples:
 /// Runs a command in a clean, sealed machine
 ///
 /// The command can read its inputs and write to its scratch directories (`build`, and those of --scratch). It has exactly
-/// the given environment, and no network unless --network is given. Paths are relative to the build's root and begin without a slash; the empty path
-/// is the root.
+/// the given environment, with --root also the usual PATH, and no network unless --network is given. Paths are relative to the
+/// build's root and begin without a slash; the empty path is the root.
 ///
 /// The command's stdout and stderr go to stderr as they come. stdout gets one line for each output: path, node and, with
 /// --needle, the needles found; tabs between. With --json it gets a snix.build.v1.BuildResponse in ProtoJSON. With a
@@ -220,6 +223,10 @@ impl RunArgs {
     /// The request without its inputs. If a variable is given twice, the last one counts.
     fn message(&self) -> Result<proto::BuildRequest, CliError> {
         let mut environment_vars = self.environment.iter().rev().map(variable).collect::<Result<Vec<_>, _>>()?;
+        if self.root.is_some() {
+            // Of two with one name, the first stays.
+            environment_vars.push(EnvVar { key: "PATH".to_owned(), value: Bytes::from_static(ROOT_PATH.as_bytes()) });
+        }
         environment_vars.sort_by(|one, other| one.key.cmp(&other.key));
         environment_vars.dedup_by(|second, first| second.key == first.key);
         let mut scratch_paths = vec![SCRATCH.to_owned()];
@@ -449,6 +456,18 @@ mod tests {
         assert_eq!(error.exit().code(), 2);
         let source = error.source().unwrap().to_string();
         assert_eq!(source, "inputs must not have a duplicate name (got \"n=b\")");
+    }
+
+    #[test]
+    fn a_root_brings_a_path_unless_one_is_given() {
+        let path = |arguments: &[&str]| {
+            let variables = parse(arguments).message().unwrap().environment_vars;
+            variables.into_iter().map(|variable| (variable.key, variable.value)).collect::<Vec<_>>()
+        };
+        let expected = |value: &'static str| [("PATH".to_owned(), Bytes::from_static(value.as_bytes()))];
+        assert_eq!(path(&["--root", "r", "--", "a"]), expected(ROOT_PATH));
+        assert_eq!(path(&["--root", "r", "--env", "PATH=/x", "--", "a"]), expected("/x"));
+        assert_eq!(path(&["--source", ".", "--", "a"]), []);
     }
 
     #[test]

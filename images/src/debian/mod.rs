@@ -68,6 +68,11 @@ pub struct Package {
 }
 
 impl Package {
+    /// The `.deb` file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Parses a file name of apt: `name_version_architecture.deb`, where `%3a` stands for a colon.
     fn from_path(path: PathBuf) -> Option<Self> {
         let stem = path.file_name()?.to_str()?.strip_suffix(".deb")?;

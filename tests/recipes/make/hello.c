@@ -1,0 +1,5 @@
+#include <stdio.h>
+
+#include "words.h"
+
+int main(void) { return puts(words()) < 0; }
