@@ -30,6 +30,7 @@ pub(crate) fn run(
     let root = root::assemble(&specification)?;
     // They have been written to the root by now, and the build needs the memory.
     specification.additional_files = Vec::new();
+    specification.secrets = Vec::new();
     if specification.user_namespaces {
         // None is of use without a process in it.
         boot::allow_user_namespaces(specification.processes).context(Step::Start, || "allow user namespaces")?;
@@ -41,6 +42,7 @@ pub(crate) fn run(
     let succeeded = report.succeeded();
     host.send(&FromGuest::Exited(report))?;
     if succeeded {
+        root.remove_secrets()?;
         host.send_batch(|writer| outputs::send(writer, &specification))?;
     }
     Ok(EndedBuild { specification, root, cgroup })

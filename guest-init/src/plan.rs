@@ -20,7 +20,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use cofferdam_protocol::{HostPath, Specification, Step};
+use cofferdam_protocol::{HostPath, SECRETS_DIR, Specification, Step};
 
 use crate::error::{SetupError, is_path_error};
 
@@ -72,6 +72,8 @@ pub(crate) enum Content {
     Proc,
     /// The sysfs of the build's network namespace, read-only.
     Sys,
+    /// A tmpfs with the secrets, read-only.
+    Secrets,
     /// A host path.
     HostPath {
         /// Its name in the virtiofs device of the host paths.
@@ -304,6 +306,9 @@ fn claims(specification: &Specification, resolver: &Resolver<'_>) -> Result<Clai
     claim(&mut claims, resolver, "proc", "/proc".to_owned())?.special = Some(Content::Proc);
     claim(&mut claims, resolver, "sys", "/sys".to_owned())?.special = Some(Content::Sys);
     claim(&mut claims, resolver, "dev", "/dev".to_owned())?.special = Some(Content::Devices);
+    if !specification.secrets.is_empty() {
+        claim(&mut claims, resolver, SECRETS_DIR, format!("/{SECRETS_DIR}"))?.special = Some(Content::Secrets);
+    }
     let tmp = claim(&mut claims, resolver, "tmp", "/tmp".to_owned())?;
     tmp.writable = true;
     tmp.shared = true;

@@ -5,20 +5,20 @@
 //!   /scratch     disk: N is the upper layer of a writable mount, N.work the work directory of its overlay
 //!   /inputs      virtiofs
 //!   /paths       virtiofs: N is the Nth host path
-//!   /build-root  the build's /
+//!   /build-root  the build's /; a tmpfs in it has the secrets
 //! ```
 
 use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
-    io,
-    os::unix::fs::{PermissionsExt as _, chown, symlink},
+    io::{self, Write as _},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown, symlink},
     path::{Path, PathBuf},
 };
 
-use cofferdam_protocol::{BUILD_GID, BUILD_UID, INPUTS_TAG, PATHS_TAG, Specification, Step};
+use cofferdam_protocol::{BUILD_GID, BUILD_UID, INPUTS_TAG, PATHS_TAG, Secret, Specification, Step};
 use nix::{
-    mount::{MsFlags, mount},
+    mount::{MntFlags, MsFlags, mount, umount2},
     sys::stat::{Mode, SFlag, makedev, mknod},
 };
 
@@ -57,6 +57,8 @@ pub(crate) struct Root {
     pub(crate) sys: PathBuf,
     /// `ptmx` of the build's own devpts.
     pub(crate) ptmx: PathBuf,
+    /// Mount point of the secrets, if there are any.
+    secrets: Option<PathBuf>,
     /// The writable mount points, relative to the root, and the upper layer of each.
     pub(crate) writable: BTreeMap<PathBuf, PathBuf>,
 }
@@ -87,7 +89,7 @@ pub(crate) fn assemble(specification: &Specification) -> Result<Root, SetupError
         uppers[file.mount].make_file(file)?;
     }
     for (number, (mount, upper)) in plan.mounts.iter().zip(&uppers).enumerate() {
-        mount_planned(mount, upper, plan.has_empty_upper(number), specification.kvm)
+        mount_planned(mount, upper, plan.has_empty_upper(number), specification)
             .context(Step::Root, || format!("mount {:?} in the build's root", mount.at))?;
     }
     let mount_point = |content, default| plan.mount_point(content).unwrap_or(Path::new(default));
@@ -97,8 +99,17 @@ pub(crate) fn assemble(specification: &Specification) -> Result<Root, SetupError
         proc: mount_point(&Content::Proc, "proc").to_path_buf(),
         sys: mount_point(&Content::Sys, "sys").to_path_buf(),
         ptmx: Path::new(ROOT).join(mount_point(&Content::Devices, "dev")).join("pts/ptmx"),
+        secrets: plan.mount_point(&Content::Secrets).map(|at| Path::new(ROOT).join(at)),
         writable: writable.map(|(mount, upper)| (mount.at.clone(), upper.path)).collect(),
     })
+}
+
+impl Root {
+    /// Takes the secrets away, so that they are in no output.
+    pub(crate) fn remove_secrets(&self) -> Result<(), SetupError> {
+        let Some(at) = &self.secrets else { return Ok(()) };
+        umount2(at, MntFlags::MNT_DETACH).context(Step::Root, || format!("unmount {at:?}"))
+    }
 }
 
 fn mount_share(tag: &str, at: &str) -> Result<(), SetupError> {
@@ -193,13 +204,19 @@ fn set_owner_and_mode(path: &Path, owner: Owner, mode: u32) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
-fn mount_planned(mount: &Mount, upper: &Upper<'_>, has_empty_upper: bool, kvm: bool) -> io::Result<()> {
+fn mount_planned(
+    mount: &Mount,
+    upper: &Upper<'_>,
+    has_empty_upper: bool,
+    specification: &Specification,
+) -> io::Result<()> {
     let at = Path::new(ROOT).join(&mount.at);
     match &mount.content {
         // The inputs are read-only already.
         Content::Layers { writable: false, lower: Some(_), .. } if has_empty_upper => bind_lower(upper, &at),
         Content::Proc | Content::Sys => Ok(()),
-        Content::Devices => mount_devices(&at, kvm),
+        Content::Devices => mount_devices(&at, specification.kvm),
+        Content::Secrets => mount_secrets(&at, &specification.secrets),
         Content::HostPath { number, .. } => bind(&Path::new(PATHS).join(number.to_string()), &at),
         Content::Layers { writable, lower: None, .. } => {
             bind(&upper.path, &at)?;
@@ -253,6 +270,17 @@ fn mount_devices(at: &Path, kvm: bool) -> io::Result<()> {
         fs::create_dir(&path)?;
         let nodev = if name == "shm" { MsFlags::MS_NODEV } else { MsFlags::empty() };
         mount_at(Some(name), &path, file_system, flags.difference(MsFlags::MS_NOEXEC) | nodev, Some(options))?;
+    }
+    mount_at(None, at, "none", flags | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None)
+}
+
+fn mount_secrets(at: &Path, secrets: &[Secret]) -> io::Result<()> {
+    let flags = RESTRICTED | MsFlags::MS_NOEXEC;
+    mount_at(Some("secrets"), at, "tmpfs", flags, Some("mode=0755"))?;
+    for Secret { name, contents } in secrets {
+        let path = at.join(name);
+        OpenOptions::new().write(true).create_new(true).mode(0o400).open(&path)?.write_all(contents)?;
+        chown(&path, Some(BUILD_UID), Some(BUILD_GID))?;
     }
     mount_at(None, at, "none", flags | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None)
 }

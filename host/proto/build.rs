@@ -38,6 +38,7 @@ fn main() -> io::Result<()> {
         .extern_path(".snix.build.v1.BuildRequest", "crate::EncodedRequest")
         .extern_path(".tvix.build.v1.BuildRequest", "crate::EncodedRequest")
         .extern_path(".cofferdam.v1.Network", "crate::EncodedNetwork")
+        .skip_debug([".cofferdam.v1.Secret"])
         .build_transport(false)
         .compile_fds(all)
 }

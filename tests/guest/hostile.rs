@@ -47,7 +47,7 @@ const HOST: u32 = 2;
 const PORT: u32 = 17_222;
 
 /// The first byte of each message. postcard writes small numbers as one byte.
-const HELLO: [u8; 3] = [0, 4, 0];
+const HELLO: [u8; 3] = [0, 5, 0];
 const SETUP_FAILED: u8 = 1;
 const SCRATCH: u8 = 0;
 const LOG: [u8; 1] = [2];

@@ -32,8 +32,9 @@ pub const MAX_FROM_GUEST_BYTES: usize = 28 * 1024;
 /// Limit on the file or log bytes in one frame from the guest. The rest of the frame is for header, tag and length.
 pub const MAX_DATA_BYTES: usize = MAX_FROM_GUEST_BYTES - 64;
 
-/// Largest frame that the host may send, header included, in bytes. It limits a request's `additional_files`.
-pub const MAX_FROM_HOST_BYTES: usize = 64 * 1024 * 1024;
+/// Largest frame that the host may send, header included, in bytes. It limits a request's `additional_files`, beside
+/// the secrets.
+pub const MAX_FROM_HOST_BYTES: usize = 80 * 1024 * 1024;
 
 const HEADER_BYTES: usize = size_of::<u32>();
 

@@ -65,6 +65,7 @@
 //!     processes: 1000,
 //!     user_namespaces: false,
 //!     ca_file: None,
+//!     secrets: Vec::new(),
 //! };
 //! let message = FromHost::Specification(specification);
 //! FrameWriter::new(&host, MAX_FROM_HOST_BYTES).write(&message)?;
@@ -81,12 +82,12 @@ pub mod network;
 pub mod tree;
 
 pub use message::{
-    End, FromGuest, FromHost, HostPath, Report, Sample, SetupFailure, Specification, Step, UnsupportedKind, Usage,
-    WindowSize,
+    End, FromGuest, FromHost, HostPath, Report, Sample, Secret, SetupFailure, Specification, Step, UnsupportedKind,
+    Usage, WindowSize,
 };
 
 /// Version of the protocol. The host refuses a guest with another one.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// The build's user.
 pub const BUILD_UID: u32 = 1000;
@@ -112,6 +113,15 @@ pub const MAX_INPUT_BYTES: usize = 4096;
 
 /// Limit on the bytes of [`Specification::ca_file`].
 pub const MAX_CA_FILE_BYTES: usize = 1024 * 1024;
+
+/// The directory of a build's secrets, relative to its root.
+pub const SECRETS_DIR: &str = "run/secrets";
+
+/// Most secrets of a build.
+pub const MAX_SECRETS: usize = 16;
+
+/// Limit on the bytes of [`Secret::contents`].
+pub const MAX_SECRET_BYTES: usize = 1024 * 1024;
 
 /// Limit on an error text or path from the guest, in bytes.
 pub const MAX_DETAIL_BYTES: usize = 4096;

@@ -1,9 +1,12 @@
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::tree;
 
 /// A message from the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "no message is kept")]
 pub enum FromHost {
     /// The build to run.
     Specification(Specification),
@@ -152,6 +155,23 @@ pub struct Specification {
     pub user_namespaces: bool,
     /// The contents of `/etc/ssl/certs/ca-certificates.crt`, instead of the inputs'. At most [`crate::MAX_CA_FILE_BYTES`].
     pub ca_file: Option<serde_bytes::ByteBuf>,
+    /// Files in [`crate::SECRETS_DIR`] that only the command sees. At most [`crate::MAX_SECRETS`].
+    pub secrets: Vec<Secret>,
+}
+
+/// A file that is on no disk. Its contents are never printed.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret {
+    /// Its name in [`crate::SECRETS_DIR`].
+    pub name: String,
+    /// At most [`crate::MAX_SECRET_BYTES`].
+    pub contents: serde_bytes::ByteBuf,
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Secret").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 /// A file or directory of the host, mounted read-only.

@@ -1,3 +1,4 @@
+use cofferdam_protocol::Secret;
 use serde_bytes::ByteBuf;
 
 use super::*;
@@ -28,6 +29,7 @@ fn specification(inputs_dir: &str, scratch_paths: &[&str]) -> Specification {
         processes: 1,
         user_namespaces: false,
         ca_file: None,
+        secrets: Vec::new(),
     }
 }
 
@@ -39,7 +41,7 @@ fn mounts(plan: &Plan<'_>) -> Vec<(String, Layers)> {
     let text = |path: &Path| path.to_str().unwrap().to_owned();
     let content = |content: &Content| match content {
         Content::Layers { writable, lower, .. } => Some((*writable, lower.as_deref().map(text))),
-        Content::Devices | Content::Proc | Content::Sys | Content::HostPath { .. } => None,
+        Content::Devices | Content::Proc | Content::Sys | Content::Secrets | Content::HostPath { .. } => None,
     };
     plan.mounts.iter().map(|mount| (text(&mount.at), content(&mount.content))).collect()
 }
@@ -313,4 +315,29 @@ fn host_paths_never_hide_anything() {
         let error = Plan::new(&specification, &inputs_with(&[("file", Kind::File)])).unwrap_err();
         assert_eq!(error.step, Step::Places, "{path}");
     }
+}
+
+#[test]
+fn secrets_have_a_directory_that_nothing_else_can_use() {
+    let secret = Secret { name: "token".to_owned(), contents: ByteBuf::from(*b"s") };
+    let with = |inputs_dir: &str, scratch: &str| Specification {
+        secrets: vec![secret.clone()],
+        ..specification(inputs_dir, &[scratch])
+    };
+    for (inputs_dir, scratch, entries) in [
+        ("in", "build", vec![]),
+        ("", "build", vec![("run", Kind::Directory), ("run/secrets", Kind::Directory)]),
+        ("in", "run", vec![]),
+    ] {
+        let specification = with(inputs_dir, scratch);
+        let plan = Plan::new(&specification, &inputs_with(&entries)).unwrap();
+        assert_eq!(plan.mount_point(&Content::Secrets), Some(Path::new("run/secrets")), "{inputs_dir:?} {scratch}");
+    }
+    for (inputs_dir, scratch) in [("run/secrets", "build"), ("in", "run/secrets"), ("in", "run/secrets/token")] {
+        let specification = with(inputs_dir, scratch);
+        let error = Plan::new(&specification, &inputs_with(&[])).unwrap_err();
+        assert_eq!((error.step, error.source.raw_os_error()), (Step::Places, Some(libc::EBUSY)));
+    }
+    let plan_of = specification("in", &["run/secrets"]);
+    assert!(Plan::new(&plan_of, &inputs_with(&[])).is_ok(), "without secrets, the path is a path like any other");
 }

@@ -44,6 +44,13 @@ pub mod cofferdam {
     pub mod v1 {
         include!(concat!(env!("OUT_DIR"), "/grpc/cofferdam.v1.rs"));
 
+        /// Without the contents.
+        impl std::fmt::Debug for Secret {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_struct("Secret").field("name", &self.name).finish_non_exhaustive()
+            }
+        }
+
         /// All connections that a build gets.
         #[derive(Clone, PartialEq, Eq, ::prost::Message)]
         pub struct Network {

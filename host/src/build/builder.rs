@@ -220,5 +220,6 @@ fn specification(request: &BuildRequest, options: &Options) -> Specification {
         processes: options.limits.processes,
         user_namespaces: false,
         ca_file: None,
+        secrets: options.secrets.to_protocol(),
     }
 }

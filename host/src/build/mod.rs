@@ -33,6 +33,7 @@ mod phase;
 mod progress;
 mod rehearsal;
 mod remains;
+pub(crate) mod secrets;
 mod session;
 mod settings;
 mod shell;

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use super::secrets::Secrets;
 use crate::{
     limits::{Asked, Limits},
     network::Grant,
@@ -18,12 +19,20 @@ pub(crate) struct Options {
     pub shell: Option<Duration>,
     /// What it gets of the network if its request asks for that.
     pub network: Option<Grant>,
+    /// Files that only its command sees.
+    pub secrets: Secrets,
 }
 
 impl Options {
     /// What is asked for, and these limits where nothing is.
     pub(crate) fn new(defaults: &Limits, asked: &Asked) -> Self {
-        Self { limits: defaults.with(asked), keep_failed: asked.keep_failed, shell: asked.shell(), network: None }
+        let (keep_failed, shell) = (asked.keep_failed, asked.shell());
+        Self { limits: defaults.with(asked), keep_failed, shell, ..Self::default() }
+    }
+
+    /// Whether equal builds have equal results: nothing decides them that no digest shows.
+    pub(crate) fn is_repeatable(&self) -> bool {
+        self.secrets.is_empty()
     }
 
     /// Whether the guest of a failed build is still needed.

@@ -224,7 +224,7 @@ mod tests {
     #[test]
     fn stopping_and_keeping_have_their_own_time_limits() {
         let limits = Limits { timeout: SECOND, ..Limits::default() };
-        let options = Options { limits, shell: Some(30 * SECOND), keep_failed: true, network: None };
+        let options = Options { limits, shell: Some(30 * SECOND), keep_failed: true, ..Options::default() };
         let progress = Progress::new(Arc::new(Deaf), &options, Arc::new(Ending::new()));
         assert!(!progress.stop(Reason::Signal(1)), "nothing runs yet");
         progress.enter(Phase::Running);

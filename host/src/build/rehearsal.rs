@@ -82,6 +82,7 @@ pub(super) fn specification(outputs: &[&str]) -> Specification {
         processes: 100,
         user_namespaces: false,
         ca_file: None,
+        secrets: Vec::new(),
     }
 }
 

@@ -323,6 +323,7 @@ fn sheet(build: &BuildInfo) -> String {
         }
         None => {}
     }
+    rows.extend(build.secrets.iter().map(|name| ("secret", name.clone())));
     for connection in &build.connections {
         let [sent, received] = [connection.sent, connection.received].map(show_size);
         let server = [&*connection.name, &*connection.address].join(" ");
@@ -365,6 +366,9 @@ fn object(build: &BuildInfo) -> Value {
     }
     if let Some(usage) = &build.usage {
         object["usage"] = usage_fields(&remote::used(*usage));
+    }
+    if !build.secrets.is_empty() {
+        object["secrets"] = json!(build.secrets);
     }
     if !build.connections.is_empty() {
         let connections = build.connections.iter().map(|connection| {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fs,
     io::ErrorKind,
     path::{Path, PathBuf},
@@ -29,10 +30,10 @@ use super::{
     progress::Progress,
     quantity::{self, millis, show_duration, show_size},
     remote::{Daemon, Submitted},
-    state_dir, terminal,
+    secrets, state_dir, terminal,
 };
 use crate::{
-    build::{BuildError, Builder, Built, Options, Settings, Times},
+    build::{BuildError, Builder, Built, Options, Settings, Times, secrets::Secrets},
     limits::{Asked, Limits},
     machine::vmm,
     request::{Admitted, BuildRequest, BuildResult, Host, RelativePath, admit},
@@ -69,6 +70,10 @@ pub(super) struct ExecuteArgs {
     rebuild: bool,
     #[command(flatten)]
     pub(super) network: NetworkArgs,
+    /// Show the command this file as /run/secrets/NAME. It is in no store, digest, record or log, unless the command writes it
+    /// there. At most 1 MiB each, and 16 of them
+    #[arg(long = "secret", value_name = "NAME=FILE", value_parser = clap::value_parser!(OsString), help_heading = "Secrets")]
+    secrets: Vec<OsString>,
 
     /// Write the outputs below DIR, each at its own path (--output build/out: DIR/build/out)
     #[arg(long, value_name = "DIR", help_heading = "Results")]
@@ -95,6 +100,7 @@ pub(super) struct Ready<'a> {
     args: &'a ExecuteArgs,
     client: &'a ClientArgs,
     place: Place,
+    secrets: Secrets,
     pub(super) store: Store,
     pub(super) progress: Arc<Progress>,
 }
@@ -127,11 +133,19 @@ impl ExecuteArgs {
                 refuse_existing(&dest)?;
             }
         }
+        let secrets = secrets::read(&self.secrets)?;
         let store = client.store_addrs();
         if let Some(addr) = client.daemon() {
             let daemon = self.daemon(addr)?;
             let place = Place::Daemon(Box::new(daemon), request);
-            return Ok(Ready { args: self, client, place, store: store.open()?, progress: self.progress(client) });
+            return Ok(Ready {
+                args: self,
+                client,
+                place,
+                secrets,
+                store: store.open()?,
+                progress: self.progress(client),
+            });
         }
         let request = self.admit(request)?;
         let image = Image::open(&self.image.clone().unwrap_or_else(default_dir))
@@ -150,13 +164,14 @@ impl ExecuteArgs {
         tracing::info!(kind = %choice.kind, accelerator = %choice.accelerator, reason = choice.reason, "VMM chosen");
         let emulated = choice.accelerator == vmm::Accelerator::Tcg;
         let network = self.network.grant()?;
-        let options = Options { network, ..Options::new(&Limits::default(), &self.asked) };
+        let options = Options { network, secrets: secrets.clone(), ..Options::new(&Limits::default(), &self.asked) };
         let (settings, store) = (self.settings(image, choice)?, store.open()?);
         let progress = self.progress(client);
         if emulated {
             progress.note("running under emulation (QEMU TCG), which is no security boundary");
         }
-        Ok(Ready { args: self, client, place: Place::Here(Box::new((settings, options)), request), store, progress })
+        let place = Place::Here(Box::new((settings, options)), request);
+        Ok(Ready { args: self, client, place, secrets, store, progress })
     }
 
     /// Refuses what this host doesn't have.
@@ -210,7 +225,7 @@ impl ExecuteArgs {
     }
 
     /// The message to a daemon.
-    fn message(&self, request: &BuildRequest) -> wire::BuildRequest {
+    fn message(&self, request: &BuildRequest, secrets: &Secrets) -> wire::BuildRequest {
         wire::BuildRequest {
             request: Some(request.into()),
             limits: Some((&self.asked).into()),
@@ -219,6 +234,7 @@ impl ExecuteArgs {
             detached: self.detach,
             shell_ms: self.asked.shell().map_or(0, millis),
             network: self.network.message(),
+            secrets: secrets::message(secrets),
             ..wire::BuildRequest::default()
         }
     }
@@ -246,7 +262,7 @@ impl Ready<'_> {
 
     /// Builds, prints the result, then exports: a failed export doesn't lose the result.
     pub(super) async fn execute(self, cancel: &CancellationToken) -> Result<(), CliError> {
-        let Self { args, client, place, store, progress } = self;
+        let Self { args, client, place, secrets, store, progress } = self;
         let request = place.request();
         let built = match &place {
             Place::Here(here, request) => {
@@ -256,7 +272,7 @@ impl Ready<'_> {
             Place::Daemon(daemon, request) => {
                 let text = |id: &str| if args.detach { format!("{id}\n") } else { String::new() };
                 let accepted = |id: &str| client.print(&text(id), &json!({ "build": id }));
-                match daemon.build(args.message(request), request, &progress, accepted, cancel).await {
+                match daemon.build(args.message(request, &secrets), request, &progress, accepted, cancel).await {
                     Ok(Submitted::Detached) => return Ok(()),
                     Ok(Submitted::Built(built)) => Ok(*built),
                     Err(error) => Err(error),

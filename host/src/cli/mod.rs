@@ -29,6 +29,7 @@ mod progress;
 mod remote;
 mod roots;
 mod run;
+mod secrets;
 mod source_tree;
 mod store;
 mod terminal;

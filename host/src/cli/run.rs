@@ -43,6 +43,8 @@ Examples:
         --output build/lua --out result -- /inputs/gcc/bin/make -C /inputs/src
   Your own project, in a Debian root:
     cofferdam run --root docker-archive:debian.tar --source . --output build/hello --out result -- make
+  A token from a file, as /run/secrets/token in the build alone:
+    cofferdam run --secret token=$HOME/.token --bin-sh --network --allow-host api.example -- /bin/sh -c './fetch'
   A Debian root, and one from a registry:
     cofferdam run --root tar:debian.tar -- /bin/sh -c 'cat /etc/debian_version'
     cofferdam run --root oci://registry.example/debian:12 -- /bin/sh -c 'whoami'";
@@ -278,7 +280,7 @@ fn sorted(mut paths: Vec<String>) -> Vec<String> {
     paths
 }
 
-fn split<'a>(flag: &str, form: &str, argument: &'a OsString) -> Result<(&'a [u8], &'a [u8]), CliError> {
+pub(super) fn split<'a>(flag: &str, form: &str, argument: &'a OsString) -> Result<(&'a [u8], &'a [u8]), CliError> {
     let bytes = argument.as_bytes();
     match bytes.iter().position(|&byte| byte == b'=') {
         Some(at) => Ok((&bytes[..at], &bytes[at + 1..])),

@@ -57,6 +57,9 @@ pub(crate) struct Record {
     /// The order of the outputs in the request and in the outcome.
     #[serde(default, skip_serializing_if = "OutputOrder::is_sorted")]
     pub output_order: OutputOrder,
+    /// The names of its secrets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<String>,
     /// How it ended; `None` while it waits or runs.
     pub outcome: Option<Outcome>,
     /// Its connections, at most [`super::MAX_CONNECTIONS`], in the order in which they ended.

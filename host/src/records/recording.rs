@@ -50,6 +50,8 @@ pub(crate) struct Request {
     pub output_order: OutputOrder,
     /// Most bytes of its log to keep.
     pub log_bytes: u64,
+    /// See [`Record::secrets`].
+    pub secrets: Vec<String>,
 }
 
 /// The end of a build.
@@ -132,6 +134,7 @@ impl Recording {
             usage: None,
             log: super::Log::default(),
             output_order: request.output_order,
+            secrets: request.secrets,
             outcome: None,
             connections: Vec::new(),
             more_connections: 0,

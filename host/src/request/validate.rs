@@ -18,7 +18,7 @@ use cofferdam_castore::{
     refscan::{MAX_AUTOMATON_SIZE, automaton_size},
 };
 use cofferdam_proto::snix::build::v1::{self as proto, build_request as wire};
-use cofferdam_protocol::{MAX_CA_FILE_BYTES, frame};
+use cofferdam_protocol::{MAX_CA_FILE_BYTES, MAX_SECRET_BYTES, MAX_SECRETS, frame};
 
 use super::{
     AbsolutePath, AdditionalFile, BuildConstraints, BuildRequest, EnvVar, RelativePath, RequestError, RequestErrorKind,
@@ -48,7 +48,8 @@ pub const MAX_NEEDLE_BYTES: usize = 4096;
 /// Most pairs of an output and a needle. Each pair may be an index in the result.
 pub const MAX_OUTPUT_NEEDLES: usize = 4 * 1024 * 1024;
 /// Most bytes of what a guest is told: it goes over in one frame.
-pub const MAX_SPECIFICATION_BYTES: usize = frame::MAX_FROM_HOST_BYTES - MAX_CA_FILE_BYTES - 1024;
+pub const MAX_SPECIFICATION_BYTES: usize =
+    frame::MAX_FROM_HOST_BYTES - MAX_CA_FILE_BYTES - MAX_SECRETS * (MAX_SECRET_BYTES + 512) - 1024;
 /// Most bytes of an encoded request, binary or ProtoJSON; room for the largest specification in base64, and inputs.
 pub const MAX_ENCODED_BYTES: usize = 160 * 1024 * 1024;
 

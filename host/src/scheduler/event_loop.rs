@@ -162,6 +162,7 @@ impl EventLoop {
             description: records::describe(&request.command_args),
             output_order: request.output_order(),
             log_bytes: options.limits.log_bytes,
+            secrets: options.secrets.names(),
         });
         let id = recording.id();
         let build = Arc::new(ActiveBuild {

@@ -56,7 +56,8 @@ impl<'de> Deserialize<'de> for Reuse {
 
 /// The key of a result: a digest of everything that the build could see, and of the client unless all clients share results.
 /// Builds with equal keys can replace each other. What a build with a network sees is unknown, so its key is no other's, unless
-/// the operator wants such results reused. Then builds that may see the same of the network have equal keys.
+/// the operator wants such results reused. Then builds that may see the same of the network have equal keys. One that isn't
+/// repeatable has a key of its own, too.
 pub(super) fn key(
     submission: &Submission<Admitted>,
     environment: &B3Digest,
@@ -67,6 +68,9 @@ pub(super) fn key(
     hasher.update(submission.digest.as_slice()).update(environment.as_slice());
     for limit in submission.options.limits.visible() {
         hasher.update(&limit.to_le_bytes());
+    }
+    if !submission.options.is_repeatable() {
+        hasher.update(Uuid::new_v4().as_bytes());
     }
     match network {
         // Policies that differ are printed differently.

@@ -22,7 +22,10 @@ use tonic::async_trait;
 
 use super::*;
 use crate::{
-    build::{Options, Settings, Terminal},
+    build::{
+        Options, Settings, Terminal,
+        secrets::{Secret, Secrets},
+    },
     machine::vmm,
     provenance::SigningKey,
     records::{End, Outcome, Output, Recording, Retention},
@@ -277,6 +280,7 @@ async fn record_success(scheduler: &Scheduler, submission: Submission, outputs: 
         description: String::new(),
         output_order: submission.request.output_order(),
         log_bytes: 1,
+        secrets: Vec::new(),
     });
     let link = |target: &&str| Node::Symlink { target: (*target).try_into().unwrap() };
     let outputs = outputs.iter().map(|target| Output { node: link(target), needles: [].into() }).collect();
@@ -309,6 +313,26 @@ async fn a_reused_success_is_reordered_and_named_only_to_its_clients() {
             }
         }
     }
+}
+
+/// What decides such a build is in no digest.
+#[tokio::test]
+async fn a_build_with_secrets_joins_no_other_and_its_success_is_not_reused() {
+    let dir = tempfile::tempdir().unwrap();
+    let scheduler = start(dir.path());
+    let with_secret = || {
+        let secret = Secret { name: "token".to_owned(), contents: b"s".to_vec().into() };
+        let options = Options { secrets: Secrets::new(vec![secret]).unwrap(), ..Options::default() };
+        Submission { options, ..submission(&OWNER, &[]) }
+    };
+    record_success(&scheduler, with_secret(), &[]).await;
+    let first = active(&scheduler, with_secret()).await;
+    let second = active(&scheduler, with_secret()).await;
+    let without = active(&scheduler, submission(&OWNER, &[])).await;
+    let again = active(&scheduler, submission(&OWNER, &[])).await;
+    assert!(!first.joined && !second.joined && !without.joined && again.joined);
+    let secrets = [&first, &without].map(|subscription| subscription.build.record().secrets);
+    assert_eq!(secrets, [vec!["token".to_owned()], vec![]]);
 }
 
 #[tokio::test]

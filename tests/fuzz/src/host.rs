@@ -184,6 +184,7 @@ pub(crate) fn guest_frames_seeds() -> Vec<Vec<u8>> {
         processes: 100,
         user_namespaces: false,
         ca_file: None,
+        secrets: Vec::new(),
     };
     let host = framed(&[&FromHost::Specification(specification), &FromHost::Acknowledge]);
     vec![guest, host, framed(&[&FromGuest::SetupFailed(failure)])]

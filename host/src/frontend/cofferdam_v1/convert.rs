@@ -127,6 +127,7 @@ pub(super) fn info(record: &Record, state: Option<&State>) -> BuildInfo {
         done: record.outcome.is_some().then(|| done(record)),
         connections: record.connections.iter().map(connection).collect(),
         more_connections: record.more_connections,
+        secrets: record.secrets.clone(),
         ..BuildInfo::default()
     };
     match state {

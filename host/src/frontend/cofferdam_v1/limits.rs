@@ -5,7 +5,10 @@ use cofferdam_rpc::Client;
 
 use super::network;
 use crate::{
-    build::Options,
+    build::{
+        Options,
+        secrets::{Secret, Secrets},
+    },
     frontend::Allowed,
     limits::{self, Limits},
     request::RequestError,
@@ -25,11 +28,16 @@ pub(super) fn within(allowed: &Allowed, client: &Client, message: &BuildRequest)
         (Some(has), Some(asked)) => Some(has.with_policy(network::narrowed(&has.policy, asked)?)),
         (has, _) => has,
     };
+    let secrets = message
+        .secrets
+        .iter()
+        .map(|secret| Secret { name: secret.name.clone(), contents: secret.contents.to_vec().into() });
     Ok(Options {
         limits: options.limits.lowered(&message.limits.unwrap_or_default(), &most)?,
         keep_failed: options.keep_failed || message.keep_failed,
         shell,
         network,
+        secrets: Secrets::new(secrets.collect())?,
     })
 }
 
@@ -49,11 +57,14 @@ mod tests {
         let asked = v1::Limits { memory_bytes: 3 << 30, timeout_ms: 1500, ..v1::Limits::default() };
         let message = BuildRequest { limits: Some(asked), keep_failed: true, shell_ms: 60_000, ..Default::default() };
         let limits = Limits { memory_bytes: 3 << 30, timeout: Duration::from_millis(1500), ..options.limits };
-        let expected = Options { limits, keep_failed: true, shell: Some(Duration::from_secs(60)), network: None };
+        let expected = Options { limits, keep_failed: true, shell: Some(Duration::from_secs(60)), ..options };
         assert_eq!(within(message).unwrap(), expected);
         let asked = v1::Limits { memory_bytes: 5 << 30, ..v1::Limits::default() };
         let wrong = within(BuildRequest { limits: Some(asked), ..Default::default() }).unwrap_err();
         assert_eq!(wrong.field, "limits.memory_bytes");
+        let secret = v1::Secret { name: "a".to_owned(), contents: vec![0; (1 << 20) + 1].into() };
+        let wrong = within(BuildRequest { secrets: vec![secret], ..Default::default() }).unwrap_err();
+        assert_eq!(wrong.field, "secrets[0].contents");
         let wrong = within(BuildRequest { shell_ms: 60_001, ..Default::default() }).unwrap_err();
         let rule = "shell_ms must be from 1ms to 1m, which is what this daemon allows, or 0 (got 1m 1ms)";
         assert_eq!(wrong.to_string(), rule);

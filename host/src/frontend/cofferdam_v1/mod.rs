@@ -21,7 +21,10 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::{Decoded, Origin, Shared, status::status};
 use crate::{
-    build::failure::Failure,
+    build::{
+        failure::Failure,
+        secrets::{MAX_SECRET_BYTES, MAX_SECRETS},
+    },
     records::{BuildId, LogReader, MAX_PAGE, Record, RecordsError},
     request::MAX_ENCODED_BYTES,
     scheduler::{Found, Listed, State, Submission, Submitted, unknown},
@@ -39,7 +42,7 @@ const MAX_PAGES: usize = 16;
 const MAX_LISTED_BYTES: usize = 2 * 1024 * 1024;
 
 /// Bytes that a message of `Build` may have beside the request in it.
-const MAX_AROUND_BYTES: usize = 64 * 1024;
+const MAX_AROUND_BYTES: usize = 64 * 1024 + MAX_SECRETS * (MAX_SECRET_BYTES + 512);
 
 /// Bytes of the largest message of `Build`.
 pub(super) const MAX_BUILD_BYTES: usize = MAX_ENCODED_BYTES + MAX_AROUND_BYTES;

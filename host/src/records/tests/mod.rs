@@ -41,6 +41,7 @@ fn request(of: &str) -> Request {
         description: of.into(),
         output_order: OutputOrder::default(),
         log_bytes: 64 << 20,
+        secrets: Vec::new(),
     }
 }
 

@@ -216,6 +216,8 @@ fn the_largest_specification_fits_into_one_frame() {
         ..Message::default()
     };
     let request = BuildRequest::try_from(sized(MAX_SPECIFICATION_BYTES - 64)).unwrap();
+    let contents = vec![0; cofferdam_protocol::MAX_SECRET_BYTES].into();
+    let secret = Secret { name: "n".repeat(255), contents };
     let specification = Specification {
         command_args: request.command_args,
         environment: vec![],
@@ -235,6 +237,7 @@ fn the_largest_specification_fits_into_one_frame() {
         processes: u32::MAX,
         user_namespaces: true,
         ca_file: Some(vec![0; cofferdam_protocol::MAX_CA_FILE_BYTES].into()),
+        secrets: vec![secret; cofferdam_protocol::MAX_SECRETS],
     };
     let limit = cofferdam_protocol::frame::MAX_FROM_HOST_BYTES;
     FrameWriter::new(std::io::sink(), limit).write(&FromHost::Specification(specification)).unwrap();

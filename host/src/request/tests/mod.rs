@@ -1,5 +1,5 @@
 use cofferdam_castore::proto::{DirectoryEntry, Entry, FileEntry, SymlinkEntry, entry};
-use cofferdam_protocol::{FromHost, Specification, frame::FrameWriter};
+use cofferdam_protocol::{FromHost, Secret, Specification, frame::FrameWriter};
 use proptest::prelude::*;
 use prost::Message as _;
 use proto::{
