@@ -7,6 +7,7 @@
 //!   plain     id                       builds whose log is not compressed yet
 //!   latest    key → id                 the latest success with this key
 //!   proofs    id → DSSE envelope       see `crate::provenance`
+//!   owners    id → client              of finished builds
 //! ```
 
 use std::{
@@ -37,6 +38,8 @@ const PLAIN: TableDefinition<'_, u128, ()> = TableDefinition::new("plain");
 const LATEST: TableDefinition<'_, [u8; B3Digest::LENGTH], u128> = TableDefinition::new("latest");
 
 const PROOFS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("proofs");
+
+const OWNERS: TableDefinition<'_, u128, &str> = TableDefinition::new("owners");
 
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
 
@@ -77,8 +80,15 @@ impl Database {
         let database = Self { open: RwLock::new(None), path };
         let found = database.read(|read| Ok(read.open_table(META)?.get("format")?.map(|found| found.value())))?;
         match found {
-            // Earlier versions had no proofs.
-            Some(FORMAT) => database.write(|write| Ok(write.open_table(PROOFS).map(drop)?)).map(|()| database),
+            Some(FORMAT) => {
+                // Earlier versions had neither.
+                let added = database.write(|write| {
+                    write.open_table(PROOFS)?;
+                    write.open_table(OWNERS)?;
+                    Ok(())
+                });
+                added.map(|()| database)
+            }
             Some(found) if found > FORMAT => Err(RecordsError::Newer { path: database.path, found, known: FORMAT }),
             _ => Err(database.failed("read", redb::Error::Corrupted("its format is missing".to_owned()))),
         }
@@ -103,6 +113,7 @@ impl Database {
             write.open_table(RECORDS)?.insert(id, encoded.as_slice())?;
             write.open_table(PLAIN)?.insert(id, ())?;
             write.open_table(FINISHED)?.insert(id, (age_us, bytes, *key))?;
+            write.open_table(OWNERS)?.insert(id, record.client.as_str())?;
             if matches!(record.outcome, Some(Outcome::Built(_))) {
                 write.open_table(LATEST)?.insert(key, id)?;
             }
@@ -137,11 +148,14 @@ impl Database {
         self.write(|write| {
             let clock = advance(write, now)?;
             let (mut finished, mut latest) = (write.open_table(FINISHED)?, write.open_table(LATEST)?);
+            let mut owners = write.open_table(OWNERS)?;
             let mut kept = Vec::new();
             for entry in finished.iter()? {
                 let (key, value) = entry?;
                 let (ended_us, bytes, _) = value.value();
-                kept.push(Kept { key: key.value(), ended_us, bytes });
+                // Earlier versions stored no owners.
+                let client = owners.get(key.value())?.map_or_else(String::new, |owner| owner.value().to_owned());
+                kept.push(Kept { key: key.value(), client, ended_us, bytes });
             }
             let gone = expired(kept, clock, retention);
             for id in &gone {
@@ -149,6 +163,7 @@ impl Database {
                 write.open_table(RECORDS)?.remove(id)?;
                 write.open_table(PLAIN)?.remove(id)?;
                 write.open_table(PROOFS)?.remove(id)?;
+                owners.remove(id)?;
                 if let Some(key) = key
                     && latest.get(key)?.is_some_and(|latest| latest.value() == *id)
                 {

@@ -1,6 +1,9 @@
 //! Decides which records are deleted. It is pure: times and sizes are passed in.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::{BTreeMap, BinaryHeap, VecDeque},
+    time::{Duration, SystemTime},
+};
 
 /// Most that the age clock advances between two readings of the wall clock.
 const MAX_STEP: Duration = Duration::from_secs(24 * 60 * 60);
@@ -10,7 +13,8 @@ const MAX_STEP: Duration = Duration::from_secs(24 * 60 * 60);
 pub(crate) struct Retention {
     /// Age at which a record is deleted, from its build's end. Time without a daemon counts as a day at most.
     pub max_age: Duration,
-    /// Most bytes of compressed logs and records. The oldest are deleted first.
+    /// Most bytes of compressed logs and records. The client that has the most loses its oldest ones first, so no client makes
+    /// another lose what is within its equal share.
     pub max_bytes: u64,
 }
 
@@ -39,10 +43,11 @@ impl AgeClock {
     }
 }
 
-/// Age and size of a finished build.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Owner, age and size of a finished build.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Kept<K> {
     pub(super) key: K,
+    pub(super) client: String,
     /// [`AgeClock::age_us`] at its end.
     pub(super) ended_us: u64,
     pub(super) bytes: u64,
@@ -51,15 +56,25 @@ pub(super) struct Kept<K> {
 /// The records to delete.
 pub(super) fn expired<K: Copy + Ord>(mut kept: Vec<Kept<K>>, clock: AgeClock, retention: &Retention) -> Vec<K> {
     kept.sort_unstable_by_key(|kept| (kept.ended_us, kept.key));
-    let mut bytes = kept.iter().fold(0_u64, |sum, kept| sum.saturating_add(kept.bytes));
-    let mut gone = Vec::new();
+    let is_old = |kept: &Kept<K>| clock.age_us.saturating_sub(kept.ended_us) > micros(retention.max_age);
+    let first_young = kept.partition_point(is_old);
+    let mut gone: Vec<_> = kept.drain(..first_young).map(|kept| kept.key).collect();
+
+    let sum = |sum: u64, kept: &Kept<K>| sum.saturating_add(kept.bytes);
+    let mut bytes = kept.iter().fold(0, sum);
+    let mut clients = BTreeMap::<_, VecDeque<_>>::new();
     for kept in kept {
-        let is_old = clock.age_us.saturating_sub(kept.ended_us) > micros(retention.max_age);
-        if !is_old && bytes <= retention.max_bytes {
-            break;
-        }
-        bytes = bytes.saturating_sub(kept.bytes);
-        gone.push(kept.key);
+        clients.entry(kept.client.clone()).or_default().push_back(kept);
+    }
+    let mut by_size: BinaryHeap<_> =
+        clients.iter().map(|(client, kept)| (kept.iter().fold(0, sum), client.clone())).collect();
+    while bytes > retention.max_bytes
+        && let Some((of_client, client)) = by_size.pop()
+        && let Some(oldest) = clients.get_mut(&client).and_then(VecDeque::pop_front)
+    {
+        bytes = bytes.saturating_sub(oldest.bytes);
+        gone.push(oldest.key);
+        by_size.push((of_client.saturating_sub(oldest.bytes), client));
     }
     gone
 }
@@ -82,13 +97,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn too_old_records_are_deleted_then_the_oldest_until_the_rest_fits(
-            builds in vec((0..100_u64, 0..100_u64), 0..20),
+        fn too_old_records_are_deleted_then_the_oldest_of_the_largest_clients_until_the_rest_fits(
+            builds in vec((0..100_u64, 1..100_u64, 0..4_u8), 0..20),
             max_age in 0..100_u64,
             max_bytes in 0..1000_u64,
         ) {
-            let kept: Vec<_> =
-                builds.iter().enumerate().map(|(key, &(ended_us, bytes))| Kept { key, ended_us, bytes }).collect();
+            let kept = |(key, &(ended_us, bytes, client)): (usize, &(u64, u64, u8))| {
+                Kept { key, client: client.to_string(), ended_us, bytes }
+            };
+            let kept: Vec<_> = builds.iter().enumerate().map(kept).collect();
             let retention = Retention { max_age: Duration::from_micros(max_age), max_bytes };
             let clock = AgeClock { age_us: 100, wall_us: 0 };
             let gone = expired(kept.clone(), clock, &retention);
@@ -96,12 +113,22 @@ mod tests {
             let bytes = |kept: &[&Kept<usize>]| kept.iter().map(|kept| kept.bytes).sum::<u64>();
             prop_assert!(stays.iter().all(|kept| 100 - kept.ended_us <= max_age));
             prop_assert!(bytes(&stays) <= max_bytes);
-            let youngest = gone.iter().max_by_key(|kept| (kept.ended_us, kept.key));
-            if let Some(youngest) = youngest {
-                let key = (youngest.ended_us, youngest.key);
-                prop_assert!(stays.iter().all(|kept| (kept.ended_us, kept.key) > key));
-                prop_assert!(100 - youngest.ended_us > max_age || bytes(&stays) + youngest.bytes > max_bytes);
+            let (old, evicted): (Vec<_>, Vec<_>) = gone.into_iter().partition(|kept| 100 - kept.ended_us > max_age);
+            prop_assert!(evicted.is_empty() || bytes(&stays) + evicted.iter().map(|kept| kept.bytes).max().unwrap() > max_bytes);
+            let clients: std::collections::BTreeSet<_> = kept.iter().map(|kept| &kept.client).collect();
+            for client in &clients {
+                let of_client = |kept: &[&Kept<usize>]| -> Vec<Kept<usize>> {
+                    kept.iter().filter(|kept| kept.client == **client).map(|kept| Kept::clone(kept)).collect()
+                };
+                let (stays, evicted) = (of_client(&stays), of_client(&evicted));
+                if let Some(youngest) = evicted.iter().max_by_key(|kept| (kept.ended_us, kept.key)) {
+                    let key = (youngest.ended_us, youngest.key);
+                    prop_assert!(stays.iter().all(|kept| (kept.ended_us, kept.key) > key), "its oldest go first");
+                    let had = stays.iter().chain(&evicted).map(|kept| kept.bytes).sum::<u64>();
+                    prop_assert!(had > max_bytes / clients.len() as u64, "its share is its own");
+                }
             }
+            prop_assert!(old.iter().all(|kept| 100 - kept.ended_us > max_age));
         }
     }
 
