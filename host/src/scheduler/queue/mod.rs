@@ -12,15 +12,18 @@
 //! **Cost.** A build costs the largest of its shares of the budget's memory, CPUs and builds, as a fraction of
 //! [`MACHINE`].
 //!
-//! **Order.** Start-time fair queueing: a build's tag is the total cost of its client's earlier builds, and the lowest tag is
+//! **Charge.** A build is charged its cost times its duration in milliseconds. Until it has ended, its duration is taken for the
+//! mean of its client's builds; then the difference is made up for.
+//!
+//! **Order.** Start-time fair queueing: a build's tag is the total charge of its client's earlier builds, and the lowest tag is
 //! first. A client without waiting builds joins at the virtual time. That time is never behind the first waiting build, and
-//! every start moves it on by the build's cost divided by the number of clients. So a client can't save up, and a stream of
-//! new clients can't keep others waiting for ever.
+//! every start moves it on by the build's charge divided by the number of clients. So a client can't save up, and a stream of
+//! new clients can't keep others waiting for ever. What a client used while nobody wanted the machine is forgotten when it idles.
 //!
 //! **Overtaking.** Later builds that fit overtake a build that doesn't, so that the machine is used. Two rules bound that:
 //!
-//! - A build may start only if its tag is at most [`WINDOW`] after the first one's. So two clients that always have builds
-//!   waiting differ in what they got by at most `WINDOW + MACHINE`.
+//! - A build may start only if its tag is at most [`WINDOW`] times the mean duration after the first one's. So if all builds take
+//!   as long, two clients that always have builds waiting differ in what they got by at most `WINDOW + MACHINE` of it.
 //! - A build that was overtaken by builds of a whole [`MACHINE`]'s cost reserves the machine. Nothing else starts before it.
 
 use std::{
@@ -34,7 +37,7 @@ mod tests;
 /// The cost of a build that needs all of the budget.
 pub(crate) const MACHINE: u64 = 1 << 20;
 
-/// Most by which the tag of an overtaking build may exceed the first one's.
+/// Most by which the tag of an overtaking build may exceed the first one's, for a mean duration of a millisecond.
 pub(crate) const WINDOW: u64 = 2 * MACHINE;
 
 /// The shortest retry hint.
@@ -43,8 +46,11 @@ const MIN_RETRY: Duration = Duration::from_secs(1);
 /// The longest retry hint.
 const MAX_RETRY: Duration = Duration::from_secs(10 * 60);
 
-/// The assumed duration of builds until one has finished.
+/// The assumed duration of builds for retry hints, until one has finished.
 const GUESSED_DURATION: Duration = Duration::from_secs(60);
+
+/// The assumed duration of builds for charges, until one has finished, in milliseconds.
+const GUESSED_MS: u64 = 1000;
 
 /// The weight of the newest duration in the mean is one in so many.
 const DURATIONS: u32 = 8;
@@ -144,7 +150,7 @@ pub(crate) struct Queue<C> {
     waiting: BTreeMap<Rank, Build<C>>,
     /// Where in `waiting` each ticket is.
     ranks: HashMap<Ticket, Rank>,
-    running: HashMap<Ticket, (Need, Instant)>,
+    running: HashMap<Ticket, Running<C>>,
     clients: BTreeMap<C, Client>,
     virtual_time: u64,
     /// The build that has reserved the machine.
@@ -165,8 +171,18 @@ struct Build<C> {
     client: C,
     need: Need,
     cost: u64,
+    charge: u64,
     /// The cost of the builds that have overtaken it.
     overtaken: u64,
+}
+
+#[derive(Debug)]
+struct Running<C> {
+    client: C,
+    need: Need,
+    cost: u64,
+    charge: u64,
+    started: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -174,6 +190,7 @@ struct Client {
     /// The tag of its next build.
     tag: u64,
     waiting: VecDeque<Ticket>,
+    mean_duration: Option<Duration>,
 }
 
 impl Client {
@@ -230,7 +247,7 @@ impl<C: Ord + Clone> Queue<C> {
         if tag >= rank.tag || of_client >= self.bounds.queued_per_client || self.reserved == Some(rank) {
             return None;
         }
-        let Build { need, overtaken, .. } = *self.waiting.get(&rank)?;
+        let (need, overtaken) = self.waiting.get(&rank).map(|build| (build.need, build.overtaken))?;
         self.remove(ticket);
         let ticket = self.insert(client.clone(), need);
         if let Some(build) = self.ranks.get(&ticket).and_then(|rank| self.waiting.get_mut(rank)) {
@@ -242,15 +259,15 @@ impl<C: Ord + Clone> Queue<C> {
     fn insert(&mut self, client: C, need: Need) -> Ticket {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
-        let cost = self.cost(need);
-        let now = self.virtual_now();
+        let (cost, now, mean_ms) = (self.cost(need), self.virtual_now(), self.mean_ms());
         let state = self.clients.entry(client.clone()).or_default();
+        let charge = cost.saturating_mul(state.mean_duration.map_or(mean_ms, millis));
         state.tag = state.next_tag(now);
         let rank = Rank { tag: state.tag, ticket };
-        state.tag += cost;
+        state.tag = state.tag.saturating_add(charge);
         state.waiting.push_back(ticket);
         self.ranks.insert(ticket, rank);
-        self.waiting.insert(rank, Build { client, need, cost, overtaken: 0 });
+        self.waiting.insert(rank, Build { client, need, cost, charge, overtaken: 0 });
         ticket
     }
 
@@ -261,31 +278,58 @@ impl<C: Ord + Clone> Queue<C> {
         for (_, overtaken) in self.waiting.range_mut(..rank) {
             overtaken.overtaken += build.cost;
         }
-        self.virtual_time += (build.cost / self.clients.len().max(1) as u64).max(1);
+        self.virtual_time += (build.charge / self.clients.len().max(1) as u64).max(1);
         let now_virtual = self.virtual_now();
         self.clients.retain(|_, client| !client.waiting.is_empty() || client.tag > now_virtual);
         self.used.memory_bytes += build.need.memory_bytes;
         self.used.cpus += build.need.cpus;
         self.used.builds += 1;
-        self.running.insert(rank.ticket, (build.need, now));
+        let Build { client, need, cost, charge, .. } = build;
+        self.running.insert(rank.ticket, Running { client, need, cost, charge, started: now });
         Some(rank.ticket)
     }
 
     /// Frees what a running build uses; `false` if it doesn't run.
     pub(crate) fn finish(&mut self, ticket: Ticket, now: Instant) -> bool {
-        let Some((need, started)) = self.running.remove(&ticket) else { return false };
+        let Some(Running { client, need, cost, charge, started }) = self.running.remove(&ticket) else { return false };
         self.used.memory_bytes -= need.memory_bytes;
         self.used.cpus -= need.cpus;
         self.used.builds -= 1;
         let duration = now.saturating_duration_since(started);
-        let mean = self.mean_duration.map_or(duration, |mean| (mean * (DURATIONS - 1) + duration) / DURATIONS);
-        self.mean_duration = Some(mean);
+        self.mean_duration = Some(mean(self.mean_duration, duration));
+        let virtual_now = self.virtual_now();
+        let state = self.clients.entry(client.clone()).or_default();
+        state.tag = state.next_tag(virtual_now);
+        state.mean_duration = Some(mean(state.mean_duration, duration));
+        let actual = cost.saturating_mul(millis(duration));
+        self.shift(&client, Ticket(0), i128::from(actual) - i128::from(charge));
+        if self.waiting.is_empty() && self.running.is_empty() {
+            self.clients.clear();
+        }
         true
+    }
+
+    /// Moves the tags of a client's waiting builds from a ticket on, and of its next one.
+    fn shift(&mut self, client: &C, from: Ticket, by: i128) {
+        let shifted = |tag: u64| u64::try_from(i128::from(tag) + by).unwrap_or(if by < 0 { 0 } else { u64::MAX });
+        let Some(state) = self.clients.get_mut(client) else { return };
+        state.tag = shifted(state.tag);
+        let first = state.waiting.partition_point(|waiting| *waiting < from);
+        for ticket in state.waiting.range(first..) {
+            let Some(rank) = self.ranks.get_mut(ticket) else { continue };
+            let Some(moved) = self.waiting.remove(rank) else { continue };
+            let was_reserved = self.reserved == Some(*rank);
+            rank.tag = shifted(rank.tag);
+            self.waiting.insert(*rank, moved);
+            if was_reserved {
+                self.reserved = Some(*rank);
+            }
+        }
     }
 
     /// Frees memory that a running build doesn't need; `false` if it doesn't run.
     pub(crate) fn give_back(&mut self, ticket: Ticket, memory_bytes: u64) -> bool {
-        let Some((need, _)) = self.running.get_mut(&ticket) else { return false };
+        let Some(Running { need, .. }) = self.running.get_mut(&ticket) else { return false };
         let freed = memory_bytes.min(need.memory_bytes);
         need.memory_bytes -= freed;
         self.used.memory_bytes -= freed;
@@ -296,20 +340,8 @@ impl<C: Ord + Clone> Queue<C> {
     pub(crate) fn remove(&mut self, ticket: Ticket) -> bool {
         let now = self.virtual_now();
         let Some(build) = self.ranks.get(&ticket).copied().and_then(|rank| self.leave(rank)) else { return false };
-        let Some(client) = self.clients.get_mut(&build.client) else { return true };
-        client.tag -= build.cost;
-        let later = client.waiting.partition_point(|waiting| *waiting < ticket);
-        for ticket in client.waiting.range(later..) {
-            let Some(rank) = self.ranks.get_mut(ticket) else { continue };
-            let Some(moved) = self.waiting.remove(rank) else { continue };
-            let was_reserved = self.reserved == Some(*rank);
-            rank.tag -= build.cost;
-            self.waiting.insert(*rank, moved);
-            if was_reserved {
-                self.reserved = Some(*rank);
-            }
-        }
-        if client.waiting.is_empty() && client.tag <= now {
+        self.shift(&build.client, ticket, -i128::from(build.charge));
+        if self.clients.get(&build.client).is_some_and(|client| client.waiting.is_empty() && client.tag <= now) {
             self.clients.remove(&build.client);
         }
         true
@@ -348,7 +380,8 @@ impl<C: Ord + Clone> Queue<C> {
         if nothing_left {
             return None;
         }
-        let last_tag = self.waiting.keys().next()?.tag + WINDOW;
+        let window = WINDOW.saturating_mul(self.mean_ms());
+        let last_tag = self.waiting.keys().next()?.tag.saturating_add(window);
         for (rank, build) in self.waiting.iter().take_while(|(rank, _)| rank.tag <= last_tag) {
             if self.lacks(build.need).is_none() {
                 return Some(*rank);
@@ -417,10 +450,25 @@ impl<C: Ord + Clone> Queue<C> {
             .max(share(1, self.budget.builds.into()))
     }
 
+    /// The mean duration of builds in milliseconds.
+    fn mean_ms(&self) -> u64 {
+        self.mean_duration.map_or(GUESSED_MS, millis)
+    }
+
     /// The time until so many builds have left the queue, if running ones take the mean duration.
     fn retry_after(&self, turns: usize) -> Duration {
         let mean = self.mean_duration.unwrap_or(GUESSED_DURATION);
         let turns = u32::try_from(turns).unwrap_or(u32::MAX);
         (mean / self.used.builds.max(1)).saturating_mul(turns).clamp(MIN_RETRY, MAX_RETRY)
     }
+}
+
+/// The mean of durations with one more.
+fn mean(known: Option<Duration>, latest: Duration) -> Duration {
+    known.map_or(latest, |known| (known * (DURATIONS - 1) + latest) / DURATIONS)
+}
+
+/// At least one.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
 }

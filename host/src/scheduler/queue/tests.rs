@@ -80,7 +80,7 @@ impl Checked {
     fn is_beyond_window(&self) -> bool {
         let first = self.queue.waiting.keys().next().unwrap().tag;
         let mut fitting = self.queue.waiting.iter().filter(|(_, build)| self.fits(build.need));
-        fitting.all(|(rank, _)| rank.tag > first + WINDOW)
+        fitting.all(|(rank, _)| rank.tag > first + WINDOW * self.queue.mean_ms())
     }
 
     fn finish(&mut self, index: usize) {
@@ -419,4 +419,38 @@ fn who_joins_a_build_keeps_the_better_of_both_places() {
     // A client that may have no more builds waiting joins without a place.
     queue.bounds.queued_per_client = 1;
     assert_eq!(queue.join(junk[19], &"other"), None);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn clients_that_always_wait_get_the_same_machine_time_whatever_the_lengths_of_their_builds(
+        lengths in vec(1..60_u64, 2..4),
+        jitter in vec(0..5_u64, 64),
+    ) {
+        const SIMULATED_SECONDS: u64 = 20_000;
+        let mut queue = Queue::new(BUDGET, WIDE);
+        let mut got = vec![0; lengths.len()];
+        let mut waiting = vec![0; lengths.len()];
+        let (mut owners, mut running, mut jitter) = (HashMap::new(), Vec::new(), jitter.iter().cycle());
+        for now in 0..SIMULATED_SECONDS {
+            running.retain(|(end, ticket)| *end != now || !queue.finish(*ticket, at(now)));
+            loop {
+                for (client, waiting) in waiting.iter_mut().enumerate() {
+                    while *waiting < 10 {
+                        owners.insert(queue.push(client, SMALL).unwrap(), client);
+                        *waiting += 1;
+                    }
+                }
+                let Some(ticket) = queue.next(at(now)) else { break };
+                let client = owners.remove(&ticket).unwrap();
+                waiting[client] -= 1;
+                let length = lengths[client] + jitter.next().unwrap();
+                got[client] += length.min(SIMULATED_SECONDS - now);
+                running.push((now + length, ticket));
+            }
+        }
+        let (least, most) = (*got.iter().min().unwrap(), *got.iter().max().unwrap());
+        prop_assert!(most * 10 <= least * 11, "{got:?} of {lengths:?}");
+    }
 }
