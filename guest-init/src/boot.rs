@@ -5,6 +5,7 @@ use std::{
     io,
     os::fd::{AsRawFd as _, IntoRawFd as _},
     path::Path,
+    time::Duration,
 };
 
 use nix::{
@@ -14,6 +15,7 @@ use nix::{
         reboot::{RebootMode, reboot},
         stat::{Mode, umask},
     },
+    time::{ClockId, clock_settime},
     unistd::{chdir, chroot, pause},
 };
 
@@ -137,6 +139,11 @@ pub(crate) fn load_kvm() -> io::Result<()> {
 /// Lets the build make user namespaces, this many at a time.
 pub(crate) fn allow_user_namespaces(most: u32) -> io::Result<()> {
     fs::write(MAX_USER_NAMESPACES, most.to_string())
+}
+
+/// Sets the machine's clock to a time since 1970.
+pub(crate) fn set_clock(time: Duration) -> io::Result<()> {
+    Ok(clock_settime(ClockId::CLOCK_REALTIME, time.into())?)
 }
 
 /// Powers the machine off. It never resets it, because some VMMs boot the guest again after a reset.

@@ -1,5 +1,7 @@
 //! One build: its root, its command, its outputs.
 
+use std::time::Duration;
+
 use cofferdam_protocol::{FromGuest, Specification, Step};
 
 use crate::{
@@ -27,6 +29,7 @@ pub(crate) fn run(
     mut scratch: Scratch,
     mut specification: Specification,
 ) -> Result<EndedBuild, SessionError> {
+    boot::set_clock(Duration::from_nanos(specification.unix_time_ns)).context(Step::Start, || "set the clock")?;
     let root = root::assemble(&specification)?;
     // They have been written to the root by now, and the build needs the memory.
     specification.additional_files = Vec::new();
@@ -36,7 +39,7 @@ pub(crate) fn run(
         boot::allow_user_namespaces(specification.processes).context(Step::Start, || "allow user namespaces")?;
     }
     let command = Command::new(&specification, &root)?;
-    let cgroup = Cgroup::create(specification.processes)?;
+    let cgroup = Cgroup::create("build", specification.processes)?;
     let running = command::start(&command, &cgroup)?;
     let report = watch::run(host, running, &mut scratch, &cgroup)?;
     let succeeded = report.succeeded();

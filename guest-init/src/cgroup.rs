@@ -29,8 +29,8 @@ pub(crate) struct Cgroup {
 impl Cgroup {
     /// Makes the cgroup. Its memory limit follows from the memory that is free now. `processes` is reduced in a machine
     /// that can't have that many.
-    pub(crate) fn create(processes: u32) -> Result<Self, SetupError> {
-        let directory = Path::new(HIERARCHY).join("build");
+    pub(crate) fn create(name: &str, processes: u32) -> Result<Self, SetupError> {
+        let directory = Path::new(HIERARCHY).join(name);
         let write = |path: PathBuf, text: &str| {
             fs::write(&path, text).context(Step::Start, || format!("write {text:?} to {path:?}"))
         };
@@ -43,6 +43,12 @@ impl Cgroup {
         let processes = processes.min(u32::try_from(threads / 4 * THREAD_QUARTERS).unwrap_or(u32::MAX));
         write(directory.join("pids.max"), &processes.to_string())?;
         Ok(Self { directory, processes })
+    }
+
+    /// Removes a cgroup without processes.
+    pub(crate) fn remove(name: &str) {
+        // One that stays costs nothing.
+        let _ = fs::remove_dir(Path::new(HIERARCHY).join(name));
     }
 
     /// A process that writes `0` to this file moves to the cgroup.

@@ -6,6 +6,7 @@
 //!   session    the conversation with the host
 //!   shell      an interactive shell in a failed build
 //!   build      one build: root, command, outputs
+//!   rehearsal  a build of nothing, before there is a request
 //!   outputs    sends the outputs, or the files that a failed build left
 //!   watch      sends the command's output to the host until the command has ended
 //!   command    the command's processes: namespaces, a small init, the command itself
@@ -39,6 +40,7 @@ mod layout;
 mod network;
 mod outputs;
 mod plan;
+mod rehearsal;
 mod root;
 mod scratch;
 mod session;

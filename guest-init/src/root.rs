@@ -72,6 +72,11 @@ pub(crate) fn assemble(specification: &Specification) -> Result<Root, SetupError
     if specification.kvm {
         boot::load_kvm().context(Step::Root, || "provide /dev/kvm")?;
     }
+    assemble_over_inputs(specification)
+}
+
+/// Assembles the root over what is mounted in place of the inputs.
+pub(crate) fn assemble_over_inputs(specification: &Specification) -> Result<Root, SetupError> {
     let plan = Plan::new(specification, &|path| Kind::of(&Path::new(INPUTS).join(path)))?;
     mount_at(Some("skeleton"), Path::new(SKELETON), "tmpfs", RESTRICTED, Some("mode=0755"))
         .context(Step::Root, || "mount a tmpfs")?;

@@ -5,17 +5,27 @@ use std::time::Duration;
 use cofferdam_protocol::{FromGuest, FromHost, SetupFailure, VERSION, frame::FrameError};
 use nix::time::{ClockId, clock_gettime};
 
-use crate::{build, error::SessionError, host::Host, outputs, scratch::Scratch, shell};
+use crate::{build, error::SessionError, host::Host, outputs, rehearsal, scratch::Scratch, shell};
 
 /// Connects to the host and runs the one build of this machine.
 pub(crate) fn run() -> Result<(), SessionError> {
     let mut host = Host::connect().map_err(FrameError::Io)?;
     host.send(&FromGuest::Hello { version: VERSION, uptime_us: uptime_us() })?;
     host.report_panics().map_err(FrameError::Io)?;
-    // Prepared while the specification is on its way. In a standby machine it is ready before a request comes.
+    // Prepared while the specification is on its way.
     let scratch = Scratch::prepare();
-    let FromHost::Specification(specification) = host.receive()? else {
-        return Err(SessionError::Unexpected { expected: "a specification" });
+    let mut has_rehearsed = false;
+    let specification = loop {
+        match host.receive()? {
+            FromHost::Specification(specification) => break specification,
+            FromHost::Ping => {
+                if !std::mem::replace(&mut has_rehearsed, true) {
+                    rehearsal::run();
+                }
+                host.send(&FromGuest::Pong)?;
+            }
+            _ => return Err(SessionError::Unexpected { expected: "a specification" }),
+        }
     };
     let build =
         match scratch.map_err(SessionError::from).and_then(|scratch| build::run(&mut host, scratch, specification)) {

@@ -8,10 +8,12 @@ use std::{
     os::{
         fd::FromRawFd,
         unix::{
+            process::CommandExt as _,
             fs::{PermissionsExt, chown, symlink},
             net::UnixListener,
         },
     },
+    process::Command,
     ptr, thread,
     time::{Duration, SystemTime},
 };
@@ -33,6 +35,7 @@ unsafe extern "C" {
     fn socket(family: i32, kind: i32, protocol: i32) -> i32;
     fn connect(socket: i32, address: *const Address, length: u32) -> i32;
     fn reboot(how: i32) -> i32;
+    fn clock_settime(clock: i32, time: *const [i64; 2]) -> i32;
     fn mount(source: *const c_char, at: *const c_char, kind: *const c_char, flags: u64, data: *const c_char) -> i32;
     fn mknod(path: *const c_char, mode: u32, device: u64) -> i32;
     fn setxattr(path: *const c_char, name: *const c_char, value: *const u8, length: usize, flags: i32) -> i32;
@@ -56,6 +59,10 @@ const EXITED_WITH_1: [u8; 11] = [3, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
 const KEPT: [u8; 2] = [9, 0];
 const OUTPUT: [u8; 3] = [10, 1, b'x'];
 const SHELL_ENDED: [u8; 1] = [11];
+/// The host's message to a guest that has waited for its request.
+const PING: u8 = 7;
+/// The answer to it.
+const PONG: [u8; 1] = [12];
 const SAMPLE: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 0];
 
 fn dial(cid: u32, port: u32) -> io::Result<File> {
@@ -104,6 +111,28 @@ fn begun() -> File {
     // The specification's first byte.
     stream.read_exact(&mut [0]).unwrap();
     stream
+}
+
+/// Greets the host, and behaves well if it sends the specification. In a machine that boots for the stock, it misbehaves after
+/// the first ping, or when it is pinged again.
+fn in_stock(unasked: &[u8], answer: impl FnOnce(&mut File)) {
+    let mut stream = connection();
+    stream.write_all(&frame(&HELLO)).unwrap();
+    let mut begin = [0; 5];
+    stream.read_exact(&mut begin).unwrap();
+    if begin[4] != PING {
+        return setup_failed(&mut stream, "booted for its request");
+    }
+    stream.write_all(&[frame(&PONG), unasked.to_vec()].concat()).unwrap();
+    stream.read_exact(&mut begin).unwrap();
+    answer(&mut stream);
+}
+
+/// Has the machine's clock wrong, and goes on as the real init.
+fn lose_the_clock() {
+    // SAFETY: a clock, and two numbers that outlive the call.
+    assert_eq!(unsafe { clock_settime(0, &[1_000_000_000, 0]) }, 0);
+    panic!("the real init can't be run: {}", Command::new("/real-init").exec());
 }
 
 /// Sends a last message. The host shows its text.
@@ -215,6 +244,10 @@ fn main() {
                 thread::park();
             }
         }
+        "speak in stock" => in_stock(&frame(&SAMPLE), |_| ()),
+        "hang in stock" => in_stock(&[], |_| ()),
+        "lie in stock" => in_stock(&[], |stream| stream.write_all(&frame(&SAMPLE)).unwrap()),
+        "lose the clock" => lose_the_clock(),
         "trespass" => trespass(&mut begun()),
         "use paths" => use_paths(&mut begun()),
         "flood the network" => {

@@ -81,6 +81,14 @@ pub fn hostile_image(directory: &Path, job: &str) {
     image_with(directory, &[("init", &read(&HOSTILE)), ("job", job.as_bytes())]);
 }
 
+/// Makes a copy of the guest image whose clock is wrong before guest-init starts: it is in the year 2001.
+pub fn late_image(directory: &Path) {
+    let (_, image) = crate::image();
+    let initramfs = fs::read(&image.initramfs).expect("the image is there");
+    let real = find(&initramfs, "init");
+    image_with(directory, &[("init", &read(&HOSTILE)), ("job", b"lose the clock"), ("real-init", real)]);
+}
+
 /// Makes a copy of the guest image with another init.
 pub fn image_with_init(directory: &Path, init: &Path) {
     image_with(directory, &[("init", &read(init))]);
@@ -107,6 +115,22 @@ fn image_with(directory: &Path, files: &[(&str, &[u8])]) {
     fs::write(place("initramfs"), initramfs).expect("a temporary directory can be written");
     for file in [&image.kernel, &image.scratch] {
         fs::copy(file, place(&file.file_name().expect("it is a file").to_string_lossy())).expect("the image is there");
+    }
+}
+
+/// The contents of a file in a newc archive.
+fn find<'a>(mut archive: &'a [u8], name: &str) -> &'a [u8] {
+    loop {
+        let field = |index: usize| {
+            let digits = str::from_utf8(&archive[6 + 8 * index..][..8]).expect("it is a header");
+            usize::from_str_radix(digits, 16).expect("it is a header")
+        };
+        let (length, name_length) = (field(6), field(11));
+        let contents = (110 + name_length).next_multiple_of(4);
+        if &archive[110..][..name_length - 1] == name.as_bytes() {
+            return &archive[contents..][..length];
+        }
+        archive = archive.get((contents + length).next_multiple_of(4)..).expect("the file is in the archive");
     }
 }
 

@@ -91,6 +91,15 @@ impl Running {
         self
     }
 
+    /// Waits until it has written `text` to stderr so many times.
+    pub fn wait_for_times(&self, text: &str, times: usize) -> &Self {
+        let told = self.stderr.wait_until(stretched(PATIENCE), |bytes| {
+            bytes.windows(text.len()).filter(|window| *window == text.as_bytes()).count() >= times
+        });
+        assert!(told, "it did not say {text:?} {times} times, but:\n{}", self.stderr.text());
+        self
+    }
+
     /// The first lines of its stdout, as soon as there are so many.
     #[track_caller]
     pub fn stdout_lines(&self, count: usize) -> Vec<String> {

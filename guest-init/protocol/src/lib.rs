@@ -6,6 +6,8 @@
 //! ```text
 //!   guest                                         host
 //!     │ Hello ────────────────────────────────────▶ │
+//!     │ ◀──────────────────────────────────── Ping* │   in a machine that boots before there is a request
+//!     │ Pong ─────────────────────────────────────▶ │   as the answer to each, and never else
 //!     │ ◀──────────────────────────── Specification │
 //!     │ Log*, Sample* ────────────────────────────▶ │   while the command runs; a sample about once a second
 //!     │ Exited, or SetupFailed ───────────────────▶ │
@@ -66,6 +68,7 @@
 //!     user_namespaces: false,
 //!     ca_file: None,
 //!     secrets: Vec::new(),
+//!     unix_time_ns: 1_790_000_000_000_000_000,
 //! };
 //! let message = FromHost::Specification(specification);
 //! FrameWriter::new(&host, MAX_FROM_HOST_BYTES).write(&message)?;

@@ -28,6 +28,9 @@ pub enum FromHost {
     Resize(WindowSize),
     /// The host has received the guest's last message. The guest can power off.
     Acknowledge,
+    /// Answer with [`FromGuest::Pong`]. Comes only before the specification. After the first one the guest gets ready for its
+    /// build as far as it can before it answers.
+    Ping,
 }
 
 /// A message from the guest. It borrows from the frame that it was read from.
@@ -99,6 +102,8 @@ pub enum FromGuest<'a> {
     Output(#[serde(borrow, with = "serde_bytes")] &'a [u8]),
     /// The shell has ended. If it could not be started, the output has the reason. The last message.
     ShellEnded,
+    /// The answer to [`FromHost::Ping`]: the guest is ready for its specification.
+    Pong,
 }
 
 /// Why a file can't be stored as a castore node.
@@ -157,6 +162,8 @@ pub struct Specification {
     pub ca_file: Option<serde_bytes::ByteBuf>,
     /// Files in [`crate::SECRETS_DIR`] that only the command sees. At most [`crate::MAX_SECRETS`].
     pub secrets: Vec<Secret>,
+    /// The host's time, in nanoseconds since 1970. The guest's own clock may have lost it while the machine waited.
+    pub unix_time_ns: u64,
 }
 
 /// A file that is on no disk. Its contents are never printed.

@@ -30,6 +30,7 @@ fn specification(inputs_dir: &str, scratch_paths: &[&str]) -> Specification {
         user_namespaces: false,
         ca_file: None,
         secrets: Vec::new(),
+        unix_time_ns: 0,
     }
 }
 

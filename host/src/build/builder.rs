@@ -13,13 +13,15 @@ use super::{
     environment,
     error::{BuildError, ExecutorError, Failed},
     footprint::Footprint,
-    guest::{self, Machines, Size},
+    guest::{self, Machines, Shape, Size},
     interruption::Interruptions,
     observer::Observer,
     options::Options,
     phase::Phase,
     progress::Progress,
     settings::Settings,
+    standby::{Standby, StandbyUse},
+    teardown::Teardown,
 };
 use crate::{
     devices::inputs,
@@ -30,7 +32,7 @@ use crate::{
 
 /// Runs builds on this host, any number at a time.
 pub(crate) struct Builder {
-    machines: Machines,
+    pub(super) machines: Machines,
     host: Host,
     image_digest: environment::ImageDigest,
 }
@@ -100,7 +102,34 @@ impl Builder {
         Footprint::of(&settings.vmm).bytes(&size.limits()).saturating_add(size.network_bytes())
     }
 
-    /// Runs one build.
+    /// The shape of a standby machine that an admitted request can take.
+    ///
+    /// # Errors
+    ///
+    /// It can take none.
+    pub(crate) fn shape(&self, request: &Admitted, options: &Options) -> Result<Shape, StandbyUse> {
+        let settings = &self.machines.settings;
+        let size = Size::of(request, options, settings, options.limits.inputs_memory_bytes);
+        if size.has_network() {
+            return Err(StandbyUse::Network);
+        }
+        if size.ro_paths.iter().any(|path| settings.ro_paths.contains_key(*path)) {
+            return Err(StandbyUse::Paths);
+        }
+        Ok(size.shape)
+    }
+
+    /// The shape of a machine for a request that asks for nothing.
+    pub(crate) fn usual_shape(&self, options: &Options) -> Shape {
+        Shape::usual(&options.limits)
+    }
+
+    /// CPUs of a machine of this shape, and most memory of the host that it takes, in bytes.
+    pub(crate) fn takes(&self, shape: &Shape) -> (u32, u64) {
+        shape.takes(Footprint::of(&self.machines.settings.vmm))
+    }
+
+    /// Runs one build, in this standby machine if there is one.
     ///
     /// # Errors
     ///
@@ -111,18 +140,33 @@ impl Builder {
         options: &Options,
         observer: Arc<dyn Observer>,
         cancel: &CancellationToken,
-    ) -> Result<Built, BuildError> {
+        standby: Option<Standby>,
+    ) -> Result<(Built, Teardown), BuildError> {
         let ending = Arc::new(Ending::new());
         let _at_the_end = HangUp(Arc::clone(&ending));
         let progress = Arc::new(Progress::new(observer, options, Arc::clone(&ending)));
-        let interruptions = Interruptions { cancel, progress: &progress };
-        let Prepared { needles, tree, lease: _lease } = interruptions.before(self.prepare(request, options)).await??;
+        let interruptions = Interruptions { cancel, progress: Some(&progress) };
+        let Prepared { needles, tree, lease } = interruptions.before(self.prepare(request, options)).await??;
         progress.resolved(tree.memory_bytes());
         progress.enter(Phase::Booting);
         let size = Size::of(request, options, &self.machines.settings, tree.memory_bytes());
-        let observe = Arc::clone(&progress);
-        let observe: Observe = Arc::new(move |connection| observe.connection(&connection));
-        let booted = self.machines.boot(&size, &observe, &interruptions).await?;
+        let waited = match standby {
+            Some(standby) => {
+                let taken = interruptions.before(standby.take()).await?;
+                progress.standby(if taken.is_some() { StandbyUse::Used } else { StandbyUse::Broken });
+                taken
+            }
+            None => None,
+        };
+        let is_greeted = waited.is_some();
+        let booted = match waited {
+            Some(booted) => booted,
+            None => {
+                let observe = Arc::clone(&progress);
+                let observe: Observe = Arc::new(move |connection| observe.connection(&connection));
+                self.machines.boot(&size, &observe, &interruptions).await?
+            }
+        };
         let host_paths = booted.host_paths.clone();
         let (mut machine, stream) = booted.bind(tree);
         let conversation = Conversation {
@@ -139,14 +183,15 @@ impl Builder {
             store: self.machines.store.clone(),
             needles,
             options: options.clone(),
-            memory_bytes: size.memory_bytes,
+            memory_bytes: size.shape.memory_bytes,
+            is_greeted,
             progress: Arc::clone(&progress),
             ending,
         };
         match conversation.hold(&mut machine, stream, &interruptions).await {
             Ok((result, usage)) => {
-                machine.finish().await;
-                Ok(Built { result, usage, times: progress.times() })
+                let built = Built { result, usage, times: progress.times() };
+                Ok((built, Teardown { machine, _lease: lease }))
             }
             Err(error) => match guest::end(machine, error).await {
                 BuildError::Failed(failed) => {
@@ -221,5 +266,6 @@ fn specification(request: &BuildRequest, options: &Options) -> Specification {
         user_namespaces: false,
         ca_file: None,
         secrets: options.secrets.to_protocol(),
+        unix_time_ns: 0,
     }
 }

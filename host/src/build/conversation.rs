@@ -26,6 +26,8 @@ pub(super) struct Conversation {
     pub(super) options: Options,
     /// The build's promised memory, in bytes.
     pub(super) memory_bytes: u64,
+    /// See [`Session::is_greeted`].
+    pub(super) is_greeted: bool,
     pub(super) progress: Arc<Progress>,
     pub(super) ending: Arc<Ending>,
 }
@@ -73,11 +75,11 @@ impl Conversation {
         let handle = Handle::current();
         let (sender, receiver) = oneshot::channel();
         std::thread::Builder::new().name("session".to_owned()).spawn(move || {
-            let Self { specification, store, needles, options, memory_bytes, progress, ending } = self;
+            let Self { specification, store, needles, options, memory_bytes, is_greeted, progress, ending } = self;
             let Some(line) = ending.line() else { return };
             let exchange =
                 Exchange { line, store: &store, handle, progress: &progress, ending: &ending, options: &options };
-            let session = Session { exchange, specification, needles: &needles, memory_bytes };
+            let session = Session { exchange, specification, needles: &needles, memory_bytes, is_greeted };
             // If the build was stopped, nothing waits for the outcome.
             let _ = sender.send(session.converse());
         })?;

@@ -49,6 +49,7 @@ pub(super) fn out_of_place(message: &FromGuest<'_>, state: &'static str) -> Buil
         FromGuest::Kept { .. } => "the end of the remains",
         FromGuest::Output(_) => "a shell's output",
         FromGuest::ShellEnded => "a shell's end",
+        FromGuest::Pong => "an answer to a ping",
     };
     protocol(ProtocolError::OutOfPlace { message, state })
 }

@@ -38,8 +38,9 @@ pub(super) struct Machines {
     pub(super) spawner: Spawner,
 }
 
-/// What a machine can't change once it has booted.
-pub(super) struct Size<'r> {
+/// What a machine can't change once it has booted, and whose values many requests share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Shape {
     /// The memory that the build is promised, in bytes.
     pub(super) memory_bytes: u64,
     cpus: u32,
@@ -48,10 +49,34 @@ pub(super) struct Size<'r> {
     inputs_memory_bytes: u64,
     /// Whether the build may run VMs of its own.
     nested: bool,
+}
+
+impl Shape {
+    /// For a request that asks for nothing.
+    pub(super) fn usual(limits: &Limits) -> Self {
+        let &Limits { memory_bytes, cpus, scratch_bytes, inputs_memory_bytes, .. } = limits;
+        Self { memory_bytes, cpus, scratch_bytes, inputs_memory_bytes, nested: false }
+    }
+
+    /// What its footprint depends on.
+    fn limits(&self) -> Limits {
+        let Self { memory_bytes, cpus, inputs_memory_bytes, .. } = *self;
+        Limits { memory_bytes, cpus, inputs_memory_bytes, ..Limits::default() }
+    }
+
+    /// CPUs of the machine, and most memory of the host that it takes, in bytes.
+    pub(super) fn takes(&self, footprint: Footprint) -> (u32, u64) {
+        (self.cpus, footprint.bytes(&self.limits()))
+    }
+}
+
+/// What a machine can't change once it has booted.
+pub(super) struct Size<'r> {
+    pub(super) shape: Shape,
     /// What the build gets of the network.
-    network: Option<Grant>,
+    pub(super) network: Option<Grant>,
     /// The paths of the host that the build asks for.
-    ro_paths: Vec<&'r AbsolutePath>,
+    pub(super) ro_paths: Vec<&'r AbsolutePath>,
 }
 
 impl<'r> Size<'r> {
@@ -74,12 +99,11 @@ impl<'r> Size<'r> {
     ) -> Self {
         let constraints = request.constraints.as_ref();
         let asked = constraints.map_or(0, |constraints| constraints.min_memory);
+        let usual = Shape::usual(&options.limits);
+        let memory_bytes = asked.max(usual.memory_bytes);
+        let shape = Shape { memory_bytes, inputs_memory_bytes, nested: wants_kvm(request), ..usual };
         Self {
-            memory_bytes: asked.max(options.limits.memory_bytes),
-            cpus: options.limits.cpus,
-            scratch_bytes: options.limits.scratch_bytes,
-            inputs_memory_bytes,
-            nested: wants_kvm(request),
+            shape,
             network: network(request, options, settings).cloned(),
             ro_paths: constraints.iter().flat_map(|constraints| &constraints.available_ro_paths).collect(),
         }
@@ -87,13 +111,12 @@ impl<'r> Size<'r> {
 
     /// The memory of its machine, in bytes.
     fn machine_bytes(&self) -> u64 {
-        footprint::machine_bytes(self.memory_bytes)
+        footprint::machine_bytes(self.shape.memory_bytes)
     }
 
     /// What its footprint depends on.
     pub(super) fn limits(&self) -> Limits {
-        let Self { memory_bytes, cpus, inputs_memory_bytes, .. } = *self;
-        Limits { memory_bytes, cpus, inputs_memory_bytes, ..Limits::default() }
+        self.shape.limits()
     }
 }
 
@@ -110,9 +133,10 @@ pub(super) fn wants_kvm(request: &BuildRequest) -> bool {
 }
 
 /// A machine whose guest has connected, and that has no request yet. Dropping it ends it.
+#[derive(Debug)]
 pub(super) struct Booted {
-    machine: Machine,
-    stream: UnixStream,
+    pub(super) machine: Machine,
+    pub(super) stream: UnixStream,
     inputs: Unbound,
     /// The paths of the host that it sees.
     pub(super) host_paths: Vec<HostPath>,
@@ -178,9 +202,9 @@ impl Machines {
         let Self { store, settings, spawner } = self;
         let helpers_bytes = Footprint::of(&settings.vmm).helpers_bytes(&size.limits());
         let helpers_bytes = helpers_bytes.saturating_add(size.network_bytes());
-        let spawner = &spawner.for_machine(helpers_bytes, size.cpus)?;
+        let spawner = &spawner.for_machine(helpers_bytes, size.shape.cpus)?;
         let run_dir = RunDir::create(&settings.run_dir)?;
-        run_dir.copy_sparse(&settings.image.scratch, vmm::SCRATCH_DISK, size.scratch_bytes)?;
+        run_dir.copy_sparse(&settings.image.scratch, vmm::SCRATCH_DISK, size.shape.scratch_bytes)?;
         let (inputs, unbound) = inputs::Device::start(spawner, run_dir.path(), store).await?;
         let mut devices: Vec<Box<dyn Device>> = vec![Box::new(inputs)];
         let (host_paths, shown) = self.show(&size.ro_paths)?;
@@ -195,11 +219,11 @@ impl Machines {
             kernel: settings.image.kernel.clone(),
             initramfs: settings.image.initramfs.clone(),
             memory_bytes: size.machine_bytes(),
-            cpus: size.cpus,
+            cpus: size.shape.cpus,
             cpu_model: settings.cpu_model.clone(),
             hugepages: settings.hugepages,
             attachments: Vec::new(),
-            nested: size.nested,
+            nested: size.shape.nested,
         };
         let vmm = settings.vmm.vmm();
         let machine = Machine::start((&*vmm, spawner), run_dir, devices, config).await?;

@@ -29,7 +29,8 @@ impl From<Interruption> for BuildError {
 /// The sources of one build's interruptions.
 pub(super) struct Interruptions<'b> {
     pub(super) cancel: &'b CancellationToken,
-    pub(super) progress: &'b Progress,
+    /// That of a machine without a build has no limit on its time.
+    pub(super) progress: Option<&'b Progress>,
 }
 
 impl Interruptions<'_> {
@@ -38,7 +39,14 @@ impl Interruptions<'_> {
         tokio::select! {
             biased;
             () = self.cancel.cancelled() => Interruption::Cancelled,
-            reason = self.progress.overdue() => Interruption::Overdue(reason),
+            reason = self.overdue() => Interruption::Overdue(reason),
+        }
+    }
+
+    async fn overdue(&self) -> Reason {
+        match self.progress {
+            Some(progress) => progress.overdue().await,
+            None => std::future::pending().await,
         }
     }
 

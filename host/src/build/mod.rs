@@ -4,16 +4,17 @@
 //!   Builder::build(request)
 //!     admit ──▶ resolve inputs ──▶ boot: run directory, devices, VMM, until the guest connects
 //!                                       │
-//!                                 bind: the inputs' tree
+//!              a machine in stock ──▶ bind: the inputs' tree
 //!                                       ▼
 //!                    session (a thread): specification ─▶ logs ─▶ report ─▶ outputs
 //!                                       │                            └▶ failed: its remains, a shell
 //!     whichever comes first: the session's end · a death · a limit on time · cancellation, see `ending`
 //!                                       ▼
-//!            kill what is left ──▶ remove the run directory ──▶ Built or BuildError
+//!      BuildError, its machine gone · Built ──▶ Teardown: kill what is left, remove the run directory
 //! ```
 //!
 //! Nothing outlives [`Builder::build`]: dropping its future kills the processes and removes the run directory too.
+//! A result doesn't wait for the end of its machine: that is [`Teardown`], which the caller waits for after it has answered.
 
 mod builder;
 mod built;
@@ -37,6 +38,8 @@ pub(crate) mod secrets;
 mod session;
 mod settings;
 mod shell;
+mod standby;
+mod teardown;
 mod terminal;
 
 pub(crate) use builder::Builder;
@@ -46,9 +49,12 @@ pub(crate) use environment::ImageDigests;
 pub(crate) use error::Failed;
 pub(crate) use error::{BuildError, ExecutorError, Reason};
 pub(crate) use footprint::{Footprint, machine_bytes};
+pub(crate) use guest::Shape;
 pub(crate) use observer::Observer;
 pub(crate) use options::Options;
 pub(crate) use phase::Phase;
 pub(crate) use rehearsal::ends_a_build;
 pub use settings::Settings;
+pub(crate) use standby::{News, Standby, StandbyUse};
+pub(crate) use teardown::Teardown;
 pub(crate) use terminal::{Terminal, TerminalInput};

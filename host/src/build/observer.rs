@@ -1,6 +1,6 @@
 use cofferdam_protocol::Sample;
 
-use super::{error::Reason, phase::Phase, terminal::Terminal};
+use super::{error::Reason, phase::Phase, standby::StandbyUse, terminal::Terminal};
 use crate::network::Connection;
 
 /// Watches a build. Called from the build's own threads; a slow observer holds the build back, it loses nothing.
@@ -10,6 +10,8 @@ pub(crate) trait Observer: Send + Sync {
     /// The inputs' directories have been read. They take so many bytes of the host's memory until the build ends, which may
     /// be less than their limit.
     fn resolved(&self, _memory_bytes: u64) {}
+    /// Whether the standby machine that the build was to have is used.
+    fn standby(&self, _standby: StandbyUse) {}
     /// The command wrote these bytes to stdout or stderr: any bytes at all, at any boundary, meant by an untrusted build.
     fn log(&self, bytes: &[u8]);
     /// What the build uses while its command runs, about once a second and never more often than twice, as its guest

@@ -10,7 +10,8 @@ use parking_lot::Mutex;
 use tokio::{sync::Notify, time::sleep_until};
 
 use super::{
-    built::Times, ending::Ending, error::Reason, observer::Observer, options::Options, phase::Phase, terminal::Terminal,
+    built::Times, ending::Ending, error::Reason, observer::Observer, options::Options, phase::Phase,
+    standby::StandbyUse, terminal::Terminal,
 };
 use crate::{
     limits::Limits,
@@ -66,6 +67,10 @@ impl Progress {
 
     pub(super) fn resolved(&self, memory_bytes: u64) {
         self.observer.resolved(memory_bytes);
+    }
+
+    pub(super) fn standby(&self, standby: StandbyUse) {
+        self.observer.standby(standby);
     }
 
     pub(super) fn phase(&self) -> Phase {

@@ -57,8 +57,13 @@ pub(super) fn rehearse(
             std::iter::from_fn(|| reader.read().ok()).collect()
         });
         let exchange = Exchange { line, store, handle: runtime.clone(), progress: &progress, ending: &ending, options };
-        let session =
-            Session { exchange, specification: specification(outputs), needles: &needles, memory_bytes: 1 << 30 };
+        let session = Session {
+            exchange,
+            specification: specification(outputs),
+            needles: &needles,
+            memory_bytes: 1 << 30,
+            is_greeted: false,
+        };
         let outcome = session.converse();
         ending.hang_up();
         (outcome, guest.join().expect("it only copies bytes"))
@@ -83,6 +88,7 @@ pub(super) fn specification(outputs: &[&str]) -> Specification {
         user_namespaces: false,
         ca_file: None,
         secrets: Vec::new(),
+        unix_time_ns: 0,
     }
 }
 

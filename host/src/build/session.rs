@@ -14,7 +14,7 @@
 use std::{
     io,
     net::Shutdown,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use cofferdam_castore::refscan::ReferencePattern;
@@ -52,6 +52,8 @@ pub(super) struct Session<'a> {
     pub(super) specification: Specification,
     pub(super) needles: &'a ReferencePattern,
     pub(super) memory_bytes: u64,
+    /// Whether the guest has said its hello before: it waited for a request.
+    pub(super) is_greeted: bool,
 }
 
 impl Session<'_> {
@@ -69,9 +71,12 @@ impl Session<'_> {
     fn until_last_message(&self) -> Outcome {
         let Exchange { line, progress, ending, .. } = self.exchange;
         let mut reader = line.reader();
-        hello(&mut reader)?;
+        if !self.is_greeted {
+            hello(&mut reader)?;
+        }
         progress.enter(Phase::Running);
-        line.say(&FromHost::Specification(self.specification.clone())).map_err(frame)?;
+        let specification = Specification { unix_time_ns: unix_time_ns(), ..self.specification.clone() };
+        line.say(&FromHost::Specification(specification)).map_err(frame)?;
         let report = self.run(&mut reader)?;
         if let Some(reason) = ending.stopping().map(|(_, reason)| reason).or_else(|| self.reason(&report)) {
             let failed = Failed::new(reason, Some(report.usage));
@@ -209,12 +214,22 @@ impl Session<'_> {
     }
 }
 
+fn unix_time_ns() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
 fn hello(reader: &mut Reader<'_>) -> Result<(), BuildError> {
-    match next(reader)? {
+    check_hello(&next(reader)?)
+}
+
+/// Checks the first message of a guest.
+pub(super) fn check_hello(message: &FromGuest<'_>) -> Result<(), BuildError> {
+    match message {
         FromGuest::Hello { version: VERSION, .. } => Ok(()),
-        FromGuest::Hello { version, .. } => Err(protocol(ProtocolError::Version { version, expected: VERSION })),
-        FromGuest::SetupFailed(failure) => Err(setup_failed(&failure)?),
-        other => Err(out_of_place(&other, "instead of its hello")),
+        &FromGuest::Hello { version, .. } => Err(protocol(ProtocolError::Version { version, expected: VERSION })),
+        FromGuest::SetupFailed(failure) => Err(setup_failed(failure)?),
+        other => Err(out_of_place(other, "instead of its hello")),
     }
 }
 

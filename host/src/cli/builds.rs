@@ -300,6 +300,7 @@ fn sheet(build: &BuildInfo) -> String {
     if let Some(ran) = ran(build) {
         rows.push(("ran", show_duration(ran)));
         rows.push(("machine", format!("{} {}, {}", build.vmm, build.vmm_version, build.accelerator)));
+        rows.extend(standby(&build.standby).map(|standby| ("standby", standby.to_owned())));
     }
     if let Some(times) = &build.times {
         let phases = phases(times).map(|(phase, us)| format!("{phase} {}", show_duration(Duration::from_micros(us))));
@@ -336,6 +337,19 @@ fn sheet(build: &BuildInfo) -> String {
     rows.into_iter().map(|(name, value)| format!("{name}\t{}\n", one_line(&value))).collect()
 }
 
+/// Whether a build had a standby machine, and if it hadn't, why. `None` if its daemon keeps none.
+fn standby(word: &str) -> Option<&str> {
+    Some(match word {
+        "" => return None,
+        "used" => "yes",
+        "network" => "no: a build with a network needs a machine of its own",
+        "paths" => "no: a build that sees paths of the host needs a machine of its own",
+        "none_in_stock" => "no: there was none with its memory, CPUs and scratch size",
+        "broken" => "no: the machine in stock had died or did not answer",
+        other => other,
+    })
+}
+
 fn phases(times: &Times) -> [(&'static str, u64); 4] {
     let Times { resolve_us, boot_us, run_us, ingest_us } = *times;
     [("resolving", resolve_us), ("booting", boot_us), ("running", run_us), ("ingesting", ingest_us)]
@@ -355,6 +369,7 @@ fn object(build: &BuildInfo) -> Value {
         "vmm": build.vmm,
         "vmm_version": build.vmm_version,
         "accelerator": build.accelerator,
+        "standby": build.standby,
         "log_bytes": build.log_bytes,
     });
     if let Some(queued) = &build.queued {

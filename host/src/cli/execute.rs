@@ -307,9 +307,11 @@ async fn build_here(
 ) -> Result<Built, CliError> {
     let builder = Builder::new(store.clone(), settings).map_err(BuildError::Executor)?;
     let observer = Arc::clone(progress);
-    let built = builder.build(request, options, observer, cancel).await;
+    let built = builder.build(request, options, observer, cancel, None).await;
     progress.terminal_returned().await;
-    Ok(built?)
+    let (built, teardown) = built?;
+    teardown.finish().await;
+    Ok(built)
 }
 
 fn summary(how: &str, times: &Times) -> String {

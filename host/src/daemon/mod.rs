@@ -34,7 +34,7 @@ use crate::{
     provenance::{Signer, SigningKey},
     records::{Machine, Records},
     request::node_text,
-    scheduler::{Backend, Scheduler, SchedulerSettings},
+    scheduler::{Backend, Scheduler, SchedulerSettings, StandbySettings},
     state::{StateError, state_dir},
     telemetry::{Metrics, Traces},
 };
@@ -79,7 +79,11 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
         let names: Vec<_> = weaknesses.iter().map(|weakness| weakness.name).collect();
         tracing::warn!("this host could be safer, see `cofferdam doctor`: {}", names.join(", "));
     }
-    let max_memory_bytes = Footprint::of(&vmm).largest_memory(&options.limits, config.budget().memory_bytes);
+    let footprint = Footprint::of(&vmm);
+    let max_memory_bytes = footprint.largest_memory(&options.limits, config.budget().memory_bytes);
+    if let Some(reduced) = config.standby_beyond_budget(&options.limits, footprint) {
+        tracing::warn!("{reduced}");
+    }
     for weakness in weak_walls() {
         tracing::warn!("machines could be walled off better, see `cofferdam doctor`: {weakness}");
     }
@@ -101,7 +105,7 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let traces = traces.map_err(|error| wrong("traces.endpoint can't be used", &error))?;
     let backend = Backend {
         store: store.clone(),
-        builder,
+        builder: Arc::new(builder),
         records,
         machine,
         operators,
@@ -114,6 +118,7 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
         bounds: config.bounds(),
         drain_timeout: config.drain_timeout(),
         reuse: config.reuse,
+        standby: StandbySettings { bounds: config.standby(), first: options.clone() },
     };
     let (scheduler, end) = Scheduler::start(backend, scheduler_settings, cancel.clone());
     let allowed = Allowed { options, max_memory_bytes, max_shell: config.max_shell(), network };

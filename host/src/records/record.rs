@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize, de};
 
 use super::BuildId;
 use crate::{
-    build::{Phase, failure::Failure},
+    build::{Phase, StandbyUse, failure::Failure},
     machine::vmm,
     network::Connection,
     request::{BuildOutput, OutputOrder},
@@ -50,6 +50,9 @@ pub(crate) struct Record {
     pub ended: Option<Duration>,
     /// The VMM that ran it.
     pub machine: Option<Machine>,
+    /// Whether it had a standby machine. `None` without a stock of them, and before the build's start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standby: Option<StandbyUse>,
     /// Its resource usage.
     pub usage: Option<Usage>,
     /// The size of its log, see [`super::Records::read_log`].

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     build::failure::{Failure, shorten},
-    build::{BuildError, Built},
+    build::{BuildError, Built, StandbyUse},
     network::{Connection, RuleMaker, Verdict},
     request::OutputOrder,
 };
@@ -131,6 +131,7 @@ impl Recording {
             phases: Vec::new(),
             ended: None,
             machine: None,
+            standby: None,
             usage: None,
             log: super::Log::default(),
             output_order: request.output_order,
@@ -173,6 +174,11 @@ impl Recording {
             record.clone()
         };
         self.shared.database.begin(&record)
+    }
+
+    /// Records whether the build had a standby machine, and if it hadn't, why.
+    pub(crate) fn standby(&self, standby: StandbyUse) {
+        self.live.record.lock().standby = Some(standby);
     }
 
     /// Adds a client to those that have joined.

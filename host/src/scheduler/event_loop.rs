@@ -8,8 +8,12 @@ use std::{
 
 use cofferdam_castore::B3Digest;
 use cofferdam_rpc::Client;
+use futures::{FutureExt as _, future::ready};
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::sleep_until,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -17,7 +21,8 @@ use super::{
     active_build::{Interest, Subscribers},
     draining,
     queue::{Budget, Queue, Refusal, Ticket, Waiting},
-    run,
+    run::{self, Start},
+    standbys::Standbys,
 };
 use crate::{
     build::{Options, failure::Failure},
@@ -30,6 +35,8 @@ pub(super) struct EventLoop {
     scheduler: Scheduler,
     settings: SchedulerSettings,
     queue: Queue<Client>,
+    /// `None` if there is no stock of machines.
+    standbys: Option<Standbys>,
     entries: BTreeMap<Ticket, Entry>,
     by_id: HashMap<BuildId, Ticket>,
     /// The latest of the builds with equal keys.
@@ -41,7 +48,8 @@ struct Entry {
     build: Arc<ActiveBuild>,
     options: Options,
     state: watch::Sender<State>,
-    start: Option<oneshot::Sender<Result<(), Failure>>>,
+    start: Option<oneshot::Sender<Result<Start, Failure>>>,
+    environment: B3Digest,
     subscribers: Weak<Subscribers>,
     interests: BTreeMap<Client, Weak<Interest>>,
     /// The interests of clients that need not stay connected.
@@ -85,11 +93,14 @@ impl EventLoop {
     pub(super) fn new(scheduler: Scheduler, settings: SchedulerSettings) -> Self {
         let queue = Queue::new(settings.budget, settings.bounds);
         let (entries, by_id, by_key) = (BTreeMap::new(), HashMap::new(), HashMap::new());
-        Self { scheduler, settings, queue, entries, by_id, by_key, draining: false }
+        Self { scheduler, settings, queue, standbys: None, entries, by_id, by_key, draining: false }
     }
 
     pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Message>, drain: CancellationToken) {
         let drain_timeout = self.settings.drain_timeout;
+        let Scheduler { backend, messages, .. } = &self.scheduler;
+        self.standbys = Standbys::new(self.settings.standby.clone(), backend, messages).await;
+        self.tend();
         let deadline = async {
             drain.cancelled().await;
             tokio::time::sleep(drain_timeout).await;
@@ -97,6 +108,7 @@ impl EventLoop {
         let mut deadline = std::pin::pin!(deadline);
         let mut late = false;
         while !(self.draining && self.entries.is_empty()) {
+            let due = self.standbys.as_ref().and_then(Standbys::due);
             tokio::select! {
                 Some(message) = inbox.recv() => self.handle(message),
                 () = drain.cancelled(), if !self.draining => self.drain(),
@@ -104,10 +116,15 @@ impl EventLoop {
                     late = true;
                     self.entries.values().for_each(|entry| entry.build.cancel.cancel());
                 }
+                () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {}
             }
             self.start_next();
+            self.tend();
             self.publish_positions();
             self.count();
+        }
+        if let Some(standbys) = &mut self.standbys {
+            standbys.clear().await;
         }
     }
 
@@ -130,6 +147,11 @@ impl EventLoop {
                 }
             }
             Message::Ended(id) => self.remove(id),
+            Message::Standby(id, news) => {
+                if let Some(standbys) = &mut self.standbys {
+                    standbys.hear(id, news);
+                }
+            }
         }
     }
 
@@ -143,6 +165,9 @@ impl EventLoop {
         }
         if let Some(subscription) = self.join(&submission, environment.key) {
             return Ok(subscription);
+        }
+        if let Some(standbys) = &mut self.standbys {
+            standbys.keep(environment.digest);
         }
         let ticket = self
             .queue
@@ -181,6 +206,7 @@ impl EventLoop {
             options: options.clone(),
             state: state.clone(),
             start: Some(start),
+            environment: environment.digest,
             subscribers: Arc::downgrade(&interest.subscribers),
             interests: BTreeMap::from([(client.clone(), Arc::downgrade(&interest))]),
             detached: detached.then(|| (client, Arc::clone(&interest))).into_iter().collect(),
@@ -215,10 +241,25 @@ impl EventLoop {
 
     fn start_next(&mut self) {
         while let Some(ticket) = self.queue.next(Instant::now()) {
-            if let Some(start) = self.entries.get_mut(&ticket).and_then(|entry| entry.start.take()) {
-                // A build that has just been cancelled sends `Ended`.
-                let _ = start.send(Ok(()));
+            let left = self.queue.budget().without(self.queue.used());
+            let Some(entry) = self.entries.get_mut(&ticket) else { continue };
+            let Some(start) = entry.start.take() else { continue };
+            let mut with = Start { standby: None, room: ready(()).boxed() };
+            if let Some(standbys) = &mut self.standbys {
+                let shape = self.scheduler.backend.builder.shape(&entry.build.request, &entry.options);
+                with.standby = Some(standbys.take(shape, entry.environment));
+                with.room = standbys.give_way(left);
             }
+            // A build that has just been cancelled sends `Ended`.
+            let _ = start.send(Ok(with));
+        }
+    }
+
+    /// Keeps the stock of standby machines.
+    fn tend(&mut self) {
+        if let Some(standbys) = self.standbys.as_mut().filter(|_| !self.draining) {
+            let left = self.queue.budget().without(self.queue.used());
+            standbys.tend(left, self.queue.order().next().is_some());
         }
     }
 
@@ -255,12 +296,21 @@ impl EventLoop {
             counts[waiting as usize].1 += 1;
         }
         let amounts = |Budget { memory_bytes, cpus, builds }: Budget| Amounts { memory_bytes, cpus, builds };
-        self.scheduler.backend.metrics.queue(counts, amounts(self.queue.used()), amounts(self.queue.budget()));
+        let metrics = &self.scheduler.backend.metrics;
+        metrics.queue(counts, amounts(self.queue.used()), amounts(self.queue.budget()));
+        if let Some(standbys) = &self.standbys {
+            let (booting, ready) = standbys.counts();
+            metrics.standby(booting, ready);
+        }
     }
 
     /// Refuses waiting builds, and all later submissions.
     fn drain(&mut self) {
         self.draining = true;
+        if let Some(standbys) = &mut self.standbys {
+            // Their end is waited for at the end of this loop.
+            drop(standbys.clear());
+        }
         tracing::info!(builds = self.entries.len(), waiting = self.queue.order().count(), "draining");
         for (ticket, entry) in &mut self.entries {
             if self.queue.remove(*ticket)

@@ -27,6 +27,8 @@ mod operations;
 pub(crate) mod queue;
 mod reuse;
 mod run;
+mod standbys;
+mod stock;
 mod submission;
 #[cfg(test)]
 mod tests;
@@ -41,14 +43,17 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::stock::MachineId;
+
 pub(crate) use access::{Operators, unknown};
 pub(crate) use active_build::{ActiveBuild, State, Subscription};
 pub(crate) use operations::{Found, Listed};
 pub(crate) use reuse::Reuse;
+pub(crate) use stock::StockBounds;
 pub(crate) use submission::{Submission, Submitted};
 
 use crate::{
-    build::{Builder, failure::Failure},
+    build::{Builder, News, Options, failure::Failure},
     provenance::Signer,
     records::{BuildId, Machine, Records},
     request::Admitted,
@@ -73,6 +78,17 @@ pub(crate) struct SchedulerSettings {
     pub drain_timeout: Duration,
     /// Which submissions share a build or its result.
     pub reuse: Reuse,
+    /// The stock of standby machines.
+    pub standby: StandbySettings,
+}
+
+/// Settings of the stock of standby machines.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct StandbySettings {
+    /// Its bounds.
+    pub bounds: StockBounds,
+    /// The options of a build that asks for nothing. Its shape is the one in stock before there was a build.
+    pub first: Options,
 }
 
 /// The scheduler's collaborators.
@@ -80,7 +96,7 @@ pub(crate) struct Backend {
     /// The store of the outputs.
     pub store: Store,
     /// Runs the builds.
-    pub builder: Builder,
+    pub builder: Arc<Builder>,
     /// The records of all builds.
     pub records: Records,
     /// The VMM that runs the builds, for their records.
@@ -104,6 +120,8 @@ enum Message {
     /// A running build doesn't need so many bytes of its memory.
     Resolved(BuildId, u64),
     Ended(BuildId),
+    /// News of a standby machine.
+    Standby(MachineId, News),
 }
 
 /// The digest of a build's environment now, and the key of the submission in it.

@@ -10,10 +10,10 @@ use tokio::{
     task::spawn_blocking,
 };
 
-use super::{ActiveBuild, Backend, Message, Scheduler, State};
+use super::{ActiveBuild, Backend, Message, Scheduler, State, standbys::Room};
 use crate::{
     build::failure::Failure,
-    build::{BuildError, Built, ExecutorError, Observer, Options, Phase, Reason, Terminal},
+    build::{BuildError, ExecutorError, Observer, Options, Phase, Reason, Standby, StandbyUse, Teardown, Terminal},
     network::Connection,
     records::{End, Outcome, Record},
     request::Admitted,
@@ -23,19 +23,31 @@ use crate::{
 /// How long a failed build waits for a client's terminal.
 const TERMINAL_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// What a build starts with.
+pub(super) struct Start {
+    /// Its standby machine, or why it has none. `None` if this daemon has no stock.
+    pub(super) standby: Option<Result<Standby, StandbyUse>>,
+    /// Standby machines that give way, and others that are about to end.
+    pub(super) room: Room,
+}
+
 /// One build, from its place in the queue to its end.
 pub(super) async fn run(
     scheduler: Scheduler,
     build: Arc<ActiveBuild>,
     options: Options,
-    started: oneshot::Receiver<Result<(), Failure>>,
+    started: oneshot::Receiver<Result<Start, Failure>>,
     state: watch::Sender<State>,
 ) {
     let backend = &scheduler.backend;
     let ended = AssertUnwindSafe(run_to_end(backend, &build, &options, started, (&state, &scheduler.messages)))
         .catch_unwind()
         .await;
-    let end = ended.unwrap_or_else(|_| Err(Failure::executor("host", "the build's task panicked")));
+    let (end, teardown) = match ended {
+        Ok(Ok((end, teardown))) => (Ok(end), teardown),
+        Ok(Err(failure)) => (Err(failure), None),
+        Err(_) => (Err(Failure::executor("host", "the build's task panicked")), None),
+    };
     let record = record(&scheduler, &build, end.unwrap_or_else(failed)).await;
     backend.metrics.ended(&record);
     let (outcome, reason) = match &record.outcome {
@@ -48,6 +60,9 @@ pub(super) async fn run(
         traces.ended(&record, &build.context);
     }
     state.send_replace(State::Done(Arc::new(record)));
+    if let Some(teardown) = teardown {
+        teardown.finish().await;
+    }
     // If the event loop has ended, there is nothing to free.
     let _ = scheduler.messages.send(Message::Ended(build.id())).await;
 }
@@ -85,19 +100,28 @@ async fn run_to_end(
     backend: &Backend,
     build: &Arc<ActiveBuild>,
     options: &Options,
-    started: oneshot::Receiver<Result<(), Failure>>,
+    started: oneshot::Receiver<Result<Start, Failure>>,
     (state, messages): (&watch::Sender<State>, &mpsc::Sender<Message>),
-) -> Result<End, Failure> {
-    tokio::select! {
+) -> Result<(End, Option<Teardown>), Failure> {
+    let Start { standby, room } = tokio::select! {
         biased;
         () = build.cancel.cancelled() => return Err(interrupted()),
         started = started => started.unwrap_or_else(|_| Err(super::draining()))?,
-    }
+    };
+    let standby = match standby {
+        Some(Ok(standby)) => Some(standby),
+        Some(Err(why)) => {
+            build.recording.standby(why);
+            None
+        }
+        None => None,
+    };
     let (theirs, machine) = (Arc::clone(build), backend.machine.clone());
     let noted = spawn_blocking(move || theirs.recording.start(machine)).await;
     let noted = noted.map_err(|error| Failure::executor("host", error.to_string()))?;
     tracing::info!(build = %build.id(), "started");
     noted.map_err(|error| Failure::executor_because("records", "the build can't be recorded", &error))?;
+    room.await;
     let watch = Arc::new(Watch {
         state: state.clone(),
         build: Arc::clone(build),
@@ -106,10 +130,14 @@ async fn run_to_end(
         metrics: Arc::clone(&backend.metrics),
         runtime: Handle::current(),
     });
-    let built = backend.builder.build(&build.request, options, watch, &build.cancel).await;
+    let built = backend.builder.build(&build.request, options, watch, &build.cancel, standby).await;
+    let (built, teardown) = match built {
+        Ok((built, teardown)) => (Ok(built), Some(teardown)),
+        Err(error) => (Err(error), None),
+    };
     match build.log_failure.get() {
-        Some(failure) if !matches!(built, Ok(Built { .. })) => Err(failure.clone()),
-        _ => Ok(End::from(&built)),
+        Some(failure) if built.is_err() => Err(failure.clone()),
+        _ => Ok((End::from(&built), teardown)),
     }
 }
 
@@ -137,6 +165,10 @@ impl Observer for Watch {
     fn connection(&self, connection: &Connection) {
         self.metrics.connection(connection);
         self.build.recording.connection(connection);
+    }
+
+    fn standby(&self, standby: StandbyUse) {
+        self.build.recording.standby(standby);
     }
 
     fn resolved(&self, memory_bytes: u64) {

@@ -71,7 +71,7 @@ fn backend(dir: &Path) -> Backend {
     let settings = Settings::new(Image::open(dir).unwrap(), choice, dir.join("run"));
     let store = Store { directories: Arc::new(Silent), ..Store::memory() };
     Backend {
-        builder: Builder::new(store.clone(), settings).unwrap(),
+        builder: Arc::new(Builder::new(store.clone(), settings).unwrap()),
         store,
         records: Records::open(&dir.join("records"), Retention::default()).unwrap(),
         machine,
@@ -95,6 +95,7 @@ fn start_with(dir: &Path, reuse: Reuse) -> Scheduler {
         bounds: Bounds { queued: 100, queued_per_client: 100 },
         drain_timeout: Duration::ZERO,
         reuse,
+        standby: StandbySettings::default(),
     };
     Scheduler::start(backend(dir), settings, CancellationToken::new()).0
 }

@@ -54,6 +54,8 @@ pub(crate) struct Metrics {
     phases: Family<Label<1>, Histogram>,
     waiting: Family<Label<1>, Gauge>,
     running: Gauge,
+    standby: Family<Label<1>, Gauge>,
+    standby_uses: Family<Label<1>, Counter>,
     log_bytes: Counter,
     connections: Family<Label<1>, Counter>,
     connection_bytes: Family<Label<1>, Counter>,
@@ -77,6 +79,8 @@ impl Metrics {
             phases: Family::new_with_constructor(histogram),
             waiting: Family::default(),
             running: Gauge::default(),
+            standby: Family::default(),
+            standby_uses: Family::default(),
             log_bytes: Counter::default(),
             connections: Family::default(),
             connection_bytes: Family::default(),
@@ -98,6 +102,8 @@ impl Metrics {
         to.register_with_unit("build_phase", phases, Unit::Seconds, self.phases.clone());
         to.register("builds_waiting", "Waiting builds, by what they wait for", self.waiting.clone());
         to.register("builds_running", "Running builds, each with one VM at most", self.running.clone());
+        to.register("standby_machines", "Machines without a build, by state", self.standby.clone());
+        to.register("builds_standby", "Builds that ended, by the use of a standby machine", self.standby_uses.clone());
         let log = "Size of the logs of ended builds, stdout and stderr together";
         to.register_with_unit("build_log", log, Unit::Bytes, self.log_bytes.clone());
         to.register("connections", "Connections of builds, by verdict", self.connections.clone());
@@ -118,6 +124,9 @@ impl Metrics {
             None => ("unknown", ""),
         };
         self.ended.get_or_create(&[("outcome", outcome.to_owned()), ("reason", reason.to_owned())]).inc();
+        if let Some(standby) = record.standby {
+            self.standby_uses.get_or_create(&[("standby", standby.word().to_owned())]).inc();
+        }
         self.log_bytes.inc_by(record.log.bytes);
         for (phase, spent) in record.spans() {
             self.phases
@@ -159,6 +168,14 @@ impl Metrics {
                 let amount = i64::try_from(amount).unwrap_or(i64::MAX);
                 family.get_or_create(&[("resource", resource.to_owned())]).set(amount);
             }
+        }
+    }
+
+    /// Sets the numbers of standby machines.
+    pub(crate) fn standby(&self, booting: usize, ready: usize) {
+        for (state, count) in [("booting", booting), ("ready", ready)] {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            self.standby.get_or_create(&[("state", state.to_owned())]).set(count);
         }
     }
 

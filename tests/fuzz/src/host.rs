@@ -185,6 +185,7 @@ pub(crate) fn guest_frames_seeds() -> Vec<Vec<u8>> {
         user_namespaces: false,
         ca_file: None,
         secrets: Vec::new(),
+        unix_time_ns: 0,
     };
     let host = framed(&[&FromHost::Specification(specification), &FromHost::Acknowledge]);
     vec![guest, host, framed(&[&FromGuest::SetupFailed(failure)])]

@@ -6,7 +6,7 @@ mod network;
 mod tests;
 mod tls;
 
-use std::net::ToSocketAddrs as _;
+use std::{net::ToSocketAddrs as _, time::Duration};
 
 use cofferdam_castore::{blobservice, directoryservice, is_addr};
 use cofferdam_images::Image;
@@ -27,9 +27,12 @@ use crate::{
     provenance::SigningKey,
     quantity::show_size,
     request::Host,
-    scheduler::Operators,
+    scheduler::{Operators, StockBounds},
 };
 pub(crate) use machine::NO_CGROUPS_ADVICE;
+
+/// In less, the next machine would have to boot before a build could take the last one.
+const MIN_STANDBY_AGE: Duration = Duration::from_secs(60);
 
 /// What the checks have found for the daemon to use.
 pub(super) struct Checked {
@@ -50,6 +53,7 @@ pub(super) fn check(config: &Config) -> Result<Checked, Vec<Problem>> {
     let footprint = vmm.as_ref().map_or_else(Footprint::smallest, Footprint::of);
     let options = config.options(footprint);
     checks.limits(&options.limits, footprint);
+    checks.standby(&options.limits, footprint);
     checks.host_paths();
     checks.listen();
     checks.store();
@@ -85,6 +89,25 @@ impl Checks<'_> {
 
     fn add(&mut self, problem: Problem) -> &mut Problem {
         self.problems.push_mut(problem)
+    }
+
+    /// A stock of machines must have room for the one that a request without demands takes.
+    fn standby(&mut self, limits: &Limits, footprint: Footprint) {
+        let (StockBounds { machines, memory_bytes, age }, budget) = (self.config.standby(), self.config.budget());
+        if machines == 0 || !self.config.is_read("standby") || !self.config.is_read("budget") {
+            return;
+        }
+        let one = footprint.bytes(limits);
+        if !(one..=budget.memory_bytes).contains(&memory_bytes) {
+            let (least, most) = (show_size(one), show_size(budget.memory_bytes));
+            self.wrong(
+                "standby.memory",
+                format!("must be from {least}, which one machine takes, to budget.memory, {most}"),
+            );
+        }
+        if age < MIN_STANDBY_AGE {
+            self.wrong("standby.age", format!("must be at least {} seconds", MIN_STANDBY_AGE.as_secs()));
+        }
     }
 
     fn limits(&mut self, limits: &Limits, footprint: Footprint) {

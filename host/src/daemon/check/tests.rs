@@ -6,6 +6,7 @@ fn limits(text: &str) -> String {
     let mut checks = Checks { config: &config, problems: Vec::new() };
     let footprint = Footprint::smallest();
     checks.limits(&config.options(footprint).limits, footprint);
+    checks.standby(&config.options(footprint).limits, footprint);
     checks.host_paths();
     checks.operators();
     checks.listen();
@@ -24,6 +25,12 @@ fn limits_fit_the_budget_and_the_budget_fits_the_host() {
         ("[budget]\nmemory = '1M'", "test.toml:2: budget.memory = '1M': must be from"),
         ("[budget]\ncpus = 2\n[build]\ncpus = 3", "test.toml:4: build.cpus = 3: must be from 1 to 2"),
         ("[budget]\ncpus = 1000\n[build]\ncpus = 255", "build.cpus = 255: must be from 1 to 254"),
+        (
+            "[budget]\nmemory = '1G'\n[standby]\nmachines = 1\nmemory = '2G'",
+            "test.toml:5: standby.memory = '2G': must be from",
+        ),
+        ("[standby]\nmachines = 1\nmemory = '64M'", "test.toml:3: standby.memory = '64M': must be from"),
+        ("[standby]\nmachines = 1\nage = '1s'", "test.toml:3: standby.age = '1s': must be at least 60 seconds"),
         ("[build]\nscratch_size = '1000T'", "build.scratch_size = '1000T': must be from"),
         ("hugepages = true\n[build]\nmemory = '100G'", "test.toml:1: hugepages = true: a machine's 106.41 GiB take"),
         (
@@ -91,4 +98,25 @@ fn limits_fit_the_budget_and_the_budget_fits_the_host() {
     // Where the budget can't be read, nothing is held against it.
     let unread = limits("[budget]\ncpus = 'two'\n[build]\ncpus = 200");
     assert_eq!(unread, nothing);
+}
+
+#[test]
+fn a_stock_beyond_the_budget_is_reduced_with_a_word() {
+    let reduced = |text: &str| {
+        let (config, footprint) = (Config::of(text), Footprint::smallest());
+        config.standby_beyond_budget(&config.options(footprint).limits, footprint)
+    };
+    let builds = |builds: u32| {
+        format!("[budget]\nbuilds = {builds}\ncpus = 8\nmemory = '4G'\n[build]\nmemory = '256M'\ncpus = 1\n")
+    };
+    let standby = |machines: u32| format!("[standby]\nmachines = {machines}");
+    assert_eq!(reduced(&(builds(3) + &standby(3))), None);
+    assert_eq!(reduced(&builds(1)), None);
+    let said = reduced(&(builds(2) + &standby(3))).unwrap();
+    assert_eq!(
+        said,
+        "the budget has room for 2 standby machines of the usual size, and not for [standby] machines = 3"
+    );
+    let said = reduced(&(builds(100) + &standby(100))).unwrap();
+    assert!(said.contains("room for 3 standby"), "its memory, {said}");
 }

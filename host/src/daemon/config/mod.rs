@@ -20,7 +20,7 @@ pub(super) use self::source::Key;
 use self::source::Source;
 pub(crate) use self::values::ListenAddr;
 pub(super) use self::values::{
-    Endpoint, GuestPath, Percent, Processes, SocketMode, UserName, VmmName, WeaknessName, Weight,
+    Endpoint, GuestPath, Machines, Percent, Processes, SocketMode, UserName, VmmName, WeaknessName, Weight,
 };
 use super::problem::{Place, Problem};
 use crate::{
@@ -34,7 +34,7 @@ use crate::{
     records::Retention,
     request::Host,
     scheduler::{
-        Reuse,
+        Reuse, StockBounds,
         queue::{Bounds, Budget},
     },
     state::StoreAddrs,
@@ -45,6 +45,9 @@ const DEFAULT_MEMORY_PERCENT: u64 = 75;
 
 /// Most of the budget that a build's inputs may reserve by default: one part in so many.
 const INPUTS_SHARE: u64 = 8;
+
+/// How long a standby machine is kept by default.
+const STANDBY_AGE: Duration = Duration::from_secs(60 * 60);
 
 /// The settings of a daemon. Every setting has a default.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -90,6 +93,7 @@ pub(crate) struct Config {
     pub(super) budget: BudgetConfig,
     pub(super) queue: QueueConfig,
     pub(super) build: Asked,
+    pub(super) standby: StandbyConfig,
     pub(super) records: RecordsConfig,
     pub(super) jail: JailConfig,
     pub(super) cgroups: CgroupsConfig,
@@ -150,6 +154,15 @@ pub(super) struct BudgetConfig {
 pub(super) struct QueueConfig {
     max: Option<Count>,
     max_per_client: Option<Count>,
+}
+
+/// Machines that boot before there is a request for them.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct StandbyConfig {
+    machines: Option<Machines>,
+    memory: Option<Size>,
+    age: Option<Time>,
 }
 
 /// What separates helper processes from the daemon and from each other.
@@ -338,6 +351,26 @@ impl Config {
     pub(super) fn bounds(&self) -> Bounds {
         let count = |set: Option<Count>, default| set.map_or(default, |Count(count)| count as usize);
         Bounds { queued: count(self.queue.max, 1000), queued_per_client: count(self.queue.max_per_client, 250) }
+    }
+
+    /// Bounds on the stock of standby machines.
+    pub(super) fn standby(&self) -> StockBounds {
+        let StandbyConfig { machines, memory, age } = &self.standby;
+        StockBounds {
+            machines: machines.map_or(0, |Machines(machines)| machines),
+            memory_bytes: memory.map_or(self.budget().memory_bytes, |Size(bytes)| bytes),
+            age: age.map_or(STANDBY_AGE, |Time(age)| age),
+        }
+    }
+
+    /// Says so if the budget has no room for as many standby machines of the usual shape.
+    pub(super) fn standby_beyond_budget(&self, limits: &Limits, footprint: Footprint) -> Option<String> {
+        let StockBounds { machines, memory_bytes, .. } = self.standby();
+        let Budget { cpus, builds, .. } = self.budget();
+        let fit = (memory_bytes / footprint.bytes(limits)).min((cpus / limits.cpus.max(1)).min(builds).into());
+        (fit < machines.into()).then(|| {
+            format!("the budget has room for {fit} standby machines of the usual size, and not for [standby] machines = {machines}")
+        })
     }
 
     /// How long finished builds are remembered.

@@ -204,6 +204,19 @@ impl TryFrom<u32> for Processes {
     }
 }
 
+/// Standby machines at a time; 0 for none.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "u32")]
+pub(in crate::daemon) struct Machines(pub(in crate::daemon) u32);
+
+impl TryFrom<u32> for Machines {
+    type Error = String;
+
+    fn try_from(machines: u32) -> Result<Self, String> {
+        if machines <= 1000 { Ok(Self(machines)) } else { Err(format!("{machines} doesn't fit: write 0 to 1000")) }
+    }
+}
+
 /// A weakness of the host, by its name.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(try_from = "String")]

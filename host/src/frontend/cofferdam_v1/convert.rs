@@ -120,6 +120,7 @@ pub(super) fn info(record: &Record, state: Option<&State>) -> BuildInfo {
         vmm,
         vmm_version,
         accelerator,
+        standby: record.standby.map_or_else(String::new, |standby| standby.word().to_owned()),
         usage: record.usage.as_ref().map(usage),
         times: record.ended.map(|_| times(record)),
         log_bytes: record.log.bytes,

@@ -56,7 +56,13 @@ fn with_shell(
         options: &options,
     };
     let needles = ReferencePattern::new(["needle"]).unwrap();
-    let session = Session { exchange, specification: specification(&[]), needles: &needles, memory_bytes: 1 << 30 };
+    let session = Session {
+        exchange,
+        specification: specification(&[]),
+        needles: &needles,
+        memory_bytes: 1 << 30,
+        is_greeted: false,
+    };
     std::thread::scope(|scope| {
         scope.spawn(move || {
             let clone = || stream.try_clone().unwrap();

@@ -1,0 +1,226 @@
+//! Standby machines: which builds take one, what a build sees of its machine's time in stock, and what becomes of machines
+//! that nobody takes.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    io::Write as _,
+    time::Duration,
+};
+
+use cofferdam_tests::{Build, Cofferdam, Daemon, Outcome, guest, image, processes::Process, telemetry::scrape, vmm};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+/// A stock of one machine beside one build.
+const CONFIG: &str = "
+    reuse = \"off\"
+    [budget]
+    builds = 2
+    cpus = 4
+    memory = '4G'
+    [build]
+    cpus = 1
+    [standby]
+    machines = 1
+";
+
+const READY: &str = "a standby machine is ready";
+
+fn start(cofferdam: &Cofferdam, config: &str) -> Daemon {
+    Daemon::start_with(cofferdam, config, &[("COFFERDAM_LOG", OsStr::new("info"))])
+}
+
+/// The daemon's shape of a build that asks for nothing.
+fn build<'c>(cofferdam: &'c Cofferdam, daemon: &Daemon) -> Build<'c> {
+    cofferdam.build().on(daemon)
+}
+
+/// Waits until so many machines have been ready since the start.
+fn wait_until_ready(daemon: &Daemon, times: usize) {
+    daemon.running().wait_for_times(READY, times);
+}
+
+/// Whether a build had a standby machine, and if it hadn't, why.
+fn standby(cofferdam: &Cofferdam, daemon: &Daemon, built: &Outcome) -> String {
+    let id = built.build_id().expect("the daemon names each build");
+    let shown = cofferdam.command(["builds", "show", "--json", "--daemon", &daemon.addr(), &id]).succeeds();
+    let Value::String(standby) = &shown.json()["standby"] else { panic!("{shown}") };
+    standby.clone()
+}
+
+/// The VMMs that run now.
+fn machines(cofferdam: &Cofferdam) -> Vec<Process> {
+    let name = &vmm::processes()[0].0;
+    let mut found = cofferdam.processes();
+    found.retain(|process| process.name == *name);
+    found
+}
+
+#[test]
+fn a_build_takes_the_machine_in_stock_and_another_one_boots() {
+    let cofferdam = Cofferdam::new();
+    let file = cofferdam.file("shown", "of the host");
+    let config = format!("{CONFIG}\n[host_paths]\n'/shown' = '{}'\n[metrics]\nlisten = '127.0.0.1:0'", file.display());
+    let daemon = start(&cofferdam, &config);
+    let input = cofferdam.file("input/file", "an input");
+    let mut random = Vec::new();
+    for time in 1..=2 {
+        wait_until_ready(&daemon, time);
+        let built = build(&cofferdam, &daemon)
+            .input("input", input.parent().expect("it is in a directory"))
+            .output("build/random")
+            .exported()
+            .shell("read -r random </proc/sys/kernel/random/uuid; echo $random >random; read -r x </inputs/input/file; test \"$x\" = 'an input'");
+        let built = built.succeeds();
+        random.push(built.read("build/random"));
+        assert_eq!(standby(&cofferdam, &daemon, &built), "used", "{built}");
+    }
+    assert_ne!(random[0], random[1], "two machines have the same randomness");
+    wait_until_ready(&daemon, 3);
+
+    let other = build(&cofferdam, &daemon).memory("300M").shell("true").succeeds();
+    assert_eq!(standby(&cofferdam, &daemon, &other), "none_in_stock", "{other}");
+    let request = serde_json::json!({
+        "commandArgs": ["/bin/sh", "-c", "true"],
+        "constraints": { "system": "x86_64-linux", "provideBinSh": true, "availableRoPaths": ["/shown"] },
+    });
+    let shown = build(&cofferdam, &daemon).request(&request).succeeds();
+    assert_eq!(standby(&cofferdam, &daemon, &shown), "paths", "{shown}");
+
+    let metrics = scrape(&daemon.addrs(2)[1]).expect("the daemon serves them");
+    for line in [
+        "cofferdam_standby_machines{state=\"ready\"} 1",
+        "cofferdam_builds_standby_total{standby=\"used\"} 2",
+        "cofferdam_builds_standby_total{standby=\"paths\"} 1",
+        "cofferdam_builds_standby_total{standby=\"none_in_stock\"} 1",
+    ] {
+        assert!(metrics.contains(line), "{line} is missing in\n{metrics}");
+    }
+    let id = shown.build_id().expect("the daemon names each build");
+    let sheet = cofferdam.command(["builds", "show", "--daemon", &daemon.addr(), &id]).succeeds();
+    assert!(sheet.stdout.contains("no: a build that sees paths of the host"), "{sheet}");
+    daemon.end().succeeds();
+    assert!(cofferdam.processes().is_empty(), "SIGTERM leaves machines: {:#?}", cofferdam.processes());
+}
+
+#[test]
+fn a_machine_in_stock_has_the_right_time_when_it_gets_its_request() {
+    let images = tempfile::tempdir().expect("a temporary directory can be made");
+    guest::late_image(images.path());
+    let cofferdam = Cofferdam::with_image(images.path());
+    let daemon = start(&cofferdam, CONFIG);
+    wait_until_ready(&daemon, 1);
+    let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("it is later").as_secs();
+    let before = now();
+    let built = build(&cofferdam, &daemon).output("build/time").exported().shell("date +%s >time").succeeds();
+    let time: u64 = built.read("build/time").trim().parse().expect("date prints a number");
+    assert_eq!(standby(&cofferdam, &daemon, &built), "used");
+    assert!((before..=now()).contains(&time), "{time} is not between {before} and now");
+    daemon.end().succeeds();
+}
+
+#[test]
+fn a_killed_daemon_leaves_no_standby_machine() {
+    let cofferdam = Cofferdam::new();
+    let daemon = start(&cofferdam, CONFIG);
+    wait_until_ready(&daemon, 1);
+    assert_eq!(machines(&cofferdam).len(), 1);
+    daemon.running().signal(Signal::SIGKILL);
+    daemon.end_of();
+    cofferdam.processes_are_gone_within(Duration::from_secs(5));
+    // The next start removes its files.
+    start(&cofferdam, CONFIG).end().succeeds();
+}
+
+#[test]
+fn a_machine_that_dies_in_stock_costs_nobody_a_build() {
+    let cofferdam = Cofferdam::new();
+    let daemon = start(&cofferdam, CONFIG);
+    wait_until_ready(&daemon, 1);
+    machines(&cofferdam)[0].kill();
+    daemon.running().wait_for("lost a standby machine");
+    let built = build(&cofferdam, &daemon).shell("true").succeeds();
+    assert_eq!(standby(&cofferdam, &daemon, &built), "none_in_stock");
+    daemon.end().succeeds();
+}
+
+/// A guest that has been taken over before it has a request. A build that gets a machine of its own gets a well-behaved one.
+#[test]
+fn a_hostile_machine_in_stock_harms_nobody() {
+    for (job, standby_use, said) in [
+        ("speak in stock", "none_in_stock", "its guest spoke without being asked"),
+        ("lie in stock", "broken", "a sample instead of an answer to a ping"),
+        ("hang in stock", "broken", "a standby machine does not answer"),
+    ] {
+        let images = tempfile::tempdir().expect("a temporary directory can be made");
+        guest::hostile_image(images.path(), job);
+        let cofferdam = Cofferdam::with_image(images.path());
+        let daemon = start(&cofferdam, CONFIG);
+        wait_until_ready(&daemon, 1);
+        if standby_use == "none_in_stock" {
+            daemon.running().wait_for("lost a standby machine");
+        }
+        let built = build(&cofferdam, &daemon).shell("true").executor_fails("guest").says("booted for its request");
+        assert_eq!(standby(&cofferdam, &daemon, &built), standby_use, "{job}: {built}");
+        daemon.end().succeeds().says(said);
+    }
+}
+
+#[test]
+fn a_changed_image_empties_the_stock() {
+    let images = tempfile::tempdir().expect("a temporary directory can be made");
+    for entry in fs::read_dir(image().0).expect("the image is there").flatten() {
+        fs::copy(entry.path(), images.path().join(entry.file_name())).expect("a temporary directory can be written");
+    }
+    let cofferdam = Cofferdam::with_image(images.path());
+    let daemon = start(&cofferdam, CONFIG);
+    wait_until_ready(&daemon, 1);
+    let old = machines(&cofferdam);
+    // Zeros after the archive mean nothing to the kernel.
+    let initramfs = File::options().append(true).open(images.path().join("initramfs"));
+    initramfs.expect("it is there").write_all(&[0; 512]).expect("a temporary directory can be written");
+    let built = build(&cofferdam, &daemon).shell("true").succeeds();
+    assert_eq!(standby(&cofferdam, &daemon, &built), "none_in_stock");
+    daemon.running().wait_for("the guest image has changed");
+    wait_until_ready(&daemon, 2);
+    assert!(machines(&cofferdam).iter().all(|new| old.iter().all(|old| new.pid != old.pid)));
+    let built = build(&cofferdam, &daemon).shell("true").succeeds();
+    assert_eq!(standby(&cofferdam, &daemon, &built), "used");
+    daemon.end().succeeds();
+}
+
+#[test]
+fn a_standby_machine_gives_way_to_a_build_that_needs_its_room() {
+    let cofferdam = Cofferdam::new();
+    let daemon = start(&cofferdam, &CONFIG.replace("builds = 2", "builds = 1"));
+    wait_until_ready(&daemon, 1);
+    let running = build(&cofferdam, &daemon).memory("300M").start_shell("echo begun; sleep 1000");
+    running.wait_for("begun");
+    assert_eq!(machines(&cofferdam).len(), 1, "the budget has room for one");
+    running.signal(Signal::SIGINT);
+    let ended = running.end();
+    assert_eq!(standby(&cofferdam, &daemon, &ended), "none_in_stock", "{ended}");
+    // As soon as there is room a machine boots, of the shape that was in demand last.
+    wait_until_ready(&daemon, 2);
+    let built = build(&cofferdam, &daemon).memory("300M").shell("true").succeeds();
+    assert_eq!(standby(&cofferdam, &daemon, &built), "used");
+    daemon.end().succeeds();
+}
+
+#[test]
+fn a_stock_that_the_budget_has_no_room_for_is_refused_or_reduced() {
+    let cofferdam = Cofferdam::new();
+    let file = cofferdam.file("daemon.toml", CONFIG.replace("machines = 1", "machines = 1\nmemory = '1M'"));
+    let check: [&OsStr; 5] = ["daemon", "--allow-emulation", "--check-config", "--config"]
+        .map(OsStr::new)
+        .into_iter()
+        .chain([file.as_os_str()])
+        .collect::<Vec<_>>()
+        .try_into()
+        .expect("five");
+    cofferdam.command(check).exits_with(2).says("standby.memory = '1M': must be from");
+    let daemon = start(&cofferdam, &CONFIG.replace("machines = 1", "machines = 9"));
+    daemon.running().wait_for("the budget has room for 2 standby machines");
+    daemon.end().succeeds();
+}
