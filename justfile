@@ -44,6 +44,10 @@ bench *ARGS: setup
 recipes *ARGS: setup
     cargo run --release --package cofferdam-tests --bin recipes -- "$@"
 
+# Run CPython's and libuv's tests in a chroot and in a build, and list those that differ; --all for all of CPython's.
+likeness *ARGS: setup
+    cargo run --release --package cofferdam-tests --bin likeness -- {{ ARGS }}
+
 # Have a daemon run many builds, kill its processes at random, and check for leftovers.
 soak *ARGS: setup
     cargo run --release --package cofferdam-tests --bin soak -- {{ ARGS }}
