@@ -140,3 +140,45 @@ pub(super) fn die_of_any_panic() {
         std::process::exit(PANICKED);
     }));
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::sync::mpsc::channel;
+    use std::{env, thread};
+
+    use super::*;
+
+    /// Set for the process that panics.
+    const PANICS: &str = "COFFERDAM_TEST_PANICS";
+
+    /// The exit code of a process that has survived a panic.
+    const SURVIVED: i32 = 7;
+
+    /// As in a device: the thread is there before the system calls are restricted, and the others go on.
+    fn panic_in_a_thread() -> ! {
+        die_of_any_panic();
+        let (restricted, wait) = channel();
+        let thread = thread::spawn(move || {
+            wait.recv().expect("it is sent");
+            panic!("as a device would");
+        });
+        allow_only_what_serving_needs(&[]).expect("the kernel has seccomp");
+        restricted.send(()).expect("it waits");
+        let _ = thread.join();
+        std::process::exit(SURVIVED);
+    }
+
+    #[test]
+    fn a_panic_of_any_thread_ends_the_process() {
+        if env::var_os(PANICS).is_some() {
+            panic_in_a_thread();
+        }
+        let name = thread::current().name().expect("tests have names").to_owned();
+        let mut panics = Command::new(env::current_exe().unwrap());
+        let panicked = panics.args(["--exact", &name, "--nocapture"]).env(PANICS, "1").output().unwrap();
+        let said = String::from_utf8_lossy(&panicked.stderr);
+        assert_eq!(panicked.status.code(), Some(PANICKED), "{said}");
+        assert!(said.contains("as a device would"), "{said}");
+    }
+}
