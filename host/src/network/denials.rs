@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::policy::Denial;
 use super::record::Connection;
 
 /// Most denials that are told apart.
@@ -32,6 +33,8 @@ enum Denied {
     Name(String),
     /// This rule about an address would have allowed it.
     Address(String),
+    /// Its server was to be named first, and a rule that does without would have allowed it.
+    Unnamed { rule: String, text: String },
     /// No rule alone would have allowed it.
     Other(String),
 }
@@ -40,6 +43,10 @@ impl Denied {
     fn of(connection: &Connection) -> Option<Self> {
         let why = connection.verdict.denied()?;
         Some(match (&connection.name, connection.address) {
+            (Some(name), Some(address)) if why == Denial::NoServerName.to_string() => {
+                let rule = format!("{name}:{} tls=false", address.port());
+                Self::Unnamed { rule, text: format!("{} ({why})", connection.server()) }
+            }
             _ if !connection.lacks_rule => Self::Other(format!("{} ({why})", connection.server())),
             (Some(name), None) => Self::Name(name.clone()),
             (Some(name), Some(address)) => Self::Name(format!("{name}:{}", address.port())),
@@ -53,7 +60,15 @@ impl Denied {
 
     fn text(&self) -> &str {
         match self {
-            Self::Name(text) | Self::Address(text) | Self::Other(text) => text,
+            Self::Name(text) | Self::Address(text) | Self::Unnamed { text, .. } | Self::Other(text) => text,
+        }
+    }
+
+    /// The rule that would have allowed it.
+    fn rule(&self) -> Option<&str> {
+        match self {
+            Self::Name(rule) | Self::Address(rule) | Self::Unnamed { rule, .. } => Some(rule),
+            Self::Other(_) => None,
         }
     }
 }
@@ -71,13 +86,13 @@ impl Denials {
 
     /// The rules that were missing, as `allow` and `allow_addresses` have them.
     pub(crate) fn missing_rules(&self) -> Vec<&str> {
-        self.denied.iter().filter(|denied| !matches!(denied, Denied::Other(_))).map(Denied::text).collect()
+        self.denied.iter().filter_map(Denied::rule).collect()
     }
 
     /// What the build was denied, and what to do about it.
     pub(crate) fn hint(&self, maker: RuleMaker) -> Option<String> {
         let (others, unlisted): (Vec<_>, Vec<_>) =
-            self.denied.iter().partition(|denied| matches!(denied, Denied::Other(_)));
+            self.denied.iter().partition(|denied| matches!(denied, Denied::Unnamed { .. } | Denied::Other(_)));
         let mut hint = String::new();
         if !unlisted.is_empty() {
             let (list, advice) = (self.list(&unlisted), advice(&unlisted[..unlisted.len().min(MAX_NAMED)], maker));
@@ -86,6 +101,10 @@ impl Denials {
         if !others.is_empty() {
             let beginning = if hint.is_empty() { "the build" } else { "; it" };
             let _ = write!(hint, "{beginning} was denied {}", self.list(&others));
+            let unnamed: Vec<_> = others.into_iter().filter(|denied| denied.rule().is_some()).take(MAX_NAMED).collect();
+            if !unnamed.is_empty() {
+                let _ = write!(hint, "; if its protocol names no server, {}", advice(&unnamed, maker));
+            }
         }
         Some(hint).filter(|hint| !hint.is_empty())
     }
@@ -102,9 +121,13 @@ impl Denials {
 /// How to get these rules.
 fn advice(unlisted: &[&Denied], maker: RuleMaker) -> String {
     if maker == RuleMaker::CommandLine {
-        let flags = unlisted.iter().map(|denied| match denied {
-            Denied::Address(rule) => format!("--allow-address {rule}"),
-            denied => format!("--allow-host {}", denied.text()),
+        let flags = unlisted.iter().filter_map(|denied| {
+            let rule = denied.rule()?;
+            Some(match denied {
+                Denied::Address(_) => format!("--allow-address {rule}"),
+                _ if rule.contains(' ') => format!("--allow-host '{rule}'"),
+                _ => format!("--allow-host {rule}"),
+            })
         });
         return format!("try {}", flags.collect::<Vec<_>>().join(" "));
     }
@@ -112,7 +135,8 @@ fn advice(unlisted: &[&Denied], maker: RuleMaker) -> String {
         unlisted.iter().copied().partition(|denied| matches!(denied, Denied::Address(_)));
     let settings = [("allow", names), ("allow_addresses", addresses)];
     let settings = settings.into_iter().filter(|(_, rules)| !rules.is_empty()).map(|(setting, rules)| {
-        let rules = rules.iter().map(|rule| format!("{:?}", rule.text())).collect::<Vec<_>>().join(", ");
+        let rules =
+            rules.iter().filter_map(|denied| Some(format!("{:?}", denied.rule()?))).collect::<Vec<_>>().join(", ");
         format!("{rules} to [network] {setting}")
     });
     format!("ask the daemon's operator to add {}", settings.collect::<Vec<_>>().join(" and "))
@@ -160,6 +184,28 @@ mod tests {
         let [names @ .., address] = &denials.missing_rules()[..] else { panic!("{denials:?}") };
         assert!(names.iter().all(|rule| rule.parse::<Rule>().is_ok()) && address.parse::<AddressRule>().is_ok());
         assert_eq!(Denials::default().hint(RuleMaker::Operator), None);
+    }
+
+    #[test]
+    fn a_hint_about_a_server_that_was_not_named_has_the_rule_that_does_without() {
+        let mut unnamed = connection("git.example", "93.184.215.14:22", false);
+        unnamed.deny(Denial::NoServerName);
+        let mut other = connection("git.example", "93.184.215.14:443", false);
+        other.deny(Denial::OtherServer);
+        let denials = denials(&[unnamed, other]);
+        let denied = "the build was denied git.example:22 at 93.184.215.14 (it began with no server's name), git.example:443 at \
+             93.184.215.14 (it asked for a server that was not found at this address, or that no rule has); if its protocol \
+             names no server, ";
+        assert_eq!(
+            denials.hint(RuleMaker::CommandLine).unwrap(),
+            format!("{denied}try --allow-host 'git.example:22 tls=false'")
+        );
+        assert_eq!(
+            denials.hint(RuleMaker::Operator).unwrap(),
+            format!("{denied}ask the daemon's operator to add \"git.example:22 tls=false\" to [network] allow")
+        );
+        let [rule] = denials.missing_rules()[..] else { panic!("{denials:?}") };
+        assert!(!rule.parse::<Rule>().unwrap().wants_tls());
     }
 
     #[test]
