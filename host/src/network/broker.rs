@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -19,9 +20,10 @@ use super::own::Route;
 use super::pace::Pace;
 use super::pins::Pins;
 use super::policy::{Decision, Denial, Policy};
+use super::rate::Rate;
 use super::record::{Connection, Observe, Verdict};
 use super::stand_ins::StandIns;
-use super::{Family, Refusal, floor, own};
+use super::{Family, Limits, Refusal, floor, own};
 
 /// How long a host may take to accept a connection, or to take the first bytes.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -50,6 +52,7 @@ pub struct Broker {
     opens: Mutex<Pace>,
     queries: Semaphore,
     query_pace: Mutex<Pace>,
+    rate: Option<Arc<Rate>>,
     is_spent: AtomicBool,
     observe: Observe,
 }
@@ -72,6 +75,7 @@ pub(crate) struct Opened {
     check: Option<Box<Check>>,
     note: Note,
     permits: Permits,
+    rate: Option<Arc<Rate>>,
 }
 
 /// A connection's own part, and those of its client and of all builds.
@@ -81,6 +85,8 @@ type Permits = (OwnedSemaphorePermit, Vec<OwnedSemaphorePermit>);
 pub(crate) struct Passed {
     /// The socket, which doesn't block.
     pub(crate) stream: std::net::TcpStream,
+    /// How fast the build's connections may be, if that is limited.
+    pub(crate) rate: Option<Arc<Rate>>,
     note: Note,
     _permits: Permits,
 }
@@ -96,6 +102,7 @@ impl Broker {
     pub fn new(grant: Grant, observe: Observe) -> Self {
         let policy = Arc::clone(&grant.policy);
         let limits = policy.limits;
+        let rate = NonZeroU64::new(limits.rate).filter(|rate| rate.get() != Limits::UNLIMITED_RATE);
         Self {
             grant,
             policy,
@@ -106,6 +113,7 @@ impl Broker {
             opens: Mutex::new(Pace::new(limits.opens)),
             queries: Semaphore::new(MAX_QUERIES),
             query_pace: Mutex::new(Pace::new(limits.queries)),
+            rate: rate.map(|rate| Arc::new(Rate::new(rate))),
             is_spent: AtomicBool::new(false),
             observe,
         }
@@ -211,7 +219,7 @@ impl Broker {
                     Some(check) if check.may_deny() => denied(Denial::NoServerName),
                     _ => Verdict::Allowed,
                 };
-                Ok(Opened { stream, check, note, permits })
+                Ok(Opened { stream, check, note, permits, rate: self.rate.clone() })
             }
             Err((verdict, refusal)) => {
                 note.record.verdict = verdict;
@@ -313,16 +321,19 @@ impl Opened {
 
     /// Sends the bytes that were taken, and gives the connection to the build.
     pub(crate) async fn pass(self) -> io::Result<Passed> {
-        let Self { mut stream, check, mut note, permits } = self;
+        let Self { mut stream, check, mut note, permits, rate } = self;
         note.record.verdict = Verdict::Allowed;
         if let Some(check) = check {
             let received = check.into_received();
+            if let Some(rate) = &rate {
+                rate.take(received.len()).await;
+            }
             // The connection may end before the kernel can be asked.
             note.record.sent = received.len() as u64;
             let sent = timeout(PATIENCE, stream.write_all(&received)).await;
             sent.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))?;
         }
-        Ok(Passed { stream: stream.into_std()?, note, _permits: permits })
+        Ok(Passed { stream: stream.into_std()?, rate, note, _permits: permits })
     }
 }
 

@@ -15,6 +15,8 @@ pub struct Limits {
     pub received_bytes: u64,
     /// Most bytes sent on all connections.
     pub sent_bytes: u64,
+    /// Bytes that all connections carry in a second, both ways together.
+    pub rate: u64,
 }
 
 impl Default for Limits {
@@ -26,6 +28,7 @@ impl Default for Limits {
             queries: 250,
             received_bytes: 16 << 30,
             sent_bytes: 256 << 20,
+            rate: Self::UNLIMITED_RATE,
         }
     }
 }
@@ -40,6 +43,12 @@ impl Limits {
     /// Most that can be configured: each takes descriptors of the daemon.
     pub const MAX_TOTAL_CONNECTIONS: u32 = 16_384;
 
+    /// No limit on [`rate`](Self::rate).
+    pub const UNLIMITED_RATE: u64 = u64::MAX;
+
+    /// Lowest rate that can be configured: with all connections that a build may have, each still moves every few minutes.
+    pub const LEAST_RATE: u64 = 64 << 10;
+
     /// The lower one of each.
     pub(super) fn least(self, other: Self) -> Self {
         Self {
@@ -49,6 +58,7 @@ impl Limits {
             queries: self.queries.min(other.queries),
             received_bytes: self.received_bytes.min(other.received_bytes),
             sent_bytes: self.sent_bytes.min(other.sent_bytes),
+            rate: self.rate.min(other.rate),
         }
     }
 }

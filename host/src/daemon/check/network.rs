@@ -87,6 +87,7 @@ impl Checks<'_> {
             count("queries", own.queries, all.queries),
             size("received", own.received_bytes, all.received_bytes),
             size("sent", own.sent_bytes, all.sent_bytes),
+            size("rate", own.rate, all.rate),
         ] {
             if is_more {
                 let rule = format!("must be at most {most}, as network.{name} says for all clients");

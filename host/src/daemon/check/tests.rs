@@ -63,6 +63,10 @@ fn limits_fit_the_budget_and_the_budget_fits_the_host() {
             "test.toml:5: network.clients.\"user:1\".sent = '2M': must be at most 1.00 MiB, as network.sent says",
         ),
         (
+            "[network]\nresolvers = ['10.0.0.53:53']\nrate = '1M'\n[network.clients.'user:1']\nrate = 0",
+            "test.toml:5: network.clients.\"user:1\".rate = 0: must be at most 1.00 MiB, as network.rate says",
+        ),
+        (
             "[network]\nresolvers = ['10.0.0.53:53']\nca_file = '/dev/null'",
             "test.toml:3: network.ca_file = '/dev/null': holds no certificate in PEM",
         ),

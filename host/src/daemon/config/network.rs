@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 use cofferdam_rpc::Client;
 use serde::Deserialize;
 
-use super::values::{ClientName, Ipv6};
+use super::values::{ClientName, Ipv6, Rate};
 use crate::{
     network::{AddressRule, CaFile, Limits, Mode, Policy, Prefix, Proxy, Resolvers, Rule, Rules},
     quantity::{Count, Size},
@@ -34,6 +34,7 @@ pub(in crate::daemon) struct NetworkConfig {
     queries: Option<Count>,
     received: Option<Size>,
     sent: Option<Size>,
+    rate: Option<Rate>,
     clients: BTreeMap<ClientName, ClientConfig>,
 }
 
@@ -49,6 +50,7 @@ pub(in crate::daemon) struct ClientConfig {
     queries: Option<Count>,
     received: Option<Size>,
     sent: Option<Size>,
+    rate: Option<Rate>,
 }
 
 impl NetworkConfig {
@@ -78,6 +80,7 @@ impl NetworkConfig {
             queries: count(self.queries, default.queries),
             received_bytes: size(self.received, default.received_bytes),
             sent_bytes: size(self.sent, default.sent_bytes),
+            rate: rate(self.rate, default.rate),
         }
     }
 
@@ -113,6 +116,7 @@ impl ClientConfig {
             queries: count(self.queries, all.queries),
             received_bytes: size(self.received, all.received_bytes),
             sent_bytes: size(self.sent, all.sent_bytes),
+            rate: rate(self.rate, all.rate),
         }
     }
 }
@@ -123,4 +127,8 @@ fn count(set: Option<Count>, default: u32) -> u32 {
 
 fn size(set: Option<Size>, default: u64) -> u64 {
     set.map_or(default, |Size(bytes)| bytes)
+}
+
+fn rate(set: Option<Rate>, default: u64) -> u64 {
+    set.map_or(default, |Rate(bytes)| bytes)
 }

@@ -105,6 +105,11 @@ fn a_wrong_value_is_reported_with_line_and_key() {
             "an IPv4 address is written as such, as in 10.0.0.5",
         ),
         (
+            "[network]\nrate = '1K'",
+            "test.toml:2: network.rate = '1K': \"1K\" is not a size for a second, such as \"10M\", or 0 for no limit: must be at \
+             least 64.00 KiB",
+        ),
+        (
             "[network.clients.'uid:1']\nallow = []",
             "test.toml:1: network.clients.\"uid:1\": \"uid:1\" is not a client: must be user:UID",
         ),

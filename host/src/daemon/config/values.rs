@@ -7,7 +7,12 @@ use nix::sys::socket::UnixAddr;
 use serde::{Deserialize, Deserializer, de};
 use tonic::transport::Uri;
 
-use crate::{machine::hardening, quantity::text_or_number, request::AbsolutePath};
+use crate::{
+    machine::hardening,
+    network::Limits,
+    quantity::{size_within, text_or_number},
+    request::AbsolutePath,
+};
 
 /// A path in builds.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
@@ -230,5 +235,26 @@ impl TryFrom<String> for WeaknessName {
             true => Ok(Self(name)),
             false => Err(format!("{name:?} is no weakness of a host: write one of {}", hardening::NAMES.join(", "))),
         }
+    }
+}
+
+/// Bytes in a second. Written as 0: no limit.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::daemon) struct Rate(pub(in crate::daemon) u64);
+
+impl FromStr for Rate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "0" {
+            return Ok(Self(Limits::UNLIMITED_RATE));
+        }
+        size_within(text, Limits::LEAST_RATE, u64::MAX).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Rate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text_or_number(deserializer, "a size for a second, such as \"10M\", or 0 for no limit")
     }
 }

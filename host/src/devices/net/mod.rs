@@ -29,6 +29,7 @@ mod order;
 mod packet;
 mod questions;
 mod rehearsal;
+mod relay;
 mod reply;
 mod ring;
 mod serve;

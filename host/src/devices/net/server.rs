@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
+use super::relay::{Ended, Ends, Relay};
 use super::socket::{Carried, carried, reset_with_last_copy};
 use super::wire::{Answer, NoRequest, Request, receive_request, send_answer};
 use crate::network::{Broker, Denial, Opened, Passed, Refusal, Resolved};
@@ -21,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How often connections are looked at that nothing else draws attention to.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a server may take none of what a build had said before it closed a connection.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(300);
 
 /// Most questions that are open at a time. An honest device asks fewer.
 const MAX_OPEN: usize = 4096;
@@ -110,8 +114,20 @@ enum State {
     Busy(AbortHandle),
     /// The build has to name its server.
     Overheard(Opened, Instant),
-    /// The device has the socket. This side keeps a copy, by which the kernel tells how much it has carried.
-    Passed(Passed),
+    /// The device has the socket, or one whose bytes are relayed. This side keeps a copy, by which the kernel tells how much it
+    /// has carried.
+    Passed(Passed, Option<Relay>),
+    /// The device has closed its socket, and the relay still has bytes for the server. That had taken so many at that time.
+    Draining(Passed, Relay, Carried, Instant),
+}
+
+impl State {
+    fn carried(&self) -> Option<Carried> {
+        match self {
+            Self::Passed(passed, _) | Self::Draining(passed, ..) => carried(&passed.stream),
+            Self::Busy(_) | Self::Overheard(..) => None,
+        }
+    }
 }
 
 /// What a task has done.
@@ -119,6 +135,7 @@ enum Done {
     Connected(Result<Opened, Refusal>),
     Passed(io::Result<Passed>),
     Resolved(Resolved),
+    Relayed(Ended),
 }
 
 impl Session {
@@ -184,12 +201,22 @@ impl Session {
             },
             Request::TurnedAway { to, others } => self.broker.turned_away(to, others),
             Request::Close { id, reset } => {
-                if let Some(state) = self.connections.remove(&id) {
-                    self.end(state, reset);
-                }
+                self.close(id, reset);
             }
         }
         Ok(())
+    }
+
+    /// The device has closed a connection.
+    fn close(&mut self, id: u32, reset: bool) {
+        match self.connections.remove(&id) {
+            Some(State::Passed(passed, Some(relay))) if !reset && !relay.has_ended() => {
+                let carried = carried(&passed.stream).unwrap_or_default();
+                self.connections.insert(id, State::Draining(passed, relay, carried, Instant::now()));
+            }
+            Some(state) => self.end(state, reset),
+            None => {}
+        }
     }
 
     async fn overhear(&mut self, id: u32, mut opened: Opened, since: Instant, bytes: &[u8]) -> Result<(), ServeError> {
@@ -216,6 +243,7 @@ impl Session {
             Done::Resolved(Resolved { found, exists }) => {
                 self.answer(&Answer::Resolved { id, found, exists }, None).await
             }
+            Done::Relayed(ended) => self.relayed(id, ended).await,
             // The device closed it meanwhile.
             Done::Connected(_) | Done::Passed(_) if !is_wanted => Ok(()),
             Done::Connected(Err(why)) => {
@@ -241,17 +269,44 @@ impl Session {
     }
 
     async fn pass(&mut self, id: u32, mut passed: Passed) -> Result<(), ServeError> {
-        // This process may have no descriptor left, which is for this connection alone to suffer.
-        let Ok(copy) = passed.stream.try_clone() else {
-            return self.lost(id).await;
-        };
         // Limits on bytes would not hold.
         if carried(&passed.stream).is_none() {
             passed.cut(Denial::Uncounted);
             return self.lost(id).await;
         }
-        self.connections.insert(id, State::Passed(passed));
-        self.answer(&Answer::Connected { id }, Some(copy.into())).await
+        // This process may have no descriptor left, which is for this connection alone to suffer.
+        let Ok((socket, relay)) = self.share(id, &passed) else {
+            return self.lost(id).await;
+        };
+        self.connections.insert(id, State::Passed(passed, relay));
+        self.answer(&Answer::Connected { id }, Some(socket)).await
+    }
+
+    /// The socket for the device: a copy, or that of a relay where there is a rate.
+    fn share(&mut self, id: u32, passed: &Passed) -> io::Result<(OwnedFd, Option<Relay>)> {
+        let copy = passed.stream.try_clone()?;
+        let Some(rate) = passed.rate.clone() else { return Ok((copy.into(), None)) };
+        let (ends, socket) = Ends::new(copy)?;
+        let (stop, stopped) = oneshot::channel();
+        let task = self.tasks.spawn(async move { (id, Done::Relayed(ends.carry(&rate, stopped).await)) });
+        Ok((socket, Some(Relay::new(task, stop))))
+    }
+
+    /// A relay has ended.
+    async fn relayed(&mut self, id: u32, ended: Ended) -> Result<(), ServeError> {
+        match self.connections.get_mut(&id) {
+            Some(State::Passed(_, Some(relay))) => match relay.ended(ended) {
+                Ok(()) => Ok(()),
+                Err(_) => self.refuse(id, Refusal::Refused).await,
+            },
+            Some(State::Draining(..)) => {
+                if let Some(state) = self.connections.remove(&id) {
+                    self.end(state, ended.result.is_err());
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn refuse(&mut self, id: u32, why: Refusal) -> Result<(), ServeError> {
@@ -291,6 +346,7 @@ impl Session {
                 self.refuse(id, Refusal::Denied).await?;
             }
         }
+        self.give_up_draining();
         for id in self.cut_off_all_if_spent() {
             // So that the build sees a reset, and not a server that has said all.
             self.refuse(id, Refusal::Denied).await?;
@@ -298,21 +354,39 @@ impl Session {
         Ok(())
     }
 
+    /// Ends connections that the device has closed, and whose server takes nothing.
+    fn give_up_draining(&mut self) {
+        let given_up = self.connections.extract_if(|_, state| {
+            let now = state.carried();
+            let State::Draining(_, _, before, since) = state else { return false };
+            if now != Some(*before) {
+                (*before, *since) = (now.unwrap_or_default(), Instant::now());
+            }
+            since.elapsed() > DRAIN_PATIENCE
+        });
+        for (_, state) in given_up.collect::<Vec<_>>() {
+            self.end(state, true);
+        }
+    }
+
     /// Ends all connections if they have carried too much together. Returns which.
     fn cut_off_all_if_spent(&mut self) -> Vec<u32> {
-        let open = self.connections.values().map(|state| match state {
-            State::Passed(passed) => carried(&passed.stream).unwrap_or_default(),
-            _ => Carried::default(),
-        });
+        let open = self.connections.values().filter_map(State::carried);
         let all = open.fold(self.carried, Carried::and);
         if !self.broker.is_spent(all.sent, all.received) {
             return Vec::new();
         }
         let mut ended = Vec::new();
         for (id, state) in &mut self.connections {
-            if let State::Passed(passed) = state
-                && passed.cut(Denial::TooMuch)
-            {
+            let (passed, relay) = match state {
+                State::Passed(passed, relay) => (passed, relay.as_mut()),
+                State::Draining(passed, relay, ..) => (passed, Some(relay)),
+                State::Busy(_) | State::Overheard(..) => continue,
+            };
+            if passed.cut(Denial::TooMuch) {
+                if let Some(relay) = relay {
+                    relay.stop();
+                }
                 // It may be closed already.
                 let _ = passed.stream.shutdown(Shutdown::Both);
                 ended.push(*id);
@@ -326,7 +400,7 @@ impl Session {
         match state {
             State::Busy(task) => task.abort(),
             State::Overheard(opened, _) => self.broker.abandoned(opened, Denial::NoServerName),
-            State::Passed(passed) => {
+            State::Passed(passed, _) | State::Draining(passed, ..) => {
                 let carried = carried(&passed.stream).unwrap_or_default();
                 self.carried = self.carried.and(carried);
                 // A device that has been taken over may have kept the socket, so its copy must be of no use.
@@ -348,6 +422,9 @@ fn is_gone(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod hostile;
+
+#[cfg(test)]
+mod relayed;
 
 #[cfg(test)]
 mod tests {
@@ -372,15 +449,14 @@ mod tests {
     impl Played {
         /// With a rule for this address.
         pub(super) fn new(rule: &str) -> Self {
-            Self::limited(rule, Limits::default().sent_bytes)
+            Self::with(rule, Limits::default())
         }
 
-        /// With a rule for this address, and a limit on what may be sent.
-        pub(super) fn limited(rule: &str, sent_bytes: u64) -> Self {
+        /// With a rule for this address, and limits.
+        pub(super) fn with(rule: &str, limits: Limits) -> Self {
             let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
             let (ours, device) = pair.unwrap();
             let rules = Rules { allow_addresses: vec![rule.parse().unwrap()], ..Rules::default() };
-            let limits = Limits { sent_bytes, ..Limits::default() };
             let policy = Policy { limits, ..Policy::new(rules, Resolvers::new(Vec::new())) };
             let record = Arc::new(Mutex::new(Vec::new()));
             let kept = Arc::clone(&record);

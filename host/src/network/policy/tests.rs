@@ -109,13 +109,14 @@ fn any_rules() -> impl Strategy<Value = Rules> {
 }
 
 fn any_limits() -> impl Strategy<Value = Limits> {
-    (vec(1..4_u32, 4), vec(1..4_u64, 2)).prop_map(|(counts, bytes)| Limits {
+    (vec(1..4_u32, 4), vec(1..4_u64, 3)).prop_map(|(counts, bytes)| Limits {
         connections: counts[0],
         client_connections: counts[1],
         opens: counts[2],
         queries: counts[3],
         received_bytes: bytes[0],
         sent_bytes: bytes[1],
+        rate: bytes[2],
     })
 }
 

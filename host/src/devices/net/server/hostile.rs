@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use super::super::wire::{Answer, Request, send_request};
 use super::tests::Played;
-use crate::network::{Family, Verdict};
+use crate::network::{Family, Limits, Verdict};
 
 fn listen() -> (TcpListener, SocketAddr, String) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -66,7 +66,7 @@ async fn limits_hold_for_devices_that_never_stop_asking_or_take_no_answers() {
     for request in
         [Request::Close { id: 2, reset: false }, Request::Resolve { id: 2, name: String::new(), family: Family::V4 }]
     {
-        let played = Played::limited(&rule, 10);
+        let played = Played::with(&rule, Limits { sent_bytes: 10, ..Limits::default() });
         let (mut client, mut server) = connect(&played, &listener, to).await;
         client.write_all(&[7; 100]).unwrap();
         let device: OwnedFd = played.device.try_clone().unwrap();
