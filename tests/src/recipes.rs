@@ -72,7 +72,7 @@ pub const RECIPES: [Recipe; 7] = [
     Recipe { name: "npm", project: Project::Own("npm"), makes: "build/dist/main.js" },
     Recipe { name: "pip", project: Project::Own("pip"), makes: "build/site/jinja2/__init__.py" },
     Recipe { name: "cargo", project: Project::Own("cargo"), makes: "build/target/debug/recipe" },
-    Recipe { name: "CMake", project: Project::Debian("json-c"), makes: "build/made/libjson-c.so" },
+    Recipe { name: "CMake", project: Project::Debian("json-c"), makes: "build/made/libjson-c.a" },
     Recipe { name: "configure", project: Project::Debian("hello"), makes: "build/hello" },
     Recipe { name: "configure, from an input", project: Project::Debian("hello"), makes: "build/hello/hello" },
 ];
