@@ -3,6 +3,8 @@
 //! | part | what | peer |
 //! |---|---|---|
 //! | import | import of a tree of 10,000 files, and again | `cp -r` of it, without and with a sync, which an import includes; BLAKE3 of the files |
+//! | image | import of an OCI image of 10,000 files in a layer | `skopeo copy` to a directory, and `tar x` of its layers |
+//! | source | a build with `--source` of 10,000 files, in which `find` runs | `cp -r` and `find` on this host, beside a build without |
 //! | large | import of one file of 2 GiB | the same |
 //! | scan | a scan for 500 needles | the crate `aho-corasick`; BLAKE3 of the bytes |
 //! | grpc | 1 GiB put and got over gRPC | a copy to, and from, a file over TCP |
@@ -29,6 +31,7 @@ use cofferdam::devices;
 use cofferdam_tests::vmm;
 use tempfile::TempDir;
 
+mod image;
 mod measure;
 mod memory;
 mod network;
@@ -40,9 +43,11 @@ mod vm;
 
 type Part = fn(&TempDir) -> Result<()>;
 
-const PARTS: [(&str, Part); 12] = [
+const PARTS: [(&str, Part); 14] = [
     ("import", store::import_tree),
     ("large", store::import_large),
+    ("image", image::import_image),
+    ("source", image::source_tree),
     ("scan", store::scan),
     ("grpc", transfer::grpc),
     ("directories", transfer::directories),
