@@ -214,6 +214,6 @@ mod tests {
             "public",
         ]);
         assert!(key.public().verifies(b"a statement", &key.sign(b"a statement")));
-        assert!(!key.public().verifies(b"a statemenT", &key.sign(b"a statement")));
+        assert!(!key.public().verifies(b"a statements", &key.sign(b"a statement")));
     }
 }

@@ -497,7 +497,7 @@ fn a_proof_stays_as_long_as_its_record() {
 }
 
 #[test]
-fn a_clients_flood_of_records_evicts_none_of_anothers() {
+fn a_flood_of_records_evicts_those_of_its_client_alone() {
     let dir = TempDir::new().unwrap();
     let records = Records::open(dir.path(), Retention { max_bytes: 200_000, ..Retention::default() }).unwrap();
     let by = |client: &str| {
