@@ -11,7 +11,8 @@
 //!
 //! The device ends the guest's TCP in its own stack, and moves bytes between it and sockets that the host process has
 //! connected. It can't make sockets or connect any, and a connected TCP socket can't be aimed elsewhere. So a guest that takes
-//! the device over gains the connections that its build may have, and nothing else.
+//! the device over gains the connections that its build may have, and nothing else. Where a rate is set, the host process keeps the
+//! TCP socket, gives the device a Unix socket, and carries the bytes between them.
 //!
 //! | of the guest | is |
 //! |---|---|

@@ -38,7 +38,7 @@ pub(super) fn has_ended(socket: &Socket<'_>) -> bool {
 }
 
 impl Splice {
-    /// The socket must not block.
+    /// The socket must not block. Where there is a rate, it is a Unix socket, which reads, writes and shuts down as a TCP one does.
     pub(super) fn new(stream: TcpStream) -> Self {
         Self { stream, readable: true, writable: true, told: false, heard: false, moved: Instant::now() }
     }
