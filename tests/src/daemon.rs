@@ -1,6 +1,7 @@
 //! A daemon on a socket of its own.
 
 use std::{
+    env,
     ffi::{OsStr, OsString},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -101,13 +102,16 @@ impl Daemon {
 }
 
 /// The usual configuration, with this socket and the settings for the tests' VMM, and the added one. Added lists and tables
-/// extend the usual ones of the same name.
+/// extend the usual ones of the same name. With `COFFERDAM_TEST_STANDBY`, builds of the usual shape take standby machines.
 fn merged(config: &str, socket: &Path) -> toml::Table {
     let mut both: toml::Table = toml::from_str(CONFIG).expect("it is a constant");
     let listen = socket.to_str().expect("temporary directories are UTF-8");
     both.insert("listen".to_owned(), vec![listen].into());
     let here = [("vmm", vmm::asked().map(str::to_owned)), ("connect_timeout", patience::connect_timeout())];
     both.extend(here.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?.into()))));
+    if env::var_os("COFFERDAM_TEST_STANDBY").is_some() {
+        both.insert("standby".to_owned(), toml::toml! { machines = 1 }.into());
+    }
     let added: toml::Table = toml::from_str(config).expect("tests write TOML");
     for (key, value) in added {
         match (both.get_mut(&key), value) {

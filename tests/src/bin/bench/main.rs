@@ -16,6 +16,7 @@
 //! | service | a trivial build by a daemon, from the call to the result, without its VM's time | its VM |
 //! | service | 64 MiB of log | as much through a pipe in the VM |
 //! | service | 1,000 requests, until all know their place in the queue | 1,000 health checks |
+//! | standby | a trivial build in a standby machine, from the call to the result, beside a build that keeps a processor busy | one that boots |
 //! | network | 256 MiB to a build and from it, and many requests | as much over its loopback interface |
 //! | network | a trivial build with a network | one without |
 //! | network | 10,000 connections in a row | the memory and descriptors before them |
@@ -36,6 +37,7 @@ mod measure;
 mod memory;
 mod network;
 mod service;
+mod standby;
 mod store;
 mod transfer;
 mod tree;
@@ -43,7 +45,7 @@ mod vm;
 
 type Part = fn(&TempDir) -> Result<()>;
 
-const PARTS: [(&str, Part); 14] = [
+const PARTS: [(&str, Part); 15] = [
     ("import", store::import_tree),
     ("large", store::import_large),
     ("image", image::import_image),
@@ -56,6 +58,7 @@ const PARTS: [(&str, Part); 14] = [
     ("walls", vm::walls),
     ("memory", memory::idle_build),
     ("service", service::service),
+    ("standby", standby::standby),
     ("network", network::network),
     ("inputs", vm::small_inputs),
 ];

@@ -9,6 +9,7 @@ use cofferdam_proto::cofferdam::v1::{
     done::Outcome,
     event::Event::{Accepted, Done, Log, Phase as PhaseBegun, Queued},
 };
+use cofferdam_proto::snix::build::v1 as proto;
 use cofferdam_tests::{
     Cofferdam, Daemon,
     request::{encoded, shell},
@@ -36,7 +37,7 @@ const CONFIG: &str = "
     max_per_client = 2000
 ";
 
-type Client = BuildServiceClient<Channel>;
+pub(super) type Client = BuildServiceClient<Channel>;
 
 pub(crate) fn service(_: &TempDir) -> Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
@@ -119,8 +120,13 @@ async fn queue(daemon: &Daemon) -> Result<()> {
     Ok(())
 }
 
-async fn start(client: &mut Client, script: &str, outputs: &[&str]) -> Result<Streaming<Event>> {
-    let request = BuildRequest { request: Some(encoded(shell(script, outputs))), ..Default::default() };
+pub(super) async fn start(client: &mut Client, script: &str, outputs: &[&str]) -> Result<Streaming<Event>> {
+    submit(client, shell(script, outputs)).await
+}
+
+/// Has a request accepted.
+pub(super) async fn submit(client: &mut Client, request: proto::BuildRequest) -> Result<Streaming<Event>> {
+    let request = BuildRequest { request: Some(encoded(request)), ..Default::default() };
     let mut events = client.build(request).await?.into_inner();
     match next(&mut events).await?.event {
         Some(Accepted(accepted)) if !accepted.from_record => Ok(events),
@@ -128,12 +134,12 @@ async fn start(client: &mut Client, script: &str, outputs: &[&str]) -> Result<St
     }
 }
 
-async fn next(events: &mut Streaming<Event>) -> Result<Event> {
+pub(super) async fn next(events: &mut Streaming<Event>) -> Result<Event> {
     events.message().await?.context("the events end before the build")
 }
 
 /// When the client got each event of a build.
-struct Told {
+pub(super) struct Told {
     booting: Option<Instant>,
     running: Option<Instant>,
     ingesting: Option<Instant>,
@@ -142,7 +148,7 @@ struct Told {
 }
 
 /// Reads the events of a build until it has succeeded.
-async fn follow(mut events: Streaming<Event>) -> Result<Told> {
+pub(super) async fn follow(mut events: Streaming<Event>) -> Result<Told> {
     let mut told = Told { booting: None, running: None, ingesting: None, done: Instant::now(), log_bytes: 0 };
     loop {
         let event = next(&mut events).await?.event;
