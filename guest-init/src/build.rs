@@ -13,6 +13,7 @@ use crate::{
     outputs,
     root::{self, Root},
     scratch::Scratch,
+    terminal::Terminal,
     watch,
 };
 
@@ -38,9 +39,15 @@ pub(crate) fn run(
         // None is of use without a process in it.
         boot::allow_user_namespaces(specification.processes).context(Step::Start, || "allow user namespaces")?;
     }
-    let command = Command::new(&specification, &root)?;
+    let mut command = Command::new(&specification, &root)?;
     let cgroup = Cgroup::create("build", specification.processes)?;
-    let running = command::start(&command, &cgroup)?;
+    let running = match &specification.terminal {
+        None => command::start(&command, &cgroup)?,
+        Some(asked) => {
+            command.set_term(&specification, &asked.term)?;
+            command::start_interactive(Terminal::open(&root, asked.size)?, &command, &cgroup)?
+        }
+    };
     let report = watch::run(host, running, &mut scratch, &cgroup)?;
     let succeeded = report.succeeded();
     host.send(&FromGuest::Exited(report))?;

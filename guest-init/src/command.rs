@@ -54,6 +54,7 @@ use crate::{
     network,
     root::Root,
     sys,
+    terminal::Terminal,
 };
 
 /// Largest [`Outcome`] in bytes, with its frame. Writes of this size to a pipe are atomic.
@@ -95,11 +96,19 @@ pub(crate) struct Command {
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) init: Pid,
-    /// Receives what the command writes to stdout and stderr. Two pipes would lose the order between them.
-    pub(crate) log: File,
+    pub(crate) screen: Screen,
     /// Receives the [`Outcome`].
     pub(crate) outcome: File,
     pub(crate) started: Instant,
+}
+
+/// Receives what the command writes.
+#[derive(Debug)]
+pub(crate) enum Screen {
+    /// stdout and stderr. Two pipes would lose the order between them.
+    Log(File),
+    /// The terminal of an interactive command.
+    Terminal(Terminal),
 }
 
 /// The descriptors that the build's init gets.
@@ -147,12 +156,18 @@ impl Command {
     pub(crate) fn shell(specification: &Specification, root: &Root, term: &str) -> Result<Self, SetupError> {
         let mut command = Self::new(specification, root)?;
         command.arguments = vec![c"/bin/sh".to_owned()];
-        if !term.is_empty() && !specification.environment.iter().any(|(key, _)| key == "TERM") {
-            let term = CString::new(format!("TERM={term}")).context(Step::Start, || "set TERM")?;
-            command.environment.push(term);
-        }
+        command.set_term(specification, term)?;
         command.fallback_shell = Some(File::open(SHELL).context(Step::Start, || format!("open {SHELL}"))?);
         Ok(command)
+    }
+
+    /// Sets `TERM`, unless the specification does.
+    pub(crate) fn set_term(&mut self, specification: &Specification, term: &str) -> Result<(), SetupError> {
+        if !term.is_empty() && !specification.environment.iter().any(|(key, _)| key == "TERM") {
+            let term = CString::new(format!("TERM={term}")).context(Step::Start, || "set TERM")?;
+            self.environment.push(term);
+        }
+        Ok(())
     }
 }
 
@@ -174,7 +189,14 @@ pub(crate) fn start(command: &Command, cgroup: &Cgroup) -> Result<Running, Setup
         outcome: outcome_writer.into(),
     };
     let started = Instant::now();
-    Ok(Running { init: start_init(command, files)?, log, outcome, started })
+    Ok(Running { init: start_init(command, files)?, screen: Screen::Log(log), outcome, started })
+}
+
+/// The same, on a terminal.
+pub(crate) fn start_interactive(terminal: Terminal, command: &Command, cgroup: &Cgroup) -> Result<Running, SetupError> {
+    let started = Instant::now();
+    let (init, outcome) = start_on_terminal(terminal.side()?, command, cgroup)?;
+    Ok(Running { init, screen: Screen::Terminal(terminal), outcome, started })
 }
 
 /// Starts the build's init, which starts the command on a terminal. Returns the init, and the pipe that receives the

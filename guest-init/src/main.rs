@@ -9,6 +9,7 @@
 //!   rehearsal  a build of nothing, before there is a request
 //!   outputs    sends the outputs, or the files that a failed build left
 //!   watch      sends the command's output to the host until the command has ended
+//!   terminal   the terminal of a shell, or of an interactive command
 //!   command    the command's processes: namespaces, a small init, the command itself
 //!   network    the interface of a build with a network
 //!   confine    the seccomp filter of the command
@@ -46,6 +47,7 @@ mod scratch;
 mod session;
 mod shell;
 mod sys;
+mod terminal;
 mod watch;
 
 /// Replaces Rust's own entry point, which aborts if the image has neither `/dev/console` nor `/dev/null`.

@@ -82,6 +82,7 @@ fn nothing() -> Specification {
         user_namespaces: false,
         ca_file: None,
         secrets: Vec::new(),
+        terminal: None,
         unix_time_ns: 0,
     }
 }

@@ -44,7 +44,7 @@ pub(crate) fn run() -> Result<(), SessionError> {
             }
             (FromHost::Shell { term, size }, Some(build)) => return shell::run(&mut host, build, &term, size),
             // The command has already ended.
-            (FromHost::Stop, _) => {}
+            (FromHost::Stop | FromHost::Input(_) | FromHost::Resize(_), _) => {}
             _ => return Err(SessionError::Unexpected { expected: "an acknowledgement" }),
         }
     }

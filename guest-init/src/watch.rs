@@ -23,11 +23,12 @@ use nix::{
 
 use crate::{
     cgroup::Cgroup,
-    command::{MAX_OUTCOME_BYTES, Outcome, Running},
+    command::{MAX_OUTCOME_BYTES, Outcome, Running, Screen},
     error::{Context as _, SessionError, SetupError},
     host::Host,
     scratch::Scratch,
     sys,
+    terminal::Terminal,
 };
 
 /// How often to check whether the scratch disk is full.
@@ -36,10 +37,11 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// How often to send a [`Sample`].
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The command's stdout and stderr.
-struct Log {
+/// The source of the command's output.
+enum Source {
     /// `None` after its end.
-    pipe: Option<File>,
+    Log(Option<File>),
+    Terminal(Terminal),
 }
 
 /// Sends the command's output as it is written. Returns when no process of the build is left.
@@ -49,22 +51,27 @@ pub(crate) fn run(
     scratch: &mut Scratch,
     cgroup: &Cgroup,
 ) -> Result<Report, SessionError> {
-    let Running { init, log, outcome, started } = running;
-    let mut log = Log { pipe: Some(log) };
+    let Running { init, screen, outcome, started } = running;
+    let mut source = match screen {
+        Screen::Log(pipe) => Source::Log(Some(pipe)),
+        Screen::Terminal(terminal) => Source::Terminal(terminal),
+    };
     let mut buffer = vec![0; MAX_DATA_BYTES];
     let (mut checked, mut sampled) = (started, started);
     let mut stopped = false;
     loop {
-        let ready = wait(host, &outcome, &log)?;
+        let ready = wait(host, &outcome, &source)?;
         if ready.outcome {
             break;
         }
         if ready.host {
-            stopped = true;
-            stop(host, init)?;
+            stopped |= source.receive(host, init)?;
         }
-        if ready.log {
-            log.forward(host, &mut buffer)?;
+        if let Source::Terminal(terminal) = &mut source {
+            terminal.write_input();
+        }
+        if ready.output {
+            source.forward(host, &mut buffer)?;
         }
         if checked.elapsed() >= CHECK_INTERVAL {
             scratch.check_full();
@@ -81,7 +88,7 @@ pub(crate) fn run(
     cgroup.kill();
     let wall = started.elapsed();
     scratch.check_full();
-    log.drain(host, &mut buffer)?;
+    source.drain(host, &mut buffer)?;
     Ok(Report {
         end: if stopped { End::Signaled(libc::SIGKILL as u8) } else { command_end(outcome)? },
         out_of_memory: cgroup.out_of_memory(),
@@ -95,46 +102,64 @@ pub(crate) fn run(
 struct Ready {
     outcome: bool,
     host: bool,
-    log: bool,
+    output: bool,
 }
 
 /// Waits for output, for the host, or for the end of the command, at most [`CHECK_INTERVAL`].
-fn wait(host: &Host, outcome: &File, log: &Log) -> Result<Ready, SessionError> {
-    let mut polled =
-        vec![PollFd::new(host.as_fd(), PollFlags::POLLIN), PollFd::new(outcome.as_fd(), PollFlags::POLLIN)];
-    polled.extend(log.pipe.iter().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
+fn wait(host: &Host, outcome: &File, source: &Source) -> Result<Ready, SessionError> {
+    let (host_events, output) = match source {
+        Source::Log(pipe) => {
+            (PollFlags::POLLIN, pipe.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)))
+        }
+        Source::Terminal(terminal) => (terminal.host_events(), Some(terminal.poll_fd())),
+    };
+    let mut polled = vec![PollFd::new(host.as_fd(), host_events), PollFd::new(outcome.as_fd(), PollFlags::POLLIN)];
+    polled.extend(output);
     let timeout = PollTimeout::try_from(CHECK_INTERVAL).unwrap_or(PollTimeout::ZERO);
     match poll(&mut polled, timeout) {
         Ok(_) | Err(nix::Error::EINTR) => {}
         Err(error) => return Err(error).context(Step::Start, || "wait for output").map_err(SessionError::from),
     }
     let ready: Vec<bool> = polled.iter().map(|fd| fd.any().unwrap_or(true)).collect();
-    Ok(Ready { host: ready[0], outcome: ready[1], log: ready.get(2) == Some(&true) })
+    Ok(Ready { host: ready[0], outcome: ready[1], output: ready.get(2) == Some(&true) })
 }
 
-/// Receives the order to stop, and kills the build's init, which ends every process in its namespace.
-fn stop(host: &Host, init: Pid) -> Result<(), SessionError> {
-    match host.receive()? {
-        FromHost::Stop => Ok(kill(init, Signal::SIGKILL).context(Step::Start, || "kill the build's init")?),
-        _ => Err(SessionError::Unexpected { expected: "the order to stop" }),
+impl Source {
+    /// Receives input for the terminal, or the order to stop, which kills the build's init and with it every process in its
+    /// namespace. Returns whether it was that order.
+    fn receive(&mut self, host: &Host, init: Pid) -> Result<bool, SessionError> {
+        match (host.receive()?, self) {
+            (FromHost::Stop, _) => {
+                kill(init, Signal::SIGKILL).context(Step::Start, || "kill the build's init")?;
+                return Ok(true);
+            }
+            (FromHost::Input(bytes), Self::Terminal(terminal)) => terminal.take(&bytes),
+            (FromHost::Resize(size), Self::Terminal(terminal)) => terminal.resize(size),
+            _ => return Err(SessionError::Unexpected { expected: "the order to stop" }),
+        }
+        Ok(false)
     }
-}
 
-impl Log {
     /// Reads once, and sends what was read: at most one frame.
     fn forward(&mut self, host: &mut Host, buffer: &mut [u8]) -> Result<(), SessionError> {
-        let Some(pipe) = &mut self.pipe else { return Ok(()) };
-        match pipe.read(buffer).context(Step::Start, || "read the command's output")? {
-            0 => self.pipe = None,
-            length => host.send(&FromGuest::Log(&buffer[..length]))?,
+        match self {
+            Self::Terminal(terminal) => drop(terminal.send_output(host, buffer)?),
+            Self::Log(Some(pipe)) => match pipe.read(buffer).context(Step::Start, || "read the command's output")? {
+                0 => *self = Self::Log(None),
+                length => host.send(&FromGuest::Log(&buffer[..length]))?,
+            },
+            Self::Log(None) => {}
         }
         Ok(())
     }
 
-    /// Sends what is still in the pipe, without waiting for its end: a descriptor that was sent over a Unix socket and
-    /// never received may keep the pipe open.
+    /// Sends what is still there. It doesn't wait for the pipe's end: a descriptor that was sent over a Unix socket and never
+    /// received may keep the pipe open.
     fn drain(&mut self, host: &mut Host, buffer: &mut [u8]) -> Result<(), SessionError> {
-        while let Some(pipe) = &self.pipe {
+        if let Self::Terminal(terminal) = self {
+            while terminal.send_output(host, buffer)? > 0 {}
+        }
+        while let Self::Log(Some(pipe)) = self {
             let mut polled = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
             if poll(&mut polled, PollTimeout::ZERO) != Ok(1) {
                 break;

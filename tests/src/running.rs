@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::Read,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -79,6 +79,12 @@ impl Running {
         self
     }
 
+    /// The person's side of its terminal.
+    #[track_caller]
+    pub fn terminal(&self) -> &File {
+        self.person.as_ref().expect("it runs on a terminal")
+    }
+
     /// Its process.
     pub fn pid(&self) -> i32 {
         self.child.id().cast_signed()
@@ -130,13 +136,25 @@ impl Running {
         self.child.try_wait().expect("it is our child").is_none()
     }
 
+    /// Waits for its end, and looks at what it leaves before its terminal is closed.
+    pub fn end_with<T>(mut self, look: impl FnOnce(&Self) -> T) -> (Outcome, T) {
+        let status = self.wait();
+        let seen = look(&self);
+        (self.outcome(status), seen)
+    }
+
     /// Waits for its end.
     pub fn end(mut self) -> Outcome {
+        let status = self.wait();
+        self.outcome(status)
+    }
+
+    fn wait(&mut self) -> ExitStatus {
         let waiting = Instant::now();
-        let status = loop {
+        loop {
             self.peak_bytes = self.peak_bytes.max(processes::peak_resident_bytes(self.child.id()).unwrap_or(0));
             if let Some(status) = self.child.try_wait().expect("it is our child") {
-                break status;
+                return status;
             }
             assert!(
                 waiting.elapsed() < stretched(PATIENCE),
@@ -145,7 +163,10 @@ impl Running {
                 self.stderr.text()
             );
             thread::sleep(LOOK);
-        };
+        }
+    }
+
+    fn outcome(mut self, status: ExitStatus) -> Outcome {
         let took = self.begun.elapsed();
         let expected = std::mem::take(&mut self.expected);
         Outcome::new(status, took, self.peak_bytes, self.stdout.finish(), &self.stderr.finish(), expected)

@@ -24,6 +24,9 @@
 //!     │ (powers off)                                │
 //! ```
 //!
+//! A command with a terminal has Output instead of Log, and the host may send Input and Resize at any time. After the
+//! command's end the guest ignores them.
+//!
 //! While the command runs, the host may send Stop. The command then ends at once, as if a signal had killed it.
 //!
 //! The host trusts nothing that a guest sends. It checks each frame's length before it reads the frame, decoding
@@ -69,6 +72,7 @@
 //!     ca_file: None,
 //!     secrets: Vec::new(),
 //!     unix_time_ns: 1_790_000_000_000_000_000,
+//!     terminal: None,
 //! };
 //! let message = FromHost::Specification(specification);
 //! FrameWriter::new(&host, MAX_FROM_HOST_BYTES).write(&message)?;
@@ -85,8 +89,8 @@ pub mod network;
 pub mod tree;
 
 pub use message::{
-    End, FromGuest, FromHost, HostPath, Report, Sample, Secret, SetupFailure, Specification, Step, UnsupportedKind,
-    Usage, WindowSize,
+    End, FromGuest, FromHost, HostPath, Report, Sample, Secret, SetupFailure, Specification, Step, Terminal,
+    UnsupportedKind, Usage, WindowSize,
 };
 
 /// Version of the protocol. The host refuses a guest with another one.

@@ -22,9 +22,9 @@ pub enum FromHost {
         /// The terminal's initial size.
         size: WindowSize,
     },
-    /// Input for the shell's terminal, at most [`crate::MAX_INPUT_BYTES`].
+    /// Input for the shell's or the command's terminal, at most [`crate::MAX_INPUT_BYTES`].
     Input(serde_bytes::ByteBuf),
-    /// Resize the shell's terminal.
+    /// Resize the shell's or the command's terminal.
     Resize(WindowSize),
     /// The host has received the guest's last message. The guest can power off.
     Acknowledge,
@@ -98,7 +98,7 @@ pub enum FromGuest<'a> {
         /// Number of entries that were skipped.
         skipped: u64,
     },
-    /// Output of the shell's terminal, at most [`crate::frame::MAX_DATA_BYTES`].
+    /// Output of the shell's or the command's terminal, at most [`crate::frame::MAX_DATA_BYTES`].
     Output(#[serde(borrow, with = "serde_bytes")] &'a [u8]),
     /// The shell has ended. If it could not be started, the output has the reason. The last message.
     ShellEnded,
@@ -164,6 +164,17 @@ pub struct Specification {
     pub secrets: Vec<Secret>,
     /// The host's time, in nanoseconds since 1970. The guest's own clock may have lost it while the machine waited.
     pub unix_time_ns: u64,
+    /// The command's terminal. Without one, its stdin is empty, and its output is the log.
+    pub terminal: Option<Terminal>,
+}
+
+/// A terminal to make.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terminal {
+    /// `TERM`, unless the build sets it; empty for none.
+    pub term: String,
+    /// The initial size.
+    pub size: WindowSize,
 }
 
 /// A file that is on no disk. Its contents are never printed.

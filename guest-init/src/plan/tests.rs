@@ -31,6 +31,7 @@ fn specification(inputs_dir: &str, scratch_paths: &[&str]) -> Specification {
         ca_file: None,
         secrets: Vec::new(),
         unix_time_ns: 0,
+        terminal: None,
     }
 }
 

@@ -267,5 +267,6 @@ fn specification(request: &BuildRequest, options: &Options) -> Specification {
         ca_file: None,
         secrets: options.secrets.to_protocol(),
         unix_time_ns: 0,
+        terminal: None,
     }
 }

@@ -344,6 +344,9 @@ pub enum ExecutorError {
     /// This program has a defect. The log has the panic's message.
     #[error("the thread that talks to the guest panicked")]
     SessionPanicked,
+    /// The client of an interactive build didn't bring its terminal in time.
+    #[error("the command needs a terminal, and none came")]
+    NoTerminal,
     /// The build was cancelled.
     #[error("the build was interrupted")]
     Interrupted,

@@ -275,6 +275,7 @@ pub(crate) fn usage_fields(usage: &Usage) -> Value {
 fn executor_code(error: &ExecutorError) -> &'static str {
     match error {
         ExecutorError::Interrupted => "interrupted",
+        ExecutorError::NoTerminal => "no_terminal",
         ExecutorError::Died { cause: Cause::Process, .. } => "process_died",
         ExecutorError::Died { cause: Cause::Memory, .. } => "machine_out_of_memory",
         ExecutorError::Died { cause: Cause::Panic, .. } => "guest_panicked",

@@ -19,9 +19,10 @@ pub(crate) trait Observer: Send + Sync {
     fn sample(&self, _sample: &Sample) {}
     /// A connection of the build's has ended, or was denied. Called from the runtime's threads, and must not wait.
     fn connection(&self, _connection: &Connection) {}
-    /// The build has failed, and its machine is still there: a terminal for a shell in it. Asked for only if
-    /// [`Options::shell`](super::Options::shell) is set, and not to be waited for: a client may come to its ends of the channels later.
-    fn terminal(&self, _reason: &Reason) -> Option<Terminal> {
+    /// A terminal for the command, or, with the reason, for a shell in the machine of the build that has failed. Asked for only if
+    /// [`Options::interactive`](super::Options::interactive) or [`Options::shell`](super::Options::shell) is set, and not to be
+    /// waited for: a client may come to its ends of the channels later.
+    fn terminal(&self, _failure: Option<&Reason>) -> Option<Terminal> {
         None
     }
 }

@@ -21,6 +21,8 @@ pub(crate) struct Options {
     pub network: Option<Grant>,
     /// Files that only its command sees.
     pub secrets: Secrets,
+    /// Whether the command runs on the terminal that [`Observer::terminal`](super::Observer::terminal) gives.
+    pub interactive: bool,
 }
 
 impl Options {
@@ -32,7 +34,7 @@ impl Options {
 
     /// Whether equal builds have equal results: nothing decides them that no digest shows.
     pub(crate) fn is_repeatable(&self) -> bool {
-        self.secrets.is_empty()
+        self.secrets.is_empty() && !self.interactive
     }
 
     /// Whether the guest of a failed build is still needed.

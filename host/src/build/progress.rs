@@ -54,7 +54,9 @@ impl Progress {
         let now = Instant::now();
         let times = Times::default();
         let state = State { begun: now, phase: Phase::Resolving, since: now, times, written: now, observing: false };
-        let Options { limits: Limits { timeout, silence, .. }, shell, .. } = *options;
+        let Options { limits: Limits { timeout, silence, .. }, shell, interactive, .. } = *options;
+        // A person may think.
+        let silence = if interactive { Duration::MAX } else { silence };
         let (state, denials) = (Mutex::new(state), Mutex::default());
         Self { observer, timeout, silence, shell, state, denials, ending, sooner: Notify::new() }
     }
@@ -105,8 +107,8 @@ impl Progress {
         self.denials.lock().clone()
     }
 
-    pub(super) fn terminal(&self, reason: &Reason) -> Option<Terminal> {
-        self.observer.terminal(reason)
+    pub(super) fn terminal(&self, failure: Option<&Reason>) -> Option<Terminal> {
+        self.observer.terminal(failure)
     }
 
     /// Records that the running command is being stopped, so that the build fails for this reason. Returns `false` if the
@@ -211,6 +213,15 @@ mod tests {
             progress.enter(phase);
             assert_eq!(reason(), first, "{phase:?}");
         }
+    }
+
+    #[test]
+    fn silence_does_not_count_while_a_person_uses_the_command() {
+        let limits = Limits { timeout: 60 * SECOND, silence: SECOND, ..Limits::default() };
+        let options = Options { limits, interactive: true, ..Options::default() };
+        let progress = Progress::new(Arc::new(Deaf), &options, Arc::new(Ending::new()));
+        progress.enter(Phase::Running);
+        assert_eq!(progress.due(Instant::now()).unwrap().1.code(), "timeout");
     }
 
     #[test]

@@ -89,6 +89,7 @@ pub(super) fn specification(outputs: &[&str]) -> Specification {
         ca_file: None,
         secrets: Vec::new(),
         unix_time_ns: 0,
+        terminal: None,
     }
 }
 

@@ -36,7 +36,7 @@ impl Exchange<'_> {
             failed.kept = self.keep(reader)?;
         }
         if self.options.shell.is_some()
-            && let Some(terminal) = self.progress.terminal(&failed.reason)
+            && let Some(terminal) = self.progress.terminal(Some(&failed.reason))
         {
             self.progress.enter(Phase::Shell);
             self.run_shell(terminal, reader)?;

@@ -19,8 +19,8 @@ use std::{
 
 use cofferdam_castore::refscan::ReferencePattern;
 use cofferdam_protocol::{
-    End, FromGuest, FromHost, MAX_DETAIL_BYTES, Report, SetupFailure, Specification, Step, UnsupportedKind, Usage,
-    VERSION,
+    self as protocol, End, FromGuest, FromHost, MAX_DETAIL_BYTES, Report, SetupFailure, Specification, Step,
+    UnsupportedKind, Usage, VERSION,
 };
 use nix::errno::Errno;
 
@@ -30,6 +30,8 @@ use super::{
     exchange::{Exchange, failed, frame, next, out_of_place, protocol, receive_failed},
     line::Reader,
     phase::Phase,
+    shell::{Screen, plain},
+    terminal::Terminal,
 };
 use crate::{
     machine::jail::one_line,
@@ -69,43 +71,59 @@ impl Session<'_> {
     }
 
     fn until_last_message(&self) -> Outcome {
-        let Exchange { line, progress, ending, .. } = self.exchange;
+        let Exchange { line, progress, options, .. } = self.exchange;
         let mut reader = line.reader();
         if !self.is_greeted {
             hello(&mut reader)?;
         }
+        let terminal = match options.interactive {
+            true => Some(progress.terminal(None).ok_or(BuildError::Executor(ExecutorError::NoTerminal))?),
+            false => None,
+        };
         progress.enter(Phase::Running);
-        let specification = Specification { unix_time_ns: unix_time_ns(), ..self.specification.clone() };
+        let mut specification = Specification { unix_time_ns: unix_time_ns(), ..self.specification.clone() };
+        let Some(Terminal { kind, size, input, output }) = terminal else {
+            line.say(&FromHost::Specification(specification)).map_err(frame)?;
+            return self.follow(&mut reader, None);
+        };
+        specification.terminal = Some(protocol::Terminal { term: plain(kind), size });
         line.say(&FromHost::Specification(specification)).map_err(frame)?;
-        let report = self.run(&mut reader)?;
+        self.exchange.interact(input, Screen::new(output), |screen| self.follow(&mut reader, Some(screen)))
+    }
+
+    /// From the command's start to the outcome.
+    fn follow(&self, reader: &mut Reader<'_>, screen: Option<Screen>) -> Outcome {
+        let Exchange { progress, ending, .. } = self.exchange;
+        let report = self.run(reader, screen)?;
         if let Some(reason) = ending.stopping().map(|(_, reason)| reason).or_else(|| self.reason(&report)) {
             let failed = Failed::new(reason, Some(report.usage));
             // If the command succeeded while it was being stopped, its guest sends outputs, and can't keep remains.
             return Err(match report.succeeded() {
                 true => BuildError::Failed(Box::new(failed)),
-                false => self.exchange.look_after(failed, &mut reader),
+                false => self.exchange.look_after(failed, reader),
             });
         }
         progress.enter(Phase::Ingesting);
-        match self.receive(&mut reader, report.usage) {
+        match self.receive(reader, report.usage) {
             Ok(outputs) => Ok((BuildResult { outputs }, report.usage)),
             // At a limit on outputs the guest is still sending.
             Err(BuildError::Failed(failed)) if !matches!(failed.reason, Reason::LimitReached { .. }) => {
-                Err(self.exchange.look_after(*failed, &mut reader))
+                Err(self.exchange.look_after(*failed, reader))
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Passes the log on until the command has ended.
-    fn run(&self, reader: &mut Reader<'_>) -> Result<Report, BuildError> {
+    /// Passes the log or the terminal's output on until the command has ended.
+    fn run(&self, reader: &mut Reader<'_>, screen: Option<Screen>) -> Result<Report, BuildError> {
         let Exchange { line, progress, options, .. } = self.exchange;
         let mut logged = 0_u64;
         let mut sampled: Option<Instant> = None;
         loop {
             match next(reader)? {
+                FromGuest::Output(bytes) if let Some(screen) = &screen => self.exchange.show(screen, bytes)?,
                 FromGuest::Log([]) => return Err(protocol(ProtocolError::EmptyLog)),
-                FromGuest::Log(bytes) => {
+                FromGuest::Log(bytes) if screen.is_none() => {
                     logged = logged.saturating_add(bytes.len() as u64);
                     if logged <= options.limits.log_bytes {
                         progress.log(bytes);
@@ -129,6 +147,9 @@ impl Session<'_> {
                 FromGuest::Exited(report) => {
                     if let End::NoInterpreter(interpreter) = &report.end {
                         check_length("the name of an interpreter", interpreter.as_bytes())?;
+                    }
+                    if let Some(screen) = screen {
+                        screen.close();
                     }
                     return Ok(report);
                 }

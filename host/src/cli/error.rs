@@ -96,6 +96,14 @@ pub enum CliError {
     /// The command failed after its result was printed; no second object follows on stdout.
     #[error(transparent)]
     AfterResult(Box<CliError>),
+    /// An interactive command ended, and this process has its exit code.
+    #[error("{failure}")]
+    Interactive {
+        /// The failure of the build.
+        failure: Box<CliError>,
+        /// The command's status, or 128 and the signal that killed it.
+        code: u8,
+    },
 }
 
 impl From<RequestError> for CliError {
@@ -191,6 +199,16 @@ impl CliError {
         }
     }
 
+    /// The same failure, of an interactive build: if its command ended, this process ends likewise.
+    pub(super) fn of_interactive(self) -> Self {
+        let fields = self.failure().fields;
+        let number = |name: &str| u8::try_from(fields.get(name)?.as_u64()?).ok();
+        match number("exit_code").or_else(|| number("signal")?.checked_add(128)) {
+            Some(code) => Self::Interactive { failure: Box::new(self), code },
+            None => self,
+        }
+    }
+
     /// Who has to act.
     pub fn exit(&self) -> Exit {
         match self {
@@ -198,13 +216,16 @@ impl CliError {
             Self::Build(BuildError::Request(_)) | Self::Wrong { .. } => Exit::RequestWrong,
             Self::Build(BuildError::Executor(_)) | Self::Failed { .. } | Self::Unfit => Exit::Executor,
             Self::Daemon { failure, .. } | Self::Failure(failure) => failure.kind.into(),
-            Self::AfterResult(error) => error.exit(),
+            Self::AfterResult(error) | Self::Interactive { failure: error, .. } => error.exit(),
         }
     }
 
     /// The process's exit code.
     pub fn exit_code(&self) -> ExitCode {
-        self.exit().code().into()
+        match self {
+            Self::Interactive { code, .. } => (*code).into(),
+            _ => self.exit().code().into(),
+        }
     }
 
     /// Reports it on stderr, and with `json` on stdout, too.
@@ -212,6 +233,13 @@ impl CliError {
         match self {
             Self::Unfit => return,
             Self::AfterResult(error) => return error.report(false),
+            // A person has seen how a command ended that exited by itself.
+            Self::Interactive { failure, .. } if failure.failure().reason == "exit_code" => {
+                if json {
+                    self.report_json();
+                }
+                return;
+            }
             _ => {}
         }
         let mut stderr = io::stderr();
@@ -246,7 +274,7 @@ impl CliError {
                 return failure.as_ref().clone().advised(advise_import(addr));
             }
             Self::Daemon { failure, .. } | Self::Failure(failure) => return failure.as_ref().clone(),
-            Self::AfterResult(error) => return error.failure(),
+            Self::AfterResult(error) | Self::Interactive { failure: error, .. } => return error.failure(),
             Self::Wrong { advice, .. } => (FailureKind::RequestWrong, "command_line", advice),
             Self::Failed { advice, .. } => (FailureKind::ExecutorFailed, "host", advice),
             Self::Unfit => (FailureKind::ExecutorFailed, "host", &None),
@@ -355,6 +383,16 @@ mod tests {
         for (error, code) in [(CliError::wrong("w"), 2), (CliError::interrupted(), 3)] {
             assert_eq!(CliError::AfterResult(Box::new(error)).exit().code(), code);
         }
+    }
+
+    #[test]
+    fn an_interactive_command_gives_its_status() {
+        let status = |reason| format!("{:?}", failed(reason).of_interactive().exit_code());
+        let code = |code: u8| format!("{:?}", ExitCode::from(code));
+        assert_eq!(status(Reason::ExitCode(7)), code(7));
+        assert_eq!(status(Reason::Signal(9)), code(137));
+        assert_eq!(status(Reason::Silence { limit: std::time::Duration::ZERO }), code(1));
+        assert_eq!(format!("{:?}", CliError::interrupted().of_interactive().exit_code()), code(3));
     }
 
     #[test]

@@ -68,6 +68,18 @@ pub(super) struct ExecuteArgs {
     /// With a daemon: build even if the daemon has built the same before
     #[arg(long)]
     rebuild: bool,
+    /// Run the command on this terminal, as a shell that one types into. -it is the same
+    ///
+    /// stdin and stderr must be a terminal. The exit code is the command's. Ctrl-C goes to the command. There is no log, and
+    /// --silence doesn't count
+    #[arg(
+        long,
+        short = 'i',
+        visible_short_alias = 't',
+        overrides_with = "interactive",
+        conflicts_with_all = ["shell_on_failure", "detach"]
+    )]
+    interactive: bool,
     #[command(flatten)]
     pub(super) network: NetworkArgs,
     /// Show the command this file as /run/secrets/NAME. It is in no store, digest, record or log, unless the command writes it
@@ -124,6 +136,10 @@ impl ExecuteArgs {
     /// Checks everything that needs no work: that the host can build the request, the image, the VMM, the store, and that
     /// no output exists yet.
     pub(super) fn prepare<'a>(&'a self, client: &'a ClientArgs, request: BuildRequest) -> Result<Ready<'a>, CliError> {
+        if self.interactive && !terminal::is_there() {
+            return Err(CliError::wrong("--interactive needs a terminal for stdin and stderr")
+                .try_this("leave out --interactive; a file for the command is an --input"));
+        }
         if self.asked.shell_on_failure && !terminal::is_there() {
             return Err(CliError::wrong("--shell-on-failure needs a terminal for stdin and stderr")
                 .try_this("--keep-failed, which needs none"));
@@ -164,7 +180,13 @@ impl ExecuteArgs {
         tracing::info!(kind = %choice.kind, accelerator = %choice.accelerator, reason = choice.reason, "VMM chosen");
         let emulated = choice.accelerator == vmm::Accelerator::Tcg;
         let network = self.network.grant()?;
-        let options = Options { network, secrets: secrets.clone(), ..Options::new(&Limits::default(), &self.asked) };
+        let (secrets_of_build, interactive) = (secrets.clone(), self.interactive);
+        let options = Options {
+            network,
+            secrets: secrets_of_build,
+            interactive,
+            ..Options::new(&Limits::default(), &self.asked)
+        };
         let (settings, store) = (self.settings(image, choice)?, store.open()?);
         let progress = self.progress(client);
         if emulated {
@@ -221,7 +243,8 @@ impl ExecuteArgs {
     fn progress(&self, client: &ClientArgs) -> Arc<Progress> {
         let progress = client.progress();
         let progress = if self.timestamps { progress.stamp_log() } else { progress };
-        Arc::new(if self.asked.shell_on_failure { progress.lend_terminal(Handle::current()) } else { progress })
+        let lends = self.asked.shell_on_failure || self.interactive;
+        Arc::new(if lends { progress.lend_terminal(Handle::current()) } else { progress })
     }
 
     /// The message to a daemon.
@@ -232,6 +255,7 @@ impl ExecuteArgs {
             keep_failed: self.asked.keep_failed,
             rebuild: self.rebuild,
             detached: self.detach,
+            interactive: self.interactive,
             shell_ms: self.asked.shell().map_or(0, millis),
             network: self.network.message(),
             secrets: secrets::message(secrets),
@@ -279,12 +303,20 @@ impl Ready<'_> {
                 }
             }
         };
+        if args.interactive {
+            // The person knows.
+            progress.clear();
+        }
+        let built = built.map_err(|error| if args.interactive { error.of_interactive() } else { error });
         let built = built.inspect_err(|error| match error.exit() {
+            Exit::BuildFailed if args.interactive => {}
             Exit::BuildFailed => progress.finish(&summary("failed after", &progress.times())),
             Exit::RequestWrong | Exit::Executor => progress.clear(),
         })?;
         tracing::info!(usage = ?built.usage, "built");
-        progress.finish(&summary("built in", &built.times));
+        if !args.interactive {
+            progress.finish(&summary("built in", &built.times));
+        }
         match client.json {
             true => print(&format!("{}\n", built.result.to_json())),
             false => print(&lines(request, &built.result)),

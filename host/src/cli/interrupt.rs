@@ -17,6 +17,7 @@ where
         .enable_all()
         .build()
         .map_err(|error| CliError::failed("can't start the runtime's threads", error))?;
+    let _terminal = terminal::TakeBack;
     let cancel = CancellationToken::new();
     let result = runtime.block_on(async {
         listen(&cancel).map_err(|error| CliError::failed("can't listen for signals", error))?;

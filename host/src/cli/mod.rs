@@ -66,6 +66,7 @@ Exit codes:
   1  the build failed
   2  the request or the command line was wrong
   3  the executor failed, or was interrupted
+  With run -it: the command's own, or 128 and the signal that killed it
 
 Environment:
   COFFERDAM_STATE_DIR  store and run directories [default: $XDG_STATE_HOME/cofferdam, or

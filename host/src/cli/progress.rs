@@ -131,25 +131,27 @@ impl Progress {
         self
     }
 
-    /// Lends the terminal to the shell of a failed build.
+    /// Lends the terminal to an interactive command, or to the shell of a failed build.
     pub(super) fn lend_terminal(mut self, runtime: Handle) -> Self {
         self.lender = Some(runtime);
         self
     }
 
-    /// Lends the terminal to a shell, if that is allowed.
-    pub(super) fn lend(&self, reason: &dyn std::fmt::Display) -> Option<Terminal> {
+    /// Lends the terminal to the command or, after a failure, to a shell, if that is allowed.
+    pub(super) fn lend(&self, failure: Option<&dyn std::fmt::Display>) -> Option<Terminal> {
         let lender = self.lender.as_ref()?;
         self.clear();
-        self.note(&format!("the build failed: {reason}"));
-        self.note("this is a shell in its machine; the machine ends with it");
+        if let Some(reason) = failure {
+            self.note(&format!("the build failed: {reason}"));
+            self.note("this is a shell in its machine; the machine ends with it");
+        }
         match terminal::lend(lender) {
             Ok((terminal, lent)) => {
                 *self.lent.lock() = Some(lent);
                 Some(terminal)
             }
             Err(error) => {
-                self.note(&format!("the terminal can't be lent to a shell: {error}"));
+                self.note(&format!("the terminal can't be lent to the build: {error}"));
                 None
             }
         }
@@ -179,9 +181,11 @@ impl Progress {
 
     /// Prints one line, on a terminal or not.
     pub(super) fn note(&self, line: &str) {
+        // A lent terminal is in raw mode.
+        let end = if self.lent.lock().is_some() { "\r\n" } else { "\n" };
         let mut screen = self.screen();
         if !screen.is_quiet {
-            screen.write(format!("{line}\n").as_bytes());
+            screen.write(format!("{line}{end}").as_bytes());
         }
     }
 
@@ -215,6 +219,10 @@ impl Progress {
 impl Observer for Progress {
     fn phase(&self, phase: Phase) {
         self.clock.lock().enter(Some(phase));
+        if self.lent.lock().is_some() {
+            // The screen is the build's.
+            return;
+        }
         self.step(match phase {
             // A queued build shows its place in the queue, and the shell has the screen.
             Phase::Queued | Phase::Shell => return,
@@ -246,8 +254,8 @@ impl Observer for Progress {
         screen.write(&bytes);
     }
 
-    fn terminal(&self, reason: &Reason) -> Option<Terminal> {
-        self.lend(reason)
+    fn terminal(&self, failure: Option<&Reason>) -> Option<Terminal> {
+        self.lend(failure.map(|reason| reason as _))
     }
 
     fn sample(&self, sample: &Sample) {

@@ -88,7 +88,8 @@ impl Daemon {
                         }
                     }
                     Some(Said::Shell(offer)) => {
-                        if let Some(terminal) = progress.lend(&offer.reason) {
+                        let failure = Some(&offer.reason).filter(|reason| !reason.is_empty());
+                        if let Some(terminal) = progress.lend(failure.map(|reason| reason as _)) {
                             tokio::spawn(shell(self.client(), id.clone(), terminal));
                         }
                     }
@@ -170,7 +171,7 @@ impl Daemon {
     }
 }
 
-/// Connects the terminal with a failed build's shell. An error ends the shell; the build's own end is reported anyway.
+/// Connects the terminal with a build's command, or with its shell. An error ends the shell; the build's own end is reported anyway.
 async fn shell(mut client: BuildServiceClient<Channel>, id: String, terminal: Terminal) {
     let Terminal { kind, size: size_at_first, input, output } = terminal;
     let size = |size: WindowSize| TerminalSize { rows: size.rows.into(), columns: size.columns.into() };

@@ -45,6 +45,8 @@ Examples:
     cofferdam run --root docker-archive:debian.tar --source . --output build/hello --out result -- make
   A token from a file, as /run/secrets/token in the build alone:
     cofferdam run --secret token=$HOME/.token --bin-sh --network --allow-host api.example -- /bin/sh -c './fetch'
+  A shell to type into, in a Debian root:
+    cofferdam run -it --root tar:debian.tar -- /bin/bash
   A Debian root, and one from a registry:
     cofferdam run --root tar:debian.tar -- /bin/sh -c 'cat /etc/debian_version'
     cofferdam run --root oci://registry.example/debian:12 -- /bin/sh -c 'whoami'";

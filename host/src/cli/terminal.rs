@@ -1,4 +1,4 @@
-//! Lends this process's terminal to the shell of a failed build.
+//! Lends this process's terminal to a build.
 
 use std::{
     env,
@@ -79,6 +79,15 @@ fn size() -> io::Result<WindowSize> {
 
 /// The terminal's settings before it was lent.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
+
+/// Takes the terminal back when dropped, also when this process panics.
+pub(super) struct TakeBack;
+
+impl Drop for TakeBack {
+    fn drop(&mut self) {
+        take_back();
+    }
+}
 
 /// Restores the settings of a lent terminal, before this process ends at once.
 pub(super) fn take_back() {

@@ -37,7 +37,7 @@ pub(crate) enum State {
         phase: Phase,
         /// The latest sample of its command's resource usage.
         sample: Option<Sample>,
-        /// Why it failed, while it waits for a terminal for its shell.
+        /// Why it failed, while it waits for a terminal for its shell; empty if it waits for one for its command.
         shell: Option<Arc<str>>,
     },
     /// It has ended.
@@ -50,7 +50,7 @@ pub(crate) struct ActiveBuild {
     /// Builds with equal keys can replace each other.
     pub(super) key: B3Digest,
     pub(super) recording: Recording,
-    /// Takes the terminal that a failed build waits for.
+    /// Takes the terminal that the build waits for.
     pub(super) shell: Mutex<Option<oneshot::Sender<Terminal>>>,
     /// Why the log ended before the build.
     pub(super) log_failure: OnceLock<Failure>,
@@ -96,7 +96,7 @@ impl ActiveBuild {
         self.recording.join(&client.to_string());
     }
 
-    /// Lends a terminal to a failed build. Returns `false` if the build doesn't wait for one.
+    /// Lends a terminal to the build. Returns `false` if the build doesn't wait for one.
     pub(super) fn lend(&self, terminal: Terminal) -> bool {
         self.shell.lock().take().is_some_and(|shell| shell.send(terminal).is_ok())
     }

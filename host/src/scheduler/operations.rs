@@ -141,7 +141,7 @@ impl Scheduler {
         self.ask_records(move |records| records.read_log(id, offset)).await?.ok_or_else(unknown)
     }
 
-    /// Lends a terminal to a failed build that offers a shell. Keeping the returned subscription keeps the build.
+    /// Lends a terminal to a build that asks for one. Keeping the returned subscription keeps the build.
     ///
     /// # Errors
     ///

@@ -20,7 +20,7 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// How long a failed build waits for a client's terminal.
+/// How long a build waits for its client's terminal.
 const TERMINAL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What a build starts with.
@@ -189,12 +189,12 @@ impl Observer for Watch {
     }
 
     /// Called from the session's own thread, which has nothing else to do.
-    fn terminal(&self, reason: &Reason) -> Option<Terminal> {
+    fn terminal(&self, failure: Option<&Reason>) -> Option<Terminal> {
         let (lend, lent) = oneshot::channel();
         *self.build.shell.lock() = Some(lend);
         self.state.send_if_modified(|state| match state {
             State::Running { shell, .. } => {
-                *shell = Some(reason.to_string().into());
+                *shell = Some(failure.map(ToString::to_string).unwrap_or_default().into());
                 true
             }
             _ => false,

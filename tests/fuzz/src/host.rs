@@ -186,6 +186,7 @@ pub(crate) fn guest_frames_seeds() -> Vec<Vec<u8>> {
         ca_file: None,
         secrets: Vec::new(),
         unix_time_ns: 0,
+        terminal: None,
     };
     let host = framed(&[&FromHost::Specification(specification), &FromHost::Acknowledge]);
     vec![guest, host, framed(&[&FromGuest::SetupFailed(failure)])]

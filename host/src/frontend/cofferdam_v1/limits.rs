@@ -11,7 +11,7 @@ use crate::{
     },
     frontend::Allowed,
     limits::{self, Limits},
-    request::RequestError,
+    request::{RequestError, RequestErrorKind},
 };
 
 /// What a build gets: what its client asks for, within what the daemon allows. That may be more memory than the default, as
@@ -24,6 +24,10 @@ pub(super) fn within(allowed: &Allowed, client: &Client, message: &BuildRequest)
         0 => None,
         asked => Some(limits::allowed("shell_ms", Duration::from_millis(asked), Duration::from_millis(1), *max_shell)?),
     };
+    if message.interactive && shell.is_some() {
+        let rule = "must be 0 where interactive is set";
+        return Err(RequestError::new(RequestErrorKind::Invalid, "shell_ms", rule));
+    }
     let network = match (options.network, &message.network) {
         (Some(has), Some(asked)) => Some(has.with_policy(network::narrowed(&has.policy, asked)?)),
         (has, _) => has,
@@ -38,6 +42,7 @@ pub(super) fn within(allowed: &Allowed, client: &Client, message: &BuildRequest)
         shell,
         network,
         secrets: Secrets::new(secrets.collect())?,
+        interactive: message.interactive,
     })
 }
 
@@ -65,6 +70,8 @@ mod tests {
         let secret = v1::Secret { name: "a".to_owned(), contents: vec![0; (1 << 20) + 1].into() };
         let wrong = within(BuildRequest { secrets: vec![secret], ..Default::default() }).unwrap_err();
         assert_eq!(wrong.field, "secrets[0].contents");
+        let wrong = within(BuildRequest { shell_ms: 1, interactive: true, ..Default::default() }).unwrap_err();
+        assert_eq!(wrong.field, "shell_ms");
         let wrong = within(BuildRequest { shell_ms: 60_001, ..Default::default() }).unwrap_err();
         let rule = "shell_ms must be from 1ms to 1m, which is what this daemon allows, or 0 (got 1m 1ms)";
         assert_eq!(wrong.to_string(), rule);

@@ -239,6 +239,7 @@ fn the_largest_specification_fits_into_one_frame() {
         ca_file: Some(vec![0; cofferdam_protocol::MAX_CA_FILE_BYTES].into()),
         secrets: vec![secret; cofferdam_protocol::MAX_SECRETS],
         unix_time_ns: u64::MAX,
+        terminal: None,
     };
     let limit = cofferdam_protocol::frame::MAX_FROM_HOST_BYTES;
     FrameWriter::new(std::io::sink(), limit).write(&FromHost::Specification(specification)).unwrap();

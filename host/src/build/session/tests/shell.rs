@@ -9,7 +9,7 @@ struct Client(parking_lot::Mutex<Option<Terminal>>);
 impl Observer for Client {
     fn phase(&self, _: Phase) {}
     fn log(&self, _: &[u8]) {}
-    fn terminal(&self, _: &Reason) -> Option<Terminal> {
+    fn terminal(&self, _: Option<&Reason>) -> Option<Terminal> {
         self.0.lock().take()
     }
 }
