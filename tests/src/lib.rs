@@ -8,8 +8,8 @@
 //! ```
 //!
 //! The first test compiles the program and makes the guest image, unless `COFFERDAM_BIN` and `COFFERDAM_TEST_IMAGE` name
-//! existing ones. With `COFFERDAM_TEST_STANDBY`, every daemon keeps a standby machine. At most [`slots`] VMs run at a time over all test programs. A test that can't run on a machine fails with
-//! advice. None is skipped.
+//! existing ones. With `COFFERDAM_TEST_STANDBY`, every daemon keeps a standby machine. At most [`slots`] VMs run at a time over all
+//! test programs. A test that can't run on a machine fails with advice. None is skipped.
 
 mod build;
 pub mod castore;

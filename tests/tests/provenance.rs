@@ -39,6 +39,7 @@ fn a_success_has_a_statement_that_verifies_offline() {
     assert!(names.contains(&"in") && names.contains(&"image/kernel"), "{names:?}");
     assert_eq!(predicate["runDetails"]["metadata"]["invocationId"], succeeded.as_str());
     let parameters = &predicate["buildDefinition"]["externalParameters"];
+    assert_eq!((&parameters["interactive"], &parameters["secrets"]), (&Value::Bool(false), &Value::Array(Vec::new())));
     assert_eq!(parameters["tenant"], format!("user:{}", nix::unistd::geteuid()));
 
     // A statement of something else, another key, another output.

@@ -41,9 +41,16 @@ pub(crate) struct Signer {
 }
 
 impl Signer {
-    /// The envelope of a build that has ended. `None` if it has no outputs.
-    pub(crate) fn sign(&self, request: &BuildRequest, record: &Record, image: &ImageDigests) -> Option<Vec<u8>> {
-        let statement = statement(&self.host, request, record, image)?;
+    /// The envelope of a build that has ended. `None` if it has no outputs. `is_interactive` if somebody typed into the build.
+    pub(crate) fn sign(
+        &self,
+        request: &BuildRequest,
+        record: &Record,
+        image: &ImageDigests,
+        is_interactive: bool,
+    ) -> Option<Vec<u8>> {
+        let mut statement = statement(&self.host, request, record, image)?;
+        statement["predicate"]["buildDefinition"]["externalParameters"]["interactive"] = json!(is_interactive);
         Some(envelope::seal(&self.key, statement.to_string().as_bytes()))
     }
 }
@@ -74,6 +81,7 @@ fn statement(host: &str, request: &BuildRequest, record: &Record, image: &ImageD
                     "command": record.description,
                     "tenant": record.client,
                     "networkAccess": network,
+                    "secrets": record.secrets,
                 },
                 "internalParameters": {
                     "environmentDigest": { "blake3": hex(&record.environment) },

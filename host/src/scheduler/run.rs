@@ -48,7 +48,7 @@ pub(super) async fn run(
         Ok(Err(failure)) => (Err(failure), None),
         Err(_) => (Err(Failure::executor("host", "the build's task panicked")), None),
     };
-    let record = record(&scheduler, &build, end.unwrap_or_else(failed)).await;
+    let record = record(&scheduler, &build, end.unwrap_or_else(failed), options.interactive).await;
     backend.metrics.ended(&record);
     let (outcome, reason) = match &record.outcome {
         Some(Outcome::Failed(failure)) => (failure.kind.word(), failure.reason.as_str()),
@@ -72,9 +72,10 @@ fn failed(failure: Failure) -> End {
 }
 
 /// Records a build's end. If it can't be written to the disk, it is in memory only.
-async fn record(scheduler: &Scheduler, build: &Arc<ActiveBuild>, end: End) -> Record {
+async fn record(scheduler: &Scheduler, build: &Arc<ActiveBuild>, end: End, is_interactive: bool) -> Record {
     let (theirs, backend) = (Arc::clone(build), Arc::clone(&scheduler.backend));
-    let finish = move || theirs.recording.finish_with(end, |record| prove(&backend, &theirs.request, record));
+    let finish =
+        move || theirs.recording.finish_with(end, |record| prove(&backend, &theirs.request, record, is_interactive));
     match spawn_blocking(finish).await {
         Ok(Ok(record)) => return record,
         Ok(Err(error)) => {
@@ -86,13 +87,13 @@ async fn record(scheduler: &Scheduler, build: &Arc<ActiveBuild>, end: End) -> Re
 }
 
 /// The signed statement of how a build's outputs were made.
-fn prove(backend: &Backend, request: &Admitted, record: &Record) -> Option<Vec<u8>> {
+fn prove(backend: &Backend, request: &Admitted, record: &Record, is_interactive: bool) -> Option<Vec<u8>> {
     let image = backend.builder.image_digests();
     let image = image.inspect_err(|error| {
         let error: &dyn std::error::Error = error;
         tracing::warn!(id = %record.id, error, "no statement is signed: the guest image can't be read");
     });
-    backend.signer.sign(request, record, &image.ok()?)
+    backend.signer.sign(request, record, &image.ok()?, is_interactive)
 }
 
 /// Waits for the build's turn and runs it.
