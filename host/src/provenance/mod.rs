@@ -49,13 +49,18 @@ impl Signer {
         image: &ImageDigests,
         is_interactive: bool,
     ) -> Option<Vec<u8>> {
-        let mut statement = statement(&self.host, request, record, image)?;
-        statement["predicate"]["buildDefinition"]["externalParameters"]["interactive"] = json!(is_interactive);
+        let statement = statement(&self.host, request, record, image, is_interactive)?;
         Some(envelope::seal(&self.key, statement.to_string().as_bytes()))
     }
 }
 
-fn statement(host: &str, request: &BuildRequest, record: &Record, image: &ImageDigests) -> Option<Value> {
+fn statement(
+    host: &str,
+    request: &BuildRequest,
+    record: &Record,
+    image: &ImageDigests,
+    is_interactive: bool,
+) -> Option<Value> {
     let Some(Outcome::Built(outputs)) = &record.outcome else { return None };
     let named = request.outputs.iter().zip(outputs);
     let subjects: Vec<_> = named.map(|(path, output)| resource(path.as_str(), &output.node)).collect();
@@ -82,6 +87,7 @@ fn statement(host: &str, request: &BuildRequest, record: &Record, image: &ImageD
                     "tenant": record.client,
                     "networkAccess": network,
                     "secrets": record.secrets,
+                    "interactive": is_interactive,
                 },
                 "internalParameters": {
                     "environmentDigest": { "blake3": hex(&record.environment) },
