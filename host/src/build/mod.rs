@@ -18,6 +18,7 @@
 
 mod builder;
 mod built;
+pub(crate) mod compare;
 mod conversation;
 mod ending;
 mod environment;

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use super::{plain_text::PlainText, store::advise_import, transport};
 use crate::{
+    build::compare,
     build::failure::{Failure, FailureKind, blames_path, causes},
     build::{BuildError, ExecutorError},
     request::{RequestError, RequestErrorKind},
@@ -307,6 +308,21 @@ impl CliError {
         }
         if let Some(hint) = fields.get("hint").and_then(Value::as_str) {
             let _ = writeln!(text, "  hint: {hint}");
+        }
+        for difference in fields.get("differences").and_then(Value::as_array).into_iter().flatten() {
+            for line in compare::lines(difference).unwrap_or_default() {
+                let _ = writeln!(text, "  {line}");
+            }
+        }
+        if let Some(more @ 1..) = fields.get("more_differences").and_then(Value::as_u64) {
+            let _ = writeln!(text, "  and {more} more");
+        }
+        for output in fields.get("outputs").and_then(Value::as_array).into_iter().flatten() {
+            if let [Some(path), Some(earlier), Some(later)] =
+                ["path", "earlier", "later"].map(|key| output.get(key).and_then(Value::as_str))
+            {
+                let _ = writeln!(text, "  {path}: {earlier} before, {later} now");
+            }
         }
         if let Some(node) = fields.get("kept").and_then(Value::as_str) {
             let skipped = fields.get("kept_skipped").and_then(Value::as_u64).unwrap_or(0);

@@ -29,11 +29,11 @@ use super::{
     node_text, print,
     progress::Progress,
     quantity::{self, millis, show_duration, show_size},
-    remote::{Daemon, Submitted},
+    remote::{AGAIN, Daemon, Submitted},
     secrets, state_dir, terminal,
 };
 use crate::{
-    build::{BuildError, Builder, Built, Options, Settings, Times, secrets::Secrets},
+    build::{BuildError, Builder, Built, Options, Settings, Times, compare::compare, secrets::Secrets},
     limits::{Asked, Limits},
     machine::vmm,
     request::{Admitted, BuildRequest, BuildResult, Host, RelativePath, admit},
@@ -68,6 +68,9 @@ pub(super) struct ExecuteArgs {
     /// With a daemon: build even if the daemon has built the same before
     #[arg(long)]
     rebuild: bool,
+    /// Build twice, or once more what the daemon has built before, and fail if the outputs differ
+    #[arg(long, conflicts_with_all = ["interactive", "detach"])]
+    check: bool,
     /// Run the command on this terminal, as a shell that one types into. -it is the same
     ///
     /// stdin and stderr must be a terminal. The exit code is the command's. Ctrl-C goes to the command. There is no log, and
@@ -291,12 +294,25 @@ impl Ready<'_> {
         let built = match &place {
             Place::Here(here, request) => {
                 let (settings, options) = &**here;
-                build_here(&store, settings.clone(), request, options, &progress, cancel).await
+                let build = || build_here(&store, settings.clone(), request, options, &progress, cancel);
+                if args.check { build_twice(&store, request, &progress, build).await } else { build().await }
             }
             Place::Daemon(daemon, request) => {
                 let text = |id: &str| if args.detach { format!("{id}\n") } else { String::new() };
                 let accepted = |id: &str| client.print(&text(id), &json!({ "build": id }));
-                match daemon.build(args.message(request, &secrets), request, &progress, accepted, cancel).await {
+                let mut message = args.message(request, &secrets);
+                let earlier = match args.check {
+                    true => daemon.build_before(&message, request, &progress, cancel).await.map(Some),
+                    false => Ok(None),
+                };
+                let submitted = match earlier {
+                    Ok(earlier) => {
+                        message.compare_with = earlier.unwrap_or_default();
+                        daemon.build(message, request, &progress, accepted, cancel).await
+                    }
+                    Err(error) => Err(error),
+                };
+                match submitted {
                     Ok(Submitted::Detached) => return Ok(()),
                     Ok(Submitted::Built(built)) => Ok(*built),
                     Err(error) => Err(error),
@@ -343,6 +359,21 @@ async fn build_here(
     progress.terminal_returned().await;
     let (built, teardown) = built?;
     teardown.finish().await;
+    Ok(built)
+}
+
+/// Builds twice, and compares.
+async fn build_twice<F: Future<Output = Result<Built, CliError>>>(
+    store: &Store,
+    request: &BuildRequest,
+    progress: &Progress,
+    build: impl Fn() -> F,
+) -> Result<Built, CliError> {
+    let nodes = |built: &Built| built.result.outputs.iter().map(|output| output.node.clone()).collect::<Vec<_>>();
+    let earlier = nodes(&build().await?);
+    progress.note(AGAIN);
+    let built = build().await?;
+    compare(store, &request.outputs, &earlier, &nodes(&built)).await?;
     Ok(built)
 }
 

@@ -1,6 +1,6 @@
 //! The client of a daemon.
 
-use std::{error::Error as _, time::Duration};
+use std::{cell::RefCell, error::Error as _, time::Duration};
 
 use cofferdam_castore::{
     grpc::{Peer, PeerOptions},
@@ -31,6 +31,9 @@ use crate::{
 
 /// Bytes of the largest message that is accepted: a result with the most outputs and needles that a request can have.
 const MAX_MESSAGE_BYTES: usize = 256 * 1024 * 1024;
+
+/// A line before the second build of a check.
+pub(super) const AGAIN: &str = "building again, to compare the outputs";
 
 /// What became of a build on a daemon.
 pub(super) enum Submitted {
@@ -109,6 +112,28 @@ impl Daemon {
         };
         progress.terminal_returned().await;
         built
+    }
+
+    /// Builds unless the daemon has built the same before. Returns the id of a build that the client may see.
+    pub(super) async fn build_before(
+        &self,
+        message: &wire::BuildRequest,
+        request: &BuildRequest,
+        progress: &Progress,
+        cancel: &CancellationToken,
+    ) -> Result<String, CliError> {
+        let id = RefCell::default();
+        let note_id = |told: &str| {
+            told.clone_into(&mut id.borrow_mut());
+            Ok(())
+        };
+        self.build(message.clone(), request, progress, &note_id, cancel).await?;
+        if id.borrow().is_empty() {
+            let message = wire::BuildRequest { rebuild: true, ..message.clone() };
+            self.build(message, request, progress, &note_id, cancel).await?;
+        }
+        progress.note(AGAIN);
+        Ok(id.into_inner())
     }
 
     fn outcome(&self, outcome: Outcome, request: &BuildRequest) -> Result<Built, CliError> {

@@ -152,9 +152,18 @@ impl Shared {
         let refused = |failure| status(&failure, None, b"");
         let Decoded { request, digest } = self.decode(&client, encoded).await.map_err(refused)?;
         let paths = request.outputs.clone();
-        let (options, detached, rebuild) = (self.allowed.options(&client), false, false);
-        let submission =
-            Submission { client: client.clone(), request, digest, options, detached, rebuild, context, memory };
+        let (options, detached, rebuild, compare_with) = (self.allowed.options(&client), false, false, None);
+        let submission = Submission {
+            client: client.clone(),
+            request,
+            digest,
+            options,
+            detached,
+            rebuild,
+            compare_with,
+            context,
+            memory,
+        };
         let record = match self.scheduler.submit(submission).await.map_err(refused)? {
             Submitted::Earlier { record, .. } => *record,
             Submitted::Active(subscription) => {

@@ -12,6 +12,8 @@
 //!
 //! Nothing from the guest is visible in the store before [`Receiver::commit`].
 
+mod differences;
+
 use std::{io, mem};
 
 use cofferdam_castore::{
@@ -22,6 +24,8 @@ use cofferdam_castore::{
 };
 use cofferdam_protocol::tree::{self, Event, TreeError};
 use tokio::{io::AsyncWriteExt, runtime::Handle};
+
+pub(crate) use differences::{Difference, Differences};
 
 use crate::request::BuildOutput;
 

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use cofferdam_castore::B3Digest;
+use cofferdam_castore::{B3Digest, Node};
 use cofferdam_protocol::Sample;
 use cofferdam_rpc::{Client, MemoryPermit};
 use opentelemetry::Context;
@@ -49,6 +49,8 @@ pub(crate) struct ActiveBuild {
     pub(super) request: Admitted,
     /// Builds with equal keys can replace each other.
     pub(super) key: B3Digest,
+    /// The outputs that it must make again, in the request's order.
+    pub(super) expected: Option<Vec<Node>>,
     pub(super) recording: Recording,
     /// Takes the terminal that the build waits for.
     pub(super) shell: Mutex<Option<oneshot::Sender<Terminal>>>,

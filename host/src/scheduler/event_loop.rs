@@ -17,7 +17,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ActiveBuild, Environment, Message, Scheduler, SchedulerSettings, State, Submission, Subscription,
+    ActiveBuild, Message, Prepared, Scheduler, SchedulerSettings, State, Submission, Subscription,
     active_build::{Interest, Subscribers},
     draining,
     queue::{Budget, Queue, Refusal, Ticket, Waiting},
@@ -131,7 +131,7 @@ impl EventLoop {
     fn handle(&mut self, message: Message) {
         // If the sender has gone, this drops the answer with its subscription.
         match message {
-            Message::Submit(submission, environment, reply) => drop(reply.send(self.submit(*submission, environment))),
+            Message::Submit(submission, prepared, reply) => drop(reply.send(self.submit(*submission, prepared))),
             Message::Find(id, client, reply) => {
                 drop(reply.send(self.entry(id).and_then(|entry| entry.subscribe(&client))));
             }
@@ -159,15 +159,16 @@ impl EventLoop {
         self.entries.get_mut(self.by_id.get(&id)?)
     }
 
-    fn submit(&mut self, submission: Submission<Admitted>, environment: Environment) -> Result<Subscription, Failure> {
+    fn submit(&mut self, submission: Submission<Admitted>, prepared: Prepared) -> Result<Subscription, Failure> {
+        let Prepared { environment, key, expected } = prepared;
         if self.draining {
             return Err(draining());
         }
-        if let Some(subscription) = self.join(&submission, environment.key) {
+        if let Some(subscription) = self.join(&submission, key) {
             return Ok(subscription);
         }
         if let Some(standbys) = &mut self.standbys {
-            standbys.keep(environment.digest);
+            standbys.keep(environment);
         }
         let ticket = self
             .queue
@@ -178,11 +179,12 @@ impl EventLoop {
         let cancel = CancellationToken::new();
         let interest =
             Arc::new(Interest { ended: CancellationToken::new(), subscribers: Arc::new(Subscribers(cancel.clone())) });
-        let Submission { client, request, digest, options, detached, rebuild: _, context, memory } = submission;
+        let Submission { client, request, digest, options, detached, rebuild: _, compare_with: _, context, memory } =
+            submission;
         let recording = self.scheduler.backend.records.begin(records::Request {
             digest,
-            environment: environment.digest,
-            key: environment.key,
+            environment,
+            key,
             client: client.to_string(),
             description: records::describe(&request.command_args),
             output_order: request.output_order(),
@@ -192,7 +194,8 @@ impl EventLoop {
         let id = recording.id();
         let build = Arc::new(ActiveBuild {
             request,
-            key: environment.key,
+            key,
+            expected,
             recording,
             shell: Mutex::default(),
             log_failure: OnceLock::new(),
@@ -206,7 +209,7 @@ impl EventLoop {
             options: options.clone(),
             state: state.clone(),
             start: Some(start),
-            environment: environment.digest,
+            environment,
             subscribers: Arc::downgrade(&interest.subscribers),
             interests: BTreeMap::from([(client.clone(), Arc::downgrade(&interest))]),
             detached: detached.then(|| (client, Arc::clone(&interest))).into_iter().collect(),
@@ -214,7 +217,7 @@ impl EventLoop {
         tokio::spawn(run::run(self.scheduler.clone(), Arc::clone(&build), options, started, state));
         self.entries.insert(ticket, entry);
         self.by_id.insert(id, ticket);
-        self.by_key.insert(environment.key, ticket);
+        self.by_key.insert(key, ticket);
         Ok(Subscription { build, joined: false, order: None, interest })
     }
 

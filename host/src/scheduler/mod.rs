@@ -35,7 +35,7 @@ mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-use cofferdam_castore::{B3Digest, Store};
+use cofferdam_castore::{B3Digest, Node, Store};
 use cofferdam_rpc::Client;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
@@ -55,7 +55,7 @@ pub(crate) use submission::{Submission, Submitted};
 use crate::{
     build::{Builder, News, Options, failure::Failure},
     provenance::Signer,
-    records::{BuildId, Machine, Records},
+    records::{BuildId, Machine, Outcome, Records, Status},
     request::Admitted,
     scheduler::queue::{Bounds, Budget},
     telemetry::{Metrics, Traces},
@@ -112,7 +112,7 @@ pub(crate) struct Backend {
 }
 
 enum Message {
-    Submit(Box<Submission<Admitted>>, Environment, oneshot::Sender<Result<Subscription, Failure>>),
+    Submit(Box<Submission<Admitted>>, Prepared, oneshot::Sender<Result<Subscription, Failure>>),
     Find(BuildId, Client, oneshot::Sender<Option<Subscription>>),
     /// A client doesn't wait for a build any longer.
     Leave(BuildId, Client, oneshot::Sender<Option<()>>),
@@ -124,11 +124,15 @@ enum Message {
     Standby(MachineId, News),
 }
 
-/// The digest of a build's environment now, and the key of the submission in it.
-#[derive(Debug, Clone, Copy)]
-struct Environment {
-    digest: B3Digest,
+/// What is found out about a submission before it is queued.
+#[derive(Debug)]
+struct Prepared {
+    /// The digest of its build's environment.
+    environment: B3Digest,
+    /// Its key in this environment.
     key: B3Digest,
+    /// The outputs that its build must make again, in the request's order.
+    expected: Option<Vec<Node>>,
 }
 
 /// A handle to the scheduler.
@@ -191,27 +195,49 @@ impl Scheduler {
 
     async fn take(&self, submission: Submission) -> Result<Submitted, Failure> {
         let submission = submission.admitted_by(&self.backend.builder)?;
-        let environment = self.environment(&submission).await?;
-        if !submission.rebuild
+        let mut prepared = self.prepare(&submission).await?;
+        if let Some(id) = submission.compare_with {
+            prepared.expected = Some(self.expected(&submission, id).await?);
+        } else if !submission.rebuild
             && self.reuse != Reuse::Off
             && let Ok(_turn) = self.lookups.acquire().await
-            && let Some(record) = reuse::find(&self.backend, &submission, environment.key).await
+            && let Some(record) = reuse::find(&self.backend, &submission, prepared.key).await
         {
             let is_visible = self.backend.operators.let_see(&submission.client, &record);
             return Ok(Submitted::Earlier { record: Box::new(record), is_visible });
         }
-        let answer = self.ask(|reply| Message::Submit(Box::new(submission), environment, reply)).await;
+        let answer = self.ask(|reply| Message::Submit(Box::new(submission), prepared, reply)).await;
         answer.unwrap_or_else(|| Err(draining())).map(Submitted::Active)
     }
 
-    async fn environment(&self, submission: &Submission<Admitted>) -> Result<Environment, Failure> {
+    /// The outputs of an earlier build of an equal request.
+    async fn expected(&self, submission: &Submission<Admitted>, id: BuildId) -> Result<Vec<Node>, Failure> {
+        let wrong = |why: &str| Failure::wrong("not_comparable", format!("build {id} can't be compared with: {why}"));
+        let Found::Ended(record) = self.find(&submission.client, id).await? else {
+            return Err(wrong("it has not ended").advised("wait for its end"));
+        };
+        if record.request_digest != submission.digest {
+            return Err(wrong("it was asked for by another request"));
+        }
+        if record.status() != Status::Built {
+            return Err(wrong("it has failed"));
+        }
+        let _turn = self.lookups.acquire().await;
+        match reuse::complete(&self.backend, &submission.request, *record).await.and_then(|record| record.outcome) {
+            Some(Outcome::Built(outputs)) => Ok(outputs.into_iter().map(|output| output.node).collect()),
+            _ => Err(wrong("the store has lost its outputs").advised("build it anew, and compare with that")),
+        }
+    }
+
+    async fn prepare(&self, submission: &Submission<Admitted>) -> Result<Prepared, Failure> {
         let backend = Arc::clone(&self.backend);
-        let digest = spawn_blocking(move || backend.builder.environment()).await;
-        let digest = digest.map_err(|error| Failure::executor("host", error.to_string()))?;
-        let digest =
-            digest.map_err(|error| Failure::executor_because("host", "the guest image can't be read", &error))?;
+        let environment = spawn_blocking(move || backend.builder.environment()).await;
+        let environment = environment.map_err(|error| Failure::executor("host", error.to_string()))?;
+        let environment =
+            environment.map_err(|error| Failure::executor_because("host", "the guest image can't be read", &error))?;
         let network = self.backend.builder.network(&submission.request, &submission.options);
-        Ok(Environment { digest, key: reuse::key(submission, &digest, network, self.reuse) })
+        let key = reuse::key(submission, &environment, network, self.reuse);
+        Ok(Prepared { environment, key, expected: None })
     }
 
     async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Option<T> {

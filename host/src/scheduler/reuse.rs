@@ -57,7 +57,7 @@ impl<'de> Deserialize<'de> for Reuse {
 /// The key of a result: a digest of everything that the build could see, and of the client unless all clients share results.
 /// Builds with equal keys can replace each other. What a build with a network sees is unknown, so its key is no other's, unless
 /// the operator wants such results reused. Then builds that may see the same of the network have equal keys. One that isn't
-/// repeatable has a key of its own, too.
+/// repeatable or is compared with an earlier one has a key of its own, too.
 pub(super) fn key(
     submission: &Submission<Admitted>,
     environment: &B3Digest,
@@ -69,7 +69,7 @@ pub(super) fn key(
     for limit in submission.options.limits.visible() {
         hasher.update(&limit.to_le_bytes());
     }
-    if !submission.options.is_repeatable() {
+    if !submission.options.is_repeatable() || submission.compare_with.is_some() {
         hasher.update(Uuid::new_v4().as_bytes());
     }
     match network {
@@ -94,9 +94,14 @@ pub(super) async fn find(backend: &Arc<Backend>, submission: &Submission<Admitte
     let record = found
         .inspect_err(|error| tracing::warn!(error = error as &dyn std::error::Error, "can't look for earlier builds"))
         .ok()??;
-    let record = arranged(record, &submission.request.output_order())?;
+    complete(backend, &submission.request, record).await
+}
+
+/// The record of a successful build with its outputs in the order of an equal request, if the store still has all of them.
+pub(super) async fn complete(backend: &Arc<Backend>, request: &Admitted, record: Record) -> Option<Record> {
+    let record = arranged(record, &request.output_order())?;
     let Some(Outcome::Built(outputs)) = &record.outcome else { return None };
-    if outputs.len() != submission.request.outputs.len() {
+    if outputs.len() != request.outputs.len() {
         return None;
     }
     let named = outputs.iter().enumerate().map(|(index, output)| {

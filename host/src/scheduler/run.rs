@@ -12,8 +12,8 @@ use tokio::{
 
 use super::{ActiveBuild, Backend, Message, Scheduler, State, standbys::Room};
 use crate::{
-    build::failure::Failure,
     build::{BuildError, ExecutorError, Observer, Options, Phase, Reason, Standby, StandbyUse, Teardown, Terminal},
+    build::{compare, failure::Failure},
     network::Connection,
     records::{End, Outcome, Record},
     request::Admitted,
@@ -136,8 +136,16 @@ async fn run_to_end(
         Ok((built, teardown)) => (Ok(built), Some(teardown)),
         Err(error) => (Err(error), None),
     };
-    match build.log_failure.get() {
-        Some(failure) if built.is_err() => Err(failure.clone()),
+    let compared = match (&built, &build.expected) {
+        (Ok(built), Some(expected)) => {
+            let made: Vec<_> = built.result.outputs.iter().map(|output| output.node.clone()).collect();
+            compare::compare(&backend.store, &build.request.outputs, expected, &made).await
+        }
+        _ => Ok(()),
+    };
+    match (build.log_failure.get(), compared) {
+        (Some(failure), _) if built.is_err() => Err(failure.clone()),
+        (_, Err(failure)) => Ok((End { outcome: Outcome::Failed(failure), ..End::from(&built) }, teardown)),
         _ => Ok((End::from(&built), teardown)),
     }
 }

@@ -5,7 +5,7 @@ use opentelemetry::Context;
 use super::{Subscription, queue::Need};
 use crate::{
     build::{Builder, Options},
-    records::Record,
+    records::{BuildId, Record},
     request::{Admitted, BuildRequest, RequestError},
 };
 
@@ -24,6 +24,8 @@ pub(crate) struct Submission<R = BuildRequest> {
     pub detached: bool,
     /// Whether it runs even if an equal one has succeeded.
     pub rebuild: bool,
+    /// An earlier build, whose outputs it must make again.
+    pub compare_with: Option<BuildId>,
     /// The client's trace.
     pub context: Context,
     /// The permit for the request's memory.
@@ -33,9 +35,9 @@ pub(crate) struct Submission<R = BuildRequest> {
 impl Submission {
     /// The same submission, if the builder can build its request.
     pub(super) fn admitted_by(self, builder: &Builder) -> Result<Submission<Admitted>, RequestError> {
-        let Self { client, request, digest, options, detached, rebuild, context, memory } = self;
+        let Self { client, request, digest, options, detached, rebuild, compare_with, context, memory } = self;
         let request = builder.admit(request)?;
-        Ok(Submission { client, request, digest, options, detached, rebuild, context, memory })
+        Ok(Submission { client, request, digest, options, detached, rebuild, compare_with, context, memory })
     }
 }
 

@@ -117,6 +117,7 @@ fn submission(client: &Client, outputs: &[&str]) -> Submission {
         options: Options::default(),
         detached: false,
         rebuild: false,
+        compare_with: None,
         context: Context::new(),
         memory: MemoryPermit::default(),
     }
@@ -272,11 +273,11 @@ fn nobody_but_root_is_an_operator_whom_the_configuration_does_not_list() {
 /// Records a success under the key of a submission.
 async fn record_success(scheduler: &Scheduler, submission: Submission, outputs: &[&str]) -> BuildId {
     let submission = submission.admitted_by(&scheduler.backend.builder).unwrap();
-    let environment = scheduler.environment(&submission).await.unwrap();
+    let prepared = scheduler.prepare(&submission).await.unwrap();
     let recording: Recording = scheduler.backend.records.begin(crate::records::Request {
         digest: submission.digest,
-        environment: environment.digest,
-        key: environment.key,
+        environment: prepared.environment,
+        key: prepared.key,
         client: submission.client.to_string(),
         description: String::new(),
         output_order: submission.request.output_order(),
@@ -313,6 +314,29 @@ async fn a_reused_success_is_reordered_and_named_only_to_its_clients() {
                 Submitted::Active(_) => panic!("it runs again"),
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn a_build_is_compared_with_a_success_of_an_equal_request_that_its_client_may_see() {
+    let dir = tempfile::tempdir().unwrap();
+    let scheduler = start(dir.path());
+    let earlier = record_success(&scheduler, submission(&OWNER, &["b", "a"]), &["B", "A"]).await;
+    let other = record_success(&scheduler, submission(&OWNER, &[]), &[]).await;
+    let check = |client: &Client, id| Submission { compare_with: Some(id), ..submission(client, &["a", "b"]) };
+    let first = active(&scheduler, check(&OWNER, earlier)).await;
+    let second = active(&scheduler, check(&OWNER, earlier)).await;
+    assert!(!first.joined && !second.joined);
+    let expected = first.build.expected.as_deref().unwrap();
+    assert_eq!(expected, ["A", "B"].map(|target| Node::Symlink { target: target.try_into().unwrap() }));
+    for (client, id, reason, why) in [
+        (OWNER, other, "not_comparable", "another request"),
+        (OWNER, first.build.id(), "not_comparable", "it has not ended"),
+        (STRANGER, earlier, "unknown_build", ""),
+    ] {
+        let failure = scheduler.submit(check(&client, id)).await.unwrap_err();
+        assert_eq!(failure.reason, reason);
+        assert!(failure.message.contains(why), "{}", failure.message);
     }
 }
 

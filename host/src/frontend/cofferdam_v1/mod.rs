@@ -81,9 +81,19 @@ impl build_service_server::BuildService for BuildService {
         if message.network.is_some() && !asks {
             return Err(failed(&self.0.refused(&client, network::without_access())));
         }
-        let BuildRequest { detached, rebuild, without_log, .. } = message;
-        let submission =
-            Submission { client: client.clone(), request, digest, options, detached, rebuild, context, memory };
+        let BuildRequest { detached, rebuild, without_log, compare_with, .. } = message;
+        let compare_with = (!compare_with.is_empty()).then(|| parse(&compare_with)).transpose()?;
+        let submission = Submission {
+            client: client.clone(),
+            request,
+            digest,
+            options,
+            detached,
+            rebuild,
+            compare_with,
+            context,
+            memory,
+        };
         match self.0.scheduler.submit(submission).await.map_err(|failure| failed(&failure))? {
             Submitted::Active(subscription) => {
                 let id = subscription.build.id();
