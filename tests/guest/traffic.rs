@@ -3,7 +3,7 @@
 use std::{
     env,
     io::{self, Read, Write},
-    net::{Ipv4Addr, Shutdown, TcpListener, TcpStream},
+    net::{Ipv4Addr, Shutdown, TcpListener, TcpStream, UdpSocket},
     thread::{self, JoinHandle},
     time::Instant,
 };
@@ -65,6 +65,17 @@ fn ask(to: &str, times: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// Sends datagrams, each of which is refused, as fast as it can. It goes on for ever.
+fn flood(to: &str) -> io::Result<()> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    socket.set_nonblocking(true)?;
+    println!("flooding");
+    loop {
+        // Most of them fail with what became of the one before.
+        let _ = socket.send_to(&[b'x'; 64], to);
+    }
+}
+
 fn answer(mut stream: TcpStream) -> io::Result<()> {
     assert_ne!(stream.read(&mut [0; 4096])?, 0, "nothing comes");
     stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nthis is good.example\n")
@@ -84,6 +95,7 @@ fn main() -> io::Result<()> {
             ["up", to, _] => up(to, number())?,
             ["down", to, _] => down(to, number())?,
             ["ask", to, _] => ask(to, number())?,
+            ["flood", to] => flood(to)?,
             ["loopback", _] => {
                 let (place, server) = serve(1, count)?;
                 up(&place, number())?;

@@ -18,6 +18,7 @@
 //! | service | 1,000 requests, until all know their place in the queue | 1,000 health checks |
 //! | standby | a trivial build in a standby machine, from the call to the result, beside a build that keeps a processor busy | one that boots |
 //! | network | 256 MiB to a build and from it, and many requests | as much over its loopback interface |
+//! | network | 256 MiB to a build while another sends datagrams as fast as it can | while another keeps a processor busy |
 //! | network | a trivial build with a network | one without |
 //! | network | 10,000 connections in a row | the memory and descriptors before them |
 //! | inputs | reading 10,000 small inputs | the stock virtiofsd, in the same VM |

@@ -25,10 +25,16 @@ const MANY: usize = 10_000;
 const HTTP: &str = "93.184.215.14:80";
 const UPLOADS: &str = "93.184.215.14:7";
 
+/// No datagram gets through to it.
+const REFUSED: &str = "93.184.215.14:9";
+
 const CONFIG: &str = "
     [build]
     memory = \"512M\"
     cpus = 2
+    [budget]
+    builds = 2
+    cpus = 4
     [network]
     allow_addresses = [\"93.184.215.14/32:80\", \"93.184.215.14/32:7\"]
     resolvers = [\"10.0.0.53:53\"]
@@ -43,6 +49,7 @@ pub(crate) fn network(_: &TempDir) -> Result<()> {
     let client = Cofferdam::new();
     let build = || client.build().on(&daemon).memory("512M").flag("--cpus", "2");
     throughput(build())?;
+    flood(build)?;
     many(&cofferdam, &daemon, build())?;
     trivial(build)?;
     daemon.end().succeeds();
@@ -84,6 +91,27 @@ fn throughput(build: Build<'_>) -> Result<()> {
     report("256 MiB to a build : its loopback", &down, &loopback, "≤ 1.0");
     report("256 MiB from a build : its loopback", &up, &loopback, "≤ 2.5");
     report("500 requests of a build : its loopback", &ask, &ask_loopback, "");
+    Ok(())
+}
+
+/// Bytes to a build beside another that sends datagrams as fast as it can, and beside one that only keeps its processor busy.
+fn flood<'a>(build: impl Fn() -> Build<'a>) -> Result<()> {
+    let step = [format!("down {HTTP} {BYTES}")];
+    let (mut ours, mut peer) = (Series::default(), Series::default());
+    for _ in 0..LARGE_ROUNDS {
+        for (series, neighbour) in [
+            (&mut ours, format!("/inputs/traffic 'flood {REFUSED}'")),
+            (&mut peer, "echo flooding; while :; do :; done".to_owned()),
+        ] {
+            let neighbour = networked(build()).start_shell(&neighbour);
+            neighbour.wait_for("flooding");
+            let [times] = steps(build(), 1, &step)?;
+            series.times.extend(times.times);
+            neighbour.signal(Signal::SIGINT);
+            neighbour.end();
+        }
+    }
+    report("256 MiB to a build beside a flood : beside a busy build", &ours, &peer, "≤ 1.1");
     Ok(())
 }
 
