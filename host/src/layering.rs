@@ -6,12 +6,13 @@ use std::{
 };
 
 /// The modules, top first.
-const ORDER: [&str; 17] = [
+const ORDER: [&str; 18] = [
     "cli",
     "daemon",
     "frontend",
     "scheduler",
     "telemetry",
+    "tenants",
     "records",
     "build",
     "limits",

@@ -16,6 +16,7 @@
 //! | `frontend` | one folder for each protocol: from the wire to a submission and back |
 //! | `scheduler` | the queue, active builds, and who may see or end them |
 //! | `telemetry` | metrics and traces |
+//! | `tenants` | who has builds here, and what each may have |
 //! | `records` | builds that ended, and their logs |
 //! | `build` | one build, from admission to result |
 //! | `limits` | the limits of one build, as flags, settings and on the wire |
@@ -50,5 +51,6 @@ pub mod request;
 mod scheduler;
 mod state;
 mod telemetry;
+mod tenants;
 
 pub use build::Settings;

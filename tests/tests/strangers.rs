@@ -139,6 +139,37 @@ fn the_daemons_own_user_sees_the_builds_of_others_only_if_the_configuration_says
     daemon.end().succeeds();
 }
 
+#[test]
+fn where_tenants_are_listed_strangers_are_refused_and_told_what_to_write() {
+    let cofferdam = Cofferdam::unprivileged();
+    let user = fs::metadata(cofferdam.files()).unwrap().uid();
+    let refusal = format!("user:{user} is no tenant of this daemon; to admit it, write [tenants.\"user:{user}\"]");
+    let missing = format!("x=file:{}:7", B3Digest::of(b"missing"));
+    for (table, is_tenant) in [
+        (String::new(), true),
+        ("[tenants]".to_owned(), false),
+        ("[tenants.'address:*']".to_owned(), false),
+        (format!("[tenants.'user:{user}']\nshare = 2"), true),
+        ("[tenants.'user:*']".to_owned(), true),
+        (format!("[operators]\nusers = [{user}]\n[tenants]"), true),
+    ] {
+        let daemon = Daemon::start(&cofferdam, &table);
+        let [addr] = daemon.addrs(1).try_into().unwrap();
+        let list = cofferdam.command(["builds", "--daemon", &addr, "list"]);
+        let read = cofferdam.command(["store", "--daemon", &addr, "verify", &missing[2..]]);
+        let run = cofferdam.command(["run", "--daemon", &addr, "--json", "--input", &missing, "--", "/bin/true"]);
+        if is_tenant {
+            list.succeeds();
+            run.is_refused("missing");
+        } else {
+            list.exits_with(3).says(&refusal);
+            run.exits_with(3).says(&refusal);
+            read.exits_with(3).says(&refusal);
+        }
+        daemon.end().succeeds();
+    }
+}
+
 /// How a process of this user gets at the memory or the descriptors of another one.
 fn intrusions(user: u32, victim: i32) -> Vec<&'static str> {
     let intrude = move || {

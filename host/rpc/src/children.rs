@@ -40,7 +40,7 @@ mod tests {
     use tonic::service::RoutesBuilder;
 
     use super::*;
-    use crate::Listener;
+    use crate::{Clients, Listener};
 
     /// Connects to a socket, and prints how many bytes it is sent.
     const CONNECT: &str = "socket(my $s, PF_UNIX, SOCK_STREAM, 0); connect($s, pack_sockaddr_un($ARGV[0])) || die; \
@@ -65,7 +65,7 @@ mod tests {
         let listener = Listener::Unix(UnixListener::bind(&path).unwrap());
         let mut routes = RoutesBuilder::default();
         routes.add_service(tonic_health::server::health_reporter().1);
-        let serving = tokio::spawn(listener.serve(routes.routes(), CancellationToken::new()));
+        let serving = tokio::spawn(listener.serve(routes.routes(), Clients::default(), CancellationToken::new()));
         assert_eq!(told(&path, "exec \"$@\"").await, "0");
         // The settings of HTTP/2 come first.
         assert_eq!(told(&path, "\"$@\"; true").await, "9");

@@ -114,6 +114,7 @@ impl FromStr for Client {
         let client = match text.split_once(':') {
             Some(("user", uid)) => uid.parse().ok().map(Self::User),
             Some(("address", address)) => address.strip_suffix("/64").unwrap_or(address).parse().ok().map(Self::at),
+            Some(("dns", name)) => Self::named(&format!("dns:{}", name.to_ascii_lowercase())),
             _ => Self::named(text),
         };
         client.ok_or(

@@ -3,7 +3,7 @@
 //! ```text
 //!   Listener ─▶ TLS ─▶ connection ─▶ Guarded ─────────▶ a service ─▶ Work
 //!      │                   │            │                              │
-//!   handshakes,        one Client    sizes, deadlines,         its turn on a thread,
+//!   handshakes,        one Client    strangers, sizes,         its turn on a thread,
 //!   connections                      MemoryBudget              deadlines for its client
 //! ```
 //!
@@ -18,6 +18,7 @@ mod memory;
 pub mod queue;
 mod serve;
 mod share;
+mod tenants;
 mod work;
 
 pub use client::Client;
@@ -26,6 +27,7 @@ pub use listener::{AnonymousTcp, Listener, Tls, forbid_anonymous_tcp};
 pub use memory::{MemoryBudget, MemoryPermit};
 pub use serve::{ServeError, ServeOptions, serve_routes};
 pub use share::{Share, Shares};
+pub use tenants::{Clients, Pattern, Patterns};
 pub use tonic::{
     service::RoutesBuilder,
     transport::{Certificate, Identity},

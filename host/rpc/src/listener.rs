@@ -25,12 +25,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{
-    service::Routes,
+    Request,
+    service::{InterceptorLayer, Routes},
     transport::{Certificate, Identity, Server, ServerTlsConfig, server::Connected},
 };
 
 use crate::{
-    Client, ServeError, Share, Shares,
+    Client, Clients, ServeError, Share, Shares,
     children::{is_child, log_refusal},
     serve::limited_server,
     share::Permit,
@@ -93,11 +94,16 @@ impl Listener {
         }
     }
 
-    /// Serves until `shutdown`, and then until all connections are closed.
-    pub(crate) async fn serve(self, routes: Routes, shutdown: CancellationToken) -> Result<(), ServeError> {
+    /// Serves `clients` until `shutdown`, and then until all connections are closed.
+    pub(crate) async fn serve(
+        self,
+        routes: Routes,
+        clients: Clients,
+        shutdown: CancellationToken,
+    ) -> Result<(), ServeError> {
         let (name, limits) = (self.to_string(), Limits::default());
         match self {
-            Self::Tcp(listener) => run(limited_server(), routes, listener, limits, shutdown).await,
+            Self::Tcp(listener) => run(limited_server(), routes, listener, clients, limits, shutdown).await,
             Self::Tls(listener, Tls { identity, client_ca }) => {
                 let tls = ServerTlsConfig::new().identity(identity).timeout(HANDSHAKE_TIMEOUT);
                 let tls = match client_ca {
@@ -105,11 +111,11 @@ impl Listener {
                     None => tls,
                 };
                 match limited_server().tls_config(tls) {
-                    Ok(server) => run(server, routes, listener, limits, shutdown).await,
+                    Ok(server) => run(server, routes, listener, clients, limits, shutdown).await,
                     Err(error) => Err(error),
                 }
             }
-            Self::Unix(listener) => run(limited_server(), routes, listener, limits, shutdown).await,
+            Self::Unix(listener) => run(limited_server(), routes, listener, clients, limits, shutdown).await,
         }
         .map_err(|source| ServeError::Listener { listener: name, source })
     }
@@ -166,13 +172,19 @@ impl Default for Limits {
 }
 
 async fn run(
-    mut server: Server,
+    server: Server,
     routes: Routes,
     listener: impl Accept,
+    clients: Clients,
     limits: Limits,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let incoming = incoming(listener, limits);
+    let admit = move |request: Request<()>| {
+        clients.admit(&Client::of(&request)?)?;
+        Ok(request)
+    };
+    let mut server = server.layer(InterceptorLayer::new(admit));
     server.add_routes(routes).serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned()).await
 }
 
@@ -381,7 +393,7 @@ mod tests {
         let mut routes = RoutesBuilder::default();
         routes.add_service(tonic_health::server::health_reporter().1);
         let never = CancellationToken::new();
-        let serving = tokio::spawn(run(server, routes.routes(), listener, limits.clone(), never));
+        let serving = tokio::spawn(run(server, routes.routes(), listener, Clients::default(), limits.clone(), never));
 
         let _stranger = connect(2, addr).await;
         timeout(LONG, async {

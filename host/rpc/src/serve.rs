@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, service::RoutesBuilder, transport::Server};
 use tonic_health::ServingStatus;
 
-use crate::{Guarded, Limits, Listener, MAX_QUESTION_BYTES, MemoryBudget, STREAM_WINDOW_BYTES, Takes};
+use crate::{Clients, Guarded, Limits, Listener, MAX_QUESTION_BYTES, MemoryBudget, STREAM_WINDOW_BYTES, Takes};
 
 /// Requests that one connection may have open.
 const MAX_CONNECTION_REQUESTS: u32 = 128;
@@ -41,6 +41,8 @@ pub struct ServeOptions {
     pub drain: Duration,
     /// Memory for messages while they arrive.
     pub memory: MemoryBudget,
+    /// Who is let in.
+    pub clients: Clients,
 }
 
 impl Default for ServeOptions {
@@ -50,6 +52,7 @@ impl Default for ServeOptions {
             request_timeout: Duration::from_secs(4 * 60 * 60),
             drain: Duration::from_secs(10),
             memory: MemoryBudget::default(),
+            clients: Clients::default(),
         }
     }
 }
@@ -117,7 +120,8 @@ pub async fn serve_routes(
         .add_service(Guarded::new(older, questions));
     let routes = routes.routes();
 
-    let serving = try_join_all(listeners.into_iter().map(|listener| listener.serve(routes.clone(), shutdown.clone())));
+    let serve = |listener: Listener| listener.serve(routes.clone(), options.clients.clone(), shutdown.clone());
+    let serving = try_join_all(listeners.into_iter().map(serve));
     let end = async {
         shutdown.cancelled().await;
         for service in services {

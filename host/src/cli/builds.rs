@@ -55,7 +55,7 @@ enum Command {
     /// Prints a header and one line a build, the latest first, with tabs between
     ///
     /// The columns: id, state, age, how long it has run, the client (for operators, who see the builds of all clients) and
-    /// the command. Operators are root and the users that the daemon's configuration lists in `[operators]`. With --json each
+    /// the command. Operators are root and those that the daemon's configuration lists in `[operators]`. With --json each
     /// line is an object, and there is no header.
     #[command(after_help = "Examples:\n  cofferdam builds list --active\n  cofferdam builds list --json | jq .id")]
     List {

@@ -20,7 +20,7 @@ use std::{convert::Infallible, net::SocketAddr, path::Path, sync::Arc, time::Dur
 
 use cofferdam_castore::{Store, grpc};
 use cofferdam_proto::{BUILD_DESCRIPTOR_SET, CASTORE_DESCRIPTOR_SET};
-use cofferdam_rpc::{Listener, RoutesBuilder, Tls, serve_routes};
+use cofferdam_rpc::{Listener, RoutesBuilder, ServeOptions, Tls, serve_routes};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use self::{
@@ -34,7 +34,7 @@ use crate::{
     provenance::{Signer, SigningKey},
     records::{Machine, Records},
     request::node_text,
-    scheduler::{Backend, Scheduler, SchedulerSettings, StandbySettings},
+    scheduler::{Backend, Operators, Scheduler, SchedulerSettings, StandbySettings},
     state::{StateError, state_dir},
     telemetry::{Metrics, Traces},
 };
@@ -71,7 +71,7 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
 ///
 /// The daemon can't start, or can't go on.
 pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &CancellationToken) -> Result<(), Failure> {
-    let Checked { options, image, vmm, tls, operators, network, signing_key } =
+    let Checked { options, image, vmm, tls, tenants, network, signing_key } =
         check::check(config).map_err(problem::failure)?;
     tracing::info!(kind = %vmm.kind, accelerator = %vmm.accelerator, reason = vmm.reason, "VMM chosen");
     let weaknesses = config.weaknesses(vmm.schedules_cores());
@@ -108,7 +108,8 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
         builder: Arc::new(builder),
         records,
         machine,
-        operators,
+        operators: Operators::among(tenants.clients()),
+        tenants: tenants.clone(),
         signer,
         metrics: Arc::clone(&metrics),
         traces,
@@ -129,7 +130,9 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     };
     let _watched = systemd::ready(scheduler);
     let serving = async {
-        let served = serve(&store, frontends, listeners, config.drain_timeout() + AFTER_DRAIN, cancel).await;
+        let drain = config.drain_timeout() + AFTER_DRAIN;
+        let rpc = ServeOptions { drain, clients: tenants.clients().clone(), ..ServeOptions::default() };
+        let served = serve(&store, frontends, listeners, rpc, cancel).await;
         // The scheduler waits for detached builds, too. After an error nothing else would end it.
         cancel.cancel();
         served
@@ -236,10 +239,9 @@ async fn serve(
     store: &Store,
     frontends: Frontends,
     listeners: Vec<Listener>,
-    drain: Duration,
+    rpc: ServeOptions,
     shutdown: &CancellationToken,
 ) -> Result<(), Failure> {
-    let rpc = cofferdam_rpc::ServeOptions { drain, ..cofferdam_rpc::ServeOptions::default() };
     let (options, stop) = (grpc::ServeOptions { rpc, ..grpc::ServeOptions::default() }, CancellationToken::new());
     let mut routes = RoutesBuilder::default();
     grpc::add_services(&mut routes, store, &options, stop.clone());

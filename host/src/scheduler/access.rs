@@ -2,29 +2,25 @@
 //!
 //! A client gets the same error for a build that it may not see and for one that doesn't exist.
 
-use std::collections::BTreeSet;
-
-use cofferdam_rpc::Client;
+use cofferdam_rpc::{Client, Clients};
 
 use crate::{build::failure::Failure, records::Record};
 
-/// The users of this host who may do everything with every build: root, and those that the configuration lists.
+/// The clients that may do everything with every build: root, and those that the configuration lists.
 ///
 /// The daemon's own user isn't one by itself: a process that a guest has taken over may run as that user.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Operators {
-    users: BTreeSet<u32>,
-}
+#[derive(Debug, Clone)]
+pub(crate) struct Operators(Clients);
 
 impl Operators {
-    /// Root and these users.
-    pub(crate) fn new(users: impl IntoIterator<Item = u32>) -> Self {
-        Self { users: users.into_iter().collect() }
+    /// Those among the clients of a server.
+    pub(crate) fn among(clients: &Clients) -> Self {
+        Self(clients.clone())
     }
 
-    /// Whether a client is one of them. A client over TCP never is.
+    /// Whether a client is one of them.
     pub(crate) fn include(&self, client: &Client) -> bool {
-        matches!(client, Client::User(uid) if *uid == 0 || self.users.contains(uid))
+        self.0.is_operator(client)
     }
 
     /// Whether a client may see a build: it has submitted the build's request, or an equal one while the build was active, or it
@@ -43,6 +39,6 @@ impl Operators {
 /// The error for a build that doesn't exist, or that the client may not see.
 pub(crate) fn unknown() -> Failure {
     let message = "you have no build with this id; `cofferdam builds list` shows your builds. Root has all, and so \
-                   have the users that the daemon's configuration lists in `[operators]`";
+                   have those that the daemon's configuration lists in `[operators]`";
     Failure::wrong("unknown_build", message)
 }

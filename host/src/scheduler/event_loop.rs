@@ -170,10 +170,9 @@ impl EventLoop {
         if let Some(standbys) = &mut self.standbys {
             standbys.keep(environment);
         }
-        let ticket = self
-            .queue
-            .push(submission.client.clone(), submission.need(&self.scheduler.backend.builder))
-            .map_err(refused)?;
+        let (backend, client) = (&self.scheduler.backend, submission.client.clone());
+        let (terms, need) = (backend.tenants.of(&client).terms, submission.need(&backend.builder));
+        let ticket = self.queue.push(client, terms, need).map_err(refused)?;
         let (state, receiver) = watch::channel(State::Queued { position: 0, waiting_for: Waiting::Turn });
         let (start, started) = oneshot::channel();
         let cancel = CancellationToken::new();
@@ -232,7 +231,8 @@ impl EventLoop {
             entry.detached.insert(client.clone(), Arc::clone(&subscription.interest));
         }
         entry.build.join(client);
-        if let Some(better) = self.queue.join(ticket, client)
+        let terms = self.scheduler.backend.tenants.of(client).terms;
+        if let Some(better) = self.queue.join(ticket, client, terms)
             && let Some(entry) = self.entries.remove(&ticket)
         {
             self.by_id.insert(entry.build.id(), better);

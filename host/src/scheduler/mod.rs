@@ -59,6 +59,7 @@ use crate::{
     request::Admitted,
     scheduler::queue::{Bounds, Budget},
     telemetry::{Metrics, Traces},
+    tenants::Tenants,
 };
 
 /// Messages that wait for the event loop. The sender of one more waits.
@@ -103,6 +104,8 @@ pub(crate) struct Backend {
     pub machine: Machine,
     /// Who may do everything with every build.
     pub operators: Operators,
+    /// What each client may have.
+    pub tenants: Tenants,
     /// Signs what the builds have made.
     pub signer: Signer,
     /// Counts builds.

@@ -10,7 +10,7 @@ use cofferdam_castore::{
 use cofferdam_images::Image;
 use cofferdam_proto::snix::build::v1 as proto;
 use cofferdam_protocol::WindowSize;
-use cofferdam_rpc::MemoryPermit;
+use cofferdam_rpc::{Clients, MemoryPermit};
 use futures::{
     StreamExt as _,
     future::pending,
@@ -70,12 +70,14 @@ fn backend(dir: &Path) -> Backend {
     let machine = Machine::from(&choice);
     let settings = Settings::new(Image::open(dir).unwrap(), choice, dir.join("run"));
     let store = Store { directories: Arc::new(Silent), ..Store::memory() };
+    let tenants = Tenants::new(None, vec![OPERATOR]);
     Backend {
         builder: Arc::new(Builder::new(store.clone(), settings).unwrap()),
         store,
         records: Records::open(&dir.join("records"), Retention::default()).unwrap(),
         machine,
-        operators: Operators::new([OPERATORS_UID]),
+        operators: Operators::among(tenants.clients()),
+        tenants,
         signer: Signer {
             key: SigningKey::open_or_create(&dir.join("provenance.key")).unwrap(),
             host: "host".to_owned(),
@@ -256,17 +258,20 @@ async fn builds_and_results_are_shared_as_configured() {
 #[test]
 fn nobody_but_root_is_an_operator_whom_the_configuration_does_not_list() {
     let this = Client::User(nix::unistd::geteuid().as_raw());
-    let address = Client::Address([127, 0, 0, 1].into());
-    for (users, client, expected) in [
+    let certificate: Client = "uri:spiffe://a/admin".parse().unwrap();
+    let listed = [Client::User(7), OPERATOR, certificate.clone()];
+    for (listed, client, expected) in [
         (&[][..], Client::User(0), true),
         (&[], this.clone(), this == Client::User(0)),
         (&[], OPERATOR, false),
-        (&[7, OPERATORS_UID], OPERATOR, true),
-        (&[7, OPERATORS_UID], STRANGER, false),
-        (&[7, OPERATORS_UID], address, false),
-        (&[7, OPERATORS_UID], Client::Certificate(String::new()), false),
+        (&listed, OPERATOR, true),
+        (&listed, STRANGER, false),
+        (&listed, Client::Address([127, 0, 0, 1].into()), false),
+        (&listed, certificate, true),
+        (&listed, "dns:admin".parse().unwrap(), false),
     ] {
-        assert_eq!(Operators::new(users.iter().copied()).include(&client), expected, "{client} among {users:?}");
+        let clients = Clients::new(listed.iter().cloned(), None);
+        assert_eq!(Operators::among(&clients).include(&client), expected, "{client} among {listed:?}");
     }
 }
 

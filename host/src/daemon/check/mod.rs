@@ -2,6 +2,7 @@
 
 mod machine;
 mod network;
+mod tenants;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -11,10 +12,9 @@ use std::{net::ToSocketAddrs as _, time::Duration};
 use cofferdam_castore::{blobservice, directoryservice, is_addr};
 use cofferdam_images::Image;
 use cofferdam_rpc::{Tls, forbid_anonymous_tcp};
-use nix::unistd::User;
 
 use super::{
-    config::{Config, GuestPath, Key, ListenAddr, UserName},
+    config::{Config, GuestPath, Key, ListenAddr},
     problem::{Problem, chain},
     sockets::ANONYMOUS_ADVICE,
 };
@@ -27,7 +27,8 @@ use crate::{
     provenance::SigningKey,
     quantity::show_size,
     request::Host,
-    scheduler::{Operators, StockBounds},
+    scheduler::StockBounds,
+    tenants::Tenants,
 };
 pub(crate) use machine::NO_CGROUPS_ADVICE;
 
@@ -40,7 +41,7 @@ pub(super) struct Checked {
     pub(super) image: Image,
     pub(super) vmm: vmm::Choice,
     pub(super) tls: Option<Tls>,
-    pub(super) operators: Operators,
+    pub(super) tenants: Tenants,
     pub(super) network: Option<Policies>,
     /// The configured key of signed statements.
     pub(super) signing_key: Option<SigningKey>,
@@ -60,12 +61,12 @@ pub(super) fn check(config: &Config) -> Result<Checked, Vec<Problem>> {
     checks.walls();
     checks.cgroups();
     let network = checks.network();
-    let operators = checks.operators();
+    let tenants = checks.tenants();
     let signing_key = checks.signing_key();
     let (image, tls) = (checks.image(), checks.tls());
     match (image, vmm, tls) {
         (Some(image), Some(vmm), Some(tls)) if checks.problems.is_empty() => {
-            Ok(Checked { options, image, vmm, tls, operators, network, signing_key })
+            Ok(Checked { options, image, vmm, tls, tenants, network, signing_key })
         }
         _ => Err(checks.problems),
     }
@@ -178,24 +179,6 @@ impl Checks<'_> {
                 Ok(_) => {}
             }
         }
-    }
-
-    fn operators(&mut self) -> Operators {
-        let mut found = Vec::new();
-        for (index, UserName(name)) in self.config.operators.users.iter().enumerate() {
-            let key = || Key::from("operators.users").element(index);
-            // The number of a user needs no entry among the users' names.
-            if let Ok(uid) = name.parse() {
-                found.push(uid);
-                continue;
-            }
-            match User::from_name(name) {
-                Ok(Some(user)) => found.push(user.uid.as_raw()),
-                Ok(None) => drop(self.wrong(key(), "this host has no user of that name")),
-                Err(error) => drop(self.lacking(key(), format!("can't look up the user: {error}"))),
-            }
-        }
-        Operators::new(found)
     }
 
     fn store(&mut self) {

@@ -8,7 +8,7 @@ fn limits(text: &str) -> String {
     checks.limits(&config.options(footprint).limits, footprint);
     checks.standby(&config.options(footprint).limits, footprint);
     checks.host_paths();
-    checks.operators();
+    checks.tenants();
     checks.listen();
     checks.network();
     failure(checks.problems).message
@@ -36,6 +36,14 @@ fn limits_fit_the_budget_and_the_budget_fits_the_host() {
         (
             "[operators]\nusers = ['root', 'no one']",
             "test.toml:2: operators.users = 'no one': this host has no user of",
+        ),
+        (
+            "[operators]\n[tenants.'user:root']\n[tenants.'user:no one']",
+            "test.toml:3: tenants.\"user:no one\": this host has no user of that name",
+        ),
+        (
+            "[tenants]\n'user:0' = { share = 2 }\n'user:root' = {}",
+            "test.toml:3: tenants.\"user:root\" = {}: this user has another table, by name or number; keep one of them",
         ),
         ("[operators]\nusers = [0,\n-1]", "test.toml:3: operators.users = -1: this host has no user of that name"),
         (

@@ -20,7 +20,8 @@ pub(super) use self::source::Key;
 use self::source::Source;
 pub(crate) use self::values::ListenAddr;
 pub(super) use self::values::{
-    Endpoint, GuestPath, Machines, Percent, Processes, SocketMode, UserName, VmmName, WeaknessName, Weight,
+    CertificateName, Endpoint, GuestPath, Machines, Percent, Processes, SocketMode, TenantName, UserName, VmmName,
+    WeaknessName, Weight,
 };
 use super::problem::{Place, Problem};
 use crate::{
@@ -38,6 +39,7 @@ use crate::{
         queue::{Bounds, Budget},
     },
     state::StoreAddrs,
+    tenants::{Tenant, Terms},
 };
 
 /// Share of the host's memory that builds may use by default, in percent.
@@ -90,6 +92,8 @@ pub(crate) struct Config {
     #[serde(deserialize_with = "store_addrs")]
     pub(crate) store: StoreAddrs,
     pub(super) operators: OperatorsConfig,
+    /// Without this table everyone who can connect is a tenant.
+    pub(super) tenants: Option<BTreeMap<TenantName, TenantConfig>>,
     pub(super) budget: BudgetConfig,
     pub(super) queue: QueueConfig,
     pub(super) build: Asked,
@@ -130,6 +134,26 @@ fn store_addrs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<StoreAddrs,
 #[serde(deny_unknown_fields, default)]
 pub(super) struct OperatorsConfig {
     pub(super) users: Vec<UserName>,
+    pub(super) certificates: Vec<CertificateName>,
+}
+
+/// What a tenant may have.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct TenantConfig {
+    share: Option<Weight>,
+    queued: Option<Count>,
+}
+
+impl TenantConfig {
+    pub(super) fn tenant(&self) -> Tenant {
+        let default = Terms::default();
+        let terms = Terms {
+            share: self.share.map_or(default.share, |Weight(share)| share),
+            queued: self.queued.map(|Count(builds)| builds as usize),
+        };
+        Tenant { terms }
+    }
 }
 
 /// How statements about builds are signed.

@@ -136,6 +136,28 @@ fn a_wrong_value_is_reported_with_line_and_key() {
             "test.toml:2: operators.users = true: invalid type: boolean `true`, expected a user",
         ),
         ("[operators]\nuser = []", "test.toml:2: operators.user = []: unknown field `user`, expected `users`"),
+        (
+            "[operators]\ncertificates = ['user:1']",
+            "test.toml:2: operators.certificates = ['user:1']: \"user:1\" names no certificate: write uri:NAME, dns:NAME or",
+        ),
+        ("[tenants.'1001']\nshare = 2", "test.toml:1: tenants.1001: \"1001\" fits no client: must be user:UID"),
+        (
+            "[tenants]\n'user:al*' = { share = 2 }",
+            "test.toml:2: tenants.\"user:al*\" = { share = 2 }: \"user:al*\" fits no client: no client's name begins with this",
+        ),
+        (
+            "[tenants.'dns:A.example']",
+            "test.toml:1: tenants.\"dns:A.example\": \"dns:A.example\" fits no client: must be written \"dns:a.example\"",
+        ),
+        ("[tenants.'user:1']\n[tenants.'user:1']", "test.toml:2: duplicate key"),
+        (
+            "[tenants.'user:1']\nshare = 0",
+            "test.toml:2: tenants.\"user:1\".share = 0: 0 is not a weight: write 1 to 10000",
+        ),
+        (
+            "[tenants.'user:1']\nweight = 1",
+            "test.toml:2: tenants.\"user:1\".weight = 1: unknown field `weight`, expected `share` or",
+        ),
         ("vmm = 'firecracker'", "vmm = 'firecracker': unknown variant `firecracker`, expected `cloud-hypervisor`"),
         ("[metrics]\nlisten = 'here'", "test.toml:2: metrics.listen = 'here': invalid socket address"),
         ("\n[tls]\nkey = 'k'", "test.toml:2: tls: missing field `certificate`"),

@@ -2,7 +2,7 @@
 
 use std::{fmt, net::SocketAddr, path::Path, str::FromStr};
 
-use cofferdam_rpc::Client;
+use cofferdam_rpc::{Client, Pattern};
 use nix::sys::socket::UnixAddr;
 use serde::{Deserialize, Deserializer, de};
 use tonic::transport::Uri;
@@ -137,6 +137,57 @@ impl TryFrom<String> for ClientName {
         // So that no client has two tables.
         let written = client.to_string();
         if written == name { Ok(Self(client)) } else { Err(format!("{name:?} must be written {written:?}")) }
+    }
+}
+
+/// Clients, as records name them; a user may have a name instead of a number.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+pub(in crate::daemon) struct TenantName(pub(in crate::daemon) String);
+
+impl TenantName {
+    /// The user, if it is one with a name.
+    pub(in crate::daemon) fn user(&self) -> Option<&str> {
+        let is_name = |user: &&str| !user.ends_with('*') && !user.starts_with(|first: char| first.is_ascii_digit());
+        self.0.strip_prefix("user:").filter(is_name)
+    }
+
+    /// The clients, if they don't depend on the users of this host.
+    pub(in crate::daemon) fn pattern(&self) -> Result<Pattern, String> {
+        self.0.parse()
+    }
+}
+
+impl TryFrom<String> for TenantName {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        let name = Self(name);
+        if name.user().is_none()
+            && let Err(rule) = name.pattern()
+        {
+            return Err(format!("{:?} fits no client: {rule}", name.0));
+        }
+        Ok(name)
+    }
+}
+
+/// The holder of a certificate, as records name it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "String")]
+pub(in crate::daemon) struct CertificateName(pub(in crate::daemon) Client);
+
+impl TryFrom<String> for CertificateName {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        match ClientName::try_from(name) {
+            Ok(ClientName(client @ Client::Certificate(_))) => Ok(Self(client)),
+            Ok(ClientName(other)) => {
+                Err(format!("\"{other}\" names no certificate: write uri:NAME, dns:NAME or email:NAME"))
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 

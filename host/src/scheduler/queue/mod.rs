@@ -12,18 +12,19 @@
 //! **Cost.** A build costs the largest of its shares of the budget's memory, CPUs and builds, as a fraction of
 //! [`MACHINE`].
 //!
-//! **Charge.** A build is charged its cost times its duration in milliseconds. Until it has ended, its duration is taken for the
-//! mean of its client's builds; then the difference is made up for.
+//! **Charge.** A build is charged its cost times its duration in milliseconds, divided by its client's share. Until it has ended,
+//! its duration is taken for the mean of its client's builds; then the difference is made up for.
 //!
 //! **Order.** Start-time fair queueing: a build's tag is the total charge of its client's earlier builds, and the lowest tag is
 //! first. A client without waiting builds joins at the virtual time. That time is never behind the first waiting build, and
-//! every start moves it on by the build's charge divided by the number of clients. So a client can't save up, and a stream of
+//! every start moves it on by the build's cost times its duration, divided by the shares of all clients. So a client can't save up, and a stream of
 //! new clients can't keep others waiting for ever. What a client used while nobody wanted the machine is forgotten when it idles.
 //!
 //! **Overtaking.** Later builds that fit overtake a build that doesn't, so that the machine is used. Two rules bound that:
 //!
 //! - A build may start only if its tag is at most [`WINDOW`] times the mean duration after the first one's. So if all builds take
-//!   as long, two clients that always have builds waiting differ in what they got by at most `WINDOW + MACHINE` of it.
+//!   as long, two clients with equal shares that always have builds waiting differ in what they got by at most
+//!   `WINDOW + MACHINE` of it.
 //! - A build that was overtaken by builds of a whole [`MACHINE`]'s cost reserves the machine. Nothing else starts before it.
 
 use std::{
@@ -33,6 +34,8 @@ use std::{
 
 #[cfg(test)]
 mod tests;
+
+use crate::tenants::Terms;
 
 /// The cost of a build that needs all of the budget.
 pub(crate) const MACHINE: u64 = 1 << 20;
@@ -204,6 +207,7 @@ struct Build<C> {
 #[derive(Debug)]
 struct Running<C> {
     client: C,
+    terms: Terms,
     need: Need,
     cost: u64,
     charge: u64,
@@ -212,6 +216,7 @@ struct Running<C> {
 
 #[derive(Debug, Default)]
 struct Client {
+    terms: Terms,
     /// The tag of its next build.
     tag: u64,
     waiting: VecDeque<Ticket>,
@@ -222,6 +227,11 @@ impl Client {
     /// The tag that its next build gets.
     fn next_tag(&self, now: u64) -> u64 {
         if self.waiting.is_empty() { self.tag.max(now) } else { self.tag }
+    }
+
+    /// What it is charged for the machine's time.
+    fn charge(&self, time: u64) -> u64 {
+        (time / u64::from(self.terms.share.max(1))).max(1)
     }
 }
 
@@ -248,10 +258,11 @@ impl<C: Ord + Clone> Queue<C> {
     /// # Errors
     ///
     /// It would never start, or too many wait.
-    pub(crate) fn push(&mut self, client: C, need: Need) -> Result<Ticket, Refusal> {
+    pub(crate) fn push(&mut self, client: C, terms: Terms, need: Need) -> Result<Ticket, Refusal> {
         self.check_budget(need)?;
         let of_client = self.clients.get(&client).map_or(0, |client| client.waiting.len());
         let Bounds { queued, queued_per_client } = self.bounds;
+        let queued_per_client = terms.queued.unwrap_or(queued_per_client);
         if of_client >= queued_per_client {
             let retry_after = self.retry_after(self.clients.len());
             return Err(Refusal::Full { limit: "queued_per_client", bound: queued_per_client, retry_after });
@@ -259,34 +270,36 @@ impl<C: Ord + Clone> Queue<C> {
         if self.waiting.len() >= queued {
             return Err(Refusal::Full { limit: "queued", bound: queued, retry_after: self.retry_after(1) });
         }
-        Ok(self.insert(client, need))
+        Ok(self.insert(client, terms, need))
     }
 
     /// Counts a waiting build as another client's, too: it gets that client's next place, if that is better and the client may
     /// have one more build waiting. Returns its new ticket then.
-    pub(crate) fn join(&mut self, ticket: Ticket, client: &C) -> Option<Ticket> {
+    pub(crate) fn join(&mut self, ticket: Ticket, client: &C, terms: Terms) -> Option<Ticket> {
         let rank = *self.ranks.get(&ticket)?;
         let now = self.virtual_now();
         let tag = self.clients.get(client).map_or(now, |client| client.next_tag(now));
         let of_client = self.clients.get(client).map_or(0, |client| client.waiting.len());
-        if tag >= rank.tag || of_client >= self.bounds.queued_per_client || self.reserved == Some(rank) {
+        let most = terms.queued.unwrap_or(self.bounds.queued_per_client);
+        if tag >= rank.tag || of_client >= most || self.reserved == Some(rank) {
             return None;
         }
         let (need, overtaken) = self.waiting.get(&rank).map(|build| (build.need, build.overtaken))?;
         self.remove(ticket);
-        let ticket = self.insert(client.clone(), need);
+        let ticket = self.insert(client.clone(), terms, need);
         if let Some(build) = self.ranks.get(&ticket).and_then(|rank| self.waiting.get_mut(rank)) {
             build.overtaken = overtaken;
         }
         Some(ticket)
     }
 
-    fn insert(&mut self, client: C, need: Need) -> Ticket {
+    fn insert(&mut self, client: C, terms: Terms, need: Need) -> Ticket {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
         let (cost, now, mean_ms) = (self.cost(need), self.virtual_now(), self.mean_ms());
         let state = self.clients.entry(client.clone()).or_default();
-        let charge = cost.saturating_mul(state.mean_duration.map_or(mean_ms, millis));
+        state.terms = terms;
+        let charge = state.charge(cost.saturating_mul(state.mean_duration.map_or(mean_ms, millis)));
         state.tag = state.next_tag(now);
         let rank = Rank { tag: state.tag, ticket };
         state.tag = state.tag.saturating_add(charge);
@@ -303,20 +316,24 @@ impl<C: Ord + Clone> Queue<C> {
         for (_, overtaken) in self.waiting.range_mut(..rank) {
             overtaken.overtaken += build.cost;
         }
-        self.virtual_time += (build.charge / self.clients.len().max(1) as u64).max(1);
+        let terms = self.clients.get(&build.client).map(|client| client.terms).unwrap_or_default();
+        let shares = self.clients.values().map(|client| u64::from(client.terms.share)).sum::<u64>();
+        self.virtual_time += (build.charge.saturating_mul(terms.share.into()) / shares.max(1)).max(1);
         let now_virtual = self.virtual_now();
         self.clients.retain(|_, client| !client.waiting.is_empty() || client.tag > now_virtual);
         self.used.memory_bytes += build.need.memory_bytes;
         self.used.cpus += build.need.cpus;
         self.used.builds += 1;
         let Build { client, need, cost, charge, .. } = build;
-        self.running.insert(rank.ticket, Running { client, need, cost, charge, started: now });
+        self.running.insert(rank.ticket, Running { client, terms, need, cost, charge, started: now });
         Some(rank.ticket)
     }
 
     /// Frees what a running build uses; `false` if it doesn't run.
     pub(crate) fn finish(&mut self, ticket: Ticket, now: Instant) -> bool {
-        let Some(Running { client, need, cost, charge, started }) = self.running.remove(&ticket) else { return false };
+        let Some(Running { client, terms, need, cost, charge, started }) = self.running.remove(&ticket) else {
+            return false;
+        };
         self.used.memory_bytes -= need.memory_bytes;
         self.used.cpus -= need.cpus;
         self.used.builds -= 1;
@@ -324,9 +341,10 @@ impl<C: Ord + Clone> Queue<C> {
         self.mean_duration = Some(mean(self.mean_duration, duration));
         let virtual_now = self.virtual_now();
         let state = self.clients.entry(client.clone()).or_default();
+        state.terms = terms;
         state.tag = state.next_tag(virtual_now);
         state.mean_duration = Some(mean(state.mean_duration, duration));
-        let actual = cost.saturating_mul(millis(duration));
+        let actual = state.charge(cost.saturating_mul(millis(duration)));
         self.shift(&client, Ticket(0), i128::from(actual) - i128::from(charge));
         if self.waiting.is_empty() && self.running.is_empty() {
             self.clients.clear();

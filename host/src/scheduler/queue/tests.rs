@@ -16,6 +16,13 @@ fn at(seconds: u64) -> Instant {
     *BASE + Duration::from_secs(seconds)
 }
 
+impl<C: Ord + Clone> Queue<C> {
+    /// As a client of the usual terms.
+    fn put(&mut self, client: C, need: Need) -> Result<Ticket, Refusal> {
+        self.push(client, Terms::default(), need)
+    }
+}
+
 /// A queue, and a model of it made of simple lists.
 struct Checked {
     queue: Queue<u8>,
@@ -32,7 +39,7 @@ impl Checked {
 
     fn push(&mut self, client: u8, need: Need) -> Option<Ticket> {
         let of_client = self.waiting.iter().filter(|(_, other, _)| *other == client).count();
-        let pushed = self.queue.push(client, need);
+        let pushed = self.queue.put(client, need);
         match &pushed {
             Ok(ticket) => {
                 assert!(self.waiting.len() < self.queue.bounds.queued);
@@ -120,7 +127,7 @@ impl Checked {
         let (ticket, _, need) = self.waiting[index];
         let place = |queue: &Queue<u8>, wanted| queue.order().position(|ticket| ticket == wanted).expect("it waits");
         let before = place(&self.queue, ticket);
-        if let Some(moved) = self.queue.join(ticket, &client) {
+        if let Some(moved) = self.queue.join(ticket, &client, Terms::default()) {
             assert!(!self.queue.remove(ticket) && place(&self.queue, moved) <= before);
             self.waiting.remove(index);
             self.waiting.push((moved, client, need));
@@ -257,7 +264,7 @@ proptest! {
         let mut queue = Queue::new(BUDGET, WIDE);
         let mut running = Vec::new();
         let mut clients = 0_u32..;
-        let mut push = |queue: &mut Queue<u32>, need| queue.push(clients.next().unwrap(), need).unwrap();
+        let mut push = |queue: &mut Queue<u32>, need| queue.put(clients.next().unwrap(), need).unwrap();
         for _ in 0..10 {
             push(&mut queue, SMALL);
         }
@@ -284,11 +291,11 @@ proptest! {
     #[test]
     fn clients_that_come_and_go_are_forgotten(clients in vec(any::<u16>(), 200)) {
         let mut queue = Queue::new(BUDGET, BOUNDS);
-        queue.push(0, WHOLE).unwrap();
+        queue.put(0, WHOLE).unwrap();
         queue.next(at(0)).unwrap();
-        queue.push(1, WHOLE).unwrap();
+        queue.put(1, WHOLE).unwrap();
         for client in clients {
-            let ticket = queue.push(client, SMALL).unwrap();
+            let ticket = queue.put(client, SMALL).unwrap();
             queue.remove(ticket);
             prop_assert!(queue.clients.len() <= 3, "{:?}", queue.clients);
         }
@@ -298,12 +305,12 @@ proptest! {
 /// A machine that a large build has reserved, with the running build in its way and a small one that waits behind it.
 fn reserved() -> (Queue<&'static str>, [Ticket; 3]) {
     let mut queue = Queue::new(BUDGET, WIDE);
-    let long = queue.push("a", SMALL).unwrap();
+    let long = queue.put("a", SMALL).unwrap();
     assert_eq!(queue.next(at(0)), Some(long));
-    let large = queue.push("a", WHOLE).unwrap();
+    let large = queue.put("a", WHOLE).unwrap();
     let mut overtakers = 0;
     loop {
-        let small = queue.push("b", SMALL).unwrap();
+        let small = queue.put("b", SMALL).unwrap();
         assert_eq!(queue.waiting_for(large), Some(Waiting::Memory));
         if queue.next(at(1)).is_none() {
             // Each costs a fifth of the machine, since five builds may run.
@@ -337,27 +344,27 @@ fn a_build_that_is_removed_has_reserved_nothing_any_more() {
 #[test]
 fn a_refusal_names_the_limit_and_when_to_try_again() {
     let mut queue = Queue::new(BUDGET, Bounds { queued: 3, queued_per_client: 2 });
-    let error = queue.push('a', Need { memory_bytes: 17 * GIB, cpus: 1 }).unwrap_err();
+    let error = queue.put('a', Need { memory_bytes: 17 * GIB, cpus: 1 }).unwrap_err();
     let expected = "the build needs 18253611008 bytes of memory, but all builds together may use only 17179869184";
     assert_eq!(error.to_string(), expected);
-    let error = queue.push('a', Need { memory_bytes: GIB, cpus: 9 }).unwrap_err();
+    let error = queue.put('a', Need { memory_bytes: GIB, cpus: 9 }).unwrap_err();
     assert_eq!(error.to_string(), "the build needs 9 CPUs, but all builds together may use only 8");
     let mut running = Vec::new();
     for _ in 0..5 {
-        running.push(queue.push('a', SMALL).unwrap());
+        running.push(queue.put('a', SMALL).unwrap());
         assert_eq!(queue.next(at(0)), running.last().copied());
     }
-    let waiting = queue.push('a', SMALL).unwrap();
+    let waiting = queue.put('a', SMALL).unwrap();
     assert_eq!(queue.waiting_for(waiting), Some(Waiting::Builds));
-    queue.push('a', SMALL).unwrap();
+    queue.put('a', SMALL).unwrap();
     // Nothing has finished: a minute is guessed, and one in five ends after a fifth of it.
     let expected = "the queue is full (queued_per_client is 2); try again in about 12 s";
-    assert_eq!(queue.push('a', SMALL).unwrap_err().to_string(), expected);
+    assert_eq!(queue.put('a', SMALL).unwrap_err().to_string(), expected);
     queue.finish(running[0], at(100));
     let expected = "the queue is full (queued_per_client is 2); try again in about 25 s";
-    assert_eq!(queue.push('a', SMALL).unwrap_err().to_string(), expected);
-    queue.push('b', SMALL).unwrap();
-    let refusal = queue.push('c', SMALL).unwrap_err();
+    assert_eq!(queue.put('a', SMALL).unwrap_err().to_string(), expected);
+    queue.put('b', SMALL).unwrap();
+    let refusal = queue.put('c', SMALL).unwrap_err();
     assert_eq!(refusal, Refusal::Full { limit: "queued", bound: 3, retry_after: Duration::from_secs(25) });
 }
 
@@ -365,7 +372,7 @@ fn a_refusal_names_the_limit_and_when_to_try_again() {
 fn a_mean_of_durations_follows_and_hints_stay_within_bounds() {
     let mut queue = Queue::new(BUDGET, Bounds { queued: 1, queued_per_client: 1 });
     let mut run = |from, to| {
-        let ticket = queue.push((), SMALL).unwrap();
+        let ticket = queue.put((), SMALL).unwrap();
         assert_eq!(queue.next(at(from)), Some(ticket));
         queue.finish(ticket, at(to));
         queue.retry_after(1)
@@ -385,7 +392,7 @@ fn ten_thousand_waiting_builds_stay_cheap() {
     let mut queue = Queue::new(BUDGET, WIDE);
     let started = Instant::now();
     for number in 0..10_000_u32 {
-        queue.push(number % 100, if number % 7 == 0 { WHOLE } else { SMALL }).unwrap();
+        queue.put(number % 100, if number % 7 == 0 { WHOLE } else { SMALL }).unwrap();
         queue.next(at(0));
     }
     let mut running: VecDeque<_> = queue.running.keys().copied().collect();
@@ -403,54 +410,60 @@ fn ten_thousand_waiting_builds_stay_cheap() {
 #[test]
 fn who_joins_a_build_keeps_the_better_of_both_places() {
     let mut queue = Queue::new(BUDGET, Bounds { queued: 40, queued_per_client: 30 });
-    let running = queue.push("busy", WHOLE).unwrap();
+    let running = queue.put("busy", WHOLE).unwrap();
     assert_eq!(queue.next(at(0)), Some(running));
-    let junk: Vec<_> = (0..20).map(|_| queue.push("busy", SMALL).unwrap()).collect();
-    let shared = queue.push("busy", SMALL).unwrap();
+    let junk: Vec<_> = (0..20).map(|_| queue.put("busy", SMALL).unwrap()).collect();
+    let shared = queue.put("busy", SMALL).unwrap();
     assert_eq!(queue.order().last(), Some(shared));
-    let moved = queue.join(shared, &"other").unwrap();
+    let moved = queue.join(shared, &"other", Terms::default()).unwrap();
     assert!(
         queue.order().position(|ticket| ticket == moved).unwrap() <= 1,
         "the place that the other would have alone"
     );
     // Somebody with a worse place changes nothing, nor does joining twice.
-    assert_eq!((queue.join(moved, &"busy"), queue.join(moved, &"other")), (None, None));
-    assert_eq!(queue.join(junk[19], &"busy"), None);
+    assert_eq!(
+        (queue.join(moved, &"busy", Terms::default()), queue.join(moved, &"other", Terms::default())),
+        (None, None)
+    );
+    assert_eq!(queue.join(junk[19], &"busy", Terms::default()), None);
     // A client that may have no more builds waiting joins without a place.
-    queue.bounds.queued_per_client = 1;
-    assert_eq!(queue.join(junk[19], &"other"), None);
+    let terms = Terms { queued: Some(1), ..Terms::default() };
+    assert_eq!(queue.join(junk[19], &"other", terms), None);
+    assert!(matches!(queue.push("other", terms, SMALL), Err(Refusal::Full { bound: 1, .. })));
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
-    fn clients_that_always_wait_get_the_same_machine_time_whatever_the_lengths_of_their_builds(
-        lengths in vec(1..60_u64, 2..4),
+    fn clients_that_always_wait_get_machine_time_by_their_shares_whatever_the_lengths_of_their_builds(
+        clients in vec((1..60_u64, 1..4_u32), 2..4),
         jitter in vec(0..5_u64, 64),
     ) {
         const SIMULATED_SECONDS: u64 = 20_000;
         let mut queue = Queue::new(BUDGET, WIDE);
-        let mut got = vec![0; lengths.len()];
-        let mut waiting = vec![0; lengths.len()];
+        let mut got = vec![0; clients.len()];
+        let mut waiting = vec![0; clients.len()];
         let (mut owners, mut running, mut jitter) = (HashMap::new(), Vec::new(), jitter.iter().cycle());
         for now in 0..SIMULATED_SECONDS {
             running.retain(|(end, ticket)| *end != now || !queue.finish(*ticket, at(now)));
             loop {
                 for (client, waiting) in waiting.iter_mut().enumerate() {
                     while *waiting < 10 {
-                        owners.insert(queue.push(client, SMALL).unwrap(), client);
+                        let terms = Terms { share: clients[client].1, ..Terms::default() };
+                        owners.insert(queue.push(client, terms, SMALL).unwrap(), client);
                         *waiting += 1;
                     }
                 }
                 let Some(ticket) = queue.next(at(now)) else { break };
                 let client = owners.remove(&ticket).unwrap();
                 waiting[client] -= 1;
-                let length = lengths[client] + jitter.next().unwrap();
+                let length = clients[client].0 + jitter.next().unwrap();
                 got[client] += length.min(SIMULATED_SECONDS - now);
                 running.push((now + length, ticket));
             }
         }
-        let (least, most) = (*got.iter().min().unwrap(), *got.iter().max().unwrap());
-        prop_assert!(most * 10 <= least * 11, "{got:?} of {lengths:?}");
+        let by_share = || got.iter().zip(&clients).map(|(got, (_, share))| got / u64::from(*share));
+        let (least, most) = (by_share().min().unwrap(), by_share().max().unwrap());
+        prop_assert!(most * 10 <= least * 11, "{got:?} of {clients:?}");
     }
 }

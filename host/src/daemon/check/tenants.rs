@@ -1,0 +1,51 @@
+//! Operators and tenants.
+
+use cofferdam_rpc::{Client, Pattern, Patterns};
+use nix::unistd::User;
+
+use super::{Checks, Key};
+use crate::{
+    daemon::config::{CertificateName, UserName},
+    tenants::Tenants,
+};
+
+impl Checks<'_> {
+    pub(super) fn tenants(&mut self) -> Tenants {
+        let operators = self.operators();
+        let Some(configured) = &self.config.tenants else { return Tenants::new(None, operators) };
+        let mut listed = Patterns::default();
+        for (name, tenant) in configured {
+            let key = || Key::from("tenants").child(&name.0);
+            let pattern = match name.user() {
+                Some(user) => self.user(key(), user).map(|uid| Pattern::Exact(Client::User(uid))),
+                // What is no pattern wasn't read.
+                None => name.pattern().ok(),
+            };
+            let Some(pattern) = pattern else { continue };
+            if listed.insert(pattern, tenant.tenant()).is_some() {
+                self.wrong(key(), "this user has another table, by name or number; keep one of them");
+            }
+        }
+        Tenants::new(Some(listed), operators)
+    }
+
+    fn operators(&mut self) -> Vec<Client> {
+        let configured = &self.config.operators;
+        let mut found: Vec<_> = configured.certificates.iter().map(|CertificateName(client)| client.clone()).collect();
+        for (index, UserName(name)) in configured.users.iter().enumerate() {
+            // The number of a user needs no entry among the users' names.
+            let uid = name.parse().ok().or_else(|| self.user(Key::from("operators.users").element(index), name));
+            found.extend(uid.map(Client::User));
+        }
+        found
+    }
+
+    fn user(&mut self, key: Key, name: &str) -> Option<u32> {
+        match User::from_name(name) {
+            Ok(Some(user)) => return Some(user.uid.as_raw()),
+            Ok(None) => drop(self.wrong(key, "this host has no user of that name")),
+            Err(error) => drop(self.lacking(key, format!("can't look up the user: {error}"))),
+        }
+        None
+    }
+}

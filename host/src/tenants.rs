@@ -1,0 +1,50 @@
+//! Who has builds here, and what each may have.
+
+use cofferdam_rpc::{Client, Clients, Patterns};
+
+/// What a client may have of the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Terms {
+    /// Its share of the machine's time, against those of all clients that want some. At least 1.
+    pub share: u32,
+    /// Most of its builds that wait. `None`: as many as of any client.
+    pub queued: Option<usize>,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { share: 1, queued: None }
+    }
+}
+
+/// What a tenant may have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Tenant {
+    /// In the queue. Its share also counts in everything else that clients take in turns.
+    pub terms: Terms,
+}
+
+/// All tenants.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Tenants {
+    listed: Option<Patterns<Tenant>>,
+    clients: Clients,
+}
+
+impl Tenants {
+    /// These tenants, or without a list everyone; and the operators beside root.
+    pub(crate) fn new(listed: Option<Patterns<Tenant>>, operators: Vec<Client>) -> Self {
+        let shares = listed.as_ref().map(|listed| listed.map(|tenant| tenant.terms.share));
+        Self { clients: Clients::new(operators, shares), listed }
+    }
+
+    /// What a client may have. Operators need no entry.
+    pub(crate) fn of(&self, client: &Client) -> Tenant {
+        self.listed.as_ref().and_then(|listed| listed.get(client)).copied().unwrap_or_default()
+    }
+
+    /// Who is let in, who is an operator, and everyone's share.
+    pub(crate) fn clients(&self) -> &Clients {
+        &self.clients
+    }
+}
