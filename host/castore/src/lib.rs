@@ -39,6 +39,7 @@
 //! - `copy`, `verify`, `gc`, `local_store`, `tar`, `nar`, `archive`, `import`, `export`: operations on stores
 //! - `from_addr`: opens stores
 //! - `cache`, `grpc`, `objectstore`: services that need others, or a network
+//! - `views`: a store as each of its tenants sees it
 //! - `blobservice`, `directoryservice`: the traits; services in memory and in files
 //! - `proto`, `directory`, `node`, `name`, `digest`, `addr`, `size`, `runtime`: the common base
 //! - `refscan`: independent of the others
@@ -71,6 +72,7 @@ pub mod tar;
 #[cfg(test)]
 mod testing;
 pub mod verify;
+pub mod views;
 
 pub use addr::AddrError;
 pub(crate) use blobservice::{
@@ -87,6 +89,7 @@ pub use local_store::{LocalStore, RootError};
 pub use name::{NameError, PathComponent, SymlinkTarget, TargetError};
 pub use node::Node;
 pub use size::{SizeError, parse_size};
+pub use views::Views;
 
 use std::sync::Arc;
 

@@ -23,9 +23,10 @@ use prost::Message as _;
 
 use crate::{
     B3Digest, BlobService as _, LocalBlobService, NameError, Node, PathComponent, RedbDirectoryService,
-    blobservice::{decode_node, digest_of, encode_node, lock},
+    blobservice::{Kind, decode_node, digest_of, encode_node, lock},
     directoryservice::Reachable,
     proto::Entry,
+    views::Shared,
 };
 
 const ROOTS: &str = "roots";
@@ -174,6 +175,19 @@ impl LocalStore {
         }
         roots.sort_by(|(one, _), (other, _)| one.cmp(other));
         Ok(roots)
+    }
+
+    /// These nodes and everything below them, and the first directory that is missing, if one is.
+    ///
+    /// # Errors
+    ///
+    /// The directories can't be read.
+    pub fn everything_below(&self, nodes: &[Node]) -> io::Result<(Shared, Option<B3Digest>)> {
+        let mut reachable = Reachable::default();
+        self.directories.reach(nodes, &mut reachable)?;
+        let blobs = reachable.blobs.into_iter().map(|digest| (Kind::Blob, digest));
+        let directories = reachable.directories.into_iter().map(|digest| (Kind::Directory, digest));
+        Ok((blobs.chain(directories).collect(), reachable.missing.into_iter().min()))
     }
 
     /// Adds a root, durably: protects a node and everything below it from garbage collection. Replaces an earlier root with

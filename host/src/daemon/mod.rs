@@ -18,7 +18,7 @@ mod systemd;
 
 use std::{convert::Infallible, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use cofferdam_castore::{Store, grpc};
+use cofferdam_castore::{Store, Views, grpc};
 use cofferdam_proto::{BUILD_DESCRIPTOR_SET, CASTORE_DESCRIPTOR_SET};
 use cofferdam_rpc::{Listener, RoutesBuilder, ServeOptions, Tls, serve_routes};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -244,7 +244,7 @@ async fn serve(
 ) -> Result<(), Failure> {
     let (options, stop) = (grpc::ServeOptions { rpc, ..grpc::ServeOptions::default() }, CancellationToken::new());
     let mut routes = RoutesBuilder::default();
-    grpc::add_services(&mut routes, store, &options, stop.clone());
+    grpc::add_services(&mut routes, &Views::whole(store.clone()), &options, stop.clone());
     frontends.add_to(&mut routes);
     let services = [&grpc::SERVICES[..], &frontend::SERVICES].concat();
     let described = [CASTORE_DESCRIPTOR_SET, BUILD_DESCRIPTOR_SET];

@@ -20,6 +20,7 @@ use crate::{
     },
     objectstore::{self, testing::addresses},
     testing::splitmix,
+    views::viewed,
 };
 
 /// A size that every implementation has to keep in several pieces.
@@ -54,10 +55,16 @@ fn grpc_services() -> Services {
 
 /// The services in which blobs of a batch are invisible until a commit.
 fn batching_services() -> Services {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = Arc::new(tempfile::tempdir().unwrap());
     let local = LocalBlobService::open(&dir.path().join("store")).unwrap();
     let memory: Box<dyn BlobService> = Box::new(MemoryBlobService::default());
-    let mut services: Services = vec![(memory, Box::new(())), (Box::new(local), Box::new(dir))];
+    let mut services: Services = vec![(memory, Box::new(())), (Box::new(local), Box::new(dir.clone()))];
+    for blobs in ["memory://".to_owned(), format!("file://{}/viewed", dir.path().display())] {
+        let grants = tempfile::tempdir().unwrap();
+        let store = Store { blobs: from_addr(&blobs).unwrap(), ..Store::memory() };
+        let (blobs, _) = viewed(store, &grants.path().join("grants.redb"));
+        services.push((blobs, Box::new((grants, dir.clone()))));
+    }
     for (remote, policy) in [("memory://", WritePolicy::Through), ("objectstore+memory:///", WritePolicy::Back)] {
         let dir = tempfile::tempdir().unwrap();
         let remote = from_addr(remote).unwrap();

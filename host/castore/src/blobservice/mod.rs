@@ -22,10 +22,10 @@ mod memory;
 
 pub(crate) use digests::DigestBlobService;
 pub(crate) use local::{
-    Age, LocalBlobReader, PENDING_BLOBS, PENDING_TREES, check_layout, decode_node, digest_of, digests_in, encode_node,
-    lock, mark_damaged,
+    Age, Collected, LocalBlobReader, PENDING_BLOBS, PENDING_TREES, check_layout, decode_node, digest_of, digests_in,
+    encode_node, lock, mark_damaged, note_collected,
 };
-pub use local::{Lease, LocalBlobService};
+pub use local::{Kind, Lease, LocalBlobService};
 pub use memory::MemoryBlobService;
 
 use crate::{B3Digest, Node, proto::stat_blob_response::ChunkMeta};
@@ -76,6 +76,12 @@ pub trait BlobService: Send + Sync {
 
     /// Starts a blob. The service has it after [`BlobWriter::close`].
     async fn open_write(&self) -> Box<dyn BlobWriter>;
+
+    /// Starts a blob for a writer who must not learn, from the time that it takes, whether the service has it already. A local
+    /// store then writes and syncs it in either case. Other services promise nothing.
+    async fn open_write_unseen(&self) -> Box<dyn BlobWriter> {
+        self.open_write().await
+    }
 
     /// Opens the whole blob as a read-only file, with an offset of its own.
     ///

@@ -16,6 +16,7 @@ use crate::{
     },
     objectstore::{self, testing::addresses},
     testing::{file, name, symlink},
+    views::viewed,
 };
 
 /// The services, and what must outlive each.
@@ -33,8 +34,13 @@ fn services() -> Vec<(Box<dyn DirectoryService>, Box<dyn Any>)> {
     let back_dir = tempfile::tempdir().unwrap();
     let remote = Arc::<MemoryDirectoryService>::default();
     let back = CacheDirectoryService::open(back_dir.path(), 1 << 30, WritePolicy::Back, remote).unwrap();
-    let others: [(_, Box<dyn Any>); 4] = [
+    let viewed_dir = tempfile::tempdir().unwrap();
+    let directories = RedbDirectoryService::open(&viewed_dir.path().join("directories.redb")).unwrap();
+    let store = Store { directories: Arc::new(directories), ..Store::memory() };
+    let (_, view) = viewed(store, &viewed_dir.path().join("grants.redb"));
+    let others: [(_, Box<dyn Any>); 5] = [
         (memory, Box::new(())),
+        (view, Box::new(viewed_dir)),
         (Box::new(redb), Box::new(dir)),
         (Box::new(cache), Box::new(cache_dir)),
         (Box::new(back), Box::new(back_dir)),

@@ -24,7 +24,8 @@
 //!    transaction in which it removes directories.
 //! 4. A build takes its lease before it looks for its inputs, which renews the times of blobs.
 //! 5. Directories are removed before the blobs that they refer to, and in one transaction.
-//! 6. A root is added under a lock that excludes a collection, and only if everything that it refers to is in the store.
+//! 6. What is removed is noted before, for those who keep something about the contents of the store; see `blobservice/local`.
+//! 7. A root is added under a lock that excludes a collection, and only if everything that it refers to is in the store.
 //!
 //! Two cases are not covered. An upload over the network without a batch is protected by the time limit alone. And the clock
 //! of the file system must not be set back during a collection.
@@ -40,7 +41,7 @@ use nix::fcntl::FlockArg;
 
 use crate::{
     B3Digest, LocalBlobService, LocalStore, PathComponent,
-    blobservice::{Age, lock},
+    blobservice::{Age, Kind, lock, note_collected},
     directoryservice::Reachable,
 };
 
@@ -114,11 +115,21 @@ pub fn collect(store: &LocalStore, keep: Duration, dry: bool) -> Result<Collecte
     for nodes in [leased, recent] {
         store.directories().reach(&nodes, &mut reachable).map_err(failed("read the directories"))?;
     }
-    let swept = store.directories().sweep(&mut reachable, cutoff, dry).map_err(failed("remove directories"))?;
+    let swept = sweep_directories(store, &mut reachable, cutoff, dry).map_err(failed("remove directories"))?;
     let (directories, directories_left) = swept;
     let mut collected = Collected { directories, directories_left, ..Collected::default() };
     sweep_blobs(store, &reachable.blobs, &age, dry, &mut collected).map_err(failed("remove blobs"))?;
     Ok(collected)
+}
+
+fn sweep_directories(
+    store: &LocalStore,
+    reachable: &mut Reachable,
+    cutoff: SystemTime,
+    dry: bool,
+) -> io::Result<(u64, u64)> {
+    let note = |removed: &[B3Digest]| note_collected(store.dir(), Kind::Directory, removed);
+    store.directories().sweep(reachable, cutoff, dry, note)
 }
 
 fn sweep_blobs(
@@ -129,7 +140,7 @@ fn sweep_blobs(
     collected: &mut Collected,
 ) -> io::Result<()> {
     for fan_out in LocalBlobService::fan_outs(store.dir())? {
-        let swept = LocalBlobService::sweep(&fan_out, wanted, age, dry)?;
+        let swept = LocalBlobService::sweep((store.dir(), &fan_out), wanted, age, dry)?;
         collected.blobs += swept.removed;
         collected.bytes += swept.removed_bytes;
         collected.blobs_left += swept.kept;

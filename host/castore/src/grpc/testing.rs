@@ -15,7 +15,7 @@ use super::{
     Package, Peer, PeerOptions, ServeOptions,
     server::{TvixBlobs, TvixDirectories, services},
 };
-use crate::Store;
+use crate::{Store, Views};
 
 pub(crate) static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
 
@@ -25,7 +25,8 @@ pub(crate) fn peer(addr: &str) -> Peer {
 
 /// A peer that serves under these names only, and the directory of its socket.
 pub(crate) fn serve_on_socket(store: &Store, packages: &[Package]) -> (Peer, TempDir) {
-    let (blobs, directories) = services(store, &ServeOptions::default(), CancellationToken::new());
+    let (blobs, directories) =
+        services(&Views::whole(store.clone()), &ServeOptions::default(), CancellationToken::new());
     let mut routes = RoutesBuilder::default();
     for package in packages {
         match package {
@@ -52,7 +53,7 @@ pub(crate) fn serve_routes_on_socket(routes: RoutesBuilder) -> (String, TempDir)
 /// The address of a store that is served like this.
 pub(crate) fn serve_with(store: &Store, options: &ServeOptions) -> (String, TempDir) {
     let mut routes = RoutesBuilder::default();
-    super::add_services(&mut routes, store, options, CancellationToken::new());
+    super::add_services(&mut routes, &Views::whole(store.clone()), options, CancellationToken::new());
     serve_routes_on_socket(routes)
 }
 
@@ -72,9 +73,12 @@ pub(crate) fn serve_on_tcp(store: &Store) -> Peer {
 }
 
 pub(crate) fn spawn_routes(routes: RoutesBuilder, listener: Listener) {
+    spawn_routes_on(routes, vec![listener]);
+}
+
+pub(crate) fn spawn_routes_on(routes: RoutesBuilder, listeners: Vec<Listener>) {
     RUNTIME.spawn(async move {
         let (shutdown, stop) = (CancellationToken::new(), CancellationToken::new());
-        let listeners = vec![listener];
         serve_routes(routes, &[], &[], listeners, &cofferdam_rpc::ServeOptions::default(), shutdown, stop)
             .await
             .unwrap();

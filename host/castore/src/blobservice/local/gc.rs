@@ -17,6 +17,7 @@ use nix::{
 
 use super::{
     LocalBlobService,
+    collected::{Kind, note_collected},
     layout::{BLOBS, digest_of},
     lease::Lease,
     staging::Staging,
@@ -81,13 +82,18 @@ impl LocalBlobService {
         Ok(paths)
     }
 
-    /// Removes the blobs of a fan-out directory that are neither `wanted` nor new. A `dry` run only counts them.
-    pub(crate) fn sweep(fan_out: &Path, wanted: &HashSet<B3Digest>, age: &Age, dry: bool) -> io::Result<Swept> {
+    /// Removes the blobs of a fan-out directory of the store that are neither `wanted` nor new. A `dry` run only counts them.
+    pub(crate) fn sweep(
+        (store, fan_out): (&Path, &Path),
+        wanted: &HashSet<B3Digest>,
+        age: &Age,
+        dry: bool,
+    ) -> io::Result<Swept> {
         let mut swept = Swept::default();
         let mut candidates = Vec::new();
         for entry in fs::read_dir(fan_out)? {
             match digest_of(&entry?.path()) {
-                Some(digest) if !wanted.contains(&digest) => candidates.push(digest.to_hex()),
+                Some(digest) if !wanted.contains(&digest) => candidates.push(digest),
                 _ => swept.kept += 1,
             }
         }
@@ -96,8 +102,9 @@ impl LocalBlobService {
         }
         // A process that looks for one of them has either renewed its time before, or waits and finds it gone.
         let dir = Flock::lock(File::open(fan_out)?, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
-        for name in candidates {
-            let stat = match fstatat(&*dir, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
+        let mut old = Vec::new();
+        for digest in candidates {
+            let stat = match fstatat(&*dir, digest.to_hex().as_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
                 Err(Errno::ENOENT) => continue,
                 stat => stat?,
             };
@@ -105,11 +112,16 @@ impl LocalBlobService {
                 swept.kept += 1;
                 continue;
             }
-            if !dry {
-                unlinkat(&*dir, name.as_str(), UnlinkatFlags::NoRemoveDir)?;
-            }
+            old.push(digest);
             swept.removed += 1;
             swept.removed_bytes += u64::try_from(stat.st_size).unwrap_or(0);
+        }
+        if dry || old.is_empty() {
+            return Ok(swept);
+        }
+        note_collected(store, Kind::Blob, &old)?;
+        for digest in old {
+            unlinkat(&*dir, digest.to_hex().as_str(), UnlinkatFlags::NoRemoveDir)?;
         }
         Ok(swept)
     }

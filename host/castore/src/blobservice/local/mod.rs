@@ -22,6 +22,7 @@
 //! `staging`.
 
 mod blobs;
+mod collected;
 mod gc;
 mod layout;
 mod lease;
@@ -33,6 +34,8 @@ mod tests;
 mod verified;
 mod writer;
 
+pub use collected::Kind;
+pub(crate) use collected::{Collected, note_collected};
 pub(crate) use gc::{Age, PENDING_BLOBS, PENDING_TREES, digests_in};
 pub(crate) use layout::{check_layout, digest_of};
 pub use lease::Lease;

@@ -51,6 +51,28 @@ async fn uncommitted_blobs_are_private_and_deleted_with_their_service() {
     assert_eq!(files_below(&dir.path().join(STAGING)) + files_below(&dir.path().join(BLOBS)), 0);
 }
 
+/// Otherwise the time of a put would tell whether somebody else has the same.
+#[tokio::test]
+async fn an_unseen_writer_writes_what_the_store_has_and_leaves_it_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = LocalBlobService::open(dir.path()).unwrap();
+    let large = vec![0; 1024 * 1024];
+    for contents in [b"small".as_slice(), &large] {
+        let digest = put(&service, contents).await;
+        service.commit().await.unwrap();
+        let files = || files_below(&dir.path().join(BLOBS)) + files_below(&dir.path().join(STAGING));
+        let before = files();
+        put(&service, contents).await;
+        assert_eq!(files(), before);
+        let mut writer = service.open_write_unseen().await;
+        writer.write_all(contents).await.unwrap();
+        assert_eq!(writer.close().await.unwrap(), digest);
+        assert_eq!(files(), before + 1);
+        service.commit().await.unwrap();
+        assert_eq!(files(), before);
+    }
+}
+
 #[tokio::test]
 async fn what_a_killed_process_left_is_swept_at_open() {
     let dir = tempfile::tempdir().unwrap();

@@ -84,8 +84,14 @@ impl RedbDirectoryService {
 
     /// Removes all directories that are neither reachable nor in a tree that was put since `cutoff`, in one transaction.
     /// Adds such trees to `reachable`. Returns the numbers of removed and of remaining directories. A `dry` run removes
-    /// nothing.
-    pub(crate) fn sweep(&self, reachable: &mut Reachable, cutoff: SystemTime, dry: bool) -> io::Result<(u64, u64)> {
+    /// nothing. Otherwise `note` is called with those that are about to be removed.
+    pub(crate) fn sweep(
+        &self,
+        reachable: &mut Reachable,
+        cutoff: SystemTime,
+        dry: bool,
+        note: impl FnOnce(&[B3Digest]) -> io::Result<()>,
+    ) -> io::Result<(u64, u64)> {
         let shared = &self.database;
         let _turn = shared.turn.write();
         let database = shared.retry(|| shared.open_to_write())?;
@@ -102,21 +108,26 @@ impl RedbDirectoryService {
                     Ok(encoded.map(|encoded| encoded.value()))
                 })
             })?;
-            let all = table.len().map_err(|error| failed(error.into()))?;
-            table
-                .retain(|digest, _| reachable.directories.contains(&B3Digest::from(digest)))
-                .map_err(|error| failed(error.into()))?;
+            let mut removed = Vec::new();
+            let is_kept = |digest: [u8; B3Digest::LENGTH], _: Vec<u8>| {
+                let digest = digest.into();
+                let is_kept = reachable.directories.contains(&digest);
+                removed.extend((!is_kept).then_some(digest));
+                is_kept
+            };
+            table.retain(is_kept).map_err(|error| failed(error.into()))?;
             let cutoff = unix_nanos(cutoff);
             recent.retain(|_, put| put >= cutoff).map_err(|error| failed(error.into()))?;
             let left = table.len().map_err(|error| failed(error.into()))?;
-            (all - left, left)
+            (removed, left)
         };
-        if dry || removed == 0 {
+        if dry || removed.is_empty() {
             write.abort().map_err(|error| failed(error.into()))?;
         } else {
+            note(&removed)?;
             write.commit().map_err(|error| failed(error.into()))?;
         }
-        Ok((removed, left))
+        Ok((removed.len() as u64, left))
     }
 
     /// The next batch of stored directories after `last`, encoded, in the order of their digests.

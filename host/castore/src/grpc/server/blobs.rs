@@ -12,15 +12,21 @@ use super::{
     digest, status,
 };
 use crate::{
-    B3Digest, BlobService,
+    B3Digest, BlobService, Views,
     proto::{BlobChunk, PutBlobResponse, ReadBlobRequest, StatBlobRequest, StatBlobResponse, blob_service_server},
 };
 
 /// Serves a blob service.
 pub(in super::super) struct Blobs {
-    pub(super) blobs: Arc<dyn BlobService>,
+    pub(super) views: Views,
     pub(super) work: Work,
     pub(super) max_blob_bytes: u64,
+}
+
+impl Blobs {
+    fn blobs_of(&self, client: &Client) -> Arc<dyn BlobService> {
+        self.views.of(&client.to_string()).blobs
+    }
 }
 
 fn missing(digest: &B3Digest) -> Status {
@@ -33,7 +39,7 @@ impl blob_service_server::BlobService for Blobs {
         let client = Client::of(&request)?;
         let request = request.into_inner();
         let digest = digest("digest", &request.digest)?;
-        let blobs = self.blobs.clone();
+        let blobs = self.blobs_of(&client);
         let stat = async move {
             if !request.send_chunks {
                 let has = blobs.has(&digest).await.map_err(|error| status(&error))?;
@@ -55,7 +61,7 @@ impl blob_service_server::BlobService for Blobs {
     async fn read(&self, request: Request<ReadBlobRequest>) -> Result<Response<Self::ReadStream>, Status> {
         let client = Client::of(&request)?;
         let digest = digest("digest", &request.into_inner().digest)?;
-        let blobs = self.blobs.clone();
+        let blobs = self.blobs_of(&client);
         let read = |mut outlet: Outlet<BlobChunk>| async move {
             let opened = blobs.open_read(&digest).await.map_err(|error| status(&error))?;
             let mut reader = opened.ok_or_else(|| missing(&digest))?;
@@ -73,7 +79,7 @@ impl blob_service_server::BlobService for Blobs {
     async fn put(&self, request: Request<Streaming<BlobChunk>>) -> Result<Response<PutBlobResponse>, Status> {
         let client = Client::of(&request)?;
         let mut chunks = self.work.inlet(request.into_inner());
-        let (blobs, max_blob_bytes) = (self.blobs.clone(), self.max_blob_bytes);
+        let (blobs, max_blob_bytes) = (self.blobs_of(&client), self.max_blob_bytes);
         let put = async move {
             let mut writer = blobs.open_write().await;
             let mut size: u64 = 0;

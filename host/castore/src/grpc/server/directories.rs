@@ -10,7 +10,7 @@ use super::{
     digest, status,
 };
 use crate::{
-    B3Digest, Store,
+    B3Digest, Views,
     directoryservice::RootFirst,
     proto::{GetDirectoryRequest, PutDirectoryResponse, directory_service_server, get_directory_request::ByWhat},
 };
@@ -30,16 +30,16 @@ const CLIENT_TREE_GETS: usize = MAX_TREE_GETS / 2;
 
 /// Serves a directory service.
 pub(in super::super) struct Directories {
-    store: Store,
+    views: Views,
     work: Work,
     puts: Shares,
     tree_gets: Shares,
 }
 
 impl Directories {
-    pub(super) fn new(store: Store, work: Work) -> Self {
+    pub(super) fn new(views: Views, work: Work) -> Self {
         let (puts, tree_gets) = (Shares::new(MAX_PUTS, CLIENT_PUTS), Shares::new(MAX_TREE_GETS, CLIENT_TREE_GETS));
-        Self { store, work, puts, tree_gets }
+        Self { views, work, puts, tree_gets }
     }
 }
 
@@ -58,7 +58,7 @@ impl directory_service_server::DirectoryService for Directories {
             return Err(Status::invalid_argument("by_what: not set; set by_what.digest to the directory's digest"));
         };
         let digest = digest("by_what.digest", &asked)?;
-        let directories = self.store.directories.clone();
+        let directories = self.views.of(&client.to_string()).directories;
         let tree_gets = request.recursive.then(|| self.tree_gets.clone());
         let get = move |mut outlet: Outlet<EncodedDirectory>| async move {
             if !request.recursive {
@@ -91,7 +91,7 @@ impl directory_service_server::DirectoryService for Directories {
     ) -> Result<Response<PutDirectoryResponse>, Status> {
         let client = Client::of(&request)?;
         let mut messages = self.work.inlet(request.into_inner());
-        let store = self.store.clone();
+        let store = self.views.of(&client.to_string());
         let put = async move {
             let mut putter = store.directories.put_multiple_start();
             let (mut count, mut bytes) = (0, 0);

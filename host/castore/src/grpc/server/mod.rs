@@ -15,7 +15,7 @@ pub(super) use mount::{TvixBlobs, TvixDirectories};
 
 use super::{MAX_BLOB_BYTES, MAX_MESSAGE_BYTES, chain};
 use crate::{
-    B3Digest, Store,
+    B3Digest, Store, Views,
     directory::MAX_DIRECTORY_BYTES,
     proto::{blob_service_server::BlobServiceServer, directory_service_server::DirectoryServiceServer},
 };
@@ -60,13 +60,14 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     let stop = CancellationToken::new();
     let mut routes = RoutesBuilder::default();
-    add_services(&mut routes, store, options, stop.clone());
+    add_services(&mut routes, &Views::whole(store.clone()), options, stop.clone());
     serve_routes(routes, &SERVICES, &[CASTORE_DESCRIPTOR_SET], listeners, &options.rpc, shutdown, stop).await
 }
 
-/// Adds castore's services under snix's and tvix's names. Cancelling `stop` aborts their requests.
-pub fn add_services(routes: &mut RoutesBuilder, store: &Store, options: &ServeOptions, stop: CancellationToken) {
-    let (blobs, directories) = services(store, options, stop);
+/// Adds castore's services under snix's and tvix's names, in which each client is a tenant. Cancelling `stop` aborts their
+/// requests.
+pub fn add_services(routes: &mut RoutesBuilder, views: &Views, options: &ServeOptions, stop: CancellationToken) {
+    let (blobs, directories) = services(views, options, stop);
     routes
         .add_service(TvixBlobs(blobs.clone()))
         .add_service(TvixDirectories(directories.clone()))
@@ -75,13 +76,13 @@ pub fn add_services(routes: &mut RoutesBuilder, store: &Store, options: &ServeOp
 }
 
 pub(super) fn services(
-    store: &Store,
+    views: &Views,
     options: &ServeOptions,
     stop: CancellationToken,
 ) -> (Guarded<BlobServiceServer<Blobs>>, Guarded<DirectoryServiceServer<Directories>>) {
     let work = Work::new(&options.rpc, stop);
-    let blobs = Blobs { blobs: store.blobs.clone(), work: work.clone(), max_blob_bytes: options.max_blob_bytes };
-    let directories = Directories::new(store.clone(), work);
+    let blobs = Blobs { views: views.clone(), work: work.clone(), max_blob_bytes: options.max_blob_bytes };
+    let directories = Directories::new(views.clone(), work);
     let blobs = BlobServiceServer::new(blobs).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let directories = DirectoryServiceServer::new(directories).max_decoding_message_size(MAX_DIRECTORY_BYTES);
     (
