@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::Read as _,
+    io::{Read as _, Write as _},
     os::unix::{fs::MetadataExt as _, net::UnixStream, process::CommandExt as _},
     path::Path,
     process::{self, Command},
@@ -20,7 +20,12 @@ use cofferdam_protocol::{
     frame::{FrameWriter, MAX_FROM_GUEST_BYTES},
 };
 use cofferdam_tests::{Cofferdam, Daemon, Outcome};
-use nix::{libc, sys::signal::Signal, unistd::geteuid};
+use nix::{
+    libc,
+    sched::{CloneFlags, unshare},
+    sys::signal::Signal,
+    unistd::{fchdir, geteuid},
+};
 
 /// Threads that attack at the same time: enough that the queue of connections is seldom empty.
 const ATTACKERS: usize = 3;
@@ -168,6 +173,41 @@ fn where_tenants_are_listed_strangers_are_refused_and_told_what_to_write() {
         }
         daemon.end().succeeds();
     }
+}
+
+/// So many connections of a user to the daemon's socket in this directory, each with the first bytes of HTTP/2.
+fn silent(directory: &Path, user: u32, connections: usize) -> Vec<UnixStream> {
+    let directory = File::open(directory).expect("the daemon has made it");
+    let connect = move || {
+        // The thread gets its own working directory, since that user may not enter the directories above the socket.
+        unshare(CloneFlags::CLONE_FS).expect("root may have one");
+        fchdir(&directory).expect("it is a directory");
+        // SAFETY: it changes the user of this thread alone, which ends soon, and takes no pointer.
+        let changed = unsafe { libc::syscall(libc::SYS_setresuid, -1, user, -1) };
+        assert_eq!(changed, 0, "{}", std::io::Error::last_os_error());
+        let connect = |_| {
+            let mut connection = UnixStream::connect("daemon.sock").expect("the daemon listens");
+            // It may have been closed already.
+            let _ = connection.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
+            connection
+        };
+        (0..connections).map(connect).collect()
+    };
+    thread::spawn(connect).join().expect("it only connects")
+}
+
+#[test]
+fn silent_connections_of_others_keep_no_operator_out() {
+    let cofferdam = Cofferdam::new();
+    let daemon = Daemon::start(&cofferdam, "socket_mode = 0o666");
+    let [addr] = daemon.addrs(1).try_into().unwrap();
+    let mut silent = [(1001, 300), (1002, 300), (1003, 1)].map(|(user, count)| silent(&cofferdam.files(), user, count));
+    assert_ne!(silent[0][0].read(&mut [0]).unwrap(), 0, "the daemon's settings");
+    let told = silent[2][0].read(&mut [0]);
+    assert!(matches!(told, Ok(0) | Err(_)), "this test tests nothing: a third user got in");
+    cofferdam.command(["builds", "--daemon", &addr, "list"]).succeeds();
+    drop(silent);
+    daemon.end().succeeds();
 }
 
 /// How a process of this user gets at the memory or the descriptors of another one.

@@ -5,11 +5,10 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tonic::{
-    Extensions, Request, Status,
-    transport::server::{TcpConnectInfo, TlsConnectInfo, UdsConnectInfo},
-};
+use tonic::{Extensions, Request, Status, transport::server::TlsConnectInfo};
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
+
+use crate::connection::ConnectionInfo;
 
 /// Most bytes of the name in a certificate.
 const MAX_NAME_BYTES: usize = 255;
@@ -40,20 +39,15 @@ impl Client {
 
     /// The client at the other end of the connection that these extensions of a request describe.
     pub(crate) fn from_connection(connection: &Extensions) -> Result<Self, Status> {
-        let tls = connection.get::<TlsConnectInfo<TcpConnectInfo>>();
-        if let Some(user) = connection.get::<UdsConnectInfo>().and_then(|info| info.peer_cred) {
-            return Ok(Self::User(user.uid()));
-        }
-        if let Some(certificates) = tls.and_then(TlsConnectInfo::peer_certs)
-            && let Some(certificate) = certificates.first()
-        {
+        let certificates = connection.get::<TlsConnectInfo<ConnectionInfo>>().and_then(TlsConnectInfo::peer_certs);
+        if let Some(certificate) = certificates.as_ref().and_then(|certificates| certificates.first()) {
             return Self::named_in(certificate).map_err(|rule| {
                 Status::unauthenticated(format!("your certificate {rule}; ask for one with such a name"))
             });
         }
-        let tcp = tls.map(TlsConnectInfo::get_ref).or_else(|| connection.get::<TcpConnectInfo>());
-        let address = tcp.and_then(TcpConnectInfo::remote_addr).map(|addr| Self::at(addr.ip()));
-        address.ok_or_else(|| Status::unauthenticated("this connection does not identify its client"))
+        let info = ConnectionInfo::of(connection);
+        info.map(|info| info.client.clone())
+            .ok_or_else(|| Status::unauthenticated("this connection does not identify its client"))
     }
 
     /// Anyone at this address.

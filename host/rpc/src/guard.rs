@@ -10,18 +10,21 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::stream;
+use futures::{FutureExt as _, future::BoxFuture, stream};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
 use tokio::time::{Instant, timeout_at};
 use tonic::{
     Code, Status,
     body::Body,
-    codegen::{Service, http::Request},
+    codegen::{
+        Service,
+        http::{Request, Response},
+    },
     server::NamedService,
 };
 
-use crate::{Client, MemoryBudget, MemoryPermit, memory::MemoryShare};
+use crate::{Client, MemoryBudget, MemoryPermit, connection::ConnectionInfo, memory::MemoryShare};
 
 /// The bytes before a message: whether it is compressed, and its length in four bytes.
 const PREFIX_BYTES: usize = 5;
@@ -108,16 +111,22 @@ impl<S: NamedService> NamedService for Guarded<S> {
     const NAME: &'static str = S::NAME;
 }
 
-impl<S: Service<Request<Body>>> Service<Request<Body>> for Guarded<S> {
+impl<S> Service<Request<Body>> for Guarded<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Future: Send + 'static> + NamedService,
+{
     type Response = S::Response;
     type Error = S::Error;
-    type Future = S::Future;
+    type Future = BoxFuture<'static, Result<S::Response, S::Error>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.service.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: Request<Body>) -> S::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let connection = ConnectionInfo::of(request.extensions());
+        // To watch the health of services is nothing that keeps a connection.
+        let in_progress = connection.filter(|_| !S::NAME.starts_with("grpc.")).map(|info| info.activity.begin());
         let method = request.uri().path().rsplit('/').next().unwrap_or_default();
         let takes = (self.limits.takes)(method);
         let share = Client::from_connection(request.extensions()).map(|client| self.limits.memory.of(&client));
@@ -126,12 +135,21 @@ impl<S: Service<Request<Body>>> Service<Request<Body>> for Guarded<S> {
             request.extensions_mut().insert(permit.clone());
         }
         let limits = self.limits.clone();
-        self.service.call(request.map(|body| {
+        let answered = self.service.call(request.map(|body| {
             let arriving = Arriving::new(body, limits, takes, share, permit);
             Body::new(StreamBody::new(stream::try_unfold(arriving, async |mut arriving| {
                 Ok::<_, Status>(arriving.frame().await?.map(|frame| (frame, arriving)))
             })))
-        }))
+        }));
+        async {
+            // Until the answer's end.
+            let until_then = move |frame| {
+                let _in_progress = &in_progress;
+                frame
+            };
+            Ok(answered.await?.map(|body| Body::new(body.map_frame(until_then))))
+        }
+        .boxed()
     }
 }
 

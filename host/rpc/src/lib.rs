@@ -12,6 +12,7 @@
 
 mod children;
 mod client;
+mod connection;
 mod guard;
 mod listener;
 mod memory;

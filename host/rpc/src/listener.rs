@@ -1,26 +1,18 @@
-//! Connections from when they are accepted.
+//! Which connections are accepted.
 //!
 //! ```text
 //!   accepted ─ TLS handshake, if any ─▶ open ─▶ closed
 //!        └─ too many of the client's ─▶ closed ◀─┘
 //! ```
 
-use std::{
-    convert::Infallible,
-    io,
-    net::SocketAddr,
-    pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
 
 use futures::{
     StreamExt as _,
     stream::{self, BoxStream},
 };
-use parking_lot::Mutex;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
 };
 use tokio_util::sync::CancellationToken;
@@ -31,27 +23,27 @@ use tonic::{
 };
 
 use crate::{
-    Client, Clients, ServeError, Share, Shares,
+    Client, Clients, ServeError, Shares,
     children::{is_child, log_refusal},
+    connection::{Limited, Timeouts},
     serve::limited_server,
-    share::Permit,
 };
 
-/// Most open connections of a listener. More wait in its queue.
+/// Most open connections of a listener. Others are closed.
 const MAX_CONNECTIONS: usize = 512;
 
 /// Most open connections of one client. Others are closed. It exceeds the default number of waiting builds of one client, since
 /// each may have its own connection.
 const CLIENT_CONNECTIONS: usize = 320;
 
+/// Open connections of a Unix socket that only operators get, beside [`MAX_CONNECTIONS`].
+const RESERVED_CONNECTIONS: usize = 16;
+
 /// Most connections at their handshake, in addition to the open ones. More wait in the listener's queue.
-const MAX_HANDSHAKES: usize = 256;
+const MAX_HANDSHAKES: usize = 1024;
 
 /// Most connections of one client at their handshake. Others are closed.
-const CLIENT_HANDSHAKES: usize = MAX_HANDSHAKES / 2;
-
-/// How long a client may take for the TLS handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const CLIENT_HANDSHAKES: usize = 128;
 
 /// After an error that is not of one connection (no more descriptors, say).
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -105,7 +97,7 @@ impl Listener {
         match self {
             Self::Tcp(listener) => run(limited_server(), routes, listener, clients, limits, shutdown).await,
             Self::Tls(listener, Tls { identity, client_ca }) => {
-                let tls = ServerTlsConfig::new().identity(identity).timeout(HANDSHAKE_TIMEOUT);
+                let tls = ServerTlsConfig::new().identity(identity);
                 let tls = match client_ca {
                     Some(authority) => tls.client_ca_root(authority),
                     None => tls,
@@ -159,14 +151,19 @@ impl std::fmt::Display for Listener {
 #[derive(Debug, Clone)]
 struct Limits {
     open: Shares,
+    /// The operators' own.
+    reserved: Shares,
     handshakes: Shares,
+    timeouts: Timeouts,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             open: Shares::new(MAX_CONNECTIONS, CLIENT_CONNECTIONS),
+            reserved: Shares::new(RESERVED_CONNECTIONS, RESERVED_CONNECTIONS),
             handshakes: Shares::new(MAX_HANDSHAKES, CLIENT_HANDSHAKES),
+            timeouts: Timeouts::default(),
         }
     }
 }
@@ -179,7 +176,7 @@ async fn run(
     limits: Limits,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let incoming = incoming(listener, limits);
+    let incoming = incoming(listener, clients.clone(), limits);
     let admit = move |request: Request<()>| {
         clients.admit(&Client::of(&request)?)?;
         Ok(request)
@@ -219,11 +216,14 @@ impl Accept for UnixListener {
     }
 }
 
-/// Accepts connections as long as there are not too many.
-fn incoming<L: Accept>(listener: L, limits: Limits) -> BoxStream<'static, Result<Limited<L::Connection>, Infallible>> {
-    stream::unfold((listener, limits), |(listener, limits)| async {
+/// Accepts connections as long as there are not too many at their handshakes.
+fn incoming<L: Accept>(
+    listener: L,
+    clients: Clients,
+    limits: Limits,
+) -> BoxStream<'static, Result<Limited<L::Connection>, Infallible>> {
+    stream::unfold((listener, clients, limits), |(listener, clients, limits)| async {
         loop {
-            limits.open.wait().await.ok()?;
             limits.handshakes.wait().await.ok()?;
             let (connection, client) = match listener.accept_one().await {
                 Ok(accepted) => accepted,
@@ -233,86 +233,30 @@ fn incoming<L: Accept>(listener: L, limits: Limits) -> BoxStream<'static, Result
                     continue;
                 }
             };
-            if let Ok(permit) = limits.handshakes.of(&client).try_take(1) {
-                let stage = Mutex::new(Stage::Handshake { _permit: permit });
-                let open = limits.open.of(&client);
-                let limited = Limited { connection, client, open, stage };
-                return Some((Ok(limited), (listener, limits)));
-            }
-            tracing::debug!("closed a connection of {client}: too many are at their handshakes");
+            let Ok(handshake) = limits.handshakes.of(&client).try_take(1) else {
+                tracing::debug!("closed a connection of {client}: too many are at their handshakes");
+                continue;
+            };
+            let reserved = clients.is_operator(&client).then(|| limits.reserved.of(&client));
+            let open = limits.open.of(&client);
+            let open = move || open.try_take(1).ok().or_else(|| reserved.as_ref()?.try_take(1).ok());
+            let limited = Limited::new(connection, client, handshake, Box::new(open), limits.timeouts);
+            return Some((Ok(limited), (listener, clients, limits)));
         }
     })
     .boxed()
 }
 
-/// A connection that counts until it is closed.
-struct Limited<C> {
-    connection: C,
-    client: Client,
-    open: Share,
-    stage: Mutex<Stage>,
-}
-
-enum Stage {
-    Handshake { _permit: Permit },
-    Open { _permit: Permit },
-    Refused,
-}
-
-impl<C: Connected> Connected for Limited<C> {
-    type ConnectInfo = C::ConnectInfo;
-
-    /// tonic asks for it once: when the handshake is over.
-    fn connect_info(&self) -> C::ConnectInfo {
-        let stage = match self.open.try_take(1) {
-            Ok(permit) => Stage::Open { _permit: permit },
-            Err(_) => {
-                tracing::debug!("closed a connection of {}: too many are open", self.client);
-                Stage::Refused
-            }
-        };
-        *self.stage.lock() = stage;
-        self.connection.connect_info()
-    }
-}
-
-impl<C: AsyncRead + Unpin> AsyncRead for Limited<C> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if matches!(self.stage.get_mut(), Stage::Refused) {
-            return Poll::Ready(Err(io::ErrorKind::QuotaExceeded.into()));
-        }
-        Pin::new(&mut self.connection).poll_read(cx, buffer)
-    }
-}
-
-impl<C: AsyncWrite + Unpin> AsyncWrite for Limited<C> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.connection).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.connection).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.connection).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.connection).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.connection.is_write_vectored()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::{
+        os::unix::{fs::PermissionsExt as _, net as unix},
+        path::Path,
+        thread,
+    };
+
+    use futures::poll;
+    use nix::libc;
     use rcgen::{CertifiedKey, generate_simple_self_signed};
     use tokio::{io::AsyncReadExt as _, net::TcpSocket, time::timeout};
     use tonic::{
@@ -350,8 +294,8 @@ mod tests {
     async fn one_client_leaves_connections_to_others() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let limits = Limits { open: Shares::new(3, 2), handshakes: Shares::new(3, 2) };
-        let mut accepted = incoming(listener, limits.clone());
+        let limits = Limits { open: Shares::new(3, 2), handshakes: Shares::new(3, 2), ..Limits::default() };
+        let mut accepted = incoming(listener, Clients::default(), limits.clone());
         let mut next = async || timeout(LONG, accepted.next()).await.unwrap().unwrap().unwrap();
 
         // At their handshakes.
@@ -359,7 +303,7 @@ mod tests {
         let (one, mut two) = (next().await, next().await);
         let (mut third, _other) = (connect(1, addr).await, connect(2, addr).await);
         let other = next().await;
-        assert_eq!(other.client, client(2));
+        assert_eq!(other.connect_info().client, client(2));
         is_closed(&mut third).await;
 
         // After them.
@@ -375,10 +319,11 @@ mod tests {
         drop(third);
         drop(one);
         let _fourth = connect(1, addr).await;
-        let fourth = next().await;
+        let mut fourth = next().await;
         fourth.connect_info();
-        assert!(matches!(*fourth.stage.lock(), Stage::Open { .. }));
-        assert!(matches!(two.stage.get_mut(), Stage::Open { .. }));
+        for open in [&mut fourth, &mut two] {
+            assert!(poll!(Box::pin(open.read(&mut [0]))).is_pending());
+        }
         assert!(has_left(&limits.handshakes, 1, 2));
     }
 
@@ -389,7 +334,7 @@ mod tests {
         let server = limited_server().tls_config(ServerTlsConfig::new().identity(identity)).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let limits = Limits { open: Shares::new(1, 1), handshakes: Shares::new(2, 1) };
+        let limits = Limits { open: Shares::new(1, 1), handshakes: Shares::new(2, 1), ..Limits::default() };
         let mut routes = RoutesBuilder::default();
         routes.add_service(tonic_health::server::health_reporter().1);
         let never = CancellationToken::new();
@@ -411,6 +356,85 @@ mod tests {
         HealthClient::new(channel).check(HealthCheckRequest::default()).await.unwrap();
         assert!(!has_left(&limits.open, 2, 1));
         assert!(has_left(&limits.handshakes, 1, 1));
+        serving.abort();
+    }
+
+    /// So many connections of a user, each with HTTP/2's first bytes and empty settings.
+    fn silent(path: &Path, user: u32, connections: usize) -> Vec<unix::UnixStream> {
+        let path = path.to_owned();
+        let connect = move || {
+            // SAFETY: it changes the user of this thread alone, which ends soon, and takes no pointer.
+            let changed = unsafe { libc::syscall(libc::SYS_setresuid, -1, user, -1) };
+            assert_eq!(changed, 0, "{}", io::Error::last_os_error());
+            let connect = |_| {
+                let mut connection = unix::UnixStream::connect(&path).unwrap();
+                // It may have been closed already.
+                let _ = io::Write::write_all(&mut connection, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
+                connection
+            };
+            (0..connections).map(connect).collect()
+        };
+        thread::spawn(connect).join().unwrap()
+    }
+
+    async fn is_served(path: &Path) -> bool {
+        let endpoint = Endpoint::from_shared(format!("unix:{}", path.display())).unwrap();
+        let Ok(channel) = endpoint.connect().await else { return false };
+        HealthClient::new(channel).check(HealthCheckRequest::default()).await.is_ok()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_operator_gets_in_where_others_have_taken_all_connections() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        for (reserved, expected) in [(RESERVED_CONNECTIONS, true), (0, false)] {
+            let path = dir.path().join(format!("{reserved}"));
+            let listener = UnixListener::bind(&path).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
+            let mut routes = RoutesBuilder::default();
+            routes.add_service(tonic_health::server::health_reporter().1);
+            let timeouts = Timeouts { opening: LONG, idle: LONG };
+            let limits = Limits { reserved: Shares::new(reserved, reserved), timeouts, ..Limits::default() };
+            let never = CancellationToken::new();
+            let running = run(limited_server(), routes.routes(), listener, Clients::default(), limits.clone(), never);
+            let serving = tokio::spawn(running);
+            assert!(is_served(&path).await, "before the others came");
+            let _held = [(1001, 300), (1002, 300)].map(|(user, count)| silent(&path, user, count));
+            let is_full = || limits.open.of(&Client::User(1003)).try_take(1).is_err();
+            timeout(LONG, async {
+                while !is_full() {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await
+            .unwrap();
+            assert_eq!(is_served(&path).await, expected, "{reserved} reserved");
+            serving.abort();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silent_connections_are_closed_and_forgotten() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let limits = Limits::default();
+        let mut routes = RoutesBuilder::default();
+        routes.add_service(tonic_health::server::health_reporter().1);
+        let never = CancellationToken::new();
+        let serving =
+            tokio::spawn(run(limited_server(), routes.routes(), listener, Clients::default(), limits.clone(), never));
+        let mut without_a_word = connect(1, addr).await;
+        let polite = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect().await.unwrap();
+        let mut polite = HealthClient::new(polite);
+        polite.check(HealthCheckRequest::default()).await.unwrap();
+        without_a_word.read_to_end(&mut Vec::new()).await.unwrap();
+        assert!(!has_left(&limits.open, 1, CLIENT_CONNECTIONS), "the other one answers pings");
+        let start = tokio::time::Instant::now();
+        while !has_left(&limits.open, 1, CLIENT_CONNECTIONS) {
+            assert!(start.elapsed() < 2 * limits.timeouts.idle);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        polite.check(HealthCheckRequest::default()).await.unwrap();
         serving.abort();
     }
 
