@@ -57,11 +57,8 @@ bench-cloud-hypervisor: setup
     cargo build --release --package cofferdam-tests --bin bench
     cargo run --release --package cofferdam-tests --bin test-cloud-hypervisor -- --bench
 
-# Make the guest image and print where it is.
-image *ARGS: setup
+# Make the guest image and print where it is. The first time compiles its kernel, which takes some minutes; `just image --kernel debian` doesn't.
+image *ARGS:
+    images/setup.sh kernel
     cargo run --release --package cofferdam-images -- {{ ARGS }}
 
-# Compile the minimal guest kernel and print where it is.
-kernel:
-    images/setup.sh kernel
-    cargo run --release --package cofferdam-images -- kernel

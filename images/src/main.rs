@@ -10,8 +10,8 @@ use cofferdam_images::{KernelChoice, Options, ensure, minimal};
 
 const EXAMPLES: &str = "Examples:
   cofferdam-image                   make the image in the default directory
-  cofferdam-image kernel            compile the minimal kernel, which later images use
-  cofferdam-image --kernel debian   use Debian's cloud kernel even if the minimal one is compiled
+  cofferdam-image --kernel debian   use Debian's cloud kernel, which is ready at once
+  cofferdam-image kernel            compile the minimal kernel and make no image
   cofferdam-image --out ./image     use another directory
   cofferdam-image --refresh         use the newest packages";
 
@@ -26,7 +26,8 @@ struct Arguments {
     /// The image's directory [default: $COFFERDAM_IMAGE, or image in the cache directory]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// "debian", or a kernel file with everything built in [default: the minimal kernel if compiled, or else Debian's]
+    /// "debian", or a kernel file with everything built in [default: the minimal kernel, compiled first if need be, which takes
+    /// some minutes]
     #[arg(long, value_name = "KERNEL", value_parser = kernel_choice)]
     kernel: Option<KernelChoice>,
     /// Look for newer packages
@@ -73,7 +74,13 @@ fn run(arguments: Arguments) -> Result<PathBuf, Box<dyn Error>> {
         return Ok(minimal::compile(&options.cache, &debian, options.progress)?);
     }
     options.refresh = arguments.refresh;
-    options.kernel = arguments.kernel.unwrap_or_default();
+    options.kernel = match arguments.kernel {
+        Some(kernel) => kernel,
+        None => {
+            let debian = Debian::open(&options.cache, options.refresh, options.progress)?;
+            KernelChoice::File(minimal::compile(&options.cache, &debian, options.progress)?)
+        }
+    };
     options.out = arguments.out.unwrap_or(options.out);
     ensure(&options)?;
     Ok(options.out)

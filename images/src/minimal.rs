@@ -84,7 +84,7 @@ pub fn compile(cache: &Path, debian: &Debian, progress: fn(&str)) -> Result<Path
         return Ok(vmlinux);
     }
     progress(&format!(
-        "compiling the minimal kernel from {} {}, which takes some minutes",
+        "compiling the minimal kernel from {} {}, once, which takes some minutes; --kernel debian takes seconds",
         package.name, package.version
     ));
     let work = StagingDir::create(parent.join("compiling")).map_err(file_error(&parent))?;
