@@ -220,7 +220,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::Shares;
+    use crate::share::Shares;
 
     const TIMEOUTS: Timeouts = Timeouts { opening: Duration::from_secs(10), idle: Duration::from_secs(100) };
 

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Clients may be hostile. Every message has a limit, every wait an end, and of everything that there is a limited amount
-//! of (connections, memory, threads) one [`Client`] has at most its share.
+//! of (connections, memory, threads) one [`Client`] has at most its share. What takes time it takes in [`Turns`].
 
 mod children;
 mod client;
@@ -20,6 +20,7 @@ pub mod queue;
 mod serve;
 mod share;
 mod tenants;
+mod turns;
 mod work;
 
 pub use client::Client;
@@ -27,12 +28,12 @@ pub use guard::{Guarded, Limits, MAX_QUESTION_BYTES, Refusal, Takes};
 pub use listener::{AnonymousTcp, Listener, Tls, forbid_anonymous_tcp};
 pub use memory::{MemoryBudget, MemoryPermit};
 pub use serve::{ServeError, ServeOptions, serve_routes};
-pub use share::{Share, Shares};
 pub use tenants::{Clients, Pattern, Patterns};
 pub use tonic::{
     service::RoutesBuilder,
     transport::{Certificate, Identity},
 };
+pub use turns::{Line, Turn, Turns};
 pub use work::{Answers, Inlet, Outlet, Work};
 
 /// Bytes that may be on their way in one stream without having been asked for by a reader.

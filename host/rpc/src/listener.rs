@@ -23,10 +23,11 @@ use tonic::{
 };
 
 use crate::{
-    Client, Clients, ServeError, Shares,
+    Client, Clients, ServeError,
     children::{is_child, log_refusal},
     connection::{Limited, Timeouts},
     serve::limited_server,
+    share::Shares,
 };
 
 /// Most open connections of a listener. Others are closed.

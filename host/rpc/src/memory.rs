@@ -4,8 +4,8 @@ use parking_lot::Mutex;
 use tonic::Request;
 
 use crate::{
-    Client, Refusal, Share, Shares,
-    share::{Exhausted, Permit},
+    Client, Refusal,
+    share::{Exhausted, Permit, Share, Shares},
 };
 
 /// Bytes of a budget.

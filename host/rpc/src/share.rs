@@ -10,7 +10,7 @@ use crate::Client;
 
 /// A limited amount of a resource. Each client gets at most its share.
 #[derive(Debug, Clone)]
-pub struct Shares {
+pub(crate) struct Shares {
     total: Arc<Semaphore>,
     share: usize,
     clients: Arc<Mutex<HashMap<Client, Weak<Semaphore>>>>,
@@ -18,7 +18,7 @@ pub struct Shares {
 
 /// One client's share.
 #[derive(Debug, Clone)]
-pub struct Share {
+pub(crate) struct Share {
     own: Arc<Semaphore>,
     total: Arc<Semaphore>,
 }
@@ -41,12 +41,12 @@ pub(crate) enum Exhausted {
 
 impl Shares {
     /// So much, and how much of it a client may have.
-    pub fn new(total: usize, share: usize) -> Self {
+    pub(crate) fn new(total: usize, share: usize) -> Self {
         Self { total: Arc::new(Semaphore::new(total)), share, clients: Arc::default() }
     }
 
     /// A client's share.
-    pub fn of(&self, client: &Client) -> Share {
+    pub(crate) fn of(&self, client: &Client) -> Share {
         let mut clients = self.clients.lock();
         let known = clients.get(client).and_then(Weak::upgrade);
         let own = known.unwrap_or_else(|| {
@@ -65,12 +65,6 @@ impl Shares {
 }
 
 impl Share {
-    /// One unit, as soon as the client has less than its share and not everything is taken.
-    pub(crate) async fn take(self) -> Result<Permit, AcquireError> {
-        let own = self.own.acquire_owned().await?;
-        Ok(Permit { own, total: self.total.acquire_owned().await? })
-    }
-
     /// So many units, if they are there now.
     pub(crate) fn try_take(&self, units: usize) -> Result<Permit, Exhausted> {
         let units = u32::try_from(units).unwrap_or(u32::MAX);
@@ -94,8 +88,6 @@ impl Permit {
 
 #[cfg(test)]
 mod tests {
-    use futures::poll;
-
     use super::*;
 
     #[test]
@@ -124,20 +116,6 @@ mod tests {
         assert!(shares.of(&Client::User(1)).try_take(3).is_err());
         drop(taken);
         shares.of(&Client::User(1)).try_take(3).unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_client_with_its_full_share_waits_alone() {
-        let shares = Shares::new(3, 2);
-        let [one, other] = [1, 2].map(|uid| shares.of(&Client::User(uid)));
-        let first = one.clone().take().await.unwrap();
-        let _second = one.clone().take().await.unwrap();
-        let mut third = Box::pin(one.take());
-        assert!(poll!(&mut third).is_pending());
-        let others = other.take().await.unwrap();
-        drop(first);
-        third.await.unwrap();
-        drop(others);
     }
 
     #[test]

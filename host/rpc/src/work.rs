@@ -7,20 +7,16 @@ use futures::{
 use prost::Message;
 use tokio::{
     runtime::Handle,
-    sync::AcquireError,
     task::spawn_blocking,
     time::{Instant, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::{Response, Status, Streaming};
 
-use crate::{Client, ServeOptions, Shares, queue};
+use crate::{Client, ServeOptions, Turns, queue};
 
 /// Most requests in progress, each on a thread of its own. More wait for their turn.
 const MAX_REQUESTS: usize = 256;
-
-/// Most requests of one client in progress.
-const CLIENT_REQUESTS: usize = MAX_REQUESTS / 2;
 
 /// Bytes a second that a client must send or take after its request's timeout.
 const LEAST_RATE: u32 = 64 * 1024;
@@ -31,7 +27,7 @@ pub type Answers<T> = BoxStream<'static, Result<T, Status>>;
 /// Works on requests, on threads that may block.
 #[derive(Debug, Clone)]
 pub struct Work {
-    requests: Shares,
+    requests: Turns,
     patience: Patience,
     stop: CancellationToken,
 }
@@ -106,13 +102,13 @@ impl<T: Message> Outlet<T> {
 impl Work {
     /// Work that is given up when `stop` is cancelled.
     pub fn new(options: &ServeOptions, stop: CancellationToken) -> Self {
-        let &ServeOptions { idle_timeout, request_timeout, .. } = options;
+        let ServeOptions { idle_timeout, request_timeout, .. } = *options;
         let patience = Patience { idle_timeout, request_timeout, deadline: None };
-        Self { requests: Shares::new(MAX_REQUESTS, CLIENT_REQUESTS), patience, stop }
+        Self { requests: Turns::new(MAX_REQUESTS, &options.clients), patience, stop }
     }
 
-    /// Does the work of a request as soon as its client is below its share of requests. `scarce` is the share of a scarcer
-    /// resource that the work needs, too.
+    /// Does the work of a request when it is its client's turn. `scarce` are the turns at something scarcer that the work needs,
+    /// too.
     ///
     /// # Errors
     ///
@@ -120,24 +116,24 @@ impl Work {
     pub async fn run<T: Send + 'static>(
         &self,
         client: &Client,
-        scarce: Option<&Shares>,
+        scarce: Option<&Turns>,
         work: impl Future<Output = Result<T, Status>> + Send + 'static,
     ) -> Result<T, Status> {
         let stopping = || Status::unavailable("the server is shutting down");
-        let permits = async {
+        let turns = async {
             let other = match scarce {
-                Some(scarce) => Some(scarce.of(client).take().await?),
+                Some(scarce) => Some(scarce.line(client).turn().await),
                 None => None,
             };
-            Ok::<_, AcquireError>((other, self.requests.of(client).take().await?))
+            (other, self.requests.line(client).turn().await)
         };
-        let permits = tokio::select! {
-            permits = permits => permits.map_err(|_| stopping())?,
+        let turns = tokio::select! {
+            turns = turns => turns,
             () = self.stop.cancelled() => return Err(stopping()),
         };
         let (runtime, stop) = (Handle::current(), self.stop.clone());
         let worked = spawn_blocking(move || {
-            let _permits = permits;
+            let _turns = turns;
             runtime.block_on(async {
                 tokio::select! {
                     done = work => done,
@@ -156,7 +152,7 @@ impl Work {
     pub async fn stream<T, F>(
         &self,
         client: Client,
-        scarce: Option<Shares>,
+        scarce: Option<Turns>,
         work: impl FnOnce(Outlet<T>) -> F,
     ) -> Result<Response<Answers<T>>, Status>
     where
@@ -207,6 +203,7 @@ mod tests {
     use tokio::{sync::oneshot, time::timeout};
 
     use super::*;
+    use crate::Clients;
     use tonic_health::pb::HealthCheckResponse;
 
     /// Longer than any test takes.
@@ -214,15 +211,16 @@ mod tests {
 
     const ONE: Client = Client::User(1);
 
-    fn work(requests: Shares) -> Work {
+    fn work(requests: usize) -> Work {
+        let requests = Turns::new(requests, &Clients::default());
         Work { requests, ..Work::new(&ServeOptions::default(), CancellationToken::new()) }
     }
 
     #[tokio::test]
     async fn one_client_leaves_room_for_others() {
-        let trees = Shares::new(2, 1);
+        let trees = Turns::new(2, &Clients::default());
         for scarce in [None, Some(&trees)] {
-            let work = work(Shares::new(4, 2));
+            let work = work(4);
             let _end = work.stop.clone().drop_guard();
             let mut held: Vec<_> = (0..4).map(|_| Box::pin(work.run::<()>(&ONE, scarce, pending()))).collect();
             for held in &mut held {
@@ -250,8 +248,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_that_goes_away_waits_no_longer() {
-        let work = work(Shares::new(1, 1));
-        let permit = work.requests.of(&ONE).take().await.unwrap();
+        let work = work(1);
+        let turn = work.requests.line(&ONE).turn().await;
         let (waiting, gone) = oneshot::channel::<()>();
         let mut asked = Box::pin(work.stream(ONE, None, |_: Outlet<HealthCheckResponse>| async move {
             drop(waiting);
@@ -260,6 +258,6 @@ mod tests {
         assert!(poll!(&mut asked).is_pending());
         drop(asked);
         timeout(LONG, gone).await.unwrap().unwrap_err();
-        drop(permit);
+        drop(turn);
     }
 }

@@ -146,7 +146,11 @@ impl Builder {
         let _at_the_end = HangUp(Arc::clone(&ending));
         let progress = Arc::new(Progress::new(observer, options, Arc::clone(&ending)));
         let interruptions = Interruptions { cancel, progress: Some(&progress) };
-        let Prepared { needles, tree, lease } = interruptions.before(self.prepare(request, options)).await??;
+        let prepared = async {
+            let _turn = progress.turn().await;
+            self.prepare(request, options).await
+        };
+        let Prepared { needles, tree, lease } = interruptions.before(prepared).await??;
         progress.resolved(tree.memory_bytes());
         progress.enter(Phase::Booting);
         let size = Size::of(request, options, &self.machines.settings, tree.memory_bytes());

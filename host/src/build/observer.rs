@@ -1,4 +1,9 @@
 use cofferdam_protocol::Sample;
+use cofferdam_rpc::Turn;
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, ready},
+};
 
 use super::{error::Reason, phase::Phase, standby::StandbyUse, terminal::Terminal};
 use crate::network::Connection;
@@ -7,6 +12,10 @@ use crate::network::Connection;
 pub(crate) trait Observer: Send + Sync {
     /// A phase begins.
     fn phase(&self, phase: Phase);
+    /// Waits until the inputs' directories may be read. The turn is held until they have been.
+    fn turn(&self) -> BoxFuture<'_, Option<Turn>> {
+        ready(None).boxed()
+    }
     /// The inputs' directories have been read. They take so many bytes of the host's memory until the build ends, which may
     /// be less than their limit.
     fn resolved(&self, _memory_bytes: u64) {}

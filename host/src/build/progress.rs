@@ -6,6 +6,7 @@ use std::{
 };
 
 use cofferdam_protocol::Sample;
+use cofferdam_rpc::Turn;
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::sleep_until};
 
@@ -65,6 +66,10 @@ impl Progress {
         self.book(phase);
         self.sooner.notify_one();
         self.observer.phase(phase);
+    }
+
+    pub(super) async fn turn(&self) -> Option<Turn> {
+        self.observer.turn().await
     }
 
     pub(super) fn resolved(&self, memory_bytes: u64) {

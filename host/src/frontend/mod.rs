@@ -28,7 +28,6 @@ use cofferdam_proto::{
 };
 use cofferdam_rpc::{Client, Guarded, MemoryBudget, MemoryPermit, RoutesBuilder};
 use opentelemetry::Context;
-use tokio::task::spawn_blocking;
 use tonic::{Request, Status};
 
 pub(crate) use status::failure as failure_of;
@@ -131,8 +130,7 @@ impl Shared {
         let decode = move || {
             BuildRequest::from_binary(encoded.as_bytes()).map(|request| Decoded { digest: request.digest(), request })
         };
-        let decoded = spawn_blocking(decode).await;
-        let decoded = decoded.map_err(|_| Failure::executor("host", "the server failed at this request"))?;
+        let decoded = self.scheduler.work(client, decode).await?;
         decoded.map_err(|error| self.refused(client, error))
     }
 

@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use cofferdam_rpc::Line;
 use tokio::sync::watch;
 use zstd::stream::read::Decoder;
 
@@ -195,6 +196,8 @@ pub(crate) struct LogReader {
     position: u64,
     progress: watch::Receiver<Progress>,
     source: Option<Source>,
+    /// Where it waits for its turns to read.
+    line: Option<Line>,
 }
 
 enum Source {
@@ -217,7 +220,12 @@ impl LogReader {
         if offset > length {
             return Err(RecordsError::BeyondEnd { id, offset, length });
         }
-        Ok(Self { id, logs, position: offset, progress, source: None })
+        Ok(Self { id, logs, position: offset, progress, source: None, line: None })
+    }
+
+    /// The same reader, which waits for its turn in this line each time that it reads.
+    pub(crate) fn in_turns(self, line: Line) -> Self {
+        Self { line: Some(line), ..self }
     }
 
     /// The offset of the next bytes.
@@ -254,8 +262,13 @@ impl LogReader {
         if most == 0 {
             return Ok(None);
         }
+        let turn = match &self.line {
+            Some(line) => Some(line.turn().await),
+            None => None,
+        };
         let (id, position, logs, source) = (self.id, self.position, self.logs.clone(), self.source.take());
         let read = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
             let mut source = source.map_or_else(|| Source::open(&logs, id, position), Ok)?;
             let mut bytes = vec![0; most];
             let read =

@@ -7,7 +7,7 @@ use std::{
 
 use cofferdam_castore::{B3Digest, Node};
 use cofferdam_protocol::Sample;
-use cofferdam_rpc::{Client, MemoryPermit};
+use cofferdam_rpc::{Client, Line, MemoryPermit};
 use opentelemetry::Context;
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
@@ -58,6 +58,8 @@ pub(crate) struct ActiveBuild {
     pub(super) log_failure: OnceLock<Failure>,
     pub(super) state: watch::Receiver<State>,
     pub(super) cancel: CancellationToken,
+    /// Where it waits for its turn to read its inputs' directories.
+    pub(super) line: Line,
     pub(super) context: Context,
     pub(super) _memory: MemoryPermit,
 }

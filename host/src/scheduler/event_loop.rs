@@ -200,6 +200,7 @@ impl EventLoop {
             log_failure: OnceLock::new(),
             state: receiver,
             cancel,
+            line: self.scheduler.trees.line(&client),
             context,
             _memory: memory,
         });

@@ -36,9 +36,9 @@ mod tests;
 use std::{sync::Arc, time::Duration};
 
 use cofferdam_castore::{B3Digest, Node, Store};
-use cofferdam_rpc::Client;
+use cofferdam_rpc::{Client, Turns};
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot},
+    sync::{mpsc, oneshot},
     task::{JoinHandle, spawn_blocking},
 };
 use tokio_util::sync::CancellationToken;
@@ -65,8 +65,12 @@ use crate::{
 /// Messages that wait for the event loop. The sender of one more waits.
 const BUFFERED_MESSAGES: usize = 64;
 
-/// Most submissions at a time for which an earlier success is looked up. Each look-up reads all directories of the outputs.
-const MAX_LOOKUPS: usize = 2;
+/// Most questions of clients that are worked on at a time: requests that are decoded, messages to the event loop, records and
+/// pieces of logs that are read.
+const MAX_QUESTIONS: usize = 16;
+
+/// Most trees of directories that are read at a time: a build's inputs, or the outputs of an earlier success.
+const MAX_TREES: usize = 8;
 
 /// Settings of the scheduler.
 #[derive(Debug, Clone)]
@@ -143,8 +147,8 @@ struct Prepared {
 pub(crate) struct Scheduler {
     messages: mpsc::Sender<Message>,
     backend: Arc<Backend>,
-    /// Permits to look up earlier successes.
-    lookups: Arc<Semaphore>,
+    questions: Turns,
+    trees: Turns,
     reuse: Reuse,
 }
 
@@ -157,8 +161,9 @@ impl Scheduler {
         drain: CancellationToken,
     ) -> (Self, JoinHandle<()>) {
         let (messages, inbox) = mpsc::channel(BUFFERED_MESSAGES);
-        let lookups = Arc::new(Semaphore::new(MAX_LOOKUPS));
-        let scheduler = Self { messages, backend: Arc::new(backend), lookups, reuse: settings.reuse };
+        let clients = backend.tenants.clients();
+        let (questions, trees) = (Turns::new(MAX_QUESTIONS, clients), Turns::new(MAX_TREES, clients));
+        let scheduler = Self { messages, backend: Arc::new(backend), questions, trees, reuse: settings.reuse };
         let event_loop = event_loop::EventLoop::new(scheduler.clone(), settings);
         (scheduler, tokio::spawn(event_loop.run(inbox, drain)))
     }
@@ -190,6 +195,24 @@ impl Scheduler {
         submitted
     }
 
+    /// Does a client's work that may block when it is the client's turn.
+    ///
+    /// # Errors
+    ///
+    /// The work panicked.
+    pub(crate) async fn work<T: Send + 'static>(
+        &self,
+        client: &Client,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Failure> {
+        let turn = self.questions.line(client).turn().await;
+        let worked = spawn_blocking(move || {
+            let _turn = turn;
+            work()
+        });
+        worked.await.map_err(|_| Failure::executor("host", "the server failed at this request"))
+    }
+
     /// Counts and logs a refused request.
     pub(crate) fn refused(&self, client: &Client, failure: &Failure) {
         self.backend.metrics.refused(failure);
@@ -201,15 +224,15 @@ impl Scheduler {
         let mut prepared = self.prepare(&submission).await?;
         if let Some(id) = submission.compare_with {
             prepared.expected = Some(self.expected(&submission, id).await?);
-        } else if !submission.rebuild
-            && self.reuse != Reuse::Off
-            && let Ok(_turn) = self.lookups.acquire().await
-            && let Some(record) = reuse::find(&self.backend, &submission, prepared.key).await
-        {
-            let is_visible = self.backend.operators.let_see(&submission.client, &record);
-            return Ok(Submitted::Earlier { record: Box::new(record), is_visible });
+        } else if !submission.rebuild && self.reuse != Reuse::Off {
+            let _turn = self.trees.line(&submission.client).turn().await;
+            if let Some(record) = reuse::find(&self.backend, &submission, prepared.key).await {
+                let is_visible = self.backend.operators.let_see(&submission.client, &record);
+                return Ok(Submitted::Earlier { record: Box::new(record), is_visible });
+            }
         }
-        let answer = self.ask(|reply| Message::Submit(Box::new(submission), prepared, reply)).await;
+        let client = submission.client.clone();
+        let answer = self.ask(&client, |reply| Message::Submit(Box::new(submission), prepared, reply)).await;
         answer.unwrap_or_else(|| Err(draining())).map(Submitted::Active)
     }
 
@@ -225,7 +248,7 @@ impl Scheduler {
         if record.status() != Status::Built {
             return Err(wrong("it has failed"));
         }
-        let _turn = self.lookups.acquire().await;
+        let _turn = self.trees.line(&submission.client).turn().await;
         match reuse::complete(&self.backend, &submission.request, *record).await.and_then(|record| record.outcome) {
             Some(Outcome::Built(outputs)) => Ok(outputs.into_iter().map(|output| output.node).collect()),
             _ => Err(wrong("the store has lost its outputs").advised("build it anew, and compare with that")),
@@ -234,8 +257,7 @@ impl Scheduler {
 
     async fn prepare(&self, submission: &Submission<Admitted>) -> Result<Prepared, Failure> {
         let backend = Arc::clone(&self.backend);
-        let environment = spawn_blocking(move || backend.builder.environment()).await;
-        let environment = environment.map_err(|error| Failure::executor("host", error.to_string()))?;
+        let environment = self.work(&submission.client, move || backend.builder.environment()).await?;
         let environment =
             environment.map_err(|error| Failure::executor_because("host", "the guest image can't be read", &error))?;
         let network = self.backend.builder.network(&submission.request, &submission.options);
@@ -243,7 +265,13 @@ impl Scheduler {
         Ok(Prepared { environment, key, expected: None })
     }
 
-    async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Option<T> {
+    /// Asks the event loop when it is the client's turn, so that the messages of others are few.
+    async fn ask<T>(&self, client: &Client, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Option<T> {
+        let _turn = self.questions.line(client).turn().await;
+        self.tell(message).await
+    }
+
+    async fn tell<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Option<T> {
         let (reply, answer) = oneshot::channel();
         self.messages.send(message(reply)).await.ok()?;
         answer.await.ok()

@@ -3,7 +3,6 @@
 use std::{collections::HashMap, sync::Arc};
 
 use cofferdam_rpc::Client;
-use tokio::task::spawn_blocking;
 
 use super::{Message, Scheduler, State, Subscription, access::unknown};
 use crate::{
@@ -45,11 +44,11 @@ impl Scheduler {
     ///
     /// There is none that the client may see.
     pub(crate) async fn find(&self, client: &Client, id: BuildId) -> Result<Found, Failure> {
-        let active = self.ask(|reply| Message::Find(id, client.clone(), reply)).await.flatten();
+        let active = self.ask(client, |reply| Message::Find(id, client.clone(), reply)).await.flatten();
         let found = match active {
             Some(subscription) => Found::Active(subscription),
             None => {
-                let record = self.ask_records(move |records| records.get(id)).await?;
+                let record = self.ask_records(client, move |records| records.get(id)).await?;
                 Found::Ended(Box::new(record.ok_or_else(unknown)?))
             }
         };
@@ -72,7 +71,7 @@ impl Scheduler {
         if self.is_operator(client) {
             subscription.build.cancel.cancel();
         } else {
-            let _ = self.ask(|reply| Message::Leave(id, client.clone(), reply)).await;
+            let _ = self.ask(client, |reply| Message::Leave(id, client.clone(), reply)).await;
         }
         Ok(())
     }
@@ -90,13 +89,13 @@ impl Scheduler {
         before: Option<BuildId>,
         most: usize,
     ) -> Result<Page, Failure> {
-        let active = self.active().await;
+        let active = self.ask(client, Message::List).await.unwrap_or_default();
         let mut states: HashMap<_, _> =
             active.iter().map(|build| (build.id(), build.state().borrow().clone())).collect();
-        let (client, operators) = (client.clone(), self.backend.operators.clone());
-        let page = self.ask_records(move |records| {
+        let (theirs, operators) = (client.clone(), self.backend.operators.clone());
+        let page = self.ask_records(client, move |records| {
             let wanted = |record: &Record| {
-                (!only_active || record.status() == Status::Unfinished) && operators.let_see(&client, record)
+                (!only_active || record.status() == Status::Unfinished) && operators.let_see(&theirs, record)
             };
             records.list(&wanted, before, most)
         });
@@ -117,7 +116,7 @@ impl Scheduler {
         if self.owner_for(client, &record) != record.client {
             return none("it was signed for another client, which asked for the build first");
         }
-        match self.ask_records(move |records| records.proof(id)).await? {
+        match self.ask_records(client, move |records| records.proof(id)).await? {
             Some(proof) => Ok(proof),
             None if record.status() == Status::Built => {
                 none("a version without provenance built it, or it could not be signed")
@@ -138,7 +137,8 @@ impl Scheduler {
     /// There is no build that the client may see, or its log is shorter.
     pub(crate) async fn read_log(&self, client: &Client, id: BuildId, offset: u64) -> Result<LogReader, Failure> {
         self.find(client, id).await?;
-        self.ask_records(move |records| records.read_log(id, offset)).await?.ok_or_else(unknown)
+        let reader = self.ask_records(client, move |records| records.read_log(id, offset)).await?;
+        Ok(reader.ok_or_else(unknown)?.in_turns(self.questions.line(client)))
     }
 
     /// Lends a terminal to a build that asks for one. Keeping the returned subscription keeps the build.
@@ -172,20 +172,16 @@ impl Scheduler {
 
     /// Waits until the scheduler's task answers, or has ended.
     pub(crate) async fn answers(&self) {
-        drop(self.ask(Message::List).await);
-    }
-
-    async fn active(&self) -> Vec<Arc<super::ActiveBuild>> {
-        self.ask(Message::List).await.unwrap_or_default()
+        drop(self.tell(Message::List).await);
     }
 
     async fn ask_records<T: Send + 'static>(
         &self,
+        client: &Client,
         question: impl FnOnce(&Records) -> Result<T, RecordsError> + Send + 'static,
     ) -> Result<T, Failure> {
         let backend = Arc::clone(&self.backend);
-        let answer = spawn_blocking(move || question(&backend.records)).await;
-        let answer = answer.map_err(|_| Failure::executor("host", "the server failed at this request"))?;
+        let answer = self.work(client, move || question(&backend.records)).await?;
         answer.map_err(|error| Failure::from(&error))
     }
 }

@@ -3,7 +3,8 @@
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use cofferdam_protocol::Sample;
-use futures::FutureExt as _;
+use cofferdam_rpc::Turn;
+use futures::{FutureExt as _, future::BoxFuture};
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot, watch},
@@ -166,6 +167,10 @@ struct Watch {
 }
 
 impl Observer for Watch {
+    fn turn(&self) -> BoxFuture<'_, Option<Turn>> {
+        self.build.line.turn().map(Some).boxed()
+    }
+
     fn phase(&self, phase: Phase) {
         self.build.recording.phase(phase);
         self.state.send_replace(State::Running { phase, sample: None, shell: None });

@@ -12,12 +12,13 @@ use cofferdam_proto::snix::build::v1 as proto;
 use cofferdam_protocol::WindowSize;
 use cofferdam_rpc::{Clients, MemoryPermit};
 use futures::{
-    StreamExt as _,
+    FutureExt as _, StreamExt as _,
     future::pending,
     stream::{self, BoxStream},
 };
 use opentelemetry::Context;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
+use tokio_util::task::AbortOnDropHandle;
 use tonic::async_trait;
 
 use super::*;
@@ -277,6 +278,15 @@ fn nobody_but_root_is_an_operator_whom_the_configuration_does_not_list() {
 
 /// Records a success under the key of a submission.
 async fn record_success(scheduler: &Scheduler, submission: Submission, outputs: &[&str]) -> BuildId {
+    let link = |target: &&str| Node::Symlink { target: (*target).try_into().unwrap() };
+    record_nodes(scheduler, submission, outputs.iter().map(link)).await
+}
+
+async fn record_nodes(
+    scheduler: &Scheduler,
+    submission: Submission,
+    nodes: impl Iterator<Item = Node> + Send,
+) -> BuildId {
     let submission = submission.admitted_by(&scheduler.backend.builder).unwrap();
     let prepared = scheduler.prepare(&submission).await.unwrap();
     let recording: Recording = scheduler.backend.records.begin(crate::records::Request {
@@ -289,8 +299,7 @@ async fn record_success(scheduler: &Scheduler, submission: Submission, outputs: 
         log_bytes: 1,
         secrets: Vec::new(),
     });
-    let link = |target: &&str| Node::Symlink { target: (*target).try_into().unwrap() };
-    let outputs = outputs.iter().map(|target| Output { node: link(target), needles: [].into() }).collect();
+    let outputs = nodes.map(|node| Output { node, needles: [].into() }).collect();
     recording.finish(End { outcome: Outcome::Built(outputs), usage: None, kept: None }).unwrap();
     recording.id()
 }
@@ -302,6 +311,56 @@ fn targets(record: &crate::records::Record) -> Vec<String> {
         node => panic!("{node:?}"),
     };
     outputs.iter().map(target).collect()
+}
+
+/// Longer than any test takes.
+const LONG: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn a_thousand_look_ups_of_one_client_delay_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let scheduler = start_with(dir.path(), Reuse::Tenant);
+    // The store never answers what this directory is.
+    let tree = Node::Directory { digest: B3Digest::of(b"output"), size: 1 };
+    record_nodes(&scheduler, submission(&OWNER, &["a"]), [tree].into_iter()).await;
+    let flood = || {
+        let scheduler = scheduler.clone();
+        AbortOnDropHandle::new(tokio::spawn(async move { scheduler.submit(submission(&OWNER, &["a"])).await }))
+    };
+    let _flood: Vec<_> = (0..1000).map(|_| flood()).collect();
+    while scheduler.trees.line(&OWNER).turn().now_or_never().is_some() {
+        tokio::task::yield_now().await;
+    }
+    for client in [STRANGER, JOINED, OPERATOR] {
+        timeout(LONG, active(&scheduler, submission(&client, &["a"]))).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_thousand_questions_of_one_client_delay_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let scheduler = start(dir.path());
+    let build = active(&scheduler, submission(&STRANGER, &[])).await;
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let held = Arc::new(std::sync::Mutex::new(held));
+    let flood = || {
+        let (scheduler, held) = (scheduler.clone(), Arc::clone(&held));
+        tokio::spawn(async move { scheduler.work(&OWNER, move || held.lock().unwrap().recv().unwrap_err()).await })
+    };
+    let flood: Vec<_> = (0..1000).map(|_| flood()).collect();
+    while scheduler.questions.line(&OWNER).turn().now_or_never().is_some() {
+        tokio::task::yield_now().await;
+    }
+    let listed = timeout(LONG, scheduler.list(&STRANGER, false, None, 10)).await.unwrap().unwrap();
+    assert_eq!(listed.builds.len(), 1);
+    let id = build.build.id();
+    let mut log = timeout(LONG, scheduler.read_log(&STRANGER, id, 0)).await.unwrap().unwrap();
+    assert_eq!(timeout(LONG, log.available()).await.unwrap().unwrap(), None);
+    timeout(LONG, active(&scheduler, submission(&JOINED, &["b"]))).await.unwrap();
+    drop(release);
+    for call in flood {
+        call.await.unwrap().unwrap();
+    }
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 use std::io;
 
 use async_trait::async_trait;
-use cofferdam_rpc::{Answers, Client, Outlet, Shares, Work};
+use cofferdam_rpc::{Answers, Client, Clients, Outlet, Turns, Work};
 use futures::StreamExt as _;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -18,27 +18,21 @@ use crate::{
 /// Trees that clients put at a time; further requests wait. Each may take [`MAX_TREE_BYTES`] of memory.
 const MAX_PUTS: usize = 8;
 
-/// One client's share of [`MAX_PUTS`].
-const CLIENT_PUTS: usize = MAX_PUTS / 2;
-
 /// Whole trees that clients get at a time; further requests wait. Each keeps a batch of directories in memory, and several copies of
 /// up to [`RootFirst::MAX_DIRECTORIES`] digests.
 const MAX_TREE_GETS: usize = 16;
-
-/// One client's share of [`MAX_TREE_GETS`].
-const CLIENT_TREE_GETS: usize = MAX_TREE_GETS / 2;
 
 /// Serves a directory service.
 pub(in super::super) struct Directories {
     views: Views,
     work: Work,
-    puts: Shares,
-    tree_gets: Shares,
+    puts: Turns,
+    tree_gets: Turns,
 }
 
 impl Directories {
-    pub(super) fn new(views: Views, work: Work) -> Self {
-        let (puts, tree_gets) = (Shares::new(MAX_PUTS, CLIENT_PUTS), Shares::new(MAX_TREE_GETS, CLIENT_TREE_GETS));
+    pub(super) fn new(views: Views, work: Work, clients: &Clients) -> Self {
+        let (puts, tree_gets) = (Turns::new(MAX_PUTS, clients), Turns::new(MAX_TREE_GETS, clients));
         Self { views, work, puts, tree_gets }
     }
 }

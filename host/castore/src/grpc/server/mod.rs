@@ -82,7 +82,7 @@ pub(super) fn services(
 ) -> (Guarded<BlobServiceServer<Blobs>>, Guarded<DirectoryServiceServer<Directories>>) {
     let work = Work::new(&options.rpc, stop);
     let blobs = Blobs { views: views.clone(), work: work.clone(), max_blob_bytes: options.max_blob_bytes };
-    let directories = Directories::new(views.clone(), work);
+    let directories = Directories::new(views.clone(), work, &options.rpc.clients);
     let blobs = BlobServiceServer::new(blobs).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let directories = DirectoryServiceServer::new(directories).max_decoding_message_size(MAX_DIRECTORY_BYTES);
     (
