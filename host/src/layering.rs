@@ -6,7 +6,7 @@ use std::{
 };
 
 /// The modules, top first.
-const ORDER: [&str; 18] = [
+const ORDER: [&str; 19] = [
     "cli",
     "daemon",
     "frontend",
@@ -22,6 +22,7 @@ const ORDER: [&str; 18] = [
     "network",
     "oci",
     "request",
+    "disk",
     "state",
     "privacy",
     "quantity",

@@ -26,6 +26,7 @@
 //! | `oci` | images of OCI and Docker, from files and registries |
 //! | `network` | which connections a build gets, and making them |
 //! | `request` | the validated request and its digest |
+//! | `disk` | the watermark of free disk space |
 //! | `state` | the state directory, and the store in it |
 //! | `privacy` | what keeps this process's memory from others |
 
@@ -33,6 +34,7 @@ mod build;
 pub mod cli;
 mod daemon;
 pub mod devices;
+mod disk;
 mod frontend;
 #[doc(hidden)]
 pub mod fuzzing;

@@ -115,6 +115,11 @@ impl Cofferdam {
         path
     }
 
+    /// The state directory itself.
+    pub fn state_directory(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
     /// The directory of run directories.
     pub fn run_directory(&self) -> PathBuf {
         self.directory.path().join("state/run")

@@ -20,13 +20,15 @@ use crate::{
     stretched, vmm,
 };
 
-/// The usual configuration: one VM at a time, with little memory.
+/// The usual configuration: one VM at a time, with little memory, however full the host's disk is.
 const CONFIG: &str = "
     allow_emulation = true
     [budget]
     builds = 1
     [build]
     memory = \"256M\"
+    [disk]
+    min_free = 0
 ";
 
 /// A running `cofferdam daemon`, and room for its VMs.

@@ -1,9 +1,8 @@
 //! Failed builds: each reason has its own message, JSON and exit code.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
 
-use cofferdam_tests::{Cofferdam, guest, stretched};
-use nix::mount::{MsFlags, mount, umount};
+use cofferdam_tests::{Cofferdam, SmallDisk, guest, stretched};
 
 #[test]
 fn an_exit_code_is_reported() {
@@ -119,23 +118,10 @@ fn limits_on_logs_and_outputs_name_their_flag() {
     assert_eq!(cofferdam.verified_blobs(), before);
 }
 
-/// A mount. Dropping it unmounts it.
-struct Mounted(PathBuf);
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        umount(&self.0).expect("nothing uses it any more");
-    }
-}
-
 #[test]
 fn a_full_disk_of_the_host_is_the_executors_failure() {
     let cofferdam = Cofferdam::new();
-    let place = cofferdam.run_directory();
-    fs::create_dir_all(&place).unwrap();
-    let small = Some("size=16m,mode=0700");
-    mount(Some("small"), &place, Some("tmpfs"), MsFlags::empty(), small).expect("this needs root");
-    let _small = Mounted(place);
+    let _small = SmallDisk::at(&cofferdam.run_directory(), 16);
     let build = cofferdam.build().shell("dd if=/dev/zero of=big bs=1M count=64 conv=fsync");
     build.executor_fails("host").says("No space left on device");
 }

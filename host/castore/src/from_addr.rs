@@ -99,6 +99,14 @@ pub fn is_addr(addr: &str) -> bool {
     }
 }
 
+/// The path on this host below which the store of an address keeps its contents: that of a `file`, `redb` or `cache` store.
+pub fn local_path(addr: &str) -> Option<PathBuf> {
+    if addr.starts_with(cache::SCHEME) {
+        return CacheAddress::parse(addr).ok().map(|cache| cache.dir);
+    }
+    ["file://", "redb://"].iter().find_map(|scheme| addr.strip_prefix(scheme)).map(Into::into)
+}
+
 /// The path of an address with the scheme `path_scheme`; `None` for `memory://`.
 fn parse(addr: &str, path_scheme: &'static str, known: &'static str) -> Result<Option<PathBuf>, AddrError> {
     let shown = || addr.to_owned();

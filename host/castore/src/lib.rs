@@ -84,7 +84,7 @@ pub use directory::{Directory, DirectoryError, DirectorySizes};
 pub(crate) use directoryservice::{
     DirectoryMemory, DirectoryPutter, DirectoryService, MemoryDirectoryService, RedbDirectoryService,
 };
-pub use from_addr::is_addr;
+pub use from_addr::{is_addr, local_path};
 pub use local_store::{LocalStore, RootError};
 pub use name::{NameError, PathComponent, SymlinkTarget, TargetError};
 pub use node::Node;

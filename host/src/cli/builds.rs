@@ -277,10 +277,14 @@ fn header(with_client: bool) -> String {
 }
 
 fn line(build: &BuildInfo, with_client: bool) -> String {
+    let state = match &build.queued {
+        Some(queued) if !queued.waiting_for.is_empty() => format!("{}: {}", state(build), queued.waiting_for),
+        _ => state(build).to_owned(),
+    };
     let age = show_age(now().saturating_sub(Duration::from_millis(build.submitted_unix_ms)));
     let ran = ran(build).map_or_else(|| "-".to_owned(), show_duration);
     let client = if with_client { format!("{}\t", build.client) } else { String::new() };
-    format!("{}\t{}\t{age}\t{ran}\t{client}{}\n", build.id, state(build), one_line(&build.command))
+    format!("{}\t{}\t{age}\t{ran}\t{client}{}\n", build.id, state, one_line(&build.command))
 }
 
 fn sheet(build: &BuildInfo) -> String {

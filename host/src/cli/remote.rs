@@ -342,6 +342,7 @@ fn waiting(queued: &wire::Queued) -> String {
         "memory" => "memory",
         "cpus" => "processors",
         "builds" => "other builds to end",
+        "disk" => "free disk space on the daemon's host",
         _ => "its turn",
     };
     match queued.position {

@@ -18,7 +18,10 @@ mod systemd;
 
 use std::{convert::Infallible, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use cofferdam_castore::{Store, Views, grpc};
+use cofferdam_castore::{
+    Store, Views,
+    grpc::{self, Admission},
+};
 use cofferdam_proto::{BUILD_DESCRIPTOR_SET, CASTORE_DESCRIPTOR_SET};
 use cofferdam_rpc::{Listener, RoutesBuilder, ServeOptions, Tls, serve_routes};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -101,6 +104,7 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let mut sockets = Sockets::default();
     let listeners = listen(config, &state, tls.as_ref(), &mut sockets, listening).await?;
     let metrics = Arc::new(Metrics::new(state.clone()));
+    let disk = Arc::new(config.disk()?);
     let traces = config.traces.as_ref().map(|traces| Traces::to(&traces.endpoint.0)).transpose();
     let traces = traces.map_err(|error| wrong("traces.endpoint can't be used", &error))?;
     let backend = Backend {
@@ -111,6 +115,7 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
         operators: Operators::among(tenants.clients()),
         tenants: tenants.clone(),
         signer,
+        disk: Arc::clone(&disk),
         metrics: Arc::clone(&metrics),
         traces,
     };
@@ -132,7 +137,7 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let serving = async {
         let drain = config.drain_timeout() + AFTER_DRAIN;
         let rpc = ServeOptions { drain, clients: tenants.clients().clone(), ..ServeOptions::default() };
-        let served = serve(&store, frontends, listeners, rpc, cancel).await;
+        let served = serve(&store, frontends, disk, listeners, rpc, cancel).await;
         // The scheduler waits for detached builds, too. After an error nothing else would end it.
         cancel.cancel();
         served
@@ -238,11 +243,13 @@ async fn serve_metrics(
 async fn serve(
     store: &Store,
     frontends: Frontends,
+    admission: Arc<dyn Admission>,
     listeners: Vec<Listener>,
     rpc: ServeOptions,
     shutdown: &CancellationToken,
 ) -> Result<(), Failure> {
-    let (options, stop) = (grpc::ServeOptions { rpc, ..grpc::ServeOptions::default() }, CancellationToken::new());
+    let (options, stop) =
+        (grpc::ServeOptions { rpc, admission, ..grpc::ServeOptions::default() }, CancellationToken::new());
     let mut routes = RoutesBuilder::default();
     grpc::add_services(&mut routes, &Views::whole(store.clone()), &options, stop.clone());
     frontends.add_to(&mut routes);

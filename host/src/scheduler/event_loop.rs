@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, OnceLock, Weak},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use cofferdam_castore::B3Digest;
@@ -30,6 +30,9 @@ use crate::{
     request::{Admitted, RequestError, RequestErrorKind},
     telemetry::Amounts,
 };
+
+/// Pause between two looks at a disk that is too full, while builds wait for it.
+const DISK_RETRY: Duration = Duration::from_millis(500);
 
 pub(super) struct EventLoop {
     scheduler: Scheduler,
@@ -108,7 +111,9 @@ impl EventLoop {
         let mut deadline = std::pin::pin!(deadline);
         let mut late = false;
         while !(self.draining && self.entries.is_empty()) {
-            let due = self.standbys.as_ref().and_then(Standbys::due);
+            let standbys_due = self.standbys.as_ref().and_then(Standbys::due);
+            let disk_due = self.queue.is_held().then(|| Instant::now() + DISK_RETRY);
+            let due = standbys_due.into_iter().chain(disk_due).min();
             tokio::select! {
                 Some(message) = inbox.recv() => self.handle(message),
                 () = drain.cancelled(), if !self.draining => self.drain(),
@@ -244,6 +249,8 @@ impl EventLoop {
     }
 
     fn start_next(&mut self) {
+        let waits = self.queue.order().next().is_some();
+        self.queue.hold(waits && self.scheduler.backend.disk.low().is_some());
         while let Some(ticket) = self.queue.next(Instant::now()) {
             let left = self.queue.budget().without(self.queue.used());
             let Some(entry) = self.entries.get_mut(&ticket) else { continue };

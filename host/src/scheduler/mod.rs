@@ -12,7 +12,7 @@
 //!     └── cancelled, or drained ─────────────────────────────────────▲
 //! ```
 //!
-//! A build is queued until the budget has room for it. Then it runs until it is done. A queued build is done without having
+//! A build is queued until the budget has room for it and the disk has enough free space. Then it runs until it is done. A queued build is done without having
 //! run if it is cancelled, or if the daemon drains.
 //!
 //! Equal submissions share one build, of one client or of all (see [`Reuse`]). It is cancelled when its last [`Subscription`] is
@@ -54,6 +54,7 @@ pub(crate) use submission::{Submission, Submitted};
 
 use crate::{
     build::{Builder, News, Options, failure::Failure},
+    disk::Disk,
     provenance::Signer,
     records::{BuildId, Machine, Outcome, Records, Status},
     request::Admitted,
@@ -112,6 +113,8 @@ pub(crate) struct Backend {
     pub tenants: Tenants,
     /// Signs what the builds have made.
     pub signer: Signer,
+    /// The file systems that builds write to.
+    pub disk: Arc<Disk>,
     /// Counts builds.
     pub metrics: Arc<Metrics>,
     /// The collector of the builds' spans.

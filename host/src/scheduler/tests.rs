@@ -83,6 +83,7 @@ fn backend(dir: &Path) -> Backend {
             key: SigningKey::open_or_create(&dir.join("provenance.key")).unwrap(),
             host: "host".to_owned(),
         },
+        disk: Arc::new(Disk::new(Vec::new(), None)),
         metrics: Arc::new(Metrics::new(dir.to_owned())),
         traces: None,
     }

@@ -58,6 +58,7 @@ pub(super) fn check(config: &Config) -> Result<Checked, Vec<Problem>> {
     checks.host_paths();
     checks.listen();
     checks.store();
+    checks.disk();
     checks.walls();
     checks.cgroups();
     let network = checks.network();
@@ -178,6 +179,15 @@ impl Checks<'_> {
                 Ok(Some(error)) if !may_be_anonymous => self.wrong(key, error.to_string()).advise(ANONYMOUS_ADVICE),
                 Ok(_) => {}
             }
+        }
+    }
+
+    /// A watermark beyond the whole file system would be a daemon that never does anything.
+    fn disk(&mut self) {
+        if let Ok(disk) = self.config.disk()
+            && let Some(beyond) = disk.watermark_beyond()
+        {
+            self.wrong("disk.min_free", beyond);
         }
     }
 

@@ -10,6 +10,7 @@ fn limits(text: &str) -> String {
     checks.host_paths();
     checks.tenants();
     checks.listen();
+    checks.disk();
     checks.network();
     failure(checks.problems).message
 }
@@ -29,6 +30,7 @@ fn limits_fit_the_budget_and_the_budget_fits_the_host() {
             "[budget]\nmemory = '1G'\n[standby]\nmachines = 1\nmemory = '2G'",
             "test.toml:5: standby.memory = '2G': must be from",
         ),
+        ("[disk]\nmin_free = '1000T'", "test.toml:2: disk.min_free = '1000T': must be less than"),
         ("[standby]\nmachines = 1\nmemory = '64M'", "test.toml:3: standby.memory = '64M': must be from"),
         ("[standby]\nmachines = 1\nage = '1s'", "test.toml:3: standby.age = '1s': must be at least 60 seconds"),
         ("[build]\nscratch_size = '1000T'", "build.scratch_size = '1000T': must be from"),

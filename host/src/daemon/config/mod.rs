@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use cofferdam_castore::local_path;
 use serde::{Deserialize, Deserializer};
 
 pub(super) use self::network::{ClientConfig, NetworkConfig};
@@ -20,12 +21,13 @@ pub(super) use self::source::Key;
 use self::source::Source;
 pub(crate) use self::values::ListenAddr;
 pub(super) use self::values::{
-    CertificateName, Endpoint, GuestPath, Machines, Percent, Processes, SocketMode, TenantName, UserName, VmmName,
-    WeaknessName, Weight,
+    CertificateName, Endpoint, FreeSpace, GuestPath, Machines, Percent, Processes, SocketMode, TenantName, UserName,
+    VmmName, WeaknessName, Weight,
 };
 use super::problem::{Place, Problem};
 use crate::{
     build::{Footprint, Options, Settings, failure::Failure},
+    disk::Disk,
     limits::{Asked, Limits},
     machine::{
         hardening::{self, Weakness},
@@ -38,7 +40,7 @@ use crate::{
         Reuse, StockBounds,
         queue::{Bounds, Budget},
     },
-    state::StoreAddrs,
+    state::{StateError, StoreAddrs, state_dir},
     tenants::{Tenant, Terms},
 };
 
@@ -94,6 +96,7 @@ pub(crate) struct Config {
     pub(super) operators: OperatorsConfig,
     /// Without this table everyone who can connect is a tenant.
     pub(super) tenants: Option<BTreeMap<TenantName, TenantConfig>>,
+    pub(super) disk: DiskConfig,
     pub(super) budget: BudgetConfig,
     pub(super) queue: QueueConfig,
     pub(super) build: Asked,
@@ -162,6 +165,14 @@ impl TenantConfig {
 pub(super) struct ProvenanceConfig {
     /// A file with an Ed25519 key; otherwise the daemon makes one in its state directory.
     pub(super) key: Option<PathBuf>,
+}
+
+/// The disks that the daemon writes to.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct DiskConfig {
+    /// Free space below which nothing new is stored and no build starts.
+    pub(super) min_free: Option<FreeSpace>,
 }
 
 /// For all running builds together.
@@ -369,6 +380,19 @@ impl Config {
             cpus: self.budget.cpus.map_or(cpus, |Count(cpus)| cpus),
             builds: self.budget.builds.map_or(u32::MAX, |Count(builds)| builds),
         }
+    }
+
+    /// The file systems of the state directory and of a local store, with their watermark.
+    ///
+    /// # Errors
+    ///
+    /// There is no state directory.
+    pub(super) fn disk(&self) -> Result<Disk, StateError> {
+        let (blobs, directories) = self.store.resolve()?;
+        let file = local_path(&directories).filter(|path| !path.is_dir());
+        let parent = file.as_deref().and_then(Path::parent).map(Path::to_owned);
+        let places = [Some(state_dir()?), local_path(&blobs), parent];
+        Ok(Disk::new(places.into_iter().flatten().collect(), self.disk.min_free.map(|FreeSpace(bytes)| bytes)))
     }
 
     /// How many builds may wait.

@@ -10,7 +10,7 @@ use tonic::transport::Uri;
 use crate::{
     machine::hardening,
     network::Limits,
-    quantity::{size_within, text_or_number},
+    quantity::{size, size_within, text_or_number},
     request::AbsolutePath,
 };
 
@@ -307,5 +307,23 @@ impl FromStr for Rate {
 impl<'de> Deserialize<'de> for Rate {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         text_or_number(deserializer, "a size for a second, such as \"10M\", or 0 for no limit")
+    }
+}
+
+/// Free space of a disk in bytes; 0 for any.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::daemon) struct FreeSpace(pub(in crate::daemon) u64);
+
+impl FromStr for FreeSpace {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "0" { Ok(Self(0)) } else { size(text).map(Self) }
+    }
+}
+
+impl<'de> Deserialize<'de> for FreeSpace {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text_or_number(deserializer, "a size, such as \"10G\", or 0 for no watermark")
     }
 }

@@ -6,6 +6,8 @@
 //!     └──▶ Refusal
 //! ```
 //!
+//! While the queue is [held](Queue::hold), nothing starts, and all places stay as they are.
+//!
 //! After each [`push`](Queue::push), [`finish`](Queue::finish), [`give_back`](Queue::give_back) and [`remove`](Queue::remove) the owner of a [`Queue`] calls
 //! [`next`](Queue::next) until that returns `None`, and starts the builds that it returns.
 //!
@@ -150,13 +152,15 @@ pub(crate) enum Waiting {
     Memory,
     /// CPUs.
     Cpus,
+    /// Free disk space: the daemon's is below its watermark.
+    Disk,
     /// Its turn: it would fit, but another build comes first or has reserved the machine.
     Turn,
 }
 
 impl Waiting {
     /// All values, in the order of their declaration.
-    pub(crate) const ALL: [Self; 4] = [Self::Builds, Self::Memory, Self::Cpus, Self::Turn];
+    pub(crate) const ALL: [Self; 5] = [Self::Builds, Self::Memory, Self::Cpus, Self::Disk, Self::Turn];
 
     /// A word for machines, stable across versions.
     pub(crate) fn word(self) -> &'static str {
@@ -164,6 +168,7 @@ impl Waiting {
             Self::Builds => "builds",
             Self::Memory => "memory",
             Self::Cpus => "cpus",
+            Self::Disk => "disk",
             Self::Turn => "turn",
         }
     }
@@ -183,6 +188,8 @@ pub(crate) struct Queue<C> {
     virtual_time: u64,
     /// The build that has reserved the machine.
     reserved: Option<Rank>,
+    /// Whether nothing starts for want of disk space.
+    held: bool,
     next_ticket: u64,
     mean_duration: Option<Duration>,
 }
@@ -248,6 +255,7 @@ impl<C: Ord + Clone> Queue<C> {
             clients: BTreeMap::new(),
             virtual_time: 0,
             reserved: None,
+            held: false,
             next_ticket: 0,
             mean_duration: None,
         }
@@ -307,6 +315,16 @@ impl<C: Ord + Clone> Queue<C> {
         self.ranks.insert(ticket, rank);
         self.waiting.insert(rank, Build { client, need, cost, charge, overtaken: 0 });
         ticket
+    }
+
+    /// Has all builds wait for disk space, or no longer.
+    pub(crate) fn hold(&mut self, held: bool) {
+        self.held = held;
+    }
+
+    /// Whether waiting builds wait for disk space.
+    pub(crate) fn is_held(&self) -> bool {
+        self.held
     }
 
     /// Starts a build, if one can start at `now`.
@@ -399,7 +417,8 @@ impl<C: Ord + Clone> Queue<C> {
     /// What a build waits for; `None` if it doesn't wait.
     pub(crate) fn waiting_for(&self, ticket: Ticket) -> Option<Waiting> {
         let build = self.waiting.get(self.ranks.get(&ticket)?)?;
-        Some(self.lacks(build.need).unwrap_or(Waiting::Turn))
+        let short = if self.held { Some(Waiting::Disk) } else { self.lacks(build.need) };
+        Some(short.unwrap_or(Waiting::Turn))
     }
 
     /// What the running builds use.
@@ -414,6 +433,9 @@ impl<C: Ord + Clone> Queue<C> {
 
     /// The place of the build to start.
     fn choose(&mut self) -> Option<Rank> {
+        if self.held {
+            return None;
+        }
         if let Some(rank) = self.reserved {
             return self.lacks(self.waiting.get(&rank)?.need).is_none().then_some(rank);
         }

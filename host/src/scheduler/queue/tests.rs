@@ -23,6 +23,19 @@ impl<C: Ord + Clone> Queue<C> {
     }
 }
 
+#[test]
+fn a_held_queue_starts_nothing_and_keeps_its_order() {
+    let mut queue = Queue::new(BUDGET, BOUNDS);
+    let [first, second] = [1, 2].map(|client| queue.put(client, SMALL).unwrap());
+    queue.hold(true);
+    assert_eq!(queue.next(at(0)), None);
+    assert_eq!([first, second].map(|ticket| queue.waiting_for(ticket)), [Some(Waiting::Disk); 2]);
+    queue.hold(false);
+    assert_eq!([queue.next(at(0)), queue.next(at(0))], [Some(first), Some(second)]);
+    queue.hold(true);
+    assert!(queue.finish(first, at(1)), "a running build ends");
+}
+
 /// A queue, and a model of it made of simple lists.
 struct Checked {
     queue: Queue<u8>,

@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     super::{CHUNK_BYTES, MAX_MESSAGE_BYTES},
-    digest, status,
+    Admission, digest, status,
 };
 use crate::{
     B3Digest, BlobService, Views,
@@ -21,6 +21,7 @@ pub(in super::super) struct Blobs {
     pub(super) views: Views,
     pub(super) work: Work,
     pub(super) max_blob_bytes: u64,
+    pub(super) admission: Arc<dyn Admission>,
 }
 
 impl Blobs {
@@ -80,10 +81,14 @@ impl blob_service_server::BlobService for Blobs {
         let client = Client::of(&request)?;
         let mut chunks = self.work.inlet(request.into_inner());
         let (blobs, max_blob_bytes) = (self.blobs_of(&client), self.max_blob_bytes);
+        let (admission, owner) = (self.admission.clone(), client.clone());
         let put = async move {
+            let admit = || admission.may_put(&owner).map_err(|error| status(&error));
+            admit()?;
             let mut writer = blobs.open_write().await;
             let mut size: u64 = 0;
             while let Some(chunk) = chunks.next().await? {
+                admit()?;
                 size += chunk.data.len() as u64;
                 if size > max_blob_bytes {
                     return Err(Status::out_of_range(format!(

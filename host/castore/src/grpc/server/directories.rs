@@ -1,4 +1,4 @@
-use std::io;
+use std::{io, sync::Arc};
 
 use async_trait::async_trait;
 use cofferdam_rpc::{Answers, Client, Clients, Outlet, Turns, Work};
@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     super::{EncodedDirectory, MAX_TREE_BYTES, chain, decode_checked, message},
-    digest, status,
+    Admission, digest, status,
 };
 use crate::{
     B3Digest, Views,
@@ -28,12 +28,13 @@ pub(in super::super) struct Directories {
     work: Work,
     puts: Turns,
     tree_gets: Turns,
+    admission: Arc<dyn Admission>,
 }
 
 impl Directories {
-    pub(super) fn new(views: Views, work: Work, clients: &Clients) -> Self {
+    pub(super) fn new(views: Views, work: Work, clients: &Clients, admission: Arc<dyn Admission>) -> Self {
         let (puts, tree_gets) = (Turns::new(MAX_PUTS, clients), Turns::new(MAX_TREE_GETS, clients));
-        Self { views, work, puts, tree_gets }
+        Self { views, work, puts, tree_gets, admission }
     }
 }
 
@@ -86,7 +87,9 @@ impl directory_service_server::DirectoryService for Directories {
         let client = Client::of(&request)?;
         let mut messages = self.work.inlet(request.into_inner());
         let store = self.views.of(&client.to_string());
+        let (admission, owner) = (self.admission.clone(), client.clone());
         let put = async move {
+            admission.may_put(&owner).map_err(|error| status(&error))?;
             let mut putter = store.directories.put_multiple_start();
             let (mut count, mut bytes) = (0, 0);
             while let Some(message) = messages.next().await? {

@@ -4,10 +4,10 @@ mod blobs;
 mod directories;
 mod mount;
 
-use std::io;
+use std::{fmt, io, sync::Arc};
 
 use cofferdam_proto::CASTORE_DESCRIPTOR_SET;
-use cofferdam_rpc::{Guarded, Listener, MAX_QUESTION_BYTES, ServeError, Takes, Work, serve_routes};
+use cofferdam_rpc::{Client, Guarded, Listener, MAX_QUESTION_BYTES, ServeError, Takes, Work, serve_routes};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, service::RoutesBuilder};
 
@@ -30,6 +30,26 @@ pub const SERVICES: [&str; 4] = [
     "tvix.castore.v1.DirectoryService",
 ];
 
+/// Decides whether clients may put contents into a store.
+pub trait Admission: fmt::Debug + Send + Sync {
+    /// Asked at the beginning of a put, and at each of a blob's messages. It must not block.
+    ///
+    /// # Errors
+    ///
+    /// Why this client can't put anything now. `StorageFull` and `QuotaExceeded` become RESOURCE_EXHAUSTED.
+    fn may_put(&self, client: &Client) -> io::Result<()>;
+}
+
+/// Lets all clients put.
+#[derive(Debug)]
+struct Everybody;
+
+impl Admission for Everybody {
+    fn may_put(&self, _: &Client) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// How to serve a store.
 #[derive(Debug, Clone)]
 pub struct ServeOptions {
@@ -37,11 +57,17 @@ pub struct ServeOptions {
     pub rpc: cofferdam_rpc::ServeOptions,
     /// Limit of a blob that clients put, in bytes.
     pub max_blob_bytes: u64,
+    /// Who may put; by default everybody.
+    pub admission: Arc<dyn Admission>,
 }
 
 impl Default for ServeOptions {
     fn default() -> Self {
-        Self { rpc: cofferdam_rpc::ServeOptions::default(), max_blob_bytes: MAX_BLOB_BYTES }
+        Self {
+            rpc: cofferdam_rpc::ServeOptions::default(),
+            max_blob_bytes: MAX_BLOB_BYTES,
+            admission: Arc::new(Everybody),
+        }
     }
 }
 
@@ -81,8 +107,13 @@ pub(super) fn services(
     stop: CancellationToken,
 ) -> (Guarded<BlobServiceServer<Blobs>>, Guarded<DirectoryServiceServer<Directories>>) {
     let work = Work::new(&options.rpc, stop);
-    let blobs = Blobs { views: views.clone(), work: work.clone(), max_blob_bytes: options.max_blob_bytes };
-    let directories = Directories::new(views.clone(), work, &options.rpc.clients);
+    let blobs = Blobs {
+        views: views.clone(),
+        work: work.clone(),
+        max_blob_bytes: options.max_blob_bytes,
+        admission: options.admission.clone(),
+    };
+    let directories = Directories::new(views.clone(), work, &options.rpc.clients, options.admission.clone());
     let blobs = BlobServiceServer::new(blobs).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let directories = DirectoryServiceServer::new(directories).max_decoding_message_size(MAX_DIRECTORY_BYTES);
     (
