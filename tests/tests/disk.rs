@@ -2,15 +2,23 @@
 
 use std::{
     ffi::OsStr,
+    fs::File,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
-use cofferdam_proto::cofferdam::v1::{self as ours, build_service_client::BuildServiceClient, event::Event};
+use cofferdam_castore::{
+    B3Digest, Node,
+    proto::{Entry, EntryExt as _},
+};
+use cofferdam_proto::{
+    cofferdam::v1::{self as ours, build_service_client::BuildServiceClient, event::Event},
+    snix::build::v1 as proto,
+};
 use cofferdam_tests::{
     Cofferdam, Daemon, Outcome, SmallDisk, castore,
     request::{encoded, shell},
-    stretched,
+    stretched, telemetry,
 };
 
 const MIB: u64 = 1 << 20;
@@ -62,22 +70,50 @@ fn nothing_is_put_below_the_watermark() {
     assert_eq!(cofferdam.leftovers(), Vec::<PathBuf>::new());
 }
 
-#[tokio::test]
-async fn below_the_watermark_running_builds_end_and_waiting_ones_wait() {
-    let (cofferdam, disk) = on_a_small_disk(512);
-    let daemon = Daemon::start(&cofferdam, "[disk]\nmin_free = '128M'\n[budget]\nbuilds = 2");
-    let first = cofferdam.build().on(&daemon).output("build/out").switch("-it").switch("--bin-sh");
-    let running = first.on_terminal((30, 100)).start(["/bin/sh"]);
-    running.wait_for("$ ");
-    disk.fill(64 * MIB);
+/// The blob of a file in the store, with a time long ago.
+fn aged(cofferdam: &Cofferdam, contents: &[u8]) -> PathBuf {
+    let blob = cofferdam.blob(blake3::hash(contents).to_hex().as_str());
+    let long_ago = SystemTime::now() - Duration::from_secs(30 * 24 * 60 * 60);
+    File::open(&blob).and_then(|blob| blob.set_modified(long_ago)).expect("it is in the store");
+    blob
+}
 
+/// A request for a script with a file as its input, `/inputs/file`.
+fn with_input(script: &str, contents: &[u8]) -> proto::BuildRequest {
+    let input = Node::File { digest: B3Digest::of(contents), size: contents.len() as u64, executable: false };
+    let input = Entry::named("file".try_into().expect("it is a name"), input);
+    proto::BuildRequest { inputs: vec![input], ..shell(script, &[]) }
+}
+
+#[tokio::test]
+async fn below_the_watermark_running_builds_end_waiting_ones_wait_and_garbage_goes() {
+    let (cofferdam, disk) = on_a_small_disk(512);
+    let config = "[disk]\nmin_free = '128M'\n[gc]\n[metrics]\nlisten = '127.0.0.1:0'";
+    let daemon = Daemon::start_with(&cofferdam, config, &[("COFFERDAM_LOG", OsStr::new("info"))]);
+    daemon.running().wait_for("garbage collected cause=\"time\"");
+    let files = ["garbage", "a root", "for the running build", "for the waiting build"];
+    let paths = files.map(|contents| cofferdam.file(contents, contents));
+    for path in &paths {
+        import(&cofferdam, &daemon, path).succeeds();
+    }
+    cofferdam.command(["store", "root", "add", "kept", castore::node_of(&paths[1]).as_str()]).succeeds();
+
+    let first = cofferdam.build().on(&daemon).input("file", &paths[2]).output("build/out");
+    let first = first.switch("-it").switch("--bin-sh").on_terminal((30, 100));
+    let running = first.start(["/bin/sh"]);
+    running.wait_for("$ ");
     let mut client = BuildServiceClient::new(daemon.peer().raw_channel());
-    let waiting = ours::BuildRequest { request: Some(encoded(shell("echo at last", &[]))), ..Default::default() };
+    let request = encoded(with_input("cat /inputs/file", files[3].as_bytes()));
+    let waiting = ours::BuildRequest { request: Some(request), ..Default::default() };
     let mut events = client.build(waiting).await.unwrap().into_inner();
-    let mut id = String::new();
+    let (mut id, mut blobs) = (String::new(), Vec::new());
     while let Some(event) = events.message().await.unwrap().and_then(|event| event.event) {
         match event {
-            Event::Accepted(accepted) => id = accepted.id,
+            Event::Accepted(accepted) => {
+                id = accepted.id;
+                blobs = files.map(|contents| aged(&cofferdam, contents.as_bytes())).into();
+                disk.fill(64 * MIB);
+            }
             Event::Queued(queued) if queued.waiting_for == "disk" => break,
             Event::Queued(_) => {}
             event => panic!("it begins although the disk is full: {event:?}"),
@@ -90,6 +126,13 @@ async fn below_the_watermark_running_builds_end_and_waiting_ones_wait() {
     };
     say(&["show", &id], "for disk, behind 0 builds");
     say(&["list"], "queued: disk");
+    daemon.running().wait_for("garbage collected cause=\"disk\"");
+    assert_eq!(blobs.iter().map(|blob| blob.exists()).collect::<Vec<_>>(), [false, true, true, true]);
+    let metrics = telemetry::scrape(&daemon.addrs(2)[1]).unwrap();
+    let freed = format!("cofferdam_gc_freed_bytes_total {}", files[0].len());
+    for line in ["cofferdam_gc_total{cause=\"disk\",outcome=\"succeeded\"} 1", &freed] {
+        assert!(metrics.contains(line), "{metrics}");
+    }
 
     // The running build's outputs are stored.
     running.types("head -c 1000000 /dev/urandom > out; exit\n");

@@ -14,7 +14,10 @@ use std::{
     os::unix::ffi::{OsStrExt as _, OsStringExt as _},
     path::{Path, PathBuf},
     process,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use futures::executor::block_on;
@@ -22,7 +25,7 @@ use nix::fcntl::FlockArg;
 use prost::Message as _;
 
 use crate::{
-    B3Digest, BlobService as _, LocalBlobService, NameError, Node, PathComponent, RedbDirectoryService,
+    B3Digest, BlobService as _, LocalBlobService, NameError, Node, PathComponent, RedbDirectoryService, Store,
     blobservice::{Kind, decode_node, digest_of, encode_node, lock},
     directoryservice::Reachable,
     proto::Entry,
@@ -102,6 +105,11 @@ impl LocalStore {
     pub fn open(dir: &Path, file: &Path) -> io::Result<Self> {
         let (blobs, directories) = (LocalBlobService::open(dir)?, RedbDirectoryService::open(file)?);
         Ok(Self { dir: dir.to_owned(), blobs, directories })
+    }
+
+    /// The store for everyone else in this process. Both take turns within the process, and don't wait for locks of files.
+    pub fn store(&self) -> Store {
+        Store { blobs: Arc::new(self.blobs.clone()), directories: Arc::new(self.directories.clone()) }
     }
 
     /// The directory of the blobs.

@@ -11,6 +11,7 @@
 //! ```
 
 mod check;
+mod collector;
 mod config;
 mod problem;
 mod sockets;
@@ -28,6 +29,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use self::{
     check::Checked,
+    collector::Collector,
     sockets::{ANONYMOUS_ADVICE, Sockets},
 };
 use crate::{
@@ -95,7 +97,8 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let records = Records::open(&state.join("records"), config.retention())
         .map_err(|error| failed("can't keep records of builds", &error))?;
     let signer = signer(signing_key, &state)?;
-    let store = config.store.open()?;
+    let collected = if config.collection().is_some() { config.store.open_local()? } else { None };
+    let store = collected.as_ref().map_or_else(|| config.store.open(), |local| Ok(local.store()))?;
     let mut settings = Settings::new(image, vmm, state.join("run"));
     config.apply(&mut settings);
     settings.network = network.is_some();
@@ -126,6 +129,10 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
         reuse: config.reuse,
         standby: StandbySettings { bounds: config.standby(), first: options.clone() },
     };
+    let collector = collected.zip(config.collection()).map(|(local, settings)| {
+        Collector::start(local, settings, state.join("collected"), Arc::clone(&disk), Arc::clone(&metrics))
+    });
+    let _collector = collector.transpose().map_err(|error| failed("can't collect garbage", &error))?;
     let (scheduler, end) = Scheduler::start(backend, scheduler_settings, cancel.clone());
     let allowed = Allowed { options, max_memory_bytes, max_shell: config.max_shell(), network };
     let frontends = Frontends::new(scheduler.clone(), allowed);

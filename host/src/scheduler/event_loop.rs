@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cofferdam_castore::B3Digest;
+use cofferdam_castore::{B3Digest, blobservice::Lease};
 use cofferdam_rpc::Client;
 use futures::{FutureExt as _, future::ready};
 use parking_lot::Mutex;
@@ -31,7 +31,7 @@ use crate::{
     telemetry::Amounts,
 };
 
-/// Pause between two looks at a disk that is too full, while builds wait for it.
+/// Pause between two looks at the disk while builds wait.
 const DISK_RETRY: Duration = Duration::from_millis(500);
 
 pub(super) struct EventLoop {
@@ -53,6 +53,8 @@ struct Entry {
     state: watch::Sender<State>,
     start: Option<oneshot::Sender<Result<Start, Failure>>>,
     environment: B3Digest,
+    /// Keeps the inputs in the store.
+    _lease: Lease,
     subscribers: Weak<Subscribers>,
     interests: BTreeMap<Client, Weak<Interest>>,
     /// The interests of clients that need not stay connected.
@@ -112,7 +114,7 @@ impl EventLoop {
         let mut late = false;
         while !(self.draining && self.entries.is_empty()) {
             let standbys_due = self.standbys.as_ref().and_then(Standbys::due);
-            let disk_due = self.queue.is_held().then(|| Instant::now() + DISK_RETRY);
+            let disk_due = self.waits().then(|| Instant::now() + DISK_RETRY);
             let due = standbys_due.into_iter().chain(disk_due).min();
             tokio::select! {
                 Some(message) = inbox.recv() => self.handle(message),
@@ -165,7 +167,7 @@ impl EventLoop {
     }
 
     fn submit(&mut self, submission: Submission<Admitted>, prepared: Prepared) -> Result<Subscription, Failure> {
-        let Prepared { environment, key, expected } = prepared;
+        let Prepared { environment, key, expected, lease } = prepared;
         if self.draining {
             return Err(draining());
         }
@@ -215,6 +217,7 @@ impl EventLoop {
             state: state.clone(),
             start: Some(start),
             environment,
+            _lease: lease,
             subscribers: Arc::downgrade(&interest.subscribers),
             interests: BTreeMap::from([(client.clone(), Arc::downgrade(&interest))]),
             detached: detached.then(|| (client, Arc::clone(&interest))).into_iter().collect(),
@@ -248,9 +251,12 @@ impl EventLoop {
         Some(Subscription { order: Some(submission.request.output_order()), ..subscription })
     }
 
+    fn waits(&self) -> bool {
+        self.queue.order().next().is_some()
+    }
+
     fn start_next(&mut self) {
-        let waits = self.queue.order().next().is_some();
-        self.queue.hold(waits && self.scheduler.backend.disk.low().is_some());
+        self.queue.hold(self.waits() && self.scheduler.backend.disk.low().is_some());
         while let Some(ticket) = self.queue.next(Instant::now()) {
             let left = self.queue.budget().without(self.queue.used());
             let Some(entry) = self.entries.get_mut(&ticket) else { continue };
@@ -268,9 +274,10 @@ impl EventLoop {
 
     /// Keeps the stock of standby machines.
     fn tend(&mut self) {
+        let waits = self.waits();
         if let Some(standbys) = self.standbys.as_mut().filter(|_| !self.draining) {
             let left = self.queue.budget().without(self.queue.used());
-            standbys.tend(left, self.queue.order().next().is_some());
+            standbys.tend(left, waits);
         }
     }
 

@@ -35,7 +35,7 @@ mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-use cofferdam_castore::{B3Digest, Node, Store};
+use cofferdam_castore::{B3Digest, Node, Store, blobservice::Lease};
 use cofferdam_rpc::{Client, Turns};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -53,7 +53,7 @@ pub(crate) use stock::StockBounds;
 pub(crate) use submission::{Submission, Submitted};
 
 use crate::{
-    build::{Builder, News, Options, failure::Failure},
+    build::{BuildError, Builder, ExecutorError, News, Options, failure::Failure},
     disk::Disk,
     provenance::Signer,
     records::{BuildId, Machine, Outcome, Records, Status},
@@ -143,6 +143,8 @@ struct Prepared {
     key: B3Digest,
     /// The outputs that its build must make again, in the request's order.
     expected: Option<Vec<Node>>,
+    /// Keeps its inputs in the store.
+    lease: Lease,
 }
 
 /// A handle to the scheduler.
@@ -234,6 +236,7 @@ impl Scheduler {
                 return Ok(Submitted::Earlier { record: Box::new(record), is_visible });
             }
         }
+        prepared.lease = self.lease(&submission).await?;
         let client = submission.client.clone();
         let answer = self.ask(&client, |reply| Message::Submit(Box::new(submission), prepared, reply)).await;
         answer.unwrap_or_else(|| Err(draining())).map(Submitted::Active)
@@ -265,7 +268,16 @@ impl Scheduler {
             environment.map_err(|error| Failure::executor_because("host", "the guest image can't be read", &error))?;
         let network = self.backend.builder.network(&submission.request, &submission.options);
         let key = reuse::key(submission, &environment, network, self.reuse);
-        Ok(Prepared { environment, key, expected: None })
+        Ok(Prepared { environment, key, expected: None, lease: Lease::default() })
+    }
+
+    /// Keeps a build's inputs in the store while it waits.
+    async fn lease(&self, submission: &Submission<Admitted>) -> Result<Lease, Failure> {
+        let (store, nodes) =
+            (self.backend.store.clone(), submission.request.inputs.values().cloned().collect::<Vec<_>>());
+        let lease = spawn_blocking(move || store.blobs.lease(&nodes)).await;
+        let lease = lease.map_err(|error| Failure::executor("host", error.to_string()))?;
+        lease.map_err(|error| (&BuildError::Executor(ExecutorError::Store(error))).into())
     }
 
     /// Asks the event loop when it is the client's turn, so that the messages of others are few.

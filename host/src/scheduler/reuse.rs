@@ -2,7 +2,7 @@
 
 use std::{str::FromStr, sync::Arc};
 
-use cofferdam_castore::{B3Digest, PathComponent, directoryservice::DirectoryMemory};
+use cofferdam_castore::{B3Digest, Node, PathComponent, directoryservice::DirectoryMemory};
 use serde::{Deserialize, Deserializer};
 use tokio::task::spawn_blocking;
 use uuid::Uuid;
@@ -103,6 +103,12 @@ pub(super) async fn complete(backend: &Arc<Backend>, request: &Admitted, record:
     let Some(Outcome::Built(outputs)) = &record.outcome else { return None };
     if outputs.len() != request.outputs.len() {
         return None;
+    }
+    // Before they are looked for, so that what is found stays for a while.
+    for output in outputs {
+        if let Node::Directory { digest, .. } = &output.node {
+            backend.store.directories.renew(digest).await.ok()?;
+        }
     }
     let named = outputs.iter().enumerate().map(|(index, output)| {
         let name = PathComponent::try_from(index.to_string().as_bytes()).ok()?;

@@ -59,6 +59,8 @@ pub(crate) struct Metrics {
     log_bytes: Counter,
     connections: Family<Label<1>, Counter>,
     connection_bytes: Family<Label<1>, Counter>,
+    collections: Family<Label<2>, Counter>,
+    collected_bytes: Counter,
     used: Family<Label<1>, Gauge>,
     budget: Family<Label<1>, Gauge>,
     free_bytes: Gauge,
@@ -84,6 +86,8 @@ impl Metrics {
             log_bytes: Counter::default(),
             connections: Family::default(),
             connection_bytes: Family::default(),
+            collections: Family::default(),
+            collected_bytes: Counter::default(),
             used: Family::default(),
             budget: Family::default(),
             free_bytes: Gauge::default(),
@@ -109,6 +113,9 @@ impl Metrics {
         to.register("connections", "Connections of builds, by verdict", self.connections.clone());
         let carried = "Bytes on connections of builds, by direction";
         to.register_with_unit("connection", carried, Unit::Bytes, self.connection_bytes.clone());
+        to.register("gc", "Garbage collections of the store, by cause and outcome", self.collections.clone());
+        let collected = "Size of the blobs that garbage collections have removed";
+        to.register_with_unit("gc_freed", collected, Unit::Bytes, self.collected_bytes.clone());
         to.register("budget_used", "Resources in use by running builds, by resource", self.used.clone());
         to.register("budget", "Resources for all running builds together, by resource", self.budget.clone());
         let free = "Free space on the file system of the state directory";
@@ -141,6 +148,13 @@ impl Metrics {
         for (direction, bytes) in [("sent", connection.sent), ("received", connection.received)] {
             self.connection_bytes.get_or_create(&[("direction", direction.to_owned())]).inc_by(bytes);
         }
+    }
+
+    /// Counts a garbage collection that has freed so many bytes, or failed.
+    pub(crate) fn collected(&self, cause: &str, bytes: Option<u64>) {
+        let outcome = if bytes.is_some() { "succeeded" } else { "failed" };
+        self.collections.get_or_create(&[("cause", cause.to_owned()), ("outcome", outcome.to_owned())]).inc();
+        self.collected_bytes.inc_by(bytes.unwrap_or(0));
     }
 
     /// Counts a request that was refused.

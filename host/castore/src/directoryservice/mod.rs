@@ -81,6 +81,12 @@ pub trait DirectoryService: Send + Sync {
         self.get_recursive(root).map(move |directory| directory.and_then(&counted)).boxed()
     }
 
+    /// Has garbage collection keep a tree as long as if it had been put now, by its root. Does nothing if there is no such tree,
+    /// and in a service without garbage collection.
+    async fn renew(&self, _root: &B3Digest) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Starts adding a whole tree, leaves first.
     fn put_multiple_start(&self) -> Box<dyn DirectoryPutter + '_>;
 }

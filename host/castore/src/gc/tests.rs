@@ -415,3 +415,23 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_tree_whose_time_is_renewed_stays_and_a_missing_one_is_not_made() {
+    let place = Place::new();
+    let directory = |name: &str| Directory::try_from_iter([(name.try_into().unwrap(), symlink("target"))]).unwrap();
+    let (kept, lost) = (directory("kept"), directory("lost"));
+    let store = place.local().store();
+    for directory in [&kept, &lost] {
+        block_on(store.directories.put(directory.clone())).unwrap();
+    }
+    place.age();
+    for directory in [&kept, &directory("never put")] {
+        block_on(store.directories.renew(&directory.digest())).unwrap();
+    }
+    assert_eq!(place.collect(LONG).directories, 1);
+    let found = [&kept, &lost].map(|directory| block_on(store.directories.get(&directory.digest())).unwrap());
+    assert_eq!(found, [Some(kept), None]);
+    // The database has no root without its tree.
+    assert_eq!(place.collect(Duration::ZERO).directories, 1);
+}

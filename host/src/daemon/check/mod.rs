@@ -14,6 +14,7 @@ use cofferdam_images::Image;
 use cofferdam_rpc::{Tls, forbid_anonymous_tcp};
 
 use super::{
+    collector::Collection,
     config::{Config, GuestPath, Key, ListenAddr},
     problem::{Problem, chain},
     sockets::ANONYMOUS_ADVICE,
@@ -59,6 +60,7 @@ pub(super) fn check(config: &Config) -> Result<Checked, Vec<Problem>> {
     checks.listen();
     checks.store();
     checks.disk();
+    checks.collection();
     checks.walls();
     checks.cgroups();
     let network = checks.network();
@@ -188,6 +190,20 @@ impl Checks<'_> {
             && let Some(beyond) = disk.watermark_beyond()
         {
             self.wrong("disk.min_free", beyond);
+        }
+    }
+
+    /// Garbage can be collected only in local files.
+    fn collection(&mut self) {
+        let Some(Collection { keep, low_keep, .. }) = self.config.collection() else { return };
+        if low_keep > keep {
+            self.wrong("gc.low_keep", "must be at most gc.keep");
+        }
+        if let Ok((blobs, directories)) = self.config.store.resolve()
+            && !(blobs.starts_with("file:") && directories.starts_with("redb:"))
+        {
+            let rule = "must be left out: garbage is collected only in a store with addresses file:///… and redb:///…";
+            self.wrong("gc", rule);
         }
     }
 

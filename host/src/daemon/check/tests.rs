@@ -11,6 +11,7 @@ fn limits(text: &str) -> String {
     checks.tenants();
     checks.listen();
     checks.disk();
+    checks.collection();
     checks.network();
     failure(checks.problems).message
 }
@@ -29,6 +30,11 @@ fn limits_fit_the_budget_and_the_budget_fits_the_host() {
         (
             "[budget]\nmemory = '1G'\n[standby]\nmachines = 1\nmemory = '2G'",
             "test.toml:5: standby.memory = '2G': must be from",
+        ),
+        ("[gc]\nkeep = '1h'\nlow_keep = '2h'", "test.toml:3: gc.low_keep = '2h': must be at most gc.keep"),
+        (
+            "[gc]\n[store]\nblob_service_addr = 'memory://'",
+            "must be left out: garbage is collected only in a store with addresses",
         ),
         ("[disk]\nmin_free = '1000T'", "test.toml:2: disk.min_free = '1000T': must be less than"),
         ("[standby]\nmachines = 1\nmemory = '64M'", "test.toml:3: standby.memory = '64M': must be from"),

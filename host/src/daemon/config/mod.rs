@@ -24,7 +24,10 @@ pub(super) use self::values::{
     CertificateName, Endpoint, FreeSpace, GuestPath, Machines, Percent, Processes, SocketMode, TenantName, UserName,
     VmmName, WeaknessName, Weight,
 };
-use super::problem::{Place, Problem};
+use super::{
+    collector::Collection,
+    problem::{Place, Problem},
+};
 use crate::{
     build::{Footprint, Options, Settings, failure::Failure},
     disk::Disk,
@@ -49,6 +52,15 @@ const DEFAULT_MEMORY_PERCENT: u64 = 75;
 
 /// Most of the budget that a build's inputs may reserve by default: one part in so many.
 const INPUTS_SHARE: u64 = 8;
+
+/// The time from one garbage collection to the next by default.
+const GC_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How long contents are kept by default.
+const GC_KEEP: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// The same while the disk is too full.
+const GC_LOW_KEEP: Duration = Duration::from_secs(60 * 60);
 
 /// How long a standby machine is kept by default.
 const STANDBY_AGE: Duration = Duration::from_secs(60 * 60);
@@ -97,6 +109,7 @@ pub(crate) struct Config {
     /// Without this table everyone who can connect is a tenant.
     pub(super) tenants: Option<BTreeMap<TenantName, TenantConfig>>,
     pub(super) disk: DiskConfig,
+    pub(super) gc: Option<GcConfig>,
     pub(super) budget: BudgetConfig,
     pub(super) queue: QueueConfig,
     pub(super) build: Asked,
@@ -173,6 +186,15 @@ pub(super) struct ProvenanceConfig {
 pub(super) struct DiskConfig {
     /// Free space below which nothing new is stored and no build starts.
     pub(super) min_free: Option<FreeSpace>,
+}
+
+/// Garbage collection of the store.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct GcConfig {
+    every: Option<Time>,
+    keep: Option<Time>,
+    low_keep: Option<Time>,
 }
 
 /// For all running builds together.
@@ -393,6 +415,14 @@ impl Config {
         let parent = file.as_deref().and_then(Path::parent).map(Path::to_owned);
         let places = [Some(state_dir()?), local_path(&blobs), parent];
         Ok(Disk::new(places.into_iter().flatten().collect(), self.disk.min_free.map(|FreeSpace(bytes)| bytes)))
+    }
+
+    /// When garbage is collected; `None` for never.
+    pub(super) fn collection(&self) -> Option<Collection> {
+        let GcConfig { every, keep, low_keep } = self.gc.as_ref()?;
+        let time = |set: &Option<Time>, default| set.map_or(default, |Time(time)| time);
+        let keep = time(keep, GC_KEEP);
+        Some(Collection { every: time(every, GC_EVERY), keep, low_keep: time(low_keep, GC_LOW_KEEP.min(keep)) })
     }
 
     /// How many builds may wait.

@@ -322,11 +322,6 @@ impl<C: Ord + Clone> Queue<C> {
         self.held = held;
     }
 
-    /// Whether waiting builds wait for disk space.
-    pub(crate) fn is_held(&self) -> bool {
-        self.held
-    }
-
     /// Starts a build, if one can start at `now`.
     pub(crate) fn next(&mut self, now: Instant) -> Option<Ticket> {
         let rank = self.choose()?;

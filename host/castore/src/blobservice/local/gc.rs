@@ -50,8 +50,11 @@ pub(crate) struct Swept {
 impl LocalBlobService {
     /// The time by the clock of the file system.
     pub(crate) fn now(&self) -> io::Result<SystemTime> {
-        let (_, file) = self.blobs().staging()?.create_file()?;
-        file.metadata()?.modified()
+        let staging = self.blobs().staging()?;
+        let (number, file) = staging.create_file()?;
+        let now = file.metadata()?.modified();
+        staging.remove(number)?;
+        now
     }
 
     /// The age limit for a collection: `cutoff`, or the beginning of the oldest living batch if that is earlier.

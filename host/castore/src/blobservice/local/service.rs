@@ -31,7 +31,7 @@ const USE_RESOLUTION: Duration = Duration::from_secs(60);
 
 /// Blobs as plain files: `DIR/b3/XX/HEX`, mode 0444. HEX is the digest in hexadecimal, XX its first two digits.
 /// Several processes may use the same directory.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct LocalBlobService {
     blobs: Arc<LocalBlobs>,
 }

@@ -25,6 +25,9 @@ pub(super) const SNIX_TABLE: redb_of_snix::TableDefinition<'_, [u8; B3Digest::LE
 /// but its redb version must know the types.
 pub(super) const RECENT: TableDefinition<'_, &[u8], u64> = TableDefinition::new("cofferdam_recent_roots");
 
+/// Precision of a tree's time, which saves writes to the disk.
+const USE_RESOLUTION: Duration = Duration::from_secs(60);
+
 /// How long to wait for another process that has the file open.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -90,6 +93,38 @@ impl SharedDatabase {
             recent.insert(root.as_slice(), unix_nanos(SystemTime::now())).map_err(|error| self.failed(error))?;
         }
         write.commit().map_err(|error| self.failed(error))
+    }
+
+    /// Renews the time of a tree by its root, unless it is younger than [`USE_RESOLUTION`].
+    pub(super) fn renew(&self, root: &B3Digest) -> io::Result<()> {
+        let oldest = unix_nanos(SystemTime::now() - USE_RESOLUTION);
+        if self.put_at(root)?.is_none_or(|put| (oldest..=unix_nanos(SystemTime::now())).contains(&put)) {
+            return Ok(());
+        }
+        self.put_many(root, &[])
+    }
+
+    /// When a tree was last put, in nanoseconds since 1970: 0 if it is part of another one, `None` if it is not there.
+    fn put_at(&self, root: &B3Digest) -> io::Result<Option<u64>> {
+        let _turn = self.turn.read();
+        let Some(database) = self.open_to_read()? else { return Ok(None) };
+        let read = database.begin_read().map_err(|error| self.failed(error))?;
+        let is_there = match read.open_table(TABLE) {
+            Ok(table) => table.get(root.as_bytes()).map_err(|error| self.failed(error))?.is_some(),
+            Err(TableError::TableDoesNotExist(_)) => false,
+            Err(error) => return Err(self.failed(error)),
+        };
+        if !is_there {
+            return Ok(None);
+        }
+        match read.open_table(RECENT) {
+            Ok(recent) => {
+                let put = recent.get(root.as_slice()).map_err(|error| self.failed(error))?;
+                Ok(Some(put.map_or(0, |put| put.value())))
+            }
+            Err(TableError::TableDoesNotExist(_)) => Ok(Some(0)),
+            Err(error) => Err(self.failed(error)),
+        }
     }
 
     /// Opens the database, and creates it if there is no file.

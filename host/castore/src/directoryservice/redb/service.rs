@@ -11,7 +11,7 @@ use super::{
 use crate::{B3Digest, Directory, DirectoryMemory};
 
 /// Directories in a redb file, in the layout of snix: table `directory`, from digest to canonical encoding.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct RedbDirectoryService {
     pub(super) database: Arc<SharedDatabase>,
 }
@@ -65,6 +65,11 @@ impl DirectoryService for RedbDirectoryService {
             let memory = memory.clone();
             self.blocking(move |database| database.get_many_within(&digests, &memory))
         })
+    }
+
+    async fn renew(&self, root: &B3Digest) -> io::Result<()> {
+        let root = *root;
+        self.blocking(move |database| database.renew(&root)).await
     }
 
     fn put_multiple_start(&self) -> Box<dyn DirectoryPutter + '_> {
