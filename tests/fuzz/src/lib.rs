@@ -10,6 +10,7 @@ pub mod castore;
 pub mod devices;
 pub mod host;
 pub mod network;
+pub mod nix;
 
 /// A fuzz target.
 #[derive(Clone, Copy)]
@@ -49,6 +50,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "network_queues", run: network::queues, seeds: network::queues_seeds },
     Target { name: "dns_message", run: network::dns_message, seeds: network::dns_message_seeds },
     Target { name: "server_name", run: network::server_name, seeds: network::server_name_seeds },
+    Target { name: "nix_derivation", run: nix::derivation_text, seeds: nix::derivation_text_seeds },
+    Target { name: "nix_messages", run: nix::messages, seeds: nix::messages_seeds },
     Target { name: "vmm_events", run: host::vmm_events, seeds: host::vmm_events_seeds },
     Target { name: "plain_text", run: host::plain_text, seeds: host::plain_text_seeds },
     Target { name: "guest_frames", run: host::guest_frames, seeds: host::guest_frames_seeds },
