@@ -6,13 +6,14 @@ use std::{
 };
 
 /// The modules, top first.
-const ORDER: [&str; 19] = [
+const ORDER: [&str; 20] = [
     "cli",
     "daemon",
     "frontend",
     "scheduler",
     "telemetry",
     "tenants",
+    "store_paths",
     "records",
     "build",
     "limits",

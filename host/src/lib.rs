@@ -17,6 +17,7 @@
 //! | `scheduler` | the queue, active builds, and who may see or end them |
 //! | `telemetry` | metrics and traces |
 //! | `tenants` | who has builds here, and what each may have |
+//! | `store_paths` | the store paths of Nix that each client has |
 //! | `records` | builds that ended, and their logs |
 //! | `build` | one build, from admission to result |
 //! | `limits` | the limits of one build, as flags, settings and on the wire |
@@ -52,6 +53,7 @@ mod records;
 pub mod request;
 mod scheduler;
 mod state;
+mod store_paths;
 mod telemetry;
 mod tenants;
 

@@ -20,6 +20,7 @@ pub mod front_end;
 pub mod guest;
 mod lab;
 pub mod nested;
+pub mod nix;
 mod outcome;
 pub mod patience;
 pub mod processes;

@@ -21,7 +21,7 @@ use super::{
     plain_text::PlainText,
     print,
     quantity::{show_age, show_duration, show_size},
-    remote, state_dir,
+    remote,
     timestamps::Timestamps,
 };
 use crate::{build::failure::usage_fields, machine::jail::one_line, records::BuildId};
@@ -112,10 +112,7 @@ enum Command {
 
 impl BuildsArgs {
     pub(super) async fn execute(self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
-        let daemon = match client.daemon() {
-            Some(addr) => remote::Daemon::at(addr)?,
-            None => remote::Daemon::at(&format!("grpc+unix://{}", state_dir()?.join("daemon.sock").display()))?,
-        };
+        let daemon = remote::Daemon::at_or_own(client.daemon())?;
         tokio::select! {
             biased;
             () = cancel.cancelled() => Err(CliError::interrupted()),

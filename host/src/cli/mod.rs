@@ -24,6 +24,7 @@ mod export;
 mod import;
 mod interrupt;
 mod network;
+mod nix_daemon;
 pub(crate) mod plain_text;
 mod progress;
 mod remote;
@@ -85,6 +86,7 @@ enum Command {
     Import(import::ImportArgs),
     Export(export::ExportArgs),
     Daemon(daemon::DaemonArgs),
+    NixDaemon(nix_daemon::NixDaemonArgs),
     Builds(builds::BuildsArgs),
     Store(store::StoreCommandArgs),
     Verify(verify::VerifyArgs),
@@ -147,6 +149,10 @@ impl Cli {
             Command::Daemon(args) => {
                 client.refuse_json("the addresses that the daemon listens on")?;
                 until_interrupted(|cancel| async move { args.execute(&client.store, &cancel).await })
+            }
+            Command::NixDaemon(args) => {
+                client.refuse_json("the bytes of Nix's protocol")?;
+                until_interrupted(|cancel| async move { args.execute(&client, &cancel).await })
             }
             Command::Doctor(args) => args.execute(&client),
             // It confines its own thread, so it must start before any other thread and any runtime.

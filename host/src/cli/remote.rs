@@ -8,18 +8,19 @@ use cofferdam_castore::{
 };
 use cofferdam_proto::{
     cofferdam::v1::{
-        self as wire, Event, ShellInput, ShellStart, Success, TerminalSize, build_service_client::BuildServiceClient,
-        done::Outcome, event::Event as Said, shell_input::Input,
+        self as wire, Event, NixBytes, ShellInput, ShellStart, Success, TerminalSize,
+        build_service_client::BuildServiceClient, done::Outcome, event::Event as Said,
+        nix_service_client::NixServiceClient, shell_input::Input,
     },
     snix::build::v1::{BuildResponse, build_response},
 };
 use cofferdam_protocol::{Sample, Usage, WindowSize};
-use futures::{StreamExt as _, stream};
+use futures::{Stream, StreamExt as _, stream};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status, Streaming, transport::Channel};
 
-use super::{CliError, progress::Progress, transport};
+use super::{CliError, progress::Progress, state_dir, transport};
 use crate::{
     build::failure::{Failure, FailureKind, causes},
     build::{Built, Observer, Phase, Terminal, TerminalInput, Times},
@@ -46,6 +47,7 @@ pub(super) enum Submitted {
 /// A daemon.
 pub(super) struct Daemon {
     addr: String,
+    channel: Channel,
     client: BuildServiceClient<Channel>,
 }
 
@@ -53,8 +55,26 @@ impl Daemon {
     pub(super) fn at(addr: &str) -> Result<Self, CliError> {
         let peer = Peer::from_addr(addr, &PeerOptions::default())
             .map_err(|error| CliError::wrong_because("the daemon's address is wrong", error))?;
-        let client = BuildServiceClient::new(peer.raw_channel()).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        Ok(Self { addr: addr.to_owned(), client })
+        let channel = peer.raw_channel();
+        let client = BuildServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        Ok(Self { addr: addr.to_owned(), channel, client })
+    }
+
+    /// The daemon at this address, or the one at `daemon.sock` in the state directory.
+    pub(super) fn at_or_own(addr: Option<&str>) -> Result<Self, CliError> {
+        match addr {
+            Some(addr) => Self::at(addr),
+            None => Self::at(&format!("grpc+unix://{}", state_dir()?.join("daemon.sock").display())),
+        }
+    }
+
+    /// A connection of Nix's worker protocol.
+    pub(super) async fn nix(
+        &self,
+        pieces: impl Stream<Item = NixBytes> + Send + 'static,
+    ) -> Result<Streaming<NixBytes>, CliError> {
+        let mut client = NixServiceClient::new(self.channel.clone());
+        Ok(client.daemon(pieces).await.map_err(|status| self.refused(&status))?.into_inner())
     }
 
     /// A client for requests.

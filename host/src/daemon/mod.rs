@@ -34,13 +34,14 @@ use self::{
 };
 use crate::{
     build::{Builder, Footprint, Settings, failure::Failure},
-    frontend::{self, Allowed, Frontends},
+    frontend::{self, Allowed, Frontends, Nix},
     machine::jail::{Best, Delegated, Walls, allow_descriptors, landlock_version},
     provenance::{Signer, SigningKey},
     records::{Machine, Records},
     request::node_text,
     scheduler::{Backend, Operators, Scheduler, SchedulerSettings, StandbySettings},
     state::{StateError, state_dir},
+    store_paths::StorePaths,
     telemetry::{Metrics, Traces},
 };
 pub(crate) use check::NO_CGROUPS_ADVICE;
@@ -135,6 +136,9 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let _collector = collector.transpose().map_err(|error| failed("can't collect garbage", &error))?;
     let (scheduler, end) = Scheduler::start(backend, scheduler_settings, cancel.clone());
     let allowed = Allowed { options, max_memory_bytes, max_shell: config.max_shell(), network };
+    let paths = StorePaths::open(&state.join("nix"));
+    let paths = paths.map_err(|error| failed("can't keep the store paths of Nix", &error))?;
+    let nix = Nix { paths, store: store.clone(), admission: Arc::clone(&disk) as _ };
     let frontends = Frontends::new(scheduler.clone(), allowed);
     let _scraped = match &config.metrics {
         Some(at) => Some(serve_metrics(metrics, at.listen, listening).await?),
@@ -144,7 +148,7 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let serving = async {
         let drain = config.drain_timeout() + AFTER_DRAIN;
         let rpc = ServeOptions { drain, clients: tenants.clients().clone(), ..ServeOptions::default() };
-        let served = serve(&store, frontends, disk, listeners, rpc, cancel).await;
+        let served = serve(&store, frontends, nix, disk, listeners, rpc, cancel).await;
         // The scheduler waits for detached builds, too. After an error nothing else would end it.
         cancel.cancel();
         served
@@ -250,6 +254,7 @@ async fn serve_metrics(
 async fn serve(
     store: &Store,
     frontends: Frontends,
+    nix: Nix,
     admission: Arc<dyn Admission>,
     listeners: Vec<Listener>,
     rpc: ServeOptions,
@@ -259,7 +264,7 @@ async fn serve(
         (grpc::ServeOptions { rpc, admission, ..grpc::ServeOptions::default() }, CancellationToken::new());
     let mut routes = RoutesBuilder::default();
     grpc::add_services(&mut routes, &Views::whole(store.clone()), &options, stop.clone());
-    frontends.add_to(&mut routes);
+    frontends.add_to(&mut routes, nix, &options.rpc.clients);
     let services = [&grpc::SERVICES[..], &frontend::SERVICES].concat();
     let described = [CASTORE_DESCRIPTOR_SET, BUILD_DESCRIPTOR_SET];
     let served = serve_routes(routes, &services, &described, listeners, &options.rpc, shutdown.clone(), stop).await;

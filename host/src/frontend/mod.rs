@@ -10,6 +10,8 @@
 mod cofferdam_v1;
 mod guard;
 mod log_tail;
+mod nix;
+mod outlet;
 mod snix;
 pub(crate) mod status;
 mod tvix;
@@ -26,10 +28,11 @@ use cofferdam_proto::{
     snix::build::v1::{self as snix_wire, BuildResponse, build_response},
     tvix::build::v1 as tvix_wire,
 };
-use cofferdam_rpc::{Client, Guarded, MemoryBudget, MemoryPermit, RoutesBuilder};
+use cofferdam_rpc::{Client, Clients, Guarded, MemoryBudget, MemoryPermit, RoutesBuilder};
 use opentelemetry::Context;
 use tonic::{Request, Status};
 
+pub(crate) use self::nix::Nix;
 pub(crate) use status::failure as failure_of;
 use status::status;
 
@@ -43,8 +46,12 @@ use crate::{
 };
 
 /// The services' names, as health checks ask for them.
-pub(crate) const SERVICES: [&str; 3] =
-    ["cofferdam.v1.BuildService", "snix.build.v1.BuildService", "tvix.build.v1.BuildService"];
+pub(crate) const SERVICES: [&str; 4] = [
+    "cofferdam.v1.BuildService",
+    "cofferdam.v1.NixService",
+    "snix.build.v1.BuildService",
+    "tvix.build.v1.BuildService",
+];
 
 /// What builds get.
 #[derive(Debug)]
@@ -84,16 +91,19 @@ impl Frontends {
     }
 
     /// Adds their services to those that are served.
-    pub(crate) fn add_to(self, routes: &mut RoutesBuilder) {
+    pub(crate) fn add_to(self, routes: &mut RoutesBuilder, nix: Nix, clients: &Clients) {
         let (most, memory) = (cofferdam_v1::MAX_BUILD_BYTES, MemoryBudget::default());
         let Self(shared) = self;
         let snix = snix::BuildService(Arc::clone(&shared));
         let tvix = tvix::BuildService(Arc::clone(&shared));
+        let nix = nix::NixService::new(Arc::clone(&shared), nix, clients);
         let cofferdam = cofferdam_v1::BuildService(shared);
         let snix = snix_wire::build_service_server::BuildServiceServer::new(snix);
         let tvix = tvix_wire::build_service_server::BuildServiceServer::new(tvix);
+        let nix = cofferdam_wire::nix_service_server::NixServiceServer::new(nix);
         let cofferdam = cofferdam_wire::build_service_server::BuildServiceServer::new(cofferdam);
         routes
+            .add_service(Guarded::new(nix, guard::limits(&MemoryBudget::default(), nix::takes)))
             .add_service(Guarded::new(snix.max_decoding_message_size(most), guard::limits(&memory, snix::takes)))
             .add_service(Guarded::new(tvix.max_decoding_message_size(most), guard::limits(&memory, tvix::takes)))
             .add_service(Guarded::new(

@@ -4,7 +4,6 @@ mod convert;
 mod events;
 mod limits;
 mod network;
-mod outlet;
 mod shell;
 
 use std::sync::Arc;
@@ -19,7 +18,11 @@ use futures::{StreamExt as _, stream::BoxStream};
 use prost::Message as _;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use super::{Decoded, Origin, Shared, status::status};
+use super::{
+    Decoded, Origin, Shared,
+    outlet::{self, Outlet},
+    status::status,
+};
 use crate::{
     build::{
         failure::Failure,
@@ -30,7 +33,6 @@ use crate::{
     scheduler::{Found, Listed, State, Submission, Submitted, unknown},
 };
 use events::{tell_active, tell_record};
-use outlet::Outlet;
 
 /// Builds in a list if the client names no limit.
 const LISTED: u32 = 100;

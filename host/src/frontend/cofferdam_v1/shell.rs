@@ -6,7 +6,7 @@ use tonic::{Status, Streaming};
 
 use cofferdam_proto::cofferdam::v1::{ShellInput, ShellStart, TerminalSize, shell_input::Input};
 
-use super::outlet::BUFFERED_MESSAGES;
+use super::super::outlet::BUFFERED_MESSAGES;
 use crate::build::{Terminal, TerminalInput};
 
 /// How long a client may take to name the build.

@@ -1,0 +1,101 @@
+//! Plain Nix: a connection's bytes are those of Nix's worker protocol.
+//!
+//! ```text
+//!   nix ── ssh, or a program ──▶ cofferdam nix-daemon --stdio ── gRPC: a stream of bytes each way ──▶ NixService
+//!                                                                                                         │ a thread
+//!     Session: hello, operations ──┬─ paths: StorePaths, the store                                        ◀┘
+//!                                  └─ BuildDerivation ─▶ BuildRequest ─▶ scheduler ─▶ outputs ─▶ StorePaths
+//! ```
+//!
+//! The stream brings the client's identity, its share of connections, and flow control. The protocol is one conversation after
+//! the other, so each session has a thread, which may block; [`SESSIONS`] bounds them.
+
+mod build;
+mod builds;
+mod content;
+mod outputs;
+mod pipe;
+mod queries;
+mod request;
+mod session;
+#[cfg(test)]
+mod tests;
+mod upload;
+
+use std::{sync::Arc, thread};
+
+use cofferdam_castore::{Store, grpc::Admission};
+use cofferdam_proto::cofferdam::v1::{NixBytes, nix_service_server};
+use cofferdam_rpc::{Client, Clients, Takes, Turns};
+use futures::{StreamExt as _, stream::BoxStream};
+use tokio::{runtime::Handle, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming, async_trait};
+
+use self::{
+    builds::Scheduled,
+    pipe::{Inbox, Outbox},
+    session::{Session, Tenant},
+};
+use super::{Shared, outlet};
+use crate::{store_paths::StorePaths, telemetry};
+
+/// Sessions at a time. Each has a thread and at most a message in memory.
+const SESSIONS: usize = 256;
+
+/// Bytes of the largest piece of a client's stream.
+const MAX_PIECE_BYTES: usize = 1024 * 1024;
+
+/// What the sessions use beside the scheduler.
+pub(crate) struct Nix {
+    /// The paths that the clients have.
+    pub paths: StorePaths,
+    /// Their contents.
+    pub store: Store,
+    /// Who may bring more.
+    pub admission: Arc<dyn Admission>,
+}
+
+/// What a method takes.
+pub(super) fn takes(_method: &str) -> Takes {
+    Takes::Stream(MAX_PIECE_BYTES)
+}
+
+pub(super) struct NixService {
+    pub(super) shared: Arc<Shared>,
+    pub(super) nix: Arc<Nix>,
+    /// Nix has one for each build that it waits for.
+    sessions: Turns,
+}
+
+impl NixService {
+    pub(super) fn new(shared: Arc<Shared>, nix: Nix, clients: &Clients) -> Self {
+        Self { shared, nix: Arc::new(nix), sessions: Turns::new(SESSIONS, clients) }
+    }
+}
+
+#[async_trait]
+impl nix_service_server::NixService for NixService {
+    type DaemonStream = BoxStream<'static, Result<NixBytes, Status>>;
+
+    async fn daemon(&self, request: Request<Streaming<NixBytes>>) -> Result<Response<Self::DaemonStream>, Status> {
+        let client = Client::of(&request)?;
+        let waited = timeout(outlet::IDLE_TIMEOUT, self.sessions.line(&client).turn()).await;
+        let turn = waited.map_err(|_| Status::resource_exhausted("there are too many sessions: try again later"))?;
+        let context = telemetry::context(request.metadata());
+        let (outlet, stream) = outlet::outlet(outlet::IDLE_TIMEOUT);
+        let (handle, gone) = (Handle::current(), CancellationToken::new());
+        let tenant = Tenant { client: client.clone(), nix: Arc::clone(&self.nix) };
+        let builds =
+            Scheduled { shared: Arc::clone(&self.shared), client, context, handle: handle.clone(), gone: gone.clone() };
+        let input = Inbox::new(request.into_inner(), &handle, gone.clone());
+        let output = Outbox::new(outlet, handle, gone.clone());
+        let run = move || {
+            let _turn = turn;
+            Session::new(tenant, builds, input, output).run();
+        };
+        let started = thread::Builder::new().name("nix session".to_owned()).spawn(run);
+        started.map_err(|error| Status::unavailable(format!("can't start a thread for the session: {error}")))?;
+        Ok(Response::new(stream.boxed()))
+    }
+}

@@ -1,0 +1,172 @@
+use std::{
+    io::{self, BufWriter, Read, Write},
+    sync::Arc,
+};
+
+use cofferdam_nix::{
+    protocol::{CLIENT_MAGIC, Message, Operation, SERVER_MAGIC, Version},
+    wire::{Reader, WireError, Writer},
+};
+use cofferdam_rpc::Client;
+
+use super::{Nix, builds::Builds};
+use crate::{build::failure::causes, store_paths::StorePathsError};
+
+/// Bytes of an answer that are collected before they are sent.
+const BUFFER_BYTES: usize = 64 * 1024;
+
+/// The client is trusted with its own paths.
+const TRUSTED: u64 = 1;
+
+/// Whose session it is.
+pub(super) struct Tenant {
+    pub(super) client: Client,
+    pub(super) nix: Arc<Nix>,
+}
+
+/// One connection of Nix.
+pub(super) struct Session<B, R, W: Write> {
+    pub(super) tenant: Tenant,
+    pub(super) builds: B,
+    pub(super) reader: Reader<R>,
+    pub(super) writer: Writer<BufWriter<W>>,
+    pub(super) version: Version,
+}
+
+/// Why an operation has no answer.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// The client is told this, and may go on.
+    Refused(String),
+    /// The client is told this. What follows can't be read.
+    Broken(String),
+    /// The client has gone.
+    Gone,
+}
+
+impl Stop {
+    /// An error of this host, with its causes.
+    pub(super) fn failed(error: &(dyn std::error::Error + 'static)) -> Self {
+        Self::Refused(causes(error).fold(error.to_string(), |text, cause| format!("{text}: {cause}")))
+    }
+}
+
+impl From<io::Error> for Stop {
+    fn from(_: io::Error) -> Self {
+        Self::Gone
+    }
+}
+
+impl From<WireError> for Stop {
+    fn from(error: WireError) -> Self {
+        match error {
+            WireError::Io(_) => Self::Gone,
+            WireError::Broken { .. } => Self::Broken(error.to_string()),
+        }
+    }
+}
+
+impl From<StorePathsError> for Stop {
+    fn from(error: StorePathsError) -> Self {
+        Self::failed(&error)
+    }
+}
+
+impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
+    pub(super) fn new(tenant: Tenant, builds: B, input: R, output: W) -> Self {
+        let writer = Writer(BufWriter::with_capacity(BUFFER_BYTES, output));
+        Self { tenant, builds, reader: Reader::new(input), writer, version: Version::OLDEST }
+    }
+
+    /// Speaks until the client ends the conversation or breaks the protocol.
+    pub(super) fn run(mut self) {
+        let Err(stop) = self.converse() else { return };
+        if let Stop::Refused(text) | Stop::Broken(text) = stop {
+            tracing::info!(client = %self.tenant.client, why = text, "a session of Nix ends");
+            // The client may be gone.
+            let _ = self.say(&Message::Error(&text));
+        }
+    }
+
+    fn converse(&mut self) -> Result<(), Stop> {
+        self.hello()?;
+        loop {
+            self.reader.begin_message();
+            let number = self.reader.integer()?;
+            let Some(operation) = Operation::numbered(number) else {
+                return Err(Stop::Broken(format!("operation {number} of Nix's protocol is not supported here")));
+            };
+            match self.operate(operation) {
+                Ok(()) => self.writer.0.flush()?,
+                Err(Stop::Refused(text)) => {
+                    tracing::info!(client = %self.tenant.client, ?operation, why = text, "refused");
+                    self.say(&Message::Error(&text))?;
+                }
+                Err(stop) => return Err(stop),
+            }
+        }
+    }
+
+    fn hello(&mut self) -> Result<(), Stop> {
+        let magic = self.reader.integer()?;
+        if magic != CLIENT_MAGIC {
+            return Err(Stop::Gone);
+        }
+        self.writer.integer(SERVER_MAGIC)?;
+        self.writer.integer(Version::NEWEST.0)?;
+        self.writer.0.flush()?;
+        self.version = Version::with_client(self.reader.integer()?).map_err(Stop::Broken)?;
+        if self.version >= Version::minor(38) {
+            let _features = self.reader.texts("the features")?;
+            self.writer.texts([""; 0])?;
+            self.writer.0.flush()?;
+        }
+        // Obsolete: a processor, and reserved space.
+        if self.reader.integer()? != 0 {
+            self.reader.integer()?;
+        }
+        self.reader.integer()?;
+        if self.version >= Version::minor(33) {
+            self.writer.text(concat!("Cofferdam ", env!("CARGO_PKG_VERSION")))?;
+        }
+        if self.version >= Version::minor(35) {
+            self.writer.integer(TRUSTED)?;
+        }
+        self.say(&Message::Last)
+    }
+
+    fn operate(&mut self, operation: Operation) -> Result<(), Stop> {
+        match operation {
+            Operation::IsValidPath => self.is_valid_path(),
+            Operation::EnsurePath => self.ensure_path(),
+            Operation::AddTempRoot => self.add_temp_root(),
+            Operation::SetOptions => self.set_options(),
+            Operation::QueryPathInfo => self.query_path_info(),
+            Operation::QueryPathFromHashPart => self.query_path_from_hash_part(),
+            Operation::QueryValidPaths => self.query_valid_paths(),
+            Operation::QuerySubstitutablePaths => self.query_substitutable_paths(),
+            Operation::NarFromPath => self.nar_from_path(),
+            Operation::AddToStoreNar => self.add_to_store_nar(),
+            Operation::AddMultipleToStore => self.add_multiple_to_store(),
+            Operation::BuildDerivation => self.build_derivation(),
+            Operation::BuildPaths => self.build_paths(),
+            Operation::BuildPathsWithResults => self.build_paths_with_results(),
+            Operation::QueryMissing | Operation::QueryDerivationOutputMap => {
+                let number = operation as u64;
+                Err(Stop::Broken(format!("operation {number} of Nix's protocol, {operation:?}, is not supported here")))
+            }
+        }
+    }
+
+    /// Sends a message at once.
+    pub(super) fn say(&mut self, message: &Message<'_>) -> Result<(), Stop> {
+        message.write(&mut self.writer, self.version)?;
+        Ok(self.writer.0.flush()?)
+    }
+
+    /// Begins the answer of an operation.
+    pub(super) fn answer(&mut self) -> Result<&mut Writer<BufWriter<W>>, Stop> {
+        Message::Last.write(&mut self.writer, self.version)?;
+        Ok(&mut self.writer)
+    }
+}

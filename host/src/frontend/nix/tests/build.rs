@@ -1,0 +1,149 @@
+use cofferdam_proto::snix::build::v1::build_request::{AdditionalFile, BuildConstraints};
+
+use super::*;
+use crate::request::BuildRequest;
+
+const DERIVATION: &str = "/nix/store/wmj2r79gfpngnphqib663hbn0lwfm628-second.drv";
+const OUT: &str = "/nix/store/ifd3pw9mq9a6wpq6c1jc7lgkdcdlay48-second";
+
+/// Asks to build a derivation with these outputs, inputs and attributes.
+fn build(
+    said: &mut Said,
+    outputs: &[[&str; 4]],
+    inputs: &[&StorePath],
+    environment: &[(&str, &str)],
+) -> io::Result<()> {
+    ask(said, Operation::BuildDerivation)?;
+    said.text(DERIVATION)?;
+    said.integer(outputs.len() as u64)?;
+    outputs.iter().flatten().try_for_each(|text| said.text(text))?;
+    said.texts(inputs)?;
+    said.text("x86_64-linux")?;
+    said.text("/bin/sh")?;
+    said.texts(["-c", "true"])?;
+    said.integer(environment.len() as u64)?;
+    for (key, value) in environment {
+        said.text(key)?;
+        said.text(value)?;
+    }
+    said.integer(0_u64)
+}
+
+/// The status and the message of a build for clients from 1.37 on.
+fn result(heard: &mut Heard) -> (u64, String) {
+    let told = (heard.last().integer(), heard.0.text("the message").unwrap());
+    for _ in 0..4 {
+        heard.integer();
+    }
+    assert_eq!([heard.integer(), heard.integer()], [0, 0], "the time of the processor is not known");
+    assert_eq!(heard.integer(), 0, "no output is content-addressed");
+    told
+}
+
+/// Skips the begin of an activity.
+fn begun(heard: &mut Heard) {
+    assert_eq!([heard.integer(), heard.integer(), heard.integer(), heard.integer()], [0x5354_5254, 1, 3, 105]);
+    assert_eq!(heard.0.text("the text").unwrap(), format!("building '{DERIVATION}'"));
+    assert_eq!((heard.integer(), heard.integer()), (4, 1));
+    assert_eq!(heard.0.text("the derivation").unwrap(), DERIVATION);
+    assert_eq!((heard.integer(), heard.0.text("the host").unwrap()), (1, String::new()));
+    assert_eq!([0; 5].map(|_| heard.integer()), [0, 1, 0, 1, 0]);
+}
+
+#[test]
+fn a_build_has_the_environment_that_nix_gives_it() {
+    let (server, tree) = (Server::new(), tree("target"));
+    let environment = [
+        ("out", OUT),
+        ("PATH", "/mine"),
+        ("HOME", "/mine"),
+        ("TMPDIR", "/not"),
+        ("passAsFile", "text"),
+        ("text", "a\nb"),
+    ];
+    let mut heard = server.talk(ALICE, Version::minor(37), |said| {
+        add_multiple(said, true, &[&tree])?;
+        build(said, &[["out", OUT, "", ""]], &[&tree.path], &environment)
+    });
+    begun(heard.last());
+    assert_eq!((heard.integer(), heard.integer()), (0x5354_4f50, 1));
+    let (status, message) = result(&mut heard);
+    assert_eq!(status, 6);
+    assert_eq!(message, format!("builder for '{DERIVATION}' failed: too many builds wait\ntry again later"));
+    heard.end();
+
+    let request = server.requests.lock().pop().unwrap();
+    let vars: Vec<_> =
+        request.environment_vars.iter().map(|var| (&*var.key, std::str::from_utf8(&var.value).unwrap())).collect();
+    let file = "/build/.attr-1lf969yddshzhld7sr1vbagr07bnygg99lgl6gk5kxcnp4z9wbcq";
+    let expected = [
+        ("HOME", "/mine"),
+        ("NIX_BUILD_CORES", "3"),
+        ("NIX_BUILD_TOP", "/build"),
+        ("NIX_LOG_FD", "2"),
+        ("NIX_STORE", "/nix/store"),
+        ("PATH", "/mine"),
+        ("PWD", "/build"),
+        ("TEMP", "/build"),
+        ("TEMPDIR", "/build"),
+        ("TERM", "xterm-256color"),
+        ("TMP", "/build"),
+        ("TMPDIR", "/build"),
+        ("out", OUT),
+        ("passAsFile", "text"),
+        ("textPath", file),
+    ];
+    assert_eq!(vars, expected);
+    let files = [AdditionalFile { path: file[1..].to_owned(), contents: "a\nb".into() }];
+    assert_eq!(request.additional_files, files);
+    assert_eq!(request.command_args, ["/bin/sh", "-c", "true"]);
+    assert_eq!(request.outputs, ["nix/store/ifd3pw9mq9a6wpq6c1jc7lgkdcdlay48-second"]);
+    assert_eq!(request.refscan_needles, [tree.path.hash_part(), "ifd3pw9mq9a6wpq6c1jc7lgkdcdlay48"]);
+    let constraints =
+        BuildConstraints { system: "x86_64-linux".to_owned(), provide_bin_sh: true, ..Default::default() };
+    assert_eq!(request.constraints, Some(constraints));
+    let request = BuildRequest::try_from(request).unwrap();
+    assert_eq!(request.inputs.keys().map(ToString::to_string).collect::<Vec<_>>(), [tree.path.base_name()]);
+}
+
+#[test]
+fn what_can_not_be_built_is_named() {
+    let missing = tree("target").path;
+    let hash = Hash::of(b"").base16();
+    type Outputs<'a> = &'a [[&'a str; 4]];
+    type Environment<'a> = &'a [(&'a str, &'a str)];
+    let cases: [(Outputs<'_>, &[&StorePath], Environment<'_>, &str); 7] = [
+        (&[["out", OUT, "", ""]], &[&missing], &[], "is not valid here"),
+        (&[], &[], &[], "must have outputs"),
+        (&[["out", OUT, "r:sha256", &hash]], &[], &[], "the output out must have the path /nix/store/"),
+        (&[["out", "", "r:sha256", ""]], &[], &[], "floating outputs are not built here"),
+        (&[["a", OUT, "", ""], ["b", OUT, "", ""]], &[], &[], "two outputs must not have the path"),
+        (&[["out", OUT, "", ""]], &[], &[("requiredSystemFeatures", "kvm recursive-nix")], "\"recursive-nix\" is not"),
+        (&[["out", OUT, "", ""]], &[], &[("__noChroot", "1")], "__noChroot must not be set"),
+    ];
+    for (outputs, inputs, environment, expected) in cases {
+        let server = Server::new();
+        let mut heard = server.talk(ALICE, Version::minor(37), |said| build(said, outputs, inputs, environment));
+        let (status, message) = result(&mut heard);
+        assert_eq!(status, 9, "{message}");
+        assert!(message.contains(expected), "{message}");
+        assert!(server.requests.lock().is_empty());
+        heard.end();
+    }
+}
+
+#[test]
+fn an_output_that_is_there_is_not_built_again() {
+    let (server, mut tree) = (Server::new(), tree("target"));
+    tree.path = StorePath::parse(OUT).unwrap();
+    tree.info.content_address = None;
+    let mut heard = server.talk(ALICE, Version::minor(37), |said| {
+        add_multiple(said, true, &[&tree])?;
+        build(said, &[["out", OUT, "", ""]], &[], &[])
+    });
+    assert_eq!(result(heard.last()), (2, String::new()));
+    heard.end();
+    let mut heard = server.talk(BOB, Version::minor(37), |said| build(said, &[["out", OUT, "", ""]], &[], &[]));
+    begun(&mut heard);
+    assert_eq!(server.requests.lock().len(), 1);
+}

@@ -1,0 +1,80 @@
+use cofferdam_castore::{Directory, SymlinkTarget};
+use cofferdam_nix::Hash;
+
+use super::*;
+
+const ALICE: Client = Client::User(1);
+const BOB: Client = Client::User(2);
+
+fn path(name: &str) -> StorePath {
+    StorePath::compute("source", &Hash::of(name.as_bytes()), name).unwrap()
+}
+
+fn known(target: &str, references: &[&str]) -> Known {
+    let node = Node::Symlink { target: SymlinkTarget::try_from(target.as_bytes().to_vec()).unwrap() };
+    let info = PathInfo {
+        deriver: None,
+        nar_hash: Hash::of(target.as_bytes()),
+        nar_size: 128,
+        references: references.iter().map(|name| path(name)).collect(),
+        registration_time: 7,
+        ultimate: true,
+        signatures: BTreeSet::from(["key:signature".to_owned()]),
+        content_address: None,
+    };
+    Known { node, info }
+}
+
+fn paths() -> (tempfile::TempDir, StorePaths, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = StorePaths::open(&dir.path().join("nix")).unwrap();
+    (dir, paths, Store::memory())
+}
+
+#[test]
+fn a_path_is_what_its_own_client_says_and_survives_a_restart() {
+    let (dir, paths, store) = paths();
+    paths.register(&ALICE, &[(path("a"), known("alice", &["a"]))]).unwrap();
+    assert_eq!(paths.get(&BOB, &store, &path("a")).unwrap(), None);
+    paths.register(&BOB, &[(path("a"), known("bob", &[]))]).unwrap();
+    drop(paths);
+    let paths = StorePaths::open(&dir.path().join("nix")).unwrap();
+    assert_eq!(paths.get(&ALICE, &store, &path("a")).unwrap(), Some(known("alice", &["a"])));
+    assert_eq!(paths.get(&BOB, &store, &path("a")).unwrap(), Some(known("bob", &[])));
+}
+
+#[test]
+fn a_path_without_all_that_it_refers_to_is_not_valid() {
+    let (_dir, paths, store) = paths();
+    let given = [(path("a"), known("a", &["b"])), (path("b"), known("b", &["b", "c"])), (path("d"), known("d", &[]))];
+    paths.register(&ALICE, &given).unwrap();
+    let all = ["a", "b", "c", "d"].map(path).into();
+    let valid: Vec<_> = paths.closure(&ALICE, &store, &all).unwrap().into_keys().collect();
+    assert_eq!(valid, [path("d")]);
+    paths.register(&ALICE, &[(path("c"), known("c", &[]))]).unwrap();
+    let closure = paths.closure(&ALICE, &store, &[path("a")].into()).unwrap();
+    assert_eq!(closure.into_keys().collect::<BTreeSet<_>>(), ["a", "b", "c"].map(path).into());
+}
+
+#[test]
+fn a_path_whose_contents_are_gone_is_not_valid() {
+    let (_dir, paths, store) = paths();
+    let directory = Directory::new();
+    let one = Known { node: directory.to_node(), ..known("a", &[]) };
+    paths.register(&ALICE, &[(path("a"), one.clone())]).unwrap();
+    assert_eq!(paths.get(&ALICE, &store, &path("a")).unwrap(), None);
+    block_on(store.directories.put(directory)).unwrap();
+    assert_eq!(paths.get(&ALICE, &store, &path("a")).unwrap(), Some(one));
+}
+
+#[test]
+fn a_path_is_found_by_its_hash_part_among_those_of_its_client() {
+    let (_dir, paths, store) = paths();
+    paths.register(&ALICE, &[(path("a"), known("a", &[])), (path("b"), known("b", &[]))]).unwrap();
+    for name in ["a", "b"] {
+        let found = paths.with_hash_part(&ALICE, &store, path(name).hash_part()).unwrap();
+        assert_eq!(found, Some(path(name)));
+        assert_eq!(paths.with_hash_part(&BOB, &store, path(name).hash_part()).unwrap(), None);
+    }
+    assert_eq!(paths.with_hash_part(&ALICE, &store, path("c").hash_part()).unwrap(), None);
+}

@@ -1,0 +1,109 @@
+//! Real Nix as a client: Debian's package, unpacked and not installed, with a store and a configuration of its own.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Result;
+use cofferdam_images::{cache_dir, debian::Debian};
+
+use crate::{Cofferdam, Daemon, Outcome, Running, debian_root, program, recipes};
+
+/// The names by which Nix's one program is called.
+const PROGRAMS: [&str; 5] = ["nix", "nix-build", "nix-hash", "nix-instantiate", "nix-store"];
+
+const CONFIG: &str = "\
+build-users-group =
+experimental-features = nix-command
+sandbox = false
+substitute = false
+";
+
+/// A user of Nix, who has a daemon to build with.
+#[derive(Debug)]
+pub struct Nix<'a> {
+    cofferdam: &'a Cofferdam,
+    /// Its programs, its configuration, and its stores.
+    directory: PathBuf,
+    variables: Vec<(&'static str, OsString)>,
+}
+
+impl<'a> Nix<'a> {
+    /// Nix as this host's release of Debian has it.
+    #[track_caller]
+    pub fn new(cofferdam: &'a Cofferdam, daemon: &Daemon) -> Self {
+        let root = root().unwrap_or_else(|error| panic!("there is no Nix: {error:?}"));
+        let directory = cofferdam.files().join("nix");
+        let place = |name: &str| directory.join(name).into_os_string();
+        let programs = PROGRAMS.map(|name| (format!("bin/{name}"), name));
+        // What Nix starts for a build elsewhere.
+        let hook = ("libexec/nix/build-remote".to_owned(), "build-remote");
+        for (path, name) in programs.into_iter().chain([hook]) {
+            let script = script(&root, name);
+            let path = cofferdam.file(&format!("nix/{path}"), script);
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("it was made just now");
+        }
+        cofferdam.file("nix/config/nix.conf", CONFIG);
+        let variables = vec![
+            ("COFFERDAM_DAEMON", daemon.addr().into()),
+            ("HOME", place("home")),
+            ("NIX_BIN_DIR", place("bin")),
+            ("NIX_CONF_DIR", place("config")),
+            ("NIX_LIBEXEC_DIR", place("libexec")),
+            ("NIX_STATE_DIR", place("state")),
+        ];
+        Self { cofferdam, directory, variables }
+    }
+
+    /// The daemon's address for Nix.
+    pub fn builder(&self) -> String {
+        format!("ssh-ng://localhost?remote-program={}%20nix-daemon", program().display())
+    }
+
+    /// The directory of a local store.
+    pub fn store(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Starts one of Nix's programs.
+    pub fn start<S: AsRef<OsStr>>(&self, name: &str, arguments: impl IntoIterator<Item = S>) -> Running {
+        let arguments: Vec<_> = arguments.into_iter().collect();
+        let arguments = arguments.iter().map(AsRef::as_ref);
+        let variables: Vec<_> = self.variables.iter().map(|(key, value)| (*key, value.as_os_str())).collect();
+        self.cofferdam.start_program(&self.directory.join("bin").join(name), arguments, &variables)
+    }
+
+    /// Runs one of Nix's programs.
+    pub fn run<S: AsRef<OsStr>>(&self, name: &str, arguments: impl IntoIterator<Item = S>) -> Outcome {
+        self.start(name, arguments).end()
+    }
+
+    /// Builds an expression with the daemon alone, into the local store `local`.
+    pub fn build(&self, expression: &str) -> Outcome {
+        let (store, builders) = (self.store("local"), format!("{} x86_64-linux - 1 1 kvm", self.builder()));
+        let store = store.to_str().expect("temporary directories are UTF-8");
+        let jobs = ["--max-jobs", "0", "--builders", &builders];
+        self.run("nix-build", [&["--no-out-link", "--store", store, "-E", expression][..], &jobs].concat())
+    }
+}
+
+/// Runs Nix with the libraries of its own release.
+fn script(root: &Path, name: &str) -> String {
+    let root = root.display();
+    let libraries = format!("{root}/usr/lib/x86_64-linux-gnu:{root}/usr/lib/nix");
+    format!(
+        "#!/bin/sh\nexec {root}/lib64/ld-linux-x86-64.so.2 --argv0 {name} --library-path {libraries} {root}/usr/bin/nix \"$@\"\n"
+    )
+}
+
+/// Nix and its libraries, unpacked once.
+fn root() -> Result<PathBuf> {
+    let debian = Debian::open(&cache_dir(), false, |line| eprintln!("  {line}"))?;
+    let packages = debian.closure(&["nix-bin"])?;
+    let identity = format!("Nix in {}", debian_root::identity(&packages));
+    let made = recipes::cache(&identity, |staging| debian_root::unpack(&packages, &staging.join("root")))?;
+    Ok(made.join("root"))
+}

@@ -1,0 +1,78 @@
+//! Plain Nix builds with a daemon.
+
+use cofferdam_tests::{Cofferdam, Daemon, nix::Nix};
+
+/// Two derivations, of which the second needs the first.
+const CHAIN: &str = r#"
+    let
+      make = name: script: derivation {
+        inherit name;
+        system = "x86_64-linux";
+        builder = "/bin/sh";
+        args = [ "-c" script ];
+      };
+      first = make "first" "echo told by the first >&2; echo first > $out";
+    in make "second" "read word < ${first}; echo $word ${first} > $out"
+"#;
+
+/// A derivation whose contents are said to be another file's.
+const WRONG_HASH: &str = r#"
+    derivation {
+      name = "fixed";
+      system = "x86_64-linux";
+      builder = "/bin/sh";
+      args = [ "-c" "echo something else > $out" ];
+      outputHashAlgo = "sha256";
+      outputHash = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03";
+    }
+"#;
+
+const FAILING: &str = r#"
+    derivation {
+      name = "failing";
+      system = "x86_64-linux";
+      builder = "/bin/sh";
+      args = [ "-c" "echo its last words >&2; exit 3" ];
+    }
+"#;
+
+#[test]
+fn nix_builds_a_chain_and_finds_it_again() {
+    let cofferdam = Cofferdam::new();
+    let daemon = Daemon::start(&cofferdam, "withhold_network = true");
+    let nix = Nix::new(&cofferdam, &daemon);
+    let local = nix.store("local");
+    let local = local.to_str().unwrap();
+
+    let built = nix.build(CHAIN).succeeds();
+    assert!(built.stderr.contains("told by the first"), "{built}");
+    let second = built.stdout.trim().to_owned();
+    let references = nix.run("nix-store", ["--store", local, "--query", "--references", &second]).succeeds();
+    let first = references.stdout.trim().to_owned();
+    assert!(first.ends_with("-first"), "{references}");
+    let contents = std::fs::read_to_string(format!("{local}{second}")).unwrap();
+    assert_eq!(contents, format!("first {first}\n"));
+    nix.run("nix-store", ["--store", local, "--verify-path", &first, &second]).succeeds();
+
+    let failed = nix.build(FAILING).exits_with(1);
+    assert!(failed.stderr.contains("its last words"), "{failed}");
+    assert!(failed.stderr.contains("the command exited with status 3"), "{failed}");
+
+    let failed = nix.build(WRONG_HASH).exits_with(1);
+    for hash in
+        ["sha256-WJG1tSLV3whtD/CxEPvZ0hu0/HFjrzTQgoai6Eb2vgM=", "sha256-oWIb6VBAI57hQ2LBbiBRDdwg9SfXctgjsqFnmzP1zXQ="]
+    {
+        assert!(failed.stderr.contains(hash), "{failed}");
+    }
+
+    // Another connection, to a daemon that has been started again.
+    daemon.end().succeeds();
+    let daemon = Daemon::start(&cofferdam, "");
+    let other = nix.store("other");
+    let other = other.to_str().unwrap();
+    let copy = ["copy", "--no-check-sigs", "--from", &nix.builder(), "--to", other, &second];
+    nix.run("nix", copy).succeeds();
+    assert_eq!(std::fs::read_to_string(format!("{other}{second}")).unwrap(), contents);
+    nix.run("nix-store", ["--store", other, "--verify-path", &first, &second]).succeeds();
+    daemon.end().succeeds();
+}
