@@ -12,6 +12,17 @@ use cofferdam_images::{cache_dir, debian::Debian};
 
 use crate::{Cofferdam, Daemon, Outcome, Running, debian_root, program, recipes};
 
+/// Releases of Debian, each with a Nix of its time.
+#[derive(Debug, Clone, Copy)]
+pub enum Release {
+    /// Nix 2.8.
+    Bookworm,
+    /// Nix 2.26.
+    Trixie,
+    /// Nix 2.34 or later.
+    Forky,
+}
+
 /// The names by which Nix's one program is called.
 const PROGRAMS: [&str; 5] = ["nix", "nix-build", "nix-hash", "nix-instantiate", "nix-store"];
 
@@ -32,21 +43,22 @@ pub struct Nix<'a> {
 }
 
 impl<'a> Nix<'a> {
-    /// Nix as this host's release of Debian has it.
+    /// Nix as this release of Debian has it.
     #[track_caller]
-    pub fn new(cofferdam: &'a Cofferdam, daemon: &Daemon) -> Self {
-        let root = root().unwrap_or_else(|error| panic!("there is no Nix: {error:?}"));
-        let directory = cofferdam.files().join("nix");
+    pub fn new(cofferdam: &'a Cofferdam, daemon: &Daemon, release: Release) -> Self {
+        let root = root(release).unwrap_or_else(|error| panic!("there is no Nix: {error:?}"));
+        let name = format!("nix-{release:?}").to_lowercase();
+        let directory = cofferdam.files().join(&name);
         let place = |name: &str| directory.join(name).into_os_string();
         let programs = PROGRAMS.map(|name| (format!("bin/{name}"), name));
         // What Nix starts for a build elsewhere.
         let hook = ("libexec/nix/build-remote".to_owned(), "build-remote");
-        for (path, name) in programs.into_iter().chain([hook]) {
-            let script = script(&root, name);
-            let path = cofferdam.file(&format!("nix/{path}"), script);
+        for (path, called) in programs.into_iter().chain([hook]) {
+            let script = script(&root, called);
+            let path = cofferdam.file(&format!("{name}/{path}"), script);
             fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("it was made just now");
         }
-        cofferdam.file("nix/config/nix.conf", CONFIG);
+        cofferdam.file(&format!("{name}/config/nix.conf"), CONFIG);
         let variables = vec![
             ("COFFERDAM_DAEMON", daemon.addr().into()),
             ("HOME", place("home")),
@@ -100,8 +112,9 @@ fn script(root: &Path, name: &str) -> String {
 }
 
 /// Nix and its libraries, unpacked once.
-fn root() -> Result<PathBuf> {
-    let debian = Debian::open(&cache_dir(), false, |line| eprintln!("  {line}"))?;
+fn root(release: Release) -> Result<PathBuf> {
+    let release = format!("{release:?}").to_lowercase();
+    let debian = Debian::of_release(&cache_dir(), &release, |line| eprintln!("  {line}"))?;
     let packages = debian.closure(&["nix-bin"])?;
     let identity = format!("Nix in {}", debian_root::identity(&packages));
     let made = recipes::cache(&identity, |staging| debian_root::unpack(&packages, &staging.join("root")))?;

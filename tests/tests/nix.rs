@@ -1,6 +1,9 @@
 //! Plain Nix builds with a daemon.
 
-use cofferdam_tests::{Cofferdam, Daemon, nix::Nix};
+use cofferdam_tests::{
+    Cofferdam, Daemon,
+    nix::{Nix, Release},
+};
 
 /// Two derivations, of which the second needs the first.
 const CHAIN: &str = r#"
@@ -40,7 +43,7 @@ const FAILING: &str = r#"
 fn nix_builds_a_chain_and_finds_it_again() {
     let cofferdam = Cofferdam::new();
     let daemon = Daemon::start(&cofferdam, "withhold_network = true");
-    let nix = Nix::new(&cofferdam, &daemon);
+    let nix = Nix::new(&cofferdam, &daemon, Release::Bookworm);
     let local = nix.store("local");
     let local = local.to_str().unwrap();
 
@@ -74,5 +77,27 @@ fn nix_builds_a_chain_and_finds_it_again() {
     nix.run("nix", copy).succeeds();
     assert_eq!(std::fs::read_to_string(format!("{other}{second}")).unwrap(), contents);
     nix.run("nix-store", ["--store", other, "--verify-path", &first, &second]).succeeds();
+    daemon.end().succeeds();
+}
+
+#[test]
+fn newer_nixes_build_the_same_chain() {
+    let cofferdam = Cofferdam::new();
+    let daemon = Daemon::start(&cofferdam, "");
+    let mut built = [Release::Trixie, Release::Forky].map(|release| {
+        let nix = Nix::new(&cofferdam, &daemon, release);
+        let built = nix.build(CHAIN).succeeds();
+        let second = built.stdout.trim().to_owned();
+        let store = nix.store("local");
+        let store = store.to_str().unwrap();
+        nix.run("nix-store", ["--store", store, "--verify-path", &second]).succeeds();
+        let references = nix.run("nix-store", ["--store", store, "--query", "--references", &second]).succeeds();
+        assert!(references.stdout.trim().ends_with("-first"), "{references}");
+        (second, built.stderr)
+    });
+    // The second client finds what the first has built.
+    assert_eq!(built[0].0, built[1].0);
+    assert!(built[0].1.contains("told by the first"), "{}", built[0].1);
+    assert!(!std::mem::take(&mut built[1].1).contains("told by the first"));
     daemon.end().succeeds();
 }

@@ -52,6 +52,11 @@ Dir::Etc::sourcelist "@/sources.list";
 Dir::Etc::sourceparts "/dev/null";
 "#;
 
+/// Further settings for another release than the host's.
+const RELEASE_SETTINGS: &str = r#"Dir::Etc::sourcelist "@/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+"#;
+
 /// Prefers Debian's packages to those of other vendors in the host's sources.
 const PREFERENCES: &str = "Package: *\nPin: release o=Debian\nPin-Priority: 990\n";
 
@@ -89,6 +94,31 @@ impl Apt {
         this.write("source-settings", &format!("{settings}{}", SOURCE_SETTINGS.replace('@', &own)))?;
         this.write("preferences", PREFERENCES)?;
         this.write("status", "")?;
+        Ok(this)
+    }
+
+    /// As [`Apt::open`], for this release of Debian, from the mirrors of `host`.
+    pub(super) fn of_release(
+        directory: PathBuf,
+        release: &str,
+        host: &Self,
+        progress: fn(&str),
+    ) -> Result<Self, DebianError> {
+        let this = Self::open(directory, false, progress)?;
+        let own = this.directory.to_string_lossy().into_owned();
+        let settings = format!("{SETTINGS}{RELEASE_SETTINGS}").replace('@', &own);
+        this.write("settings", &settings)?;
+        if !this.directory.join("sources.list").exists() {
+            let _lock = host.lock()?;
+            host.update(Lists::Binary)?;
+            // Others, such as its updates, belong to a release that is out.
+            let of_release = |place: &str| {
+                let [uri, name, component] = place.split(' ').collect::<Vec<_>>().try_into().ok()?;
+                (!name.contains('-')).then(|| format!("{uri} {release} {component}"))
+            };
+            let places: Vec<_> = host.debian_places()?.iter().filter_map(|place| of_release(place)).collect();
+            this.write("sources.list", &sources("deb", &places))?;
+        }
         Ok(this)
     }
 
@@ -170,18 +200,16 @@ impl Apt {
 
     /// Writes the sources of the source packages: those of the host's Debian packages.
     fn list_sources(&self) -> Result<(), DebianError> {
+        self.write("sources.list", &sources("deb-src", &self.debian_places()?))
+    }
+
+    /// The host's sources of Debian packages, as in `URI bookworm main`.
+    fn debian_places(&self) -> Result<Vec<String>, DebianError> {
         let format = "$(CREATED_BY)|$(ORIGIN)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)";
         let targets = command::text(self.command("apt-get", Lists::Binary).args(["indextargets", "--format", format]))
             .map_err(|source| fetch_error("the list of sources", source))?;
-        let signed_by = if Path::new(KEYRING).exists() { format!("[signed-by={KEYRING}] ") } else { String::new() };
-        let mut lines: Vec<_> = targets
-            .lines()
-            .filter_map(|line| line.strip_prefix("Packages|Debian|"))
-            .map(|place| format!("deb-src {signed_by}{}\n", place.replace('|', " ")))
-            .collect();
-        lines.sort_unstable();
-        lines.dedup();
-        self.write("sources.list", &lines.concat())
+        let places = targets.lines().filter_map(|line| line.strip_prefix("Packages|Debian|"));
+        Ok(places.map(|place| place.replace('|', " ")).collect())
     }
 
     fn command(&self, program: &str, lists: Lists) -> Command {
@@ -209,6 +237,15 @@ impl Apt {
         };
         written().map_err(|source| DebianError::Cache { path, source })
     }
+}
+
+/// A list of sources of this kind, for `URI RELEASE COMPONENT`.
+fn sources(kind: &str, places: &[String]) -> String {
+    let signed_by = if Path::new(KEYRING).exists() { format!("[signed-by={KEYRING}] ") } else { String::new() };
+    let mut lines: Vec<_> = places.iter().map(|place| format!("{kind} {signed_by}{place}\n")).collect();
+    lines.sort_unstable();
+    lines.dedup();
+    lines.concat()
 }
 
 fn fetch_error(query: &str, source: command::CommandError) -> DebianError {

@@ -97,12 +97,18 @@ impl Debian {
     ///
     /// [`DebianError::Cache`] if the directory can't be created or written.
     pub fn open(cache: &Path, refresh: bool, progress: fn(&str)) -> Result<Self, DebianError> {
-        let directory = cache.join("apt");
-        for name in ["answers", "unpacked"] {
-            let path = directory.join(name);
-            fs::create_dir_all(&path).map_err(|source| DebianError::Cache { path, source })?;
-        }
-        Ok(Self { apt: Apt::open(directory, refresh, progress)?, refresh })
+        Ok(Self { apt: Apt::open(prepared(cache.join("apt"))?, refresh, progress)?, refresh })
+    }
+
+    /// As [`Debian::open`], for packages of another release, as in `trixie`, in a directory of its own.
+    ///
+    /// # Errors
+    ///
+    /// As [`Debian::open`], or the host's apt can't tell its mirrors.
+    pub fn of_release(cache: &Path, release: &str, progress: fn(&str)) -> Result<Self, DebianError> {
+        let host = Self::open(cache, false, progress)?;
+        let directory = prepared(cache.join(format!("apt-{release}")))?;
+        Ok(Self { apt: Apt::of_release(directory, release, &host.apt, progress)?, refresh: false })
     }
 
     /// Downloads the newest version of one package, without dependencies.
@@ -248,6 +254,15 @@ impl Debian {
         let paths: Vec<_> = text.lines().map(|line| self.apt.directory.join("archives").join(line)).collect();
         (!paths.is_empty() && paths.iter().all(|path| path.exists())).then_some(paths)
     }
+}
+
+/// The same directory, with the directories in it.
+fn prepared(directory: PathBuf) -> Result<PathBuf, DebianError> {
+    for name in ["answers", "unpacked"] {
+        let path = directory.join(name);
+        fs::create_dir_all(&path).map_err(|source| DebianError::Cache { path, source })?;
+    }
+    Ok(directory)
 }
 
 fn package_query(name: &str) -> String {
