@@ -10,9 +10,11 @@
 //!
 //! - `wire`: integers, strings and lists of the worker protocol; framed sources
 //! - `protocol`: versions, operations, messages of a server, results of builds
+//! - `attributes`: what a derivation asks of its builder
 //! - `derivation`: derivations, on the wire and as text
 //! - `path_info`, `content_address`, `store_path`, `hash`, `base32`: what they consist of
 
+mod attributes;
 pub mod base32;
 mod content_address;
 mod derivation;
@@ -22,6 +24,7 @@ pub mod protocol;
 mod store_path;
 pub mod wire;
 
+pub use attributes::{AttributeFiles, Attributes, Checks, Graph};
 pub use content_address::{ContentAddress, Method};
 pub use derivation::{Derivation, DerivationError, Output};
 pub use hash::{Algorithm, Hash, HashError};

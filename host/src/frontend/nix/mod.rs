@@ -12,6 +12,7 @@
 
 mod build;
 mod builds;
+mod checks;
 mod content;
 mod outputs;
 mod pipe;

@@ -6,9 +6,10 @@ use cofferdam_castore::{
     Node, Store,
     nar::{self, NarInfo},
 };
-use cofferdam_nix::{ContentAddress, Hash, Output as Declared, PathInfo, StorePath};
+use cofferdam_nix::{ContentAddress, Graph, Hash, Output as Declared, PathInfo, StorePath};
 
 use super::{
+    checks,
     content::{self, ContentError},
     request::Prepared,
     session::Stop,
@@ -70,6 +71,9 @@ pub(super) fn describe(
         }
         paths.push(((*path).clone(), Known { node: output.node.clone(), info }));
     }
+    let known = prepared.inputs.iter().chain(paths.iter().map(|(path, known)| (path, known)));
+    let graph = Graph(known.map(|(path, known)| (path, &known.info)).collect());
+    checks::check(prepared.derivation, &prepared.attributes, &graph).map_err(Rejected::Output)?;
     Ok(paths)
 }
 

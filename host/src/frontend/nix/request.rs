@@ -6,7 +6,7 @@ use cofferdam_castore::{
     PathComponent,
     proto::{Entry, EntryExt as _},
 };
-use cofferdam_nix::{Derivation, Hash, Output, StorePath};
+use cofferdam_nix::{Attributes, Derivation, Graph, Hash, Output, StorePath, base32};
 use cofferdam_proto::snix::build::v1::{
     BuildRequest,
     build_request::{AdditionalFile, BuildConstraints, EnvVar},
@@ -20,13 +20,19 @@ const BUILD_DIR: &str = "build";
 /// The features that a derivation may require.
 const FEATURES: [&str; 3] = ["kvm", "big-parallel", "benchmark"];
 
+/// Bytes of what stands for an output's path: a slash, and a SHA-256.
+const PLACEHOLDER_BYTES: usize = 1 + base32::encoded_length(32);
+
 /// A derivation whose outputs' paths are known, and its name.
 pub(super) struct Prepared<'a> {
     pub(super) path: &'a StorePath,
     pub(super) derivation: &'a Derivation,
+    pub(super) attributes: Attributes<'a>,
     /// By their paths.
     pub(super) outputs: BTreeMap<&'a StorePath, &'a Output>,
     pub(super) inputs: BTreeMap<StorePath, Known>,
+    /// What stands for the outputs' paths, and the paths.
+    placeholders: BTreeMap<Vec<u8>, String>,
 }
 
 impl<'a> Prepared<'a> {
@@ -39,7 +45,8 @@ impl<'a> Prepared<'a> {
         let Some(name) = path.name().strip_suffix(".drv") else {
             return Err(format!("the derivation must have a path that ends in .drv, not {path}"));
         };
-        let mut outputs = BTreeMap::new();
+        let attributes = Attributes::of(derivation)?;
+        let (mut outputs, mut placeholders) = (BTreeMap::new(), BTreeMap::new());
         for (output_name, output) in &derivation.outputs {
             let output_path = match output {
                 Output::InputAddressed(path) => path,
@@ -57,6 +64,8 @@ impl<'a> Prepared<'a> {
                     ));
                 }
             };
+            let placeholder = format!("/{}", Hash::of(format!("nix-output:{output_name}").as_bytes()).base32());
+            placeholders.insert(placeholder.into_bytes(), output_path.to_string());
             if outputs.insert(output_path, output).is_some() {
                 return Err(format!("two outputs must not have the path {output_path}"));
             }
@@ -64,7 +73,7 @@ impl<'a> Prepared<'a> {
         if outputs.is_empty() {
             return Err("the derivation must have outputs".to_owned());
         }
-        Ok(Self { path, derivation, outputs, inputs: BTreeMap::new() })
+        Ok(Self { path, derivation, attributes, outputs, inputs: BTreeMap::new(), placeholders })
     }
 
     /// Whether an output's contents are known beforehand.
@@ -86,13 +95,14 @@ impl<'a> Prepared<'a> {
         let Derivation { builder, arguments, platform, .. } = self.derivation;
         let available_ro_paths = self.ro_paths()?;
         let (environment_vars, additional_files) = self.environment(cpus)?;
+        let argument = |text: &String| String::from_utf8_lossy(&self.rewritten(text.as_bytes())).into_owned();
         let input = |(path, known): (&StorePath, &Known)| {
             let name = PathComponent::try_from(path.base_name().as_bytes()).map_err(|error| error.to_string())?;
             Ok(Entry::named(name, known.node.clone()))
         };
         Ok(BuildRequest {
             inputs: self.inputs.iter().map(input).collect::<Result<_, String>>()?,
-            command_args: [builder].into_iter().chain(arguments).cloned().collect(),
+            command_args: [builder.clone()].into_iter().chain(arguments.iter().map(argument)).collect(),
             working_dir: BUILD_DIR.to_owned(),
             scratch_paths: vec![BUILD_DIR.to_owned(), "nix/store".to_owned()],
             inputs_dir: "nix/store".to_owned(),
@@ -112,41 +122,35 @@ impl<'a> Prepared<'a> {
 
     /// What the derivation requires of the system.
     fn ro_paths(&self) -> Result<Vec<String>, String> {
-        if self.derivation.environment.get("__noChroot").is_some_and(|value| value == b"1") {
+        if self.attributes.flag("__noChroot") {
             return Err("__noChroot must not be set: every build is sealed off here".to_owned());
         }
-        let required = self.derivation.attribute("requiredSystemFeatures").unwrap_or_default();
-        let required: Vec<_> = required.split_ascii_whitespace().collect();
-        if let Some(unknown) = required.iter().find(|feature| !FEATURES.contains(feature)) {
+        let required = self.attributes.words("requiredSystemFeatures")?.unwrap_or_default();
+        if let Some(unknown) = required.iter().find(|feature| !FEATURES.contains(&feature.as_str())) {
             let known = FEATURES.join(", ");
             return Err(format!("requiredSystemFeatures must be some of {known}, and {unknown:?} is not"));
         }
-        Ok(required.contains(&"kvm").then(|| "/dev/kvm".to_owned()).into_iter().collect())
+        Ok(required.iter().any(|feature| feature == "kvm").then(|| "/dev/kvm".to_owned()).into_iter().collect())
     }
 
-    /// The command's variables, and the files of attributes that are passed as files.
+    /// The inputs, for what is told of their closures.
+    fn graph(&self) -> Graph<'_> {
+        Graph(self.inputs.iter().map(|(path, known)| (path, &known.info)).collect())
+    }
+
+    /// The command's variables, and the files of its attributes.
     fn environment(&self, cpus: u32) -> Result<(Vec<EnvVar>, Vec<AdditionalFile>), String> {
-        let own = &self.derivation.environment;
-        if own.contains_key("__json") {
-            return Err("structured attributes are not supported here yet".to_owned());
-        }
+        let mut files = BTreeMap::new();
         let mut vars: BTreeMap<String, Vec<u8>> = BTreeMap::new();
         let mut set = |key: &str, value: &str| drop(vars.insert(key.to_owned(), value.into()));
         set("PATH", "/path-not-set");
         set("HOME", "/homeless-shelter");
         set("NIX_STORE", "/nix/store");
         set("NIX_BUILD_CORES", &cpus.to_string());
-        let as_files: BTreeSet<_> =
-            self.derivation.attribute("passAsFile").unwrap_or_default().split_ascii_whitespace().collect();
-        let mut files = Vec::new();
-        for (key, value) in own {
-            if !as_files.contains(key.as_str()) {
-                vars.insert(key.clone(), value.clone());
-                continue;
-            }
-            let path = format!("{BUILD_DIR}/.attr-{}", Hash::of(key.as_bytes()).base32());
-            vars.insert(format!("{key}Path"), format!("/{path}").into());
-            files.push(AdditionalFile { path, contents: value.clone().into() });
+        if self.attributes.are_structured() {
+            self.structured(&mut vars, &mut files)?;
+        } else {
+            self.plain(&mut vars, &mut files)?;
         }
         let mut set = |key: &str, value: &str| drop(vars.insert(key.to_owned(), value.into()));
         for key in ["NIX_BUILD_TOP", "TMPDIR", "TEMPDIR", "TMP", "TEMP", "PWD"] {
@@ -158,6 +162,78 @@ impl<'a> Prepared<'a> {
         set("NIX_LOG_FD", "2");
         set("TERM", "xterm-256color");
         let vars = vars.into_iter().map(|(key, value)| EnvVar { key, value: value.into() });
-        Ok((vars.collect(), files))
+        let file = |(name, contents): (String, Vec<u8>)| AdditionalFile {
+            path: format!("{BUILD_DIR}/{name}"),
+            contents: contents.into(),
+        };
+        Ok((vars.collect(), files.into_iter().map(file).collect()))
+    }
+
+    /// Attributes as variables, and as files where `passAsFile` says so.
+    fn plain(&self, vars: &mut BTreeMap<String, Vec<u8>>, files: &mut BTreeMap<String, Vec<u8>>) -> Result<(), String> {
+        let as_files = self.attributes.words("passAsFile")?.unwrap_or_default();
+        let as_files: BTreeSet<_> = as_files.into_iter().collect();
+        for (key, value) in &self.derivation.environment {
+            if !as_files.contains(key) {
+                vars.insert(key.clone(), self.rewritten(value));
+                continue;
+            }
+            let name = format!(".attr-{}", Hash::of(key.as_bytes()).base32());
+            vars.insert(format!("{key}Path"), format!("/{BUILD_DIR}/{name}").into());
+            files.insert(name, self.rewritten(value));
+        }
+        let graph = self.graph();
+        for (name, paths) in self.attributes.graphs()? {
+            self.check_exported(&paths)?;
+            files.insert(name, graph.registration(&paths).into());
+        }
+        Ok(())
+    }
+
+    /// Attributes as files of JSON and of a shell's declarations.
+    fn structured(
+        &self,
+        vars: &mut BTreeMap<String, Vec<u8>>,
+        files: &mut BTreeMap<String, Vec<u8>>,
+    ) -> Result<(), String> {
+        let mut graphs = Vec::new();
+        let graph = self.graph();
+        for (name, paths) in self.attributes.graphs()? {
+            self.check_exported(&paths)?;
+            graphs.push((name, graph.json(&paths)?));
+        }
+        let Some(written) = self.attributes.files(graphs) else { return Ok(()) };
+        for (variable, name, contents) in
+            [("NIX_ATTRS_JSON_FILE", ".attrs.json", written.json), ("NIX_ATTRS_SH_FILE", ".attrs.sh", written.shell)]
+        {
+            vars.insert(variable.to_owned(), format!("/{BUILD_DIR}/{name}").into());
+            files.insert(name.to_owned(), self.rewritten(&contents));
+        }
+        Ok(())
+    }
+
+    /// The same bytes with the outputs' paths where `builtins.placeholder` stood for them.
+    fn rewritten(&self, bytes: &[u8]) -> Vec<u8> {
+        let mut whole = Vec::with_capacity(bytes.len());
+        let mut rest = bytes;
+        while let Some(at) = rest.iter().position(|&byte| byte == b'/') {
+            whole.extend_from_slice(&rest[..at]);
+            rest = &rest[at..];
+            let path = rest.get(..PLACEHOLDER_BYTES).and_then(|found| self.placeholders.get(found));
+            let (put, taken) = path.map_or((&b"/"[..], 1), |path| (path.as_bytes(), PLACEHOLDER_BYTES));
+            whole.extend_from_slice(put);
+            rest = &rest[taken..];
+        }
+        whole.extend_from_slice(rest);
+        whole
+    }
+
+    fn check_exported(&self, paths: &[StorePath]) -> Result<(), String> {
+        match paths.iter().find(|path| !self.inputs.contains_key(path)) {
+            Some(path) => Err(format!(
+                "cannot export references of path '{path}' because it is not in the input closure of the derivation"
+            )),
+            None => Ok(()),
+        }
     }
 }

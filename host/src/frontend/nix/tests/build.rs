@@ -147,3 +147,47 @@ fn an_output_that_is_there_is_not_built_again() {
     begun(&mut heard);
     assert_eq!(server.requests.lock().len(), 1);
 }
+
+#[test]
+fn placeholders_become_paths_and_graphs_become_files() {
+    let (server, tree) = (Server::new(), tree("target"));
+    // `builtins.placeholder "out"`.
+    let placeholder = "/1rz4g4znpzjwh1xymhjpm42vipw92pr73vdgl6xs1hycac8kf2n9";
+    let (there, exported) = (format!("in {placeholder}/bin:{placeholder}"), format!("graph {}", tree.path));
+    let environment = [("there", &*there), ("exportReferencesGraph", &exported), ("other", "/1rz4/usr")];
+    server.talk(ALICE, Version::minor(37), |said| {
+        add_multiple(said, true, &[&tree])?;
+        build(said, &[["out", OUT, "", ""]], &[&tree.path], &environment)
+    });
+    let request = server.requests.lock().pop().unwrap();
+    let var = |key: &str| &request.environment_vars.iter().find(|var| var.key == key).unwrap().value;
+    assert_eq!(*var("there"), format!("in {OUT}/bin:{OUT}"));
+    assert_eq!(*var("other"), "/1rz4/usr");
+    let graph = format!("{}\n\n0\n", tree.path);
+    let files = [AdditionalFile { path: "build/graph".to_owned(), contents: graph.into() }];
+    assert_eq!(request.additional_files, files);
+}
+
+#[test]
+fn structured_attributes_are_files_and_no_variables() {
+    let server = Server::new();
+    let json = r#"{"name":"a","requiredSystemFeatures":["kvm"]}"#;
+    server.talk(ALICE, Version::minor(37), |said| build(said, &[["out", OUT, "", ""]], &[], &[("__json", json)]));
+    let request = server.requests.lock().pop().unwrap();
+    let keys: Vec<_> = request.environment_vars.iter().map(|var| &*var.key).collect();
+    assert!(!keys.contains(&"__json") && !keys.contains(&"name"), "{keys:?}");
+    let files: Vec<_> = request
+        .additional_files
+        .iter()
+        .map(|file| (&*file.path, std::str::from_utf8(&file.contents).unwrap()))
+        .collect();
+    let written = format!(r#"{{"name":"a","outputs":{{"out":"{OUT}"}},"requiredSystemFeatures":["kvm"]}}"#);
+    let shell = format!(
+        "declare name='a'\ndeclare -A outputs=(['out']='{OUT}' )\ndeclare -a requiredSystemFeatures=('kvm' )\n"
+    );
+    assert_eq!(files, [("build/.attrs.json", &*written), ("build/.attrs.sh", &*shell)]);
+    for (key, path) in [("NIX_ATTRS_JSON_FILE", "/build/.attrs.json"), ("NIX_ATTRS_SH_FILE", "/build/.attrs.sh")] {
+        assert_eq!(request.environment_vars.iter().find(|var| var.key == key).unwrap().value, path);
+    }
+    assert_eq!(request.constraints.unwrap().available_ro_paths, ["/dev/kvm"]);
+}
