@@ -7,13 +7,15 @@ use cofferdam_rpc::{Client, Clients, Patterns};
 pub(crate) struct Terms {
     /// Its share of the machine's time, against those of all clients that want some. At least 1.
     pub share: u32,
+    /// Most of its builds that run at once, at least 1. `None`: as many as the budget allows.
+    pub running: Option<u32>,
     /// Most of its builds that wait. `None`: as many as of any client.
     pub queued: Option<usize>,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { share: 1, queued: None }
+        Self { share: 1, running: None, queued: None }
     }
 }
 

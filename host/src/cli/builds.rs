@@ -296,7 +296,7 @@ fn sheet(build: &BuildInfo) -> String {
         ("log", format!("{} bytes{}", build.log_bytes, if build.log_truncated { ", cut" } else { "" })),
     ];
     if let Some(queued) = &build.queued {
-        rows.push(("waits", format!("for {}, behind {} builds", queued.waiting_for, queued.position)));
+        rows.push(("queue", remote::waiting(queued)));
     }
     if let Some(ran) = ran(build) {
         rows.push(("ran", show_duration(ran)));
@@ -374,7 +374,8 @@ fn object(build: &BuildInfo) -> Value {
         "log_bytes": build.log_bytes,
     });
     if let Some(queued) = &build.queued {
-        object["queued"] = json!({ "position": queued.position, "waiting_for": queued.waiting_for });
+        object["queued"] =
+            json!({ "position": queued.position, "waiting_for": queued.waiting_for, "running": queued.running });
     }
     if let Some(times) = &build.times {
         object["seconds"] =

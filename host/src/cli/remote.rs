@@ -357,17 +357,18 @@ fn spent(times: wire::Times) -> Times {
 }
 
 /// Why a build waits.
-fn waiting(queued: &wire::Queued) -> String {
+pub(super) fn waiting(queued: &wire::Queued) -> String {
     let what = match queued.waiting_for.as_str() {
-        "memory" => "memory",
-        "cpus" => "processors",
-        "builds" => "other builds to end",
-        "disk" => "free disk space on the daemon's host",
-        _ => "its turn",
+        "memory" => "waiting for memory".to_owned(),
+        "cpus" => "waiting for processors".to_owned(),
+        "builds" => "waiting for other builds to end".to_owned(),
+        "disk" => "waiting for free disk space on the daemon's host".to_owned(),
+        "tenant" => format!("waiting: its tenant has {0} of {0} builds running", queued.running),
+        _ => "waiting for its turn".to_owned(),
     };
     match queued.position {
-        0 => format!("waiting for {what}"),
-        1 => format!("waiting for {what}, behind 1 build"),
-        builds => format!("waiting for {what}, behind {builds} builds"),
+        0 => what,
+        1 => format!("{what}, behind 1 build"),
+        builds => format!("{what}, behind {builds} builds"),
     }
 }

@@ -309,9 +309,10 @@ impl EventLoop {
     }
 
     fn count(&self) {
-        let mut counts = Waiting::ALL.map(|waiting| (waiting.word(), 0));
+        let mut counts = Waiting::WORDS.map(|word| (word, 0));
         for waiting in self.queue.order().filter_map(|ticket| self.queue.waiting_for(ticket)) {
-            counts[waiting as usize].1 += 1;
+            let of_word = counts.iter_mut().filter(|(word, _)| *word == waiting.word());
+            of_word.for_each(|(_, count)| *count += 1);
         }
         let amounts = |Budget { memory_bytes, cpus, builds }: Budget| Amounts { memory_bytes, cpus, builds };
         let metrics = &self.scheduler.backend.metrics;

@@ -10,7 +10,7 @@ use cofferdam_castore::{
 use cofferdam_images::Image;
 use cofferdam_proto::snix::build::v1 as proto;
 use cofferdam_protocol::WindowSize;
-use cofferdam_rpc::{Clients, MemoryPermit};
+use cofferdam_rpc::{Clients, MemoryPermit, Pattern, Patterns};
 use futures::{
     FutureExt as _, StreamExt as _,
     future::pending,
@@ -31,6 +31,8 @@ use crate::{
     provenance::SigningKey,
     records::{End, Outcome, Output, Recording, Retention},
     request::BuildRequest,
+    scheduler::queue::Waiting,
+    tenants::{Tenant, Terms},
 };
 
 const OWNER: Client = Client::User(u32::MAX - 1);
@@ -94,14 +96,17 @@ fn start(dir: &Path) -> Scheduler {
 }
 
 fn start_with(dir: &Path, reuse: Reuse) -> Scheduler {
-    let settings = SchedulerSettings {
+    Scheduler::start(backend(dir), settings(reuse), CancellationToken::new()).0
+}
+
+fn settings(reuse: Reuse) -> SchedulerSettings {
+    SchedulerSettings {
         budget: Budget { memory_bytes: 1 << 40, cpus: 64, builds: 64 },
         bounds: Bounds { queued: 100, queued_per_client: 100 },
         drain_timeout: Duration::ZERO,
         reuse,
         standby: StandbySettings::default(),
-    };
-    Scheduler::start(backend(dir), settings, CancellationToken::new()).0
+    }
 }
 
 fn submission(client: &Client, outputs: &[&str]) -> Submission {
@@ -335,6 +340,30 @@ async fn a_thousand_look_ups_of_one_client_delay_no_other() {
     for client in [STRANGER, JOINED, OPERATOR] {
         timeout(LONG, active(&scheduler, submission(&client, &["a"]))).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_tenant_runs_as_many_builds_as_it_may_and_is_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut backend = backend(dir.path());
+    let mut listed = Patterns::default();
+    let terms = Terms { running: Some(1), ..Terms::default() };
+    listed.insert(Pattern::Exact(OWNER), Tenant { terms });
+    listed.insert(Pattern::Exact(STRANGER), Tenant::default());
+    backend.tenants = Tenants::new(Some(listed), Vec::new());
+    let scheduler = Scheduler::start(backend, settings(Reuse::Off), CancellationToken::new()).0;
+    let reaches = async |build: &Subscription, wanted: fn(&State) -> bool| {
+        timeout(LONG, build.build.state().wait_for(wanted)).await.unwrap().unwrap();
+    };
+    let first = active(&scheduler, submission(&OWNER, &[])).await;
+    reaches(&first, |state| matches!(state, State::Running { .. })).await;
+    let second = active(&scheduler, submission(&OWNER, &[])).await;
+    let bounded = |state: &State| matches!(state, State::Queued { waiting_for: Waiting::Tenant { running: 1 }, .. });
+    reaches(&second, bounded).await;
+    let others = active(&scheduler, submission(&STRANGER, &[])).await;
+    reaches(&others, |state| matches!(state, State::Running { .. })).await;
+    scheduler.cancel(&OWNER, first.build.id()).await.unwrap();
+    reaches(&second, |state| matches!(state, State::Running { .. })).await;
 }
 
 #[tokio::test]

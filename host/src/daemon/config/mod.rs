@@ -158,6 +158,7 @@ pub(super) struct OperatorsConfig {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct TenantConfig {
     share: Option<Weight>,
+    running: Option<Count>,
     queued: Option<Count>,
 }
 
@@ -166,6 +167,7 @@ impl TenantConfig {
         let default = Terms::default();
         let terms = Terms {
             share: self.share.map_or(default.share, |Weight(share)| share),
+            running: self.running.map(|Count(builds)| builds),
             queued: self.queued.map(|Count(builds)| builds as usize),
         };
         Tenant { terms }

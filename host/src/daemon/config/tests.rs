@@ -156,7 +156,7 @@ fn a_wrong_value_is_reported_with_line_and_key() {
         ),
         (
             "[tenants.'user:1']\nweight = 1",
-            "test.toml:2: tenants.\"user:1\".weight = 1: unknown field `weight`, expected `share` or",
+            "test.toml:2: tenants.\"user:1\".weight = 1: unknown field `weight`, expected one of `share`, `running`, `queued`",
         ),
         ("vmm = 'firecracker'", "vmm = 'firecracker': unknown variant `firecracker`, expected `cloud-hypervisor`"),
         ("[metrics]\nlisten = 'here'", "test.toml:2: metrics.listen = 'here': invalid socket address"),

@@ -18,7 +18,8 @@ use crate::{
 };
 
 pub(super) fn queued(position: u64, waiting_for: Waiting) -> Queued {
-    Queued { position, waiting_for: waiting_for.word().to_owned() }
+    let running = if let Waiting::Tenant { running } = waiting_for { running } else { 0 };
+    Queued { position, waiting_for: waiting_for.word().to_owned(), running }
 }
 
 pub(super) fn phase(phase: build::Phase) -> wire::Phase {

@@ -28,9 +28,12 @@
 //!   as long, two clients with equal shares that always have builds waiting differ in what they got by at most
 //!   `WINDOW + MACHINE` of it.
 //! - A build that was overtaken by builds of a whole [`MACHINE`]'s cost reserves the machine. Nothing else starts before it.
+//!
+//! **Bounded clients.** Builds of a client that runs as many as it may are passed over as if they weren't there: they hold nothing up
+//! and nothing overtakes them.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque, btree_map::Entry},
     time::{Duration, Instant},
 };
 
@@ -154,13 +157,18 @@ pub(crate) enum Waiting {
     Cpus,
     /// Free disk space: the daemon's is below its watermark.
     Disk,
+    /// The end of a build of its client, of which as many run as may.
+    Tenant {
+        /// How many.
+        running: u32,
+    },
     /// Its turn: it would fit, but another build comes first or has reserved the machine.
     Turn,
 }
 
 impl Waiting {
-    /// All values, in the order of their declaration.
-    pub(crate) const ALL: [Self; 5] = [Self::Builds, Self::Memory, Self::Cpus, Self::Disk, Self::Turn];
+    /// All words.
+    pub(crate) const WORDS: [&str; 6] = ["builds", "memory", "cpus", "disk", "tenant", "turn"];
 
     /// A word for machines, stable across versions.
     pub(crate) fn word(self) -> &'static str {
@@ -169,6 +177,7 @@ impl Waiting {
             Self::Memory => "memory",
             Self::Cpus => "cpus",
             Self::Disk => "disk",
+            Self::Tenant { .. } => "tenant",
             Self::Turn => "turn",
         }
     }
@@ -184,6 +193,8 @@ pub(crate) struct Queue<C> {
     /// Where in `waiting` each ticket is.
     ranks: HashMap<Ticket, Rank>,
     running: HashMap<Ticket, Running<C>>,
+    /// How many builds run of each client that has any.
+    running_of: BTreeMap<C, u32>,
     clients: BTreeMap<C, Client>,
     virtual_time: u64,
     /// The build that has reserved the machine.
@@ -252,6 +263,7 @@ impl<C: Ord + Clone> Queue<C> {
             waiting: BTreeMap::new(),
             ranks: HashMap::new(),
             running: HashMap::new(),
+            running_of: BTreeMap::new(),
             clients: BTreeMap::new(),
             virtual_time: 0,
             reserved: None,
@@ -327,7 +339,9 @@ impl<C: Ord + Clone> Queue<C> {
         let rank = self.choose()?;
         let build = self.leave(rank)?;
         for (_, overtaken) in self.waiting.range_mut(..rank) {
-            overtaken.overtaken += build.cost;
+            if bound(&self.clients, &self.running_of, &overtaken.client).is_none() {
+                overtaken.overtaken += build.cost;
+            }
         }
         let terms = self.clients.get(&build.client).map(|client| client.terms).unwrap_or_default();
         let shares = self.clients.values().map(|client| u64::from(client.terms.share)).sum::<u64>();
@@ -338,6 +352,7 @@ impl<C: Ord + Clone> Queue<C> {
         self.used.cpus += build.need.cpus;
         self.used.builds += 1;
         let Build { client, need, cost, charge, .. } = build;
+        *self.running_of.entry(client.clone()).or_default() += 1;
         self.running.insert(rank.ticket, Running { client, terms, need, cost, charge, started: now });
         Some(rank.ticket)
     }
@@ -350,6 +365,12 @@ impl<C: Ord + Clone> Queue<C> {
         self.used.memory_bytes -= need.memory_bytes;
         self.used.cpus -= need.cpus;
         self.used.builds -= 1;
+        if let Entry::Occupied(mut running) = self.running_of.entry(client.clone()) {
+            *running.get_mut() -= 1;
+            if *running.get() == 0 {
+                running.remove();
+            }
+        }
         let duration = now.saturating_duration_since(started);
         self.mean_duration = Some(mean(self.mean_duration, duration));
         let virtual_now = self.virtual_now();
@@ -412,8 +433,11 @@ impl<C: Ord + Clone> Queue<C> {
     /// What a build waits for; `None` if it doesn't wait.
     pub(crate) fn waiting_for(&self, ticket: Ticket) -> Option<Waiting> {
         let build = self.waiting.get(self.ranks.get(&ticket)?)?;
-        let short = if self.held { Some(Waiting::Disk) } else { self.lacks(build.need) };
-        Some(short.unwrap_or(Waiting::Turn))
+        if self.held {
+            return Some(Waiting::Disk);
+        }
+        let bound = self.bound(build).map(|running| Waiting::Tenant { running });
+        Some(bound.or_else(|| self.lacks(build.need)).unwrap_or(Waiting::Turn))
     }
 
     /// What the running builds use.
@@ -441,8 +465,9 @@ impl<C: Ord + Clone> Queue<C> {
             return None;
         }
         let window = WINDOW.saturating_mul(self.mean_ms());
-        let last_tag = self.waiting.keys().next()?.tag.saturating_add(window);
-        for (rank, build) in self.waiting.iter().take_while(|(rank, _)| rank.tag <= last_tag) {
+        let mut may_start = self.waiting.iter().filter(|(_, build)| self.bound(build).is_none()).peekable();
+        let last_tag = may_start.peek()?.0.tag.saturating_add(window);
+        for (rank, build) in may_start.take_while(|(rank, _)| rank.tag <= last_tag) {
             if self.lacks(build.need).is_none() {
                 return Some(*rank);
             }
@@ -452,6 +477,11 @@ impl<C: Ord + Clone> Queue<C> {
             }
         }
         None
+    }
+
+    /// As many builds of this one's client as may run, if they do.
+    fn bound(&self, build: &Build<C>) -> Option<u32> {
+        bound(&self.clients, &self.running_of, &build.client)
     }
 
     /// Forgets a waiting build, except for its client's tag.
@@ -521,6 +551,11 @@ impl<C: Ord + Clone> Queue<C> {
         let turns = u32::try_from(turns).unwrap_or(u32::MAX);
         (mean / self.used.builds.max(1)).saturating_mul(turns).clamp(MIN_RETRY, MAX_RETRY)
     }
+}
+
+fn bound<C: Ord>(clients: &BTreeMap<C, Client>, running: &BTreeMap<C, u32>, client: &C) -> Option<u32> {
+    let most = clients.get(client)?.terms.running?;
+    running.get(client).copied().filter(|running| *running >= most)
 }
 
 /// The mean of durations with one more.

@@ -36,11 +36,21 @@ fn a_held_queue_starts_nothing_and_keeps_its_order() {
     assert!(queue.finish(first, at(1)), "a running build ends");
 }
 
+/// One client may run a single build, and another two.
+fn terms(client: u8) -> Terms {
+    let running = match client {
+        4 => Some(1),
+        5 => Some(2),
+        _ => None,
+    };
+    Terms { running, ..Terms::default() }
+}
+
 /// A queue, and a model of it made of simple lists.
 struct Checked {
     queue: Queue<u8>,
     waiting: Vec<(Ticket, u8, Need)>,
-    running: Vec<(Ticket, Need)>,
+    running: Vec<(Ticket, u8, Need)>,
     started_cost: BTreeMap<u8, u64>,
 }
 
@@ -52,7 +62,7 @@ impl Checked {
 
     fn push(&mut self, client: u8, need: Need) -> Option<Ticket> {
         let of_client = self.waiting.iter().filter(|(_, other, _)| *other == client).count();
-        let pushed = self.queue.put(client, need);
+        let pushed = self.queue.push(client, terms(client), need);
         match &pushed {
             Ok(ticket) => {
                 assert!(self.waiting.len() < self.queue.bounds.queued);
@@ -69,43 +79,52 @@ impl Checked {
     }
 
     fn free(&self) -> (u64, u32, usize) {
-        let memory: u64 = self.running.iter().map(|(_, need)| need.memory_bytes).sum();
-        let cpus: u32 = self.running.iter().map(|(_, need)| need.cpus).sum();
+        let memory: u64 = self.running.iter().map(|(_, _, need)| need.memory_bytes).sum();
+        let cpus: u32 = self.running.iter().map(|(_, _, need)| need.cpus).sum();
         // Underflows, and so panics, if the budget is exceeded.
         (BUDGET.memory_bytes - memory, BUDGET.cpus - cpus, BUDGET.builds as usize - self.running.len())
     }
 
-    fn fits(&self, need: Need) -> bool {
+    fn is_bounded(&self, client: u8) -> bool {
+        let running = self.running.iter().filter(|(_, other, _)| *other == client).count();
+        terms(client).running.is_some_and(|most| running >= most as usize)
+    }
+
+    fn fits(&self, client: u8, need: Need) -> bool {
         let (memory, cpus, builds) = self.free();
-        need.memory_bytes <= memory && need.cpus <= cpus && builds > 0
+        need.memory_bytes <= memory && need.cpus <= cpus && builds > 0 && !self.is_bounded(client)
     }
 
     fn next(&mut self) -> Option<Ticket> {
         let Some(ticket) = self.queue.next(at(0)) else {
             assert!(!self.running.is_empty() || self.waiting.is_empty(), "an idle machine starts something");
-            let starts = self.waiting.iter().find(|(_, _, need)| self.fits(*need));
+            let starts = self.waiting.iter().find(|(_, client, need)| self.fits(*client, *need));
             assert!(starts.is_none() || self.queue.reserved.is_some() || self.is_beyond_window(), "{starts:?}");
             return None;
         };
         let index = self.waiting.iter().position(|(waiting, _, _)| *waiting == ticket).expect("it waits");
         let (_, client, need) = self.waiting.remove(index);
-        assert!(self.fits(need));
+        assert!(self.fits(client, need));
         let earlier = &self.waiting[..index];
-        assert!(!earlier.iter().any(|(_, other, need)| *other == client && self.fits(*need)), "a client's own order");
-        self.running.push((ticket, need));
+        assert!(
+            !earlier.iter().any(|(_, other, need)| *other == client && self.fits(client, *need)),
+            "a client's own order"
+        );
+        self.running.push((ticket, client, need));
         *self.started_cost.entry(client).or_default() += self.queue.cost(need);
         Some(ticket)
     }
 
     fn is_beyond_window(&self) -> bool {
-        let first = self.queue.waiting.keys().next().unwrap().tag;
-        let mut fitting = self.queue.waiting.iter().filter(|(_, build)| self.fits(build.need));
+        let mut able = self.queue.waiting.iter().filter(|(_, build)| !self.is_bounded(build.client));
+        let Some(first) = able.next().map(|(rank, _)| rank.tag) else { return true };
+        let mut fitting = self.queue.waiting.iter().filter(|(_, build)| self.fits(build.client, build.need));
         fitting.all(|(rank, _)| rank.tag > first + WINDOW * self.queue.mean_ms())
     }
 
     fn finish(&mut self, index: usize) {
         if !self.running.is_empty() {
-            let (ticket, _) = self.running.remove(index % self.running.len());
+            let (ticket, ..) = self.running.remove(index % self.running.len());
             assert!(self.queue.finish(ticket, at(1)));
             assert!(!self.queue.finish(ticket, at(1)) && !self.queue.remove(ticket));
         }
@@ -114,7 +133,7 @@ impl Checked {
     fn give_back(&mut self, index: usize, memory_bytes: u64) {
         if !self.running.is_empty() {
             let index = index % self.running.len();
-            let (ticket, need) = &mut self.running[index];
+            let (ticket, _, need) = &mut self.running[index];
             assert!(self.queue.give_back(*ticket, memory_bytes));
             need.memory_bytes = need.memory_bytes.saturating_sub(memory_bytes);
         }
@@ -140,7 +159,7 @@ impl Checked {
         let (ticket, _, need) = self.waiting[index];
         let place = |queue: &Queue<u8>, wanted| queue.order().position(|ticket| ticket == wanted).expect("it waits");
         let before = place(&self.queue, ticket);
-        if let Some(moved) = self.queue.join(ticket, &client, Terms::default()) {
+        if let Some(moved) = self.queue.join(ticket, &client, terms(client)) {
             assert!(!self.queue.remove(ticket) && place(&self.queue, moved) <= before);
             self.waiting.remove(index);
             self.waiting.push((moved, client, need));
@@ -155,8 +174,10 @@ impl Checked {
         let mut order: Vec<_> = self.queue.order().collect();
         order.sort_unstable();
         assert_eq!(order, self.waiting.iter().map(|(ticket, _, _)| *ticket).collect::<Vec<_>>());
-        for (ticket, _, need) in &self.waiting {
-            assert_eq!(self.queue.waiting_for(*ticket) == Some(Waiting::Turn), self.fits(*need));
+        for (ticket, client, need) in &self.waiting {
+            let waiting = self.queue.waiting_for(*ticket);
+            assert_eq!(waiting == Some(Waiting::Turn), self.fits(*client, *need));
+            assert_eq!(matches!(waiting, Some(Waiting::Tenant { .. })), self.is_bounded(*client));
         }
         assert_eq!(self.queue.ranks.len(), self.waiting.len());
         assert_eq!(self.queue.running.len(), self.running.len());
@@ -418,6 +439,25 @@ fn ten_thousand_waiting_builds_stay_cheap() {
     assert_eq!(queue.order().count(), 0);
     // A hundred times the duration on an idle machine. Scanning all builds for each would take many minutes.
     assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
+}
+
+#[test]
+fn builds_of_a_client_that_runs_as_many_as_it_may_hold_nobody_up() {
+    let mut queue = Queue::new(BUDGET, WIDE);
+    let bounded = Terms { running: Some(1), ..Terms::default() };
+    let first = queue.push("bounded", bounded, SMALL).unwrap();
+    let waiting: Vec<_> = (0..50).map(|_| queue.push("bounded", bounded, WHOLE).unwrap()).collect();
+    assert_eq!((queue.next(at(0)), queue.next(at(0))), (Some(first), None));
+    assert_eq!(queue.waiting_for(waiting[0]), Some(Waiting::Tenant { running: 1 }));
+    for second in 1..100 {
+        let other = queue.put("other", SMALL).unwrap();
+        assert_eq!(queue.next(at(second)), Some(other));
+        queue.finish(other, at(second + 1));
+    }
+    queue.finish(first, at(200));
+    let other = queue.put("other", SMALL).unwrap();
+    assert_eq!(queue.next(at(200)), Some(waiting[0]), "it has had less, and nothing has overtaken it");
+    assert_eq!((queue.next(at(200)), queue.waiting_for(other)), (None, Some(Waiting::Memory)));
 }
 
 #[test]
