@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsStr,
-    fs::File,
+    fs::{self, File},
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime},
 };
@@ -146,6 +146,66 @@ async fn below_the_watermark_running_builds_end_waiting_ones_wait_and_garbage_go
             assert!(matches!(done.outcome, Some(ours::done::Outcome::Success(_))), "{done:?}");
         }
     }
+    daemon.end().succeeds();
+    assert_eq!(cofferdam.leftovers(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn on_a_full_disk_each_operation_fails_alone_and_the_next_one_works() {
+    let (cofferdam, disk) = on_a_small_disk(256);
+    cofferdam.file("tree/large", vec![7; 4 << 20]);
+    for number in 0..2000 {
+        cofferdam.file(&format!("many/{number}/file"), "the same");
+    }
+    let before = cofferdam.file("before/file", "before");
+    let [large, many, before] = [cofferdam.files().join("tree"), cofferdam.files().join("many"), before];
+    let before = before.parent().expect("it has one");
+    let daemon = Daemon::start(&cofferdam, "");
+    import(&cofferdam, &daemon, before).succeeds();
+    let read = || {
+        let (addr, node) = (daemon.addr(), castore::node_of(before));
+        let listed = cofferdam.command(["store", "ls", "--daemon", &addr, node.as_str()]).succeeds();
+        assert!(listed.stdout.contains("file"), "{listed}");
+    };
+    // The disk ends within the store's database, at once, and within a blob.
+    for (but_bytes, path) in [(0, &many), (0, &large), (512 << 10, &large)] {
+        disk.fill(but_bytes);
+        import(&cofferdam, &daemon, path).exits_with(3).says("No space left on device");
+        if but_bytes == 0 {
+            let refused = cofferdam.build().on(&daemon).input("file", before).shell("true");
+            refused.exits_with(3).says("No space left on device");
+        }
+        read();
+        disk.relieve();
+        read();
+        cofferdam.command(["store", "gc", "--keep", "0s"]).succeeds();
+        import(&cofferdam, &daemon, before).succeeds();
+    }
+    for path in [&large, &many] {
+        import(&cofferdam, &daemon, path).succeeds();
+    }
+    cofferdam.command(["store", "verify"]).succeeds();
+    assert_eq!(fs::read_dir(cofferdam.state_directory().join("store/blobs/leases")).map_or(0, Iterator::count), 0);
+    daemon.end().succeeds();
+    assert_eq!(cofferdam.leftovers(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_build_whose_disk_fills_fails_alone() {
+    let (cofferdam, disk) = on_a_small_disk(512);
+    let daemon = Daemon::start(&cofferdam, "");
+    let build = || cofferdam.build().on(&daemon).output("build/out").switch("-it").switch("--bin-sh");
+    // Its log, its scratch disk, and what it made.
+    for script in ["yes | head -n 1000000", "head -c 50000000 /dev/urandom > out; sync"] {
+        let running = build().on_terminal((30, 100)).start(["/bin/sh"]);
+        running.wait_for("$ ");
+        disk.fill(0);
+        running.types(&format!("{script}; exit\n"));
+        running.end().exits_with(3).says("No space left on device");
+        disk.relieve();
+    }
+    let made = cofferdam.build().on(&daemon).output("build/out").shell("echo made > out").succeeds();
+    cofferdam.command(["store", "verify", made.output().node.as_str()]).succeeds();
     daemon.end().succeeds();
     assert_eq!(cofferdam.leftovers(), Vec::<PathBuf>::new());
 }

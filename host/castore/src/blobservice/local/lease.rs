@@ -62,9 +62,11 @@ impl Lease {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
                 file => file?,
             };
-            let mut file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
-            file.write_all(&encoded)?;
-            return Ok(Self { files: vec![(path, file)] });
+            let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
+            // A full disk leaves no half of it: dropping it removes the file.
+            let mut lease = Self { files: vec![(path, file)] };
+            lease.files.iter_mut().try_for_each(|(_, file)| file.write_all(&encoded))?;
+            return Ok(lease);
         }
     }
 

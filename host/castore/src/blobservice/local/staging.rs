@@ -54,10 +54,11 @@ impl Staging {
             match DirBuilder::new().mode(0o700).create(&path) {
                 Ok(()) => {
                     let dir = lock(&path, FlockArg::LockExclusiveNonblock)?;
+                    let staging = Self { path, dir, next: AtomicU64::new(0) };
                     if is_batch {
-                        File::create_new(path.join(BEGUN))?;
+                        File::create_new(staging.path.join(BEGUN))?;
                     }
-                    return Ok(Self { path, dir, next: AtomicU64::new(0) });
+                    return Ok(staging);
                 }
                 // A process had this id before, or has it in another PID namespace.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}

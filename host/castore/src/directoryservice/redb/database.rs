@@ -10,7 +10,10 @@ use std::{
 };
 
 use parking_lot::RwLock;
-use redb::{Builder, Database, DatabaseError, ReadOnlyDatabase, ReadableDatabase as _, TableDefinition, TableError};
+use redb::{
+    Builder, Database, DatabaseError, ReadOnlyDatabase, ReadTransaction, ReadableDatabase as _, TableDefinition,
+    TableError, TransactionError,
+};
 
 use super::super::decode_batch;
 use crate::{B3Digest, Directory, DirectoryMemory};
@@ -174,7 +177,7 @@ impl SharedDatabase {
     }
 
     /// `None` when there is no file yet.
-    pub(super) fn open_to_read(&self) -> io::Result<Option<ReadOnlyDatabase>> {
+    pub(super) fn open_to_read(&self) -> io::Result<Option<Opened>> {
         // Another program is about to create a database in an empty file.
         match fs::metadata(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -182,12 +185,10 @@ impl SharedDatabase {
             _ => {}
         }
         let opened = self.retry(|| match builder().open_read_only(&self.path) {
-            // Its last writer was killed. Opening it for writing repairs it.
-            Err(DatabaseError::RepairAborted) => {
-                builder().open(&self.path).map(drop)?;
-                builder().open_read_only(&self.path)
-            }
-            opened => opened,
+            // Its last writer was killed, or the disk is full. Opening it for writing repairs it. On a full disk the repair
+            // is lost again when it is closed.
+            Err(DatabaseError::RepairAborted) => builder().open(&self.path).map(Opened::Repaired),
+            opened => opened.map(Opened::ReadOnly),
         });
         opened.map(Some)
     }
@@ -216,6 +217,21 @@ impl SharedDatabase {
         let (path, seconds) = (self.path.display(), self.patience.as_secs());
         let message = format!("the directories in {path}: {holder} for {seconds} s; try again when it has ended");
         io::Error::new(io::ErrorKind::WouldBlock, message)
+    }
+}
+
+/// A database that is open for reading.
+pub(super) enum Opened {
+    ReadOnly(ReadOnlyDatabase),
+    Repaired(Database),
+}
+
+impl Opened {
+    pub(super) fn begin_read(&self) -> Result<ReadTransaction, TransactionError> {
+        match self {
+            Self::ReadOnly(database) => database.begin_read(),
+            Self::Repaired(database) => database.begin_read(),
+        }
     }
 }
 

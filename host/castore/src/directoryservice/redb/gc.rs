@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, io, time::SystemTime};
 
-use redb::{ReadableDatabase as _, ReadableTable, ReadableTableMetadata as _, TableError};
+use redb::{ReadableTable, ReadableTableMetadata as _, TableError};
 
 use super::{
     super::decode_batch,
