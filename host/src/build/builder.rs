@@ -129,15 +129,16 @@ impl Builder {
         shape.takes(Footprint::of(&self.machines.settings.vmm))
     }
 
-    /// Runs one build, in this standby machine if there is one.
+    /// Runs one build, in this standby machine if there is one. It sees only inputs that are in `store`, and its outputs are
+    /// written there: the builder's store, or what the build's client sees of it.
     ///
     /// # Errors
     ///
     /// See [`BuildError`]; its variants differ in who has to act.
     pub(crate) async fn build(
         &self,
-        request: &Admitted,
-        options: &Options,
+        (request, options): (&Admitted, &Options),
+        store: &Store,
         observer: Arc<dyn Observer>,
         cancel: &CancellationToken,
         standby: Option<Standby>,
@@ -148,7 +149,7 @@ impl Builder {
         let interruptions = Interruptions { cancel, progress: Some(&progress) };
         let prepared = async {
             let _turn = progress.turn().await;
-            self.prepare(request, options).await
+            prepare(request, options, store).await
         };
         let Prepared { needles, tree, lease } = interruptions.before(prepared).await??;
         progress.resolved(tree.memory_bytes());
@@ -184,7 +185,7 @@ impl Builder {
                     .map(|file| file.contents().to_vec().into()),
                 ..specification(request, options)
             },
-            store: self.machines.store.clone(),
+            store: store.clone(),
             needles,
             options: options.clone(),
             memory_bytes: size.shape.memory_bytes,
@@ -205,35 +206,6 @@ impl Builder {
             },
         }
     }
-
-    /// Gets ready what a build needs beside its machine.
-    async fn prepare(&self, request: &BuildRequest, options: &Options) -> Result<Prepared, BuildError> {
-        let needles = request.refscan_needles.clone();
-        let needles = tokio::task::spawn_blocking(move || ReferencePattern::new(needles))
-            .await
-            .map_err(|error| BuildError::Executor(ExecutorError::Thread(error.into())))?
-            .map_err(|error| {
-                let rule = "must fit into memory";
-                BuildError::Request(RequestError::new(RequestErrorKind::Invalid, "refscan_needles", rule).got(error))
-            })?;
-        let nodes: Vec<_> = request.inputs.values().cloned().collect();
-        // Before anything is looked for, so that what is found stays to the end.
-        let lease = self
-            .machines
-            .store
-            .blobs
-            .lease(&nodes)
-            .map_err(|error| BuildError::Executor(ExecutorError::Store(error)))?;
-        let memory = DirectoryMemory::limited(options.limits.inputs_memory_bytes);
-        let tree = inputs::resolve(&self.machines.store, &request.inputs, memory).await;
-        let time = if request.has_nix_store() { inputs::NIX_TIME } else { inputs::TIME };
-        let tree = tree.map(|tree| tree.with_writable(request.writable_inputs()).with_time(time));
-        let tree = tree.map_err(|error| match error.missing() {
-            Some(wrong) => BuildError::Request(wrong),
-            None => BuildError::Executor(ExecutorError::Resolve(error)),
-        })?;
-        Ok(Prepared { needles, tree, lease })
-    }
 }
 
 /// What a build needs beside its machine.
@@ -242,6 +214,30 @@ struct Prepared {
     tree: inputs::Tree,
     /// Keeps the inputs in the store.
     lease: Lease,
+}
+
+/// Gets ready what a build needs beside its machine.
+async fn prepare(request: &BuildRequest, options: &Options, store: &Store) -> Result<Prepared, BuildError> {
+    let needles = request.refscan_needles.clone();
+    let needles = tokio::task::spawn_blocking(move || ReferencePattern::new(needles))
+        .await
+        .map_err(|error| BuildError::Executor(ExecutorError::Thread(error.into())))?
+        .map_err(|error| {
+            let rule = "must fit into memory";
+            BuildError::Request(RequestError::new(RequestErrorKind::Invalid, "refscan_needles", rule).got(error))
+        })?;
+    let nodes: Vec<_> = request.inputs.values().cloned().collect();
+    // Before anything is looked for, so that what is found stays to the end.
+    let lease = store.blobs.lease(&nodes).map_err(|error| BuildError::Executor(ExecutorError::Store(error)))?;
+    let memory = DirectoryMemory::limited(options.limits.inputs_memory_bytes);
+    let tree = inputs::resolve(store, &request.inputs, memory).await;
+    let time = if request.has_nix_store() { inputs::NIX_TIME } else { inputs::TIME };
+    let tree = tree.map(|tree| tree.with_writable(request.writable_inputs()).with_time(time));
+    let tree = tree.map_err(|error| match error.missing() {
+        Some(wrong) => BuildError::Request(wrong),
+        None => BuildError::Executor(ExecutorError::Resolve(error)),
+    })?;
+    Ok(Prepared { needles, tree, lease })
 }
 
 fn specification(request: &BuildRequest, options: &Options) -> Specification {

@@ -355,7 +355,7 @@ async fn build_here(
 ) -> Result<Built, CliError> {
     let builder = Builder::new(store.clone(), settings).map_err(BuildError::Executor)?;
     let observer = Arc::clone(progress);
-    let built = builder.build(request, options, observer, cancel, None).await;
+    let built = builder.build((request, options), store, observer, cancel, None).await;
     progress.terminal_returned().await;
     let (built, teardown) = built?;
     teardown.finish().await;

@@ -16,11 +16,12 @@ mod config;
 mod problem;
 mod sockets;
 mod systemd;
+mod views;
 
 use std::{convert::Infallible, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use cofferdam_castore::{
-    Store, Views,
+    Views,
     grpc::{self, Admission},
 };
 use cofferdam_proto::{BUILD_DESCRIPTOR_SET, CASTORE_DESCRIPTOR_SET};
@@ -98,8 +99,8 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let records = Records::open(&state.join("records"), config.retention())
         .map_err(|error| failed("can't keep records of builds", &error))?;
     let signer = signer(signing_key, &state)?;
-    let collected = if config.collection().is_some() { config.store.open_local()? } else { None };
-    let store = collected.as_ref().map_or_else(|| config.store.open(), |local| Ok(local.store()))?;
+    let collected = if config.collection().is_some() { config.store.addrs.open_local()? } else { None };
+    let store = collected.as_ref().map_or_else(|| config.store.addrs.open(), |local| Ok(local.store()))?;
     let mut settings = Settings::new(image, vmm, state.join("run"));
     config.apply(&mut settings);
     settings.network = network.is_some();
@@ -107,12 +108,14 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let builder = Builder::new(store.clone(), settings).map_err(|error| failed("can't run builds here", &error))?;
     let mut sockets = Sockets::default();
     let listeners = listen(config, &state, tls.as_ref(), &mut sockets, listening).await?;
+    let (views, _shared) = views::of(&config.store, &store, &state, &listeners).await?;
     let metrics = Arc::new(Metrics::new(state.clone()));
     let disk = Arc::new(config.disk()?);
     let traces = config.traces.as_ref().map(|traces| Traces::to(&traces.endpoint.0)).transpose();
     let traces = traces.map_err(|error| wrong("traces.endpoint can't be used", &error))?;
     let backend = Backend {
-        store: store.clone(),
+        store,
+        views: views.clone(),
         builder: Arc::new(builder),
         records,
         machine,
@@ -138,7 +141,7 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let allowed = Allowed { options, max_memory_bytes, max_shell: config.max_shell(), network };
     let paths = StorePaths::open(&state.join("nix"));
     let paths = paths.map_err(|error| failed("can't keep the store paths of Nix", &error))?;
-    let nix = Nix { paths, store: store.clone(), admission: Arc::clone(&disk) as _ };
+    let nix = Nix { paths, views: views.clone(), admission: Arc::clone(&disk) as _ };
     let frontends = Frontends::new(scheduler.clone(), allowed);
     let _scraped = match &config.metrics {
         Some(at) => Some(serve_metrics(metrics, at.listen, listening).await?),
@@ -148,7 +151,7 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let serving = async {
         let drain = config.drain_timeout() + AFTER_DRAIN;
         let rpc = ServeOptions { drain, clients: tenants.clients().clone(), ..ServeOptions::default() };
-        let served = serve(&store, frontends, nix, disk, listeners, rpc, cancel).await;
+        let served = serve(&views, frontends, nix, disk, listeners, rpc, cancel).await;
         // The scheduler waits for detached builds, too. After an error nothing else would end it.
         cancel.cancel();
         served
@@ -252,7 +255,7 @@ async fn serve_metrics(
 }
 
 async fn serve(
-    store: &Store,
+    views: &Views,
     frontends: Frontends,
     nix: Nix,
     admission: Arc<dyn Admission>,
@@ -263,7 +266,7 @@ async fn serve(
     let (options, stop) =
         (grpc::ServeOptions { rpc, admission, ..grpc::ServeOptions::default() }, CancellationToken::new());
     let mut routes = RoutesBuilder::default();
-    grpc::add_services(&mut routes, &Views::whole(store.clone()), &options, stop.clone());
+    grpc::add_services(&mut routes, views, &options, stop.clone());
     frontends.add_to(&mut routes, nix, &options.rpc.clients);
     let services = [&grpc::SERVICES[..], &frontend::SERVICES].concat();
     let described = [CASTORE_DESCRIPTOR_SET, BUILD_DESCRIPTOR_SET];

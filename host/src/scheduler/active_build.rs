@@ -1,6 +1,7 @@
 //! A build that waits or runs, and its subscriptions.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     sync::{Arc, OnceLock},
 };
@@ -52,6 +53,8 @@ pub(crate) struct ActiveBuild {
     /// The outputs that it must make again, in the request's order.
     pub(super) expected: Option<Vec<Node>>,
     pub(super) recording: Recording,
+    /// Those whose build it is.
+    pub(super) tenants: Mutex<Tenants>,
     /// Takes the terminal that the build waits for.
     pub(super) shell: Mutex<Option<oneshot::Sender<Terminal>>>,
     /// Why the log ended before the build.
@@ -96,14 +99,42 @@ impl ActiveBuild {
         self.recording.connections_after(first)
     }
 
-    pub(super) fn join(&self, client: &Client) {
-        self.recording.join(&client.to_string());
+    /// Takes in a client whose submission is equal. Returns `false` if it is too late.
+    pub(super) fn join(&self, client: &Client) -> bool {
+        let name = client.to_string();
+        let mut tenants = self.tenants.lock();
+        if tenants.are_final {
+            return false;
+        }
+        self.recording.join(&name);
+        if name != tenants.owner {
+            tenants.others.insert(name);
+        }
+        true
+    }
+
+    /// Lets nobody join any more, and returns those who have.
+    pub(super) fn close(&self) -> BTreeSet<String> {
+        let mut tenants = self.tenants.lock();
+        tenants.are_final = true;
+        tenants.others.clone()
     }
 
     /// Lends a terminal to the build. Returns `false` if the build doesn't wait for one.
     pub(super) fn lend(&self, terminal: Terminal) -> bool {
         self.shell.lock().take().is_some_and(|shell| shell.send(terminal).is_ok())
     }
+}
+
+/// The clients whose build it is.
+#[derive(Debug)]
+pub(super) struct Tenants {
+    /// The first one.
+    pub(super) owner: String,
+    /// Those that have joined.
+    pub(super) others: BTreeSet<String>,
+    /// Whether nobody can join any more: what was made has been granted to these.
+    pub(super) are_final: bool,
 }
 
 /// A client's wait for a build. The build is cancelled when its last subscription is dropped.

@@ -1,7 +1,7 @@
 //! The task that owns the queue and all active builds. Everything else sends it messages.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, OnceLock, Weak},
     time::{Duration, Instant},
 };
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     ActiveBuild, Message, Prepared, Scheduler, SchedulerSettings, State, Submission, Subscription,
-    active_build::{Interest, Subscribers},
+    active_build::{Interest, Subscribers, Tenants},
     draining,
     queue::{Budget, Queue, Refusal, Ticket, Waiting},
     run::{self, Start},
@@ -203,6 +203,7 @@ impl EventLoop {
             key,
             expected,
             recording,
+            tenants: Mutex::new(Tenants { owner: client.to_string(), others: BTreeSet::new(), are_final: false }),
             shell: Mutex::default(),
             log_failure: OnceLock::new(),
             state: receiver,
@@ -236,10 +237,12 @@ impl EventLoop {
             return None;
         }
         let subscription = entry.subscribe(client)?;
+        if !entry.build.join(client) {
+            return None;
+        }
         if submission.detached {
             entry.detached.insert(client.clone(), Arc::clone(&subscription.interest));
         }
-        entry.build.join(client);
         let terms = self.scheduler.backend.tenants.of(client).terms;
         if let Some(better) = self.queue.join(ticket, client, terms)
             && let Some(entry) = self.entries.remove(&ticket)

@@ -35,7 +35,7 @@ mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-use cofferdam_castore::{B3Digest, Node, Store, blobservice::Lease};
+use cofferdam_castore::{B3Digest, Node, Store, Views, blobservice::Lease};
 use cofferdam_rpc::{Client, Turns};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -101,6 +101,8 @@ pub(crate) struct StandbySettings {
 pub(crate) struct Backend {
     /// The store of the outputs.
     pub store: Store,
+    /// What clients see of it.
+    pub views: Views,
     /// Runs the builds.
     pub builder: Arc<Builder>,
     /// The records of all builds.
@@ -226,7 +228,8 @@ impl Scheduler {
 
     async fn take(&self, submission: Submission) -> Result<Submitted, Failure> {
         let submission = submission.admitted_by(&self.backend.builder)?;
-        let mut prepared = self.prepare(&submission).await?;
+        let prepared = self.prepare(&submission).await?;
+        let mut prepared = self.unless_blind(prepared, &submission).await;
         if let Some(id) = submission.compare_with {
             prepared.expected = Some(self.expected(&submission, id).await?);
         } else if !submission.rebuild && self.reuse != Reuse::Off {
@@ -258,6 +261,20 @@ impl Scheduler {
         match reuse::complete(&self.backend, &submission.request, *record).await.and_then(|record| record.outcome) {
             Some(Outcome::Built(outputs)) => Ok(outputs.into_iter().map(|output| output.node).collect()),
             _ => Err(wrong("the store has lost its outputs").advised("build it anew, and compare with that")),
+        }
+    }
+
+    /// A client that doesn't see all inputs of its request must not learn from others' builds what they hold: its build is equal
+    /// to no other, and fails.
+    async fn unless_blind(&self, prepared: Prepared, submission: &Submission<Admitted>) -> Prepared {
+        let shares = self.reuse == Reuse::Shared && self.backend.views.are_divided();
+        if !shares {
+            return prepared;
+        }
+        let _turn = self.trees.line(&submission.client).turn().await;
+        match reuse::sees_inputs(&self.backend.views, submission).await {
+            true => prepared,
+            false => Prepared { key: reuse::unequal_key(), ..prepared },
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{str::FromStr, sync::Arc};
 
-use cofferdam_castore::{B3Digest, Node, PathComponent, directoryservice::DirectoryMemory};
+use cofferdam_castore::{B3Digest, Node, PathComponent, Views, directoryservice::DirectoryMemory};
 use serde::{Deserialize, Deserializer};
 use tokio::task::spawn_blocking;
 use uuid::Uuid;
@@ -19,9 +19,9 @@ use crate::{
 /// Separates keys from all other digests.
 const KEY_CONTEXT: &str = "cofferdam v2: what a build can see of its request, its limits and its environment";
 
-/// Most memory for the directories of a result's outputs while they are looked for; a result that takes more isn't reused. A
-/// million entries take about 600 MiB.
-const MAX_OUTPUTS_MEMORY_BYTES: u64 = 1 << 30;
+/// Most memory for the directories of a result's outputs, or of a request's inputs, while they are looked for; what takes more
+/// isn't reused. A million entries take about 600 MiB.
+const MAX_LOOKUP_MEMORY_BYTES: u64 = 1 << 30;
 
 /// Which submissions of equal requests share an active build, and the result of an earlier one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -86,15 +86,32 @@ pub(super) fn key(
     hasher.finalize().into()
 }
 
-/// The record of a successful build with this key, if the store still has all its outputs. Errors are only logged, since the
-/// build can run again.
+/// A key that no other build has.
+pub(super) fn unequal_key() -> B3Digest {
+    B3Digest::of(Uuid::new_v4().as_bytes())
+}
+
+/// Whether the client sees all inputs of its request.
+pub(super) async fn sees_inputs(views: &Views, submission: &Submission<Admitted>) -> bool {
+    let memory = DirectoryMemory::limited(submission.options.limits.inputs_memory_bytes.min(MAX_LOOKUP_MEMORY_BYTES));
+    let view = views.of(&submission.client.to_string());
+    inputs::resolve(&view, &submission.request.inputs, memory).await.is_ok()
+}
+
+/// The record of a successful build with this key, if the store still has all its outputs. The client is granted them. Errors are
+/// only logged, since the build can run again.
 pub(super) async fn find(backend: &Arc<Backend>, submission: &Submission<Admitted>, key: B3Digest) -> Option<Record> {
     let theirs = Arc::clone(backend);
     let found = spawn_blocking(move || theirs.records.result_for(&key)).await.ok()?;
     let record = found
         .inspect_err(|error| tracing::warn!(error = error as &dyn std::error::Error, "can't look for earlier builds"))
         .ok()??;
-    complete(backend, &submission.request, record).await
+    let record = complete(backend, &submission.request, record).await?;
+    let Some(Outcome::Built(outputs)) = &record.outcome else { return None };
+    let nodes: Vec<_> = outputs.iter().map(|output| output.node.clone()).collect();
+    let granted = backend.views.grant(&submission.client.to_string(), &nodes).await;
+    granted.inspect_err(|error| tracing::warn!(%error, "an earlier build's outputs can't be granted")).ok()?;
+    Some(record)
 }
 
 /// The record of a successful build with its outputs in the order of an equal request, if the store still has all of them.
@@ -115,6 +132,6 @@ pub(super) async fn complete(backend: &Arc<Backend>, request: &Admitted, record:
         Some((name, output.node.clone()))
     });
     let named = named.collect::<Option<_>>()?;
-    inputs::resolve(&backend.store, &named, DirectoryMemory::limited(MAX_OUTPUTS_MEMORY_BYTES)).await.ok()?;
+    inputs::resolve(&backend.store, &named, DirectoryMemory::limited(MAX_LOOKUP_MEMORY_BYTES)).await.ok()?;
     Some(record)
 }

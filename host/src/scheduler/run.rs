@@ -2,6 +2,7 @@
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
+use cofferdam_castore::Node;
 use cofferdam_protocol::Sample;
 use cofferdam_rpc::Turn;
 use futures::{FutureExt as _, future::BoxFuture};
@@ -13,7 +14,9 @@ use tokio::{
 
 use super::{ActiveBuild, Backend, Message, Scheduler, State, standbys::Room};
 use crate::{
-    build::{BuildError, ExecutorError, Observer, Options, Phase, Reason, Standby, StandbyUse, Teardown, Terminal},
+    build::{
+        BuildError, Built, ExecutorError, Observer, Options, Phase, Reason, Standby, StandbyUse, Teardown, Terminal,
+    },
     build::{compare, failure::Failure},
     network::Connection,
     records::{End, Outcome, Record},
@@ -132,7 +135,8 @@ async fn run_to_end(
         metrics: Arc::clone(&backend.metrics),
         runtime: Handle::current(),
     });
-    let built = backend.builder.build(&build.request, options, watch, &build.cancel, standby).await;
+    let store = backend.views.of(&build.tenants.lock().owner);
+    let built = backend.builder.build((&build.request, options), &store, watch, &build.cancel, standby).await;
     let (built, teardown) = match built {
         Ok((built, teardown)) => (Ok(built), Some(teardown)),
         Err(error) => (Err(error), None),
@@ -144,11 +148,30 @@ async fn run_to_end(
         }
         _ => Ok(()),
     };
+    grant(backend, build, &left_by(&built)).await?;
     match (build.log_failure.get(), compared) {
         (Some(failure), _) if built.is_err() => Err(failure.clone()),
         (_, Err(failure)) => Ok((End { outcome: Outcome::Failed(failure), ..End::from(&built) }, teardown)),
         _ => Ok((End::from(&built), teardown)),
     }
+}
+
+/// What a build has left in the store.
+fn left_by(built: &Result<Built, BuildError>) -> Vec<Node> {
+    match built {
+        Ok(built) => built.result.outputs.iter().map(|output| output.node.clone()).collect(),
+        Err(BuildError::Failed(failed)) => failed.kept.iter().map(|kept| kept.node.clone()).collect(),
+        Err(_) => Vec::new(),
+    }
+}
+
+/// Grants what a build has left to those who have joined it. The owner's grants were made as it was written.
+pub(super) async fn grant(backend: &Backend, build: &ActiveBuild, nodes: &[Node]) -> Result<(), Failure> {
+    for tenant in build.close() {
+        let granted = backend.views.grant(&tenant, nodes).await;
+        granted.map_err(|error| Failure::executor_because("store", "what the build made can't be granted", &error))?;
+    }
+    Ok(())
 }
 
 fn interrupted() -> Failure {

@@ -6,6 +6,7 @@ use cofferdam_castore::{
     Directory, Node,
     directoryservice::{DirectoryPutter, DirectoryService},
     proto::{Entry, EntryExt as _},
+    views::Grants,
 };
 use cofferdam_images::Image;
 use cofferdam_proto::snix::build::v1 as proto;
@@ -17,7 +18,7 @@ use futures::{
     stream::{self, BoxStream},
 };
 use opentelemetry::Context;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{io::AsyncWriteExt as _, sync::mpsc, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::async_trait;
 
@@ -76,6 +77,7 @@ fn backend(dir: &Path) -> Backend {
     let tenants = Tenants::new(None, vec![OPERATOR]);
     Backend {
         builder: Arc::new(Builder::new(store.clone(), settings).unwrap()),
+        views: Views::whole(store.clone()),
         store,
         records: Records::open(&dir.join("records"), Retention::default()).unwrap(),
         machine,
@@ -96,7 +98,11 @@ fn start(dir: &Path) -> Scheduler {
 }
 
 fn start_with(dir: &Path, reuse: Reuse) -> Scheduler {
-    Scheduler::start(backend(dir), settings(reuse), CancellationToken::new()).0
+    start_on(backend(dir), reuse)
+}
+
+fn start_on(backend: Backend, reuse: Reuse) -> Scheduler {
+    Scheduler::start(backend, settings(reuse), CancellationToken::new()).0
 }
 
 fn settings(reuse: Reuse) -> SchedulerSettings {
@@ -259,6 +265,50 @@ async fn builds_and_results_are_shared_as_configured() {
             assert_eq!(matches!(answer, Submitted::Earlier { .. }), expected, "{reuse:?}, {client}");
         }
     }
+}
+
+/// Otherwise a guess of all digests in a request would be answered with the result. The control is the test above.
+#[tokio::test]
+async fn who_does_not_see_the_inputs_shares_neither_builds_nor_results() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = backend(dir.path());
+    let grants = Grants::open(&dir.path().join("grants.redb"), None).unwrap();
+    let views = Views::divided(backend.store.clone(), grants);
+    let scheduler = start_on(Backend { views, ..backend }, Reuse::Shared);
+    record_success(&scheduler, submission(&OWNER, &["a"]), &["A"]).await;
+    let builds = [OWNER, STRANGER].map(|client| active(&scheduler, submission(&client, &["a"])));
+    for build in futures::future::join_all(builds).await {
+        assert!(!build.joined);
+        assert_eq!(reason(&build.done().await.unwrap()), "missing");
+    }
+}
+
+#[tokio::test]
+async fn who_has_joined_is_granted_what_the_build_made_and_nobody_joins_afterwards() {
+    let [dir, other] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let scheduler = start(dir.path());
+    let build = active(&scheduler, submission(&OWNER, &["a"])).await.build;
+    assert!(build.join(&JOINED));
+    let grants = Grants::open(&other.path().join("grants.redb"), None).unwrap();
+    let views = Views::divided(Store::memory(), grants);
+    let backend = Backend { views: views.clone(), ..backend(other.path()) };
+    let blobs = views.of(&OWNER.to_string()).blobs;
+    let mut digests = Vec::new();
+    for contents in [b"one", b"two"] {
+        let mut writer = blobs.open_write().await;
+        writer.write_all(contents).await.unwrap();
+        digests.push(writer.close().await.unwrap());
+    }
+    blobs.commit().await.unwrap();
+    let node = |digest: &B3Digest| Node::File { digest: *digest, size: 3, executable: false };
+    let nodes: Vec<_> = digests.iter().map(node).collect();
+    run::grant(&backend, &build, &nodes).await.unwrap();
+    for (client, expected) in [(OWNER, true), (JOINED, true), (STRANGER, false)] {
+        for digest in &digests {
+            assert_eq!(views.of(&client.to_string()).blobs.has(digest).await.unwrap(), expected, "{client}");
+        }
+    }
+    assert!(!build.join(&STRANGER));
 }
 
 /// Not even the user that the daemon runs as.

@@ -84,6 +84,10 @@ impl DirectoryService for ViewDirectoryService {
         self.seen(root, move || self.directories.get_recursive_within(&root, &memory))
     }
 
+    async fn renew(&self, root: &B3Digest) -> io::Result<()> {
+        if self.shows(root)? { self.directories.renew(root).await } else { Ok(()) }
+    }
+
     fn put_multiple_start(&self) -> Box<dyn DirectoryPutter + '_> {
         let putter = self.directories.put_multiple_start();
         Box::new(ViewDirectoryPutter { putter, view: &self.view, put: Vec::new() })

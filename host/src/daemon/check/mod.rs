@@ -199,7 +199,7 @@ impl Checks<'_> {
         if low_keep > keep {
             self.wrong("gc.low_keep", "must be at most gc.keep");
         }
-        if let Ok((blobs, directories)) = self.config.store.resolve()
+        if let Ok((blobs, directories)) = self.config.store.addrs.resolve()
             && !(blobs.starts_with("file:") && directories.starts_with("redb:"))
         {
             let rule = "must be left out: garbage is collected only in a store with addresses file:///… and redb:///…";
@@ -208,7 +208,7 @@ impl Checks<'_> {
     }
 
     fn store(&mut self) {
-        let (blobs, directories) = match self.config.store.resolve() {
+        let (blobs, directories) = match self.config.store.addrs.resolve() {
             Ok(addrs) => addrs,
             Err(error) => {
                 let advice = error.advice();
@@ -229,6 +229,10 @@ impl Checks<'_> {
             && let Err(error) = directoryservice::from_addr(&directories)
         {
             self.wrong("store.directory_service_addr", chain(&error));
+        }
+        let has_roots = blobs.starts_with("file:") && directories.starts_with("redb:");
+        if !has_roots && !self.config.store.shared.is_empty() {
+            self.wrong("store.shared", "needs a store with roots: file:///… for blobs, and redb:///… for directories");
         }
     }
 }

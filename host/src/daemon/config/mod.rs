@@ -14,15 +14,15 @@ use std::{
 };
 
 use cofferdam_castore::local_path;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
 pub(super) use self::network::{ClientConfig, NetworkConfig};
 pub(super) use self::source::Key;
 use self::source::Source;
 pub(crate) use self::values::ListenAddr;
 pub(super) use self::values::{
-    CertificateName, Endpoint, FreeSpace, GuestPath, Machines, Percent, Processes, SocketMode, TenantName, UserName,
-    VmmName, WeaknessName, Weight,
+    CertificateName, Endpoint, FreeSpace, GuestPath, Isolation, Machines, Percent, Processes, SharedRoot, SocketMode,
+    TenantName, UserName, VmmName, WeaknessName, Weight,
 };
 use super::{
     collector::Collection,
@@ -103,8 +103,7 @@ pub(crate) struct Config {
     /// How long running builds may take to finish after SIGTERM.
     pub(super) drain_timeout: Option<Time>,
     pub(crate) tls: Option<TlsConfig>,
-    #[serde(deserialize_with = "store_addrs")]
-    pub(crate) store: StoreAddrs,
+    pub(super) store: StoreConfig,
     pub(super) operators: OperatorsConfig,
     /// Without this table everyone who can connect is a tenant.
     pub(super) tenants: Option<BTreeMap<TenantName, TenantConfig>>,
@@ -135,14 +134,29 @@ pub(crate) struct TlsConfig {
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct StoreConfig {
+struct StoreTable {
     blob_service_addr: Option<String>,
     directory_service_addr: Option<String>,
+    isolation: Option<Isolation>,
+    shared: Vec<SharedRoot>,
 }
 
-fn store_addrs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<StoreAddrs, D::Error> {
-    let StoreConfig { blob_service_addr, directory_service_addr } = StoreConfig::deserialize(deserializer)?;
-    Ok(StoreAddrs { blobs: blob_service_addr, directories: directory_service_addr })
+/// Where the store is, and what its tenants see of it.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(from = "StoreTable")]
+pub(super) struct StoreConfig {
+    pub(super) addrs: StoreAddrs,
+    /// By default it depends on who can connect.
+    pub(super) isolation: Option<Isolation>,
+    /// Roots that all tenants see.
+    pub(super) shared: Vec<SharedRoot>,
+}
+
+impl From<StoreTable> for StoreConfig {
+    fn from(table: StoreTable) -> Self {
+        let StoreTable { blob_service_addr: blobs, directory_service_addr: directories, isolation, shared } = table;
+        Self { addrs: StoreAddrs { blobs, directories }, isolation, shared }
+    }
 }
 
 /// Who may see and cancel the builds of all clients, beside root.
@@ -361,7 +375,7 @@ impl Config {
                 self.overridden.push(key.into());
             }
         }
-        self.store = store.or(&self.store);
+        self.store.addrs = store.or(&self.store.addrs);
         let overridden = &self.overridden;
         self.unread.retain(|(key, _)| !overridden.iter().any(|by| key.is_in(by)));
     }
@@ -412,7 +426,7 @@ impl Config {
     ///
     /// There is no state directory.
     pub(super) fn disk(&self) -> Result<Disk, StateError> {
-        let (blobs, directories) = self.store.resolve()?;
+        let (blobs, directories) = self.store.addrs.resolve()?;
         let file = local_path(&directories).filter(|path| !path.is_dir());
         let parent = file.as_deref().and_then(Path::parent).map(Path::to_owned);
         let places = [Some(state_dir()?), local_path(&blobs), parent];

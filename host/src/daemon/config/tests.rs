@@ -158,6 +158,15 @@ fn a_wrong_value_is_reported_with_line_and_key() {
             "[tenants.'user:1']\nweight = 1",
             "test.toml:2: tenants.\"user:1\".weight = 1: unknown field `weight`, expected one of `share`, `running`, `queued`",
         ),
+        (
+            "[store]\nisolation = 'users'",
+            "test.toml:2: store.isolation = 'users': unknown variant `users`, expected `none` or `tenants`",
+        ),
+        (
+            "[store]\nshared = ['debian']",
+            "test.toml:2: store.shared = ['debian']: \"debian\" names no root: write roots/NAME, with a name",
+        ),
+        ("[store]\nshared = ['roots/a/b']", "test.toml:2: store.shared = ['roots/a/b']: \"roots/a/b\" names no root"),
         ("vmm = 'firecracker'", "vmm = 'firecracker': unknown variant `firecracker`, expected `cloud-hypervisor`"),
         ("[metrics]\nlisten = 'here'", "test.toml:2: metrics.listen = 'here': invalid socket address"),
         ("\n[tls]\nkey = 'k'", "test.toml:2: tls: missing field `certificate`"),
@@ -213,7 +222,10 @@ fn flags_hide_what_the_file_says() {
     assert_eq!(config.place(&"store.blob_service_addr".into()).text, "store.blob_service_addr");
     let quoted = config.place(&"store.directory_service_addr".into()).text;
     assert_eq!(quoted, "test.toml:4: store.directory_service_addr = '/file'");
-    assert_eq!(config.store, StoreAddrs { blobs: Some("flag".to_owned()), directories: Some("/file".to_owned()) });
+    assert_eq!(
+        config.store.addrs,
+        StoreAddrs { blobs: Some("flag".to_owned()), directories: Some("/file".to_owned()) }
+    );
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::{fmt, net::SocketAddr, path::Path, str::FromStr};
 
+use cofferdam_castore::PathComponent;
 use cofferdam_rpc::{Client, Pattern};
 use nix::sys::socket::UnixAddr;
 use serde::{Deserialize, Deserializer, de};
@@ -188,6 +189,31 @@ impl TryFrom<String> for CertificateName {
             }
             Err(error) => Err(error),
         }
+    }
+}
+
+/// What tenants see of the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(in crate::daemon) enum Isolation {
+    /// All of it.
+    None,
+    /// What they put, what their builds made, and what is shared.
+    Tenants,
+}
+
+/// `roots/NAME`: a root of the store.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "String")]
+pub(in crate::daemon) struct SharedRoot(pub(in crate::daemon) PathComponent);
+
+impl TryFrom<String> for SharedRoot {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let name = text.strip_prefix("roots/").and_then(|name| PathComponent::try_from(name).ok());
+        name.map(Self)
+            .ok_or_else(|| format!("{text:?} names no root: write roots/NAME, with a name as in `store root list`"))
     }
 }
 

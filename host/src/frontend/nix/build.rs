@@ -92,7 +92,7 @@ impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
             return Ok(ended(Status::AlreadyValid));
         }
         let nix = &self.tenant.nix;
-        prepared.inputs = nix.paths.closure(&self.tenant.client, &nix.store, &derivation.input_sources)?;
+        prepared.inputs = nix.paths.closure(&self.tenant.client, &self.tenant.store(), &derivation.input_sources)?;
         if let Some(missing) = derivation.input_sources.iter().find(|input| !prepared.inputs.contains_key(input)) {
             return misc(format!("dependency '{missing}' of '{path}' is not valid here"));
         }
@@ -143,7 +143,7 @@ impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
             }
         };
         let nix = &self.tenant.nix;
-        match outputs::describe(&nix.store, prepared, made) {
+        match outputs::describe(&self.tenant.store(), prepared, made) {
             Ok(paths) => {
                 nix.paths.register(&self.tenant.client, &paths)?;
                 Ok(BuildResult { cpu_us, ..ended(Status::Built) })

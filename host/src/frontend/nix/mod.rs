@@ -25,7 +25,7 @@ mod upload;
 
 use std::{sync::Arc, thread};
 
-use cofferdam_castore::{Store, grpc::Admission};
+use cofferdam_castore::{Views, grpc::Admission};
 use cofferdam_proto::cofferdam::v1::{NixBytes, nix_service_server};
 use cofferdam_rpc::{Client, Clients, Takes, Turns};
 use futures::{StreamExt as _, stream::BoxStream};
@@ -51,8 +51,8 @@ const MAX_PIECE_BYTES: usize = 1024 * 1024;
 pub(crate) struct Nix {
     /// The paths that the clients have.
     pub paths: StorePaths,
-    /// Their contents.
-    pub store: Store,
+    /// What each client sees of their contents.
+    pub views: Views,
     /// Who may bring more.
     pub admission: Arc<dyn Admission>,
 }

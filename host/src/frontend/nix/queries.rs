@@ -17,7 +17,7 @@ use crate::store_paths::Known;
 
 impl Tenant {
     pub(super) fn get(&self, path: &StorePath) -> Result<Option<Known>, Stop> {
-        Ok(self.nix.paths.get(&self.client, &self.nix.store, path)?)
+        Ok(self.nix.paths.get(&self.client, &self.store(), path)?)
     }
 
     fn require(&self, path: &StorePath) -> Result<Known, Stop> {
@@ -26,7 +26,7 @@ impl Tenant {
 
     /// Those of these paths that are valid.
     pub(super) fn valid(&self, paths: &BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>, Stop> {
-        let closure = self.nix.paths.closure(&self.client, &self.nix.store, paths)?;
+        let closure = self.nix.paths.closure(&self.client, &self.store(), paths)?;
         Ok(paths.iter().filter(|path| closure.contains_key(path)).cloned().collect())
     }
 }
@@ -74,7 +74,7 @@ impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
     pub(super) fn query_path_from_hash_part(&mut self) -> Result<(), Stop> {
         let hash_part = self.reader.text("the hash part")?;
         let Tenant { client, nix } = &self.tenant;
-        let path = nix.paths.with_hash_part(client, &nix.store, &hash_part)?;
+        let path = nix.paths.with_hash_part(client, &self.tenant.store(), &hash_part)?;
         Ok(self.answer()?.optional(path)?)
     }
 
@@ -97,7 +97,7 @@ impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
         let path = self.reader.path("the path")?;
         let known = self.tenant.require(&path)?;
         self.answer()?;
-        let store = &self.tenant.nix.store;
+        let store = &self.tenant.store();
         let written = nar::write(store, &known.node, Path::new(path.base_name()), &mut self.writer.0, &|| false);
         // An archive has no place for an error.
         written.map_err(|error| {

@@ -3,6 +3,7 @@ use std::{
     sync::Arc,
 };
 
+use cofferdam_castore::Store;
 use cofferdam_nix::{
     protocol::{CLIENT_MAGIC, Message, Operation, SERVER_MAGIC, Version},
     wire::{Reader, WireError, Writer},
@@ -22,6 +23,13 @@ const TRUSTED: u64 = 1;
 pub(super) struct Tenant {
     pub(super) client: Client,
     pub(super) nix: Arc<Nix>,
+}
+
+impl Tenant {
+    /// The store as the client sees it.
+    pub(super) fn store(&self) -> Store {
+        self.nix.views.of(&self.client.to_string())
+    }
 }
 
 /// One connection of Nix.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use cofferdam_castore::{
-    Directory, Node, PathComponent, Store, SymlinkTarget,
+    Directory, Node, PathComponent, Store, SymlinkTarget, Views,
     nar::{self, NarInfo},
 };
 use cofferdam_nix::{
@@ -76,7 +76,7 @@ impl Server {
         let dir = tempfile::tempdir().unwrap();
         let paths = StorePaths::open(dir.path()).unwrap();
         Self {
-            nix: Arc::new(Nix { paths, store: Store::memory(), admission: Arc::new(Room(room)) }),
+            nix: Arc::new(Nix { paths, views: Views::whole(Store::memory()), admission: Arc::new(Room(room)) }),
             requests: Arc::default(),
             _dir: dir,
         }

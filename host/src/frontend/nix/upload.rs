@@ -71,7 +71,7 @@ impl<R: Read, W: Write> Read for Asked<'_, R, W> {
 
 /// Imports the NAR of a path, which must be what the client says.
 fn import(tenant: &Tenant, path: &StorePath, info: &PathInfo, input: impl Read) -> Result<Known, Stop> {
-    let store = &tenant.nix.store;
+    let store = &tenant.store();
     let mut archive = Arriving { tenant, input: input.take(info.nar_size), hasher: Sha256::new() };
     let node = nar::import(store, &mut archive, Limits::default()).map_err(|error| match error {
         ArchiveError::Read { source, .. }
