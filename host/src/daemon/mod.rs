@@ -158,6 +158,7 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     };
     let (served, ()) = tokio::join!(serving, systemd::stopping(cancel));
     end.await.map_err(|error| failed("the scheduler has panicked", &error))?;
+    views.flush().map_err(|error| failed("can't write who may see what of the store", &error))?;
     served
 }
 

@@ -24,7 +24,8 @@ use std::{
 
 use parking_lot::RwLock;
 use redb::{
-    Builder, Database, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction,
+    Builder, Database, Durability, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _,
+    TableDefinition, WriteTransaction,
 };
 
 use crate::{
@@ -192,7 +193,7 @@ impl Grants {
     }
 
     /// Makes all grants durable.
-    fn flush(&self) -> io::Result<()> {
+    pub(super) fn flush(&self) -> io::Result<()> {
         if self.is_dirty.swap(false, Ordering::Relaxed) {
             self.write(true, |_| Ok(()))?;
         }
@@ -301,16 +302,32 @@ fn insert(write: &WriteTransaction, tenant: &str, objects: &[Object]) -> Result<
 
 /// Removes all grants of these objects.
 fn remove(write: &WriteTransaction, gone: &HashSet<(Kind, B3Digest)>) -> Result<(), redb::Error> {
+    let tenants = write.open_table(TENANTS)?;
+    let ids = tenants.iter()?.map(|entry| entry.map(|(_, id)| id.value())).collect::<Result<Vec<_>, _>>()?;
     let mut freed: HashMap<u32, (u64, u64)> = HashMap::new();
-    write.open_table(GRANTS)?.retain(|key, (bytes, _)| {
-        let (id, object) = split(&key);
-        let is_gone = object.is_some_and(|object| gone.contains(&object));
-        if is_gone {
-            let freed = freed.entry(id).or_default();
-            *freed = (freed.0.saturating_add(bytes), freed.1 + 1);
+    let mut free = |id, bytes| {
+        let freed = freed.entry(id).or_default();
+        *freed = (freed.0.saturating_add(bytes), freed.1 + 1);
+    };
+    let mut grants = write.open_table(GRANTS)?;
+    if gone.len().saturating_mul(ids.len()) as u64 <= grants.len()? {
+        for id in ids {
+            for (kind, digest) in gone {
+                if let Some(removed) = grants.remove(key(id, *kind, digest))? {
+                    free(id, removed.value().0);
+                }
+            }
         }
-        !is_gone
-    })?;
+    } else {
+        grants.retain(|key, (bytes, _)| {
+            let (id, object) = split(&key);
+            let is_gone = object.is_some_and(|object| gone.contains(&object));
+            if is_gone {
+                free(id, bytes);
+            }
+            !is_gone
+        })?;
+    }
     let mut usage = write.open_table(USAGE)?;
     for (id, (bytes, objects)) in freed {
         let used = usage.get(id)?.map(|usage| usage.value()).unwrap_or_default();

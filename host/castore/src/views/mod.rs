@@ -71,6 +71,24 @@ impl Views {
         self.divided.is_some()
     }
 
+    /// What a tenant has been granted; `None` if everybody sees the whole store.
+    ///
+    /// # Errors
+    ///
+    /// The grants can't be read.
+    pub fn usage(&self, tenant: &str) -> io::Result<Option<Usage>> {
+        self.divided.as_ref().map(|divided| divided.grants.usage(tenant)).transpose()
+    }
+
+    /// Makes all grants durable. Otherwise that takes a second.
+    ///
+    /// # Errors
+    ///
+    /// They can't be written.
+    pub fn flush(&self) -> io::Result<()> {
+        self.divided.as_ref().map_or(Ok(()), |divided| divided.grants.flush())
+    }
+
     /// Shows these to all tenants, instead of those that were shared before.
     pub fn share(&self, shared: Shared) {
         if let Some(divided) = &self.divided {

@@ -12,7 +12,9 @@ use tonic::{Status, transport::Channel};
 
 use super::*;
 use crate::{
-    Directory, LocalStore, gc,
+    Directory, LocalStore,
+    blobservice::note_collected,
+    gc,
     grpc::{
         EncodedDirectory, Peer, PeerOptions, ServeOptions, add_services,
         testing::{RUNTIME, spawn_routes_on},
@@ -337,6 +339,30 @@ async fn granted_trees_are_granted_whole_and_nothing_of_others() {
     assert!(!views.of("stranger").blobs.has(&digest).await.unwrap());
     let unknown = Node::Directory { digest: B3Digest::of(ABSENT), size: 0 };
     assert_eq!(views.grant("joined", &[unknown]).await.unwrap_err().kind(), io::ErrorKind::NotFound);
+}
+
+/// Whether few of many grants are removed or most of them.
+#[test]
+fn what_was_collected_leaves_the_sums_of_all_who_had_it() {
+    let place = Place::new();
+    let grants = place.grants();
+    let object = |of: u8| Object { kind: Kind::Blob, digest: B3Digest::of(&[of]), bytes: u64::from(of) };
+    for tenant in ["one", "other"] {
+        grants.add(tenant, (1..=100).map(object).collect(), false).unwrap();
+    }
+    grants.add("one", vec![Object { kind: Kind::Directory, ..object(1) }], false).unwrap();
+    let usage = || ["one", "other"].map(|tenant| grants.usage(tenant).unwrap());
+    let note = |kind, of: Vec<u8>| {
+        let digests: Vec<_> = of.into_iter().map(|of| object(of).digest).collect();
+        note_collected(&place.path("blobs"), kind, &digests).unwrap();
+    };
+    note(Kind::Blob, vec![1, 2, 200]);
+    let expected = Usage { bytes: 5050 - 3, objects: 98 };
+    assert_eq!(usage(), [Usage { bytes: expected.bytes + 1, objects: 99 }, expected]);
+    note(Kind::Blob, (1..=99).collect());
+    note(Kind::Directory, (1..=99).collect());
+    assert_eq!(usage(), [Usage { bytes: 100, objects: 1 }; 2]);
+    assert!(grants.has("one", Kind::Blob, &object(100).digest).unwrap());
 }
 
 #[test]

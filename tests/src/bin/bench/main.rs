@@ -10,6 +10,8 @@
 //! | grpc | 1 GiB put and got over gRPC | a copy to, and from, a file over TCP |
 //! | directories | 10,000 directories got over gRPC | the same from the redb file |
 //! | cache | many blobs through a cache, cold and warm | the remote store without it; plain files |
+//! | views | 10,000 files put into a store whose clients see only their own | into one that everybody sees |
+//! | views | 10,000 questions about what another client has | about what nobody has; and the rank test of the two |
 //! | build | a trivial build | a bare boot of the same kernel by the same VMM, whose init powers off |
 //! | memory | the processes of one idle build, each | the machine's memory |
 //! | walls | a trivial build | the same where helper processes can't be walled in |
@@ -42,11 +44,12 @@ mod standby;
 mod store;
 mod transfer;
 mod tree;
+mod views;
 mod vm;
 
 type Part = fn(&TempDir) -> Result<()>;
 
-const PARTS: [(&str, Part); 15] = [
+const PARTS: [(&str, Part); 16] = [
     ("import", store::import_tree),
     ("large", store::import_large),
     ("image", image::import_image),
@@ -55,6 +58,7 @@ const PARTS: [(&str, Part); 15] = [
     ("grpc", transfer::grpc),
     ("directories", transfer::directories),
     ("cache", transfer::cache),
+    ("views", views::views),
     ("build", vm::trivial_build),
     ("walls", vm::walls),
     ("memory", memory::idle_build),
