@@ -75,6 +75,11 @@ impl<'a> Nix<'a> {
         format!("ssh-ng://localhost?remote-program={}%20nix-daemon", program().display())
     }
 
+    /// The daemon's address by the protocol of old.
+    pub fn served_builder(&self) -> String {
+        format!("ssh://localhost?remote-program={}%20nix-store", program().display())
+    }
+
     /// The directory of a local store.
     pub fn store(&self, name: &str) -> PathBuf {
         self.directory.join(name)
@@ -95,7 +100,12 @@ impl<'a> Nix<'a> {
 
     /// Builds an expression with the daemon alone, into the local store `local`.
     pub fn build(&self, expression: &str) -> Outcome {
-        let (store, builders) = (self.store("local"), format!("{} x86_64-linux - 1 1 kvm", self.builder()));
+        self.build_at(&self.builder(), expression)
+    }
+
+    /// As [`Nix::build`], by this address of the daemon.
+    pub fn build_at(&self, builder: &str, expression: &str) -> Outcome {
+        let (store, builders) = (self.store("local"), format!("{builder} x86_64-linux - 1 1 kvm"));
         let store = store.to_str().expect("temporary directories are UTF-8");
         let jobs = ["--max-jobs", "0", "--builders", &builders];
         self.run("nix-build", [&["--no-out-link", "--store", store, "-E", expression][..], &jobs].concat())

@@ -68,6 +68,15 @@ fn nix_builds_a_chain_and_finds_it_again() {
         assert!(failed.stderr.contains(hash), "{failed}");
     }
 
+    // By the protocol that NixOS and bare host names choose, with an input that is there.
+    let more = CHAIN.replace("\"second\"", "\"third\"").replace("read word", "echo told by the third; read word");
+    let built = nix.build_at(&nix.served_builder(), &more).succeeds();
+    assert!(built.stderr.contains("told by the third"), "{built}");
+    let third = built.stdout.trim();
+    nix.run("nix-store", ["--store", local, "--verify-path", third]).succeeds();
+    let references = nix.run("nix-store", ["--store", local, "--query", "--references", third]).succeeds();
+    assert_eq!(references.stdout.trim(), first);
+
     // Another connection, to a daemon that has been started again.
     daemon.end().succeeds();
     let daemon = Daemon::start(&cofferdam, "");

@@ -1,4 +1,4 @@
-//! Versions, operations and messages of the worker protocol.
+//! Versions, operations and messages of the worker protocol, and of the serve protocol.
 
 use std::io::{self, Write};
 
@@ -37,6 +37,47 @@ impl Version {
             return Err(format!("the protocol's version must be 1.21 or newer, not {major}.{minor}"));
         }
         Ok(version)
+    }
+}
+
+/// A client's first word in the serve protocol.
+pub const SERVE_CLIENT_MAGIC: u64 = 0x390c_9deb;
+
+/// A server's first word in it.
+pub const SERVE_SERVER_MAGIC: u64 = 0x5452_eecb;
+
+/// A version of the serve protocol, with the major number in the high byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ServeVersion(pub u64);
+
+impl ServeVersion {
+    /// The newest that is spoken.
+    pub const NEWEST: Self = Self::minor(7);
+
+    /// 2 and this minor number.
+    pub const fn minor(minor: u8) -> Self {
+        Self(2 << 8 | minor as u64)
+    }
+
+    /// What a server speaks with a client of this version.
+    ///
+    /// # Errors
+    ///
+    /// The client has another major number.
+    pub fn with_client(client: u64) -> Result<Self, String> {
+        match client >> 8 {
+            2 => Ok(Self(client).min(Self::NEWEST)),
+            major => Err(format!("the serve protocol's version must be 2, not {major}")),
+        }
+    }
+
+    /// Integers that a client sends with a build: the times that it may be silent and take, the size of its log, how often it is
+    /// repeated, whether that must give the same, and whether a failed one is kept.
+    pub fn build_settings(self) -> usize {
+        [(0, 2), (2, 1), (3, 2), (7, 1)]
+            .into_iter()
+            .filter_map(|(since, count)| (self >= Self::minor(since)).then_some(count))
+            .sum()
     }
 }
 
@@ -140,11 +181,7 @@ impl BuildResult {
         writer.integer(self.status as u64)?;
         writer.text(&self.message)?;
         if version >= Version::minor(29) {
-            let (times_built, is_non_deterministic) = (u64::from(self.status == Status::Built), false);
-            writer.integer(times_built)?;
-            writer.integer(is_non_deterministic)?;
-            writer.integer(self.started)?;
-            writer.integer(self.stopped)?;
+            self.write_times(writer)?;
         }
         if version >= Version::minor(37) {
             for time in [self.cpu_us.map(|(user, _)| user), self.cpu_us.map(|(_, system)| system)] {
@@ -155,11 +192,41 @@ impl BuildResult {
             }
         }
         if version >= Version::minor(28) {
-            writer.integer(self.outputs.len() as u64)?;
-            for (name, realisation) in &self.outputs {
-                writer.text(name)?;
-                writer.text(realisation)?;
-            }
+            self.write_outputs(writer)?;
+        }
+        Ok(())
+    }
+
+    /// Writes it for a client of the serve protocol.
+    ///
+    /// # Errors
+    ///
+    /// Those of the output.
+    pub fn write_served<W: Write>(&self, writer: &mut Writer<W>, version: ServeVersion) -> io::Result<()> {
+        writer.integer(self.status as u64)?;
+        writer.text(&self.message)?;
+        if version >= ServeVersion::minor(3) {
+            self.write_times(writer)?;
+        }
+        if version >= ServeVersion::minor(6) {
+            self.write_outputs(writer)?;
+        }
+        Ok(())
+    }
+
+    fn write_times<W: Write>(&self, writer: &mut Writer<W>) -> io::Result<()> {
+        let (times_built, is_non_deterministic) = (u64::from(self.status == Status::Built), false);
+        writer.integer(times_built)?;
+        writer.integer(is_non_deterministic)?;
+        writer.integer(self.started)?;
+        writer.integer(self.stopped)
+    }
+
+    fn write_outputs<W: Write>(&self, writer: &mut Writer<W>) -> io::Result<()> {
+        writer.integer(self.outputs.len() as u64)?;
+        for (name, realisation) in &self.outputs {
+            writer.text(name)?;
+            writer.text(realisation)?;
         }
         Ok(())
     }

@@ -24,7 +24,7 @@ mod export;
 mod import;
 mod interrupt;
 mod network;
-mod nix_daemon;
+mod nix;
 pub(crate) mod plain_text;
 mod progress;
 mod remote;
@@ -86,7 +86,8 @@ enum Command {
     Import(import::ImportArgs),
     Export(export::ExportArgs),
     Daemon(daemon::DaemonArgs),
-    NixDaemon(nix_daemon::NixDaemonArgs),
+    NixDaemon(nix::NixDaemonArgs),
+    NixStore(nix::NixStoreArgs),
     Builds(builds::BuildsArgs),
     Store(store::StoreCommandArgs),
     Verify(verify::VerifyArgs),
@@ -151,6 +152,10 @@ impl Cli {
                 until_interrupted(|cancel| async move { args.execute(&client.store, &cancel).await })
             }
             Command::NixDaemon(args) => {
+                client.refuse_json("the bytes of Nix's protocol")?;
+                until_interrupted(|cancel| async move { args.execute(&client, &cancel).await })
+            }
+            Command::NixStore(args) => {
                 client.refuse_json("the bytes of Nix's protocol")?;
                 until_interrupted(|cancel| async move { args.execute(&client, &cancel).await })
             }

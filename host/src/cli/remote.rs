@@ -44,6 +44,15 @@ pub(super) enum Submitted {
     Detached,
 }
 
+/// What Nix speaks.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Protocol {
+    /// With `nix-daemon --stdio`.
+    Worker,
+    /// With `nix-store --serve`.
+    Serve,
+}
+
 /// A daemon.
 pub(super) struct Daemon {
     addr: String,
@@ -68,13 +77,18 @@ impl Daemon {
         }
     }
 
-    /// A connection of Nix's worker protocol.
+    /// A connection of Nix.
     pub(super) async fn nix(
         &self,
+        protocol: Protocol,
         pieces: impl Stream<Item = NixBytes> + Send + 'static,
     ) -> Result<Streaming<NixBytes>, CliError> {
         let mut client = NixServiceClient::new(self.channel.clone());
-        Ok(client.daemon(pieces).await.map_err(|status| self.refused(&status))?.into_inner())
+        let answers = match protocol {
+            Protocol::Worker => client.daemon(pieces).await,
+            Protocol::Serve => client.store(pieces).await,
+        };
+        Ok(answers.map_err(|status| self.refused(&status))?.into_inner())
     }
 
     /// A client for requests.

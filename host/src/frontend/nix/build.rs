@@ -1,11 +1,6 @@
-//! The operation that builds one derivation.
+//! The operations of the worker protocol that build.
 
-use std::{
-    collections::BTreeSet,
-    io::{Read, Write},
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::io::{Read, Write};
 
 use cofferdam_nix::{
     Derivation, StorePath,
@@ -13,15 +8,9 @@ use cofferdam_nix::{
 };
 
 use super::{
-    builds::{Builds, Lines, News},
-    outputs::{self, Rejected},
-    request::Prepared,
+    building::{self, Told, ended, failed},
+    builds::Builds,
     session::{Session, Stop},
-};
-use crate::{
-    build::failure::{Failure, FailureKind},
-    records::{Outcome, Record},
-    scheduler::queue::Waiting,
 };
 
 /// The number of the only activity that a connection has at a time.
@@ -81,101 +70,19 @@ impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
         Ok(results)
     }
 
+    /// Builds a derivation, and tells the client how it goes.
     fn build(&mut self, path: &StorePath, derivation: &Derivation) -> Result<BuildResult, Stop> {
-        let misc = |text| Ok(failed(Status::MiscFailure, text));
-        let mut prepared = match Prepared::new(path, derivation) {
-            Ok(prepared) => prepared,
-            Err(rule) => return misc(format!("{path}: {rule}")),
-        };
-        let outputs: BTreeSet<_> = prepared.outputs.keys().map(|path| (*path).clone()).collect();
-        if self.tenant.valid(&outputs)? == outputs {
-            return Ok(ended(Status::AlreadyValid));
-        }
-        let nix = &self.tenant.nix;
-        prepared.inputs = nix.paths.closure(&self.tenant.client, &self.tenant.store(), &derivation.input_sources)?;
-        if let Some(missing) = derivation.input_sources.iter().find(|input| !prepared.inputs.contains_key(input)) {
-            return misc(format!("dependency '{missing}' of '{path}' is not valid here"));
-        }
-        let request = match prepared.request(self.builds.cpus()) {
-            Ok(request) => request,
-            Err(rule) => return misc(format!("{path}: {rule}")),
-        };
-        let (started, text, derivation) = (SystemTime::now(), format!("building '{path}'"), path.to_string());
-        self.say(&Message::StartBuild { activity: ACTIVITY, text: &text, derivation: &derivation })?;
-        let (mut lines, version) = (Lines::default(), self.version);
-        let Self { builds, writer, .. } = self;
-        let mut say = |message: Message<'_>| -> Result<(), Stop> {
+        let (text, name, version) = (format!("building '{path}'"), path.to_string(), self.version);
+        let Self { tenant, builds, writer, .. } = self;
+        building::build(tenant, builds, path, derivation, &mut |told| {
+            let message = match &told {
+                Told::Begun => Message::StartBuild { activity: ACTIVITY, text: &text, derivation: &name },
+                Told::Line(line) => Message::LogLine { activity: ACTIVITY, line },
+                Told::Waits(text) => Message::Next(text),
+                Told::Ended => Message::StopBuild { activity: ACTIVITY },
+            };
             message.write(writer, version)?;
             Ok(writer.0.flush()?)
-        };
-        let built = builds.build(request, &mut |news| match news {
-            News::Log(bytes) => {
-                lines.add(&bytes).iter().try_for_each(|line| say(Message::LogLine { activity: ACTIVITY, line }))
-            }
-            // It starts at once.
-            News::Queued { position: 0, waiting_for: Waiting::Turn } => Ok(()),
-            News::Queued { position, waiting_for } => say(Message::Next(&format!(
-                "{path} waits for {}, with {position} builds before it\n",
-                waiting_for.word()
-            ))),
-        })?;
-        if let Some(line) = lines.rest() {
-            self.say(&Message::LogLine { activity: ACTIVITY, line: &line })?;
-        }
-        let result = self.finish(&prepared, built)?;
-        self.say(&Message::StopBuild { activity: ACTIVITY })?;
-        Ok(BuildResult { started: seconds(started), stopped: seconds(SystemTime::now()), ..result })
+        })
     }
-
-    /// Registers what a build made.
-    fn finish(&self, prepared: &Prepared<'_>, built: Result<Arc<Record>, Failure>) -> Result<BuildResult, Stop> {
-        let path = prepared.path;
-        let record = match built {
-            Ok(record) => record,
-            Err(failure) => return Ok(refused(path, &failure)),
-        };
-        let cpu_us = record.usage.as_ref().map(|usage| (usage.user_us, usage.system_us));
-        let made = match &record.outcome {
-            Some(Outcome::Built(outputs)) => outputs,
-            Some(Outcome::Failed(failure)) => return Ok(BuildResult { cpu_us, ..refused(path, failure) }),
-            None => {
-                return Ok(failed(Status::TransientFailure, format!("the end of the build of {path} is not known")));
-            }
-        };
-        let nix = &self.tenant.nix;
-        match outputs::describe(&self.tenant.store(), prepared, made) {
-            Ok(paths) => {
-                nix.paths.register(&self.tenant.client, &paths)?;
-                Ok(BuildResult { cpu_us, ..ended(Status::Built) })
-            }
-            Err(Rejected::Output(text)) => Ok(failed(Status::OutputRejected, text)),
-            Err(Rejected::Stop(stop)) => Err(stop),
-        }
-    }
-}
-
-fn ended(status: Status) -> BuildResult {
-    BuildResult { status, message: String::new(), started: 0, stopped: 0, cpu_us: None, outputs: Vec::new() }
-}
-
-fn failed(status: Status, message: String) -> BuildResult {
-    BuildResult { message, ..ended(status) }
-}
-
-fn refused(path: &StorePath, failure: &Failure) -> BuildResult {
-    let status = match (failure.kind, failure.reason.as_str()) {
-        (FailureKind::BuildFailed, "timeout" | "silence") => Status::TimedOut,
-        (FailureKind::BuildFailed, _) => Status::PermanentFailure,
-        (FailureKind::RequestWrong, _) => Status::MiscFailure,
-        (FailureKind::ExecutorFailed, _) => Status::TransientFailure,
-    };
-    let mut text = format!("builder for '{path}' failed: {}", failure.chain());
-    for advice in failure.hint().into_iter().chain(failure.advice.as_deref()) {
-        text = format!("{text}\n{advice}");
-    }
-    failed(status, text)
-}
-
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
 }

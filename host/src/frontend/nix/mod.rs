@@ -1,16 +1,17 @@
-//! Plain Nix: a connection's bytes are those of Nix's worker protocol.
+//! Plain Nix: a connection's bytes are those of one of Nix's protocols.
 //!
 //! ```text
 //!   nix ── ssh, or a program ──▶ cofferdam nix-daemon --stdio ── gRPC: a stream of bytes each way ──▶ NixService
-//!                                                                                                         │ a thread
-//!     Session: hello, operations ──┬─ paths: StorePaths, the store                                        ◀┘
-//!                                  └─ BuildDerivation ─▶ BuildRequest ─▶ scheduler ─▶ outputs ─▶ StorePaths
+//!                                cofferdam nix-store --serve                                             │ a thread
+//!     Session, Serve: hello, operations ──┬─ paths: StorePaths, the store                               ◀┘
+//!                                         └─ BuildDerivation ─▶ BuildRequest ─▶ scheduler ─▶ outputs ─▶ StorePaths
 //! ```
 //!
 //! The stream brings the client's identity, its share of connections, and flow control. The protocol is one conversation after
 //! the other, so each session has a thread, which may block; [`SESSIONS`] bounds them.
 
 mod build;
+mod building;
 mod builds;
 mod checks;
 mod content;
@@ -18,6 +19,7 @@ mod outputs;
 mod pipe;
 mod queries;
 mod request;
+mod serve;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -36,6 +38,7 @@ use tonic::{Request, Response, Status, Streaming, async_trait};
 use self::{
     builds::Scheduled,
     pipe::{Inbox, Outbox},
+    serve::Serve,
     session::{Session, Tenant},
 };
 use super::{Shared, outlet};
@@ -75,11 +78,38 @@ impl NixService {
     }
 }
 
+type Answers = BoxStream<'static, Result<NixBytes, Status>>;
+
 #[async_trait]
 impl nix_service_server::NixService for NixService {
-    type DaemonStream = BoxStream<'static, Result<NixBytes, Status>>;
+    type DaemonStream = Answers;
+    type StoreStream = Answers;
 
-    async fn daemon(&self, request: Request<Streaming<NixBytes>>) -> Result<Response<Self::DaemonStream>, Status> {
+    async fn daemon(&self, request: Request<Streaming<NixBytes>>) -> Result<Response<Answers>, Status> {
+        let run = |Ends { tenant, builds, input, output }| Session::new(tenant, builds, input, output).run();
+        self.start(request, run).await
+    }
+
+    async fn store(&self, request: Request<Streaming<NixBytes>>) -> Result<Response<Answers>, Status> {
+        let run = |Ends { tenant, builds, input, output }| {
+            let log = output.log();
+            Serve::new(tenant, builds, input, output, log).run();
+        };
+        self.start(request, run).await
+    }
+}
+
+/// What a session has.
+struct Ends {
+    tenant: Tenant,
+    builds: Scheduled,
+    input: Inbox,
+    output: Outbox,
+}
+
+impl NixService {
+    /// Starts a session on a thread of its own.
+    async fn start(&self, request: Request<Streaming<NixBytes>>, run: fn(Ends)) -> Result<Response<Answers>, Status> {
         let client = Client::of(&request)?;
         let waited = timeout(outlet::IDLE_TIMEOUT, self.sessions.line(&client).turn()).await;
         let turn = waited.map_err(|_| Status::resource_exhausted("there are too many sessions: try again later"))?;
@@ -87,15 +117,13 @@ impl nix_service_server::NixService for NixService {
         let (outlet, stream) = outlet::outlet(outlet::IDLE_TIMEOUT);
         let (handle, gone) = (Handle::current(), CancellationToken::new());
         let tenant = Tenant { client: client.clone(), nix: Arc::clone(&self.nix) };
-        let builds =
-            Scheduled { shared: Arc::clone(&self.shared), client, context, handle: handle.clone(), gone: gone.clone() };
         let input = Inbox::new(request.into_inner(), &handle, gone.clone());
-        let output = Outbox::new(outlet, handle, gone.clone());
-        let run = move || {
+        let output = Outbox::new(outlet, handle.clone(), gone.clone());
+        let builds = Scheduled { shared: Arc::clone(&self.shared), client, context, handle, gone };
+        let started = thread::Builder::new().name("nix session".to_owned()).spawn(move || {
             let _turn = turn;
-            Session::new(tenant, builds, input, output).run();
-        };
-        let started = thread::Builder::new().name("nix session".to_owned()).spawn(run);
+            run(Ends { tenant, builds, input, output });
+        });
         started.map_err(|error| Status::unavailable(format!("can't start a thread for the session: {error}")))?;
         Ok(Response::new(stream.boxed()))
     }

@@ -28,7 +28,7 @@ impl Inbox {
     pub(super) fn new(mut stream: Streaming<NixBytes>, handle: &Handle, gone: CancellationToken) -> Self {
         let (sender, pieces) = mpsc::channel(BUFFERED_PIECES);
         let forward = handle.spawn(async move {
-            while let Ok(Some(NixBytes { data })) = stream.message().await {
+            while let Ok(Some(NixBytes { data, .. })) = stream.message().await {
                 if sender.send(data).await.is_err() {
                     return;
                 }
@@ -57,7 +57,9 @@ impl Read for Inbox {
 pub(super) struct Outbox {
     outlet: Arc<Outlet<NixBytes>>,
     handle: Handle,
-    _watch: AbortOnDropHandle<()>,
+    wrap: fn(Bytes) -> NixBytes,
+    /// Ends with the last of them.
+    watch: Arc<AbortOnDropHandle<()>>,
 }
 
 impl Outbox {
@@ -69,14 +71,21 @@ impl Outbox {
             watched.closed().await;
             gone.cancel();
         });
-        Self { outlet, handle, _watch: AbortOnDropHandle::new(watch) }
+        let wrap = |data| NixBytes { data, log: Bytes::new() };
+        Self { outlet, handle, wrap, watch: Arc::new(AbortOnDropHandle::new(watch)) }
+    }
+
+    /// Where the log goes.
+    pub(super) fn log(&self) -> Self {
+        let wrap = |log| NixBytes { data: Bytes::new(), log };
+        Self { outlet: Arc::clone(&self.outlet), handle: self.handle.clone(), wrap, watch: Arc::clone(&self.watch) }
     }
 }
 
 impl Write for Outbox {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let data = Bytes::copy_from_slice(bytes);
-        let said = self.handle.block_on(self.outlet.say(NixBytes { data }));
+        let message = (self.wrap)(Bytes::copy_from_slice(bytes));
+        let said = self.handle.block_on(self.outlet.say(message));
         said.map(|()| bytes.len()).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 

@@ -20,7 +20,7 @@ impl Tenant {
         Ok(self.nix.paths.get(&self.client, &self.store(), path)?)
     }
 
-    fn require(&self, path: &StorePath) -> Result<Known, Stop> {
+    pub(super) fn require(&self, path: &StorePath) -> Result<Known, Stop> {
         self.get(path)?.ok_or_else(|| Stop::Refused(format!("path '{path}' is not valid")))
     }
 

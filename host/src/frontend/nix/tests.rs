@@ -30,6 +30,7 @@ use crate::{build::failure::Failure, records::Record};
 mod build;
 mod hostile;
 mod paths;
+mod serve;
 
 const ALICE: Client = Client::User(1);
 const BOB: Client = Client::User(2);

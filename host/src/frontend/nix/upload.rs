@@ -70,7 +70,7 @@ impl<R: Read, W: Write> Read for Asked<'_, R, W> {
 }
 
 /// Imports the NAR of a path, which must be what the client says.
-fn import(tenant: &Tenant, path: &StorePath, info: &PathInfo, input: impl Read) -> Result<Known, Stop> {
+pub(super) fn import(tenant: &Tenant, path: &StorePath, info: &PathInfo, input: impl Read) -> Result<Known, Stop> {
     let store = &tenant.store();
     let mut archive = Arriving { tenant, input: input.take(info.nar_size), hasher: Sha256::new() };
     let node = nar::import(store, &mut archive, Limits::default()).map_err(|error| match error {
@@ -124,22 +124,20 @@ fn check_content_address(store: &Store, path: &StorePath, known: &Known) -> Resu
     }
 }
 
-impl Tenant {
-    /// Refuses metadata that are not to be believed.
-    fn check(path: &StorePath, info: &mut PathInfo, dont_check_signatures: bool) -> Result<(), Stop> {
-        info.ultimate = false;
-        if info.registration_time == 0 {
-            info.registration_time = now();
-        }
-        if !dont_check_signatures && info.content_address.is_none() {
-            return Err(Stop::Refused(format!(
-                "cannot add path '{path}' because it lacks a signature by a trusted key"
-            )));
-        }
-        Ok(())
+/// Refuses metadata that are not to be believed.
+pub(super) fn check(path: &StorePath, info: &mut PathInfo, dont_check_signatures: bool) -> Result<(), Stop> {
+    info.ultimate = false;
+    if info.registration_time == 0 {
+        info.registration_time = now();
     }
+    if !dont_check_signatures && info.content_address.is_none() {
+        return Err(Stop::Refused(format!("cannot add path '{path}' because it lacks a signature by a trusted key")));
+    }
+    Ok(())
+}
 
-    fn register(&self, path: StorePath, known: Known) -> Result<(), Stop> {
+impl Tenant {
+    pub(super) fn register(&self, path: StorePath, known: Known) -> Result<(), Stop> {
         Ok(self.nix.paths.register(&self.client, &[(path, known)])?)
     }
 }
@@ -155,7 +153,7 @@ impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
         let mut info = PathInfo::read(&mut self.reader)?;
         let _repair = self.reader.boolean("repair")?;
         let dont_check_signatures = self.reader.boolean("dontCheckSigs")?;
-        let checked = Tenant::check(&path, &mut info, dont_check_signatures);
+        let checked = check(&path, &mut info, dont_check_signatures);
         let tenant = &self.tenant;
         let known = if self.version >= Version::minor(23) {
             let mut framed = Framed::new(self.reader.input());
@@ -197,7 +195,7 @@ fn add_all(tenant: &Tenant, framed: &mut impl Read, dont_check_signatures: bool)
         reader.begin_message();
         let path = reader.path("the path").map_err(refused)?;
         let mut info = PathInfo::read(&mut reader).map_err(refused)?;
-        Tenant::check(&path, &mut info, dont_check_signatures)?;
+        check(&path, &mut info, dont_check_signatures)?;
         let known = import(tenant, &path, &info, reader.input())?;
         tenant.register(path, known)?;
     }

@@ -1,0 +1,140 @@
+//! One derivation, from its inputs to its outputs, whatever the protocol.
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use cofferdam_nix::{
+    Derivation, StorePath,
+    protocol::{BuildResult, Status},
+};
+
+use super::{
+    builds::{Builds, Lines, News},
+    outputs::{self, Rejected},
+    request::Prepared,
+    session::{Stop, Tenant},
+};
+use crate::{
+    build::failure::{Failure, FailureKind},
+    records::{Outcome, Record},
+    scheduler::queue::Waiting,
+};
+
+/// What a client is told of a build before its result.
+pub(super) enum Told<'a> {
+    /// It has been asked for.
+    Begun,
+    /// A line of its log, without its end.
+    Line(&'a [u8]),
+    /// Why it doesn't run yet.
+    Waits(String),
+    /// It has ended.
+    Ended,
+}
+
+/// Builds a derivation for a client.
+///
+/// # Errors
+///
+/// The client has gone, or its paths can't be read or registered. Everything else is in the result.
+pub(super) fn build(
+    tenant: &Tenant,
+    builds: &impl Builds,
+    path: &StorePath,
+    derivation: &Derivation,
+    tell: &mut dyn FnMut(Told<'_>) -> Result<(), Stop>,
+) -> Result<BuildResult, Stop> {
+    let misc = |text| Ok(failed(Status::MiscFailure, text));
+    let mut prepared = match Prepared::new(path, derivation) {
+        Ok(prepared) => prepared,
+        Err(rule) => return misc(format!("{path}: {rule}")),
+    };
+    let outputs: BTreeSet<_> = prepared.outputs.keys().map(|path| (*path).clone()).collect();
+    if tenant.valid(&outputs)? == outputs {
+        return Ok(ended(Status::AlreadyValid));
+    }
+    let nix = &tenant.nix;
+    prepared.inputs = nix.paths.closure(&tenant.client, &tenant.store(), &derivation.input_sources)?;
+    if let Some(missing) = derivation.input_sources.iter().find(|input| !prepared.inputs.contains_key(input)) {
+        return misc(format!("dependency '{missing}' of '{path}' is not valid here"));
+    }
+    let request = match prepared.request(builds.cpus()) {
+        Ok(request) => request,
+        Err(rule) => return misc(format!("{path}: {rule}")),
+    };
+    let started = SystemTime::now();
+    tell(Told::Begun)?;
+    let mut lines = Lines::default();
+    let built = builds.build(request, &mut |news| match news {
+        News::Log(bytes) => lines.add(&bytes).iter().try_for_each(|line| tell(Told::Line(line))),
+        // It starts at once.
+        News::Queued { position: 0, waiting_for: Waiting::Turn } => Ok(()),
+        News::Queued { position, waiting_for } => {
+            tell(Told::Waits(format!("{path} waits for {}, with {position} builds before it\n", waiting_for.word())))
+        }
+    })?;
+    if let Some(line) = lines.rest() {
+        tell(Told::Line(&line))?;
+    }
+    let result = finish(tenant, &prepared, built)?;
+    tell(Told::Ended)?;
+    Ok(BuildResult { started: seconds(started), stopped: seconds(SystemTime::now()), ..result })
+}
+
+/// Registers what a build made.
+fn finish(tenant: &Tenant, prepared: &Prepared<'_>, built: Result<Arc<Record>, Failure>) -> Result<BuildResult, Stop> {
+    let path = prepared.path;
+    let record = match built {
+        Ok(record) => record,
+        Err(failure) => return Ok(refused(path, &failure)),
+    };
+    let cpu_us = record.usage.as_ref().map(|usage| (usage.user_us, usage.system_us));
+    let made = match &record.outcome {
+        Some(Outcome::Built(outputs)) => outputs,
+        Some(Outcome::Failed(failure)) => return Ok(BuildResult { cpu_us, ..refused(path, failure) }),
+        None => {
+            return Ok(failed(Status::TransientFailure, format!("the end of the build of {path} is not known")));
+        }
+    };
+    let nix = &tenant.nix;
+    match outputs::describe(&tenant.store(), prepared, made) {
+        Ok(paths) => {
+            nix.paths.register(&tenant.client, &paths)?;
+            Ok(BuildResult { cpu_us, ..ended(Status::Built) })
+        }
+        Err(Rejected::Output(text)) => Ok(failed(Status::OutputRejected, text)),
+        Err(Rejected::Stop(stop)) => Err(stop),
+    }
+}
+
+/// The result of a build that ended like this.
+pub(super) fn ended(status: Status) -> BuildResult {
+    BuildResult { status, message: String::new(), started: 0, stopped: 0, cpu_us: None, outputs: Vec::new() }
+}
+
+/// The result of a build that failed like this.
+pub(super) fn failed(status: Status, message: String) -> BuildResult {
+    BuildResult { message, ..ended(status) }
+}
+
+/// The result of a build that has none.
+fn refused(path: &StorePath, failure: &Failure) -> BuildResult {
+    let status = match (failure.kind, failure.reason.as_str()) {
+        (FailureKind::BuildFailed, "timeout" | "silence") => Status::TimedOut,
+        (FailureKind::BuildFailed, _) => Status::PermanentFailure,
+        (FailureKind::RequestWrong, _) => Status::MiscFailure,
+        (FailureKind::ExecutorFailed, _) => Status::TransientFailure,
+    };
+    let mut text = format!("builder for '{path}' failed: {}", failure.chain());
+    for advice in failure.hint().into_iter().chain(failure.advice.as_deref()) {
+        text = format!("{text}\n{advice}");
+    }
+    failed(status, text)
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
+}
