@@ -124,7 +124,7 @@ async fn below_the_watermark_running_builds_end_waiting_ones_wait_and_garbage_go
         let said = cofferdam.command(["builds", "--daemon", &addr].iter().chain(command)).succeeds();
         assert!(said.stdout.contains(text), "{said}");
     };
-    say(&["show", &id], "for disk, behind 0 builds");
+    say(&["show", &id], "waiting for free disk space on the daemon's host");
     say(&["list"], "queued: disk");
     daemon.running().wait_for("garbage collected cause=\"disk\"");
     assert_eq!(blobs.iter().map(|blob| blob.exists()).collect::<Vec<_>>(), [false, true, true, true]);

@@ -3,7 +3,7 @@
 //! A collection keeps
 //!
 //! - everything below a named root ([`LocalStore::roots`]),
-//! - the inputs of running builds, each of which holds a [`Lease`](crate::Lease),
+//! - the inputs of waiting and running builds, each of which holds a [`Lease`](crate::Lease),
 //! - trees that were put, and blobs that were written or found, within a given time before now,
 //! - blobs that a living batch has written or found.
 //!

@@ -22,8 +22,8 @@ Examples:
 
 /// Removes unused contents from a local store
 ///
-/// It keeps named roots (see `store root`), the inputs of running builds, and anything imported, built, kept from a failure
-/// or looked up within the time of --keep; each with everything below it. Builds and imports may run at the same time.
+/// It keeps named roots (see `store root`), the inputs of waiting and running builds, and anything imported, built, kept from
+/// a failure or looked up within the time of --keep; each with everything below it. Builds and imports may run at the same time.
 /// With --json stdout gets an object: blobs, bytes and directories removed and left.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
