@@ -1,7 +1,10 @@
 use std::sync::Arc;
 
 use cofferdam_castore::{
-    B3Digest, Store, blobservice::Lease, directoryservice::DirectoryMemory, refscan::ReferencePattern,
+    B3Digest, Store,
+    blobservice::Lease,
+    directoryservice::DirectoryMemory,
+    refscan::{self, ReferencePattern},
 };
 use cofferdam_protocol::Specification;
 use tokio_util::sync::CancellationToken;
@@ -99,7 +102,9 @@ impl Builder {
     pub(crate) fn memory_bytes(&self, request: &Admitted, options: &Options) -> u64 {
         let settings = &self.machines.settings;
         let size = Size::of(request, options, settings, options.limits.inputs_memory_bytes);
-        Footprint::of(&settings.vmm).bytes(&size.limits()).saturating_add(size.network_bytes())
+        let needles = refscan::memory_bytes(&request.refscan_needles);
+        let machine = Footprint::of(&settings.vmm).bytes(&size.limits());
+        machine.saturating_add(size.network_bytes()).saturating_add(needles)
     }
 
     /// The shape of a standby machine that an admitted request can take.

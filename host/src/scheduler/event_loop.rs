@@ -167,7 +167,7 @@ impl EventLoop {
     }
 
     fn submit(&mut self, submission: Submission<Admitted>, prepared: Prepared) -> Result<Subscription, Failure> {
-        let Prepared { environment, key, expected, lease } = prepared;
+        let Prepared { environment, key, need, expected, lease } = prepared;
         if self.draining {
             return Err(draining());
         }
@@ -177,8 +177,8 @@ impl EventLoop {
         if let Some(standbys) = &mut self.standbys {
             standbys.keep(environment);
         }
-        let (backend, client) = (&self.scheduler.backend, submission.client.clone());
-        let (terms, need) = (backend.tenants.of(&client).terms, submission.need(&backend.builder));
+        let client = submission.client.clone();
+        let terms = self.scheduler.backend.tenants.of(&client).terms;
         let ticket = self.queue.push(client, terms, need).map_err(refused)?;
         let (state, receiver) = watch::channel(State::Queued { position: 0, waiting_for: Waiting::Turn });
         let (start, started) = oneshot::channel();

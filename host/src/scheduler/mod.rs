@@ -58,7 +58,7 @@ use crate::{
     provenance::Signer,
     records::{BuildId, Machine, Outcome, Records, Status},
     request::Admitted,
-    scheduler::queue::{Bounds, Budget},
+    scheduler::queue::{Bounds, Budget, Need},
     telemetry::{Metrics, Traces},
     tenants::Tenants,
 };
@@ -143,6 +143,8 @@ struct Prepared {
     environment: B3Digest,
     /// Its key in this environment.
     key: B3Digest,
+    /// Its build's share of the budget.
+    need: Need,
     /// The outputs that its build must make again, in the request's order.
     expected: Option<Vec<Node>>,
     /// Keeps its inputs in the store.
@@ -285,7 +287,8 @@ impl Scheduler {
             environment.map_err(|error| Failure::executor_because("host", "the guest image can't be read", &error))?;
         let network = self.backend.builder.network(&submission.request, &submission.options);
         let key = reuse::key(submission, &environment, network, self.reuse);
-        Ok(Prepared { environment, key, expected: None, lease: Lease::default() })
+        let need = submission.need(&self.backend.builder);
+        Ok(Prepared { environment, key, need, expected: None, lease: Lease::default() })
     }
 
     /// Keeps a build's inputs in the store while it waits.

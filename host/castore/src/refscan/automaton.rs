@@ -5,7 +5,7 @@ use aho_corasick::{AhoCorasick, AhoCorasickKind, BuildError};
 use super::Found;
 
 /// Total length of needles up to which the fastest kind of automaton is used. It takes up to 1 KiB a byte.
-const MAX_FASTEST_BYTES: usize = 64 * 1024;
+pub(super) const MAX_FASTEST_BYTES: usize = 64 * 1024;
 
 /// Searches for needles of any kind.
 #[derive(Debug)]
@@ -49,6 +49,20 @@ mod tests {
         for (needles, most_bytes) in [(equal, 100_000), (long, 4_000_000)] {
             let bytes = Automaton::new(&needles).unwrap().search.memory_usage();
             assert!(bytes < most_bytes, "{bytes} bytes for {} needles", needles.len());
+        }
+    }
+
+    #[test]
+    fn an_automaton_takes_a_third_of_what_is_counted_at_most() {
+        let hash = |index: u32| blake3::hash(&index.to_le_bytes());
+        let of = |count, length: usize| -> Vec<Vec<u8>> {
+            (0..count).map(|index| hash(index).as_bytes().repeat(1 + length / 32)[..length].to_vec()).collect()
+        };
+        let nested = (1..=200).map(|length| vec![b'a'; length]).collect();
+        for needles in [of(21_000, 3), of(60_000, 4), of(20_000, 32), of(1000, 64), of(100, 4096), nested] {
+            let taken = Automaton::new(&needles).unwrap().search.memory_usage() as u64;
+            let counted = super::super::memory_bytes(&needles);
+            assert!(3 * taken <= counted, "{taken} of {counted} bytes for {} needles", needles.len());
         }
     }
 }

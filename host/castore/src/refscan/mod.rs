@@ -44,6 +44,31 @@ pub fn automaton_size<N: AsRef<[u8]>>(needles: &[N]) -> u64 {
     size
 }
 
+/// An upper bound for the memory of a search for these needles while it is prepared, in bytes; afterwards it takes about a third of
+/// that. `docs/cost.md` has the measurements.
+pub fn memory_bytes<N: AsRef<[u8]>>(needles: &[N]) -> u64 {
+    let count = needles.len() as u64;
+    match automaton_size(needles) {
+        0 => count * SKIP_BYTES,
+        size => {
+            let fastest = size.min(automaton::MAX_FASTEST_BYTES as u64) * FASTEST_BYTES;
+            size.saturating_mul(STATE_BYTES).saturating_add(count * NEEDLE_BYTES).saturating_add(fastest)
+        }
+    }
+}
+
+/// Of each needle of a skip scan.
+const SKIP_BYTES: u64 = 256;
+
+/// Of each needle of an automaton.
+const NEEDLE_BYTES: u64 = 2048;
+
+/// Of each state or match of an automaton.
+const STATE_BYTES: u64 = 64;
+
+/// Beside that, of each of the first states, if the automaton is of the fastest kind.
+const FASTEST_BYTES: u64 = 1024;
+
 /// Why needles can't be searched for.
 #[derive(Debug, thiserror::Error)]
 pub enum PatternError {
