@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_next_turn_is_anothers_however_many_calls_of_one_wait() {
+    async fn the_next_turn_goes_to_another_however_many_calls_of_one_wait() {
         for number in [1, 2, 7, 64] {
             let turns = turns(number);
             let (one, other) = (user(&turns, 1), user(&turns, 2));
