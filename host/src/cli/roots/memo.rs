@@ -42,15 +42,17 @@ impl Memo {
         Ok(Self { file: state_dir()?.join(FILE), store: format!("{RULES}\n{blobs}\n{directories}\n") })
     }
 
-    /// The node of an earlier import, if the store still has it. A store has everything below a directory that it has, and
-    /// from now on it keeps this for as long as if it had just been imported.
+    /// The node of an earlier import, if the store still has it. A store has everything below a directory that it has. From now
+    /// on it keeps this for as long as if it had just been imported, unless it takes whole trees only, as a daemon does.
     pub(super) fn find(&self, store: &Store, key: &str) -> Option<Node> {
         let key = self.digest(key);
         let text = read(&self.file).ok()?;
         let node = text.lines().rev().find_map(|line| line.strip_prefix(&key)?.strip_prefix('\t'))?;
         let Ok(Reference::Node(node @ Node::Directory { digest, .. })) = node.parse() else { return None };
         let directory = block_on(store.directories.get(&digest)).ok()??;
-        block_on(store.directories.put(directory)).ok()?;
+        if let Err(error) = block_on(store.directories.put(directory)) {
+            tracing::debug!(%error, "an earlier import isn't renewed");
+        }
         Some(node)
     }
 
@@ -91,6 +93,24 @@ mod tests {
     use cofferdam_castore::Directory;
 
     use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_import_into_a_store_of_whole_trees_is_found_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::from_addrs("memory://", &format!("objectstore+file://{}", dir.path().display())).unwrap();
+        let link = Node::Symlink { target: "t".try_into().unwrap() };
+        let below = Directory::try_from_iter([("l".try_into().unwrap(), link)]).unwrap();
+        let root = Directory::try_from_iter([("below".try_into().unwrap(), below.to_node())]).unwrap();
+        let mut putter = store.directories.put_multiple_start();
+        for directory in [below, root.clone()] {
+            putter.put(directory).await.unwrap();
+        }
+        putter.close().await.unwrap();
+        assert!(store.directories.put(root.clone()).await.is_err(), "it takes a part of a tree");
+        let memo = Memo { file: dir.path().join("imported"), store: String::new() };
+        memo.remember("key", &root.to_node());
+        assert_eq!(memo.find(&store, "key"), Some(root.to_node()));
+    }
 
     #[test]
     fn only_what_the_store_has_is_found_again() {
