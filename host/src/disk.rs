@@ -6,8 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cofferdam_castore::grpc::Admission;
-use cofferdam_rpc::Client;
 use nix::sys::statvfs::statvfs;
 use parking_lot::Mutex;
 
@@ -124,8 +122,13 @@ impl Disk {
     }
 }
 
-impl Admission for Disk {
-    fn may_put(&self, _: &Client) -> io::Result<()> {
+impl Disk {
+    /// Whether something new may be stored.
+    ///
+    /// # Errors
+    ///
+    /// `StorageFull` below the watermark.
+    pub(crate) fn may_store(&self) -> io::Result<()> {
         let Some(low) = self.low() else { return Ok(()) };
         let advice = "try again later; on the daemon's host, [gc], `cofferdam store gc` or a lower [records] max_size frees some";
         Err(io::Error::new(io::ErrorKind::StorageFull, format!("the disk is too full: {low}; {advice}")))
@@ -150,7 +153,7 @@ mod tests {
         assert_eq!(disk(Some(0)).low(), None);
         let low = disk(Some(here.total + 1)).low().unwrap();
         assert_eq!((low.path.as_path(), low.min_free), (dir.path(), here.total + 1));
-        let refused = disk(Some(u64::MAX)).may_put(&Client::User(1)).unwrap_err();
+        let refused = disk(Some(u64::MAX)).may_store().unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::StorageFull);
         assert!(refused.to_string().contains("[disk] min_free"), "{refused}");
     }

@@ -6,12 +6,13 @@ use std::{
 };
 
 /// The modules, top first.
-const ORDER: [&str; 20] = [
+const ORDER: [&str; 21] = [
     "cli",
     "daemon",
     "frontend",
     "scheduler",
     "telemetry",
+    "quota",
     "tenants",
     "store_paths",
     "records",

@@ -17,6 +17,7 @@
 //! | `scheduler` | the queue, active builds, and who may see or end them |
 //! | `telemetry` | metrics and traces |
 //! | `tenants` | who has builds here, and what each may have |
+//! | `quota` | what each tenant may have in the store |
 //! | `store_paths` | the store paths of Nix that each client has |
 //! | `records` | builds that ended, and their logs |
 //! | `build` | one build, from admission to result |
@@ -49,6 +50,7 @@ mod outputs;
 mod privacy;
 mod provenance;
 mod quantity;
+mod quota;
 mod records;
 pub mod request;
 mod scheduler;

@@ -24,6 +24,8 @@ impl Default for Terms {
 pub(crate) struct Tenant {
     /// In the queue. Its share also counts in everything else that clients take in turns.
     pub terms: Terms,
+    /// Most bytes that it may have in the store, as [`cofferdam_castore::Views::usage`] counts them.
+    pub stored: Option<u64>,
 }
 
 /// All tenants.

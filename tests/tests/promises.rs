@@ -7,9 +7,10 @@ use std::{
 };
 
 /// The directory of each crate's modules.
-const CRATES: [(&str, &str); 6] = [
+const CRATES: [(&str, &str); 7] = [
     ("cofferdam", "host/src"),
     ("cofferdam-castore", "host/castore/src"),
+    ("cofferdam-nix", "host/nix/src"),
     ("cofferdam-images", "images/src"),
     ("cofferdam-protocol", "guest-init/protocol/src"),
     ("cofferdam-rpc", "host/rpc/src"),

@@ -203,3 +203,38 @@ fn what_a_collection_has_removed_is_granted_to_nobody() {
     owner.export(&node).exits_with(2).says("is not in the store");
     daemon.end().succeeds();
 }
+
+/// Both parts of a quota: what a put may bring, and that nothing new begins at it. The owner of the daemon has none.
+#[test]
+fn a_client_at_its_quota_stores_and_builds_nothing_more_and_keeps_what_it_has() {
+    let (cofferdam, elsewhere) = (Cofferdam::new(), Cofferdam::new());
+    let config = |stored: &str| {
+        let tenants = format!("[tenants.'address:127.0.0.1']\nstored = '{stored}'");
+        format!("listen = ['127.0.0.1:0']\n{tenants}\n[tenants.'user:*']")
+    };
+    let file = |name: &str, byte: &str| elsewhere.file(name, byte.repeat(700_000));
+    let (first, second) = (file("first", "a"), file("second", "b"));
+    let daemon = Daemon::start(&cofferdam, &config("1M"));
+    let [own, theirs] = daemon.addrs(2).try_into().unwrap();
+    let (owner, other) =
+        (Client { cofferdam: &cofferdam, addr: &own }, Client { cofferdam: &elsewhere, addr: &theirs });
+    let node = other.import(&first);
+    let refused = other.command(&["import", text(&second)]).exits_with(3);
+    refused.says("address:127.0.0.1 has 683.59 KiB in the store").says("of 1.00 MiB that it may have");
+    owner.import(&second);
+    let usage = |client: Client<'_>| client.cofferdam.command(["usage", "--daemon", client.addr]).succeeds().stdout;
+    let line = "address:127.0.0.1\t683.59 KiB of 1.00 MiB\t1 blobs and directories\n";
+    assert_eq!(usage(other), line);
+    let all = usage(owner);
+    assert!(all.contains(line) && all.lines().count() == 2, "{all}");
+    daemon.end().succeeds();
+
+    let daemon = Daemon::start(&cofferdam, &config("600K"));
+    let [_, theirs] = daemon.addrs(2).try_into().unwrap();
+    let other = Client { cofferdam: &elsewhere, addr: &theirs };
+    other.export(&node).succeeds();
+    let small = elsewhere.file("small", "c");
+    other.command(&["import", text(&small)]).exits_with(3).says("of 600.00 KiB that it may have");
+    other.copy(&node).executor_fails("quota").says("of 600.00 KiB that it may have");
+    daemon.end().succeeds();
+}

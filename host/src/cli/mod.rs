@@ -36,6 +36,7 @@ mod store;
 mod terminal;
 mod timestamps;
 mod transport;
+mod usage;
 mod verify;
 
 use std::process::ExitCode;
@@ -90,6 +91,7 @@ enum Command {
     NixStore(nix::NixStoreArgs),
     Builds(builds::BuildsArgs),
     Store(store::StoreCommandArgs),
+    Usage(usage::UsageArgs),
     Verify(verify::VerifyArgs),
     Doctor(doctor::DoctorArgs),
     /// Serves a device of one VM; only builds start it
@@ -145,6 +147,7 @@ impl Cli {
             Command::Import(args) => until_interrupted(|cancel| async move { args.execute(&client, &cancel).await }),
             Command::Export(args) => until_interrupted(|cancel| async move { args.execute(&client, &cancel).await }),
             Command::Store(args) => until_interrupted(|cancel| async move { args.execute(&client, &cancel).await }),
+            Command::Usage(args) => until_interrupted(|cancel| async move { args.execute(&client, &cancel).await }),
             Command::Verify(args) => args.execute(&client),
             Command::Builds(args) => until_interrupted(|cancel| async move { args.execute(&client, &cancel).await }),
             Command::Daemon(args) => {

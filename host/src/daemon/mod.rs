@@ -22,7 +22,7 @@ use std::{convert::Infallible, net::SocketAddr, path::Path, sync::Arc, time::Dur
 
 use cofferdam_castore::{
     Views,
-    grpc::{self, Admission},
+    grpc::{self, Puts},
 };
 use cofferdam_proto::{BUILD_DESCRIPTOR_SET, CASTORE_DESCRIPTOR_SET};
 use cofferdam_rpc::{Listener, RoutesBuilder, ServeOptions, Tls, serve_routes};
@@ -38,6 +38,7 @@ use crate::{
     frontend::{self, Allowed, Frontends, Nix},
     machine::jail::{Best, Delegated, Walls, allow_descriptors, landlock_version},
     provenance::{Signer, SigningKey},
+    quota::Quotas,
     records::{Machine, Records},
     request::node_text,
     scheduler::{Backend, Operators, Scheduler, SchedulerSettings, StandbySettings},
@@ -141,7 +142,8 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let allowed = Allowed { options, max_memory_bytes, max_shell: config.max_shell(), network };
     let paths = StorePaths::open(&state.join("nix"));
     let paths = paths.map_err(|error| failed("can't keep the store paths of Nix", &error))?;
-    let nix = Nix { paths, views: views.clone(), admission: Arc::clone(&disk) as _ };
+    let puts = Puts::new(Arc::new(Quotas { disk, views: views.clone(), tenants: tenants.clone() }));
+    let nix = Nix { paths, views: views.clone(), puts: puts.clone() };
     let frontends = Frontends::new(scheduler.clone(), allowed);
     let _scraped = match &config.metrics {
         Some(at) => Some(serve_metrics(metrics, at.listen, listening).await?),
@@ -151,7 +153,7 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let serving = async {
         let drain = config.drain_timeout() + AFTER_DRAIN;
         let rpc = ServeOptions { drain, clients: tenants.clients().clone(), ..ServeOptions::default() };
-        let served = serve(&views, frontends, nix, disk, listeners, rpc, cancel).await;
+        let served = serve(&views, frontends, nix, puts, listeners, rpc, cancel).await;
         // The scheduler waits for detached builds, too. After an error nothing else would end it.
         cancel.cancel();
         served
@@ -259,13 +261,12 @@ async fn serve(
     views: &Views,
     frontends: Frontends,
     nix: Nix,
-    admission: Arc<dyn Admission>,
+    puts: Puts,
     listeners: Vec<Listener>,
     rpc: ServeOptions,
     shutdown: &CancellationToken,
 ) -> Result<(), Failure> {
-    let (options, stop) =
-        (grpc::ServeOptions { rpc, admission, ..grpc::ServeOptions::default() }, CancellationToken::new());
+    let (options, stop) = (grpc::ServeOptions { rpc, puts, ..grpc::ServeOptions::default() }, CancellationToken::new());
     let mut routes = RoutesBuilder::default();
     grpc::add_services(&mut routes, views, &options, stop.clone());
     frontends.add_to(&mut routes, nix, &options.rpc.clients);

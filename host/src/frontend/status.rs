@@ -73,14 +73,15 @@ pub(crate) fn status(failure: &Failure, id: Option<&str>, log: &[u8]) -> Status 
 fn code(failure: &Failure) -> Code {
     match (failure.kind, failure.reason.as_str()) {
         (FailureKind::BuildFailed, _) => Code::Aborted,
-        (FailureKind::RequestWrong, "missing" | "unsupported" | "no_shell" | "no_provenance") => {
-            Code::FailedPrecondition
-        }
+        (
+            FailureKind::RequestWrong,
+            "missing" | "unsupported" | "no_shell" | "no_provenance" | "not_comparable" | "not_divided",
+        ) => Code::FailedPrecondition,
         (FailureKind::RequestWrong, "unknown_build") => Code::NotFound,
         (FailureKind::RequestWrong, "beyond_end") => Code::OutOfRange,
         (FailureKind::RequestWrong, _) => Code::InvalidArgument,
         (FailureKind::ExecutorFailed, "interrupted") => Code::Cancelled,
-        (FailureKind::ExecutorFailed, "queue_full") => Code::ResourceExhausted,
+        (FailureKind::ExecutorFailed, "queue_full" | "quota") => Code::ResourceExhausted,
         (FailureKind::ExecutorFailed, "protocol" | "records") => Code::Internal,
         (FailureKind::ExecutorFailed, _) => Code::Unavailable,
     }

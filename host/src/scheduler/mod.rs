@@ -33,7 +33,7 @@ mod submission;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{io::ErrorKind, sync::Arc, time::Duration};
 
 use cofferdam_castore::{B3Digest, Node, Store, Views, blobservice::Lease};
 use cofferdam_rpc::{Client, Turns};
@@ -47,7 +47,7 @@ use self::stock::MachineId;
 
 pub(crate) use access::{Operators, unknown};
 pub(crate) use active_build::{ActiveBuild, State, Subscription};
-pub(crate) use operations::{Found, Listed};
+pub(crate) use operations::{Found, Listed, Stored};
 pub(crate) use reuse::Reuse;
 pub(crate) use stock::StockBounds;
 pub(crate) use submission::{Submission, Submitted};
@@ -56,6 +56,7 @@ use crate::{
     build::{BuildError, Builder, ExecutorError, News, Options, failure::Failure},
     disk::Disk,
     provenance::Signer,
+    quota,
     records::{BuildId, Machine, Outcome, Records, Status},
     request::Admitted,
     scheduler::queue::{Bounds, Budget, Need},
@@ -241,10 +242,20 @@ impl Scheduler {
                 return Ok(Submitted::Earlier { record: Box::new(record), is_visible });
             }
         }
+        self.check_quota(&submission.client)?;
         prepared.lease = self.lease(&submission).await?;
         let client = submission.client.clone();
         let answer = self.ask(&client, |reply| Message::Submit(Box::new(submission), prepared, reply)).await;
         answer.unwrap_or_else(|| Err(draining())).map(Submitted::Active)
+    }
+
+    /// A client at its quota starts no build.
+    fn check_quota(&self, client: &Client) -> Result<(), Failure> {
+        let Backend { views, tenants, .. } = &*self.backend;
+        quota::check(views, tenants, client, 0).map_err(|error| match error.kind() {
+            ErrorKind::QuotaExceeded => Failure::executor("quota", error.to_string()),
+            _ => Failure::executor_because("store", "what the client has in the store can't be read", &error),
+        })
     }
 
     /// The outputs of an earlier build of an equal request.

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use cofferdam_castore::views::Usage;
 use cofferdam_rpc::Client;
 
 use super::{Message, Scheduler, State, Subscription, access::unknown};
@@ -26,6 +27,17 @@ pub(crate) struct Listed {
     pub record: Record,
     /// Its state, if it is active.
     pub state: Option<State>,
+}
+
+/// What a client has in the store.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    /// The client.
+    pub client: String,
+    /// What it has.
+    pub usage: Usage,
+    /// Most bytes that it may have.
+    pub limit_bytes: Option<u64>,
 }
 
 /// Part of a list.
@@ -123,6 +135,33 @@ impl Scheduler {
             }
             None => none("it made nothing"),
         }
+    }
+
+    /// What a client has in the store; for an operator, what each client has.
+    ///
+    /// # Errors
+    ///
+    /// The store isn't divided among clients, or it can't be read what they have.
+    pub(crate) async fn stored(&self, client: &Client) -> Result<Vec<Stored>, Failure> {
+        let views = self.backend.views.clone();
+        if !views.are_divided() {
+            let message =
+                "this daemon doesn't count what each client has: [store] isolation in its configuration is \"none\"";
+            return Err(Failure::wrong("not_divided", message));
+        }
+        let (name, all) = (client.to_string(), self.is_operator(client));
+        let usages = self.work(client, move || match all {
+            true => views.usages(),
+            false => Ok(vec![(name.clone(), views.usage(&name)?.unwrap_or_default())]),
+        });
+        let usages = usages.await?;
+        let usages =
+            usages.map_err(|error| Failure::executor_because("store", "what clients have can't be read", &error))?;
+        let stored = |(client, usage): (String, Usage)| {
+            let limit_bytes = client.parse().ok().and_then(|client| self.backend.tenants.of(&client).stored);
+            Stored { client, usage, limit_bytes }
+        };
+        Ok(usages.into_iter().map(stored).collect())
     }
 
     /// The key that checks signed statements, in PEM.

@@ -398,7 +398,7 @@ async fn a_tenant_runs_as_many_builds_as_it_may_and_is_told_so() {
     let mut backend = backend(dir.path());
     let mut listed = Patterns::default();
     let terms = Terms { running: Some(1), ..Terms::default() };
-    listed.insert(Pattern::Exact(OWNER), Tenant { terms });
+    listed.insert(Pattern::Exact(OWNER), Tenant { terms, stored: None });
     listed.insert(Pattern::Exact(STRANGER), Tenant::default());
     backend.tenants = Tenants::new(Some(listed), Vec::new());
     let scheduler = Scheduler::start(backend, settings(Reuse::Off), CancellationToken::new()).0;

@@ -24,7 +24,7 @@ pub use client::{
 };
 pub(crate) use cofferdam_proto::EncodedDirectory;
 pub(crate) use message::decode_checked;
-pub use server::{Admission, SERVICES, ServeOptions, add_services, serve};
+pub use server::{Admission, Put, Puts, SERVICES, ServeOptions, add_services, serve};
 
 use crate::directoryservice::MAX_TREE_BYTES;
 

@@ -124,6 +124,17 @@ impl Grants {
         })
     }
 
+    /// What each tenant has, by name.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read.
+    pub fn usages(&self) -> io::Result<Vec<(String, Usage)>> {
+        let mut names: Vec<_> = self.ids.read().keys().cloned().collect();
+        names.sort_unstable();
+        names.into_iter().map(|name| self.usage(&name).map(|usage| (name, usage))).collect()
+    }
+
     /// Whether a tenant has this.
     pub(super) fn has(&self, tenant: &str, kind: Kind, digest: &B3Digest) -> io::Result<bool> {
         let Some(id) = self.id(tenant) else { return Ok(false) };

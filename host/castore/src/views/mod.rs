@@ -80,6 +80,15 @@ impl Views {
         self.divided.as_ref().map(|divided| divided.grants.usage(tenant)).transpose()
     }
 
+    /// What each tenant has been granted, by name. Empty if everybody sees the whole store.
+    ///
+    /// # Errors
+    ///
+    /// The grants can't be read.
+    pub fn usages(&self) -> io::Result<Vec<(String, Usage)>> {
+        self.divided.as_ref().map_or_else(|| Ok(Vec::new()), |divided| divided.grants.usages())
+    }
+
     /// Makes all grants durable. Otherwise that takes a second.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use nix::unistd::User;
 
 use super::{Checks, Key};
 use crate::{
-    daemon::config::{CertificateName, UserName},
+    daemon::config::{CertificateName, Isolation, UserName},
     tenants::Tenants,
 };
 
@@ -21,6 +21,12 @@ impl Checks<'_> {
                 // What is no pattern wasn't read.
                 None => name.pattern().ok(),
             };
+            if tenant.stored.is_some() && self.config.store.isolation == Some(Isolation::None) {
+                self.wrong(
+                    key().child("stored"),
+                    "has no effect with store.isolation = \"none\": leave it out, or set \"tenants\"",
+                );
+            }
             let Some(pattern) = pattern else { continue };
             if listed.insert(pattern, tenant.tenant()).is_some() {
                 self.wrong(key(), "this user has another table, by name or number; keep one of them");

@@ -174,6 +174,7 @@ pub(super) struct TenantConfig {
     share: Option<Weight>,
     running: Option<Count>,
     queued: Option<Count>,
+    pub(super) stored: Option<Size>,
 }
 
 impl TenantConfig {
@@ -184,7 +185,7 @@ impl TenantConfig {
             running: self.running.map(|Count(builds)| builds),
             queued: self.queued.map(|Count(builds)| builds as usize),
         };
-        Tenant { terms }
+        Tenant { terms, stored: self.stored.map(|Size(bytes)| bytes) }
     }
 }
 

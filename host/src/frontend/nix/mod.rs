@@ -27,7 +27,7 @@ mod upload;
 
 use std::{sync::Arc, thread};
 
-use cofferdam_castore::{Views, grpc::Admission};
+use cofferdam_castore::{Views, grpc::Puts};
 use cofferdam_proto::cofferdam::v1::{NixBytes, nix_service_server};
 use cofferdam_rpc::{Client, Clients, Takes, Turns};
 use futures::{StreamExt as _, stream::BoxStream};
@@ -57,7 +57,7 @@ pub(crate) struct Nix {
     /// What each client sees of their contents.
     pub views: Views,
     /// Who may bring more.
-    pub admission: Arc<dyn Admission>,
+    pub puts: Puts,
 }
 
 /// What a method takes.

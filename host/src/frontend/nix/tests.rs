@@ -9,6 +9,7 @@ use std::{
 
 use cofferdam_castore::{
     Directory, Node, PathComponent, Store, SymlinkTarget, Views,
+    grpc::{Admission, Puts},
     nar::{self, NarInfo},
 };
 use cofferdam_nix::{
@@ -55,7 +56,7 @@ impl Builds for Refusing {
 struct Room(bool);
 
 impl Admission for Room {
-    fn may_put(&self, client: &Client) -> io::Result<()> {
+    fn may_put(&self, client: &Client, _: u64) -> io::Result<()> {
         let full = || io::Error::new(io::ErrorKind::StorageFull, format!("the disk is full for {client}"));
         self.0.then_some(()).ok_or_else(full)
     }
@@ -77,7 +78,7 @@ impl Server {
         let dir = tempfile::tempdir().unwrap();
         let paths = StorePaths::open(dir.path()).unwrap();
         Self {
-            nix: Arc::new(Nix { paths, views: Views::whole(Store::memory()), admission: Arc::new(Room(room)) }),
+            nix: Arc::new(Nix { paths, views: Views::whole(Store::memory()), puts: Puts::new(Arc::new(Room(room))) }),
             requests: Arc::default(),
             _dir: dir,
         }

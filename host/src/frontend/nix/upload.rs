@@ -8,6 +8,7 @@ use std::{
 use cofferdam_castore::{
     Store,
     archive::{ArchiveError, Limits},
+    grpc::Put,
     nar,
 };
 use cofferdam_nix::{
@@ -28,16 +29,16 @@ use crate::{build::failure::causes, store_paths::Known};
 const ASKED_BYTES: u64 = 64 * 1024;
 
 /// Bytes on their way, and their hash.
-struct Arriving<'a, R> {
-    tenant: &'a Tenant,
+struct Arriving<R> {
     input: R,
     hasher: Sha256,
+    put: Put,
 }
 
-impl<R: Read> Read for Arriving<'_, R> {
+impl<R: Read> Read for Arriving<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.tenant.nix.admission.may_put(&self.tenant.client)?;
         let read = self.input.read(buffer)?;
+        self.put.more(read as u64)?;
         self.hasher.update(&buffer[..read]);
         Ok(read)
     }
@@ -72,12 +73,14 @@ impl<R: Read, W: Write> Read for Asked<'_, R, W> {
 /// Imports the NAR of a path, which must be what the client says.
 pub(super) fn import(tenant: &Tenant, path: &StorePath, info: &PathInfo, input: impl Read) -> Result<Known, Stop> {
     let store = &tenant.store();
-    let mut archive = Arriving { tenant, input: input.take(info.nar_size), hasher: Sha256::new() };
+    let refused = |error: &io::Error| Stop::Refused(format!("path '{path}' can't be taken: {error}"));
+    let put = tenant.nix.puts.begin(&tenant.client).map_err(|error| refused(&error))?;
+    let mut archive = Arriving { input: input.take(info.nar_size), hasher: Sha256::new(), put };
     let node = nar::import(store, &mut archive, Limits::default()).map_err(|error| match error {
         ArchiveError::Read { source, .. }
             if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
         {
-            Stop::Refused(format!("path '{path}' can't be taken: {source}"))
+            refused(&source)
         }
         ArchiveError::Read { .. } => Stop::Gone,
         error => {

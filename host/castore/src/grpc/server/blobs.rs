@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     super::{CHUNK_BYTES, MAX_MESSAGE_BYTES},
-    Admission, digest, status,
+    Puts, digest, status,
 };
 use crate::{
     B3Digest, BlobService, Views,
@@ -21,7 +21,7 @@ pub(in super::super) struct Blobs {
     pub(super) views: Views,
     pub(super) work: Work,
     pub(super) max_blob_bytes: u64,
-    pub(super) admission: Arc<dyn Admission>,
+    pub(super) puts: Puts,
 }
 
 impl Blobs {
@@ -81,15 +81,15 @@ impl blob_service_server::BlobService for Blobs {
         let client = Client::of(&request)?;
         let mut chunks = self.work.inlet(request.into_inner());
         let (blobs, max_blob_bytes) = (self.blobs_of(&client), self.max_blob_bytes);
-        let (admission, owner) = (self.admission.clone(), client.clone());
+        let (puts, owner) = (self.puts.clone(), client.clone());
         let put = async move {
-            let admit = || admission.may_put(&owner).map_err(|error| status(&error));
-            admit()?;
+            let mut admitted = puts.begin(&owner).map_err(|error| status(&error))?;
             let mut writer = blobs.open_write().await;
             let mut size: u64 = 0;
             while let Some(chunk) = chunks.next().await? {
-                admit()?;
-                size += chunk.data.len() as u64;
+                let bytes = chunk.data.len() as u64;
+                admitted.more(bytes).map_err(|error| status(&error))?;
+                size += bytes;
                 if size > max_blob_bytes {
                     return Err(Status::out_of_range(format!(
                         "the blob has more than {max_blob_bytes} bytes, which is the limit of this server"

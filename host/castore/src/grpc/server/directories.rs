@@ -1,4 +1,4 @@
-use std::{io, sync::Arc};
+use std::io;
 
 use async_trait::async_trait;
 use cofferdam_rpc::{Answers, Client, Clients, Outlet, Turns, Work};
@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     super::{EncodedDirectory, MAX_TREE_BYTES, chain, decode_checked, message},
-    Admission, digest, status,
+    Puts, digest, status,
 };
 use crate::{
     B3Digest, Views,
@@ -26,15 +26,15 @@ const MAX_TREE_GETS: usize = 16;
 pub(in super::super) struct Directories {
     views: Views,
     work: Work,
-    puts: Turns,
+    turns: Turns,
     tree_gets: Turns,
-    admission: Arc<dyn Admission>,
+    puts: Puts,
 }
 
 impl Directories {
-    pub(super) fn new(views: Views, work: Work, clients: &Clients, admission: Arc<dyn Admission>) -> Self {
-        let (puts, tree_gets) = (Turns::new(MAX_PUTS, clients), Turns::new(MAX_TREE_GETS, clients));
-        Self { views, work, puts, tree_gets, admission }
+    pub(super) fn new(views: Views, work: Work, clients: &Clients, puts: Puts) -> Self {
+        let (turns, tree_gets) = (Turns::new(MAX_PUTS, clients), Turns::new(MAX_TREE_GETS, clients));
+        Self { views, work, turns, tree_gets, puts }
     }
 }
 
@@ -87,14 +87,16 @@ impl directory_service_server::DirectoryService for Directories {
         let client = Client::of(&request)?;
         let mut messages = self.work.inlet(request.into_inner());
         let store = self.views.of(&client.to_string());
-        let (admission, owner) = (self.admission.clone(), client.clone());
+        let (puts, owner) = (self.puts.clone(), client.clone());
         let put = async move {
-            admission.may_put(&owner).map_err(|error| status(&error))?;
+            let mut admitted = puts.begin(&owner).map_err(|error| status(&error))?;
             let mut putter = store.directories.put_multiple_start();
             let (mut count, mut bytes) = (0, 0);
             while let Some(message) = messages.next().await? {
                 count += 1;
-                bytes += message.as_bytes().len();
+                let length = message.as_bytes().len();
+                admitted.more(length as u64).map_err(|error| status(&error))?;
+                bytes += length;
                 if bytes > MAX_TREE_BYTES || count > RootFirst::MAX_DIRECTORIES {
                     return Err(Status::out_of_range(format!(
                         "the tree has more than {} directories or {MAX_TREE_BYTES} bytes, which are the limits of this server",
@@ -111,6 +113,6 @@ impl directory_service_server::DirectoryService for Directories {
             let root = putter.close().await.map_err(|error| status(&error))?;
             Ok(PutDirectoryResponse { root_digest: root.as_slice().to_vec().into() })
         };
-        self.work.run(&client, Some(&self.puts), put).await.map(Response::new)
+        self.work.run(&client, Some(&self.turns), put).await.map(Response::new)
     }
 }

@@ -3,13 +3,16 @@
 mod blobs;
 mod directories;
 mod mount;
+mod puts;
 
-use std::{fmt, io, sync::Arc};
+use std::io;
 
 use cofferdam_proto::CASTORE_DESCRIPTOR_SET;
-use cofferdam_rpc::{Client, Guarded, Listener, MAX_QUESTION_BYTES, ServeError, Takes, Work, serve_routes};
+use cofferdam_rpc::{Guarded, Listener, MAX_QUESTION_BYTES, ServeError, Takes, Work, serve_routes};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, service::RoutesBuilder};
+
+pub use puts::{Admission, Put, Puts};
 
 pub(super) use mount::{TvixBlobs, TvixDirectories};
 
@@ -30,26 +33,6 @@ pub const SERVICES: [&str; 4] = [
     "tvix.castore.v1.DirectoryService",
 ];
 
-/// Decides whether clients may put contents into a store.
-pub trait Admission: fmt::Debug + Send + Sync {
-    /// Asked at the beginning of a put, and at each of a blob's messages. It must not block.
-    ///
-    /// # Errors
-    ///
-    /// Why this client can't put anything now. `StorageFull` and `QuotaExceeded` become RESOURCE_EXHAUSTED.
-    fn may_put(&self, client: &Client) -> io::Result<()>;
-}
-
-/// Lets all clients put.
-#[derive(Debug)]
-struct Everybody;
-
-impl Admission for Everybody {
-    fn may_put(&self, _: &Client) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// How to serve a store.
 #[derive(Debug, Clone)]
 pub struct ServeOptions {
@@ -58,16 +41,12 @@ pub struct ServeOptions {
     /// Limit of a blob that clients put, in bytes.
     pub max_blob_bytes: u64,
     /// Who may put; by default everybody.
-    pub admission: Arc<dyn Admission>,
+    pub puts: Puts,
 }
 
 impl Default for ServeOptions {
     fn default() -> Self {
-        Self {
-            rpc: cofferdam_rpc::ServeOptions::default(),
-            max_blob_bytes: MAX_BLOB_BYTES,
-            admission: Arc::new(Everybody),
-        }
+        Self { rpc: cofferdam_rpc::ServeOptions::default(), max_blob_bytes: MAX_BLOB_BYTES, puts: Puts::default() }
     }
 }
 
@@ -111,9 +90,9 @@ pub(super) fn services(
         views: views.clone(),
         work: work.clone(),
         max_blob_bytes: options.max_blob_bytes,
-        admission: options.admission.clone(),
+        puts: options.puts.clone(),
     };
-    let directories = Directories::new(views.clone(), work, &options.rpc.clients, options.admission.clone());
+    let directories = Directories::new(views.clone(), work, &options.rpc.clients, options.puts.clone());
     let blobs = BlobServiceServer::new(blobs).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let directories = DirectoryServiceServer::new(directories).max_decoding_message_size(MAX_DIRECTORY_BYTES);
     (
