@@ -37,9 +37,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+mod answers;
+mod budget;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::{
+    answers::{Refusal, Waiting},
+    budget::{Budget, Need},
+};
 use crate::tenants::Terms;
 
 /// The cost of a build that needs all of the budget.
@@ -63,51 +69,6 @@ const GUESSED_MS: u64 = 1000;
 /// The weight of the newest duration in the mean is one in so many.
 const DURATIONS: u32 = 8;
 
-/// Resources of all builds together: the budget, or its used part.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Budget {
-    /// Memory of all builds, in bytes.
-    pub memory_bytes: u64,
-    /// CPUs of all machines.
-    pub cpus: u32,
-    /// Builds at a time.
-    pub builds: u32,
-}
-
-impl Budget {
-    /// The same, and a build or machine that needs this.
-    pub(crate) fn with(self, need: Need) -> Self {
-        Self {
-            memory_bytes: self.memory_bytes.saturating_add(need.memory_bytes),
-            cpus: self.cpus.saturating_add(need.cpus),
-            builds: self.builds.saturating_add(1),
-        }
-    }
-
-    /// What is left of it beside this; nothing rather than less.
-    pub(crate) fn without(self, used: Self) -> Self {
-        Self {
-            memory_bytes: self.memory_bytes.saturating_sub(used.memory_bytes),
-            cpus: self.cpus.saturating_sub(used.cpus),
-            builds: self.builds.saturating_sub(used.builds),
-        }
-    }
-
-    /// Whether it is no more of anything than this.
-    pub(crate) fn fits(self, room: Self) -> bool {
-        self.memory_bytes <= room.memory_bytes && self.cpus <= room.cpus && self.builds <= room.builds
-    }
-}
-
-/// Resources of one build.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Need {
-    /// Memory of the host, in bytes.
-    pub memory_bytes: u64,
-    /// CPUs of its machine.
-    pub cpus: u32,
-}
-
 /// How many builds may wait. Each is at least 1, since every build waits for a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bounds {
@@ -120,68 +81,6 @@ pub(crate) struct Bounds {
 /// Identifies a build in the queue. Tickets ascend and are never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Ticket(u64);
-
-/// Why a build was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Refusal {
-    /// It would never start.
-    #[error("the build needs {needed} {resource}, but all builds together may use only {budget}")]
-    Unsatisfiable {
-        /// `bytes of memory`, `CPUs` or `builds`.
-        resource: &'static str,
-        /// What the build needs.
-        needed: u64,
-        /// The budget.
-        budget: u64,
-    },
-    /// Too many builds wait already.
-    #[error("the queue is full ({limit} is {bound}); try again in about {} s", retry_after.as_secs())]
-    Full {
-        /// The bound's name: `queued` or `queued_per_client`.
-        limit: &'static str,
-        /// How many builds may wait.
-        bound: usize,
-        /// When there is likely to be room, estimated from the durations of finished builds.
-        retry_after: Duration,
-    },
-}
-
-/// What a waiting build waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Waiting {
-    /// The end of any running build: as many run as the budget allows.
-    Builds,
-    /// Memory.
-    Memory,
-    /// CPUs.
-    Cpus,
-    /// Free disk space: the daemon's is below its watermark.
-    Disk,
-    /// The end of a build of its client, of which as many run as may.
-    Tenant {
-        /// How many.
-        running: u32,
-    },
-    /// Its turn: it would fit, but another build comes first or has reserved the machine.
-    Turn,
-}
-
-impl Waiting {
-    /// All words.
-    pub(crate) const WORDS: [&str; 6] = ["builds", "memory", "cpus", "disk", "tenant", "turn"];
-
-    /// A word for machines, stable across versions.
-    pub(crate) fn word(self) -> &'static str {
-        match self {
-            Self::Builds => "builds",
-            Self::Memory => "memory",
-            Self::Cpus => "cpus",
-            Self::Disk => "disk",
-            Self::Tenant { .. } => "tenant",
-            Self::Turn => "turn",
-        }
-    }
-}
 
 /// The waiting and the running builds of the clients `C`.
 #[derive(Debug)]
