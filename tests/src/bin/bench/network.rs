@@ -39,6 +39,7 @@ const CONFIG: &str = "
     allow_addresses = [\"93.184.215.14/32:80\", \"93.184.215.14/32:7\"]
     resolvers = [\"10.0.0.53:53\"]
     sent = \"16G\"
+    opens = 10000
 ";
 
 pub(crate) fn network(_: &TempDir) -> Result<()> {
