@@ -66,6 +66,7 @@ mod node;
 mod objectstore;
 pub mod proto;
 pub mod refscan;
+pub mod reopening;
 mod runtime;
 mod size;
 pub mod tar;

@@ -131,6 +131,13 @@ impl Origin {
         let (client, context) = (Client::of(request)?, telemetry::context(request.metadata()));
         Ok(Self { client, context, memory: MemoryPermit::of(request) })
     }
+
+    /// The submission of a request with these options, which asks for nothing else.
+    fn submits(self, Decoded { request, digest }: Decoded, options: Options) -> Submission {
+        let Self { client, context, memory } = self;
+        let (detached, rebuild, compare_with) = (false, false, None);
+        Submission { client, request, digest, options, detached, rebuild, compare_with, context, memory }
+    }
 }
 
 impl Shared {
@@ -154,24 +161,14 @@ impl Shared {
     /// cancelled when this is dropped and no other client waits for it.
     async fn build_and_wait(
         &self,
-        Origin { client, context, memory }: Origin,
+        origin: Origin,
         encoded: EncodedRequest,
     ) -> Result<(Vec<RelativePath>, Vec<Output>), Status> {
         let refused = |failure| status(&failure, None, b"");
-        let Decoded { request, digest } = self.decode(&client, encoded).await.map_err(refused)?;
-        let paths = request.outputs.clone();
-        let (options, detached, rebuild, compare_with) = (self.allowed.options(&client), false, false, None);
-        let submission = Submission {
-            client: client.clone(),
-            request,
-            digest,
-            options,
-            detached,
-            rebuild,
-            compare_with,
-            context,
-            memory,
-        };
+        let client = origin.client.clone();
+        let decoded = self.decode(&client, encoded).await.map_err(refused)?;
+        let paths = decoded.request.outputs.clone();
+        let submission = origin.submits(decoded, self.allowed.options(&client));
         let record = match self.scheduler.submit(submission).await.map_err(refused)? {
             Submitted::Earlier { record, .. } => *record,
             Submitted::Active(subscription) => {

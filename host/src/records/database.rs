@@ -18,8 +18,7 @@ use std::{
     time::SystemTime,
 };
 
-use cofferdam_castore::B3Digest;
-use parking_lot::RwLock;
+use cofferdam_castore::{B3Digest, reopening::Reopening};
 use redb::{Builder, ReadTransaction, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction};
 
 use super::{
@@ -43,10 +42,9 @@ const OWNERS: TableDefinition<'_, u128, &str> = TableDefinition::new("owners");
 
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
 
-/// The database. After an I/O error it is opened again, since redb refuses to go on.
+/// The database.
 pub(super) struct Database {
-    path: PathBuf,
-    open: RwLock<Option<redb::Database>>,
+    database: Reopening,
 }
 
 /// Records that were read in one transaction.
@@ -77,7 +75,7 @@ impl Database {
         if !path.try_exists().map_err(failed("look for", &path))? {
             create(dir, &path)?;
         }
-        let database = Self { open: RwLock::new(None), path };
+        let database = Self { database: Reopening::new(path, builder) };
         let found = database.read(|read| Ok(read.open_table(META)?.get("format")?.map(|found| found.value())))?;
         match found {
             Some(FORMAT) => {
@@ -89,7 +87,7 @@ impl Database {
                 });
                 added.map(|()| database)
             }
-            Some(found) if found > FORMAT => Err(RecordsError::Newer { path: database.path, found, known: FORMAT }),
+            Some(found) if found > FORMAT => Err(RecordsError::Newer { path: database.path(), found, known: FORMAT }),
             _ => Err(database.failed("read", redb::Error::Corrupted("its format is missing".to_owned()))),
         }
     }
@@ -258,31 +256,7 @@ impl Database {
     }
 
     fn with<T>(&self, action: &'static str, work: impl Fn(&redb::Database) -> Work<T>) -> Result<T> {
-        let mut result = self.once(&work);
-        if matches!(result, Err(redb::Error::PreviousIo)) {
-            // An earlier transaction failed, and this one changed nothing.
-            result = self.once(&work);
-        }
-        result.map_err(|error| self.failed(action, error))
-    }
-
-    fn once<T>(&self, work: impl Fn(&redb::Database) -> Work<T>) -> Work<T> {
-        let mut open = self.open.read();
-        if open.is_none() {
-            drop(open);
-            let mut closed = self.open.write();
-            if closed.is_none() {
-                *closed = Some(builder().open(&self.path)?);
-            }
-            drop(closed);
-            open = self.open.read();
-        }
-        let result = open.as_ref().map_or(Err(redb::Error::PreviousIo), work);
-        drop(open);
-        if matches!(result, Err(redb::Error::Io(_) | redb::Error::PreviousIo)) {
-            *self.open.write() = None;
-        }
-        result
+        self.database.with(work).map_err(|error| self.failed(action, error))
     }
 
     fn encode(&self, record: &Record) -> Result<Vec<u8>> {
@@ -294,11 +268,15 @@ impl Database {
     }
 
     fn damaged(&self, id: BuildId, source: serde_json::Error) -> RecordsError {
-        RecordsError::Damaged { id, path: self.path.clone(), source }
+        RecordsError::Damaged { id, path: self.path(), source }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.database.path().to_owned()
     }
 
     fn failed(&self, action: &'static str, source: redb::Error) -> RecordsError {
-        RecordsError::Database { action, path: self.path.clone(), source: Box::new(source) }
+        RecordsError::Database { action, path: self.path(), source: Box::new(source) }
     }
 }
 

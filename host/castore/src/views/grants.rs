@@ -14,7 +14,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io,
     os::unix::fs::OpenOptionsExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering},
@@ -31,6 +31,7 @@ use redb::{
 use crate::{
     B3Digest,
     blobservice::{Collected, Kind},
+    reopening::Reopening,
     runtime,
 };
 
@@ -70,9 +71,7 @@ pub struct Usage {
 /// The grants of all tenants in one store. A tenant's grants are for what it put, and for what its builds made.
 #[derive(Debug)]
 pub struct Grants {
-    path: PathBuf,
-    /// After an I/O error it is opened again, since redb refuses to go on.
-    open: RwLock<Option<Database>>,
+    database: Reopening,
     /// Of the tenants that are durable.
     ids: RwLock<HashMap<String, u32>>,
     /// `None` if nothing is removed from the store.
@@ -93,8 +92,8 @@ impl Grants {
             create(path)?;
         }
         let collected = blobs.map(Collected::open).transpose()?;
-        let (open, ids) = (RwLock::new(None), RwLock::default());
-        let grants = Self { path: path.to_owned(), open, ids, collected, is_dirty: AtomicBool::new(false) };
+        let (database, ids) = (Reopening::new(path.to_owned(), builder), RwLock::default());
+        let grants = Self { database, ids, collected, is_dirty: AtomicBool::new(false) };
         let (format, ids) = grants.with(|database| {
             let read = database.begin_read()?;
             let format = read.open_table(META)?.get("format")?.map(|format| format.value());
@@ -242,31 +241,7 @@ impl Grants {
     }
 
     fn with<T>(&self, work: impl Fn(&Database) -> Result<T, redb::Error>) -> io::Result<T> {
-        let mut result = self.once(&work);
-        if matches!(result, Err(redb::Error::PreviousIo)) {
-            // An earlier transaction failed, and this one changed nothing.
-            result = self.once(&work);
-        }
-        result.map_err(|error| self.failed(&error))
-    }
-
-    fn once<T>(&self, work: impl Fn(&Database) -> Result<T, redb::Error>) -> Result<T, redb::Error> {
-        let mut open = self.open.read();
-        if open.is_none() {
-            drop(open);
-            let mut closed = self.open.write();
-            if closed.is_none() {
-                *closed = Some(builder().open(&self.path)?);
-            }
-            drop(closed);
-            open = self.open.read();
-        }
-        let result = open.as_ref().map_or(Err(redb::Error::PreviousIo), work);
-        drop(open);
-        if matches!(result, Err(redb::Error::Io(_) | redb::Error::PreviousIo)) {
-            *self.open.write() = None;
-        }
-        result
+        self.database.with(work).map_err(|error| self.failed(&error))
     }
 
     fn failed(&self, error: &redb::Error) -> io::Error {
@@ -275,7 +250,7 @@ impl Grants {
             redb::Error::DatabaseAlreadyOpen => io::ErrorKind::WouldBlock,
             _ => io::ErrorKind::Other,
         };
-        io::Error::new(kind, format!("the grants in {}: {error}", self.path.display()))
+        io::Error::new(kind, format!("the grants in {}: {error}", self.database.path().display()))
     }
 }
 

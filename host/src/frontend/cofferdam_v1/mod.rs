@@ -19,7 +19,7 @@ use prost::Message as _;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::{
-    Decoded, Origin, Shared,
+    Origin, Shared,
     outlet::{self, Outlet},
     status::status,
 };
@@ -73,29 +73,19 @@ impl build_service_server::BuildService for BuildService {
     type ShellStream = Answers<ShellOutput>;
 
     async fn build(&self, request: Request<BuildRequest>) -> Result<Response<Self::BuildStream>, Status> {
-        let Origin { client, context, memory } = Origin::of(&request)?;
-        let message = request.into_inner();
+        let origin = Origin::of(&request)?;
+        let (client, message) = (origin.client.clone(), request.into_inner());
         let options = limits::within(&self.0.allowed, &client, &message);
         let options = options.map_err(|error| failed(&self.0.refused(&client, error)))?;
         let decoded = self.0.decode(&client, message.request.unwrap_or_default()).await;
-        let Decoded { request, digest } = decoded.map_err(|failure| failed(&failure))?;
-        let asks = request.constraints.as_ref().is_some_and(|constraints| constraints.network_access);
+        let decoded = decoded.map_err(|failure| failed(&failure))?;
+        let asks = decoded.request.constraints.as_ref().is_some_and(|constraints| constraints.network_access);
         if message.network.is_some() && !asks {
             return Err(failed(&self.0.refused(&client, network::without_access())));
         }
         let BuildRequest { detached, rebuild, without_log, compare_with, .. } = message;
         let compare_with = (!compare_with.is_empty()).then(|| parse(&compare_with)).transpose()?;
-        let submission = Submission {
-            client: client.clone(),
-            request,
-            digest,
-            options,
-            detached,
-            rebuild,
-            compare_with,
-            context,
-            memory,
-        };
+        let submission = Submission { detached, rebuild, compare_with, ..origin.submits(decoded, options) };
         match self.0.scheduler.submit(submission).await.map_err(|failure| failed(&failure))? {
             Submitted::Active(subscription) => {
                 let id = subscription.build.id();
