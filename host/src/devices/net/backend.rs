@@ -20,6 +20,7 @@ use virtio_queue::QueueT as _;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
+use super::allowance::Allowance;
 use super::dns::{self, Received};
 use super::events::{Events, Source};
 use super::flows::Flows;
@@ -56,6 +57,7 @@ pub(super) struct Backend {
     flows: Flows,
     questions: Questions,
     events: Events,
+    allowance: Allowance,
     frame: Vec<u8>,
 }
 
@@ -64,8 +66,8 @@ impl Backend {
         let questions = Questions::new(broker);
         let events = Events::new(questions.broker())?;
         let (stack, flows) = (Stack::new(), Flows::default());
-        let frame = Vec::new();
-        Ok(Self { memory, event_index: false, stack, flows, questions, events, frame })
+        let (allowance, frame) = (Allowance::new(Instant::now()), Vec::new());
+        Ok(Self { memory, event_index: false, stack, flows, questions, events, allowance, frame })
     }
 
     /// What wakes the device beside its queues.
@@ -97,10 +99,11 @@ impl Backend {
             self.flows.sweep(&mut self.stack, &mut self.questions);
             self.questions.flush()?;
         }
-        let deadline = self.flows.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let now = Instant::now();
+        let deadline = self.flows.deadline().map(|deadline| deadline.saturating_duration_since(now));
         let stack = if self.stack.waiting().is_full() { None } else { self.stack.delay() };
         let soon = (!is_done).then_some(Duration::ZERO);
-        self.events.wake_after([deadline, stack, soon].into_iter().flatten().min())
+        self.events.wake_after([deadline, stack, soon, self.allowance.wait(now)].into_iter().flatten().min())
     }
 
     /// Takes the broker's answers. Returns whether there were any.
@@ -135,49 +138,61 @@ impl Backend {
 
     /// Takes frames of the guest's. Returns whether there may be more.
     fn take_frames(&mut self, vring: &VringMutex<GuestMemory>) -> io::Result<bool> {
-        if !is_usable(vring) {
+        if !is_usable(vring) || self.must_wait() {
             return Ok(false);
         }
         let mut frame = std::mem::take(&mut self.frame);
-        let mut taken = 0;
+        let (mut taken, mut must_wait) = (0, false);
         vring.disable_notification().map_err(io::Error::other)?;
         // A guest that doesn't take what it gets is not answered further.
-        while taken < BATCH && !self.stack.waiting().is_full() {
+        while taken < BATCH && !self.stack.waiting().is_full() && !must_wait {
             if !ring::take(vring, &self.memory, &mut frame).map_err(io::Error::other)? {
                 break;
             }
             taken += 1;
-            self.take_frame(&mut frame);
+            let waiting = self.stack.waiting().len();
+            if !self.take_frame(&mut frame) || self.stack.waiting().len() > waiting {
+                self.allowance.spend(Instant::now());
+                must_wait = self.must_wait();
+            }
         }
         self.frame = frame;
         if taken > 0 && vring.needs_notification().map_err(io::Error::other)? {
             // The VMM may be gone, and then so is this process.
             let _ = vring.signal_used_queue();
         }
+        if must_wait {
+            // What the guest sends meanwhile is to wake nobody.
+            return Ok(false);
+        }
         let has_more = vring.enable_notification().map_err(io::Error::other)?;
         Ok(taken > 0 || (has_more && !self.stack.waiting().is_full()))
     }
 
-    fn take_frame(&mut self, frame: &mut Vec<u8>) {
-        let Some(packet) = frame.get(FRAME_START..) else { return };
+    /// Whether the guest has sent so much that led nowhere that it has to wait.
+    fn must_wait(&self) -> bool {
+        self.allowance.wait(Instant::now()).is_some()
+    }
+
+    /// Returns whether anybody takes the packet. One that is answered at once is taken, too.
+    fn take_frame(&mut self, frame: &mut Vec<u8>) -> bool {
+        let Some(packet) = frame.get(FRAME_START..) else { return false };
         match Packet::of(packet) {
             Packet::Opening(ends) => self.flows.open(ends, packet, &mut self.stack, &mut self.questions),
             Packet::Stack => self.stack.take(frame),
             Packet::Query { ends, message } => match dns::receive(message) {
-                Received::Query(query) => {
-                    // The guest asks again.
-                    self.questions.resolve(query, Way::Datagram(ends));
-                }
+                // The guest asks again if it isn't taken.
+                Received::Query(query) => return self.questions.resolve(query, Way::Datagram(ends)),
                 Received::Answer(answer) => self.send_datagram(ends, &answer),
-                Received::Nothing => {}
+                Received::Nothing => return false,
             },
-            Packet::Unreachable => {
-                if let Some(error) = unreachable(packet, Unreachable::Port) {
-                    self.stack.send_packet(&error);
-                }
-            }
-            Packet::Nothing => {}
+            Packet::Unreachable => match unreachable(packet, Unreachable::Port) {
+                Some(error) => self.stack.send_packet(&error),
+                None => return false,
+            },
+            Packet::Nothing => return false,
         }
+        true
     }
 
     /// Gives the guest the frames that wait for it. Returns whether it has taken all.

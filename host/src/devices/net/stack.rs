@@ -166,6 +166,10 @@ impl Waiting {
         }
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.frames.len()
+    }
+
     /// Whether the guest has to take some first.
     pub(super) fn is_full(&self) -> bool {
         self.frames.len() >= MAX_WAITING

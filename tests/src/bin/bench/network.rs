@@ -21,6 +21,9 @@ const REQUESTS: usize = 500;
 const FEW: usize = 500;
 const MANY: usize = 10_000;
 
+/// Each round takes a second or two, and a machine that is started beside it.
+const FLOOD_ROUNDS: usize = 9;
+
 /// Servers of HTTP and of uploads.
 const HTTP: &str = "93.184.215.14:80";
 const UPLOADS: &str = "93.184.215.14:7";
@@ -99,7 +102,7 @@ fn throughput(build: Build<'_>) -> Result<()> {
 fn flood<'a>(build: impl Fn() -> Build<'a>) -> Result<()> {
     let step = [format!("down {HTTP} {BYTES}")];
     let (mut ours, mut peer) = (Series::default(), Series::default());
-    for _ in 0..LARGE_ROUNDS {
+    for _ in 0..FLOOD_ROUNDS {
         for (series, neighbour) in [
             (&mut ours, format!("/inputs/traffic 'flood {REFUSED}'")),
             (&mut peer, "echo flooding; while :; do :; done".to_owned()),
