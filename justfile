@@ -62,3 +62,8 @@ image *ARGS:
     images/setup.sh kernel
     cargo run --release --package cofferdam-images -- {{ ARGS }}
 
+# Make the Debian package in target/package.
+package:
+    images/setup.sh package
+    debian/rules clean binary
+    lintian --fail-on error target/package/*.deb

@@ -39,7 +39,20 @@ pub fn cache_dir() -> PathBuf {
     base.unwrap_or_else(home).join("cofferdam")
 }
 
-/// The image's directory: `$COFFERDAM_IMAGE`, by default `image` in [`cache_dir`].
+/// Where an image is made: `$COFFERDAM_IMAGE`, by default `image` in [`cache_dir`].
 pub fn default_dir() -> PathBuf {
     env::var_os("COFFERDAM_IMAGE").map_or_else(|| cache_dir().join("image"), PathBuf::from)
+}
+
+/// The image that machines boot: that of [`default_dir`], or the package's if there is none and no setting names one.
+pub fn used_dir() -> PathBuf {
+    let own = default_dir();
+    let is_wanted = env::var_os("COFFERDAM_IMAGE").is_some() || own.exists();
+    let packaged = packaged_dir().map(|directory| directory.join("image"));
+    packaged.filter(|image| !is_wanted && image.exists()).unwrap_or(own)
+}
+
+/// Where a package keeps what only this program uses: `lib/cofferdam` beside the program's own directory.
+pub fn packaged_dir() -> Option<PathBuf> {
+    Some(env::current_exe().ok()?.parent()?.parent()?.join("lib/cofferdam"))
 }

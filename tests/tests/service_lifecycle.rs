@@ -147,6 +147,15 @@ fn the_documented_configuration_is_valid() {
 }
 
 #[test]
+fn the_packaged_configuration_is_valid() {
+    let cofferdam = Cofferdam::new();
+    let packaged = Path::new(env!("CARGO_MANIFEST_DIR")).join("../host/daemon.toml");
+    let with_emulation = fs::read_to_string(packaged).unwrap().replace("# allow_emulation", "allow_emulation");
+    let image = format!("image = {:?}\n", cofferdam_tests::image().0);
+    cofferdam.command(check_config(&cofferdam.file("daemon.toml", image + &with_emulation))).succeeds();
+}
+
+#[test]
 fn emulation_must_be_allowed_and_the_socket_is_private() {
     let cofferdam = Cofferdam::new();
     let daemon = Daemon::start(&cofferdam, "");

@@ -16,7 +16,7 @@ use cofferdam_castore::{
     Node, PathComponent, Store,
     export::{Existing, ExportError},
 };
-use cofferdam_images::{Image, default_dir};
+use cofferdam_images::{Image, used_dir};
 use cofferdam_proto::cofferdam::v1 as wire;
 use serde_json::json;
 use tokio::runtime::Handle;
@@ -62,7 +62,7 @@ pub(super) struct ExecuteArgs {
     /// The VMM [default: the best that this host can run, see `cofferdam doctor`]
     #[arg(long, value_enum)]
     vmm: Option<VmmArg>,
-    /// The guest image [default: $COFFERDAM_IMAGE or ~/.cache/cofferdam/image]
+    /// The guest image [default: $COFFERDAM_IMAGE, ~/.cache/cofferdam/image or the package's]
     #[arg(long, value_name = "DIR")]
     image: Option<PathBuf>,
     /// With a daemon: build even if the daemon has built the same before
@@ -167,7 +167,7 @@ impl ExecuteArgs {
             });
         }
         let request = self.admit(request)?;
-        let image = Image::open(&self.image.clone().unwrap_or_else(default_dir))
+        let image = Image::open(&self.image.clone().unwrap_or_else(used_dir))
             .map_err(|error| CliError::failed("there is no guest image to boot", error))?;
         let asked = match (self.vmm, &self.cpu_model) {
             (Some(VmmArg::CloudHypervisor), Some(_)) => {

@@ -31,6 +31,7 @@ mod remote;
 mod roots;
 mod run;
 mod secrets;
+mod shell;
 mod source_tree;
 mod store;
 mod terminal;
@@ -73,7 +74,7 @@ Exit codes:
 Environment:
   COFFERDAM_STATE_DIR  store and run directories [default: $XDG_STATE_HOME/cofferdam, or
                        ~/.local/state/cofferdam]
-  COFFERDAM_IMAGE      the guest image [default: ~/.cache/cofferdam/image]
+  COFFERDAM_IMAGE      the guest image [default: ~/.cache/cofferdam/image, or the package's]
   COFFERDAM_DAEMON     the daemon that builds, and whose store is used
   COFFERDAM_TLS_CERTIFICATE, COFFERDAM_TLS_KEY
                        this client's certificate and key (PEM), for grpc+https:// that asks for one
@@ -94,6 +95,8 @@ enum Command {
     Usage(usage::UsageArgs),
     Verify(verify::VerifyArgs),
     Doctor(doctor::DoctorArgs),
+    Completions(shell::CompletionsArgs),
+    Man(shell::ManArgs),
     /// Serves a device of one VM; only builds start it
     #[command(name = devices::SUBCOMMAND, hide = true)]
     Device {
@@ -163,6 +166,14 @@ impl Cli {
                 until_interrupted(|cancel| async move { args.execute(&client, &cancel).await })
             }
             Command::Doctor(args) => args.execute(&client),
+            Command::Completions(args) => {
+                client.refuse_json("a script")?;
+                args.execute()
+            }
+            Command::Man(args) => {
+                client.refuse_json("manual pages")?;
+                args.execute()
+            }
             // It confines its own thread, so it must start before any other thread and any runtime.
             Command::Device { device, enabled_early } => devices::run(device, enabled_early)
                 .map_err(|error| CliError::failed(format!("the {device} failed"), error)),

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path};
 
-use cofferdam_images::{Image, default_dir};
+use cofferdam_images::{Image, used_dir};
 
 use super::{super::StoreArgs, Check};
 use crate::{
@@ -94,7 +94,7 @@ fn stores(store: &StoreArgs) -> Check {
 
 fn image() -> Check {
     let name = "guest image";
-    let path = default_dir();
+    let path = used_dir();
     match Image::open(&path) {
         Ok(_) => Check::fine(name, path.display().to_string()),
         Err(error) => Check::missing(name, chain(&error), "just image"),

@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::Command};
 
-use cofferdam_images::{Image, default_dir};
+use cofferdam_images::{Image, used_dir};
 
 use super::{Checks, Key};
 use crate::{
@@ -27,7 +27,7 @@ pub(crate) const NO_CGROUPS_ADVICE: &str = "start the daemon by its unit, which 
 
 impl Checks<'_> {
     pub(super) fn image(&mut self) -> Option<Image> {
-        let path = self.config.image.clone().unwrap_or_else(default_dir);
+        let path = self.config.image.clone().unwrap_or_else(used_dir);
         match Image::open(&path) {
             Ok(image) => Some(image),
             Err(error) => {

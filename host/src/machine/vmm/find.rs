@@ -49,8 +49,8 @@ pub(super) struct Tool {
     pub(super) name: &'static str,
     /// The environment variable that names its file. It comes before PATH.
     pub(super) setting: &'static str,
-    /// Whether to search the directories of cargo and of `images/setup.sh`, too.
-    pub(super) installed_by_cargo: bool,
+    /// Whether to search the directories of cargo, of `images/setup.sh` and of the package, too.
+    pub(super) outside_path: bool,
     /// The text before the version in its answer to `--version`.
     pub(super) calls_itself: &'static str,
     /// The oldest version that works.
@@ -64,7 +64,7 @@ pub(super) struct Tool {
 pub(super) const CLOUD_HYPERVISOR: Tool = Tool {
     name: "cloud-hypervisor",
     setting: "COFFERDAM_CLOUD_HYPERVISOR",
-    installed_by_cargo: false,
+    outside_path: false,
     calls_itself: "cloud-hypervisor ",
     oldest: Version(39, 0),
     reason: "the first that boots a distribution's kernel (bzImage)",
@@ -74,7 +74,7 @@ pub(super) const CLOUD_HYPERVISOR: Tool = Tool {
 pub(super) const QEMU: Tool = Tool {
     name: "qemu-system-x86_64",
     setting: "COFFERDAM_QEMU",
-    installed_by_cargo: false,
+    outside_path: false,
     calls_itself: "QEMU emulator version ",
     oldest: Version(6, 0),
     reason: "the first whose microvm has all the devices",
@@ -84,7 +84,7 @@ pub(super) const QEMU: Tool = Tool {
 pub(super) const VHOST_DEVICE_VSOCK: Tool = Tool {
     name: "vhost-device-vsock",
     setting: "COFFERDAM_VHOST_DEVICE_VSOCK",
-    installed_by_cargo: true,
+    outside_path: true,
     calls_itself: "vhost-device-vsock ",
     oldest: Version(0, 0),
     reason: "",
@@ -149,13 +149,14 @@ fn locate(tool: &Tool, variables: Variables<'_>) -> Result<PathBuf, Missing> {
     }
     let mut directories: Vec<PathBuf> =
         set("PATH").map_or_else(Vec::new, |path| std::env::split_paths(&path).collect());
-    if tool.installed_by_cargo {
+    if tool.outside_path {
         let home = set("HOME").map(PathBuf::from);
         let below = |variable: &str, default: &str| {
             set(variable).map(PathBuf::from).or_else(|| home.as_ref().map(|home| home.join(default)))
         };
         directories.extend(below("CARGO_HOME", ".cargo").map(|cargo| cargo.join("bin")));
         directories.extend(below("XDG_CACHE_HOME", ".cache").map(|cache| cache.join("cofferdam/tools/bin")));
+        directories.extend(cofferdam_images::packaged_dir());
     }
     // A relative entry depends on the current directory, and a child has another one.
     let absolute = directories.iter().filter(|directory| directory.is_absolute());
