@@ -54,6 +54,8 @@ mod quota;
 mod records;
 pub mod request;
 mod scheduler;
+#[cfg(test)]
+mod small_disk;
 mod state;
 mod store_paths;
 mod telemetry;

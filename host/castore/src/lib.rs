@@ -41,7 +41,7 @@
 //! - `cache`, `grpc`, `objectstore`: services that need others, or a network
 //! - `views`: a store as each of its tenants sees it
 //! - `blobservice`, `directoryservice`: the traits; services in memory and in files
-//! - `proto`, `directory`, `node`, `name`, `digest`, `addr`, `size`, `runtime`: the common base
+//! - `proto`, `directory`, `node`, `name`, `digest`, `addr`, `size`, `runtime`, `durable`, `reopening`: the common base
 //! - `refscan`: independent of the others
 
 mod addr;
@@ -52,6 +52,7 @@ pub mod copy;
 mod digest;
 mod directory;
 pub mod directoryservice;
+pub mod durable;
 pub mod export;
 mod from_addr;
 #[doc(hidden)]

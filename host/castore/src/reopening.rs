@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use parking_lot::RwLock;
-use redb::{Builder, Database, Error};
+use redb::{Builder, Database, Error, WriteTransaction};
+
+use crate::durable::create_whole;
 
 /// A redb file that is opened when it is first used, and again after an I/O error, since redb refuses to go on.
 #[derive(Debug)]
@@ -14,9 +16,25 @@ pub struct Reopening {
 }
 
 impl Reopening {
-    /// The file at this path, which exists.
-    pub fn new(path: PathBuf, builder: fn() -> Builder) -> Self {
-        Self { path, builder, open: RwLock::new(None) }
+    /// The file at this path. A missing one is created with what `fill` writes.
+    ///
+    /// # Errors
+    ///
+    /// It is missing, and can't be created.
+    pub fn new(
+        path: PathBuf,
+        builder: fn() -> Builder,
+        fill: impl FnOnce(&WriteTransaction) -> Result<(), Error>,
+    ) -> Result<Self, Error> {
+        if !path.try_exists()? {
+            create_whole(&path, |file| {
+                let database = builder().create_file(file.try_clone()?)?;
+                let write = database.begin_write()?;
+                fill(&write)?;
+                Ok::<_, Error>(write.commit()?)
+            })?;
+        }
+        Ok(Self { path, builder, open: RwLock::new(None) })
     }
 
     /// Where it is.

@@ -1,12 +1,13 @@
 //! The keys of statements: Ed25519, in PEM.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::File,
     io::{self, Read as _, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::MetadataExt as _,
     path::Path,
 };
 
+use cofferdam_castore::durable::create_whole;
 use data_encoding::{BASE64, HEXLOWER};
 use nix::unistd::geteuid;
 use ring::{
@@ -82,7 +83,7 @@ impl SigningKey {
         }
         let created = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new())
             .map_err(|_| io::Error::other("no random numbers"))
-            .and_then(|key| write_new(path, pem("PRIVATE KEY", key.as_ref()).as_bytes()));
+            .and_then(|key| create_whole(path, |mut file| file.write_all(pem("PRIVATE KEY", key.as_ref()).as_bytes())));
         created.map_err(|error| KeyError::Io("create", error))?;
         Self::read(path)
     }
@@ -146,16 +147,6 @@ fn read(file: File) -> Result<Vec<u8>, KeyError> {
     Ok(contents)
 }
 
-/// Writes a file that is either whole or absent, for its owner alone.
-fn write_new(path: &Path, contents: &[u8]) -> io::Result<()> {
-    let unfinished = path.with_added_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
-    file.write_all(contents)?;
-    file.sync_all()?;
-    fs::rename(&unfinished, path)?;
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
-}
-
 fn pem(label: &str, der: &[u8]) -> String {
     let text = BASE64.encode(der);
     let lines = text.as_bytes().chunks(PEM_LINE).map(|line| String::from_utf8_lossy(line).into_owned() + "\n");
@@ -164,7 +155,7 @@ fn pem(label: &str, der: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::PermissionsExt as _, process::Command};
+    use std::{fs, os::unix::fs::PermissionsExt as _, process::Command};
 
     use super::*;
 

@@ -11,9 +11,6 @@
 //! ```
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io,
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -23,7 +20,7 @@ use redb::{Builder, ReadTransaction, ReadableDatabase as _, ReadableTable as _, 
 
 use super::{
     BuildId, Outcome, Record, RecordsError,
-    error::{Result, failed},
+    error::Result,
     retention::{AgeClock, Kept, Retention, expired},
 };
 
@@ -72,10 +69,8 @@ impl Database {
     /// Opens the database, or creates it. The caller holds the directory's lock.
     pub(super) fn open(dir: &Path) -> Result<Self> {
         let path = dir.join("records.redb");
-        if !path.try_exists().map_err(failed("look for", &path))? {
-            create(dir, &path)?;
-        }
-        let database = Self { database: Reopening::new(path, builder) };
+        let database = Reopening::new(path.clone(), builder, fill).map_err(|error| failed("make", &path, error))?;
+        let database = Self { database };
         let found = database.read(|read| Ok(read.open_table(META)?.get("format")?.map(|found| found.value())))?;
         match found {
             Some(FORMAT) => {
@@ -276,7 +271,7 @@ impl Database {
     }
 
     fn failed(&self, action: &'static str, source: redb::Error) -> RecordsError {
-        RecordsError::Database { action, path: self.path(), source: Box::new(source) }
+        failed(action, self.database.path(), source)
     }
 }
 
@@ -296,33 +291,18 @@ fn builder() -> Builder {
     builder
 }
 
-/// Creates the database under another name, and renames it when it is complete.
-fn create(dir: &Path, path: &Path) -> Result<()> {
-    let unfinished = path.with_added_extension("new");
-    match fs::remove_file(&unfinished) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &unfinished)(error)),
-        _ => {}
-    }
-    let mut options = OpenOptions::new();
-    let file = options.read(true).write(true).create_new(true).mode(0o600).open(&unfinished);
-    let file = file.map_err(failed("create", &unfinished))?;
-    let fill = || {
-        let database = builder().create_file(file)?;
-        let write = database.begin_write()?;
-        write.open_table(META)?.insert("format", FORMAT)?;
-        write.open_table(RECORDS)?;
-        write.open_table(FINISHED)?;
-        write.open_table(PLAIN)?;
-        write.open_table(LATEST)?;
-        Ok(write.commit()?)
-    };
-    fill().map_err(|error: redb::Error| RecordsError::Database {
-        action: "make",
-        path: path.to_owned(),
-        source: Box::new(error),
-    })?;
-    let renamed = fs::rename(&unfinished, path).and_then(|()| File::open(dir)?.sync_all());
-    renamed.map_err(failed("create", path))
+/// The tables of a new database.
+fn fill(write: &WriteTransaction) -> Work<()> {
+    write.open_table(META)?.insert("format", FORMAT)?;
+    write.open_table(RECORDS)?;
+    write.open_table(FINISHED)?;
+    write.open_table(PLAIN)?;
+    write.open_table(LATEST)?;
+    Ok(())
+}
+
+fn failed(action: &'static str, path: &Path, source: redb::Error) -> RecordsError {
+    RecordsError::Database { action, path: path.to_owned(), source: Box::new(source) }
 }
 
 /// Brings the age clock up to date.

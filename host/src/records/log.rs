@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use cofferdam_castore::durable::create_whole;
 use cofferdam_rpc::Line;
 use tokio::sync::watch;
 use zstd::stream::read::Decoder;
@@ -93,26 +94,17 @@ impl Logs {
     /// Compresses a plain file into a new one, and keeps the plain one. Returns the sizes of both, or `None` if there is no
     /// plain file.
     pub(super) fn pack(&self, id: BuildId) -> Result<Option<(u64, u64)>> {
-        let (from, to) = (self.path(id, Form::Plain), self.path(id, Form::Unfinished));
+        let from = self.path(id, Form::Plain);
         let mut plain = match File::open(&from) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed("open", &from)(error)),
         };
         let packed = self.path(id, Form::Packed);
-        let mut pack = || {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&to)?;
+        let done = create_whole(&packed, |mut file| {
             let plain_bytes = seekable::compress(&mut plain, &mut file)?;
-            file.sync_all()?;
-            fs::rename(&to, &packed)?;
-            File::open(&self.dir)?.sync_all()?;
             Ok((plain_bytes, file.metadata()?.len()))
-        };
-        let done = pack();
-        if done.is_err() {
-            // Its space may be needed.
-            let _ = fs::remove_file(&to);
-        }
+        });
         done.map(Some).map_err(failed("pack a log as", &packed))
     }
 }

@@ -26,12 +26,13 @@ use std::{
 use cofferdam_castore::{
     Node, Store,
     proto::{Entry, EntryExt as _},
+    reopening::Reopening,
 };
 use cofferdam_nix::{PathInfo, StorePath};
 use cofferdam_rpc::Client;
 use futures::executor::block_on;
 use prost::Message as _;
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use redb::{Builder, Database, ReadableDatabase as _, TableDefinition};
 use serde::{Deserialize, Serialize};
 
 /// The format of the table's values.
@@ -111,8 +112,7 @@ struct Value {
 /// All clients' paths. Its methods block.
 #[derive(Debug)]
 pub(crate) struct StorePaths {
-    database: Database,
-    file: PathBuf,
+    database: Reopening,
 }
 
 impl StorePaths {
@@ -125,21 +125,19 @@ impl StorePaths {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
         made.map_err(|source| StorePathsError::Directory { path: dir.to_owned(), source })?;
         let file = dir.join("paths.redb");
-        let failed = |error| failed("open", &file, error);
-        let mut builder = redb::Builder::new();
-        builder.set_cache_size(CACHE_BYTES);
-        let database = builder.create(&file).map_err(|error| failed(error.into()))?;
-        let prepare = || -> Result<u64, redb::Error> {
-            let write = database.begin_write()?;
+        let opened = Reopening::new(file.clone(), builder, |write| {
             write.open_table(PATHS)?;
-            let found = write.open_table(META)?.get("format")?.map(|found| found.value());
-            write.open_table(META)?.insert("format", found.unwrap_or(FORMAT))?;
-            write.commit()?;
-            Ok(found.unwrap_or(FORMAT))
+            write.open_table(META)?.insert("format", FORMAT)?;
+            Ok(())
+        });
+        let database = opened.map_err(|error| failed("make", &file, error))?;
+        let format = |database: &Database| {
+            Ok(database.begin_read()?.open_table(META)?.get("format")?.map(|format| format.value()))
         };
-        match prepare().map_err(failed)? {
-            FORMAT => Ok(Self { database, file }),
-            found => Err(StorePathsError::Newer { path: file, found }),
+        match database.with(format).map_err(|error| failed("open", &file, error))? {
+            Some(FORMAT) => Ok(Self { database }),
+            Some(found) => Err(StorePathsError::Newer { path: file, found }),
+            None => Err(failed("open", &file, redb::Error::Corrupted("its format is missing".to_owned()))),
         }
     }
 
@@ -150,8 +148,8 @@ impl StorePaths {
     /// They can't be written.
     pub(crate) fn register(&self, client: &Client, paths: &[(StorePath, Known)]) -> Result<()> {
         let client = client.to_string();
-        let write = || -> Result<(), redb::Error> {
-            let write = self.database.begin_write()?;
+        self.with("write", |database| {
+            let write = database.begin_write()?;
             {
                 let mut table = write.open_table(PATHS)?;
                 for (path, Known { node, info }) in paths {
@@ -161,8 +159,7 @@ impl StorePaths {
                 }
             }
             Ok(write.commit()?)
-        };
-        write().map_err(|error| failed("write", &self.file, error))
+        })
     }
 
     /// Those of these paths that are valid for a client, and everything that they refer to.
@@ -217,26 +214,25 @@ impl StorePaths {
     /// It can't be read.
     pub(crate) fn with_hash_part(&self, client: &Client, store: &Store, hash_part: &str) -> Result<Option<StorePath>> {
         let client_text = client.to_string();
-        let first = || -> Result<Option<String>, redb::Error> {
-            let table = self.database.begin_read()?.open_table(PATHS)?;
+        let first = self.with("read", |database| {
+            let table = database.begin_read()?.open_table(PATHS)?;
             let mut range = table.range((client_text.as_str(), hash_part)..)?;
             let Some(entry) = range.next() else { return Ok(None) };
             let (key, _) = entry?;
             let (owner, name) = key.value();
             Ok((owner == client_text && name.starts_with(hash_part)).then(|| name.to_owned()))
-        };
-        let first = first().map_err(|error| failed("read", &self.file, error))?;
+        })?;
         let Some(path) = first.and_then(|name| StorePath::from_base_name(&name).ok()) else { return Ok(None) };
         Ok(self.get(client, store, &path)?.map(|_| path))
     }
 
     fn stored(&self, client: &Client, path: &StorePath) -> Result<Option<Known>> {
         let client = client.to_string();
-        let read = || -> Result<_, redb::Error> {
-            let table = self.database.begin_read()?.open_table(PATHS)?;
+        let value = self.with("read", |database| {
+            let table = database.begin_read()?.open_table(PATHS)?;
             Ok(table.get((client.as_str(), path.base_name()))?.map(|value| value.value().to_vec()))
-        };
-        let Some(value) = read().map_err(|error| failed("read", &self.file, error))? else { return Ok(None) };
+        })?;
+        let Some(value) = value else { return Ok(None) };
         let decode = || {
             let Value { node, info } = postcard::from_bytes(&value).ok()?;
             let node = Entry::decode(&*node).ok()?.try_into_unnamed().ok()?;
@@ -244,6 +240,16 @@ impl StorePaths {
         };
         decode().map(Some).ok_or_else(|| StorePathsError::Damaged { path: path.clone() })
     }
+
+    fn with<T>(&self, action: &'static str, work: impl Fn(&Database) -> Result<T, redb::Error>) -> Result<T> {
+        self.database.with(work).map_err(|error| failed(action, self.database.path(), error))
+    }
+}
+
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
 }
 
 fn failed(action: &'static str, file: &Path, source: redb::Error) -> StorePathsError {

@@ -2,6 +2,7 @@ use cofferdam_castore::{Directory, SymlinkTarget};
 use cofferdam_nix::Hash;
 
 use super::*;
+use crate::small_disk::{SmallDisk, is_full};
 
 const ALICE: Client = Client::User(1);
 const BOB: Client = Client::User(2);
@@ -77,4 +78,29 @@ fn a_path_is_found_by_its_hash_part_among_those_of_its_client() {
         assert_eq!(paths.with_hash_part(&BOB, &store, path(name).hash_part()).unwrap(), None);
     }
     assert_eq!(paths.with_hash_part(&ALICE, &store, path("c").hash_part()).unwrap(), None);
+}
+
+#[test]
+fn wherever_the_disk_ends_paths_are_registered_together_or_not_at_all() {
+    let disk = SmallDisk::new();
+    let dir = disk.path().join("nix");
+    let made = |_| StorePaths::open(&dir).map(drop);
+    disk.at_each_point(made, |_, opened| {
+        assert!(opened.as_ref().err().is_none_or(|error| is_full(error)), "{opened:?}");
+        let files: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(files, if opened.is_ok() { vec!["paths.redb"] } else { vec![] });
+    });
+    let (paths, store) = (StorePaths::open(&dir).unwrap(), Store::memory());
+    paths.register(&ALICE, &[(path("before"), known("before", &[]))]).unwrap();
+    let names = |number: usize| (0..500).map(move |index| format!("{number}-{index}"));
+    let register = |number| {
+        let given: Vec<_> = names(number).map(|name| (path(&name), known(&name, &[]))).collect();
+        paths.register(&ALICE, &given)
+    };
+    disk.at_each_point(register, |number, registered| {
+        assert!(registered.as_ref().err().is_none_or(|error| is_full(error)), "{registered:?}");
+        assert!(paths.get(&ALICE, &store, &path("before")).unwrap().is_some());
+        let found = names(number).filter(|name| paths.get(&ALICE, &store, &path(name)).unwrap().is_some()).count();
+        assert_eq!(found, if registered.is_ok() { 500 } else { 0 });
+    });
 }

@@ -11,9 +11,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::OpenOptionsExt as _,
     path::Path,
     sync::{
         Arc, Weak,
@@ -88,12 +86,9 @@ impl Grants {
     ///
     /// A file can't be opened, or this version doesn't know its format.
     pub fn open(path: &Path, blobs: Option<&Path>) -> io::Result<Arc<Self>> {
-        if !path.try_exists()? {
-            create(path)?;
-        }
+        let database = Reopening::new(path.to_owned(), builder, fill).map_err(|error| failed(path, &error))?;
         let collected = blobs.map(Collected::open).transpose()?;
-        let (database, ids) = (Reopening::new(path.to_owned(), builder), RwLock::default());
-        let grants = Self { database, ids, collected, is_dirty: AtomicBool::new(false) };
+        let grants = Self { database, ids: RwLock::default(), collected, is_dirty: AtomicBool::new(false) };
         let (format, ids) = grants.with(|database| {
             let read = database.begin_read()?;
             let format = read.open_table(META)?.get("format")?.map(|format| format.value());
@@ -114,7 +109,11 @@ impl Grants {
     ///
     /// The file can't be read.
     pub fn usage(&self, tenant: &str) -> io::Result<Usage> {
-        self.forget_collected()?;
+        match self.forget_collected() {
+            // On a full disk, what was collected still counts.
+            Err(error) if error.kind() != io::ErrorKind::StorageFull => return Err(error),
+            _ => {}
+        }
         let Some(id) = self.id(tenant) else { return Ok(Usage::default()) };
         self.with(|database| {
             let usage = database.begin_read()?.open_table(USAGE)?.get(id)?.map(|usage| usage.value());
@@ -139,9 +138,16 @@ impl Grants {
         let Some(id) = self.id(tenant) else { return Ok(false) };
         let key = key(id, kind, digest);
         loop {
-            let found = self.with(|database| Ok(database.begin_read()?.open_table(GRANTS)?.get(key)?.is_some()))?;
-            if !found || !self.forget_collected()? {
-                return Ok(found);
+            if !self.with(|database| Ok(database.begin_read()?.open_table(GRANTS)?.get(key)?.is_some()))? {
+                return Ok(false);
+            }
+            match (self.forget_collected(), &self.collected) {
+                (Ok(true), _) => {}
+                (Ok(false), _) => return Ok(true),
+                (Err(error), Some(collected)) if error.kind() == io::ErrorKind::StorageFull => {
+                    return Ok(!collected.contains(kind, digest)?);
+                }
+                (Err(error), _) => return Err(error),
             }
         }
     }
@@ -245,12 +251,7 @@ impl Grants {
     }
 
     fn failed(&self, error: &redb::Error) -> io::Error {
-        let kind = match error {
-            redb::Error::Io(error) => error.kind(),
-            redb::Error::DatabaseAlreadyOpen => io::ErrorKind::WouldBlock,
-            _ => io::ErrorKind::Other,
-        };
-        io::Error::new(kind, format!("the grants in {}: {error}", self.database.path().display()))
+        failed(self.database.path(), error)
     }
 }
 
@@ -259,6 +260,24 @@ impl Drop for Grants {
         // What is lost is put again.
         let _ = self.flush();
     }
+}
+
+fn failed(path: &Path, error: &redb::Error) -> io::Error {
+    let kind = match error {
+        redb::Error::Io(error) => error.kind(),
+        redb::Error::DatabaseAlreadyOpen => io::ErrorKind::WouldBlock,
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, format!("the grants in {}: {error}", path.display()))
+}
+
+/// The tables of a new file.
+fn fill(write: &WriteTransaction) -> Result<(), redb::Error> {
+    write.open_table(META)?.insert("format", FORMAT)?;
+    write.open_table(TENANTS)?;
+    write.open_table(GRANTS)?;
+    write.open_table(USAGE)?;
+    Ok(())
 }
 
 /// Inserts new grants, and returns the tenant's id.
@@ -341,28 +360,4 @@ fn builder() -> Builder {
     let mut builder = Builder::new();
     builder.set_cache_size(CACHE_BYTES);
     builder
-}
-
-/// Creates the file under another name, and renames it when it is complete.
-fn create(path: &Path) -> io::Result<()> {
-    let unfinished = path.with_added_extension("new");
-    match fs::remove_file(&unfinished) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut options = OpenOptions::new();
-    let file = options.read(true).write(true).create_new(true).mode(0o600).open(&unfinished)?;
-    let fill = || {
-        let database = builder().create_file(file)?;
-        let write = database.begin_write()?;
-        write.open_table(META)?.insert("format", FORMAT)?;
-        write.open_table(TENANTS)?;
-        write.open_table(GRANTS)?;
-        write.open_table(USAGE)?;
-        Ok(write.commit()?)
-    };
-    fill()
-        .map_err(|error: redb::Error| io::Error::other(format!("the grants in {}: {error}", unfinished.display())))?;
-    fs::rename(&unfinished, path)?;
-    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }

@@ -9,8 +9,12 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read as _, Write as _},
-    os::{fd::AsFd as _, unix::fs::OpenOptionsExt as _},
+    io::{self, Write as _},
+    ops::Range,
+    os::{
+        fd::AsFd as _,
+        unix::fs::{FileExt as _, OpenOptionsExt as _},
+    },
     path::{Path, PathBuf},
 };
 
@@ -24,6 +28,12 @@ const ENTRY_BYTES: usize = 1 + B3Digest::LENGTH;
 
 /// Room that is reserved on the disk, in bytes: on a full disk, a collection can begin.
 const RESERVED_BYTES: i64 = 1 << 20;
+
+/// Most bytes of the list. A collection that would exceed it ends before it removes more.
+const MAX_BYTES: u64 = 256 << 20;
+
+/// Most entries that are forgotten at a time.
+const BATCH: usize = 1 << 15;
 
 /// What a digest in a store names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,16 +68,33 @@ impl Collected {
         Ok(self.file.metadata()?.len() == 0)
     }
 
-    /// Passes everything that was removed to `forget`, and empties the list if that succeeds.
-    pub(crate) fn take<T>(&self, forget: impl FnOnce(Vec<(Kind, B3Digest)>) -> io::Result<T>) -> io::Result<T> {
+    /// Passes everything that was removed to `forget`, some of it at a time, and takes from the list what that has succeeded for.
+    pub(crate) fn take(&self, mut forget: impl FnMut(Vec<(Kind, B3Digest)>) -> io::Result<()>) -> io::Result<()> {
         let file = Flock::lock(File::open(&self.path)?, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
-        let mut encoded = Vec::new();
-        (&*file).read_to_end(&mut encoded)?;
-        // A killed process may have left part of an entry. What it names was not removed.
-        let done = forget(encoded.chunks_exact(ENTRY_BYTES).filter_map(decode).collect())?;
+        let mut left = whole_entries(&file)?;
+        while left > 0 {
+            let first = left.saturating_sub((BATCH * ENTRY_BYTES) as u64);
+            forget(entries(&file, first..left)?)?;
+            self.file.set_len(first)?;
+            left = first;
+        }
         self.file.set_len(0)?;
         self.reserve();
-        Ok(done)
+        Ok(())
+    }
+
+    /// Whether this has been removed since the last [`take`](Self::take).
+    pub(crate) fn contains(&self, kind: Kind, digest: &B3Digest) -> io::Result<bool> {
+        let file = Flock::lock(File::open(&self.path)?, FlockArg::LockShared).map_err(|(_, errno)| errno)?;
+        let mut left = whole_entries(&file)?;
+        while left > 0 {
+            let first = left.saturating_sub((BATCH * ENTRY_BYTES) as u64);
+            if entries(&file, first..left)?.contains(&(kind, *digest)) {
+                return Ok(true);
+            }
+            left = first;
+        }
+        Ok(false)
     }
 
     fn reserve(&self) {
@@ -76,15 +103,33 @@ impl Collected {
     }
 }
 
+/// The bytes of all entries. A killed process, or a full disk, may have left part of one behind them: what it names was not
+/// removed.
+fn whole_entries(file: &File) -> io::Result<u64> {
+    let bytes = file.metadata()?.len();
+    Ok(bytes - bytes % ENTRY_BYTES as u64)
+}
+
+fn entries(file: &File, range: Range<u64>) -> io::Result<Vec<(Kind, B3Digest)>> {
+    let mut encoded = vec![0; usize::try_from(range.end - range.start).unwrap_or_default()];
+    file.read_exact_at(&mut encoded, range.start)?;
+    Ok(encoded.chunks_exact(ENTRY_BYTES).filter_map(decode).collect())
+}
+
 /// Notes that these objects are about to be removed from the store in `dir`.
 pub(crate) fn note_collected(dir: &Path, kind: Kind, digests: &[B3Digest]) -> io::Result<()> {
-    let file = match OpenOptions::new().append(true).open(dir.join(COLLECTED)) {
+    let path = dir.join(COLLECTED);
+    let file = match OpenOptions::new().append(true).open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         file => file?,
     };
     let file = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
-    let bytes = file.metadata()?.len();
-    file.set_len(bytes - bytes % ENTRY_BYTES as u64)?;
+    let bytes = whole_entries(&file)?;
+    if bytes.saturating_add((digests.len() * ENTRY_BYTES) as u64) > MAX_BYTES {
+        let message = format!("{} is full: start the daemon of this store, which empties it", path.display());
+        return Err(io::Error::new(io::ErrorKind::QuotaExceeded, message));
+    }
+    file.set_len(bytes)?;
     let encoded: Vec<_> = digests.iter().flat_map(|digest| [&[kind as u8], digest.as_slice()].concat()).collect();
     (&*file).write_all(&encoded)
 }
@@ -115,9 +160,48 @@ mod tests {
         (&collected.file).write_all(&[0, 1, 2]).unwrap();
         note_collected(dir.path(), Kind::Directory, &[one]).unwrap();
         assert!(!collected.is_empty().unwrap());
-        collected.take(|_| Err::<(), _>(io::Error::other("not now"))).unwrap_err();
+        collected.take(|_| Err(io::Error::other("not now"))).unwrap_err();
+        assert!(
+            collected.contains(Kind::Directory, &one).unwrap() && !collected.contains(Kind::Directory, &other).unwrap()
+        );
         let expected = vec![(Kind::Blob, one), (Kind::Blob, other), (Kind::Directory, one)];
-        assert_eq!(collected.take(Ok).unwrap(), expected);
+        let mut taken = Vec::new();
+        collected
+            .take(|some| {
+                taken.extend(some);
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(taken, expected);
         assert!(collected.is_empty().unwrap());
+    }
+
+    #[test]
+    fn a_long_list_is_read_in_pieces_and_a_full_one_ends_the_collection() {
+        let dir = tempfile::tempdir().unwrap();
+        let collected = Collected::open(dir.path()).unwrap();
+        let digests: Vec<_> = (0..BATCH as u32 + 7).map(|number| B3Digest::of(&number.to_le_bytes())).collect();
+        note_collected(dir.path(), Kind::Blob, &digests).unwrap();
+        let (mut taken, mut calls) = (Vec::new(), 0);
+        let mut take = |fails_at: usize| {
+            collected.take(|some| {
+                calls += 1;
+                if calls == fails_at {
+                    return Err(io::ErrorKind::StorageFull.into());
+                }
+                taken.extend(some);
+                Ok(())
+            })
+        };
+        take(2).unwrap_err();
+        take(0).unwrap();
+        assert_eq!(calls, 3);
+        taken.sort_unstable();
+        let mut expected: Vec<_> = digests.iter().map(|digest| (Kind::Blob, *digest)).collect();
+        expected.sort_unstable();
+        assert_eq!(taken, expected);
+        collected.file.set_len(MAX_BYTES).unwrap();
+        let full = note_collected(dir.path(), Kind::Blob, &digests[..1]).unwrap_err();
+        assert!(full.to_string().contains("collected is full: start the daemon"), "{full}");
     }
 }

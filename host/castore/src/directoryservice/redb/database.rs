@@ -16,7 +16,7 @@ use redb::{
 };
 
 use super::super::decode_batch;
-use crate::{B3Digest, Directory, DirectoryMemory};
+use crate::{B3Digest, Directory, DirectoryMemory, durable::remove_if_there};
 
 pub(super) const TABLE: TableDefinition<'_, [u8; B3Digest::LENGTH], Vec<u8>> = TableDefinition::new("directory");
 
@@ -155,16 +155,17 @@ impl SharedDatabase {
             Ok(()) => {}
         }
         let unfinished = self.path.with_added_extension("new");
-        match fs::remove_file(&unfinished) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&unfinished)?;
-        create_table(&file)?;
-        let database = builder().create_file(file.try_clone()?)?;
-        file.sync_all()?;
-        let linked = fs::hard_link(&unfinished, &self.path);
-        fs::remove_file(&unfinished)?;
+        remove_if_there(&unfinished)?;
+        let made = || {
+            let file = OpenOptions::new().read(true).write(true).create_new(true).open(&unfinished)?;
+            create_table(&file)?;
+            let database = builder().create_file(file.try_clone()?)?;
+            file.sync_all()?;
+            Ok::<_, DatabaseError>(database)
+        };
+        let made = made().map(|database| (database, fs::hard_link(&unfinished, &self.path)));
+        remove_if_there(&unfinished)?;
+        let (database, linked) = made?;
         match linked {
             // Another process was faster, and its file is the database.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(DatabaseError::DatabaseAlreadyOpen),
