@@ -29,7 +29,7 @@ mod seekable;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fs::DirBuilder,
     os::unix::fs::DirBuilderExt as _,
     path::Path,
@@ -70,6 +70,12 @@ const MAX_EXAMINED: usize = 10_000;
 /// How often old records are deleted when no build ends.
 const RETENTION_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
+/// How soon work on the disk is tried again that has failed.
+const RETRY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Most builds whose end is kept in memory because it can't be stored. Further ones count as lost.
+const MAX_UNSAVED: usize = 256;
+
 /// The records and logs of one directory. One process at a time has it open.
 pub(crate) struct Records {
     shared: Arc<Shared>,
@@ -82,12 +88,19 @@ struct Shared {
     retention: Retention,
     ids: Ids,
     live: Mutex<BTreeMap<BuildId, Arc<Live>>>,
+    /// Builds that have ended, and whose end couldn't be stored. They are in `live`, too.
+    unsaved: Mutex<VecDeque<Unsaved>>,
     /// Work for the packer.
     todo: Mutex<Todo>,
     woken: Condvar,
     /// Held while logs are compressed and deleted.
     tidying: Mutex<()>,
     _lock: Lock,
+}
+
+struct Unsaved {
+    live: Arc<Live>,
+    proof: Option<Vec<u8>>,
 }
 
 #[derive(Default)]
@@ -123,6 +136,7 @@ impl Records {
             logs: Logs::new(logs),
             retention,
             live: Mutex::default(),
+            unsaved: Mutex::default(),
             todo: Mutex::new(Todo { tidy: true, stop: false }),
             woken: Condvar::new(),
             tidying: Mutex::default(),
@@ -259,32 +273,45 @@ impl Shared {
 
     /// The packer's thread.
     fn run(&self) {
+        let mut pause = RETENTION_INTERVAL;
         loop {
             let mut todo = self.todo.lock();
-            self.woken.wait_while_for(&mut todo, |todo| !todo.tidy && !todo.stop, RETENTION_INTERVAL);
-            if todo.stop {
+            self.woken.wait_while_for(&mut todo, |todo| !todo.tidy && !todo.stop, pause);
+            let Todo { stop, .. } = std::mem::take(&mut *todo);
+            drop(todo);
+            let done = if stop { self.save() } else { self.tidy(SystemTime::now()) };
+            if let Err(error) = &done {
+                let error: &dyn std::error::Error = error;
+                tracing::warn!(error, "can't tidy the records; the next build's end tries again, or the next minute");
+            }
+            if stop {
                 return;
             }
-            todo.tidy = false;
-            drop(todo);
-            if let Err(error) = self.tidy(SystemTime::now()) {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "can't tidy the records; the next build's end tries again"
-                );
-            }
+            pause = if done.is_ok() { RETENTION_INTERVAL } else { RETRY_INTERVAL };
         }
     }
 
     /// Compresses the logs of finished builds, and deletes old records.
     fn tidy(&self, now: SystemTime) -> Result<()> {
         let _tidying = self.tidying.lock();
-        let packed = self.settle().and_then(|()| self.pack());
+        let packed = self.save().and_then(|()| self.settle()).and_then(|()| self.pack());
         for id in self.database.expire(&self.retention, now)? {
             self.logs.remove(id, Form::Plain)?;
             self.logs.remove(id, Form::Packed)?;
         }
         packed
+    }
+
+    /// Stores the ends that couldn't be stored when their builds ended.
+    fn save(&self) -> Result<()> {
+        let mut unsaved = self.unsaved.lock();
+        while let Some(end) = unsaved.front() {
+            let record = end.live.record();
+            self.database.finish(&record, &end.live.key, end.proof.as_deref(), SystemTime::now())?;
+            self.live.lock().remove(&record.id);
+            unsaved.pop_front();
+        }
+        Ok(())
     }
 
     /// Records unfinished builds that are not in memory as lost.

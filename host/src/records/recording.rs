@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
-    BuildId, Machine, Outcome, Phase, Record, Shared,
+    BuildId, MAX_UNSAVED, Machine, Outcome, Phase, Record, Shared, Unsaved,
     error::Result,
     log::{Form, LogWriter, Progress},
     record::LOST,
@@ -95,7 +95,7 @@ pub(crate) struct Recording {
 /// The part of an active build's record that is in memory.
 pub(super) struct Live {
     begun: Instant,
-    key: B3Digest,
+    pub(super) key: B3Digest,
     record: Mutex<Record>,
     log: Mutex<LogWriter>,
     progress: watch::Sender<Progress>,
@@ -241,7 +241,7 @@ impl Recording {
     ///
     /// # Errors
     ///
-    /// The database can't be written. The build counts as lost then.
+    /// The database can't be written. That is tried again until this process ends.
     #[cfg(test)]
     pub(crate) fn finish(&self, end: End) -> Result<Record> {
         self.finish_with(end, |_| None)
@@ -251,7 +251,7 @@ impl Recording {
     ///
     /// # Errors
     ///
-    /// The database can't be written. The build counts as lost then.
+    /// The database can't be written. That is tried again until this process ends.
     pub(crate) fn finish_with(&self, end: End, prove: impl FnOnce(&Record) -> Option<Vec<u8>>) -> Result<Record> {
         let log = {
             let mut log = self.live.log.lock();
@@ -271,7 +271,13 @@ impl Recording {
         let proof = prove(&record);
         let finished = self.shared.database.finish(&record, &self.live.key, proof.as_deref(), SystemTime::now());
         self.live.record.lock().clone_from(&record);
-        self.shared.live.lock().remove(&record.id);
+        let mut unsaved = self.shared.unsaved.lock();
+        if finished.is_err() && unsaved.len() < MAX_UNSAVED {
+            unsaved.push_back(Unsaved { live: Arc::clone(&self.live), proof });
+        } else {
+            self.shared.live.lock().remove(&record.id);
+        }
+        drop(unsaved);
         self.live.progress.send_replace(Progress { bytes: log.bytes, ended: true });
         self.shared.wake();
         finished.map(|()| record)

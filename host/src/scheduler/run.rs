@@ -75,7 +75,7 @@ fn failed(failure: Failure) -> End {
     End { outcome: Outcome::Failed(failure), usage: None, kept: None }
 }
 
-/// Records a build's end. If it can't be written to the disk, it is in memory only.
+/// Records a build's end. If it can't be written to the disk, it is in memory until it can.
 async fn record(scheduler: &Scheduler, build: &Arc<ActiveBuild>, end: End, is_interactive: bool) -> Record {
     let (theirs, backend) = (Arc::clone(build), Arc::clone(&scheduler.backend));
     let finish =
