@@ -16,7 +16,6 @@
 //! | `frontend` | one folder for each protocol: from the wire to a submission and back |
 //! | `scheduler` | the queue, active builds, and who may see or end them |
 //! | `telemetry` | metrics and traces |
-//! | `tenants` | who has builds here, and what each may have |
 //! | `quota` | what each tenant may have in the store |
 //! | `store_paths` | the store paths of Nix that each client has |
 //! | `records` | builds that ended, and their logs |
@@ -28,6 +27,7 @@
 //! | `oci` | images of OCI and Docker, from files and registries |
 //! | `network` | which connections a build gets, and making them |
 //! | `request` | the validated request and its digest |
+//! | `tenants` | who has builds here, and what each may have |
 //! | `disk` | the watermark of free disk space |
 //! | `state` | the state directory, and the store in it |
 //! | `privacy` | what keeps this process's memory from others |

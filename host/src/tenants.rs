@@ -11,11 +11,13 @@ pub(crate) struct Terms {
     pub running: Option<u32>,
     /// Most of its builds that wait. `None`: as many as of any client.
     pub queued: Option<usize>,
+    /// Most bytes of the disk that its running builds may grow to, together.
+    pub disk: Option<u64>,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { share: 1, running: None, queued: None }
+        Self { share: 1, running: None, queued: None, disk: None }
     }
 }
 
@@ -26,6 +28,8 @@ pub(crate) struct Tenant {
     pub terms: Terms,
     /// Most bytes that it may have in the store, as [`cofferdam_castore::Views::usage`] counts them.
     pub stored: Option<u64>,
+    /// Most bytes of the records of its finished builds and their logs. Beyond that the oldest are deleted.
+    pub records: Option<u64>,
 }
 
 /// All tenants.

@@ -209,7 +209,8 @@ fn what_a_collection_has_removed_is_granted_to_nobody() {
 fn a_client_at_its_quota_stores_and_builds_nothing_more_and_keeps_what_it_has() {
     let (cofferdam, elsewhere) = (Cofferdam::new(), Cofferdam::new());
     let config = |stored: &str| {
-        let tenants = format!("[tenants.'address:127.0.0.1']\nstored = '{stored}'");
+        let quotas = format!("stored = '{stored}'\ndisk = '40G'\nrecords = '1M'");
+        let tenants = format!("[tenants.'address:127.0.0.1']\n{quotas}");
         format!("listen = ['127.0.0.1:0']\n{tenants}\n[tenants.'user:*']")
     };
     let file = |name: &str, byte: &str| elsewhere.file(name, byte.repeat(700_000));
@@ -223,10 +224,15 @@ fn a_client_at_its_quota_stores_and_builds_nothing_more_and_keeps_what_it_has() 
     refused.says("address:127.0.0.1 has 683.59 KiB in the store").says("of 1.00 MiB that it may have");
     owner.import(&second);
     let usage = |client: Client<'_>| client.cofferdam.command(["usage", "--daemon", client.addr]).succeeds().stdout;
-    let line = "address:127.0.0.1\t683.59 KiB of 1.00 MiB\t1 blobs and directories\n";
+    other.copy(&node).executor_fails("quota").says("the build may grow to 97.00 GiB").says("--scratch-size");
+    let line = "address:127.0.0.1\t683.59 KiB of 1.00 MiB in 1 blobs and directories\t\
+                0 B of 40.00 GiB for 0 running builds\t0 B of 1.00 MiB in 0 records\n";
     assert_eq!(usage(other), line);
     let all = usage(owner);
     assert!(all.contains(line) && all.lines().count() == 2, "{all}");
+    let json = other.cofferdam.command(["usage", "--json", "--daemon", other.addr]).succeeds().stdout;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["running_limit_bytes"], &json["recorded"]), (&(40_u64 << 30).into(), &0.into()), "{json}");
     daemon.end().succeeds();
 
     let daemon = Daemon::start(&cofferdam, &config("600K"));

@@ -374,8 +374,13 @@ fn object(build: &BuildInfo) -> Value {
         "log_bytes": build.log_bytes,
     });
     if let Some(queued) = &build.queued {
-        object["queued"] =
-            json!({ "position": queued.position, "waiting_for": queued.waiting_for, "running": queued.running });
+        object["queued"] = json!({
+            "position": queued.position,
+            "waiting_for": queued.waiting_for,
+            "running": queued.running,
+            "disk_bytes": queued.disk_bytes,
+            "disk_limit_bytes": queued.disk_limit_bytes,
+        });
     }
     if let Some(times) = &build.times {
         object["seconds"] =

@@ -20,7 +20,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming, transport::Channel};
 
-use super::{CliError, progress::Progress, state_dir, transport};
+use super::{CliError, progress::Progress, quantity::show_size, state_dir, transport};
 use crate::{
     build::failure::{Failure, FailureKind, causes},
     build::{Built, Observer, Phase, Terminal, TerminalInput, Times},
@@ -378,6 +378,11 @@ pub(super) fn waiting(queued: &wire::Queued) -> String {
         "builds" => "waiting for other builds to end".to_owned(),
         "disk" => "waiting for free disk space on the daemon's host".to_owned(),
         "tenant" => format!("waiting: its tenant has {0} of {0} builds running", queued.running),
+        "quota" => format!(
+            "waiting: its tenant's running builds may grow to {} on the disk, of {} that they may have",
+            show_size(queued.disk_bytes),
+            show_size(queued.disk_limit_bytes)
+        ),
         _ => "waiting for its turn".to_owned(),
     };
     match queued.position {

@@ -97,7 +97,7 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     }
     allow_descriptors(MAX_DESCRIPTORS);
     let state = state_dir()?;
-    let records = Records::open(&state.join("records"), config.retention())
+    let records = Records::open(&state.join("records"), config.retention(tenants.clone()))
         .map_err(|error| failed("can't keep records of builds", &error))?;
     let signer = signer(signing_key, &state)?;
     let collected = if config.collection().is_some() { config.store.addrs.open_local()? } else { None };

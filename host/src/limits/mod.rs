@@ -157,6 +157,11 @@ fn scratch_size(text: &str) -> Result<Size, String> {
 }
 
 impl Limits {
+    /// What the build may grow to on the host's disk while it runs: its scratch disk, its outputs as they arrive, and its log.
+    pub(crate) fn disk_bytes(&self) -> u64 {
+        self.scratch_bytes.saturating_add(self.output_bytes).saturating_add(self.log_bytes)
+    }
+
     /// The bounds of all outputs together.
     pub(crate) fn outputs(&self) -> tree::Limits {
         tree::Limits { entries: self.output_entries.into(), bytes: self.output_bytes }

@@ -11,6 +11,7 @@
 //! ```
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -19,7 +20,7 @@ use cofferdam_castore::{B3Digest, reopening::Reopening};
 use redb::{Builder, ReadTransaction, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction};
 
 use super::{
-    BuildId, Outcome, Record, RecordsError,
+    BuildId, Outcome, Record, Recorded, RecordsError,
     error::Result,
     retention::{AgeClock, Kept, Retention, expired},
 };
@@ -97,8 +98,8 @@ impl Database {
         })
     }
 
-    /// Stores the record of a build that has ended, and the proof of how its outputs were made.
-    pub(super) fn finish(&self, record: &Record, key: &B3Digest, proof: Option<&[u8]>, now: SystemTime) -> Result<()> {
+    /// Stores the record of a build that has ended, and the proof of how its outputs were made. Returns the bytes that they count.
+    pub(super) fn finish(&self, record: &Record, key: &B3Digest, proof: Option<&[u8]>, now: SystemTime) -> Result<u64> {
         let (id, encoded, key) = (record.id.as_u128(), self.encode(record)?, key.as_bytes());
         let bytes = (encoded.len() + proof.unwrap_or_default().len()) as u64 + record.log.bytes;
         self.write(|write| {
@@ -113,7 +114,7 @@ impl Database {
             if let Some(proof) = proof {
                 write.open_table(PROOFS)?.insert(id, proof)?;
             }
-            Ok(())
+            Ok(bytes)
         })
     }
 
@@ -136,34 +137,46 @@ impl Database {
         })
     }
 
-    /// Deletes old records, and returns their ids.
-    pub(super) fn expire(&self, retention: &Retention, now: SystemTime) -> Result<Vec<BuildId>> {
+    /// Deletes old records. Returns their ids, and what each client has left.
+    pub(super) fn expire(
+        &self,
+        retention: &Retention,
+        now: SystemTime,
+    ) -> Result<(Vec<BuildId>, BTreeMap<String, Recorded>)> {
         self.write(|write| {
             let clock = advance(write, now)?;
             let (mut finished, mut latest) = (write.open_table(FINISHED)?, write.open_table(LATEST)?);
             let mut owners = write.open_table(OWNERS)?;
-            let mut kept = Vec::new();
+            let (mut kept, mut recorded) = (Vec::new(), BTreeMap::<String, Recorded>::new());
             for entry in finished.iter()? {
                 let (key, value) = entry?;
                 let (ended_us, bytes, _) = value.value();
                 // Earlier versions stored no owners.
                 let client = owners.get(key.value())?.map_or_else(String::new, |owner| owner.value().to_owned());
+                recorded.entry(client.clone()).or_default().add(bytes);
                 kept.push(Kept { key: key.value(), client, ended_us, bytes });
             }
             let gone = expired(kept, clock, retention);
             for id in &gone {
-                let key = finished.remove(id)?.map(|finished| finished.value().2);
+                let (bytes, key) = finished
+                    .remove(id)?
+                    .map(|finished| finished.value())
+                    .map_or((0, None), |(_, bytes, key)| (bytes, Some(key)));
                 write.open_table(RECORDS)?.remove(id)?;
                 write.open_table(PLAIN)?.remove(id)?;
                 write.open_table(PROOFS)?.remove(id)?;
-                owners.remove(id)?;
+                let client = owners.remove(id)?.map_or_else(String::new, |owner| owner.value().to_owned());
+                if let Some(of_client) = recorded.get_mut(&client) {
+                    of_client.remove(bytes);
+                }
                 if let Some(key) = key
                     && latest.get(key)?.is_some_and(|latest| latest.value() == *id)
                 {
                     latest.remove(key)?;
                 }
             }
-            Ok(ids(gone))
+            recorded.retain(|_, of_client| of_client.records > 0);
+            Ok((ids(gone), recorded))
         })
     }
 

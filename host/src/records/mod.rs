@@ -88,6 +88,8 @@ struct Shared {
     retention: Retention,
     ids: Ids,
     live: Mutex<BTreeMap<BuildId, Arc<Live>>>,
+    /// What each client has that is stored. Locked while that changes.
+    recorded: Mutex<BTreeMap<String, Recorded>>,
     /// Builds that have ended, and whose end couldn't be stored. They are in `live`, too.
     unsaved: Mutex<VecDeque<Unsaved>>,
     /// Work for the packer.
@@ -107,6 +109,27 @@ struct Unsaved {
 struct Todo {
     tidy: bool,
     stop: bool,
+}
+
+/// What a client has of the records.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Recorded {
+    /// Of its finished builds: records, proofs and logs, which are compressed soon after their end.
+    pub bytes: u64,
+    /// Finished builds.
+    pub records: u64,
+}
+
+impl Recorded {
+    fn add(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.records += 1;
+    }
+
+    fn remove(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.records = self.records.saturating_sub(1);
+    }
 }
 
 /// A page of the wanted records.
@@ -136,6 +159,7 @@ impl Records {
             logs: Logs::new(logs),
             retention,
             live: Mutex::default(),
+            recorded: Mutex::default(),
             unsaved: Mutex::default(),
             todo: Mutex::new(Todo { tidy: true, stop: false }),
             woken: Condvar::new(),
@@ -144,6 +168,7 @@ impl Records {
         });
         shared.remove_orphans()?;
         shared.settle()?;
+        shared.expire(SystemTime::now())?;
         let packer = Arc::clone(&shared);
         let packer = thread::Builder::new().name("records".to_owned()).spawn(move || packer.run());
         let packer = packer.map_err(failed("start the thread that tidies", dir))?;
@@ -234,6 +259,11 @@ impl Records {
         self.shared.database.proof(id)
     }
 
+    /// What each client has, by its name.
+    pub(crate) fn recorded(&self) -> BTreeMap<String, Recorded> {
+        self.shared.recorded.lock().clone()
+    }
+
     /// A reader of a build's log from an offset; `None` if there is no such build.
     ///
     /// # Errors
@@ -295,11 +325,29 @@ impl Shared {
     fn tidy(&self, now: SystemTime) -> Result<()> {
         let _tidying = self.tidying.lock();
         let packed = self.save().and_then(|()| self.settle()).and_then(|()| self.pack());
-        for id in self.database.expire(&self.retention, now)? {
+        self.expire(now)?;
+        packed
+    }
+
+    /// Deletes old records.
+    fn expire(&self, now: SystemTime) -> Result<()> {
+        let mut recorded = self.recorded.lock();
+        let (gone, left) = self.database.expire(&self.retention, now)?;
+        *recorded = left;
+        drop(recorded);
+        for id in gone {
             self.logs.remove(id, Form::Plain)?;
             self.logs.remove(id, Form::Packed)?;
         }
-        packed
+        Ok(())
+    }
+
+    /// Stores the record of a build that has ended, and the proof of how its outputs were made.
+    fn finish(&self, record: &Record, key: &B3Digest, proof: Option<&[u8]>) -> Result<()> {
+        let mut recorded = self.recorded.lock();
+        let bytes = self.database.finish(record, key, proof, SystemTime::now())?;
+        recorded.entry(record.client.clone()).or_default().add(bytes);
+        Ok(())
     }
 
     /// Stores the ends that couldn't be stored when their builds ended.
@@ -307,7 +355,7 @@ impl Shared {
         let mut unsaved = self.unsaved.lock();
         while let Some(end) = unsaved.front() {
             let record = end.live.record();
-            self.database.finish(&record, &end.live.key, end.proof.as_deref(), SystemTime::now())?;
+            self.finish(&record, &end.live.key, end.proof.as_deref())?;
             self.live.lock().remove(&record.id);
             unsaved.pop_front();
         }
@@ -323,7 +371,7 @@ impl Shared {
             match self.database.get_sound(id)? {
                 Some(record) if record.outcome.is_none() => {
                     let key = record.request_digest;
-                    self.database.finish(&self.settled(record), &key, None, SystemTime::now())?;
+                    self.finish(&self.settled(record), &key, None)?;
                 }
                 _ => {}
             }

@@ -269,7 +269,7 @@ impl Recording {
         record.kept = end.kept;
         // Readers of the record must not wait for the disk.
         let proof = prove(&record);
-        let finished = self.shared.database.finish(&record, &self.live.key, proof.as_deref(), SystemTime::now());
+        let finished = self.shared.finish(&record, &self.live.key, proof.as_deref());
         self.live.record.lock().clone_from(&record);
         let mut unsaved = self.shared.unsaved.lock();
         if finished.is_err() && unsaved.len() < MAX_UNSAVED {

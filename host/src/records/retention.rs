@@ -5,22 +5,26 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use crate::tenants::Tenants;
+
 /// Most that the age clock advances between two readings of the wall clock.
 const MAX_STEP: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How long finished builds are kept, and how many bytes of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Retention {
     /// Age at which a record is deleted, from its build's end. Time without a daemon counts as a day at most.
     pub max_age: Duration,
     /// Most bytes of compressed logs and records. The client that has the most loses its oldest ones first, so no client makes
     /// another lose what is within its equal share.
     pub max_bytes: u64,
+    /// What single clients may have. Beyond that they lose their oldest ones, too.
+    pub tenants: Tenants,
 }
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { max_age: Duration::from_secs(90 * 24 * 60 * 60), max_bytes: 10 << 30 }
+        Self { max_age: Duration::from_secs(90 * 24 * 60 * 60), max_bytes: 10 << 30, tenants: Tenants::default() }
     }
 }
 
@@ -61,13 +65,23 @@ pub(super) fn expired<K: Copy + Ord>(mut kept: Vec<Kept<K>>, clock: AgeClock, re
     let mut gone: Vec<_> = kept.drain(..first_young).map(|kept| kept.key).collect();
 
     let sum = |sum: u64, kept: &Kept<K>| sum.saturating_add(kept.bytes);
-    let mut bytes = kept.iter().fold(0, sum);
     let mut clients = BTreeMap::<_, VecDeque<_>>::new();
     for kept in kept {
         clients.entry(kept.client.clone()).or_default().push_back(kept);
     }
-    let mut by_size: BinaryHeap<_> =
-        clients.iter().map(|(client, kept)| (kept.iter().fold(0, sum), client.clone())).collect();
+    let mut by_size = BinaryHeap::new();
+    for (client, kept) in &mut clients {
+        let mut of_client = kept.iter().fold(0, sum);
+        let most = client.parse().ok().and_then(|client| retention.tenants.of(&client).records);
+        while most.is_some_and(|most| of_client > most)
+            && let Some(oldest) = kept.pop_front()
+        {
+            of_client = of_client.saturating_sub(oldest.bytes);
+            gone.push(oldest.key);
+        }
+        by_size.push((of_client, client.clone()));
+    }
+    let mut bytes = by_size.iter().fold(0, |bytes: u64, (of_client, _)| bytes.saturating_add(*of_client));
     while bytes > retention.max_bytes
         && let Some((of_client, client)) = by_size.pop()
         && let Some(oldest) = clients.get_mut(&client).and_then(VecDeque::pop_front)
@@ -87,7 +101,10 @@ fn micros(duration: Duration) -> u64 {
 mod tests {
     use proptest::{collection::vec, prelude::*};
 
+    use cofferdam_rpc::Patterns;
+
     use super::*;
+    use crate::tenants::Tenant;
 
     const DAY: u64 = 24 * 60 * 60;
 
@@ -106,7 +123,8 @@ mod tests {
                 Kept { key, client: client.to_string(), ended_us, bytes }
             };
             let kept: Vec<_> = builds.iter().enumerate().map(kept).collect();
-            let retention = Retention { max_age: Duration::from_micros(max_age), max_bytes };
+            let retention =
+                Retention { max_age: Duration::from_micros(max_age), max_bytes, tenants: Tenants::default() };
             let clock = AgeClock { age_us: 100, wall_us: 0 };
             let gone = expired(kept.clone(), clock, &retention);
             let (gone, stays): (Vec<&Kept<usize>>, Vec<_>) = kept.iter().partition(|kept| gone.contains(&kept.key));
@@ -130,6 +148,17 @@ mod tests {
             }
             prop_assert!(old.iter().all(|kept| 100 - kept.ended_us > max_age));
         }
+    }
+
+    #[test]
+    fn a_client_beyond_its_own_bound_loses_its_oldest() {
+        let mut listed = Patterns::default();
+        listed.insert("user:1".parse().unwrap(), Tenant { records: Some(25), ..Tenant::default() });
+        listed.insert("user:*".parse().unwrap(), Tenant::default());
+        let retention = Retention { tenants: Tenants::new(Some(listed), Vec::new()), ..Retention::default() };
+        let kept = |key| Kept { key, client: format!("user:{}", key % 2), ended_us: key, bytes: 10 };
+        let clock = AgeClock { age_us: 100, wall_us: 0 };
+        assert_eq!(expired((0..10).map(kept).collect(), clock, &retention), [1, 3, 5]);
     }
 
     #[test]

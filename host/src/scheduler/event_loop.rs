@@ -148,6 +148,7 @@ impl EventLoop {
             Message::List(reply) => {
                 drop(reply.send(self.entries.values().map(|entry| Arc::clone(&entry.build)).collect()));
             }
+            Message::Running(reply) => drop(reply.send(self.queue.running_of().clone())),
             Message::Resolved(id, unused_bytes) => {
                 if let Some(ticket) = self.by_id.get(&id) {
                     self.queue.give_back(*ticket, unused_bytes);
@@ -357,6 +358,7 @@ fn refused(refusal: Refusal) -> Failure {
             let error = RequestError::new(RequestErrorKind::Unsupported, field, rule);
             Failure::from(error.got(refusal))
         }
+        Refusal::Disk { .. } => Failure::executor("quota", refusal.to_string()),
         Refusal::Full { limit, bound, retry_after } => {
             let mut failure = Failure::executor("queue_full", refusal.to_string());
             failure.fields.insert("limit".to_owned(), limit.into());

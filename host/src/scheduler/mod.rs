@@ -33,7 +33,7 @@ mod submission;
 #[cfg(test)]
 mod tests;
 
-use std::{io::ErrorKind, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io::ErrorKind, sync::Arc, time::Duration};
 
 use cofferdam_castore::{B3Digest, Node, Store, Views, blobservice::Lease};
 use cofferdam_rpc::{Client, Turns};
@@ -47,7 +47,7 @@ use self::stock::MachineId;
 
 pub(crate) use access::{Operators, unknown};
 pub(crate) use active_build::{ActiveBuild, State, Subscription};
-pub(crate) use operations::{Found, Listed, Stored};
+pub(crate) use operations::{ClientUsage, Found, Listed};
 pub(crate) use reuse::Reuse;
 pub(crate) use stock::StockBounds;
 pub(crate) use submission::{Submission, Submitted};
@@ -59,7 +59,7 @@ use crate::{
     quota,
     records::{BuildId, Machine, Outcome, Records, Status},
     request::Admitted,
-    scheduler::queue::{Bounds, Budget, Need},
+    scheduler::queue::{Bounds, Budget, Load, Need},
     telemetry::{Metrics, Traces},
     tenants::Tenants,
 };
@@ -130,6 +130,8 @@ enum Message {
     /// A client doesn't wait for a build any longer.
     Leave(BuildId, Client, oneshot::Sender<Option<()>>),
     List(oneshot::Sender<Vec<Arc<ActiveBuild>>>),
+    /// What running builds have, by client.
+    Running(oneshot::Sender<BTreeMap<Client, Load>>),
     /// A running build doesn't need so many bytes of its memory.
     Resolved(BuildId, u64),
     Ended(BuildId),

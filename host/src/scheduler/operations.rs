@@ -1,14 +1,19 @@
 //! Operations of clients on existing builds. [`super::Operators`] decides who may do them.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    io,
+    sync::Arc,
+};
 
 use cofferdam_castore::views::Usage;
 use cofferdam_rpc::Client;
 
-use super::{Message, Scheduler, State, Subscription, access::unknown};
+use super::{Message, Scheduler, State, Subscription, access::unknown, queue::Load};
 use crate::{
     build::{Terminal, failure::Failure},
-    records::{BuildId, LogReader, Record, Records, RecordsError, Status},
+    records::{BuildId, LogReader, Record, Recorded, Records, RecordsError, Status},
+    tenants::Tenant,
 };
 
 /// A build that a client has found.
@@ -29,15 +34,19 @@ pub(crate) struct Listed {
     pub state: Option<State>,
 }
 
-/// What a client has in the store.
+/// What a client has of the daemon's disk.
 #[derive(Debug)]
-pub(crate) struct Stored {
+pub(crate) struct ClientUsage {
     /// The client.
     pub client: String,
-    /// What it has.
-    pub usage: Usage,
-    /// Most bytes that it may have.
-    pub limit_bytes: Option<u64>,
+    /// In the store. `None` if the store isn't divided among clients.
+    pub stored: Option<Usage>,
+    /// Its running builds.
+    pub running: Load,
+    /// Its builds that have ended.
+    pub recorded: Recorded,
+    /// What it may have.
+    pub allowed: Tenant,
 }
 
 /// Part of a list.
@@ -137,31 +146,37 @@ impl Scheduler {
         }
     }
 
-    /// What a client has in the store; for an operator, what each client has.
+    /// What a client has; for an operator, what each client has.
     ///
     /// # Errors
     ///
-    /// The store isn't divided among clients, or it can't be read what they have.
-    pub(crate) async fn stored(&self, client: &Client) -> Result<Vec<Stored>, Failure> {
-        let views = self.backend.views.clone();
-        if !views.are_divided() {
-            let message =
-                "this daemon doesn't count what each client has: [store] isolation in its configuration is \"none\"";
-            return Err(Failure::wrong("not_divided", message));
-        }
-        let (name, all) = (client.to_string(), self.is_operator(client));
-        let usages = self.work(client, move || match all {
-            true => views.usages(),
-            false => Ok(vec![(name.clone(), views.usage(&name)?.unwrap_or_default())]),
+    /// It can't be read what they have in the store.
+    pub(crate) async fn usage(&self, client: &Client) -> Result<Vec<ClientUsage>, Failure> {
+        let running = self.ask(client, Message::Running).await.unwrap_or_default();
+        let running: BTreeMap<_, _> = running.into_iter().map(|(client, load)| (client.to_string(), load)).collect();
+        let (name, all, backend) = (client.to_string(), self.is_operator(client), Arc::clone(&self.backend));
+        let read = self.work(client, move || {
+            let stored = match all {
+                true => backend.views.usages()?,
+                false => backend.views.usage(&name)?.map(|usage| (name.clone(), usage)).into_iter().collect(),
+            };
+            Ok((stored.into_iter().collect::<BTreeMap<_, _>>(), backend.records.recorded()))
         });
-        let usages = usages.await?;
-        let usages =
-            usages.map_err(|error| Failure::executor_because("store", "what clients have can't be read", &error))?;
-        let stored = |(client, usage): (String, Usage)| {
-            let limit_bytes = client.parse().ok().and_then(|client| self.backend.tenants.of(&client).stored);
-            Stored { client, usage, limit_bytes }
+        let (stored, recorded) = read.await?.map_err(|error: io::Error| {
+            Failure::executor_because("store", "what clients have in the store can't be read", &error)
+        })?;
+        let names: BTreeSet<_> = match all {
+            true => stored.keys().chain(running.keys()).chain(recorded.keys()).cloned().collect(),
+            false => BTreeSet::from([client.to_string()]),
         };
-        Ok(usages.into_iter().map(stored).collect())
+        let usage = |client: String| ClientUsage {
+            stored: self.backend.views.are_divided().then(|| stored.get(&client).copied().unwrap_or_default()),
+            running: running.get(&client).copied().unwrap_or_default(),
+            recorded: recorded.get(&client).copied().unwrap_or_default(),
+            allowed: client.parse().map(|client| self.backend.tenants.of(&client)).unwrap_or_default(),
+            client,
+        };
+        Ok(names.into_iter().map(usage).collect())
     }
 
     /// The key that checks signed statements, in PEM.

@@ -151,5 +151,5 @@ impl Standbys {
 
 fn need(builder: &Builder, shape: &Shape) -> Need {
     let (cpus, memory_bytes) = builder.takes(shape);
-    Need { memory_bytes, cpus }
+    Need { memory_bytes, cpus, disk_bytes: 0 }
 }

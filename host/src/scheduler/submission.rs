@@ -44,7 +44,12 @@ impl Submission {
 impl Submission<Admitted> {
     /// The build's share of the budget until its inputs have been read.
     pub(super) fn need(&self, builder: &Builder) -> Need {
-        Need { memory_bytes: builder.memory_bytes(&self.request, &self.options), cpus: self.options.limits.cpus }
+        let limits = &self.options.limits;
+        Need {
+            memory_bytes: builder.memory_bytes(&self.request, &self.options),
+            cpus: limits.cpus,
+            disk_bytes: limits.disk_bytes(),
+        }
     }
 }
 

@@ -28,6 +28,7 @@ use crate::{
         Options, Settings, Terminal,
         secrets::{Secret, Secrets},
     },
+    limits::Limits,
     machine::vmm,
     provenance::SigningKey,
     records::{End, Outcome, Output, Recording, Retention},
@@ -398,7 +399,7 @@ async fn a_tenant_runs_as_many_builds_as_it_may_and_is_told_so() {
     let mut backend = backend(dir.path());
     let mut listed = Patterns::default();
     let terms = Terms { running: Some(1), ..Terms::default() };
-    listed.insert(Pattern::Exact(OWNER), Tenant { terms, stored: None });
+    listed.insert(Pattern::Exact(OWNER), Tenant { terms, ..Tenant::default() });
     listed.insert(Pattern::Exact(STRANGER), Tenant::default());
     backend.tenants = Tenants::new(Some(listed), Vec::new());
     let scheduler = Scheduler::start(backend, settings(Reuse::Off), CancellationToken::new()).0;
@@ -414,6 +415,42 @@ async fn a_tenant_runs_as_many_builds_as_it_may_and_is_told_so() {
     reaches(&others, |state| matches!(state, State::Running { .. })).await;
     scheduler.cancel(&OWNER, first.build.id()).await.unwrap();
     reaches(&second, |state| matches!(state, State::Running { .. })).await;
+}
+
+#[tokio::test]
+async fn a_tenants_builds_take_no_more_of_the_disk_than_it_may_and_it_sees_what_they_take() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut backend = backend(dir.path());
+    let one = Limits::default().disk_bytes();
+    let may = |disk| Tenant { terms: Terms { disk: Some(disk), ..Terms::default() }, ..Tenant::default() };
+    let mut listed = Patterns::default();
+    listed.insert(Pattern::Exact(OWNER), may(one));
+    listed.insert(Pattern::Exact(STRANGER), may(one - 1));
+    backend.tenants = Tenants::new(Some(listed), Vec::new());
+    let scheduler = Scheduler::start(backend, settings(Reuse::Off), CancellationToken::new()).0;
+    let reaches = async |build: &Subscription, wanted: fn(&State) -> bool| {
+        timeout(LONG, build.build.state().wait_for(wanted)).await.unwrap().unwrap();
+    };
+    let first = active(&scheduler, submission(&OWNER, &[])).await;
+    reaches(&first, |state| matches!(state, State::Running { .. })).await;
+    let second = active(&scheduler, submission(&OWNER, &[])).await;
+    reaches(&second, |state| matches!(state, State::Queued { waiting_for: Waiting::Quota { .. }, .. })).await;
+    let refused = scheduler.submit(submission(&STRANGER, &[])).await.unwrap_err();
+    assert_eq!(refused.reason, "quota");
+    assert!(refused.message.contains("97.00 GiB") && refused.message.contains("--scratch-size"), "{refused:?}");
+
+    let usage = scheduler.usage(&OWNER).await.unwrap();
+    let [ClientUsage { running, recorded, stored: None, .. }] = &*usage else { panic!("{usage:?}") };
+    assert_eq!((running.builds, running.disk_bytes, recorded.records), (1, one, 0));
+    scheduler.cancel(&OWNER, first.build.id()).await.unwrap();
+    reaches(&second, |state| matches!(state, State::Running { .. })).await;
+    timeout(LONG, first.done()).await.unwrap().unwrap();
+    let recorded = scheduler.usage(&OWNER).await.unwrap()[0].recorded;
+    assert!(recorded.records == 1 && recorded.bytes > 0, "{recorded:?}");
+    let [stranger] = &*scheduler.usage(&STRANGER).await.unwrap() else { panic!("it sees itself alone") };
+    assert_eq!((stranger.running, stranger.recorded.records), (Load::default(), 0));
+    let all = scheduler.usage(&OPERATOR).await.unwrap();
+    assert_eq!(all.iter().map(|usage| usage.client.clone()).collect::<Vec<_>>(), [OWNER.to_string()]);
 }
 
 #[tokio::test]

@@ -6,6 +6,8 @@ use nix::unistd::User;
 use super::{Checks, Key};
 use crate::{
     daemon::config::{CertificateName, Isolation, UserName},
+    limits::Limits,
+    quantity::{Size, show_size},
     tenants::Tenants,
 };
 
@@ -26,6 +28,11 @@ impl Checks<'_> {
                     key().child("stored"),
                     "has no effect with store.isolation = \"none\": leave it out, or set \"tenants\"",
                 );
+            }
+            let least = Limits::LEAST.disk_bytes();
+            if tenant.disk.is_some_and(|Size(disk)| disk < least) {
+                let rule = format!("must be at least {}: no build has a smaller scratch disk", show_size(least));
+                self.wrong(key().child("disk"), rule);
             }
             let Some(pattern) = pattern else { continue };
             if listed.insert(pattern, tenant.tenant()).is_some() {

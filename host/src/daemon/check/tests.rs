@@ -53,6 +53,10 @@ fn limits_fit_the_budget_and_the_budget_fits_the_host() {
             "[tenants]\n'user:0' = { share = 2 }\n'user:root' = {}",
             "test.toml:3: tenants.\"user:root\" = {}: this user has another table, by name or number; keep one of them",
         ),
+        (
+            "[tenants.'user:root']\nrecords = 0\ndisk = '1M'",
+            "test.toml:3: tenants.\"user:root\".disk = '1M': must be at least ",
+        ),
         ("[operators]\nusers = [0,\n-1]", "test.toml:3: operators.users = -1: this host has no user of that name"),
         (
             "withhold_network = true\n[network]\nresolvers = ['10.0.0.53:53']",

@@ -44,7 +44,7 @@ use crate::{
         queue::{Bounds, Budget},
     },
     state::{StateError, StoreAddrs, state_dir},
-    tenants::{Tenant, Terms},
+    tenants::{Tenant, Tenants, Terms},
 };
 
 /// Share of the host's memory that builds may use by default, in percent.
@@ -175,6 +175,8 @@ pub(super) struct TenantConfig {
     running: Option<Count>,
     queued: Option<Count>,
     pub(super) stored: Option<Size>,
+    pub(super) disk: Option<Size>,
+    records: Option<Size>,
 }
 
 impl TenantConfig {
@@ -184,8 +186,10 @@ impl TenantConfig {
             share: self.share.map_or(default.share, |Weight(share)| share),
             running: self.running.map(|Count(builds)| builds),
             queued: self.queued.map(|Count(builds)| builds as usize),
+            disk: self.disk.map(|Size(bytes)| bytes),
         };
-        Tenant { terms, stored: self.stored.map(|Size(bytes)| bytes) }
+        let bytes = |size: Option<Size>| size.map(|Size(bytes)| bytes);
+        Tenant { terms, stored: bytes(self.stored), records: bytes(self.records) }
     }
 }
 
@@ -469,11 +473,12 @@ impl Config {
     }
 
     /// How long finished builds are remembered.
-    pub(super) fn retention(&self) -> Retention {
+    pub(super) fn retention(&self, tenants: Tenants) -> Retention {
         let default = Retention::default();
         Retention {
             max_age: self.records.max_age.map_or(default.max_age, |Time(time)| time),
             max_bytes: self.records.max_size.map_or(default.max_bytes, |Size(bytes)| bytes),
+            tenants,
         }
     }
 

@@ -154,6 +154,7 @@ fn a_wrong_value_is_reported_with_line_and_key() {
             "[tenants.'user:1']\nshare = 0",
             "test.toml:2: tenants.\"user:1\".share = 0: 0 is not a weight: write 1 to 10000",
         ),
+        ("[tenants.'user:1']\ndisk = 'much'", "test.toml:2: tenants.\"user:1\".disk = 'much': "),
         (
             "[tenants.'user:1']\nweight = 1",
             "test.toml:2: tenants.\"user:1\".weight = 1: unknown field `weight`, expected one of `share`, `running`, `queued`",

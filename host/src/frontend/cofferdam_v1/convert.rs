@@ -13,13 +13,34 @@ use crate::{
     build::failure::{Failure, FailureKind},
     network::Connection,
     records::{Machine, Outcome, Phase, Record, Status},
-    scheduler::State,
-    scheduler::queue::Waiting,
+    scheduler::{ClientUsage, State, queue::Waiting},
 };
 
 pub(super) fn queued(position: u64, waiting_for: Waiting) -> Queued {
-    let running = if let Waiting::Tenant { running } = waiting_for { running } else { 0 };
-    Queued { position, waiting_for: waiting_for.word().to_owned(), running }
+    let queued = Queued { position, waiting_for: waiting_for.word().to_owned(), ..Queued::default() };
+    match waiting_for {
+        Waiting::Tenant { running } => Queued { running, ..queued },
+        Waiting::Quota { disk_bytes, allowed_bytes } => {
+            Queued { disk_bytes, disk_limit_bytes: allowed_bytes, ..queued }
+        }
+        _ => queued,
+    }
+}
+
+pub(super) fn client_usage(usage: ClientUsage) -> wire::ClientUsage {
+    let ClientUsage { client, stored, running, recorded, allowed } = usage;
+    wire::ClientUsage {
+        client,
+        stored_bytes: stored.map(|stored| stored.bytes),
+        stored_objects: stored.map(|stored| stored.objects),
+        stored_limit_bytes: allowed.stored.unwrap_or(0),
+        running: running.builds,
+        running_bytes: running.disk_bytes,
+        running_limit_bytes: allowed.terms.disk.unwrap_or(0),
+        recorded: recorded.records,
+        recorded_bytes: recorded.bytes,
+        recorded_limit_bytes: allowed.records.unwrap_or(0),
+    }
 }
 
 pub(super) fn phase(phase: build::Phase) -> wire::Phase {

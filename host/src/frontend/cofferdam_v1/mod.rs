@@ -9,9 +9,9 @@ mod shell;
 use std::sync::Arc;
 
 use cofferdam_proto::cofferdam::v1::{
-    Accepted, BuildInfo, BuildRequest, CancelRequest, CancelResponse, ClientUsage, Event, GetRequest, ListRequest,
-    ListResponse, LogChunk, LogRequest, ProvenanceRequest, ProvenanceResponse, ShellInput, ShellOutput, UsageRequest,
-    UsageResponse, WatchRequest, build_service_server,
+    Accepted, BuildInfo, BuildRequest, CancelRequest, CancelResponse, Event, GetRequest, ListRequest, ListResponse,
+    LogChunk, LogRequest, ProvenanceRequest, ProvenanceResponse, ShellInput, ShellOutput, UsageRequest, UsageResponse,
+    WatchRequest, build_service_server,
 };
 use cofferdam_rpc::{Client, MAX_QUESTION_BYTES, Takes};
 use futures::{StreamExt as _, stream::BoxStream};
@@ -30,7 +30,7 @@ use crate::{
     },
     records::{BuildId, LogReader, MAX_PAGE, Record, RecordsError},
     request::MAX_ENCODED_BYTES,
-    scheduler::{Found, Listed, State, Stored, Submission, Submitted, unknown},
+    scheduler::{Found, Listed, State, Submission, Submitted, unknown},
 };
 use events::{tell_active, tell_record};
 
@@ -166,14 +166,8 @@ impl build_service_server::BuildService for BuildService {
 
     async fn usage(&self, request: Request<UsageRequest>) -> Result<Response<UsageResponse>, Status> {
         let client = Client::of(&request)?;
-        let stored = self.0.scheduler.stored(&client).await.map_err(|failure| failed(&failure))?;
-        let usage = |Stored { client, usage, limit_bytes }: Stored| ClientUsage {
-            client,
-            stored_bytes: usage.bytes,
-            stored_objects: usage.objects,
-            stored_limit_bytes: limit_bytes.unwrap_or(0),
-        };
-        Ok(Response::new(UsageResponse { clients: stored.into_iter().map(usage).collect() }))
+        let usages = self.0.scheduler.usage(&client).await.map_err(|failure| failed(&failure))?;
+        Ok(Response::new(UsageResponse { clients: usages.into_iter().map(convert::client_usage).collect() }))
     }
 
     async fn log(&self, request: Request<LogRequest>) -> Result<Response<Self::LogStream>, Status> {

@@ -205,7 +205,7 @@ fn the_oldest_finished_builds_are_deleted_beyond_the_size() {
     let dir = TempDir::new().unwrap();
     let noise: Vec<u8> = (0..100_000_u32).flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     let retention = Retention { max_bytes: 1_000_000, ..Retention::default() };
-    let records = Records::open(dir.path(), retention).unwrap();
+    let records = Records::open(dir.path(), retention.clone()).unwrap();
     let running = records.begin(request("running"));
     running.start(machine()).unwrap();
     running.log(&noise).unwrap();

@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use crate::quantity::show_size;
+
 /// Why a build was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
@@ -12,6 +14,18 @@ pub(crate) enum Refusal {
         needed: u64,
         /// The budget.
         budget: u64,
+    },
+    /// It may take more of the disk than all running builds of its client may.
+    #[error(
+        "the build may grow to {} on the disk, and all running builds of its client to {} together ([tenants] disk); ask for a \
+         smaller scratch disk, less output and a shorter log (--scratch-size, --output-limit, --log-limit)",
+        show_size(*needed), show_size(*allowed)
+    )]
+    Disk {
+        /// Its scratch disk, outputs and log, in bytes.
+        needed: u64,
+        /// What the client may have.
+        allowed: u64,
     },
     /// Too many builds wait already.
     #[error("the queue is full ({limit} is {bound}); try again in about {} s", retry_after.as_secs())]
@@ -41,13 +55,20 @@ pub(crate) enum Waiting {
         /// How many.
         running: u32,
     },
+    /// The end of builds of its client, which may grow to so much on the disk that it must not run beside them.
+    Quota {
+        /// What they may grow to, in bytes.
+        disk_bytes: u64,
+        /// What all of them may.
+        allowed_bytes: u64,
+    },
     /// Its turn: it would fit, but another build comes first or has reserved the machine.
     Turn,
 }
 
 impl Waiting {
     /// All words.
-    pub(crate) const WORDS: [&str; 6] = ["builds", "memory", "cpus", "disk", "tenant", "turn"];
+    pub(crate) const WORDS: [&str; 7] = ["builds", "memory", "cpus", "disk", "tenant", "quota", "turn"];
 
     /// A word for machines, stable across versions.
     pub(crate) fn word(self) -> &'static str {
@@ -57,6 +78,7 @@ impl Waiting {
             Self::Cpus => "cpus",
             Self::Disk => "disk",
             Self::Tenant { .. } => "tenant",
+            Self::Quota { .. } => "quota",
             Self::Turn => "turn",
         }
     }

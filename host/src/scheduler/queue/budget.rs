@@ -41,4 +41,15 @@ pub(crate) struct Need {
     pub memory_bytes: u64,
     /// CPUs of its machine.
     pub cpus: u32,
+    /// What it may grow to on the disk, in bytes. Counts for its client only.
+    pub disk_bytes: u64,
+}
+
+/// What all running builds of one client have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Load {
+    /// How many they are.
+    pub builds: u32,
+    /// What they may grow to on the disk, in bytes.
+    pub disk_bytes: u64,
 }

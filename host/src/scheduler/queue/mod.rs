@@ -30,7 +30,8 @@
 //! - A build that was overtaken by builds of a whole [`MACHINE`]'s cost reserves the machine. Nothing else starts before it.
 //!
 //! **Bounded clients.** Builds of a client that runs as many as it may are passed over as if they weren't there: they hold nothing up
-//! and nothing overtakes them.
+//! and nothing overtakes them. The same goes for a build for which its client's running builds leave too little of the disk, and for
+//! the client's later ones, so that they can't keep it waiting for ever.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque, btree_map::Entry},
@@ -39,12 +40,14 @@ use std::{
 
 mod answers;
 mod budget;
+mod client_bounds;
 #[cfg(test)]
 mod tests;
 
+use self::client_bounds::{ClientBounds, bound};
 pub(crate) use self::{
     answers::{Refusal, Waiting},
-    budget::{Budget, Need},
+    budget::{Budget, Load, Need},
 };
 use crate::tenants::Terms;
 
@@ -92,8 +95,8 @@ pub(crate) struct Queue<C> {
     /// Where in `waiting` each ticket is.
     ranks: HashMap<Ticket, Rank>,
     running: HashMap<Ticket, Running<C>>,
-    /// How many builds run of each client that has any.
-    running_of: BTreeMap<C, u32>,
+    /// The running builds of each client that has any.
+    running_of: BTreeMap<C, Load>,
     clients: BTreeMap<C, Client>,
     virtual_time: u64,
     /// The build that has reserved the machine.
@@ -179,6 +182,9 @@ impl<C: Ord + Clone> Queue<C> {
     /// It would never start, or too many wait.
     pub(crate) fn push(&mut self, client: C, terms: Terms, need: Need) -> Result<Ticket, Refusal> {
         self.check_budget(need)?;
+        if let Some(allowed) = terms.disk.filter(|allowed| need.disk_bytes > *allowed) {
+            return Err(Refusal::Disk { needed: need.disk_bytes, allowed });
+        }
         let of_client = self.clients.get(&client).map_or(0, |client| client.waiting.len());
         let Bounds { queued, queued_per_client } = self.bounds;
         let queued_per_client = terms.queued.unwrap_or(queued_per_client);
@@ -204,6 +210,9 @@ impl<C: Ord + Clone> Queue<C> {
             return None;
         }
         let (need, overtaken) = self.waiting.get(&rank).map(|build| (build.need, build.overtaken))?;
+        if terms.disk.is_some_and(|allowed| need.disk_bytes > allowed) {
+            return None;
+        }
         self.remove(ticket);
         let ticket = self.insert(client.clone(), terms, need);
         if let Some(build) = self.ranks.get(&ticket).and_then(|rank| self.waiting.get_mut(rank)) {
@@ -237,8 +246,9 @@ impl<C: Ord + Clone> Queue<C> {
     pub(crate) fn next(&mut self, now: Instant) -> Option<Ticket> {
         let rank = self.choose()?;
         let build = self.leave(rank)?;
+        let mut bounds = ClientBounds::new(&self.clients, &self.running_of);
         for (_, overtaken) in self.waiting.range_mut(..rank) {
-            if bound(&self.clients, &self.running_of, &overtaken.client).is_none() {
+            if bounds.let_start(&overtaken.client, overtaken.need) {
                 overtaken.overtaken += build.cost;
             }
         }
@@ -251,7 +261,9 @@ impl<C: Ord + Clone> Queue<C> {
         self.used.cpus += build.need.cpus;
         self.used.builds += 1;
         let Build { client, need, cost, charge, .. } = build;
-        *self.running_of.entry(client.clone()).or_default() += 1;
+        let load = self.running_of.entry(client.clone()).or_default();
+        load.builds += 1;
+        load.disk_bytes = load.disk_bytes.saturating_add(need.disk_bytes);
         self.running.insert(rank.ticket, Running { client, terms, need, cost, charge, started: now });
         Some(rank.ticket)
     }
@@ -265,8 +277,10 @@ impl<C: Ord + Clone> Queue<C> {
         self.used.cpus -= need.cpus;
         self.used.builds -= 1;
         if let Entry::Occupied(mut running) = self.running_of.entry(client.clone()) {
-            *running.get_mut() -= 1;
-            if *running.get() == 0 {
+            let load = running.get_mut();
+            load.builds -= 1;
+            load.disk_bytes = load.disk_bytes.saturating_sub(need.disk_bytes);
+            if load.builds == 0 {
                 running.remove();
             }
         }
@@ -335,13 +349,18 @@ impl<C: Ord + Clone> Queue<C> {
         if self.held {
             return Some(Waiting::Disk);
         }
-        let bound = self.bound(build).map(|running| Waiting::Tenant { running });
+        let bound = bound(&self.clients, &self.running_of, &build.client, build.need);
         Some(bound.or_else(|| self.lacks(build.need)).unwrap_or(Waiting::Turn))
     }
 
     /// What the running builds use.
     pub(crate) fn used(&self) -> Budget {
         self.used
+    }
+
+    /// Clients with running builds, and what these have.
+    pub(crate) fn running_of(&self) -> &BTreeMap<C, Load> {
+        &self.running_of
     }
 
     /// What they may use.
@@ -364,7 +383,9 @@ impl<C: Ord + Clone> Queue<C> {
             return None;
         }
         let window = WINDOW.saturating_mul(self.mean_ms());
-        let mut may_start = self.waiting.iter().filter(|(_, build)| self.bound(build).is_none()).peekable();
+        let mut bounds = ClientBounds::new(&self.clients, &self.running_of);
+        let mut may_start =
+            self.waiting.iter().filter(|(_, build)| bounds.let_start(&build.client, build.need)).peekable();
         let last_tag = may_start.peek()?.0.tag.saturating_add(window);
         for (rank, build) in may_start.take_while(|(rank, _)| rank.tag <= last_tag) {
             if self.lacks(build.need).is_none() {
@@ -376,11 +397,6 @@ impl<C: Ord + Clone> Queue<C> {
             }
         }
         None
-    }
-
-    /// As many builds of this one's client as may run, if they do.
-    fn bound(&self, build: &Build<C>) -> Option<u32> {
-        bound(&self.clients, &self.running_of, &build.client)
     }
 
     /// Forgets a waiting build, except for its client's tag.
@@ -450,11 +466,6 @@ impl<C: Ord + Clone> Queue<C> {
         let turns = u32::try_from(turns).unwrap_or(u32::MAX);
         (mean / self.used.builds.max(1)).saturating_mul(turns).clamp(MIN_RETRY, MAX_RETRY)
     }
-}
-
-fn bound<C: Ord>(clients: &BTreeMap<C, Client>, running: &BTreeMap<C, u32>, client: &C) -> Option<u32> {
-    let most = clients.get(client)?.terms.running?;
-    running.get(client).copied().filter(|running| *running >= most)
 }
 
 /// The mean of durations with one more.

@@ -8,8 +8,8 @@ const GIB: u64 = 1 << 30;
 const BUDGET: Budget = Budget { memory_bytes: 16 * GIB, cpus: 8, builds: 5 };
 const BOUNDS: Bounds = Bounds { queued: 40, queued_per_client: 12 };
 const WIDE: Bounds = Bounds { queued: 20_000, queued_per_client: 20_000 };
-const SMALL: Need = Need { memory_bytes: GIB, cpus: 1 };
-const WHOLE: Need = Need { memory_bytes: 16 * GIB, cpus: 8 };
+const SMALL: Need = Need { memory_bytes: GIB, cpus: 1, disk_bytes: 0 };
+const WHOLE: Need = Need { memory_bytes: 16 * GIB, cpus: 8, disk_bytes: 0 };
 
 fn at(seconds: u64) -> Instant {
     static BASE: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
@@ -36,14 +36,14 @@ fn a_held_queue_starts_nothing_and_keeps_its_order() {
     assert!(queue.finish(first, at(1)), "a running build ends");
 }
 
-/// One client may run a single build, and another two.
+/// One client may run a single build, another two, and one has little of the disk.
 fn terms(client: u8) -> Terms {
     let running = match client {
         4 => Some(1),
         5 => Some(2),
         _ => None,
     };
-    Terms { running, ..Terms::default() }
+    Terms { running, disk: (client == 6).then_some(10), ..Terms::default() }
 }
 
 /// A queue, and a model of it made of simple lists.
@@ -72,6 +72,7 @@ impl Checked {
             Err(Refusal::Unsatisfiable { .. }) => {
                 assert!(need.memory_bytes > BUDGET.memory_bytes || need.cpus > BUDGET.cpus);
             }
+            Err(Refusal::Disk { .. }) => assert!(terms(client).disk.is_some_and(|most| need.disk_bytes > most)),
             Err(Refusal::Full { limit: "queued", .. }) => assert_eq!(self.waiting.len(), self.queue.bounds.queued),
             Err(Refusal::Full { .. }) => assert_eq!(of_client, self.queue.bounds.queued_per_client),
         }
@@ -85,26 +86,35 @@ impl Checked {
         (BUDGET.memory_bytes - memory, BUDGET.cpus - cpus, BUDGET.builds as usize - self.running.len())
     }
 
-    fn is_bounded(&self, client: u8) -> bool {
-        let running = self.running.iter().filter(|(_, other, _)| *other == client).count();
-        terms(client).running.is_some_and(|most| running >= most as usize)
+    fn is_bounded(&self, client: u8, need: Need) -> bool {
+        let running: Vec<_> = self.running.iter().filter(|(_, other, _)| *other == client).collect();
+        let disk_bytes: u64 = running.iter().map(|(_, _, need)| need.disk_bytes).sum();
+        terms(client).running.is_some_and(|most| running.len() >= most as usize)
+            || terms(client).disk.is_some_and(|most| disk_bytes + need.disk_bytes > most)
+    }
+
+    /// Whether an earlier build of its client must wait for the client's own builds.
+    fn is_behind(&self, ticket: Ticket, client: u8) -> bool {
+        let mut earlier = self.waiting.iter().filter(|(other, of, _)| *of == client && *other < ticket);
+        earlier.any(|(_, client, need)| self.is_bounded(*client, *need))
     }
 
     fn fits(&self, client: u8, need: Need) -> bool {
         let (memory, cpus, builds) = self.free();
-        need.memory_bytes <= memory && need.cpus <= cpus && builds > 0 && !self.is_bounded(client)
+        need.memory_bytes <= memory && need.cpus <= cpus && builds > 0 && !self.is_bounded(client, need)
     }
 
     fn next(&mut self) -> Option<Ticket> {
         let Some(ticket) = self.queue.next(at(0)) else {
             assert!(!self.running.is_empty() || self.waiting.is_empty(), "an idle machine starts something");
-            let starts = self.waiting.iter().find(|(_, client, need)| self.fits(*client, *need));
+            let may_start = |ticket, client, need| self.fits(client, need) && !self.is_behind(ticket, client);
+            let starts = self.waiting.iter().find(|(ticket, client, need)| may_start(*ticket, *client, *need));
             assert!(starts.is_none() || self.queue.reserved.is_some() || self.is_beyond_window(), "{starts:?}");
             return None;
         };
         let index = self.waiting.iter().position(|(waiting, _, _)| *waiting == ticket).expect("it waits");
         let (_, client, need) = self.waiting.remove(index);
-        assert!(self.fits(client, need));
+        assert!(self.fits(client, need) && !self.is_behind(ticket, client));
         let earlier = &self.waiting[..index];
         assert!(
             !earlier.iter().any(|(_, other, need)| *other == client && self.fits(client, *need)),
@@ -116,9 +126,12 @@ impl Checked {
     }
 
     fn is_beyond_window(&self) -> bool {
-        let mut able = self.queue.waiting.iter().filter(|(_, build)| !self.is_bounded(build.client));
+        let is_able = |rank: &Rank, build: &Build<u8>| {
+            !self.is_bounded(build.client, build.need) && !self.is_behind(rank.ticket, build.client)
+        };
+        let mut able = self.queue.waiting.iter().filter(|(rank, build)| is_able(rank, build));
         let Some(first) = able.next().map(|(rank, _)| rank.tag) else { return true };
-        let mut fitting = self.queue.waiting.iter().filter(|(_, build)| self.fits(build.client, build.need));
+        let mut fitting = able.filter(|(_, build)| self.fits(build.client, build.need));
         fitting.all(|(rank, _)| rank.tag > first + WINDOW * self.queue.mean_ms())
     }
 
@@ -177,7 +190,8 @@ impl Checked {
         for (ticket, client, need) in &self.waiting {
             let waiting = self.queue.waiting_for(*ticket);
             assert_eq!(waiting == Some(Waiting::Turn), self.fits(*client, *need));
-            assert_eq!(matches!(waiting, Some(Waiting::Tenant { .. })), self.is_bounded(*client));
+            let is_bounded = matches!(waiting, Some(Waiting::Tenant { .. } | Waiting::Quota { .. }));
+            assert_eq!(is_bounded, self.is_bounded(*client, *need));
         }
         assert_eq!(self.queue.ranks.len(), self.waiting.len());
         assert_eq!(self.queue.running.len(), self.running.len());
@@ -206,19 +220,20 @@ enum Step {
 }
 
 fn arb_need() -> impl Strategy<Value = Need> {
-    let exact = (1..=16_u64, 1..=8_u32).prop_map(|(gib, cpus)| Need { memory_bytes: gib * GIB, cpus });
+    let exact = (1..=16_u64, 1..=8_u32, 0..12_u64);
+    let exact = exact.prop_map(|(gib, cpus, disk_bytes)| Need { memory_bytes: gib * GIB, cpus, disk_bytes });
     prop_oneof![6 => Just(SMALL), 1 => Just(WHOLE), 6 => exact]
 }
 
 fn arb_step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        4 => (0..6_u8, arb_need()).prop_map(|(client, need)| Step::Push(client, need)),
-        1 => Just(Step::Push(0, Need { memory_bytes: 17 * GIB, cpus: 1 })),
+        4 => (0..7_u8, arb_need()).prop_map(|(client, need)| Step::Push(client, need)),
+        1 => Just(Step::Push(0, Need { memory_bytes: 17 * GIB, cpus: 1, disk_bytes: 0 })),
         4 => Just(Step::Next),
         2 => any::<usize>().prop_map(Step::Finish),
         1 => (any::<usize>(), 0..20 * GIB).prop_map(|(index, bytes)| Step::GiveBack(index, bytes)),
         1 => any::<usize>().prop_map(Step::Remove),
-        1 => (any::<usize>(), 0..6_u8).prop_map(|(index, client)| Step::Join(index, client)),
+        1 => (any::<usize>(), 0..7_u8).prop_map(|(index, client)| Step::Join(index, client)),
     ]
 }
 
@@ -242,7 +257,7 @@ proptest! {
         // The next start forgets clients without builds.
         checked.push(200, SMALL);
         checked.next();
-        prop_assert!(checked.queue.clients.len() <= 7, "{:?}", checked.queue.clients);
+        prop_assert!(checked.queue.clients.len() <= 8, "{:?}", checked.queue.clients);
     }
 
     #[test]
@@ -378,10 +393,10 @@ fn a_build_that_is_removed_has_reserved_nothing_any_more() {
 #[test]
 fn a_refusal_names_the_limit_and_when_to_try_again() {
     let mut queue = Queue::new(BUDGET, Bounds { queued: 3, queued_per_client: 2 });
-    let error = queue.put('a', Need { memory_bytes: 17 * GIB, cpus: 1 }).unwrap_err();
+    let error = queue.put('a', Need { memory_bytes: 17 * GIB, cpus: 1, disk_bytes: 0 }).unwrap_err();
     let expected = "the build needs 18253611008 bytes of memory, but all builds together may use only 17179869184";
     assert_eq!(error.to_string(), expected);
-    let error = queue.put('a', Need { memory_bytes: GIB, cpus: 9 }).unwrap_err();
+    let error = queue.put('a', Need { memory_bytes: GIB, cpus: 9, disk_bytes: 0 }).unwrap_err();
     assert_eq!(error.to_string(), "the build needs 9 CPUs, but all builds together may use only 8");
     let mut running = Vec::new();
     for _ in 0..5 {
@@ -458,6 +473,28 @@ fn builds_of_a_client_that_runs_as_many_as_it_may_hold_nobody_up() {
     let other = queue.put("other", SMALL).unwrap();
     assert_eq!(queue.next(at(200)), Some(waiting[0]), "it has had less, and nothing has overtaken it");
     assert_eq!((queue.next(at(200)), queue.waiting_for(other)), (None, Some(Waiting::Memory)));
+}
+
+#[test]
+fn builds_that_may_take_too_much_of_the_disk_wait_for_those_of_their_client_alone() {
+    let mut queue = Queue::new(BUDGET, WIDE);
+    let bounded = Terms { disk: Some(100), ..Terms::default() };
+    let of = |disk_bytes| Need { disk_bytes, ..SMALL };
+    assert_eq!(queue.push("bounded", bounded, of(101)), Err(Refusal::Disk { needed: 101, allowed: 100 }));
+    let [first, large, small] = [60, 50, 10].map(|bytes| queue.push("bounded", bounded, of(bytes)).unwrap());
+    assert_eq!((queue.next(at(0)), queue.next(at(0))), (Some(first), None), "a client's later builds keep their order");
+    let quota = Waiting::Quota { disk_bytes: 60, allowed_bytes: 100 };
+    assert_eq!([large, small].map(|ticket| queue.waiting_for(ticket)), [Some(quota), Some(Waiting::Turn)]);
+    let other = queue.put("other", of(u64::MAX)).unwrap();
+    assert_eq!(queue.next(at(0)), Some(other), "what another client takes of the disk doesn't count");
+    assert_eq!(queue.running_of()["bounded"], Load { builds: 1, disk_bytes: 60 });
+    // Whoever couldn't have asked for it doesn't take it over.
+    assert_eq!(queue.join(large, &"third", Terms { disk: Some(49), ..Terms::default() }), None);
+    queue.finish(first, at(1));
+    assert_eq!([queue.next(at(1)), queue.next(at(1))], [Some(large), Some(small)]);
+    queue.finish(large, at(2));
+    queue.finish(small, at(2));
+    assert!(!queue.running_of().contains_key("bounded"));
 }
 
 #[test]

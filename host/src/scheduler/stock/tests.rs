@@ -4,7 +4,7 @@ use super::*;
 
 const MIB: u64 = 1 << 20;
 const MINUTE: Duration = Duration::from_secs(60);
-const NEED: Need = Need { memory_bytes: 100 * MIB, cpus: 1 };
+const NEED: Need = Need { memory_bytes: 100 * MIB, cpus: 1, disk_bytes: 0 };
 const BOUNDS: StockBounds = StockBounds { machines: 2, memory_bytes: 1000 * MIB, age: Duration::from_secs(3600) };
 const ROOM: Budget = Budget { memory_bytes: 2000 * MIB, cpus: 8, builds: 8 };
 
@@ -194,7 +194,7 @@ proptest! {
             match step {
                 // A shape has one need, which its first build tells.
                 Step::Count(shape, memory) => {
-                    let need = stock.demand.get(&shape).map_or(Need { memory_bytes: memory * MIB, cpus: 1 }, |known| known.need);
+                    let need = stock.demand.get(&shape).map_or(Need { memory_bytes: memory * MIB, cpus: 1, disk_bytes: 0 }, |known| known.need);
                     stock.count(shape, need, now);
                 }
                 Step::Next => {
