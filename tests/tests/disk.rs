@@ -195,14 +195,26 @@ fn a_build_whose_disk_fills_fails_alone() {
     let (cofferdam, disk) = on_a_small_disk(512);
     let daemon = Daemon::start(&cofferdam, "");
     let build = || cofferdam.build().on(&daemon).output("build/out").switch("-it").switch("--bin-sh");
-    // Its log, its scratch disk, and what it made.
-    for script in ["yes | head -n 1000000", "head -c 50000000 /dev/urandom > out; sync"] {
+    // Its log, its scratch disk, and its outputs while they are stored.
+    let made = "head -c 30000000 /dev/urandom > out; sync; echo al''l made";
+    for (before, script) in
+        [("", "yes | head -n 1000000"), ("", "head -c 50000000 /dev/urandom > out; sync"), (made, "true")]
+    {
         let running = build().on_terminal((30, 100)).start(["/bin/sh"]);
         running.wait_for("$ ");
-        disk.fill(0);
+        if !before.is_empty() {
+            running.types(&format!("{before}\n"));
+            running.wait_for("all made");
+        }
+        disk.fill(if before.is_empty() { 0 } else { MIB });
         running.types(&format!("{script}; exit\n"));
         running.end().exits_with(3).says("No space left on device");
         disk.relieve();
+        let staging = cofferdam.state_directory().join("store/blobs/staging");
+        let staged = fs::read_dir(&staging).map_or(0, |owners| {
+            owners.flatten().filter(|owner| fs::read_dir(owner.path()).is_ok_and(|left| left.count() > 0)).count()
+        });
+        assert_eq!(staged, 0, "{script}");
     }
     let made = cofferdam.build().on(&daemon).output("build/out").shell("echo made > out").succeeds();
     cofferdam.command(["store", "verify", made.output().node.as_str()]).succeeds();
