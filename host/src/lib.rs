@@ -15,8 +15,8 @@
 //! | `daemon` | configuration, start, systemd, drain |
 //! | `frontend` | one folder for each protocol: from the wire to a submission and back |
 //! | `scheduler` | the queue, active builds, and who may see or end them |
-//! | `telemetry` | metrics and traces |
 //! | `quota` | what each tenant may have in the store |
+//! | `telemetry` | metrics and traces |
 //! | `store_paths` | the store paths of Nix that each client has |
 //! | `records` | builds that ended, and their logs |
 //! | `build` | one build, from admission to result |

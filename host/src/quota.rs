@@ -1,11 +1,11 @@
 //! What each tenant may have in the store.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use cofferdam_castore::{Views, grpc::Admission};
 use cofferdam_rpc::Client;
 
-use crate::{disk::Disk, quantity::show_size, tenants::Tenants};
+use crate::{disk::Disk, quantity::show_size, telemetry::Metrics, tenants::Tenants};
 
 /// Admits what a client puts if the disk has room, and the client is below its quota.
 #[derive(Debug)]
@@ -16,12 +16,18 @@ pub(crate) struct Quotas {
     pub views: Views,
     /// What each client may have.
     pub tenants: Tenants,
+    /// Measures puts.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Admission for Quotas {
     fn may_put(&self, client: &Client, arriving: u64) -> io::Result<()> {
         self.disk.may_store()?;
         check(&self.views, &self.tenants, client, arriving)
+    }
+
+    fn ended(&self, duration: Duration) {
+        self.metrics.put(duration);
     }
 }
 

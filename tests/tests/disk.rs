@@ -133,6 +133,9 @@ async fn below_the_watermark_running_builds_end_waiting_ones_wait_and_garbage_go
     for line in ["cofferdam_gc_total{cause=\"disk\",outcome=\"succeeded\"} 1", &freed] {
         assert!(metrics.contains(line), "{metrics}");
     }
+    let puts = metrics.lines().find_map(|line| line.strip_prefix("cofferdam_put_seconds_count "));
+    let puts: usize = puts.and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("{metrics}"));
+    assert!(puts >= files.len(), "{metrics}");
 
     // The running build's outputs are stored.
     running.types("head -c 1000000 /dev/urandom > out; exit\n");

@@ -142,7 +142,9 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let allowed = Allowed { options, max_memory_bytes, max_shell: config.max_shell(), network };
     let paths = StorePaths::open(&state.join("nix"));
     let paths = paths.map_err(|error| failed("can't keep the store paths of Nix", &error))?;
-    let puts = Puts::new(Arc::new(Quotas { disk, views: views.clone(), tenants: tenants.clone() }));
+    let (theirs, measured) = (tenants.clone(), Arc::clone(&metrics));
+    let quotas = Quotas { disk, views: views.clone(), tenants: theirs, metrics: measured };
+    let puts = Puts::new(Arc::new(quotas));
     let nix = Nix { paths, views: views.clone(), puts: puts.clone() };
     let frontends = Frontends::new(scheduler.clone(), allowed);
     let _scraped = match &config.metrics {

@@ -45,6 +45,7 @@ pub(crate) struct Amounts {
 }
 
 /// All metrics.
+#[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
     ended: Family<Label<2>, Counter>,
@@ -52,6 +53,7 @@ pub(crate) struct Metrics {
     joined: Counter,
     reused: Counter,
     phases: Family<Label<1>, Histogram>,
+    puts: Histogram,
     waiting: Family<Label<1>, Gauge>,
     running: Gauge,
     standby: Family<Label<1>, Gauge>,
@@ -79,6 +81,7 @@ impl Metrics {
             joined: Counter::default(),
             reused: Counter::default(),
             phases: Family::new_with_constructor(histogram),
+            puts: histogram(),
             waiting: Family::default(),
             running: Gauge::default(),
             standby: Family::default(),
@@ -104,6 +107,8 @@ impl Metrics {
         to.register("builds_reused", "Requests answered with an earlier success", self.reused.clone());
         let phases = "Duration of the phases of ended builds, by phase";
         to.register_with_unit("build_phase", phases, Unit::Seconds, self.phases.clone());
+        let puts = "Duration of clients' puts of blobs, directories and Nix's paths";
+        to.register_with_unit("put", puts, Unit::Seconds, self.puts.clone());
         to.register("builds_waiting", "Waiting builds, by what they wait for", self.waiting.clone());
         to.register("builds_running", "Running builds, each with one VM at most", self.running.clone());
         to.register("standby_machines", "Machines without a build, by state", self.standby.clone());
@@ -155,6 +160,11 @@ impl Metrics {
         let outcome = if bytes.is_some() { "succeeded" } else { "failed" };
         self.collections.get_or_create(&[("cause", cause.to_owned()), ("outcome", outcome.to_owned())]).inc();
         self.collected_bytes.inc_by(bytes.unwrap_or(0));
+    }
+
+    /// Counts a client's put that has succeeded or failed.
+    pub(crate) fn put(&self, duration: Duration) {
+        self.puts.observe(duration.as_secs_f64());
     }
 
     /// Counts a request that was refused.

@@ -1,6 +1,11 @@
 //! Puts in progress, and who may have more of them.
 
-use std::{collections::HashMap, fmt, io, sync::Arc};
+use std::{
+    collections::HashMap,
+    fmt, io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use cofferdam_rpc::Client;
 use parking_lot::Mutex;
@@ -14,6 +19,9 @@ pub trait Admission: fmt::Debug + Send + Sync {
     ///
     /// Why this client can't put anything now. `StorageFull` and `QuotaExceeded` become RESOURCE_EXHAUSTED.
     fn may_put(&self, client: &Client, arriving: u64) -> io::Result<()>;
+
+    /// Told when a put has succeeded or failed, and how long it took, the client's part included.
+    fn ended(&self, _duration: Duration) {}
 }
 
 /// Lets all clients put.
@@ -54,7 +62,7 @@ impl Puts {
     ///
     /// See [`Admission::may_put`].
     pub fn begin(&self, client: &Client) -> io::Result<Put> {
-        let mut put = Put { puts: self.clone(), client: client.clone(), bytes: 0 };
+        let mut put = Put { puts: self.clone(), client: client.clone(), bytes: 0, begun: Instant::now() };
         put.more(0)?;
         Ok(put)
     }
@@ -66,6 +74,7 @@ pub struct Put {
     puts: Puts,
     client: Client,
     bytes: u64,
+    begun: Instant,
 }
 
 impl Put {
@@ -89,6 +98,7 @@ impl Put {
 
 impl Drop for Put {
     fn drop(&mut self) {
+        self.puts.0.admission.ended(self.begun.elapsed());
         let mut arriving = self.puts.0.arriving.lock();
         if let Some(all) = arriving.get_mut(&self.client) {
             *all = all.saturating_sub(self.bytes);
