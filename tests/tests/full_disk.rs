@@ -182,6 +182,7 @@ fn wherever_the_disk_ends_a_put_is_granted_whole_or_not_at_all() {
             assert_eq!(place.left().1, Vec::<PathBuf>::new());
         },
     );
+    views.flush().expect("there is room");
     at_each_point(
         &place.disk,
         |number| put_tree(&view, &tree(number)),

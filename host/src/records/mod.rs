@@ -168,7 +168,10 @@ impl Records {
         });
         shared.remove_orphans()?;
         shared.settle()?;
-        shared.expire(SystemTime::now())?;
+        if let Err(error) = shared.expire(SystemTime::now()) {
+            // A daemon must start on a full disk. The packer tries again.
+            tracing::warn!(error = &error as &dyn std::error::Error, "can't delete old records");
+        }
         let packer = Arc::clone(&shared);
         let packer = thread::Builder::new().name("records".to_owned()).spawn(move || packer.run());
         let packer = packer.map_err(failed("start the thread that tidies", dir))?;
