@@ -125,11 +125,15 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let connection = ConnectionInfo::of(request.extensions());
+        let client = Client::from_connection(request.extensions());
+        if let (Some(connection), Ok(client)) = (connection, &client) {
+            connection.is_of(client);
+        }
         // To watch the health of services is nothing that keeps a connection.
         let in_progress = connection.filter(|_| !S::NAME.starts_with("grpc.")).map(|info| info.activity.begin());
         let method = request.uri().path().rsplit('/').next().unwrap_or_default();
         let takes = (self.limits.takes)(method);
-        let share = Client::from_connection(request.extensions()).map(|client| self.limits.memory.of(&client));
+        let share = client.map(|client| self.limits.memory.of(&client));
         let permit = MemoryPermit::default();
         if let Takes::Message(_) = takes {
             request.extensions_mut().insert(permit.clone());

@@ -16,6 +16,7 @@ mod connection;
 mod guard;
 mod listener;
 mod memory;
+mod places;
 pub mod queue;
 mod serve;
 mod share;

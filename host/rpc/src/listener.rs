@@ -2,8 +2,10 @@
 //!
 //! ```text
 //!   accepted ─ TLS handshake, if any ─▶ open ─▶ closed
-//!        └─ too many of the client's ─▶ closed ◀─┘
+//!        └──── no place, or lost it ────┴────────▲
 //! ```
+//!
+//! [`Places`] says which connections get one. A client over TLS counts by its address until its first request.
 
 use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
 
@@ -25,25 +27,25 @@ use tonic::{
 use crate::{
     Client, Clients, ServeError,
     children::{is_child, log_refusal},
-    connection::{Limited, Timeouts},
+    connection::{Activity, Limited, Open, Timeouts},
+    places::Places,
     serve::limited_server,
-    share::Shares,
 };
 
-/// Most open connections of a listener. Others are closed.
+/// Most open connections of a listener.
 const MAX_CONNECTIONS: usize = 512;
 
-/// Most open connections of one client. Others are closed. It exceeds the default number of waiting builds of one client, since
+/// Most open connections of one client. It exceeds the default number of waiting builds of one client, since
 /// each may have its own connection.
 const CLIENT_CONNECTIONS: usize = 320;
 
 /// Open connections of a Unix socket that only operators get, beside [`MAX_CONNECTIONS`].
 const RESERVED_CONNECTIONS: usize = 16;
 
-/// Most connections at their handshake, in addition to the open ones. More wait in the listener's queue.
+/// Most connections at their handshake, in addition to the open ones.
 const MAX_HANDSHAKES: usize = 1024;
 
-/// Most connections of one client at their handshake. Others are closed.
+/// Most connections of one client at their handshake.
 const CLIENT_HANDSHAKES: usize = 128;
 
 /// After an error that is not of one connection (no more descriptors, say).
@@ -151,19 +153,28 @@ impl std::fmt::Display for Listener {
 /// The connections of one listener.
 #[derive(Debug, Clone)]
 struct Limits {
-    open: Shares,
+    open: Places,
     /// The operators' own.
-    reserved: Shares,
-    handshakes: Shares,
+    reserved: Places,
+    handshakes: Places,
     timeouts: Timeouts,
+}
+
+impl Limits {
+    /// What finds a place for a client's connection.
+    fn opens(&self, clients: &Clients, client: &Client) -> Open {
+        let reserved = clients.is_operator(client).then(|| self.reserved.clone());
+        let (open, client) = (self.open.clone(), client.clone());
+        Box::new(move |activity| open.take(&client, activity).or_else(|| reserved.as_ref()?.take(&client, activity)))
+    }
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            open: Shares::new(MAX_CONNECTIONS, CLIENT_CONNECTIONS),
-            reserved: Shares::new(RESERVED_CONNECTIONS, RESERVED_CONNECTIONS),
-            handshakes: Shares::new(MAX_HANDSHAKES, CLIENT_HANDSHAKES),
+            open: Places::new(MAX_CONNECTIONS, CLIENT_CONNECTIONS),
+            reserved: Places::new(RESERVED_CONNECTIONS, RESERVED_CONNECTIONS),
+            handshakes: Places::new(MAX_HANDSHAKES, CLIENT_HANDSHAKES),
             timeouts: Timeouts::default(),
         }
     }
@@ -177,7 +188,7 @@ async fn run(
     limits: Limits,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let incoming = incoming(listener, clients.clone(), limits);
+    let incoming = incoming(listener, clients.clone(), limits, shutdown.clone());
     let admit = move |request: Request<()>| {
         clients.admit(&Client::of(&request)?)?;
         Ok(request)
@@ -217,15 +228,15 @@ impl Accept for UnixListener {
     }
 }
 
-/// Accepts connections as long as there are not too many at their handshakes.
+/// Accepts connections that get a place. They end soon after `drain`.
 fn incoming<L: Accept>(
     listener: L,
     clients: Clients,
     limits: Limits,
+    drain: CancellationToken,
 ) -> BoxStream<'static, Result<Limited<L::Connection>, Infallible>> {
-    stream::unfold((listener, clients, limits), |(listener, clients, limits)| async {
+    stream::unfold((listener, clients, limits, drain), |(listener, clients, limits, drain)| async {
         loop {
-            limits.handshakes.wait().await.ok()?;
             let (connection, client) = match listener.accept_one().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -234,15 +245,14 @@ fn incoming<L: Accept>(
                     continue;
                 }
             };
-            let Ok(handshake) = limits.handshakes.of(&client).try_take(1) else {
+            let activity = Activity::new();
+            let Some(handshake) = limits.handshakes.take(&client, &activity) else {
                 tracing::debug!("closed a connection of {client}: too many are at their handshakes");
                 continue;
             };
-            let reserved = clients.is_operator(&client).then(|| limits.reserved.of(&client));
-            let open = limits.open.of(&client);
-            let open = move || open.try_take(1).ok().or_else(|| reserved.as_ref()?.try_take(1).ok());
-            let limited = Limited::new(connection, client, handshake, Box::new(open), limits.timeouts);
-            return Some((Ok(limited), (listener, clients, limits)));
+            let open = limits.opens(&clients, &client);
+            let limited = Limited::new(connection, (client, activity), handshake, open, limits.timeouts, &drain);
+            return Some((Ok(limited), (listener, clients, limits, drain)));
         }
     })
     .boxed()
@@ -259,7 +269,7 @@ mod tests {
     use futures::poll;
     use nix::libc;
     use rcgen::{CertifiedKey, generate_simple_self_signed};
-    use tokio::{io::AsyncReadExt as _, net::TcpSocket, time::timeout};
+    use tokio::{io::AsyncReadExt as _, net::TcpSocket, task::JoinHandle, time::timeout};
     use tonic::{
         service::RoutesBuilder,
         transport::{ClientTlsConfig, Endpoint},
@@ -282,50 +292,43 @@ mod tests {
         Client::at([127, 0, 0, from].into())
     }
 
-    fn has_left(shares: &Shares, from: u8, connections: usize) -> bool {
-        shares.of(&client(from)).try_take(connections).is_ok()
-    }
-
-    async fn is_closed(connection: &mut TcpStream) {
-        let read = timeout(LONG, connection.read(&mut [0])).await.unwrap();
-        assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
-    }
-
     #[tokio::test]
     async fn one_client_leaves_connections_to_others() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let limits = Limits { open: Shares::new(3, 2), handshakes: Shares::new(3, 2), ..Limits::default() };
-        let mut accepted = incoming(listener, Clients::default(), limits.clone());
+        let limits = Limits { open: Places::new(3, 2), handshakes: Places::new(3, 2), ..Limits::default() };
+        let mut accepted = incoming(listener, Clients::default(), limits.clone(), CancellationToken::new());
         let mut next = async || timeout(LONG, accepted.next()).await.unwrap().unwrap().unwrap();
+        let mut connected = async |from| {
+            let connection = connect(from, addr).await;
+            (connection, next().await)
+        };
+        let ends = async |connection: &mut Limited<TcpStream>| {
+            assert_eq!(connection.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::QuotaExceeded);
+        };
 
         // At their handshakes.
-        let (_one, _two) = (connect(1, addr).await, connect(1, addr).await);
-        let (one, mut two) = (next().await, next().await);
-        let (mut third, _other) = (connect(1, addr).await, connect(2, addr).await);
-        let other = next().await;
+        let (_one, mut one) = connected(1).await;
+        let (_two, two) = connected(1).await;
+        let (_three, three) = connected(1).await;
+        let (_other, other) = connected(2).await;
         assert_eq!(other.connect_info().client, client(2));
-        is_closed(&mut third).await;
+        ends(&mut one).await;
+        assert_eq!([1, 2].map(|from| limits.handshakes.count(&client(from))), [2, 0]);
 
         // After them.
         drop(other);
-        one.connect_info();
-        two.connect_info();
-        let mut third = {
-            let _third = connect(1, addr).await;
-            next().await
-        };
-        third.connect_info();
-        assert_eq!(third.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::QuotaExceeded);
-        drop(third);
-        drop(one);
-        let _fourth = connect(1, addr).await;
-        let mut fourth = next().await;
-        fourth.connect_info();
-        for open in [&mut fourth, &mut two] {
-            assert!(poll!(Box::pin(open.read(&mut [0]))).is_pending());
+        let (_four, four) = connected(1).await;
+        let mut open = [three, four];
+        for connection in &open {
+            connection.connect_info();
         }
-        assert!(has_left(&limits.handshakes, 1, 2));
+        drop(two);
+        let (_five, five) = connected(1).await;
+        five.connect_info();
+        ends(&mut open[0]).await;
+        assert!(poll!(Box::pin(open[1].read(&mut [0]))).is_pending());
+        assert_eq!([&limits.open, &limits.handshakes].map(|places| places.count(&client(1))), [2, 0]);
     }
 
     #[tokio::test]
@@ -335,7 +338,7 @@ mod tests {
         let server = limited_server().tls_config(ServerTlsConfig::new().identity(identity)).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let limits = Limits { open: Shares::new(1, 1), handshakes: Shares::new(2, 1), ..Limits::default() };
+        let limits = Limits { open: Places::new(1, 1), handshakes: Places::new(2, 1), ..Limits::default() };
         let mut routes = RoutesBuilder::default();
         routes.add_service(tonic_health::server::health_reporter().1);
         let never = CancellationToken::new();
@@ -343,20 +346,19 @@ mod tests {
 
         let _stranger = connect(2, addr).await;
         timeout(LONG, async {
-            while has_left(&limits.handshakes, 2, 1) {
+            while limits.handshakes.count(&client(2)) == 0 {
                 tokio::task::yield_now().await;
             }
         })
         .await
         .unwrap();
-        assert!(has_left(&limits.open, 2, 1));
+        assert_eq!(limits.open.count(&client(2)), 0);
 
         let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(cert.pem()));
         let endpoint = Endpoint::from_shared(format!("https://localhost:{}", addr.port())).unwrap();
         let channel = endpoint.tls_config(tls).unwrap().connect().await.unwrap();
         HealthClient::new(channel).check(HealthCheckRequest::default()).await.unwrap();
-        assert!(!has_left(&limits.open, 2, 1));
-        assert!(has_left(&limits.handshakes, 1, 1));
+        assert_eq!([&limits.open, &limits.handshakes].map(|places| places.count(&client(1))), [1, 0]);
         serving.abort();
     }
 
@@ -378,40 +380,83 @@ mod tests {
         thread::spawn(connect).join().unwrap()
     }
 
-    async fn is_served(path: &Path) -> bool {
-        let endpoint = Endpoint::from_shared(format!("unix:{}", path.display())).unwrap();
-        let Ok(channel) = endpoint.connect().await else { return false };
-        HealthClient::new(channel).check(HealthCheckRequest::default()).await.is_ok()
+    /// Whether a new connection of a user is answered.
+    async fn is_served(path: &Path, user: u32) -> bool {
+        let connection = silent(path, user, 1).remove(0);
+        connection.set_nonblocking(true).unwrap();
+        let mut connection = UnixStream::from_std(connection).unwrap();
+        let read = timeout(LONG, connection.read(&mut [0])).await.unwrap();
+        matches!(read, Ok(1..))
+    }
+
+    /// A listener with these limits, for all users.
+    fn serve(path: &Path, limits: Limits, drain: &CancellationToken) -> JoinHandle<()> {
+        let listener = UnixListener::bind(path).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).unwrap();
+        let mut routes = RoutesBuilder::default();
+        routes.add_service(tonic_health::server::health_reporter().1);
+        // Nothing but the limits ends a connection.
+        let server = limited_server().http2_keepalive_interval(None);
+        let running = run(server, routes.routes(), listener, Clients::default(), limits, drain.clone());
+        tokio::spawn(async move { running.await.unwrap() })
+    }
+
+    fn directory() -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        directory
+    }
+
+    async fn until(is_so: impl Fn() -> bool) {
+        let wait = async {
+            while !is_so() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(LONG, wait).await.unwrap();
+    }
+
+    /// In places that are full of silent connections of others, `each` of so many users.
+    async fn gets_in(user: u32, others: u32, each: usize, reserved: usize) -> bool {
+        let (directory, never) = (directory(), CancellationToken::new());
+        let path = directory.path().join("socket");
+        let timeouts = Timeouts { opening: LONG, idle: LONG, draining: LONG };
+        let total = others as usize * each;
+        let (open, reserved) = (Places::new(total, each), Places::new(reserved, reserved));
+        let serving = serve(&path, Limits { open: open.clone(), reserved, timeouts, ..Limits::default() }, &never);
+        let _held: Vec<_> = (1001..).take(others as usize).map(|other| silent(&path, other, each)).collect();
+        until(|| (1001..).take(others as usize).map(|other| open.count(&Client::User(other))).sum::<usize>() == total)
+            .await;
+        let is_served = is_served(&path, user).await;
+        serving.abort();
+        is_served
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn an_operator_gets_in_where_others_have_taken_all_connections() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    async fn a_tenant_gets_in_where_others_have_taken_all_connections_unless_they_have_one_each() {
+        assert!(gets_in(2000, 2, 256, 0).await);
+        assert!(!gets_in(2000, 8, 1, 0).await);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_operator_gets_in_where_others_have_one_connection_each() {
         for (reserved, expected) in [(RESERVED_CONNECTIONS, true), (0, false)] {
-            let path = dir.path().join(format!("{reserved}"));
-            let listener = UnixListener::bind(&path).unwrap();
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
-            let mut routes = RoutesBuilder::default();
-            routes.add_service(tonic_health::server::health_reporter().1);
-            let timeouts = Timeouts { opening: LONG, idle: LONG };
-            let limits = Limits { reserved: Shares::new(reserved, reserved), timeouts, ..Limits::default() };
-            let never = CancellationToken::new();
-            let running = run(limited_server(), routes.routes(), listener, Clients::default(), limits.clone(), never);
-            let serving = tokio::spawn(running);
-            assert!(is_served(&path).await, "before the others came");
-            let _held = [(1001, 300), (1002, 300)].map(|(user, count)| silent(&path, user, count));
-            let is_full = || limits.open.of(&Client::User(1003)).try_take(1).is_err();
-            timeout(LONG, async {
-                while !is_full() {
-                    tokio::task::yield_now().await;
-                }
-            })
-            .await
-            .unwrap();
-            assert_eq!(is_served(&path).await, expected, "{reserved} reserved");
-            serving.abort();
+            assert_eq!(gets_in(0, 8, 1, reserved).await, expected, "{reserved} reserved");
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_drain_ends_though_a_client_is_silent_for_ever() {
+        let (directory, drain) = (directory(), CancellationToken::new());
+        let path = directory.path().join("socket");
+        let timeouts = Timeouts { opening: LONG, idle: 1000 * LONG, ..Timeouts::default() };
+        let limits = Limits { timeouts, ..Limits::default() };
+        let serving = serve(&path, limits.clone(), &drain);
+        let silent = silent(&path, 1001, 1);
+        until(|| limits.open.count(&Client::User(1001)) == 1).await;
+        drain.cancel();
+        timeout(LONG, serving).await.unwrap().unwrap();
+        drop(silent);
     }
 
     #[tokio::test(start_paused = true)]
@@ -429,9 +474,9 @@ mod tests {
         let mut polite = HealthClient::new(polite);
         polite.check(HealthCheckRequest::default()).await.unwrap();
         without_a_word.read_to_end(&mut Vec::new()).await.unwrap();
-        assert!(!has_left(&limits.open, 1, CLIENT_CONNECTIONS), "the other one answers pings");
+        assert_eq!(limits.open.count(&client(1)), 1, "the other one answers pings");
         let start = tokio::time::Instant::now();
-        while !has_left(&limits.open, 1, CLIENT_CONNECTIONS) {
+        while limits.open.count(&client(1)) > 0 {
             assert!(start.elapsed() < 2 * limits.timeouts.idle);
             tokio::time::sleep(Duration::from_secs(1)).await;
         }

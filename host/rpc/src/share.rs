@@ -4,7 +4,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::Client;
 
@@ -56,11 +56,6 @@ impl Shares {
             own
         });
         Share { own, total: Arc::clone(&self.total) }
-    }
-
-    /// Waits until not everything is taken.
-    pub(crate) async fn wait(&self) -> Result<(), AcquireError> {
-        self.total.acquire().await.map(drop)
     }
 }
 
