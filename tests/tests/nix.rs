@@ -1,7 +1,7 @@
 //! Plain Nix builds with a daemon.
 
 use cofferdam_tests::{
-    Cofferdam, Daemon,
+    Cofferdam, Daemon, Outcome,
     nix::{Nix, Release},
 };
 
@@ -108,5 +108,58 @@ fn newer_nixes_build_the_same_chain() {
     assert_eq!(built[0].0, built[1].0);
     assert!(built[0].1.contains("told by the first"), "{}", built[0].1);
     assert!(!std::mem::take(&mut built[1].1).contains("told by the first"));
+    daemon.end().succeeds();
+}
+
+/// Two derivations that a third one needs, and one that needs a failing one.
+const GRAPH: &str = r#"
+    let
+      make = name: script: derivation {
+        inherit name;
+        system = "x86_64-linux";
+        builder = "/bin/sh";
+        args = [ "-c" script ];
+      };
+      left = make "left" "echo told by the left >&2; echo left > $out";
+      right = make "right" "echo told by the right >&2; echo right > $out";
+      failing = make "failing" "echo its last words >&2; exit 3";
+    in {
+      top = make "top" "read a < ${left}; read b < ${right}; echo $a $b > $out";
+      broken = make "broken" "echo ${failing} ${left} > $out";
+    }
+"#;
+
+#[test]
+fn nixes_build_graphs_in_the_store_of_a_daemon() {
+    let cofferdam = Cofferdam::new();
+    let daemon = Daemon::start(&cofferdam, "");
+    let path = |outcome: &Outcome| outcome.stdout.trim().to_owned();
+    let top = format!("({GRAPH}).top");
+
+    let nix = Nix::new(&cofferdam, &daemon, Release::Trixie);
+    let store = nix.builder();
+    let build = ["build", "--impure", "--no-link", "--print-out-paths", "-L", "--eval-store", "auto", "--store"];
+    let build_top = [&build[..], &[&store, "--expr", &top]].concat();
+    let first = nix.run("nix", &build_top).succeeds();
+    assert!(first.stderr.contains("told by the left") && first.stderr.contains("told by the right"), "{first}");
+    let cat = nix.run("nix", ["store", "cat", "--store", &store, &path(&first)]).succeeds();
+    assert_eq!(cat.stdout, "left right\n");
+
+    // Another version of Nix finds all of it.
+    let nix = Nix::new(&cofferdam, &daemon, Release::Forky);
+    let second = nix.run("nix", &build_top).succeeds();
+    assert_eq!(path(&first), path(&second));
+    assert!(!second.stderr.contains("told by"), "{second}");
+
+    // An old one puts the derivations into the daemon's store itself.
+    let nix = Nix::new(&cofferdam, &daemon, Release::Bookworm);
+    let build = ["--no-out-link", "--store", &store, "-E", GRAPH, "-A"];
+    let third = nix.run("nix-build", [&build[..], &["top"]].concat()).succeeds();
+    assert_eq!(path(&first), path(&third));
+    let broken = nix.run("nix-build", [&build[..], &["broken"]].concat()).exits_with(1);
+    assert!(broken.stderr.contains("its last words"), "{broken}");
+    assert!(broken.stderr.contains("-broken.drv' can't be built: its dependency '/nix/store/"), "{broken}");
+    assert!(broken.stderr.contains("the command exited with status 3"), "{broken}");
+    assert!(!broken.stderr.contains("told by"), "{broken}");
     daemon.end().succeeds();
 }

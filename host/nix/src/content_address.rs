@@ -34,6 +34,20 @@ impl Method {
         }
     }
 
+    /// Reads `text:sha256`, `fixed:sha256` or `fixed:r:sha256`: a content address without its hash.
+    ///
+    /// # Errors
+    ///
+    /// It is none of these.
+    pub fn parse_address(text: &str) -> Result<(Self, Algorithm), String> {
+        let parsed = match text.split_once(':') {
+            Some(("text", name)) => Algorithm::named(name).map(|algorithm| (Self::Text, algorithm)),
+            Some(("fixed", rest)) => Self::parse(rest).filter(|(method, _)| *method != Self::Text),
+            _ => None,
+        };
+        parsed.ok_or_else(|| format!("must be a method such as \"fixed:r:sha256\", not {}", quoted(text.as_bytes())))
+    }
+
     /// Reads `r:sha256` and the like.
     pub(crate) fn parse(text: &str) -> Option<(Self, Algorithm)> {
         let (method, name) = match text.split_once(':') {
@@ -96,13 +110,8 @@ impl FromStr for ContentAddress {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let parts = || {
-            let (kind, rest) = text.split_once(':')?;
-            let (function, hash) = rest.rsplit_once(':')?;
-            let (method, algorithm) = match kind {
-                "text" => (Method::Text, Algorithm::named(function)?),
-                "fixed" => Method::parse(function).filter(|(method, _)| *method != Method::Text)?,
-                _ => return None,
-            };
+            let (method, hash) = text.rsplit_once(':')?;
+            let (method, algorithm) = Method::parse_address(method).ok()?;
             Some(Self { method, hash: Hash::parse(algorithm, hash).ok()? })
         };
         parts().ok_or_else(|| {

@@ -12,12 +12,14 @@
 //! - `protocol`: versions, operations, messages of a server, results of builds
 //! - `attributes`: what a derivation asks of its builder
 //! - `derivation`: derivations, on the wire and as text
+//! - `derived_path`: what a client wants built
 //! - `path_info`, `content_address`, `store_path`, `hash`, `base32`: what they consist of
 
 mod attributes;
 pub mod base32;
 mod content_address;
 mod derivation;
+mod derived_path;
 mod hash;
 mod path_info;
 pub mod protocol;
@@ -26,7 +28,8 @@ pub mod wire;
 
 pub use attributes::{AttributeFiles, Attributes, Checks, Graph};
 pub use content_address::{ContentAddress, Method};
-pub use derivation::{Derivation, DerivationError, Output};
+pub use derivation::{Derivation, DerivationError, Modulo, Output};
+pub use derived_path::{DerivedPath, OutputNames};
 pub use hash::{Algorithm, Hash, HashError};
 pub use path_info::PathInfo;
 pub use store_path::{STORE_DIR, StorePath, StorePathError};

@@ -87,15 +87,18 @@ impl ServeVersion {
 #[expect(missing_docs, reason = "they are called as in Nix")]
 pub enum Operation {
     IsValidPath = 1,
+    AddToStore = 7,
     BuildPaths = 9,
     EnsurePath = 10,
     AddTempRoot = 11,
     SetOptions = 19,
+    CollectGarbage = 20,
     QueryPathInfo = 26,
     QueryPathFromHashPart = 29,
     QueryValidPaths = 31,
     QuerySubstitutablePaths = 32,
     BuildDerivation = 36,
+    AddSignatures = 37,
     NarFromPath = 38,
     AddToStoreNar = 39,
     QueryMissing = 40,
@@ -105,17 +108,20 @@ pub enum Operation {
 }
 
 impl Operation {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 19] = [
         Self::IsValidPath,
+        Self::AddToStore,
         Self::BuildPaths,
         Self::EnsurePath,
         Self::AddTempRoot,
         Self::SetOptions,
+        Self::CollectGarbage,
         Self::QueryPathInfo,
         Self::QueryPathFromHashPart,
         Self::QueryValidPaths,
         Self::QuerySubstitutablePaths,
         Self::BuildDerivation,
+        Self::AddSignatures,
         Self::NarFromPath,
         Self::AddToStoreNar,
         Self::QueryMissing,
@@ -172,6 +178,11 @@ pub struct BuildResult {
 }
 
 impl BuildResult {
+    /// Whether the outputs are there.
+    pub fn is_success(&self) -> bool {
+        matches!(self.status, Status::Built | Status::AlreadyValid)
+    }
+
     /// Writes it for a client of this version.
     ///
     /// # Errors

@@ -162,6 +162,22 @@ impl StorePaths {
         })
     }
 
+    /// Forgets paths of a client, whose contents stay until they are collected.
+    ///
+    /// # Errors
+    ///
+    /// They can't be written.
+    pub(crate) fn forget(&self, client: &Client, paths: &BTreeSet<StorePath>) -> Result<()> {
+        let client = client.to_string();
+        self.with("write", |database| {
+            let write = database.begin_write()?;
+            for path in paths {
+                write.open_table(PATHS)?.remove((client.as_str(), path.base_name()))?;
+            }
+            Ok(write.commit()?)
+        })
+    }
+
     /// Those of these paths that are valid for a client, and everything that they refer to.
     ///
     /// # Errors

@@ -83,15 +83,22 @@ impl Derivation {
 
     /// Its text.
     pub fn to_text(&self) -> Vec<u8> {
+        let inputs = self.input_derivations.iter().map(|(path, names)| (path.to_string(), names.clone())).collect();
+        self.text_with(&inputs, false)
+    }
+
+    /// Its text with these names for the derivations that it needs, and without its outputs' paths if they are masked.
+    pub(super) fn text_with(&self, inputs: &BTreeMap<String, BTreeSet<String>>, masked: bool) -> Vec<u8> {
         let mut text = Vec::from(*b"Derive(");
         list(&mut text, &self.outputs, |text, (name, output)| {
             let [path, function, hash] = output.texts();
+            let path = if masked { "" } else { &path };
             tuple(text, &[name.as_bytes(), path.as_bytes(), function.as_bytes(), hash.as_bytes()]);
         });
         text.push(b',');
-        list(&mut text, &self.input_derivations, |text, (path, names)| {
+        list(&mut text, inputs, |text, (input, names)| {
             text.push(b'(');
-            string(text, path.to_string().as_bytes());
+            string(text, input.as_bytes());
             text.push(b',');
             list(text, names, |text, name| string(text, name.as_bytes()));
             text.push(b')');
@@ -105,7 +112,10 @@ impl Derivation {
         text.push(b',');
         list(&mut text, &self.arguments, |text, argument| string(text, argument.as_bytes()));
         text.push(b',');
-        list(&mut text, &self.environment, |text, (key, value)| tuple(text, &[key.as_bytes(), value]));
+        list(&mut text, &self.environment, |text, (key, value)| {
+            let value: &[u8] = if masked && self.outputs.contains_key(key) { b"" } else { value };
+            tuple(text, &[key.as_bytes(), value]);
+        });
         text.push(b')');
         text
     }

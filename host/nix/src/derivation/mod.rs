@@ -1,4 +1,5 @@
 mod aterm;
+mod modulo;
 mod output;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ use crate::{
 };
 
 pub use aterm::DerivationError;
+pub use modulo::Modulo;
 pub use output::Output;
 
 /// A build as Nix describes it.
@@ -74,7 +76,7 @@ impl Derivation {
 }
 
 /// An output's name becomes part of a store path's.
-fn check_output_name(name: &str) -> Result<(), String> {
+pub(crate) fn check_output_name(name: &str) -> Result<(), String> {
     let is_good = |byte: u8| byte.is_ascii_alphanumeric() || b"+-._?=".contains(&byte);
     match !name.is_empty() && name.bytes().all(is_good) {
         true => Ok(()),

@@ -16,6 +16,25 @@ fn the_text_of_nix_is_read_and_written_again() {
     assert_eq!(out.base_name(), "ifd3pw9mq9a6wpq6c1jc7lgkdcdlay48-second");
 }
 
+/// The derivation that [`SECOND`] needs, by the same Nix.
+const FIRST: &str = r#"Derive([("out","/nix/store/rwfshijbhhchwxcmqy4ijrqa7jccs8qz-first","","")],[],[],"x86_64-linux","/bin/sh",["-c","echo hi > $out"],[("builder","/bin/sh"),("name","first"),("out","/nix/store/rwfshijbhhchwxcmqy4ijrqa7jccs8qz-first"),("system","x86_64-linux")])"#;
+
+#[test]
+fn the_paths_of_outputs_follow_from_the_derivations_as_in_nix() {
+    let [first, second] = [FIRST, SECOND].map(|text| Derivation::parse(text.as_bytes()).unwrap());
+    let known = first.modulo(|_| None).unwrap();
+    assert_eq!(known.output_path("first", "out").as_ref().ok(), first.outputs["out"].path());
+    assert_eq!(second.modulo(|_| None), None);
+    let modulo = second.modulo(|path| (path.name() == "first.drv").then_some(&known)).unwrap();
+    assert_eq!(modulo.output_path("second", "out").as_ref().ok(), second.outputs["out"].path());
+    assert_eq!(modulo.output_path("second", "dev").unwrap().name(), "second-dev");
+    assert!(!modulo.is_deferred && modulo.output_id("out").ends_with("!out"));
+    // A derivation that is known only after a build makes those that need it so, too.
+    let floating = Derivation { outputs: [("out".to_owned(), Output::Deferred)].into(), ..first };
+    let known = floating.modulo(|_| None).unwrap();
+    assert!(known.is_deferred && second.modulo(|_| Some(&known)).unwrap().is_deferred);
+}
+
 #[test]
 fn escapes_stand_for_their_characters() {
     let text = SECOND.replace("\"second\"", r#""a\n\r\t\"\\b""#);

@@ -35,7 +35,7 @@ pub(super) enum News {
 pub(super) type Tell<'a> = &'a mut dyn FnMut(News) -> Result<(), Stop>;
 
 /// What builds.
-pub(super) trait Builds {
+pub(super) trait Builds: Sync {
     /// CPUs of a build's machine.
     fn cpus(&self) -> u32;
 

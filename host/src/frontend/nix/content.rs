@@ -2,11 +2,11 @@
 
 use std::{
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use cofferdam_castore::{Node, Store, archive::read_blob, export::ExportError, nar};
-use cofferdam_nix::{Algorithm, Hash, Method, StorePath};
+use cofferdam_nix::{Algorithm, Hash, Method};
 use ring::digest::{self, Context};
 
 /// Why a node has no such hash.
@@ -17,23 +17,24 @@ pub(super) enum ContentError {
     Unsupported(Algorithm),
     /// Only the bytes of a file can be hashed like this.
     #[error(
-        "output path '{0}' should be a non-executable regular file since recursive hashing is not enabled \
-         (outputHashMode=flat)"
+        "output path '{}' should be a non-executable regular file since recursive hashing is not enabled \
+         (outputHashMode=flat)",
+        .0.display()
     )]
-    NotAFile(StorePath),
+    NotAFile(PathBuf),
     /// The store failed.
     #[error(transparent)]
     Store(ExportError),
 }
 
-/// The hash of a path's contents.
+/// The hash of a node. Errors call it `name`.
 ///
 /// # Errors
 ///
 /// See [`ContentError`].
 pub(super) fn hash(
     store: &Store,
-    path: &StorePath,
+    name: &Path,
     method: Method,
     algorithm: Algorithm,
     node: &Node,
@@ -45,7 +46,6 @@ pub(super) fn hash(
         Algorithm::Md5 => return Err(ContentError::Unsupported(algorithm)),
     };
     let mut hasher = Hasher(Context::new(function));
-    let name = Path::new(path.base_name());
     let hashed = match (method, node) {
         (Method::Recursive, _) => nar::write(store, node, name, &mut hasher, &|| false),
         (Method::Flat | Method::Text, Node::File { digest, size, executable: false }) => {
@@ -54,7 +54,7 @@ pub(super) fn hash(
                 Ok(())
             })
         }
-        _ => return Err(ContentError::NotAFile(path.clone())),
+        _ => return Err(ContentError::NotAFile(name.to_owned())),
     };
     hashed.map_err(ContentError::Store)?;
     let hash = Hash::new(algorithm, hasher.0.finish().as_ref().to_vec());

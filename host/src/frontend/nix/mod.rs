@@ -4,20 +4,26 @@
 //!   nix ── ssh, or a program ──▶ cofferdam nix-daemon --stdio ── gRPC: a stream of bytes each way ──▶ NixService
 //!                                cofferdam nix-store --serve                                             │ a thread
 //!     Session, Serve: hello, operations ──┬─ paths: StorePaths, the store                               ◀┘
-//!                                         └─ BuildDerivation ─▶ BuildRequest ─▶ scheduler ─▶ outputs ─▶ StorePaths
+//!                                         ├─ BuildPaths ─▶ Graph, Plan ─▶ derivations, some at a time ─┐
+//!                                         └─ BuildDerivation ─▶ BuildRequest ◀─────────────────────────┘
+//!                                                                 └─▶ scheduler ─▶ outputs ─▶ StorePaths
 //! ```
 //!
 //! The stream brings the client's identity, its share of connections, and flow control. The protocol is one conversation after
 //! the other, so each session has a thread, which may block; [`SESSIONS`] bounds them.
 
+mod add;
 mod build;
 mod building;
 mod builds;
 mod checks;
 mod content;
+mod graph;
 mod outputs;
 mod pipe;
+mod plan;
 mod queries;
+mod realise;
 mod request;
 mod serve;
 mod session;

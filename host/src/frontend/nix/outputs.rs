@@ -86,7 +86,7 @@ fn check_fixed(
     node: &Node,
     info: &PathInfo,
 ) -> Result<(), Rejected> {
-    let got = content::hash(store, path, address.method, address.hash.algorithm(), node)?;
+    let got = content::hash(store, Path::new(&path.to_string()), address.method, address.hash.algorithm(), node)?;
     if got != address.hash {
         let specified = &address.hash;
         return Err(Rejected::Output(format!(

@@ -49,9 +49,11 @@ impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
         Ok(self.answer()?.integer(1_u64)?)
     }
 
-    /// Limits are the daemon's, so the client's options are read and left.
+    /// Limits are the daemon's, so most of the client's options are read and left.
     pub(super) fn set_options(&mut self) -> Result<(), Stop> {
-        for _ in 0..12 {
+        let _keep_failed = self.reader.integer()?;
+        self.keep_going = self.reader.integer()? != 0;
+        for _ in 0..10 {
             self.reader.integer()?;
         }
         let _: Vec<_> = self.reader.list("the settings", |reader| {

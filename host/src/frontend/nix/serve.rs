@@ -145,7 +145,7 @@ fn write_info<W: Write>(writer: &mut Writer<W>, info: &PathInfo, version: ServeV
 }
 
 impl Tenant {
-    fn closure(&self, paths: &BTreeSet<StorePath>) -> Result<BTreeMap<StorePath, Known>, Stop> {
+    pub(super) fn closure(&self, paths: &BTreeSet<StorePath>) -> Result<BTreeMap<StorePath, Known>, Stop> {
         Ok(self.nix.paths.closure(&self.client, &self.store(), paths)?)
     }
 }

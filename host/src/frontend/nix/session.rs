@@ -39,6 +39,8 @@ pub(super) struct Session<B, R, W: Write> {
     pub(super) reader: Reader<R>,
     pub(super) writer: Writer<BufWriter<W>>,
     pub(super) version: Version,
+    /// Whether builds are begun after one has failed.
+    pub(super) keep_going: bool,
 }
 
 /// Why an operation has no answer.
@@ -83,7 +85,7 @@ impl From<StorePathsError> for Stop {
 impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
     pub(super) fn new(tenant: Tenant, builds: B, input: R, output: W) -> Self {
         let writer = Writer(BufWriter::with_capacity(BUFFER_BYTES, output));
-        Self { tenant, builds, reader: Reader::new(input), writer, version: Version::OLDEST }
+        Self { tenant, builds, reader: Reader::new(input), writer, version: Version::OLDEST, keep_going: false }
     }
 
     /// Speaks until the client ends the conversation or breaks the protocol.
@@ -159,10 +161,11 @@ impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
             Operation::BuildDerivation => self.build_derivation(),
             Operation::BuildPaths => self.build_paths(),
             Operation::BuildPathsWithResults => self.build_paths_with_results(),
-            Operation::QueryMissing | Operation::QueryDerivationOutputMap => {
-                let number = operation as u64;
-                Err(Stop::Broken(format!("operation {number} of Nix's protocol, {operation:?}, is not supported here")))
-            }
+            Operation::QueryMissing => self.query_missing(),
+            Operation::QueryDerivationOutputMap => self.query_derivation_output_map(),
+            Operation::AddToStore => self.add_to_store(),
+            Operation::AddSignatures => self.add_signatures(),
+            Operation::CollectGarbage => self.collect_garbage(),
         }
     }
 

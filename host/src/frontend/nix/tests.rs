@@ -29,6 +29,7 @@ use super::{
 use crate::{build::failure::Failure, records::Record};
 
 mod build;
+mod graph;
 mod hostile;
 mod paths;
 mod serve;

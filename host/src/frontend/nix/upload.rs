@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
+    path::Path,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -117,7 +118,7 @@ fn check_content_address(store: &Store, path: &StorePath, known: &Known) -> Resu
     if refers_to_itself {
         return refused("content addresses of paths that refer to themselves are not checked here yet".to_owned());
     }
-    match content::hash(store, path, address.method, address.hash.algorithm(), &known.node) {
+    match content::hash(store, Path::new(&path.to_string()), address.method, address.hash.algorithm(), &known.node) {
         Ok(got) if got == address.hash => Ok(()),
         Ok(got) => {
             refused(format!("its contents have the hash {got}, not {} as its content address says", address.hash))

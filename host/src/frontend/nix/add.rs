@@ -1,0 +1,172 @@
+//! Operations that bring single paths and signatures, and the one that removes paths.
+
+use std::{
+    collections::BTreeSet,
+    io::{self, Read, Write},
+    path::Path,
+};
+
+use cofferdam_castore::{
+    Node,
+    archive::{ArchiveError, Limits},
+    nar::{self, NarInfo},
+};
+use cofferdam_nix::{Algorithm, ContentAddress, Hash, Method, PathInfo, StorePath, protocol::Version, wire::Framed};
+use futures::executor::block_on;
+use tokio::io::AsyncWriteExt as _;
+
+use super::{
+    builds::Builds,
+    content,
+    session::{Session, Stop, Tenant},
+    upload::now,
+};
+use crate::store_paths::Known;
+
+/// Bytes of a file that are in memory at a time.
+const BUFFER_BYTES: usize = 64 * 1024;
+
+/// Signatures that a path may have.
+const MAX_SIGNATURES: usize = 32;
+
+/// Bytes of one.
+const MAX_SIGNATURE_BYTES: usize = 512;
+
+/// What a client says of contents whose path isn't known before they are.
+struct Added {
+    name: String,
+    method: Method,
+    algorithm: Algorithm,
+    references: BTreeSet<StorePath>,
+}
+
+impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
+    pub(super) fn add_to_store(&mut self) -> Result<(), Stop> {
+        if self.version < Version::minor(25) {
+            let text = "operation 7 of Nix's protocol, AddToStore, needs version 1.25 of it here";
+            return Err(Stop::Broken(text.to_owned()));
+        }
+        let name = self.reader.text("the name")?;
+        let method = self.reader.text("the content address")?;
+        let references = self.reader.paths("the references")?;
+        let _repair = self.reader.boolean("repair")?;
+        let mut framed = Framed::new(self.reader.input());
+        let parsed = Method::parse_address(&method);
+        let added = parsed.map_err(|rule| Stop::Refused(format!("the content address {rule}")));
+        let added = added.map(|(method, algorithm)| Added { name, method, algorithm, references });
+        let known = added.and_then(|added| add(&self.tenant, added, &mut framed));
+        framed.skip()?;
+        let (path, known) = known?;
+        self.tenant.register(path.clone(), known.clone())?;
+        let writer = self.answer()?;
+        writer.text(path)?;
+        Ok(known.info.write(writer)?)
+    }
+
+    pub(super) fn add_signatures(&mut self) -> Result<(), Stop> {
+        let path = self.reader.path("the path")?;
+        let signatures = self.reader.texts("the signatures")?;
+        let mut known = self.tenant.require(&path)?;
+        known.info.signatures.extend(signatures);
+        check_signatures(&path, &known.info)?;
+        self.tenant.register(path, known)?;
+        Ok(self.answer()?.integer(1_u64)?)
+    }
+
+    /// Only the daemon removes contents, and by its own rules: a client can forget its paths.
+    pub(super) fn collect_garbage(&mut self) -> Result<(), Stop> {
+        const DELETE_SPECIFIC: u64 = 3;
+        let action = self.reader.integer()?;
+        let paths = self.reader.paths("the paths")?;
+        let _ignore_liveness = self.reader.boolean("ignoreLiveness")?;
+        let _max_freed = self.reader.integer()?;
+        for _ in 0..3 {
+            self.reader.integer()?;
+        }
+        if action != DELETE_SPECIFIC {
+            return Err(Stop::Refused("garbage is collected by the daemon alone, by `cofferdam store gc`".to_owned()));
+        }
+        let Tenant { client, nix } = &self.tenant;
+        nix.paths.forget(client, &paths)?;
+        let writer = self.answer()?;
+        writer.texts(&paths)?;
+        let (bytes_freed, obsolete) = (0_u64, 0_u64);
+        writer.integer(bytes_freed)?;
+        Ok(writer.integer(obsolete)?)
+    }
+}
+
+/// Refuses more signatures than a path may have.
+pub(super) fn check_signatures(path: &StorePath, info: &PathInfo) -> Result<(), Stop> {
+    let count = info.signatures.len();
+    if count > MAX_SIGNATURES {
+        return Err(Stop::Refused(format!("path '{path}' must have at most {MAX_SIGNATURES} signatures, not {count}")));
+    }
+    match info.signatures.iter().map(String::len).find(|&length| length > MAX_SIGNATURE_BYTES) {
+        Some(length) => {
+            let limit = MAX_SIGNATURE_BYTES;
+            Err(Stop::Refused(format!("a signature of path '{path}' must have at most {limit} bytes, not {length}")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Takes contents, and computes their path.
+fn add(tenant: &Tenant, added: Added, input: &mut impl Read) -> Result<(StorePath, Known), Stop> {
+    let Added { name, method, algorithm, references } = added;
+    let refused = |why: &dyn std::fmt::Display| Stop::Refused(format!("'{name}' can't be added: {why}"));
+    let store = tenant.store();
+    let mut put = tenant.nix.puts.begin(&tenant.client).map_err(|error| refused(&error))?;
+    let mut counted = Counted { input, take: |read| put.more(read) };
+    let node = match method {
+        Method::Recursive => nar::import(&store, &mut counted, Limits::default()).map_err(|error| match error {
+            ArchiveError::Read { source, .. } => refused(&source),
+            error => refused(&error),
+        })?,
+        Method::Flat | Method::Text => {
+            let mut writer = block_on(store.blobs.open_write());
+            let mut piece = vec![0; BUFFER_BYTES];
+            let mut size = 0;
+            loop {
+                let read = counted.read(&mut piece).map_err(|error| refused(&error))?;
+                if read == 0 {
+                    break;
+                }
+                size += read as u64;
+                block_on(writer.write_all(&piece[..read])).map_err(|error| Stop::failed(&error))?;
+            }
+            let digest = block_on(writer.close()).map_err(|error| Stop::failed(&error))?;
+            Node::File { digest, size, executable: false }
+        }
+    };
+    let hash = content::hash(&store, Path::new(&name), method, algorithm, &node).map_err(|error| refused(&error))?;
+    let address = ContentAddress { method, hash };
+    let path = address.path(&name, &references, false).map_err(|error| refused(&error))?;
+    let info = nar::info(&store, &node, Path::new(path.base_name()), &|| false).map_err(|error| Stop::failed(&error));
+    let NarInfo { sha256, size } = info?;
+    let info = PathInfo {
+        deriver: None,
+        nar_hash: Hash::sha256(sha256),
+        nar_size: size,
+        references,
+        registration_time: now(),
+        ultimate: false,
+        signatures: BTreeSet::new(),
+        content_address: Some(address),
+    };
+    Ok((path, Known { node, info }))
+}
+
+/// Bytes that are counted as they come.
+struct Counted<R, F> {
+    input: R,
+    take: F,
+}
+
+impl<R: Read, F: FnMut(u64) -> io::Result<()>> Read for Counted<R, F> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.input.read(buffer)?;
+        (self.take)(read as u64)?;
+        Ok(read)
+    }
+}
