@@ -75,6 +75,11 @@ impl<'a> Nix<'a> {
         format!("ssh-ng://localhost?remote-program={}%20nix-daemon", program().display())
     }
 
+    /// The daemon's address for the holder of a key.
+    pub fn builder_for(&self, key: &str) -> String {
+        format!("{}%20--client%20{key}", self.builder())
+    }
+
     /// The daemon's address by the protocol of old.
     pub fn served_builder(&self) -> String {
         format!("ssh://localhost?remote-program={}%20nix-store", program().display())

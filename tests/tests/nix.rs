@@ -163,3 +163,37 @@ fn nixes_build_graphs_in_the_store_of_a_daemon() {
     assert!(!broken.stderr.contains("told by"), "{broken}");
     daemon.end().succeeds();
 }
+
+#[test]
+fn each_key_has_paths_of_its_own_and_only_listed_users_speak_for_keys() {
+    let cofferdam = Cofferdam::new();
+    let uid = nix::unistd::getuid();
+    let daemon = Daemon::start(&cofferdam, &format!("[nix]\nspeakers = [{uid}]"));
+    let nix = Nix::new(&cofferdam, &daemon, Release::Trixie);
+    let (alice, bob) = (nix.builder_for("alice"), nix.builder_for("bob"));
+    let file = cofferdam.file("a-file", "told to nobody");
+    let add = |store: &str| nix.run("nix-store", ["--store", store, "--add", file.to_str().unwrap()]);
+    let path = add(&alice).succeeds().stdout.trim().to_owned();
+    let info = |store: &str| nix.run("nix", ["path-info", "--store", store, &path]);
+    assert_eq!(info(&alice).succeeds().stdout.trim(), path);
+    for other in [&bob, &nix.builder()] {
+        let refused = info(other).exits_with(1);
+        assert!(refused.stderr.contains("is not valid"), "{refused}");
+    }
+    let refused = add(&nix.builder_for("a%2fb")).exits_with(1);
+    assert!(refused.stderr.contains("must have 1 to 64 letters, digits"), "{refused}");
+    daemon.end().succeeds();
+
+    let daemon = Daemon::start(&cofferdam, "[nix]\nspeakers = [65534]");
+    let refused = info(&alice).exits_with(1);
+    let denied = format!("user:{uid} may not speak for other clients");
+    assert!(refused.stderr.contains(&denied), "{refused}");
+    daemon.end().succeeds();
+
+    let daemon =
+        Daemon::start(&cofferdam, &format!("[nix]\nspeakers = [{uid}]\n[tenants.'user:{uid}']\n[tenants.'key:alice']"));
+    assert_eq!(info(&alice).succeeds().stdout.trim(), path);
+    let refused = info(&bob).exits_with(1);
+    assert!(refused.stderr.contains("key:bob is no tenant of this daemon"), "{refused}");
+    daemon.end().succeeds();
+}

@@ -13,6 +13,9 @@ use crate::connection::ConnectionInfo;
 /// Most bytes of the name in a certificate.
 const MAX_NAME_BYTES: usize = 255;
 
+/// Most bytes of the name of a key.
+const MAX_KEY_NAME_BYTES: usize = 64;
+
 /// A client, as its connection identifies it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -25,9 +28,27 @@ pub enum Client {
     /// Anyone at an address, over TCP. An IPv6 address stands for its network of 64 bits, since one host may have all of its
     /// addresses.
     Address(IpAddr),
+    /// The holder of a key, for whom a user of this host speaks whom the server's configuration trusts to say so: `key:NAME`.
+    Key(String),
 }
 
 impl Client {
+    /// The holder of the key with this name.
+    ///
+    /// # Errors
+    ///
+    /// The rule that the name breaks.
+    pub fn with_key(name: &str) -> Result<Self, String> {
+        let is_good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte);
+        match (1..=MAX_KEY_NAME_BYTES).contains(&name.len()) && name.bytes().all(is_good) {
+            true => Ok(Self::Key(name.to_owned())),
+            false => Err(format!(
+                "must have 1 to {MAX_KEY_NAME_BYTES} letters, digits and characters - _ . @, not \"{}\"",
+                name.escape_default()
+            )),
+        }
+    }
+
     /// The client that sent a request.
     ///
     /// # Errors
@@ -96,6 +117,7 @@ impl fmt::Display for Client {
             Self::Certificate(name) => f.write_str(name),
             Self::Address(IpAddr::V6(network)) if !network.is_loopback() => write!(f, "address:{network}/64"),
             Self::Address(address) => write!(f, "address:{address}"),
+            Self::Key(name) => write!(f, "key:{name}"),
         }
     }
 }
@@ -108,11 +130,12 @@ impl FromStr for Client {
         let client = match text.split_once(':') {
             Some(("user", uid)) => uid.parse().ok().map(Self::User),
             Some(("address", address)) => address.strip_suffix("/64").unwrap_or(address).parse().ok().map(Self::at),
+            Some(("key", name)) => Self::with_key(name).ok(),
             Some(("dns", name)) => Self::named(&format!("dns:{}", name.to_ascii_lowercase())),
             _ => Self::named(text),
         };
         client.ok_or(
-            "must be user:UID, uri:NAME, dns:NAME or email:NAME of a certificate, address:IPV4 or address:IPV6/64",
+            "must be user:UID, uri:NAME, dns:NAME or email:NAME of a certificate, address:IPV4 or address:IPV6/64, or key:NAME",
         )
     }
 }
@@ -132,6 +155,7 @@ mod tests {
             "address:::1",
             "uri:spiffe://a/b",
             "email:a@b.example",
+            "key:alice@laptop",
         ];
         for text in clients {
             assert_eq!(text.parse::<Client>().unwrap().to_string(), text);
@@ -141,7 +165,7 @@ mod tests {
         {
             assert_eq!(format!("address:{text}").parse::<Client>().unwrap().to_string(), format!("address:{shown}"));
         }
-        let long = format!("dns:{}", "a".repeat(256));
+        let (long, long_key) = (format!("dns:{}", "a".repeat(256)), format!("key:{}", "a".repeat(65)));
         let wrong = [
             "",
             "1001",
@@ -153,6 +177,10 @@ mod tests {
             "email:ä@b",
             "ip:1",
             "address:a.example",
+            "key:",
+            "key:a b",
+            "key:a/../b",
+            &long_key,
             &long,
         ];
         for text in wrong {

@@ -37,7 +37,7 @@ impl FromStr for Pattern {
 /// Whether some client's name begins with this.
 fn begins_a_name(prefix: &str) -> bool {
     let Some((kind, rest)) = prefix.split_once(':') else {
-        return ["user:", "uri:", "dns:", "email:", "address:"].iter().any(|kind| kind.starts_with(prefix));
+        return ["user:", "uri:", "dns:", "email:", "address:", "key:"].iter().any(|kind| kind.starts_with(prefix));
     };
     let is_number = |digits: &str| digits.parse::<u32>().is_ok_and(|number| number.to_string() == digits);
     match kind {
@@ -124,7 +124,7 @@ impl Clients {
     /// # Errors
     ///
     /// It is a stranger.
-    pub(crate) fn admit(&self, client: &Client) -> Result<(), Status> {
+    pub fn admit(&self, client: &Client) -> Result<(), Status> {
         match &self.0.shares {
             Some(shares) if shares.get(client).is_none() && !self.is_operator(client) => {
                 Err(Status::permission_denied(format!(

@@ -1,6 +1,7 @@
 //! `nix-daemon` and `nix-store`: connections of Nix to a daemon.
 
 use std::{
+    env,
     io::{self, ErrorKind, Read as _, Write as _},
     thread,
 };
@@ -25,9 +26,11 @@ const BUFFERED_PIECES: usize = 4;
 const EXAMPLES: &str = "\
 Examples:
   nix build --store 'ssh-ng://builder?remote-program=cofferdam%20nix-daemon' nixpkgs#hello
-  command=\"cofferdam nix-daemon --stdio\",restrict ssh-ed25519 AAAA…    (a line of authorized_keys)";
+  command=\"cofferdam nix-daemon --stdio --client alice\",restrict ssh-ed25519 AAAA…    (a line of authorized_keys)";
 
 /// Lets Nix build with a daemon: speaks Nix's worker protocol on stdin and stdout
+///
+/// As the forced command of a key it also speaks the serve protocol, if the client asks for `nix-store --serve`.
 ///
 /// The daemon is the one of --daemon or COFFERDAM_DAEMON, else the one at daemon.sock in the state directory.
 #[derive(Debug, Args)]
@@ -36,6 +39,17 @@ pub(super) struct NixDaemonArgs {
     /// Speak on stdin and stdout, as Nix asks for
     #[arg(long, required = true)]
     stdio: bool,
+    #[command(flatten)]
+    who: Who,
+}
+
+#[derive(Debug, Args)]
+struct Who {
+    /// Whose connection it is, as key:NAME: the holder of the key that this is the forced command of
+    ///
+    /// The daemon believes it only of users in `[nix] speakers` of its configuration.
+    #[arg(long = "client", value_name = "NAME")]
+    name: Option<String>,
 }
 
 const STORE_EXAMPLES: &str = "\
@@ -56,36 +70,54 @@ pub(super) struct NixStoreArgs {
     /// Take paths and build, as Nix asks for; always allowed
     #[arg(long)]
     write: bool,
+    #[command(flatten)]
+    who: Who,
 }
 
 impl NixDaemonArgs {
     pub(super) async fn execute(self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
-        connect(Protocol::Worker, client, cancel).await
+        let protocol = match env::var("SSH_ORIGINAL_COMMAND") {
+            Ok(command) if is_serve(&command) => Protocol::Serve,
+            _ => Protocol::Worker,
+        };
+        connect(protocol, &self.who, client, cancel).await
     }
 }
 
 impl NixStoreArgs {
     pub(super) async fn execute(self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
-        connect(Protocol::Serve, client, cancel).await
+        connect(Protocol::Serve, &self.who, client, cancel).await
     }
 }
 
-async fn connect(protocol: Protocol, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
+/// Whether a client of ssh has asked for `nix-store --serve`, whatever its forced command is.
+fn is_serve(command: &str) -> bool {
+    let mut words = command.split_whitespace();
+    let program = words.next().map(|word| word.rsplit('/').next().unwrap_or(word));
+    program == Some("nix-store") && words.any(|word| word == "--serve")
+}
+
+async fn connect(
+    protocol: Protocol,
+    Who { name }: &Who,
+    client: &ClientArgs,
+    cancel: &CancellationToken,
+) -> Result<(), CliError> {
     let daemon = Daemon::at_or_own(client.daemon())?;
     tokio::select! {
         biased;
         () = cancel.cancelled() => Err(CliError::interrupted()),
-        pumped = pump(&daemon, protocol) => pumped,
+        pumped = pump(&daemon, protocol, name.as_deref()) => pumped,
     }
 }
 
 /// Passes bytes on in both directions until the daemon ends the conversation.
-async fn pump(daemon: &Daemon, protocol: Protocol) -> Result<(), CliError> {
+async fn pump(daemon: &Daemon, protocol: Protocol, name: Option<&str>) -> Result<(), CliError> {
     let (sender, mut pieces) = mpsc::channel(BUFFERED_PIECES);
     let failed = |error| CliError::failed("can't start a thread", error);
     // It ends with the process, since nothing interrupts its reading.
     thread::Builder::new().name("stdin".to_owned()).spawn(move || forward(&sender)).map_err(failed)?;
-    let mut answers = daemon.nix(protocol, stream::poll_fn(move |context| pieces.poll_recv(context))).await?;
+    let mut answers = daemon.nix(protocol, name, stream::poll_fn(move |context| pieces.poll_recv(context))).await?;
     while let Some(NixBytes { data, log }) = answers.message().await.map_err(|status| daemon.refused(&status))? {
         let written = block_in_place(|| {
             // Nobody may read it.
@@ -114,6 +146,22 @@ fn forward(pieces: &mpsc::Sender<NixBytes>) {
                     return;
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_that_ssh_was_asked_for_chooses_the_protocol() {
+        for command in ["nix-store --serve --write", "/usr/bin/nix-store --serve"] {
+            assert!(is_serve(command), "{command}");
+        }
+        for command in ["", "nix-daemon --stdio", "nix-store --query", "echo nix-store --serve", "my-nix-store --serve"]
+        {
+            assert!(!is_serve(command), "{command}");
         }
     }
 }

@@ -18,13 +18,13 @@ use cofferdam_protocol::{Sample, Usage, WindowSize};
 use futures::{Stream, StreamExt as _, stream};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status, Streaming, transport::Channel};
+use tonic::{Code, Request, Status, Streaming, transport::Channel};
 
 use super::{CliError, progress::Progress, quantity::show_size, state_dir, transport};
 use crate::{
     build::failure::{Failure, FailureKind, causes},
     build::{Built, Observer, Phase, Terminal, TerminalInput, Times},
-    frontend::failure_of,
+    frontend::{self, failure_of},
     machine::jail::one_line,
     network::{Connection, Verdict},
     request::{BuildOutput, BuildRequest, BuildResult},
@@ -81,12 +81,19 @@ impl Daemon {
     pub(super) async fn nix(
         &self,
         protocol: Protocol,
+        client_name: Option<&str>,
         pieces: impl Stream<Item = NixBytes> + Send + 'static,
     ) -> Result<Streaming<NixBytes>, CliError> {
         let mut client = NixServiceClient::new(self.channel.clone());
+        let mut request = Request::new(pieces);
+        if let Some(name) = client_name {
+            let name = name.parse();
+            let name = name.map_err(|_| CliError::wrong("the client's name must consist of visible characters"))?;
+            request.metadata_mut().insert(frontend::CLIENT_NAME, name);
+        }
         let answers = match protocol {
-            Protocol::Worker => client.daemon(pieces).await,
-            Protocol::Serve => client.store(pieces).await,
+            Protocol::Worker => client.daemon(request).await,
+            Protocol::Serve => client.store(request).await,
         };
         Ok(answers.map_err(|status| self.refused(&status))?.into_inner())
     }

@@ -79,7 +79,7 @@ pub(crate) fn problems(config: &Config) -> Vec<Problem> {
 ///
 /// The daemon can't start, or can't go on.
 pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &CancellationToken) -> Result<(), Failure> {
-    let Checked { options, image, vmm, tls, tenants, network, signing_key } =
+    let Checked { options, image, vmm, tls, tenants, speakers, network, signing_key } =
         check::check(config).map_err(problem::failure)?;
     tracing::info!(kind = %vmm.kind, accelerator = %vmm.accelerator, reason = vmm.reason, "VMM chosen");
     let weaknesses = config.weaknesses(vmm.schedules_cores());
@@ -145,7 +145,7 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let (theirs, measured) = (tenants.clone(), Arc::clone(&metrics));
     let quotas = Quotas { disk, views: views.clone(), tenants: theirs, metrics: measured };
     let puts = Puts::new(Arc::new(quotas));
-    let nix = Nix { paths, views: views.clone(), puts: puts.clone() };
+    let nix = Nix { speakers, paths, views: views.clone(), puts: puts.clone() };
     let frontends = Frontends::new(scheduler.clone(), allowed);
     let _scraped = match &config.metrics {
         Some(at) => Some(serve_metrics(metrics, at.listen, listening).await?),

@@ -7,11 +7,11 @@ mod tenants;
 mod tests;
 mod tls;
 
-use std::{net::ToSocketAddrs as _, time::Duration};
+use std::{collections::BTreeSet, net::ToSocketAddrs as _, time::Duration};
 
 use cofferdam_castore::{blobservice, directoryservice, is_addr};
 use cofferdam_images::Image;
-use cofferdam_rpc::{Tls, forbid_anonymous_tcp};
+use cofferdam_rpc::{Client, Tls, forbid_anonymous_tcp};
 
 use super::{
     collector::Collection,
@@ -43,6 +43,8 @@ pub(super) struct Checked {
     pub(super) vmm: vmm::Choice,
     pub(super) tls: Option<Tls>,
     pub(super) tenants: Tenants,
+    /// Clients that may speak for others.
+    pub(super) speakers: BTreeSet<Client>,
     pub(super) network: Option<Policies>,
     /// The configured key of signed statements.
     pub(super) signing_key: Option<SigningKey>,
@@ -64,12 +66,12 @@ pub(super) fn check(config: &Config) -> Result<Checked, Vec<Problem>> {
     checks.walls();
     checks.cgroups();
     let network = checks.network();
-    let tenants = checks.tenants();
+    let (tenants, speakers) = (checks.tenants(), checks.speakers());
     let signing_key = checks.signing_key();
     let (image, tls) = (checks.image(), checks.tls());
     match (image, vmm, tls) {
         (Some(image), Some(vmm), Some(tls)) if checks.problems.is_empty() => {
-            Ok(Checked { options, image, vmm, tls, tenants, network, signing_key })
+            Ok(Checked { options, image, vmm, tls, tenants, speakers, network, signing_key })
         }
         _ => Err(checks.problems),
     }

@@ -1,4 +1,6 @@
-//! Operators and tenants.
+//! Operators, tenants, and who may speak for some.
+
+use std::collections::BTreeSet;
 
 use cofferdam_rpc::{Client, Pattern, Patterns};
 use nix::unistd::User;
@@ -45,9 +47,20 @@ impl Checks<'_> {
     fn operators(&mut self) -> Vec<Client> {
         let configured = &self.config.operators;
         let mut found: Vec<_> = configured.certificates.iter().map(|CertificateName(client)| client.clone()).collect();
-        for (index, UserName(name)) in configured.users.iter().enumerate() {
+        found.extend(self.users("operators.users", &configured.users));
+        found
+    }
+
+    /// Who may speak for other clients of Nix.
+    pub(super) fn speakers(&mut self) -> BTreeSet<Client> {
+        self.users("nix.speakers", &self.config.nix.speakers).into_iter().collect()
+    }
+
+    fn users(&mut self, key: &'static str, configured: &[UserName]) -> Vec<Client> {
+        let mut found = Vec::new();
+        for (index, UserName(name)) in configured.iter().enumerate() {
             // The number of a user needs no entry among the users' names.
-            let uid = name.parse().ok().or_else(|| self.user(Key::from("operators.users").element(index), name));
+            let uid = name.parse().ok().or_else(|| self.user(Key::from(key).element(index), name));
             found.extend(uid.map(Client::User));
         }
         found

@@ -107,6 +107,7 @@ pub(crate) struct Config {
     pub(super) operators: OperatorsConfig,
     /// Without this table everyone who can connect is a tenant.
     pub(super) tenants: Option<BTreeMap<TenantName, TenantConfig>>,
+    pub(super) nix: NixConfig,
     pub(super) disk: DiskConfig,
     pub(super) gc: Option<GcConfig>,
     pub(super) budget: BudgetConfig,
@@ -165,6 +166,14 @@ impl From<StoreTable> for StoreConfig {
 pub(super) struct OperatorsConfig {
     pub(super) users: Vec<UserName>,
     pub(super) certificates: Vec<CertificateName>,
+}
+
+/// What holds for clients of plain Nix.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct NixConfig {
+    /// Users who may speak for clients: `cofferdam nix-daemon --client NAME`.
+    pub(super) speakers: Vec<UserName>,
 }
 
 /// What a tenant may have.

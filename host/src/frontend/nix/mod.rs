@@ -31,7 +31,7 @@ mod session;
 mod tests;
 mod upload;
 
-use std::{sync::Arc, thread};
+use std::{collections::BTreeSet, sync::Arc, thread};
 
 use cofferdam_castore::{Views, grpc::Puts};
 use cofferdam_proto::cofferdam::v1::{NixBytes, nix_service_server};
@@ -56,8 +56,13 @@ const SESSIONS: usize = 256;
 /// Bytes of the largest piece of a client's stream.
 const MAX_PIECE_BYTES: usize = 1024 * 1024;
 
+/// The metadata with the name of the client for whom another one speaks.
+pub(crate) const CLIENT_NAME: &str = "cofferdam-client";
+
 /// What the sessions use beside the scheduler.
 pub(crate) struct Nix {
+    /// Clients that may speak for others.
+    pub speakers: BTreeSet<Client>,
     /// The paths that the clients have.
     pub paths: StorePaths,
     /// What each client sees of their contents.
@@ -76,11 +81,12 @@ pub(super) struct NixService {
     pub(super) nix: Arc<Nix>,
     /// Nix has one for each build that it waits for.
     sessions: Turns,
+    clients: Clients,
 }
 
 impl NixService {
     pub(super) fn new(shared: Arc<Shared>, nix: Nix, clients: &Clients) -> Self {
-        Self { shared, nix: Arc::new(nix), sessions: Turns::new(SESSIONS, clients) }
+        Self { shared, nix: Arc::new(nix), sessions: Turns::new(SESSIONS, clients), clients: clients.clone() }
     }
 }
 
@@ -114,9 +120,25 @@ struct Ends {
 }
 
 impl NixService {
+    /// Whose session it is: that of the connection's client, or of one whom it may speak for.
+    fn client<T>(&self, request: &Request<T>) -> Result<Client, Status> {
+        let speaker = Client::of(request)?;
+        let Some(name) = request.metadata().get(CLIENT_NAME) else { return Ok(speaker) };
+        if !self.nix.speakers.contains(&speaker) {
+            return Err(Status::permission_denied(format!(
+                "{speaker} may not speak for other clients; to let it, add it to speakers in [nix] of the daemon's configuration"
+            )));
+        }
+        let name = String::from_utf8_lossy(name.as_bytes());
+        let client =
+            Client::with_key(&name).map_err(|rule| Status::invalid_argument(format!("{CLIENT_NAME} {rule}")))?;
+        self.clients.admit(&client)?;
+        Ok(client)
+    }
+
     /// Starts a session on a thread of its own.
     async fn start(&self, request: Request<Streaming<NixBytes>>, run: fn(Ends)) -> Result<Response<Answers>, Status> {
-        let client = Client::of(&request)?;
+        let client = self.client(&request)?;
         let waited = timeout(outlet::IDLE_TIMEOUT, self.sessions.line(&client).turn()).await;
         let turn = waited.map_err(|_| Status::resource_exhausted("there are too many sessions: try again later"))?;
         let context = telemetry::context(request.metadata());

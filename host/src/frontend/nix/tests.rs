@@ -79,7 +79,12 @@ impl Server {
         let dir = tempfile::tempdir().unwrap();
         let paths = StorePaths::open(dir.path()).unwrap();
         Self {
-            nix: Arc::new(Nix { paths, views: Views::whole(Store::memory()), puts: Puts::new(Arc::new(Room(room))) }),
+            nix: Arc::new(Nix {
+                speakers: BTreeSet::new(),
+                paths,
+                views: Views::whole(Store::memory()),
+                puts: Puts::new(Arc::new(Room(room))),
+            }),
             requests: Arc::default(),
             _dir: dir,
         }
