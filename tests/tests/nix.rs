@@ -132,7 +132,7 @@ const GRAPH: &str = r#"
 #[test]
 fn nixes_build_graphs_in_the_store_of_a_daemon() {
     let cofferdam = Cofferdam::new();
-    let daemon = Daemon::start(&cofferdam, "");
+    let daemon = Daemon::start(&cofferdam, "[store]\nisolation = 'tenants'");
     let path = |outcome: &Outcome| outcome.stdout.trim().to_owned();
     let top = format!("({GRAPH}).top");
 
@@ -168,7 +168,7 @@ fn nixes_build_graphs_in_the_store_of_a_daemon() {
 fn each_key_has_paths_of_its_own_and_only_listed_users_speak_for_keys() {
     let cofferdam = Cofferdam::new();
     let uid = nix::unistd::getuid();
-    let daemon = Daemon::start(&cofferdam, &format!("[nix]\nspeakers = [{uid}]"));
+    let daemon = Daemon::start(&cofferdam, &format!("[nix]\nspeakers = [{uid}]\n[store]\nisolation = 'tenants'"));
     let nix = Nix::new(&cofferdam, &daemon, Release::Trixie);
     let (alice, bob) = (nix.builder_for("alice"), nix.builder_for("bob"));
     let file = cofferdam.file("a-file", "told to nobody");

@@ -124,7 +124,8 @@ fn add(tenant: &Tenant, added: Added, input: &mut impl Read) -> Result<(StorePat
             error => refused(&error),
         })?,
         Method::Flat | Method::Text => {
-            let mut writer = block_on(store.blobs.open_write());
+            let batch = store.blobs.batch();
+            let mut writer = block_on(batch.open_write());
             let mut piece = vec![0; BUFFER_BYTES];
             let mut size = 0;
             loop {
@@ -136,6 +137,7 @@ fn add(tenant: &Tenant, added: Added, input: &mut impl Read) -> Result<(StorePat
                 block_on(writer.write_all(&piece[..read])).map_err(|error| Stop::failed(&error))?;
             }
             let digest = block_on(writer.close()).map_err(|error| Stop::failed(&error))?;
+            block_on(batch.commit()).map_err(|error| Stop::failed(&error))?;
             Node::File { digest, size, executable: false }
         }
     };
