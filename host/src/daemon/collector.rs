@@ -14,11 +14,12 @@ use std::{
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use cofferdam_castore::{
     LocalStore,
+    blobservice::Lease,
     gc::{Collected, collect},
 };
 
@@ -26,7 +27,7 @@ use self::{
     clock::{Clock, since_boot},
     schedule::{Cause, Due, Schedule},
 };
-use crate::{disk::Disk, telemetry::Metrics};
+use crate::{disk::Disk, store_paths::StorePaths, telemetry::Metrics};
 pub(super) use schedule::Collection;
 
 /// Pause between two looks at the clock and the disk.
@@ -51,11 +52,12 @@ impl Collector {
         store: LocalStore,
         settings: Collection,
         stamp: PathBuf,
+        paths: Arc<StorePaths>,
         disk: Arc<Disk>,
         metrics: Arc<Metrics>,
     ) -> io::Result<Self> {
         let ((stop, stopped), (end, ended)) = (channel(), channel());
-        let run = Run { store, stamp, disk, metrics, schedule: Schedule::new(settings) };
+        let run = Run { store, stamp, paths, disk, metrics, schedule: Schedule::new(settings) };
         thread::Builder::new().name("collector".to_owned()).spawn(move || {
             run.until(&stopped);
             drop(end);
@@ -75,6 +77,8 @@ impl Drop for Collector {
 struct Run {
     store: LocalStore,
     stamp: PathBuf,
+    /// Those of Nix.
+    paths: Arc<StorePaths>,
     disk: Arc<Disk>,
     metrics: Arc<Metrics>,
     schedule: Schedule,
@@ -97,11 +101,28 @@ impl Run {
         }
     }
 
+    /// Keeps what recent store paths refer to, however old that is.
+    fn recent(&self, keep: Duration) -> Option<Lease> {
+        let since = SystemTime::now().checked_sub(keep).and_then(|since| since.duration_since(UNIX_EPOCH).ok());
+        let nodes = self.paths.since(since.unwrap_or_default().as_secs());
+        let nodes = nodes
+            .map_err(|error| tracing::warn!(error = &error as &dyn std::error::Error, "store paths can't be kept"));
+        self.store.store().blobs.lease(&nodes.ok()?).ok()
+    }
+
     fn collect(&mut self, Due { cause, keep }: Due) {
         let begun = Instant::now();
         // First, so that a collection that fails is not tried again and again.
         let stamped = File::create(&self.stamp).map(drop);
+        let recent = self.recent(keep);
         let collected = collect(&self.store, keep, false);
+        drop(recent);
+        if let Err(error) = self.paths.prune(&self.store.store()) {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "store paths whose contents are gone can't be removed"
+            );
+        }
         self.schedule.ended(cause, since_boot());
         self.metrics.collected(cause.word(), collected.as_ref().ok().map(|collected| collected.bytes));
         match collected {

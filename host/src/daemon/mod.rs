@@ -134,14 +134,15 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
         reuse: config.reuse,
         standby: StandbySettings { bounds: config.standby(), first: options.clone() },
     };
+    let paths = StorePaths::open(&state.join("nix"));
+    let paths = Arc::new(paths.map_err(|error| failed("can't keep the store paths of Nix", &error))?);
     let collector = collected.zip(config.collection()).map(|(local, settings)| {
-        Collector::start(local, settings, state.join("collected"), Arc::clone(&disk), Arc::clone(&metrics))
+        let (paths, disk, metrics) = (Arc::clone(&paths), Arc::clone(&disk), Arc::clone(&metrics));
+        Collector::start(local, settings, state.join("collected"), paths, disk, metrics)
     });
     let _collector = collector.transpose().map_err(|error| failed("can't collect garbage", &error))?;
     let (scheduler, end) = Scheduler::start(backend, scheduler_settings, cancel.clone());
     let allowed = Allowed { options, max_memory_bytes, max_shell: config.max_shell(), network };
-    let paths = StorePaths::open(&state.join("nix"));
-    let paths = paths.map_err(|error| failed("can't keep the store paths of Nix", &error))?;
     let (theirs, measured) = (tenants.clone(), Arc::clone(&metrics));
     let quotas = Quotas { disk, views: views.clone(), tenants: theirs, metrics: measured };
     let puts = Puts::new(Arc::new(quotas));

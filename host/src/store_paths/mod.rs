@@ -10,9 +10,10 @@
 //! Each client has a name space of its own. A store path names its inputs rather than its contents, so whoever registers one
 //! decides what it is. In a common name space one client could give another one a path of its own making.
 //!
-//! A path is valid while the store has it and everything that it refers to. So paths may outlive their contents here: after a
-//! garbage collection the client uploads or builds them again.
+//! A path is valid while the store has it and everything that it refers to. After a garbage collection of the daemon, the paths
+//! are removed whose contents are gone: the client uploads or builds them again.
 
+mod collection;
 #[cfg(test)]
 mod tests;
 
@@ -178,6 +179,27 @@ impl StorePaths {
         })
     }
 
+    /// Those of these paths that a client has registered, and everything that they refer to. Their contents may be gone.
+    ///
+    /// # Errors
+    ///
+    /// They can't be read.
+    pub(crate) fn registered(
+        &self,
+        client: &Client,
+        paths: &BTreeSet<StorePath>,
+    ) -> Result<BTreeMap<StorePath, Known>> {
+        let mut found: BTreeMap<StorePath, Known> = BTreeMap::new();
+        let mut seen = paths.clone();
+        let mut left: Vec<_> = paths.iter().cloned().collect();
+        while let Some(path) = left.pop() {
+            let Some(known) = self.stored(client, &path)? else { continue };
+            left.extend(known.info.references.iter().filter(|reference| seen.insert((*reference).clone())).cloned());
+            found.insert(path, known);
+        }
+        Ok(found)
+    }
+
     /// Those of these paths that are valid for a client, and everything that they refer to.
     ///
     /// # Errors
@@ -189,29 +211,7 @@ impl StorePaths {
         store: &Store,
         paths: &BTreeSet<StorePath>,
     ) -> Result<BTreeMap<StorePath, Known>> {
-        let mut found: BTreeMap<StorePath, Known> = BTreeMap::new();
-        let mut seen = paths.clone();
-        let mut left: Vec<_> = paths.iter().cloned().collect();
-        while let Some(path) = left.pop() {
-            let Some(known) = self.stored(client, &path)? else { continue };
-            if !is_there(store, &known.node).map_err(|source| StorePathsError::Store { path: path.clone(), source })? {
-                continue;
-            }
-            left.extend(known.info.references.iter().filter(|reference| seen.insert((*reference).clone())).cloned());
-            found.insert(path, known);
-        }
-        // What refers to something that is missing is not valid.
-        loop {
-            let is_whole = |known: &Known| known.info.references.iter().all(|reference| found.contains_key(reference));
-            let broken: Vec<_> =
-                found.iter().filter(|(_, known)| !is_whole(known)).map(|(path, _)| path.clone()).collect();
-            if broken.is_empty() {
-                return Ok(found);
-            }
-            for path in broken {
-                found.remove(&path);
-            }
-        }
+        valid(store, self.registered(client, paths)?)
     }
 
     /// A path, if it is valid for a client.
@@ -249,12 +249,7 @@ impl StorePaths {
             Ok(table.get((client.as_str(), path.base_name()))?.map(|value| value.value().to_vec()))
         })?;
         let Some(value) = value else { return Ok(None) };
-        let decode = || {
-            let Value { node, info } = postcard::from_bytes(&value).ok()?;
-            let node = Entry::decode(&*node).ok()?.try_into_unnamed().ok()?;
-            Some(Known { node, info })
-        };
-        decode().map(Some).ok_or_else(|| StorePathsError::Damaged { path: path.clone() })
+        decode(&value).map(Some).ok_or_else(|| StorePathsError::Damaged { path: path.clone() })
     }
 
     fn with<T>(&self, action: &'static str, work: impl Fn(&Database) -> Result<T, redb::Error>) -> Result<T> {
@@ -268,12 +263,44 @@ fn builder() -> Builder {
     builder
 }
 
+fn decode(value: &[u8]) -> Option<Known> {
+    let Value { node, info } = postcard::from_bytes(value).ok()?;
+    let node = Entry::decode(&*node).ok()?.try_into_unnamed().ok()?;
+    Some(Known { node, info })
+}
+
+/// Those of these paths that the store has, with everything that they refer to.
+///
+/// # Errors
+///
+/// The store failed.
+pub(crate) fn valid(store: &Store, mut found: BTreeMap<StorePath, Known>) -> Result<BTreeMap<StorePath, Known>> {
+    let mut gone = Vec::new();
+    for (path, known) in &found {
+        let is_whole = known.info.references.iter().all(|reference| found.contains_key(reference));
+        if !is_whole
+            || !is_there(store, &known.node).map_err(|source| StorePathsError::Store { path: path.clone(), source })?
+        {
+            gone.push(path.clone());
+        }
+    }
+    while !gone.is_empty() {
+        for path in gone.drain(..) {
+            found.remove(&path);
+        }
+        // What refers to something that is missing is not valid.
+        let is_whole = |known: &Known| known.info.references.iter().all(|reference| found.contains_key(reference));
+        gone.extend(found.iter().filter(|(_, known)| !is_whole(known)).map(|(path, _)| path.clone()));
+    }
+    Ok(found)
+}
+
 fn failed(action: &'static str, file: &Path, source: redb::Error) -> StorePathsError {
     StorePathsError::Database { action, path: file.to_owned(), source: Box::new(source) }
 }
 
 /// Whether the store has a node. A garbage collection removes a tree's root first, and keeps what is below every root.
-fn is_there(store: &Store, node: &Node) -> io::Result<bool> {
+pub(crate) fn is_there(store: &Store, node: &Node) -> io::Result<bool> {
     match node {
         Node::File { digest, .. } => block_on(store.blobs.has(digest)),
         Node::Directory { digest, .. } => Ok(block_on(store.directories.get(digest))?.is_some()),

@@ -104,3 +104,52 @@ fn wherever_the_disk_ends_paths_are_registered_together_or_not_at_all() {
         assert_eq!(found, if registered.is_ok() { 500 } else { 0 });
     });
 }
+
+#[test]
+fn paths_whose_contents_are_gone_are_forgotten_and_no_others() {
+    let (_dir, paths, store) = paths();
+    let (gone, kept) = (Directory::new(), "there");
+    let lost = Known { node: gone.to_node(), ..known("lost", &[]) };
+    // More than are looked at in one transaction, at both ends of the order.
+    for client in [&ALICE, &BOB] {
+        let many: Vec<_> = (0..300).map(|at| path(&format!("{at}"))).collect();
+        let known: Vec<_> = many
+            .iter()
+            .enumerate()
+            .map(|(at, path)| (path.clone(), if at % 2 == 0 { lost.clone() } else { known(kept, &[]) }))
+            .collect();
+        paths.register(client, &known).unwrap();
+    }
+    assert_eq!(paths.prune(&store).unwrap(), 300);
+    assert_eq!(paths.prune(&store).unwrap(), 0);
+    block_on(store.directories.put(gone)).unwrap();
+    for client in [&ALICE, &BOB] {
+        assert_eq!(paths.get(client, &store, &path("0")).unwrap(), None, "its metadata went, too");
+        assert_eq!(paths.get(client, &store, &path("299")).unwrap(), Some(known(kept, &[])));
+    }
+}
+
+#[test]
+fn recent_paths_keep_what_they_refer_to() {
+    let (_dir, paths, _store) = paths();
+    let at = |time, target: &str, references: &[&str]| {
+        let mut known = known(target, references);
+        known.info.registration_time = time;
+        known
+    };
+    let given = [
+        (path("new"), at(100, "new", &["new", "old"])),
+        (path("old"), at(1, "old", &["older"])),
+        (path("older"), at(0, "older", &[])),
+        (path("unused"), at(99, "unused", &[])),
+    ];
+    paths.register(&ALICE, &given).unwrap();
+    // Another client's paths of the same names are others.
+    paths.register(&BOB, &[(path("old"), at(99, "bob", &[]))]).unwrap();
+    let targets = |since| {
+        let nodes = paths.since(since).unwrap();
+        let target = |node: &Node| known("new", &[]).node == *node;
+        (nodes.len(), nodes.iter().filter(|node| target(node)).count())
+    };
+    assert_eq!([targets(100), targets(99), targets(101)], [(3, 1), (5, 1), (0, 0)]);
+}

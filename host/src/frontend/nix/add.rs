@@ -57,7 +57,7 @@ impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
         let known = added.and_then(|added| add(&self.tenant, added, &mut framed));
         framed.skip()?;
         let (path, known) = known?;
-        self.tenant.register(path.clone(), known.clone())?;
+        self.tenant.register(&[(path.clone(), known.clone())])?;
         let writer = self.answer()?;
         writer.text(path)?;
         Ok(known.info.write(writer)?)
@@ -69,7 +69,7 @@ impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
         let mut known = self.tenant.require(&path)?;
         known.info.signatures.extend(signatures);
         check_signatures(&path, &known.info)?;
-        self.tenant.register(path, known)?;
+        self.tenant.register(&[(path, known)])?;
         Ok(self.answer()?.integer(1_u64)?)
     }
 
@@ -86,7 +86,7 @@ impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
         if action != DELETE_SPECIFIC {
             return Err(Stop::Refused("garbage is collected by the daemon alone, by `cofferdam store gc`".to_owned()));
         }
-        let Tenant { client, nix } = &self.tenant;
+        let Tenant { client, nix, .. } = &self.tenant;
         nix.paths.forget(client, &paths)?;
         let writer = self.answer()?;
         writer.texts(&paths)?;

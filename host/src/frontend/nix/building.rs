@@ -56,8 +56,7 @@ pub(super) fn build(
     if tenant.valid(&outputs)? == outputs {
         return Ok(ended(Status::AlreadyValid));
     }
-    let nix = &tenant.nix;
-    prepared.inputs = nix.paths.closure(&tenant.client, &tenant.store(), &derivation.input_sources)?;
+    prepared.inputs = tenant.closure(&derivation.input_sources)?;
     if let Some(missing) = derivation.input_sources.iter().find(|input| !prepared.inputs.contains_key(input)) {
         return misc(format!("dependency '{missing}' of '{path}' is not valid here"));
     }
@@ -99,10 +98,10 @@ fn finish(tenant: &Tenant, prepared: &Prepared<'_>, built: Result<Arc<Record>, F
             return Ok(failed(Status::TransientFailure, format!("the end of the build of {path} is not known")));
         }
     };
-    let nix = &tenant.nix;
+    tenant.keep(made.iter().map(|output| &output.node))?;
     match outputs::describe(&tenant.store(), prepared, made) {
         Ok(paths) => {
-            nix.paths.register(&tenant.client, &paths)?;
+            tenant.register(&paths)?;
             Ok(BuildResult { cpu_us, ..ended(Status::Built) })
         }
         Err(Rejected::Output(text)) => Ok(failed(Status::OutputRejected, text)),

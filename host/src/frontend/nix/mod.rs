@@ -25,6 +25,7 @@ mod plan;
 mod queries;
 mod realise;
 mod request;
+mod roots;
 mod serve;
 mod session;
 #[cfg(test)]
@@ -64,7 +65,7 @@ pub(crate) struct Nix {
     /// Clients that may speak for others.
     pub speakers: BTreeSet<Client>,
     /// The paths that the clients have.
-    pub paths: StorePaths,
+    pub paths: Arc<StorePaths>,
     /// What each client sees of their contents.
     pub views: Views,
     /// Who may bring more.
@@ -144,7 +145,7 @@ impl NixService {
         let context = telemetry::context(request.metadata());
         let (outlet, stream) = outlet::outlet(outlet::IDLE_TIMEOUT);
         let (handle, gone) = (Handle::current(), CancellationToken::new());
-        let tenant = Tenant { client: client.clone(), nix: Arc::clone(&self.nix) };
+        let tenant = Tenant::new(client.clone(), Arc::clone(&self.nix));
         let input = Inbox::new(request.into_inner(), &handle, gone.clone());
         let output = Outbox::new(outlet, handle.clone(), gone.clone());
         let builds = Scheduled { shared: Arc::clone(&self.shared), client, context, handle, gone };

@@ -17,7 +17,7 @@ use crate::store_paths::Known;
 
 impl Tenant {
     pub(super) fn get(&self, path: &StorePath) -> Result<Option<Known>, Stop> {
-        Ok(self.nix.paths.get(&self.client, &self.store(), path)?)
+        Ok(self.closure(&BTreeSet::from([path.clone()]))?.remove(path))
     }
 
     pub(super) fn require(&self, path: &StorePath) -> Result<Known, Stop> {
@@ -26,7 +26,7 @@ impl Tenant {
 
     /// Those of these paths that are valid.
     pub(super) fn valid(&self, paths: &BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>, Stop> {
-        let closure = self.nix.paths.closure(&self.client, &self.store(), paths)?;
+        let closure = self.closure(paths)?;
         Ok(paths.iter().filter(|path| closure.contains_key(path)).cloned().collect())
     }
 }
@@ -45,7 +45,8 @@ impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
     }
 
     pub(super) fn add_temp_root(&mut self) -> Result<(), Stop> {
-        let _path = self.reader.path("the path")?;
+        let path = self.reader.path("the path")?;
+        self.tenant.get(&path)?;
         Ok(self.answer()?.integer(1_u64)?)
     }
 
@@ -75,7 +76,7 @@ impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
 
     pub(super) fn query_path_from_hash_part(&mut self) -> Result<(), Stop> {
         let hash_part = self.reader.text("the hash part")?;
-        let Tenant { client, nix } = &self.tenant;
+        let Tenant { client, nix, .. } = &self.tenant;
         let path = nix.paths.with_hash_part(client, &self.tenant.store(), &hash_part)?;
         Ok(self.answer()?.optional(path)?)
     }

@@ -1,14 +1,13 @@
 //! The serve protocol, which Nix speaks over `ssh://`.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
     io::{BufWriter, Read, Write},
     path::Path,
 };
 
 use cofferdam_castore::nar;
 use cofferdam_nix::{
-    Derivation, PathInfo, StorePath,
+    Derivation, PathInfo,
     protocol::{SERVE_CLIENT_MAGIC, SERVE_SERVER_MAGIC, ServeVersion},
     wire::{Reader, Writer},
 };
@@ -19,7 +18,6 @@ use super::{
     session::{Stop, Tenant},
     upload,
 };
-use crate::store_paths::Known;
 
 /// One connection. It has no way to tell an error but its log and its end.
 pub(super) struct Serve<B, R, W: Write, L> {
@@ -125,7 +123,7 @@ impl<B: Builds, R: Read, W: Write, L: Write> Serve<B, R, W, L> {
         // This protocol has no word for checking signatures.
         upload::check(&path, &mut info, true)?;
         let known = upload::import(&self.tenant, &path, &info, self.reader.input())?;
-        self.tenant.register(path, known)?;
+        self.tenant.register(&[(path, known)])?;
         Ok(self.writer.integer(1_u64)?)
     }
 }
@@ -142,10 +140,4 @@ fn write_info<W: Write>(writer: &mut Writer<W>, info: &PathInfo, version: ServeV
         writer.texts(&info.signatures)?;
     }
     Ok(())
-}
-
-impl Tenant {
-    pub(super) fn closure(&self, paths: &BTreeSet<StorePath>) -> Result<BTreeMap<StorePath, Known>, Stop> {
-        Ok(self.nix.paths.closure(&self.client, &self.store(), paths)?)
-    }
 }

@@ -1,17 +1,23 @@
 use std::{
+    collections::{BTreeMap, BTreeSet},
     io::{self, BufWriter, Read, Write},
     sync::Arc,
 };
 
-use cofferdam_castore::Store;
+use cofferdam_castore::{Node, Store};
 use cofferdam_nix::{
+    StorePath,
     protocol::{CLIENT_MAGIC, Message, Operation, SERVER_MAGIC, Version},
     wire::{Reader, WireError, Writer},
 };
 use cofferdam_rpc::Client;
+use parking_lot::Mutex;
 
-use super::{Nix, builds::Builds};
-use crate::{build::failure::causes, store_paths::StorePathsError};
+use super::{Nix, builds::Builds, roots::Roots};
+use crate::{
+    build::failure::causes,
+    store_paths::{self, Known, StorePathsError},
+};
 
 /// Bytes of an answer that are collected before they are sent.
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -23,12 +29,42 @@ const TRUSTED: u64 = 1;
 pub(super) struct Tenant {
     pub(super) client: Client,
     pub(super) nix: Arc<Nix>,
+    roots: Mutex<Roots>,
 }
 
 impl Tenant {
+    pub(super) fn new(client: Client, nix: Arc<Nix>) -> Self {
+        Self { client, nix, roots: Mutex::default() }
+    }
+
     /// The store as the client sees it.
     pub(super) fn store(&self) -> Store {
         self.nix.views.of(&self.client.to_string())
+    }
+
+    /// Keeps these nodes in the store until the connection ends, if they are there.
+    pub(super) fn keep<'a>(&self, nodes: impl IntoIterator<Item = &'a Node>) -> Result<(), Stop> {
+        self.roots.lock().keep(&self.store(), nodes).map_err(|error| Stop::failed(&error))
+    }
+
+    /// Those of these paths that are valid, and everything that they refer to. They stay until the connection ends.
+    pub(super) fn closure(&self, paths: &BTreeSet<StorePath>) -> Result<BTreeMap<StorePath, Known>, Stop> {
+        let registered = self.nix.paths.registered(&self.client, paths)?;
+        self.keep(registered.values().map(|known| &known.node))?;
+        Ok(store_paths::valid(&self.store(), registered)?)
+    }
+
+    /// Registers paths, which stay until the connection ends.
+    pub(super) fn register(&self, paths: &[(StorePath, Known)]) -> Result<(), Stop> {
+        self.keep(paths.iter().map(|(_, known)| &known.node))?;
+        let store = self.store();
+        for (path, known) in paths {
+            if !store_paths::is_there(&store, &known.node).map_err(|error| Stop::failed(&error))? {
+                let text = format!("path '{path}' was removed by a garbage collection just now: try again");
+                return Err(Stop::Refused(text));
+            }
+        }
+        Ok(self.nix.paths.register(&self.client, paths)?)
     }
 }
 

@@ -29,6 +29,7 @@ use super::{
 use crate::{build::failure::Failure, records::Record};
 
 mod build;
+mod collection;
 mod graph;
 mod hostile;
 mod paths;
@@ -76,13 +77,17 @@ impl Server {
     }
 
     fn with_room(room: bool) -> Self {
+        Self::with_store(Store::memory(), room)
+    }
+
+    fn with_store(store: Store, room: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let paths = StorePaths::open(dir.path()).unwrap();
+        let paths = Arc::new(StorePaths::open(dir.path()).unwrap());
         Self {
             nix: Arc::new(Nix {
                 speakers: BTreeSet::new(),
                 paths,
-                views: Views::whole(Store::memory()),
+                views: Views::whole(store),
                 puts: Puts::new(Arc::new(Room(room))),
             }),
             requests: Arc::default(),
@@ -93,7 +98,7 @@ impl Server {
     /// What a client gets that sends this.
     fn raw(&self, client: Client, input: impl Read) -> Vec<u8> {
         let mut output = Vec::new();
-        let tenant = Tenant { client, nix: Arc::clone(&self.nix) };
+        let tenant = Tenant::new(client, Arc::clone(&self.nix));
         Session::new(tenant, Refusing(Arc::clone(&self.requests)), input, &mut output).run();
         output
     }

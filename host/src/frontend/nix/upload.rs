@@ -131,19 +131,12 @@ fn check_content_address(store: &Store, path: &StorePath, known: &Known) -> Resu
 /// Refuses metadata that are not to be believed.
 pub(super) fn check(path: &StorePath, info: &mut PathInfo, dont_check_signatures: bool) -> Result<(), Stop> {
     info.ultimate = false;
-    if info.registration_time == 0 {
-        info.registration_time = now();
-    }
+    // How long it is kept depends on this time.
+    info.registration_time = now();
     if !dont_check_signatures && info.content_address.is_none() {
         return Err(Stop::Refused(format!("cannot add path '{path}' because it lacks a signature by a trusted key")));
     }
     Ok(())
-}
-
-impl Tenant {
-    pub(super) fn register(&self, path: StorePath, known: Known) -> Result<(), Stop> {
-        Ok(self.nix.paths.register(&self.client, &[(path, known)])?)
-    }
 }
 
 /// Seconds since 1970.
@@ -170,7 +163,7 @@ impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
             let (reader, writer) = (&mut self.reader, &mut self.writer);
             import(tenant, &path, &info, Asked { reader, writer, version: self.version, piece })
         };
-        self.tenant.register(path, known?)?;
+        self.tenant.register(&[(path, known?)])?;
         self.answer().map(drop)
     }
 
@@ -201,7 +194,7 @@ fn add_all(tenant: &Tenant, framed: &mut impl Read, dont_check_signatures: bool)
         let mut info = PathInfo::read(&mut reader).map_err(refused)?;
         check(&path, &mut info, dont_check_signatures)?;
         let known = import(tenant, &path, &info, reader.input())?;
-        tenant.register(path, known)?;
+        tenant.register(&[(path, known)])?;
     }
     Ok(())
 }

@@ -10,8 +10,8 @@ use crate::store_paths::Known;
 
 const FIRST: &str = r#"Derive([("out","/nix/store/rwfshijbhhchwxcmqy4ijrqa7jccs8qz-first","","")],[],[],"x86_64-linux","/bin/sh",["-c","echo hi > $out"],[("builder","/bin/sh"),("name","first"),("out","/nix/store/rwfshijbhhchwxcmqy4ijrqa7jccs8qz-first"),("system","x86_64-linux")])"#;
 const SECOND: &str = r#"Derive([("out","/nix/store/ifd3pw9mq9a6wpq6c1jc7lgkdcdlay48-second","","")],[("/nix/store/0sbm8kqi5zyp3iyc6allh3lj0rygk0fw-first.drv",["out"])],[],"x86_64-linux","/bin/sh",["-c","echo /nix/store/rwfshijbhhchwxcmqy4ijrqa7jccs8qz-first > $out"],[("builder","/bin/sh"),("name","second"),("out","/nix/store/ifd3pw9mq9a6wpq6c1jc7lgkdcdlay48-second"),("system","x86_64-linux")])"#;
-const FIRST_DRV: &str = "/nix/store/0sbm8kqi5zyp3iyc6allh3lj0rygk0fw-first.drv";
-const SECOND_DRV: &str = "/nix/store/wmj2r79gfpngnphqib663hbn0lwfm628-second.drv";
+pub(super) const FIRST_DRV: &str = "/nix/store/0sbm8kqi5zyp3iyc6allh3lj0rygk0fw-first.drv";
+pub(super) const SECOND_DRV: &str = "/nix/store/wmj2r79gfpngnphqib663hbn0lwfm628-second.drv";
 const FIRST_OUT: &str = "/nix/store/rwfshijbhhchwxcmqy4ijrqa7jccs8qz-first";
 const SECOND_OUT: &str = "/nix/store/ifd3pw9mq9a6wpq6c1jc7lgkdcdlay48-second";
 
@@ -24,20 +24,20 @@ fn add(said: &mut Said, name: &str, method: &str, references: &[&str], contents:
     frames(said, contents)
 }
 
-fn add_chain(said: &mut Said) -> io::Result<()> {
+pub(super) fn add_chain(said: &mut Said) -> io::Result<()> {
     add(said, "first.drv", "text:sha256", &[], FIRST.as_bytes())?;
     add(said, "second.drv", "text:sha256", &[FIRST_DRV], SECOND.as_bytes())
 }
 
 /// Reads the paths that two added derivations get.
-fn added_chain(heard: &mut Heard) {
+pub(super) fn added_chain(heard: &mut Heard) {
     for expected in [FIRST_DRV, SECOND_DRV] {
         assert_eq!(heard.last().0.text("the path").unwrap(), expected);
         PathInfo::read(&mut heard.0).unwrap();
     }
 }
 
-fn build(said: &mut Said, operation: Operation, targets: &[&str], mode: u64) -> io::Result<()> {
+pub(super) fn build(said: &mut Said, operation: Operation, targets: &[&str], mode: u64) -> io::Result<()> {
     ask(said, operation)?;
     said.texts(targets)?;
     said.integer(mode)
@@ -67,7 +67,7 @@ fn results(heard: &mut Heard) -> Vec<Told> {
 }
 
 /// Skips what is said of one build.
-fn skip_build(heard: &mut Heard, derivation: &str) {
+pub(super) fn skip_build(heard: &mut Heard, derivation: &str) {
     assert_eq!([0; 4].map(|_| heard.integer()), [0x5354_5254, 1, 3, 105]);
     assert_eq!(heard.0.text("the text").unwrap(), format!("building '{derivation}'"));
     assert_eq!([heard.integer(), heard.integer()], [4, 1]);
@@ -306,7 +306,7 @@ fn graphs_have_limits() {
         let needs: Vec<Vec<usize>> = needs;
         let limits = Limits { derivations: 7, depth: 5, text_bytes: 1000 };
         let (server, first) = needing(&needs);
-        let tenant = Tenant { client: ALICE, nix: Arc::clone(&server.nix) };
+        let tenant = Tenant::new(ALICE, Arc::clone(&server.nix));
         match (Graph::load(&tenant, &BTreeSet::from([first]), limits), expected) {
             (Ok(graph), None) => assert_eq!(graph.0.len(), needs.len()),
             (Err(Stop::Refused(text)), Some(expected)) => assert!(text.contains(expected), "{text}"),

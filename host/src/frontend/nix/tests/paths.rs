@@ -50,7 +50,10 @@ fn a_path_comes_back_as_it_was_given_and_only_to_its_client() {
     assert_eq!(heard.last().0.paths("none").unwrap(), BTreeSet::new());
     assert_eq!(heard.last().last().0.paths("the path").unwrap(), BTreeSet::from([tree.path.clone()]));
     assert_eq!(heard.last().integer(), 1);
-    assert_eq!(PathInfo::read(&mut heard.0).unwrap(), tree.info);
+    let info = PathInfo::read(&mut heard.0).unwrap();
+    // The daemon has its own time.
+    assert!(info.registration_time > tree.info.registration_time);
+    assert_eq!(PathInfo { registration_time: tree.info.registration_time, ..info }, tree.info);
     let mut nar = vec![0; tree.nar.len()];
     heard.last().0.input().read_exact(&mut nar).unwrap();
     assert_eq!(nar, tree.nar);

@@ -7,7 +7,7 @@ fn talk(server: &Server, client: Client, minor: u64, say: impl FnOnce(&mut Said)
     let mut said = Writer(Vec::new());
     said.integer(SERVE_CLIENT_MAGIC).and_then(|()| said.integer(0x200 | minor)).and_then(|()| say(&mut said)).unwrap();
     let (mut output, mut log) = (Vec::new(), Vec::new());
-    let tenant = Tenant { client, nix: Arc::clone(&server.nix) };
+    let tenant = Tenant::new(client, Arc::clone(&server.nix));
     let builds = Refusing(Arc::clone(&server.requests));
     Serve::new(tenant, builds, &*said.0, &mut output, &mut log).run();
     let mut reader = Reader::new(io::Cursor::new(output));
