@@ -197,3 +197,42 @@ fn each_key_has_paths_of_its_own_and_only_listed_users_speak_for_keys() {
     assert!(refused.stderr.contains("key:bob is no tenant of this daemon"), "{refused}");
     daemon.end().succeeds();
 }
+
+#[test]
+fn paths_are_signed_and_clients_that_are_not_trusted_need_signatures() {
+    let cofferdam = Cofferdam::new();
+    let (secret, public) = (cofferdam.files().join("secret"), cofferdam.files().join("public"));
+    let (secret, public) = (secret.to_str().unwrap(), public.to_str().unwrap());
+    let daemon = Daemon::start(&cofferdam, "");
+    let nix = Nix::new(&cofferdam, &daemon, Release::Trixie);
+    nix.run("nix-store", ["--generate-binary-cache-key", "friend-1", secret, public]).succeeds();
+    let friend = std::fs::read_to_string(public).unwrap();
+    daemon.end().succeeds();
+    let config = format!("[nix]\nrequire_signatures = true\ntrusted_keys = ['{friend}']");
+    let daemon = Daemon::start(&cofferdam, &config);
+
+    // Builds go on: this client uploads derivations now, since it is told that it isn't trusted.
+    let built = nix.build(CHAIN).succeeds();
+    let second = built.stdout.trim();
+    let own = std::fs::read_to_string(cofferdam.state_directory().join("nix/signing.pub")).unwrap();
+    let other = nix.store("other");
+    let other = other.to_str().unwrap();
+    let copy = |keys: &str| {
+        let builder = nix.builder();
+        nix.run("nix", ["copy", "--trusted-public-keys", keys, "--from", &builder, "--to", other, second])
+    };
+    let refused = copy(friend.trim()).exits_with(1);
+    assert!(refused.stderr.contains("lacks a signature by a trusted key"), "{refused}");
+    copy(own.trim()).succeeds();
+
+    // To a daemon with another key, and without these paths, they are a stranger's.
+    daemon.end().succeeds();
+    std::fs::remove_dir_all(cofferdam.state_directory().join("nix")).unwrap();
+    let daemon = Daemon::start(&cofferdam, &config);
+    let push = || nix.run("nix", ["copy", "--no-check-sigs", "--from", other, "--to", &nix.builder(), second]);
+    let refused = push().exits_with(1);
+    assert!(refused.stderr.contains("lacks a signature by a trusted key"), "{refused}");
+    nix.run("nix", ["store", "sign", "--recursive", "--store", other, "--key-file", secret, second]).succeeds();
+    push().succeeds();
+    daemon.end().succeeds();
+}

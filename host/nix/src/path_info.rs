@@ -32,6 +32,12 @@ pub struct PathInfo {
 }
 
 impl PathInfo {
+    /// What a signature of this path signs: the path, the hash and the size of its NAR, and what it refers to.
+    pub fn fingerprint(&self, path: &StorePath) -> String {
+        let references: Vec<_> = self.references.iter().map(ToString::to_string).collect();
+        format!("1;{path};sha256:{};{};{}", self.nar_hash.base32(), self.nar_size, references.join(","))
+    }
+
     /// Reads it.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ mod sockets;
 mod systemd;
 mod views;
 
-use std::{convert::Infallible, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{convert::Infallible, fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use cofferdam_castore::{
     Views,
@@ -31,11 +31,12 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use self::{
     check::Checked,
     collector::Collector,
+    config::NixKey,
     sockets::{ANONYMOUS_ADVICE, Sockets},
 };
 use crate::{
     build::{Builder, Footprint, Settings, failure::Failure},
-    frontend::{self, Allowed, Frontends, Nix},
+    frontend::{self, Allowed, Frontends, Keys, Nix},
     machine::jail::{Best, Delegated, Walls, allow_descriptors, landlock_version},
     provenance::{Signer, SigningKey},
     quota::Quotas,
@@ -146,7 +147,8 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let (theirs, measured) = (tenants.clone(), Arc::clone(&metrics));
     let quotas = Quotas { disk, views: views.clone(), tenants: theirs, metrics: measured };
     let puts = Puts::new(Arc::new(quotas));
-    let nix = Nix { speakers, paths, views: views.clone(), puts: puts.clone() };
+    let keys = nix_keys(config, &state)?;
+    let nix = Nix { speakers, keys, paths, views: views.clone(), puts: puts.clone() };
     let frontends = Frontends::new(scheduler.clone(), allowed);
     let _scraped = match &config.metrics {
         Some(at) => Some(serve_metrics(metrics, at.listen, listening).await?),
@@ -177,6 +179,22 @@ fn signer(key: Option<SigningKey>, state: &Path) -> Result<Signer, Failure> {
     };
     let host = nix::unistd::gethostname().unwrap_or_default();
     Ok(Signer { key, host: node_text::percent_encoded(host.as_encoded_bytes()) })
+}
+
+/// The keys of Nix's store paths. The public half of the daemon's own one is in a file beside it.
+fn nix_keys(config: &Config, state: &Path) -> Result<Keys, Failure> {
+    let path = state.join("nix").join("signing.key");
+    let unusable = |error: &(dyn std::error::Error + 'static)| {
+        failed(format!("can't sign the store paths of Nix with the key {}", path.display()), error)
+    };
+    let own = SigningKey::open_or_create(&path).map_err(|error| unusable(&error))?;
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    let name = format!("cofferdam-{}-1", node_text::percent_encoded(host.as_encoded_bytes()));
+    let trusted = config.nix.trusted_keys.iter().map(|NixKey(key)| key.clone()).collect();
+    let keys = Keys::new(own, name, trusted, config.nix.require_signatures);
+    let public = path.with_extension("pub");
+    fs::write(&public, keys.public() + "\n").map_err(|error| unusable(&error))?;
+    Ok(keys)
 }
 
 /// Which walls around helper processes this host lacks, and why.

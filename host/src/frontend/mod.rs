@@ -32,7 +32,7 @@ use cofferdam_rpc::{Client, Clients, Guarded, MemoryBudget, MemoryPermit, Routes
 use opentelemetry::Context;
 use tonic::{Request, Status};
 
-pub(crate) use self::nix::{CLIENT_NAME, Nix};
+pub(crate) use self::nix::{CLIENT_NAME, Keys, NamedKey, Nix};
 pub(crate) use status::failure as failure_of;
 use status::status;
 

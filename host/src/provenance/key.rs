@@ -89,7 +89,7 @@ impl SigningKey {
     }
 
     /// Signs bytes.
-    pub(super) fn sign(&self, bytes: &[u8]) -> Vec<u8> {
+    pub(crate) fn sign(&self, bytes: &[u8]) -> Vec<u8> {
         self.0.sign(bytes).as_ref().to_vec()
     }
 
@@ -122,6 +122,16 @@ impl PublicKey {
         key.map(Self).ok_or(KeyError::NoKey("Ed25519 public key in PEM"))
     }
 
+    /// The key with these bytes.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    /// The key itself.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// The key in PEM.
     pub(crate) fn to_pem(self) -> String {
         pem("PUBLIC KEY", &self.der())
@@ -132,7 +142,8 @@ impl PublicKey {
         HEXLOWER.encode(digest::digest(&digest::SHA256, &self.der()).as_ref())
     }
 
-    pub(super) fn verifies(self, bytes: &[u8], signature: &[u8]) -> bool {
+    /// Whether this is the key's signature of these bytes.
+    pub(crate) fn verifies(self, bytes: &[u8], signature: &[u8]) -> bool {
         UnparsedPublicKey::new(&signature::ED25519, self.0).verify(bytes, signature).is_ok()
     }
 

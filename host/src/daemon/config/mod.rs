@@ -21,8 +21,8 @@ pub(super) use self::source::Key;
 use self::source::Source;
 pub(crate) use self::values::ListenAddr;
 pub(super) use self::values::{
-    CertificateName, Endpoint, FreeSpace, GuestPath, Isolation, Machines, Percent, Processes, SharedRoot, SocketMode,
-    TenantName, UserName, VmmName, WeaknessName, Weight,
+    CertificateName, Endpoint, FreeSpace, GuestPath, Isolation, Machines, NixKey, Percent, Processes, SharedRoot,
+    SocketMode, TenantName, UserName, VmmName, WeaknessName, Weight,
 };
 use super::{
     collector::Collection,
@@ -174,6 +174,10 @@ pub(super) struct OperatorsConfig {
 pub(super) struct NixConfig {
     /// Users who may speak for clients: `cofferdam nix-daemon --client NAME`.
     pub(super) speakers: Vec<UserName>,
+    /// Keys whose signatures of paths are believed, beside the daemon's own.
+    pub(super) trusted_keys: Vec<NixKey>,
+    /// Whether unsigned paths are refused that aren't addressed by their contents.
+    pub(super) require_signatures: bool,
 }
 
 /// What a tenant may have.

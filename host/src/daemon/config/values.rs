@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, de};
 use tonic::transport::Uri;
 
 use crate::{
+    frontend::NamedKey,
     machine::hardening,
     network::Limits,
     quantity::{size, size_within, text_or_number},
@@ -189,6 +190,19 @@ impl TryFrom<String> for CertificateName {
             }
             Err(error) => Err(error),
         }
+    }
+}
+
+/// A public key as Nix writes it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "String")]
+pub(in crate::daemon) struct NixKey(pub(in crate::daemon) NamedKey);
+
+impl TryFrom<String> for NixKey {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse().map(Self)
     }
 }
 

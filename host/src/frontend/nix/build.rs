@@ -22,6 +22,7 @@ impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
         let path = self.reader.path("the derivation's path")?;
         let derivation = Derivation::read(&mut self.reader)?;
         let mode = self.reader.integer()?;
+        self.tenant.nix.keys.check_build(&path, &derivation)?;
         let result = match mode {
             0 => self.build(&path, &derivation)?,
             _ => failed(Status::MiscFailure, format!("the build mode must be 0, not {mode}: nothing is repaired here")),

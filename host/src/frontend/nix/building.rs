@@ -100,7 +100,10 @@ fn finish(tenant: &Tenant, prepared: &Prepared<'_>, built: Result<Arc<Record>, F
     };
     tenant.keep(made.iter().map(|output| &output.node))?;
     match outputs::describe(&tenant.store(), prepared, made) {
-        Ok(paths) => {
+        Ok(mut paths) => {
+            for (path, known) in &mut paths {
+                known.info.signatures.insert(tenant.nix.keys.sign(path, &known.info));
+            }
             tenant.register(&paths)?;
             Ok(BuildResult { cpu_us, ..ended(Status::Built) })
         }

@@ -19,6 +19,7 @@ mod builds;
 mod checks;
 mod content;
 mod graph;
+mod keys;
 mod outputs;
 mod pipe;
 mod plan;
@@ -48,6 +49,8 @@ use self::{
     serve::Serve,
     session::{Session, Tenant},
 };
+pub(crate) use keys::{Keys, NamedKey};
+
 use super::{Shared, outlet};
 use crate::{store_paths::StorePaths, telemetry};
 
@@ -64,6 +67,8 @@ pub(crate) const CLIENT_NAME: &str = "cofferdam-client";
 pub(crate) struct Nix {
     /// Clients that may speak for others.
     pub speakers: BTreeSet<Client>,
+    /// Whose word is enough.
+    pub keys: Keys,
     /// The paths that the clients have.
     pub paths: Arc<StorePaths>,
     /// What each client sees of their contents.

@@ -105,6 +105,7 @@ impl<B: Builds, R: Read, W: Write, L: Write> Serve<B, R, W, L> {
         for _ in 0..self.version.build_settings() {
             self.reader.integer()?;
         }
+        self.tenant.nix.keys.check_build(&path, &derivation)?;
         let log = &mut self.log;
         let result = building::build(&self.tenant, &self.builds, &path, &derivation, &mut |told| {
             match told {
@@ -121,7 +122,7 @@ impl<B: Builds, R: Read, W: Write, L: Write> Serve<B, R, W, L> {
         let path = self.reader.path("the path")?;
         let mut info = PathInfo::read(&mut self.reader)?;
         // This protocol has no word for checking signatures.
-        upload::check(&path, &mut info, true)?;
+        upload::check(&self.tenant.nix.keys, &path, &mut info, true)?;
         let known = upload::import(&self.tenant, &path, &info, self.reader.input())?;
         self.tenant.register(&[(path, known)])?;
         Ok(self.writer.integer(1_u64)?)

@@ -22,8 +22,9 @@ use crate::{
 /// Bytes of an answer that are collected before they are sent.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// The client is trusted with its own paths.
+/// The client is trusted with its own paths, or not even with these.
 const TRUSTED: u64 = 1;
+const NOT_TRUSTED: u64 = 2;
 
 /// Whose session it is.
 pub(super) struct Tenant {
@@ -176,7 +177,8 @@ impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
             self.writer.text(concat!("Cofferdam ", env!("CARGO_PKG_VERSION")))?;
         }
         if self.version >= Version::minor(35) {
-            self.writer.integer(TRUSTED)?;
+            let trust = if self.tenant.nix.keys.required { NOT_TRUSTED } else { TRUSTED };
+            self.writer.integer(trust)?;
         }
         self.say(&Message::Last)
     }

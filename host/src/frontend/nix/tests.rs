@@ -26,7 +26,7 @@ use super::{
     session::Stop,
     *,
 };
-use crate::{build::failure::Failure, records::Record};
+use crate::{build::failure::Failure, provenance::SigningKey, records::Record};
 
 mod build;
 mod collection;
@@ -77,14 +77,18 @@ impl Server {
     }
 
     fn with_room(room: bool) -> Self {
-        Self::with_store(Store::memory(), room)
+        Self::with(Store::memory(), room, false)
     }
 
-    fn with_store(store: Store, room: bool) -> Self {
+    /// One that trusts nobody's word if signatures are `required`.
+    fn with(store: Store, room: bool, required: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let paths = Arc::new(StorePaths::open(dir.path()).unwrap());
+        let own = SigningKey::open_or_create(&dir.path().join("key")).unwrap();
+        let keys = Keys::new(own, "test-1".to_owned(), Vec::new(), required);
         Self {
             nix: Arc::new(Nix {
+                keys,
                 speakers: BTreeSet::new(),
                 paths,
                 views: Views::whole(store),

@@ -20,8 +20,10 @@ use cofferdam_nix::{
 use sha2::{Digest as _, Sha256};
 
 use super::{
+    add::check_signatures,
     builds::Builds,
     content::{self, ContentError},
+    keys::Keys,
     session::{Session, Stop, Tenant},
 };
 use crate::{build::failure::causes, store_paths::Known};
@@ -129,11 +131,18 @@ fn check_content_address(store: &Store, path: &StorePath, known: &Known) -> Resu
 }
 
 /// Refuses metadata that are not to be believed.
-pub(super) fn check(path: &StorePath, info: &mut PathInfo, dont_check_signatures: bool) -> Result<(), Stop> {
+pub(super) fn check(
+    keys: &Keys,
+    path: &StorePath,
+    info: &mut PathInfo,
+    dont_check_signatures: bool,
+) -> Result<(), Stop> {
+    check_signatures(path, info)?;
     info.ultimate = false;
     // How long it is kept depends on this time.
     info.registration_time = now();
-    if !dont_check_signatures && info.content_address.is_none() {
+    let is_believed = dont_check_signatures && !keys.required;
+    if !is_believed && info.content_address.is_none() && !keys.trust(path, info) {
         return Err(Stop::Refused(format!("cannot add path '{path}' because it lacks a signature by a trusted key")));
     }
     Ok(())
@@ -150,8 +159,8 @@ impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
         let mut info = PathInfo::read(&mut self.reader)?;
         let _repair = self.reader.boolean("repair")?;
         let dont_check_signatures = self.reader.boolean("dontCheckSigs")?;
-        let checked = check(&path, &mut info, dont_check_signatures);
         let tenant = &self.tenant;
+        let checked = check(&tenant.nix.keys, &path, &mut info, dont_check_signatures);
         let known = if self.version >= Version::minor(23) {
             let mut framed = Framed::new(self.reader.input());
             let known = checked.and_then(|()| import(tenant, &path, &info, &mut framed));
@@ -192,7 +201,7 @@ fn add_all(tenant: &Tenant, framed: &mut impl Read, dont_check_signatures: bool)
         reader.begin_message();
         let path = reader.path("the path").map_err(refused)?;
         let mut info = PathInfo::read(&mut reader).map_err(refused)?;
-        check(&path, &mut info, dont_check_signatures)?;
+        check(&tenant.nix.keys, &path, &mut info, dont_check_signatures)?;
         let known = import(tenant, &path, &info, reader.input())?;
         tenant.register(&[(path, known)])?;
     }

@@ -30,7 +30,7 @@ impl Builds for Collecting<'_> {
 fn a_connection_keeps_what_it_has_brought_while_garbage_is_collected() {
     let dir = tempfile::tempdir().unwrap();
     let local = LocalStore::open(&dir.path().join("blobs"), &dir.path().join("directories.redb")).unwrap();
-    let (server, tree) = (Server::with_store(local.store(), true), tree("target"));
+    let (server, tree) = (Server::with(local.store(), true, false), tree("target"));
     let paths = [FIRST_DRV, SECOND_DRV].map(|path| StorePath::parse(path).unwrap());
     let all = [&tree.path, &paths[0], &paths[1]];
     let mut said = Writer(Vec::new());

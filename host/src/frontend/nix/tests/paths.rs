@@ -186,3 +186,34 @@ fn other_operations_are_answered_as_nix_expects() {
     assert_eq!(heard.error(), format!("path '{path}' is not valid"));
     heard.end();
 }
+
+#[test]
+fn a_client_that_is_not_trusted_brings_only_what_is_signed_or_addressed_by_its_contents() {
+    let server = Server::with(Store::memory(), true, true);
+    let mut unsigned = tree("target");
+    unsigned.info.content_address = None;
+    let mut signed = tree("target");
+    signed.info.content_address = None;
+    signed.info.signatures = BTreeSet::from([server.nix.keys.sign(&signed.path, &signed.info)]);
+    let said = |trees: &[&Tree], version| {
+        let mut said = Writer(Vec::new());
+        hello(&mut said, version).and_then(|()| add_multiple(&mut said, true, trees)).unwrap();
+        let heard = server.raw(ALICE, &*said.0);
+        let mut heard = Heard(Reader::new(io::Cursor::new(heard)));
+        assert_eq!([heard.integer(), heard.integer()], [SERVER_MAGIC, 0x126]);
+        heard.0.text("the version").unwrap();
+        if version >= Version::minor(35) {
+            assert_eq!(heard.integer(), 2, "clients are not trusted");
+        }
+        heard.last();
+        heard
+    };
+    let error = said(&[&unsigned], Version::minor(35)).error();
+    assert_eq!(error, format!("cannot add path '{}' because it lacks a signature by a trusted key", unsigned.path));
+    for tree in [&signed, &tree("target")] {
+        said(&[tree], Version::minor(34)).last();
+    }
+    signed.info.signatures = (0..33).map(|at| format!("key:{at}")).collect();
+    let error = said(&[&signed], Version::minor(34)).error();
+    assert!(error.ends_with("must have at most 32 signatures, not 33"), "{error}");
+}
