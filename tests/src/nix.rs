@@ -59,6 +59,7 @@ impl<'a> Nix<'a> {
             fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("it was made just now");
         }
         cofferdam.file(&format!("{name}/config/nix.conf"), CONFIG);
+        fs::create_dir(directory.join("tmp")).expect("it has a new directory");
         let variables = vec![
             ("COFFERDAM_DAEMON", daemon.addr().into()),
             ("HOME", place("home")),
@@ -66,6 +67,8 @@ impl<'a> Nix<'a> {
             ("NIX_CONF_DIR", place("config")),
             ("NIX_LIBEXEC_DIR", place("libexec")),
             ("NIX_STATE_DIR", place("state")),
+            // One that is killed leaves something there.
+            ("TMPDIR", place("tmp")),
         ];
         Self { cofferdam, directory, variables }
     }

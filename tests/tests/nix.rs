@@ -1,9 +1,13 @@
 //! Plain Nix builds with a daemon.
 
+use std::time::{Duration, Instant};
+
 use cofferdam_tests::{
     Cofferdam, Daemon, Outcome,
     nix::{Nix, Release},
+    stretched,
 };
+use nix::sys::signal::Signal;
 
 /// Two derivations, of which the second needs the first.
 const CHAIN: &str = r#"
@@ -234,5 +238,64 @@ fn paths_are_signed_and_clients_that_are_not_trusted_need_signatures() {
     assert!(refused.stderr.contains("lacks a signature by a trusted key"), "{refused}");
     nix.run("nix", ["store", "sign", "--recursive", "--store", other, "--key-file", secret, second]).succeeds();
     push().succeeds();
+    daemon.end().succeeds();
+}
+
+/// Three outputs of which each refers to the next one, from a build that takes a while or never ends.
+fn three_outputs(ends: bool) -> String {
+    let (script, end) = match ends {
+        true => ("i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done", "ends"),
+        false => ("while :; do :; done", "never-ends"),
+    };
+    format!(
+        r#"derivation {{
+          name = "{end}";
+          system = "x86_64-linux";
+          builder = "/bin/sh";
+          outputs = [ "out" "dev" "doc" ];
+          args = [ "-c" "echo it has begun >&2; {script}; echo $dev > $out; echo $doc > $dev; echo text > $doc" ];
+        }}"#
+    )
+}
+
+#[test]
+fn a_build_whose_client_is_killed_is_kept_for_it_or_cancelled() {
+    let cofferdam = Cofferdam::new();
+    let daemon = Daemon::start(&cofferdam, "[nix]\nfinish_abandoned = true");
+    let nix = Nix::new(&cofferdam, &daemon, Release::Forky);
+    let store = nix.builder();
+    let builds = |daemon: &Daemon| {
+        let list = cofferdam.command(["builds", "--daemon", &daemon.addr(), "list", "--json"]).succeeds();
+        list.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<serde_json::Value>>()
+    };
+    let build = |ends| {
+        let expression = three_outputs(ends);
+        nix.start("nix-build", ["--no-out-link", "--store", &store, "-E", &expression, "-A", "all"])
+    };
+    let kill = |ends| {
+        let running = build(ends);
+        running.wait_for("it has begun").signal(Signal::SIGKILL);
+        running.end();
+    };
+
+    kill(true);
+    let built = build(true).end().succeeds();
+    assert_eq!(builds(&daemon).len(), 1, "it has joined the first one");
+    let output = |end: &str| built.stdout.lines().find(|path| path.ends_with(end)).unwrap();
+    let references = |path: &str| {
+        let query = nix.run("nix-store", ["--store", &store, "--query", "--references", path]).succeeds();
+        query.stdout.trim().to_owned()
+    };
+    assert_eq!(references(output("-ends")), output("-ends-dev"));
+    assert_eq!(references(output("-ends-dev")), output("-ends-doc"));
+    assert_eq!(references(output("-ends-doc")), "");
+    daemon.end().succeeds();
+
+    let daemon = Daemon::start(&cofferdam, "");
+    kill(false);
+    let begun = Instant::now();
+    while builds(&daemon).iter().any(|build| build["state"] == "running") {
+        assert!(begun.elapsed() < stretched(Duration::from_secs(60)), "it still runs: {:?}", builds(&daemon));
+    }
     daemon.end().succeeds();
 }

@@ -148,7 +148,8 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let quotas = Quotas { disk, views: views.clone(), tenants: theirs, metrics: measured };
     let puts = Puts::new(Arc::new(quotas));
     let keys = nix_keys(config, &state)?;
-    let nix = Nix { speakers, keys, paths, views: views.clone(), puts: puts.clone() };
+    let finish_abandoned = config.nix.finish_abandoned;
+    let nix = Nix { speakers, finish_abandoned, keys, paths, views: views.clone(), puts: puts.clone() };
     let frontends = Frontends::new(scheduler.clone(), allowed);
     let _scraped = match &config.metrics {
         Some(at) => Some(serve_metrics(metrics, at.listen, listening).await?),

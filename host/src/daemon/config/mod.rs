@@ -174,6 +174,8 @@ pub(super) struct OperatorsConfig {
 pub(super) struct NixConfig {
     /// Users who may speak for clients: `cofferdam nix-daemon --client NAME`.
     pub(super) speakers: Vec<UserName>,
+    /// Whether builds whose client has gone are finished.
+    pub(super) finish_abandoned: bool,
     /// Keys whose signatures of paths are believed, beside the daemon's own.
     pub(super) trusted_keys: Vec<NixKey>,
     /// Whether unsigned paths are refused that aren't addressed by their contents.

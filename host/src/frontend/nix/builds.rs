@@ -49,6 +49,8 @@ pub(super) struct Scheduled {
     pub(super) client: Client,
     pub(super) context: Context,
     pub(super) handle: Handle,
+    /// Whether builds go on when the client has gone.
+    pub(super) detached: bool,
     /// Cancelled when the client has gone.
     pub(super) gone: CancellationToken,
 }
@@ -68,7 +70,7 @@ impl Builds for Scheduled {
             digest: request.digest(),
             request,
             options: self.shared.allowed.options(&self.client),
-            detached: false,
+            detached: self.detached,
             rebuild: false,
             compare_with: None,
             context: self.context.clone(),

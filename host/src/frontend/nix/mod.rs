@@ -67,6 +67,8 @@ pub(crate) const CLIENT_NAME: &str = "cofferdam-client";
 pub(crate) struct Nix {
     /// Clients that may speak for others.
     pub speakers: BTreeSet<Client>,
+    /// Whether builds go on whose client has gone.
+    pub finish_abandoned: bool,
     /// Whose word is enough.
     pub keys: Keys,
     /// The paths that the clients have.
@@ -153,7 +155,8 @@ impl NixService {
         let tenant = Tenant::new(client.clone(), Arc::clone(&self.nix));
         let input = Inbox::new(request.into_inner(), &handle, gone.clone());
         let output = Outbox::new(outlet, handle.clone(), gone.clone());
-        let builds = Scheduled { shared: Arc::clone(&self.shared), client, context, handle, gone };
+        let detached = self.nix.finish_abandoned;
+        let builds = Scheduled { shared: Arc::clone(&self.shared), client, context, handle, detached, gone };
         let started = thread::Builder::new().name("nix session".to_owned()).spawn(move || {
             let _turn = turn;
             run(Ends { tenant, builds, input, output });

@@ -88,6 +88,7 @@ impl Server {
         let keys = Keys::new(own, "test-1".to_owned(), Vec::new(), required);
         Self {
             nix: Arc::new(Nix {
+                finish_abandoned: false,
                 keys,
                 speakers: BTreeSet::new(),
                 paths,
