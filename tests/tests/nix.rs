@@ -238,6 +238,25 @@ fn paths_are_signed_and_clients_that_are_not_trusted_need_signatures() {
     assert!(refused.stderr.contains("lacks a signature by a trusted key"), "{refused}");
     nix.run("nix", ["store", "sign", "--recursive", "--store", other, "--key-file", secret, second]).succeeds();
     push().succeeds();
+
+    // A path that refers to itself, and is addressed by its contents as Nix computes that.
+    let itself = CHAIN.replace("echo $word ${first} > $out", "echo $out ${first} > $out");
+    let built = nix.build(&itself).succeeds();
+    let local = nix.store("local");
+    let local = local.to_str().unwrap();
+    // Old versions of Nix compute another hash.
+    let old = Nix::new(&cofferdam, &daemon, Release::Bookworm);
+    let paths = [&nix, &old].map(|nix| {
+        let rewrite =
+            ["store", "make-content-addressed", "--json", "--from", local, "--to", other, built.stdout.trim()];
+        let rewritten: serde_json::Value = serde_json::from_str(&nix.run("nix", rewrite).succeeds().stdout).unwrap();
+        let rewritten = rewritten["rewrites"][built.stdout.trim()].as_str().unwrap().to_owned();
+        let references = nix.run("nix-store", ["--store", other, "--query", "--references", &rewritten]).succeeds();
+        assert!(references.stdout.contains(&rewritten), "{references}");
+        nix.run("nix", ["copy", "--from", other, "--to", &nix.builder(), &rewritten]).succeeds();
+        rewritten
+    });
+    assert_ne!(paths[0], paths[1]);
     daemon.end().succeeds();
 }
 

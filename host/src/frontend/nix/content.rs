@@ -6,8 +6,11 @@ use std::{
 };
 
 use cofferdam_castore::{Node, Store, archive::read_blob, export::ExportError, nar};
-use cofferdam_nix::{Algorithm, Hash, Method};
+use cofferdam_nix::{Algorithm, Hash, Method, StorePath};
 use ring::digest::{self, Context};
+
+/// Most places in a path with its own hash part, which are remembered.
+const MAX_PLACES: usize = 1_000_000;
 
 /// Why a node has no such hash.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +25,9 @@ pub(super) enum ContentError {
         .0.display()
     )]
     NotAFile(PathBuf),
+    /// It has too many places with its own hash part.
+    #[error("it must refer to itself at most {MAX_PLACES} times")]
+    TooManyPlaces,
     /// The store failed.
     #[error(transparent)]
     Store(ExportError),
@@ -61,6 +67,77 @@ pub(super) fn hash(
     hash.ok_or(ContentError::Unsupported(algorithm))
 }
 
+/// The hashes of the NAR of a path that refers to itself, with zeros for its own hash part: alone, as newer versions of Nix have
+/// it, and followed by the places of these zeros, as older ones do.
+///
+/// # Errors
+///
+/// See [`ContentError`].
+pub(super) fn hash_of_itself(store: &Store, path: &StorePath, node: &Node) -> Result<[Hash; 2], ContentError> {
+    let part = path.hash_part().as_bytes();
+    let mut hasher =
+        Masked { hasher: Context::new(&digest::SHA256), part, held: Vec::new(), at: 0, places: Vec::new() };
+    let written = nar::write(store, node, Path::new(path.base_name()), &mut hasher, &|| false);
+    if hasher.places.len() > MAX_PLACES {
+        return Err(ContentError::TooManyPlaces);
+    }
+    written.map_err(ContentError::Store)?;
+    Ok(hasher.finish())
+}
+
+/// Hashes bytes with zeros instead of a hash part.
+struct Masked<'a> {
+    hasher: Context,
+    part: &'a [u8],
+    /// The last bytes, which may begin the hash part.
+    held: Vec<u8>,
+    /// The place of the first of them.
+    at: u64,
+    /// Where the hash part was.
+    places: Vec<u64>,
+}
+
+impl Masked<'_> {
+    /// The hash without the places, and the one with them.
+    fn finish(mut self) -> [Hash; 2] {
+        self.hasher.update(&self.held);
+        let mut with_places = self.hasher.clone();
+        for place in self.places {
+            with_places.update(format!("|{place}").as_bytes());
+        }
+        [self.hasher, with_places].map(|hasher| {
+            let mut bytes = [0; 32];
+            bytes.copy_from_slice(hasher.finish().as_ref());
+            Hash::sha256(bytes)
+        })
+    }
+}
+
+impl Write for Masked<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.held.extend_from_slice(bytes);
+        let mut from = 0;
+        while let Some(found) = self.held[from..].windows(self.part.len()).position(|window| window == self.part) {
+            let begin = from + found;
+            from = begin + self.part.len();
+            self.held[begin..from].fill(0);
+            self.places.push(self.at + begin as u64);
+            if self.places.len() > MAX_PLACES {
+                return Err(io::ErrorKind::FileTooLarge.into());
+            }
+        }
+        let done = self.held.len().saturating_sub(self.part.len() - 1);
+        self.hasher.update(&self.held[..done]);
+        self.held.drain(..done);
+        self.at += done as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 struct Hasher(Context);
 
 impl Write for Hasher {
@@ -71,5 +148,24 @@ impl Write for Hasher {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hash_part_is_masked_wherever_it_is_cut() {
+        let part = b"ifd3pw9mq9a6wpq6c1jc7lgkdcdlay48";
+        let bytes = [b"a", &part[..], &part[..], b"b", &part[..31]].concat();
+        let masked = [b"a", &[0; 64][..], b"b", &part[..31]].concat();
+        let with_places = [&*masked, b"|1|33"].concat();
+        for length in 1..=bytes.len() {
+            let hasher = Context::new(&digest::SHA256);
+            let mut hasher = Masked { hasher, part, held: Vec::new(), at: 0, places: Vec::new() };
+            bytes.chunks(length).for_each(|chunk| hasher.write_all(chunk).unwrap());
+            assert_eq!(hasher.finish(), [Hash::of(&masked), Hash::of(&with_places)], "{length}");
+        }
     }
 }
