@@ -67,3 +67,7 @@ package:
     images/setup.sh package
     debian/rules clean binary
     lintian --fail-on error target/package/*.deb
+
+# Make an OCI image of the daemon, with QEMU and the package, in target/package.
+container: package
+    images/oci.sh

@@ -5,7 +5,7 @@
 #   images/setup.sh            to build, run and test
 #   images/setup.sh kernel     also to compile the minimal kernel
 #   images/setup.sh lint       also to lint
-#   images/setup.sh package    also to make the Debian package
+#   images/setup.sh package    also to make the Debian package and the container image
 set -eu
 
 vsock_version=0.3.0
@@ -38,7 +38,7 @@ case ${1-} in
 '') ;;
 kernel) packages="$packages bc bison flex libelf-dev" ;;
 lint) ;;
-package) packages="$packages bc bison flex libelf-dev debhelper lintian" ;;
+package) packages="$packages bc bison flex libelf-dev debhelper lintian mmdebstrap umoci" ;;
 *)
     echo "usage: images/setup.sh [kernel | lint | package]" >&2
     exit 2

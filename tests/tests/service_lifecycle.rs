@@ -135,7 +135,7 @@ fn the_documented_configuration_is_valid() {
     let (files, image) = (cofferdam.files(), cofferdam_tests::image().0);
     let example = [
         ("/etc/cofferdam/", format!("{}/", files.display())),
-        ("\"/usr/share/cofferdam/image\"", format!("{image:?}")),
+        ("\"/usr/lib/cofferdam/image\"", format!("{image:?}")),
         ("= \"/usr/share/zoneinfo\"", format!("= {files:?}")),
     ]
     .into_iter()
