@@ -262,3 +262,42 @@ impl Metrics {
         answer
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boards_and_alerts_name_metrics_that_exist() {
+        let metrics = Metrics::new("/".into());
+        // A family without members isn't exposed.
+        let one = [("label", String::new())];
+        let two = [("label", String::new()), ("other", String::new())];
+        for family in [&metrics.refused, &metrics.standby_uses, &metrics.connections, &metrics.connection_bytes] {
+            drop(family.get_or_create(&one));
+        }
+        for family in [&metrics.waiting, &metrics.standby, &metrics.used, &metrics.budget] {
+            drop(family.get_or_create(&one));
+        }
+        for family in [&metrics.ended, &metrics.collections] {
+            drop(family.get_or_create(&two));
+        }
+        drop(metrics.phases.get_or_create(&one));
+        let exposed = metrics.text();
+        for kit in
+            [include_str!("../../../docs/monitoring/grafana.json"), include_str!("../../../docs/monitoring/alerts.yml")]
+        {
+            let words = kit.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            let names: Vec<_> = words.filter(|word| word.starts_with("cofferdam_")).collect();
+            assert!(!names.is_empty());
+            for name in names {
+                let (family, kind) = match (name.strip_suffix("_total"), name.strip_suffix("_bucket")) {
+                    (Some(family), _) => (family, "counter"),
+                    (_, Some(family)) => (family, "histogram"),
+                    _ => (name, "gauge"),
+                };
+                assert!(exposed.contains(&format!("# TYPE {family} {kind}\n")), "{name}: {exposed}");
+            }
+        }
+    }
+}
