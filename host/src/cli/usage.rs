@@ -48,9 +48,9 @@ fn line(usage: &ClientUsage) -> String {
         0 => show_size(bytes),
         limit => format!("{} of {}", show_size(bytes), show_size(limit)),
     };
-    let stored = usage.stored_bytes.map(|bytes| {
-        let objects = usage.stored_objects.unwrap_or(0);
-        format!("{} in {objects} blobs and directories", of(bytes, usage.stored_limit_bytes))
+    let stored = usage.counts_stored.then(|| {
+        let bytes = of(usage.stored_bytes, usage.stored_limit_bytes);
+        format!("{bytes} in {} blobs and directories", usage.stored_objects)
     });
     let running = of(usage.running_bytes, usage.running_limit_bytes);
     let recorded = of(usage.recorded_bytes, usage.recorded_limit_bytes);
@@ -67,8 +67,8 @@ fn object(usage: &ClientUsage) -> Value {
     let limit = |bytes: u64| Some(bytes).filter(|bytes| *bytes > 0);
     json!({
         "client": one_line(&usage.client),
-        "stored_bytes": usage.stored_bytes,
-        "stored_objects": usage.stored_objects,
+        "stored_bytes": usage.counts_stored.then_some(usage.stored_bytes),
+        "stored_objects": usage.counts_stored.then_some(usage.stored_objects),
         "stored_limit_bytes": limit(usage.stored_limit_bytes),
         "running": usage.running,
         "running_bytes": usage.running_bytes,

@@ -19,7 +19,7 @@
 //! | a TCP connection | held until the host process has connected, then accepted; else reset, or unreachable |
 //! | a DNS query to the gateway, for A or AAAA | asked of the host process; other types have no records |
 //! | an echo request to the gateway | answered |
-//! | anything else | unreachable at once, or dropped; no more than 10,000 a second of these are taken |
+//! | anything else | unreachable at once, or dropped; no more than 20,000 a second of these are taken |
 
 mod allowance;
 mod backend;

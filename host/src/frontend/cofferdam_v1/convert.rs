@@ -31,8 +31,8 @@ pub(super) fn client_usage(usage: ClientUsage) -> wire::ClientUsage {
     let ClientUsage { client, stored, running, recorded, allowed } = usage;
     wire::ClientUsage {
         client,
-        stored_bytes: stored.map(|stored| stored.bytes),
-        stored_objects: stored.map(|stored| stored.objects),
+        stored_bytes: stored.map_or(0, |stored| stored.bytes),
+        stored_objects: stored.map_or(0, |stored| stored.objects),
         stored_limit_bytes: allowed.stored.unwrap_or(0),
         running: running.builds,
         running_bytes: running.disk_bytes,
@@ -40,6 +40,7 @@ pub(super) fn client_usage(usage: ClientUsage) -> wire::ClientUsage {
         recorded: recorded.records,
         recorded_bytes: recorded.bytes,
         recorded_limit_bytes: allowed.records.unwrap_or(0),
+        counts_stored: stored.is_some(),
     }
 }
 
