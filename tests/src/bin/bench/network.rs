@@ -2,11 +2,14 @@
 //!
 //! The servers are on this host, in another network namespace, see `bin/network-lab`.
 
-use std::{fs, path::Path, time::Duration};
+use std::{collections::BTreeSet, fs, path::Path, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use cofferdam_tests::{Build, Cofferdam, Daemon, Lab, Outcome, guest, processes::Process};
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::Signal,
+    unistd::{SysconfVar, sysconf},
+};
 use tempfile::TempDir;
 
 use super::measure::{LARGE_ROUNDS, ROUNDS, Series, report};
@@ -23,6 +26,9 @@ const MANY: usize = 10_000;
 
 /// Each round takes a second or two, and a machine that is started beside it.
 const FLOOD_ROUNDS: usize = 9;
+
+/// How long a neighbour's processor time is taken.
+const WHILE: Duration = Duration::from_secs(3);
 
 /// Servers of HTTP and of uploads.
 const HTTP: &str = "93.184.215.14:80";
@@ -54,6 +60,7 @@ pub(crate) fn network(_: &TempDir) -> Result<()> {
     let with_cpus = |cpus| client.build().on(&daemon).memory("512M").flag("--cpus", cpus);
     let build = || with_cpus("2");
     throughput(build())?;
+    processor_time(&cofferdam, &daemon, || with_cpus("1"))?;
     flood(with_cpus)?;
     many(&cofferdam, &daemon, build())?;
     trivial(build)?;
@@ -99,16 +106,53 @@ fn throughput(build: Build<'_>) -> Result<()> {
     Ok(())
 }
 
+/// What a build does that sends datagrams as fast as it can, and one that only keeps its processor busy.
+fn neighbours() -> [String; 2] {
+    [format!("/inputs/traffic 'flood {REFUSED}'"), "echo flooding; while :; do :; done".to_owned()]
+}
+
+/// The processor time that each of the neighbours takes of this host in a while: of its machine, its devices and the daemon.
+fn processor_time<'a>(cofferdam: &Cofferdam, daemon: &Daemon, build: impl Fn() -> Build<'a>) -> Result<()> {
+    let mut all = [Series::default(), Series::default()];
+    for _ in 0..ROUNDS {
+        for (series, neighbour) in all.iter_mut().zip(neighbours()) {
+            let neighbour = networked(build()).start_shell(&neighbour);
+            neighbour.wait_for("flooding");
+            let pids = cofferdam.processes().into_iter().map(|process| process.pid);
+            let pids: BTreeSet<_> = pids.chain([daemon.running().pid()]).collect();
+            let used = || pids.iter().map(|pid| processor_ticks(*pid)).sum::<Result<u64>>();
+            let before = used()?;
+            thread::sleep(WHILE);
+            let ticks = used()? - before;
+            series.times.push(Duration::from_secs(1) * u32::try_from(ticks)? / u32::try_from(ticks_per_second()?)?);
+            neighbour.signal(Signal::SIGINT);
+            neighbour.end();
+        }
+    }
+    let [ours, peer] = all;
+    report("processor time of a flood : of a busy build", &ours, &peer, "≤ 1.1");
+    Ok(())
+}
+
+fn ticks_per_second() -> Result<i64> {
+    sysconf(SysconfVar::CLK_TCK)?.context("the kernel doesn't say what a tick is")
+}
+
+/// The processor time of a process, in ticks.
+fn processor_ticks(pid: i32) -> Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, after_name) = stat.rsplit_once(')').context("it has a name")?;
+    let fields: Vec<&str> = after_name.split_whitespace().collect();
+    Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
+}
+
 /// Bytes to a build beside another that sends datagrams as fast as it can, and beside one that only keeps its processor busy.
 /// Either has one processor, so that only its devices can take more than that.
 fn flood<'a>(build: impl Fn(&'static str) -> Build<'a>) -> Result<()> {
     let step = [format!("down {HTTP} {BYTES}")];
     let (mut ours, mut peer) = (Series::default(), Series::default());
     for _ in 0..FLOOD_ROUNDS {
-        for (series, neighbour) in [
-            (&mut ours, format!("/inputs/traffic 'flood {REFUSED}'")),
-            (&mut peer, "echo flooding; while :; do :; done".to_owned()),
-        ] {
+        for (series, neighbour) in [&mut ours, &mut peer].into_iter().zip(neighbours()) {
             let neighbour = networked(build("1")).start_shell(&neighbour);
             neighbour.wait_for("flooding");
             let [times] = steps(build("2"), 1, &step)?;
