@@ -34,11 +34,13 @@ packages='build-essential pkg-config libcap-ng-dev qemu-system-x86 e2fsprogs xz-
 # For tests with a project of npm; an npm that isn't Debian's will do.
 command -v npm >/dev/null || packages="$packages npm"
 
+for_kernel='bc bison flex libelf-dev'
+
 case ${1-} in
 '') ;;
-kernel) packages="$packages bc bison flex libelf-dev" ;;
+kernel) packages="$packages $for_kernel" ;;
 lint) ;;
-package) packages="$packages bc bison flex libelf-dev debhelper lintian mmdebstrap umoci" ;;
+package) packages="$packages $for_kernel debhelper lintian mmdebstrap umoci" ;;
 *)
     echo "usage: images/setup.sh [kernel | lint | package]" >&2
     exit 2

@@ -47,9 +47,11 @@ pub fn default_dir() -> PathBuf {
 /// The image that machines boot: that of [`default_dir`], or the package's if there is none and no setting names one.
 pub fn used_dir() -> PathBuf {
     let own = default_dir();
-    let is_wanted = env::var_os("COFFERDAM_IMAGE").is_some() || own.exists();
+    if env::var_os("COFFERDAM_IMAGE").is_some() || own.exists() {
+        return own;
+    }
     let packaged = packaged_dir().map(|directory| directory.join("image"));
-    packaged.filter(|image| !is_wanted && image.exists()).unwrap_or(own)
+    packaged.filter(|image| image.exists()).unwrap_or(own)
 }
 
 /// Where a package keeps what only this program uses: `lib/cofferdam` beside the program's own directory.

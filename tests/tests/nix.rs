@@ -9,8 +9,11 @@ use cofferdam_tests::{
 };
 use nix::sys::signal::Signal;
 
-/// Two derivations, of which the second needs the first.
-const CHAIN: &str = r#"
+/// An expression of Nix, in which `make` makes a derivation of a name and a script.
+macro_rules! with_make {
+    ($expression:literal) => {
+        concat!(
+            r#"
     let
       make = name: script: derivation {
         inherit name;
@@ -18,9 +21,19 @@ const CHAIN: &str = r#"
         builder = "/bin/sh";
         args = [ "-c" script ];
       };
+"#,
+            $expression
+        )
+    };
+}
+
+/// Two derivations, of which the second needs the first.
+const CHAIN: &str = with_make!(
+    r#"
       first = make "first" "echo told by the first >&2; echo first > $out";
     in make "second" "read word < ${first}; echo $word ${first} > $out"
-"#;
+"#
+);
 
 /// A derivation whose contents are said to be another file's.
 const WRONG_HASH: &str = r#"
@@ -116,14 +129,8 @@ fn newer_nixes_build_the_same_chain() {
 }
 
 /// Two derivations that a third one needs, and one that needs a failing one.
-const GRAPH: &str = r#"
-    let
-      make = name: script: derivation {
-        inherit name;
-        system = "x86_64-linux";
-        builder = "/bin/sh";
-        args = [ "-c" script ];
-      };
+const GRAPH: &str = with_make!(
+    r#"
       left = make "left" "echo told by the left >&2; echo left > $out";
       right = make "right" "echo told by the right >&2; echo right > $out";
       failing = make "failing" "echo its last words >&2; exit 3";
@@ -131,7 +138,8 @@ const GRAPH: &str = r#"
       top = make "top" "read a < ${left}; read b < ${right}; echo $a $b > $out";
       broken = make "broken" "echo ${failing} ${left} > $out";
     }
-"#;
+"#
+);
 
 #[test]
 fn nixes_build_graphs_in_the_store_of_a_daemon() {

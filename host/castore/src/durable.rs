@@ -36,7 +36,11 @@ pub fn create_whole<T, E: From<io::Error>>(path: &Path, fill: impl FnOnce(&File)
 }
 
 /// Removes a file that may be missing.
-pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
+///
+/// # Errors
+///
+/// It is there, and can't be removed.
+pub fn remove_if_there(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use cofferdam_castore::durable::create_whole;
+use cofferdam_castore::durable::{create_whole, remove_if_there};
 use cofferdam_rpc::Line;
 use tokio::sync::watch;
 use zstd::stream::read::Decoder;
@@ -75,10 +75,7 @@ impl Logs {
 
     pub(super) fn remove(&self, id: BuildId, form: Form) -> Result<()> {
         let path = self.path(id, form);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(error)),
-            _ => Ok(()),
-        }
+        remove_if_there(&path).map_err(failed("remove", &path))
     }
 
     /// The size of a file in bytes; 0 if there is none.

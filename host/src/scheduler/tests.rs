@@ -393,19 +393,26 @@ async fn a_thousand_look_ups_of_one_client_delay_no_other() {
     }
 }
 
+async fn reaches(build: &Subscription, wanted: fn(&State) -> bool) {
+    timeout(LONG, build.build.state().wait_for(wanted)).await.expect("it is soon").expect("the build goes on");
+}
+
+/// A scheduler of tenants that may have so much: [`OWNER`] and [`STRANGER`].
+fn of_tenants(dir: &Path, tenants: [Tenant; 2]) -> Scheduler {
+    let mut backend = backend(dir);
+    let mut listed = Patterns::default();
+    for (client, tenant) in [OWNER, STRANGER].into_iter().zip(tenants) {
+        listed.insert(Pattern::Exact(client), tenant);
+    }
+    backend.tenants = Tenants::new(Some(listed), Vec::new());
+    Scheduler::start(backend, settings(Reuse::Off), CancellationToken::new()).0
+}
+
 #[tokio::test]
 async fn a_tenant_runs_as_many_builds_as_it_may_and_is_told_so() {
     let dir = tempfile::tempdir().unwrap();
-    let mut backend = backend(dir.path());
-    let mut listed = Patterns::default();
     let terms = Terms { running: Some(1), ..Terms::default() };
-    listed.insert(Pattern::Exact(OWNER), Tenant { terms, ..Tenant::default() });
-    listed.insert(Pattern::Exact(STRANGER), Tenant::default());
-    backend.tenants = Tenants::new(Some(listed), Vec::new());
-    let scheduler = Scheduler::start(backend, settings(Reuse::Off), CancellationToken::new()).0;
-    let reaches = async |build: &Subscription, wanted: fn(&State) -> bool| {
-        timeout(LONG, build.build.state().wait_for(wanted)).await.unwrap().unwrap();
-    };
+    let scheduler = of_tenants(dir.path(), [Tenant { terms, ..Tenant::default() }, Tenant::default()]);
     let first = active(&scheduler, submission(&OWNER, &[])).await;
     reaches(&first, |state| matches!(state, State::Running { .. })).await;
     let second = active(&scheduler, submission(&OWNER, &[])).await;
@@ -420,17 +427,9 @@ async fn a_tenant_runs_as_many_builds_as_it_may_and_is_told_so() {
 #[tokio::test]
 async fn a_tenants_builds_take_no_more_of_the_disk_than_it_may_and_it_sees_what_they_take() {
     let dir = tempfile::tempdir().unwrap();
-    let mut backend = backend(dir.path());
     let one = Limits::default().disk_bytes();
     let may = |disk| Tenant { terms: Terms { disk: Some(disk), ..Terms::default() }, ..Tenant::default() };
-    let mut listed = Patterns::default();
-    listed.insert(Pattern::Exact(OWNER), may(one));
-    listed.insert(Pattern::Exact(STRANGER), may(one - 1));
-    backend.tenants = Tenants::new(Some(listed), Vec::new());
-    let scheduler = Scheduler::start(backend, settings(Reuse::Off), CancellationToken::new()).0;
-    let reaches = async |build: &Subscription, wanted: fn(&State) -> bool| {
-        timeout(LONG, build.build.state().wait_for(wanted)).await.unwrap().unwrap();
-    };
+    let scheduler = of_tenants(dir.path(), [may(one), may(one - 1)]);
     let first = active(&scheduler, submission(&OWNER, &[])).await;
     reaches(&first, |state| matches!(state, State::Running { .. })).await;
     let second = active(&scheduler, submission(&OWNER, &[])).await;
