@@ -155,12 +155,17 @@ impl Downloads {
             }
         }
         let bytes = incoming.bytes;
-        incoming.close().await?;
+        let file = {
+            // A sweep would commit the blob, and could evict it before anyone has opened it.
+            let _staying = self.evictor.removing.read().await;
+            incoming.close().await?;
+            self.open_cached(&digest).await?
+        };
         self.remember_chunks(&digest, &chunks);
         if self.evictor.add_bytes(bytes) {
             self.sweep();
         }
-        self.open_cached(&digest).await
+        Ok(file)
     }
 
     /// Begins to commit downloaded blobs and to evict others.

@@ -30,7 +30,7 @@ pub(super) struct Evictor {
     pins: Mutex<HashMap<B3Digest, usize>>,
     /// Bytes that were added since the last sweep.
     new_bytes: AtomicU64,
-    /// Locked while a blob is removed. Locked shared from finding a blob until it is pinned.
+    /// Locked while a blob is removed. Locked shared from finding or adding a blob until it is pinned or open.
     pub(super) removing: RwLock<()>,
     sweeping: Mutex<()>,
 }

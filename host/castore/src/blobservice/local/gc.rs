@@ -5,7 +5,8 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    time::SystemTime,
+    thread,
+    time::{Duration, SystemTime},
 };
 
 use nix::{
@@ -30,6 +31,9 @@ pub(crate) const PENDING_BLOBS: &str = "pending-blobs";
 /// The same for trees of directories, by their roots.
 pub(crate) const PENDING_TREES: &str = "pending-trees";
 
+/// How often to look whether a clock has ticked that may tick every 10 ms only.
+const TICK: Duration = Duration::from_millis(1);
+
 /// Divides old blobs from new ones.
 #[derive(Debug, Clone)]
 pub(crate) struct Age {
@@ -48,13 +52,23 @@ pub(crate) struct Swept {
 }
 
 impl LocalBlobService {
-    /// The time by the clock of the file system.
+    /// The time by the clock of the file system, once that has ticked: all that was written before this call is older.
     pub(crate) fn now(&self) -> io::Result<SystemTime> {
         let staging = self.blobs().staging()?;
-        let (number, file) = staging.create_file()?;
-        let now = file.metadata()?.modified();
-        staging.remove(number)?;
-        now
+        let stamp = || {
+            let (number, file) = staging.create_file()?;
+            let now = file.metadata()?.modified();
+            staging.remove(number)?;
+            now
+        };
+        let before = stamp()?;
+        loop {
+            let now = stamp()?;
+            if now != before {
+                return Ok(now);
+            }
+            thread::sleep(TICK);
+        }
     }
 
     /// The age limit for a collection: `cutoff`, or the beginning of the oldest living batch if that is earlier.

@@ -19,8 +19,7 @@ impl Builds for Collecting<'_> {
 
     fn build(&self, _request: wire::BuildRequest, _tell: Tell<'_>) -> Result<Result<Arc<Record>, Failure>, Stop> {
         let garbage = block_on(self.0.store().directories.put(Directory::new())).unwrap();
-        // Its going shows that the clock of the file system has gone on, so that all that came before is old enough.
-        while collect(self.0, Duration::ZERO, false).unwrap().directories == 0 {}
+        assert!(collect(self.0, Duration::ZERO, false).unwrap().directories > 0);
         assert_eq!(block_on(self.0.store().directories.get(&garbage)).unwrap(), None);
         Ok(Err(Failure::executor("queue_full", "too many builds wait")))
     }
@@ -51,7 +50,7 @@ fn a_connection_keeps_what_it_has_brought_while_garbage_is_collected() {
     heard.end();
 
     // The connection has ended, so the next collection takes them.
-    while collect(&local, Duration::ZERO, false).unwrap().blobs_left > 0 {}
+    assert_eq!(collect(&local, Duration::ZERO, false).unwrap().blobs_left, 0);
     let mut heard = server.talk(ALICE, Version::minor(34), |said| query_valid(said, &all));
     assert_eq!(heard.last().0.paths("none").unwrap(), BTreeSet::new());
     assert_eq!(server.nix.paths.prune(&local.store()).unwrap(), 3);
