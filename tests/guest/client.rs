@@ -4,6 +4,7 @@ use std::{
     env, fs,
     io::{self, ErrorKind, Read, Write},
     net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -74,19 +75,27 @@ fn speak_last(to: &str, count: usize) -> io::Result<String> {
 /// until neither side can go on. Then asks for something else.
 fn hoard(http_to: &str, mute: &str, count: usize) -> io::Result<String> {
     let piece = vec![b'x'; 256 * 1024];
-    let mut kept = Vec::new();
+    let (mut unread, mut unheard) = (Vec::new(), Vec::new());
     for _ in 0..count {
         let mut stream = connect(http_to)?;
         stream.write_all(b"GET /100000000 HTTP/1.0\r\nHost: nobody\r\n\r\n")?;
         assert_eq!(stream.peek(&mut [0])?, 1, "nothing comes");
-        kept.push(stream);
-        let mut stream = connect(mute)?;
-        stream.set_write_timeout(Some(Duration::from_millis(500)))?;
-        while stream.write(&piece).is_ok() {}
-        kept.push(stream);
+        unread.push(stream);
+        let stream = connect(mute)?;
+        stream.set_nonblocking(true)?;
+        unheard.push(stream);
     }
-    println!("hoarded {}", kept.len());
-    drop(kept);
+    let mut taken = Instant::now();
+    while taken.elapsed() < Duration::from_millis(500) {
+        for stream in &mut unheard {
+            while stream.write(&piece).is_ok() {
+                taken = Instant::now();
+            }
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    println!("hoarded {}", unread.len() + unheard.len());
+    drop((unread, unheard));
     http(http_to, "nobody", "/")
 }
 

@@ -12,7 +12,7 @@ use nix::{
 };
 use tempfile::TempDir;
 
-use super::measure::{LARGE_ROUNDS, ROUNDS, Series, report};
+use super::measure::{ROUNDS, Series, report};
 
 /// Bytes that are moved at a time.
 const BYTES: usize = 256 << 20;
@@ -99,7 +99,7 @@ fn throughput(build: Build<'_>) -> Result<()> {
         format!("ask-loopback {REQUESTS}"),
         format!("ask {HTTP} {REQUESTS}"),
     ];
-    let [loopback, down, up, ask_loopback, ask] = steps(build, LARGE_ROUNDS, &all)?;
+    let [loopback, down, up, ask_loopback, ask] = steps(build, ROUNDS, &all)?;
     report("256 MiB to a build : its loopback", &down, &loopback, "≤ 1.0");
     report("256 MiB from a build : its loopback", &up, &loopback, "≤ 2.5");
     report("500 requests of a build : its loopback", &ask, &ask_loopback, "");
