@@ -43,7 +43,7 @@ pub fn decode(text: &str, bytes: usize) -> Option<Vec<u8>> {
 }
 
 /// Whether a byte is a digit.
-pub(crate) fn is_digit(byte: u8) -> bool {
+pub fn is_digit(byte: u8) -> bool {
     ALPHABET.contains(&byte)
 }
 

@@ -38,6 +38,24 @@ impl PathInfo {
         format!("1;{path};sha256:{};{};{}", self.nar_hash.base32(), self.nar_size, references.join(","))
     }
 
+    /// What a binary cache says of this path, whose archive is at `url` below the cache's and packed by `compression`.
+    pub fn nar_info(&self, path: &StorePath, url: &str, compression: &str) -> String {
+        let references: Vec<_> = self.references.iter().map(StorePath::base_name).collect();
+        let (hash, size) = (self.nar_hash.base32(), self.nar_size);
+        let mut text = format!("StorePath: {path}\nURL: {url}\nCompression: {compression}\n");
+        if compression == "none" {
+            text.push_str(&format!("FileHash: sha256:{hash}\nFileSize: {size}\n"));
+        }
+        text.push_str(&format!("NarHash: sha256:{hash}\nNarSize: {size}\nReferences: {}\n", references.join(" ")));
+        let deriver = self.deriver.iter().map(|deriver| format!("Deriver: {}\n", deriver.base_name()));
+        // One with a line's end would say more than that.
+        let signatures = self.signatures.iter().filter(|text| text.bytes().all(|byte| byte.is_ascii_graphic()));
+        let signatures = signatures.map(|signature| format!("Sig: {signature}\n"));
+        let address = self.content_address.iter().map(|address| format!("CA: {address}\n"));
+        text.extend(deriver.chain(signatures).chain(address));
+        text
+    }
+
     /// Reads it.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ mod children;
 mod client;
 mod connection;
 mod guard;
+mod http;
 mod listener;
 mod memory;
 mod places;
@@ -26,6 +27,7 @@ mod work;
 
 pub use client::Client;
 pub use guard::{Guarded, Limits, MAX_QUESTION_BYTES, Refusal, Takes};
+pub use http::{HttpBody, HttpOptions, serve_http};
 pub use listener::{AnonymousTcp, Listener, Tls, forbid_anonymous_tcp};
 pub use memory::{MemoryBudget, MemoryPermit};
 pub use serve::{ServeError, ServeOptions, serve_routes};

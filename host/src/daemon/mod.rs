@@ -18,7 +18,7 @@ mod sockets;
 mod systemd;
 mod views;
 
-use std::{convert::Infallible, fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{convert::Infallible, fs, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use cofferdam_castore::{
     Views,
@@ -26,17 +26,18 @@ use cofferdam_castore::{
 };
 use cofferdam_proto::{BUILD_DESCRIPTOR_SET, CASTORE_DESCRIPTOR_SET};
 use cofferdam_rpc::{Listener, RoutesBuilder, ServeOptions, Tls, serve_routes};
+use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use self::{
     check::Checked,
     collector::Collector,
-    config::NixKey,
+    config::{NixCacheConfig, NixKey},
     sockets::{ANONYMOUS_ADVICE, Sockets},
 };
 use crate::{
     build::{Builder, Footprint, Settings, failure::Failure},
-    frontend::{self, Allowed, Frontends, Keys, Nix},
+    frontend::{self, Allowed, Cache, Frontends, Keys, Nix},
     machine::jail::{Best, Delegated, Walls, allow_descriptors, landlock_version},
     provenance::{Signer, SigningKey},
     quota::Quotas,
@@ -149,10 +150,16 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let puts = Puts::new(Arc::new(quotas));
     let keys = nix_keys(config, &state)?;
     let finish_abandoned = config.nix.finish_abandoned;
-    let nix = Nix { speakers, finish_abandoned, keys, paths, views: views.clone(), puts: puts.clone() };
+    let keep_logs = config.nix.cache.is_some();
+    let nix = Nix { speakers, finish_abandoned, keep_logs, keys, paths, views: views.clone(), puts: puts.clone() };
+    let nix = Arc::new(nix);
     let frontends = Frontends::new(scheduler.clone(), allowed);
     let _scraped = match &config.metrics {
         Some(at) => Some(serve_metrics(metrics, at.listen, listening).await?),
+        None => None,
+    };
+    let _cached = match &config.nix.cache {
+        Some(cache) => Some(serve_cache(cache, Arc::clone(&nix), scheduler.clone(), listening, cancel).await?),
         None => None,
     };
     let _watched = systemd::ready(scheduler);
@@ -279,10 +286,25 @@ async fn serve_metrics(
     Ok(AbortOnDropHandle::new(tokio::spawn(serving)))
 }
 
+/// Serves paths of Nix over HTTP until `shutdown`, and then what is asked for already until the handle is dropped.
+async fn serve_cache(
+    config: &NixCacheConfig,
+    nix: Arc<Nix>,
+    scheduler: Scheduler,
+    listening: Listening<'_>,
+    shutdown: &CancellationToken,
+) -> Result<AbortOnDropHandle<()>, Failure> {
+    let unusable = |error: io::Error| failed(format!("can't serve paths of Nix on {}", config.listen), &error);
+    let listener = TcpListener::bind(config.listen).await.map_err(unusable)?;
+    listening(&format!("http://{}", listener.local_addr().map_err(unusable)?));
+    let cache = Cache::new(nix, scheduler, config.access(), config.compression);
+    Ok(AbortOnDropHandle::new(tokio::spawn(cache.serve(listener, shutdown.clone()))))
+}
+
 async fn serve(
     views: &Views,
     frontends: Frontends,
-    nix: Nix,
+    nix: Arc<Nix>,
     puts: Puts,
     listeners: Vec<Listener>,
     rpc: ServeOptions,

@@ -32,7 +32,7 @@ use cofferdam_rpc::{Client, Clients, Guarded, MemoryBudget, MemoryPermit, Routes
 use opentelemetry::Context;
 use tonic::{Request, Status};
 
-pub(crate) use self::nix::{CLIENT_NAME, Keys, NamedKey, Nix};
+pub(crate) use self::nix::{Access, CLIENT_NAME, Cache, Compression, Keys, NamedKey, Nix, TokenDigest};
 pub(crate) use status::failure as failure_of;
 use status::status;
 
@@ -91,7 +91,7 @@ impl Frontends {
     }
 
     /// Adds their services to those that are served.
-    pub(crate) fn add_to(self, routes: &mut RoutesBuilder, nix: Nix, clients: &Clients) {
+    pub(crate) fn add_to(self, routes: &mut RoutesBuilder, nix: Arc<Nix>, clients: &Clients) {
         let (most, memory) = (cofferdam_v1::MAX_BUILD_BYTES, MemoryBudget::default());
         let Self(shared) = self;
         let snix = snix::BuildService(Arc::clone(&shared));

@@ -36,7 +36,7 @@ mod tests;
 use std::{collections::BTreeMap, io::ErrorKind, sync::Arc, time::Duration};
 
 use cofferdam_castore::{B3Digest, Node, Store, Views, blobservice::Lease};
-use cofferdam_rpc::{Client, Turns};
+use cofferdam_rpc::{Client, Clients, Turns};
 use tokio::{
     sync::{mpsc, oneshot},
     task::{JoinHandle, spawn_blocking},
@@ -205,6 +205,11 @@ impl Scheduler {
             Err(failure) => self.refused(&client, failure),
         }
         submitted
+    }
+
+    /// Who is let in, and everyone's share.
+    pub(crate) fn clients(&self) -> &Clients {
+        self.backend.tenants.clients()
     }
 
     /// Does a client's work that may block when it is the client's turn.

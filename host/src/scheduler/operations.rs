@@ -195,6 +195,12 @@ impl Scheduler {
         Ok(reader.ok_or_else(unknown)?.in_turns(self.questions.line(client)))
     }
 
+    /// Whether a build is on record. Blocks.
+    pub(crate) fn has_record(&self, id: BuildId) -> bool {
+        // After an error it may be.
+        !matches!(self.backend.records.get(id), Ok(None))
+    }
+
     /// Lends a terminal to a build that asks for one. Keeping the returned subscription keeps the build.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   paths.redb   paths: (client, base name) → node, PathInfo
+//!                logs: (client, base name of a derivation) → id of its latest build
 //!       │ what a path is
 //!       ▼
 //!   the store    its bytes, shared by all clients
@@ -14,6 +15,7 @@
 //! are removed whose contents are gone: the client uploads or builds them again.
 
 mod collection;
+mod logs;
 #[cfg(test)]
 mod tests;
 
@@ -128,6 +130,7 @@ impl StorePaths {
         let file = dir.join("paths.redb");
         let opened = Reopening::new(file.clone(), builder, |write| {
             write.open_table(PATHS)?;
+            write.open_table(logs::LOGS)?;
             write.open_table(META)?.insert("format", FORMAT)?;
             Ok(())
         });
@@ -228,7 +231,12 @@ impl StorePaths {
     /// # Errors
     ///
     /// It can't be read.
-    pub(crate) fn with_hash_part(&self, client: &Client, store: &Store, hash_part: &str) -> Result<Option<StorePath>> {
+    pub(crate) fn with_hash_part(
+        &self,
+        client: &Client,
+        store: &Store,
+        hash_part: &str,
+    ) -> Result<Option<(StorePath, Known)>> {
         let client_text = client.to_string();
         let first = self.with("read", |database| {
             let table = database.begin_read()?.open_table(PATHS)?;
@@ -239,7 +247,7 @@ impl StorePaths {
             Ok((owner == client_text && name.starts_with(hash_part)).then(|| name.to_owned()))
         })?;
         let Some(path) = first.and_then(|name| StorePath::from_base_name(&name).ok()) else { return Ok(None) };
-        Ok(self.get(client, store, &path)?.map(|_| path))
+        Ok(self.get(client, store, &path)?.map(|known| (path, known)))
     }
 
     fn stored(&self, client: &Client, path: &StorePath) -> Result<Option<Known>> {

@@ -2,6 +2,7 @@
 
 mod machine;
 mod network;
+mod nix;
 mod tenants;
 #[cfg(test)]
 mod tests;
@@ -67,6 +68,7 @@ pub(super) fn check(config: &Config) -> Result<Checked, Vec<Problem>> {
     checks.cgroups();
     let network = checks.network();
     let (tenants, speakers) = (checks.tenants(), checks.speakers());
+    checks.nix_cache(&tenants);
     let signing_key = checks.signing_key();
     let (image, tls) = (checks.image(), checks.tls());
     match (image, vmm, tls) {

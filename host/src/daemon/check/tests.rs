@@ -8,7 +8,8 @@ fn limits(text: &str) -> String {
     checks.limits(&config.options(footprint).limits, footprint);
     checks.standby(&config.options(footprint).limits, footprint);
     checks.host_paths();
-    checks.tenants();
+    let tenants = checks.tenants();
+    checks.nix_cache(&tenants);
     checks.listen();
     checks.disk();
     checks.collection();
@@ -94,10 +95,27 @@ fn limits_fit_the_budget_and_the_budget_fits_the_host() {
             "[network]\nresolvers = ['10.0.0.53:53']\nupstream_proxy = 'http://10.0.0.5:3128'",
             "test.toml:2: network.resolvers = ['10.0.0.53:53']: must be empty where network.upstream_proxy is set",
         ),
+        (
+            "[nix.cache]\nlisten = '[::]:80'\npublic = 'key:ci'",
+            "test.toml:2: nix.cache.listen = '[::]:80': must be a loopback address: paths and tokens aren't encrypted",
+        ),
+        (
+            "[nix.cache]\nlisten = '127.0.0.1:80'",
+            "test.toml:1: nix.cache: needs public or tokens: nobody could read anything",
+        ),
+        (
+            "[nix.cache]\nlisten = '[::1]:80'\n[nix.cache.tokens]\n'key:a' = 'DIGEST'\n'key:b' = 'DIGEST'",
+            "test.toml:5: nix.cache.tokens.\"key:b\" = 'DIGEST': must have another token than key:a",
+        ),
+        (
+            "[nix.cache]\nlisten = '[::1]:80'\n[nix.cache.tokens]\n'key:a' = 'DIGEST'\n[tenants.'key:b']",
+            "test.toml:4: nix.cache.tokens.\"key:a\" = 'DIGEST': is no tenant: to admit it, write [tenants.\"key:a\"]",
+        ),
         ("[host_paths]\n'/x' = '/nowhere'", "test.toml:2: host_paths.\"/x\" = '/nowhere': can't be read"),
     ] {
-        let message = limits(text);
-        assert!(message.contains(words), "{text}: {message}");
+        let [text, words] = [text, words].map(|text| text.replace("DIGEST", &"0f".repeat(32)));
+        let message = limits(&text);
+        assert!(message.contains(&words), "{text}: {message}");
     }
     let open = "no client has to prove who it is";
     let mutual = "[tls]\ncertificate = 'c'\nkey = 'k'\nclient_ca = 'a'";

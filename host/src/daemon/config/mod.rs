@@ -21,8 +21,8 @@ pub(super) use self::source::Key;
 use self::source::Source;
 pub(crate) use self::values::ListenAddr;
 pub(super) use self::values::{
-    CertificateName, Endpoint, FreeSpace, GuestPath, Isolation, Machines, NixKey, Percent, Processes, SharedRoot,
-    SocketMode, TenantName, UserName, VmmName, WeaknessName, Weight,
+    CertificateName, ClientName, Endpoint, FreeSpace, GuestPath, Isolation, Machines, NixKey, NixToken, Percent,
+    Processes, SharedRoot, SocketMode, TenantName, UserName, VmmName, WeaknessName, Weight,
 };
 use super::{
     collector::Collection,
@@ -31,6 +31,7 @@ use super::{
 use crate::{
     build::{Footprint, Options, Settings, failure::Failure},
     disk::Disk,
+    frontend::{Access, Compression},
     limits::{Asked, Limits},
     machine::{
         hardening::{self, Weakness},
@@ -180,6 +181,30 @@ pub(super) struct NixConfig {
     pub(super) trusted_keys: Vec<NixKey>,
     /// Whether unsigned paths are refused that aren't addressed by their contents.
     pub(super) require_signatures: bool,
+    /// Serves paths over HTTP.
+    pub(super) cache: Option<NixCacheConfig>,
+}
+
+/// A binary cache.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NixCacheConfig {
+    pub(super) listen: SocketAddr,
+    /// Whose paths everybody sees.
+    pub(super) public: Option<ClientName>,
+    /// The SHA-256 of each client's token.
+    #[serde(default)]
+    pub(super) tokens: BTreeMap<ClientName, NixToken>,
+    #[serde(default)]
+    pub(super) compression: Compression,
+}
+
+impl NixCacheConfig {
+    pub(super) fn access(&self) -> Access {
+        let client = |ClientName(client): &ClientName| client.clone();
+        let tokens = self.tokens.iter().map(|(name, NixToken(token))| (client(name), *token)).collect();
+        Access { public: self.public.as_ref().map(client), tokens }
+    }
 }
 
 /// What a tenant may have.

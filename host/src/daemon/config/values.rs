@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, de};
 use tonic::transport::Uri;
 
 use crate::{
-    frontend::NamedKey,
+    frontend::{NamedKey, TokenDigest},
     machine::hardening,
     network::Limits,
     quantity::{size, size_within, text_or_number},
@@ -199,6 +199,19 @@ impl TryFrom<String> for CertificateName {
 pub(in crate::daemon) struct NixKey(pub(in crate::daemon) NamedKey);
 
 impl TryFrom<String> for NixKey {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse().map(Self)
+    }
+}
+
+/// The digest of a token.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "String")]
+pub(in crate::daemon) struct NixToken(pub(in crate::daemon) TokenDigest);
+
+impl TryFrom<String> for NixToken {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {

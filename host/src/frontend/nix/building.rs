@@ -90,6 +90,9 @@ fn finish(tenant: &Tenant, prepared: &Prepared<'_>, built: Result<Arc<Record>, F
         Ok(record) => record,
         Err(failure) => return Ok(refused(path, &failure)),
     };
+    if tenant.nix.keep_logs {
+        tenant.nix.paths.set_log(&tenant.client, path, record.id)?;
+    }
     let cpu_us = record.usage.as_ref().map(|usage| (usage.user_us, usage.system_us));
     let made = match &record.outcome {
         Some(Outcome::Built(outputs)) => outputs,

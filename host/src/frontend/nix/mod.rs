@@ -16,6 +16,7 @@ mod add;
 mod build;
 mod building;
 mod builds;
+mod cache;
 mod checks;
 mod content;
 mod graph;
@@ -49,6 +50,7 @@ use self::{
     serve::Serve,
     session::{Session, Tenant},
 };
+pub(crate) use cache::{Access, Cache, Compression, TokenDigest};
 pub(crate) use keys::{Keys, NamedKey};
 
 use super::{Shared, outlet};
@@ -75,6 +77,8 @@ pub(crate) struct Nix {
     pub paths: Arc<StorePaths>,
     /// What each client sees of their contents.
     pub views: Views,
+    /// Whether it is remembered which build has the log of a derivation.
+    pub keep_logs: bool,
     /// Who may bring more.
     pub puts: Puts,
 }
@@ -93,8 +97,8 @@ pub(super) struct NixService {
 }
 
 impl NixService {
-    pub(super) fn new(shared: Arc<Shared>, nix: Nix, clients: &Clients) -> Self {
-        Self { shared, nix: Arc::new(nix), sessions: Turns::new(SESSIONS, clients), clients: clients.clone() }
+    pub(super) fn new(shared: Arc<Shared>, nix: Arc<Nix>, clients: &Clients) -> Self {
+        Self { shared, nix, sessions: Turns::new(SESSIONS, clients), clients: clients.clone() }
     }
 }
 

@@ -78,7 +78,7 @@ impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
         let hash_part = self.reader.text("the hash part")?;
         let Tenant { client, nix, .. } = &self.tenant;
         let path = nix.paths.with_hash_part(client, &self.tenant.store(), &hash_part)?;
-        Ok(self.answer()?.optional(path)?)
+        Ok(self.answer()?.optional(path.map(|(path, _)| path))?)
     }
 
     pub(super) fn query_valid_paths(&mut self) -> Result<(), Stop> {

@@ -89,6 +89,7 @@ impl Server {
         Self {
             nix: Arc::new(Nix {
                 finish_abandoned: false,
+                keep_logs: true,
                 keys,
                 speakers: BTreeSet::new(),
                 paths,
