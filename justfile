@@ -52,6 +52,11 @@ likeness *ARGS: setup
 soak *ARGS: setup
     cargo run --release --package cofferdam-tests --bin soak -- {{ ARGS }}
 
+# Look at the daemon's page with Debian's package `chromium`, and keep pictures of it in a directory (target/page by default).
+[positional-arguments]
+page-check *ARGS: setup
+    cargo run --package cofferdam-tests --bin page-check -- "$@"
+
 # The first of the benchmarks with cloud-hypervisor; without KVM, inside an emulated machine.
 bench-cloud-hypervisor: setup
     cargo build --release --package cofferdam-tests --bin bench

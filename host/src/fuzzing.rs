@@ -11,6 +11,7 @@ use crate::{
     build::{Options, ends_a_build},
     cli::plain_text::PlainText,
     devices::{inputs::Request, net},
+    frontend,
     limits::Limits,
     machine::{Cause, vmm},
     network, oci,
@@ -71,4 +72,9 @@ pub async fn vmm_events(events: impl AsyncRead + Unpin) -> Option<Cause> {
 pub fn plain_text<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> String {
     let mut plain = PlainText::default();
     pieces.into_iter().map(|piece| plain.filter(piece)).collect()
+}
+
+/// A build's log as the page shows it.
+pub fn log_as_html<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> String {
+    frontend::log_as_html(pieces)
 }

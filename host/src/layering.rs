@@ -6,7 +6,7 @@ use std::{
 };
 
 /// The modules, top first.
-const ORDER: [&str; 21] = [
+const ORDER: [&str; 22] = [
     "cli",
     "daemon",
     "frontend",
@@ -28,6 +28,7 @@ const ORDER: [&str; 21] = [
     "state",
     "privacy",
     "quantity",
+    "text",
 ];
 
 fn files(dir: &Path) -> Vec<PathBuf> {

@@ -30,6 +30,7 @@
 //! | `tenants` | who has builds here, and what each may have |
 //! | `disk` | the watermark of free disk space |
 //! | `state` | the state directory, and the store in it |
+//! | `text` | what an untrusted build has written, as characters |
 //! | `privacy` | what keeps this process's memory from others |
 
 mod build;
@@ -60,5 +61,6 @@ mod state;
 mod store_paths;
 mod telemetry;
 mod tenants;
+mod text;
 
 pub use build::Settings;

@@ -1,4 +1,4 @@
-//! The common part of every gRPC service.
+//! The common part of every gRPC service, and of pages for browsers.
 //!
 //! ```text
 //!   Listener ─▶ TLS ─▶ connection ─▶ Guarded ─────────▶ a service ─▶ Work
@@ -17,6 +17,7 @@ mod guard;
 mod http;
 mod listener;
 mod memory;
+mod pages;
 mod places;
 pub mod queue;
 mod serve;
@@ -30,6 +31,7 @@ pub use guard::{Guarded, Limits, MAX_QUESTION_BYTES, Refusal, Takes};
 pub use http::{HttpBody, HttpOptions, serve_http};
 pub use listener::{AnonymousTcp, Listener, Tls, forbid_anonymous_tcp};
 pub use memory::{MemoryBudget, MemoryPermit};
+pub use pages::{Page, Pages, Visit};
 pub use serve::{ServeError, ServeOptions, serve_routes};
 pub use tenants::{Clients, Pattern, Patterns};
 pub use tonic::{

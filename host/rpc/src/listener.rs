@@ -20,7 +20,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Request,
-    service::{InterceptorLayer, Routes},
+    service::{Interceptor, InterceptorLayer, Routes},
     transport::{Certificate, Identity, Server, ServerTlsConfig, server::Connected},
 };
 
@@ -28,6 +28,7 @@ use crate::{
     Client, Clients, ServeError,
     children::{is_child, log_refusal},
     connection::{Activity, Limited, Open, Timeouts},
+    pages::{MAX_CONNECTION_PAGES, Pages},
     places::Places,
     serve::limited_server,
 };
@@ -96,24 +97,59 @@ impl Listener {
         clients: Clients,
         shutdown: CancellationToken,
     ) -> Result<(), ServeError> {
-        let (name, limits) = (self.to_string(), Limits::default());
-        match self {
-            Self::Tcp(listener) => run(limited_server(), routes, listener, clients, limits, shutdown).await,
-            Self::Tls(listener, Tls { identity, client_ca }) => {
-                let tls = ServerTlsConfig::new().identity(identity);
-                let tls = match client_ca {
-                    Some(authority) => tls.client_ca_root(authority),
-                    None => tls,
-                };
-                match limited_server().tls_config(tls) {
-                    Ok(server) => run(server, routes, listener, clients, limits, shutdown).await,
-                    Err(error) => Err(error),
-                }
-            }
-            Self::Unix(listener) => run(limited_server(), routes, listener, clients, limits, shutdown).await,
-        }
-        .map_err(|source| ServeError::Listener { listener: name, source })
+        let admitted = clients.clone();
+        let admit = move |request: Request<()>| {
+            admitted.admit(&Client::of(&request)?)?;
+            Ok(request)
+        };
+        let server = Served { server: limited_server(), routes, is_certificate_optional: false };
+        self.run(server, clients, admit, shutdown).await
     }
+
+    /// Serves pages to browsers, by HTTP/1.1 or HTTP/2, until this is dropped. Over TLS a certificate of `client_ca` is asked for,
+    /// but not required. Whom they let in is up to `pages`.
+    ///
+    /// # Errors
+    ///
+    /// See [`ServeError`].
+    pub async fn serve_pages(self, pages: Pages) -> Result<(), ServeError> {
+        let server = limited_server().accept_http1(true).max_concurrent_streams(MAX_CONNECTION_PAGES);
+        let server = Served { server, routes: pages.into_routes(), is_certificate_optional: true };
+        self.run(server, Clients::default(), Ok, CancellationToken::new()).await
+    }
+
+    async fn run(
+        self,
+        Served { mut server, routes, is_certificate_optional }: Served,
+        clients: Clients,
+        admit: impl Interceptor + Clone + Send + Sync + 'static,
+        shutdown: CancellationToken,
+    ) -> Result<(), ServeError> {
+        let (name, limits) = (self.to_string(), Limits::default());
+        let failed = |source| ServeError::Listener { listener: name.clone(), source };
+        if let Self::Tls(_, Tls { identity, client_ca }) = &self {
+            let tls = ServerTlsConfig::new().identity(identity.clone()).client_auth_optional(is_certificate_optional);
+            let tls = match client_ca {
+                Some(authority) => tls.client_ca_root(authority.clone()),
+                None => tls,
+            };
+            server = server.tls_config(tls).map_err(failed)?;
+        }
+        match self {
+            Self::Tcp(listener) | Self::Tls(listener, _) => {
+                run(server, routes, listener, clients, limits, admit, shutdown).await
+            }
+            Self::Unix(listener) => run(server, routes, listener, clients, limits, admit, shutdown).await,
+        }
+        .map_err(failed)
+    }
+}
+
+/// What a listener serves.
+struct Served {
+    server: Server,
+    routes: Routes,
+    is_certificate_optional: bool,
 }
 
 /// A TCP listener that anyone who reaches it may use.
@@ -186,13 +222,10 @@ async fn run(
     listener: impl Accept,
     clients: Clients,
     limits: Limits,
+    admit: impl Interceptor + Clone + Send + Sync + 'static,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let incoming = incoming(listener, clients.clone(), limits, shutdown.clone());
-    let admit = move |request: Request<()>| {
-        clients.admit(&Client::of(&request)?)?;
-        Ok(request)
-    };
+    let incoming = incoming(listener, clients, limits, shutdown.clone());
     let mut server = server.layer(InterceptorLayer::new(admit));
     server.add_routes(routes).serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned()).await
 }
@@ -342,7 +375,8 @@ mod tests {
         let mut routes = RoutesBuilder::default();
         routes.add_service(tonic_health::server::health_reporter().1);
         let never = CancellationToken::new();
-        let serving = tokio::spawn(run(server, routes.routes(), listener, Clients::default(), limits.clone(), never));
+        let serving =
+            tokio::spawn(run(server, routes.routes(), listener, Clients::default(), limits.clone(), Ok, never));
 
         let _stranger = connect(2, addr).await;
         timeout(LONG, async {
@@ -397,7 +431,7 @@ mod tests {
         routes.add_service(tonic_health::server::health_reporter().1);
         // Nothing but the limits ends a connection.
         let server = limited_server().http2_keepalive_interval(None);
-        let running = run(server, routes.routes(), listener, Clients::default(), limits, drain.clone());
+        let running = run(server, routes.routes(), listener, Clients::default(), limits, Ok, drain.clone());
         tokio::spawn(async move { running.await.unwrap() })
     }
 
@@ -467,8 +501,15 @@ mod tests {
         let mut routes = RoutesBuilder::default();
         routes.add_service(tonic_health::server::health_reporter().1);
         let never = CancellationToken::new();
-        let serving =
-            tokio::spawn(run(limited_server(), routes.routes(), listener, Clients::default(), limits.clone(), never));
+        let serving = tokio::spawn(run(
+            limited_server(),
+            routes.routes(),
+            listener,
+            Clients::default(),
+            limits.clone(),
+            Ok,
+            never,
+        ));
         let mut without_a_word = connect(1, addr).await;
         let polite = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect().await.unwrap();
         let mut polite = HealthClient::new(polite);

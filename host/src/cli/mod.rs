@@ -39,6 +39,7 @@ mod timestamps;
 mod transport;
 mod usage;
 mod verify;
+mod web_token;
 
 use std::process::ExitCode;
 
@@ -94,6 +95,7 @@ enum Command {
     Store(store::StoreCommandArgs),
     Usage(usage::UsageArgs),
     Verify(verify::VerifyArgs),
+    WebToken(web_token::WebTokenArgs),
     Doctor(doctor::DoctorArgs),
     Completions(shell::CompletionsArgs),
     Man(shell::ManArgs),
@@ -151,6 +153,7 @@ impl Cli {
             Command::Export(args) => until_interrupted(|cancel| async move { args.execute(&client, &cancel).await }),
             Command::Store(args) => until_interrupted(|cancel| async move { args.execute(&client, &cancel).await }),
             Command::Usage(args) => until_interrupted(|cancel| async move { args.execute(&client, &cancel).await }),
+            Command::WebToken(args) => until_interrupted(|cancel| async move { args.execute(&client, &cancel).await }),
             Command::Verify(args) => args.execute(&client),
             Command::Builds(args) => until_interrupted(|cancel| async move { args.execute(&client, &cancel).await }),
             Command::Daemon(args) => {

@@ -4,6 +4,8 @@ use std::mem;
 
 use vte::{Parser, Perform};
 
+use crate::text::{changes_direction, cut_character};
+
 // With the feature `std` the parser would store control strings without limit.
 const _: () = assert!(size_of::<Parser>() > 1024, "vte must be built without its feature `std`");
 
@@ -42,18 +44,6 @@ impl PlainText {
     }
 }
 
-/// The length of an incomplete character at the end: at most three bytes.
-fn cut_character(bytes: &[u8]) -> usize {
-    let continuations = bytes.iter().rev().take(3).take_while(|&&byte| byte & 0xc0 == 0x80).count();
-    let length = match bytes.iter().rev().nth(continuations) {
-        Some(0xc2..0xe0) => 2,
-        Some(0xe0..0xf0) => 3,
-        Some(0xf0..0xf5) => 4,
-        _ => 1,
-    };
-    if continuations + 1 < length { continuations + 1 } else { 0 }
-}
-
 impl Kept {
     fn push(&mut self, c: char) {
         if mem::take(&mut self.returned) && c != '\n' {
@@ -77,10 +67,6 @@ impl Perform for Kept {
             _ => {}
         }
     }
-}
-
-fn changes_direction(c: char) -> bool {
-    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]

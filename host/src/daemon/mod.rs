@@ -37,7 +37,7 @@ use self::{
 };
 use crate::{
     build::{Builder, Footprint, Settings, failure::Failure},
-    frontend::{self, Allowed, Cache, Frontends, Keys, Nix},
+    frontend::{self, Allowed, Cache, Door, Frontends, Keys, Nix, Site},
     machine::jail::{Best, Delegated, Walls, allow_descriptors, landlock_version},
     provenance::{Signer, SigningKey},
     quota::Quotas,
@@ -153,7 +153,20 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let keep_logs = config.nix.cache.is_some();
     let nix = Nix { speakers, finish_abandoned, keep_logs, keys, paths, views: views.clone(), puts: puts.clone() };
     let nix = Arc::new(nix);
-    let frontends = Frontends::new(scheduler.clone(), allowed);
+    let web = match &config.web {
+        Some(at) => Some(listen_for_browsers(at.listen, tls.as_ref(), listening).await?),
+        None => None,
+    };
+    let frontends = Frontends::new(scheduler.clone(), allowed, web.as_ref().map(|(_, door)| Arc::clone(door)));
+    let _shown = web.map(|(listener, door)| {
+        let (scheduler, measured) = (scheduler.clone(), Arc::clone(&metrics));
+        let pages = Site::pages(scheduler, views.clone(), tenants.clients(), measured, door);
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            if let Err(error) = listener.serve_pages(pages).await {
+                tracing::error!(error = &error as &dyn std::error::Error, "the page is not served any more");
+            }
+        }))
+    });
     let _scraped = match &config.metrics {
         Some(at) => Some(serve_metrics(metrics, at.listen, listening).await?),
         None => None,
@@ -299,6 +312,26 @@ async fn serve_cache(
     listening(&format!("http://{}", listener.local_addr().map_err(unusable)?));
     let cache = Cache::new(nix, scheduler, config.access(), config.compression);
     Ok(AbortOnDropHandle::new(tokio::spawn(cache.serve(listener, shutdown.clone()))))
+}
+
+/// Listens for the page's visitors.
+async fn listen_for_browsers(
+    addr: SocketAddr,
+    tls: Option<&Tls>,
+    listening: Listening<'_>,
+) -> Result<(Listener, Arc<Door>), Failure> {
+    let bound = async {
+        let listener = TcpListener::bind(addr).await?;
+        let at = listener.local_addr()?;
+        Ok::<_, std::io::Error>(match tls {
+            Some(tls) => (Listener::Tls(listener, tls.clone()), format!("https://{at}")),
+            None => (Listener::Tcp(listener), format!("http://{at}")),
+        })
+    };
+    let (listener, address) = bound.await.map_err(|error| failed(format!("can't serve the page on {addr}"), &error))?;
+    let door = Door::new(address).map_err(|error| failed("can't make a key for the page's tokens", &error))?;
+    listening(&door.address);
+    Ok((listener, Arc::new(door)))
 }
 
 async fn serve(

@@ -15,6 +15,7 @@ mod outlet;
 mod snix;
 pub(crate) mod status;
 mod tvix;
+mod web;
 
 use std::{sync::Arc, time::Duration};
 
@@ -32,7 +33,10 @@ use cofferdam_rpc::{Client, Clients, Guarded, MemoryBudget, MemoryPermit, Routes
 use opentelemetry::Context;
 use tonic::{Request, Status};
 
-pub(crate) use self::nix::{Access, CLIENT_NAME, Cache, Compression, Keys, NamedKey, Nix, TokenDigest};
+pub(crate) use self::{
+    nix::{Access, CLIENT_NAME, Cache, Compression, Keys, NamedKey, Nix, TokenDigest},
+    web::{Door, Site, log_as_html},
+};
 pub(crate) use status::failure as failure_of;
 use status::status;
 
@@ -82,12 +86,14 @@ pub(crate) struct Frontends(Arc<Shared>);
 struct Shared {
     scheduler: Scheduler,
     allowed: Allowed,
+    /// Of the page, if the daemon serves one.
+    door: Option<Arc<Door>>,
 }
 
 impl Frontends {
     /// Front ends that submit to this scheduler.
-    pub(crate) fn new(scheduler: Scheduler, allowed: Allowed) -> Self {
-        Self(Arc::new(Shared { scheduler, allowed }))
+    pub(crate) fn new(scheduler: Scheduler, allowed: Allowed, door: Option<Arc<Door>>) -> Self {
+        Self(Arc::new(Shared { scheduler, allowed, door }))
     }
 
     /// Adds their services to those that are served.

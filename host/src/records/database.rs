@@ -8,6 +8,7 @@
 //!   latest    key → id                 the latest success with this key
 //!   proofs    id → DSSE envelope       see `crate::provenance`
 //!   owners    id → client              of finished builds
+//!   requests  id → snix BuildRequest   those that are small enough
 //! ```
 
 use std::{
@@ -37,6 +38,8 @@ const LATEST: TableDefinition<'_, [u8; B3Digest::LENGTH], u128> = TableDefinitio
 const PROOFS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("proofs");
 
 const OWNERS: TableDefinition<'_, u128, &str> = TableDefinition::new("owners");
+
+const REQUESTS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("requests");
 
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
 
@@ -75,10 +78,11 @@ impl Database {
         let found = database.read(|read| Ok(read.open_table(META)?.get("format")?.map(|found| found.value())))?;
         match found {
             Some(FORMAT) => {
-                // Earlier versions had neither.
+                // Earlier versions lacked them.
                 let added = database.write(|write| {
                     write.open_table(PROOFS)?;
                     write.open_table(OWNERS)?;
+                    write.open_table(REQUESTS)?;
                     Ok(())
                 });
                 added.map(|()| database)
@@ -88,12 +92,15 @@ impl Database {
         }
     }
 
-    /// Stores the record of a build that has begun.
-    pub(super) fn begin(&self, record: &Record) -> Result<()> {
+    /// Stores the record of a build that has begun, and its request unless that is empty.
+    pub(super) fn begin(&self, record: &Record, request: &[u8]) -> Result<()> {
         let (id, encoded) = (record.id.as_u128(), self.encode(record)?);
         self.write(|write| {
             write.open_table(RECORDS)?.insert(id, encoded.as_slice())?;
             write.open_table(PLAIN)?.insert(id, ())?;
+            if !request.is_empty() {
+                write.open_table(REQUESTS)?.insert(id, request)?;
+            }
             Ok(())
         })
     }
@@ -104,6 +111,7 @@ impl Database {
         let bytes = (encoded.len() + proof.unwrap_or_default().len()) as u64 + record.log.bytes;
         self.write(|write| {
             let age_us = advance(write, now)?.age_us;
+            let bytes = bytes + write.open_table(REQUESTS)?.get(id)?.map_or(0, |request| request.value().len() as u64);
             write.open_table(RECORDS)?.insert(id, encoded.as_slice())?;
             write.open_table(PLAIN)?.insert(id, ())?;
             write.open_table(FINISHED)?.insert(id, (age_us, bytes, *key))?;
@@ -126,7 +134,8 @@ impl Database {
         self.write(|write| {
             write.open_table(PLAIN)?.remove(id)?;
             let proof_bytes = write.open_table(PROOFS)?.get(id)?.map_or(0, |proof| proof.value().len());
-            let bytes = (encoded.len() + proof_bytes) as u64 + packed_bytes;
+            let request_bytes = write.open_table(REQUESTS)?.get(id)?.map_or(0, |request| request.value().len());
+            let bytes = (encoded.len() + proof_bytes + request_bytes) as u64 + packed_bytes;
             let mut finished = write.open_table(FINISHED)?;
             let Some((age_us, _, key)) = finished.get(id)?.map(|finished| finished.value()) else {
                 return Ok(false);
@@ -165,6 +174,7 @@ impl Database {
                 write.open_table(RECORDS)?.remove(id)?;
                 write.open_table(PLAIN)?.remove(id)?;
                 write.open_table(PROOFS)?.remove(id)?;
+                write.open_table(REQUESTS)?.remove(id)?;
                 let client = owners.remove(id)?.map_or_else(String::new, |owner| owner.value().to_owned());
                 if let Some(of_client) = recorded.get_mut(&client) {
                     of_client.remove(bytes);
@@ -194,6 +204,11 @@ impl Database {
     /// The proof of how a build's outputs were made.
     pub(super) fn proof(&self, id: BuildId) -> Result<Option<Vec<u8>>> {
         self.read(|read| Ok(read.open_table(PROOFS)?.get(id.as_u128())?.map(|proof| proof.value().to_vec())))
+    }
+
+    /// A build's encoded request.
+    pub(super) fn request(&self, id: BuildId) -> Result<Option<Vec<u8>>> {
+        self.read(|read| Ok(read.open_table(REQUESTS)?.get(id.as_u128())?.map(|request| request.value().to_vec())))
     }
 
     /// The latest successful build of a key.

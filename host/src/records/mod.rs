@@ -57,9 +57,12 @@ pub(crate) use crate::build::Phase;
 pub(crate) use error::RecordsError;
 pub(crate) use id::BuildId;
 pub(crate) use log::LogReader;
-pub(crate) use record::{Log, Machine, Outcome, Output, Record, Status, describe};
+pub(crate) use record::{Log, Machine, Outcome, Output, Record, Sampled, Status, describe};
 pub(crate) use recording::{End, Recording, Request};
 pub(crate) use retention::Retention;
+
+/// Most bytes of an encoded request that is kept.
+const MAX_REQUEST_BYTES: usize = 64 * 1024;
 
 /// Most records in a [`Page`].
 pub(crate) const MAX_PAGE: usize = 1000;
@@ -260,6 +263,15 @@ impl Records {
     /// The database can't be read.
     pub(crate) fn proof(&self, id: BuildId) -> Result<Option<Vec<u8>>> {
         self.shared.database.proof(id)
+    }
+
+    /// A build's encoded request, if it was small enough to be kept.
+    ///
+    /// # Errors
+    ///
+    /// The database can't be read.
+    pub(crate) fn request(&self, id: BuildId) -> Result<Option<Vec<u8>>> {
+        self.shared.database.request(id)
     }
 
     /// What each client has, by its name.

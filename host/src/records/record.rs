@@ -6,7 +6,7 @@ use std::{
 };
 
 use cofferdam_castore::{B3Digest, Node};
-use cofferdam_protocol::Usage;
+use cofferdam_protocol::{Sample, Usage};
 use serde::{Deserialize, Serialize, de};
 
 use super::BuildId;
@@ -60,6 +60,12 @@ pub(crate) struct Record {
     /// The order of the outputs in the request and in the outcome.
     #[serde(default, skip_serializing_if = "OutputOrder::is_sorted")]
     pub output_order: OutputOrder,
+    /// The outputs' paths in the order of the outcome, at most [`super::MAX_OUTPUT_PATHS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub output_paths: Vec<String>,
+    /// What its command used as it ran, at most [`super::MAX_SAMPLES`] in the order of their times.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub samples: Vec<Sampled>,
     /// The names of its secrets.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<String>,
@@ -104,6 +110,37 @@ pub(crate) struct Log {
     pub bytes: u64,
     /// Whether the log was cut at its limit.
     pub truncated: bool,
+}
+
+/// What a command used until, and at, some moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "[u64; 3]", into = "[u64; 3]")]
+pub(crate) struct Sampled {
+    /// Since the command's start.
+    pub wall_ms: u64,
+    /// Processor time until then.
+    pub cpu_ms: u64,
+    /// Memory at that moment.
+    pub memory_bytes: u64,
+}
+
+impl From<&Sample> for Sampled {
+    fn from(Sample { usage, memory_bytes, .. }: &Sample) -> Self {
+        let cpu_us = usage.user_us.saturating_add(usage.system_us);
+        Self { wall_ms: usage.wall_us / 1000, cpu_ms: cpu_us / 1000, memory_bytes: *memory_bytes }
+    }
+}
+
+impl From<[u64; 3]> for Sampled {
+    fn from([wall_ms, cpu_ms, memory_bytes]: [u64; 3]) -> Self {
+        Self { wall_ms, cpu_ms, memory_bytes }
+    }
+}
+
+impl From<Sampled> for [u64; 3] {
+    fn from(Sampled { wall_ms, cpu_ms, memory_bytes }: Sampled) -> Self {
+        [wall_ms, cpu_ms, memory_bytes]
+    }
 }
 
 /// How a build ended.

@@ -4,12 +4,12 @@ use std::{
 };
 
 use cofferdam_castore::{B3Digest, Node};
-use cofferdam_protocol::Usage;
+use cofferdam_protocol::{Sample, Usage};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
-    BuildId, MAX_UNSAVED, Machine, Outcome, Phase, Record, Shared, Unsaved,
+    BuildId, MAX_REQUEST_BYTES, MAX_UNSAVED, Machine, Outcome, Phase, Record, Sampled, Shared, Unsaved,
     error::Result,
     log::{Form, LogWriter, Progress},
     record::LOST,
@@ -30,6 +30,12 @@ pub(crate) const MAX_CONNECTIONS: usize = 500;
 /// Most of them that were denied before anything was sent.
 const MAX_DENIALS: usize = 100;
 
+/// Most outputs whose paths are in a record.
+pub(crate) const MAX_OUTPUT_PATHS: usize = 1000;
+
+/// Most samples in a record. When there are so many, every second one goes, and from then on only every second one comes.
+pub(crate) const MAX_SAMPLES: usize = 64;
+
 /// Most phases in a record.
 const MAX_PHASES: usize = 64;
 
@@ -48,6 +54,8 @@ pub(crate) struct Request {
     pub description: String,
     /// See [`Record::output_order`].
     pub output_order: OutputOrder,
+    /// See [`Record::output_paths`].
+    pub output_paths: Vec<String>,
     /// Most bytes of its log to keep.
     pub log_bytes: u64,
     /// See [`Record::secrets`].
@@ -135,6 +143,8 @@ impl Recording {
             usage: None,
             log: super::Log::default(),
             output_order: request.output_order,
+            output_paths: request.output_paths.into_iter().take(MAX_OUTPUT_PATHS).collect(),
+            samples: Vec::new(),
             secrets: request.secrets,
             outcome: None,
             connections: Vec::new(),
@@ -162,18 +172,20 @@ impl Recording {
         self.live.record()
     }
 
-    /// Makes the record durable before the build starts, so that it is known even if this process is killed.
+    /// Makes the record durable before the build starts, so that it is known even if this process is killed. Its encoded request
+    /// is kept beside it, if that has at most [`MAX_REQUEST_BYTES`].
     ///
     /// # Errors
     ///
     /// The database can't be written.
-    pub(crate) fn start(&self, machine: Machine) -> Result<()> {
+    pub(crate) fn start(&self, machine: Machine, request: &[u8]) -> Result<()> {
         let record = {
             let mut record = self.live.record.lock();
             record.machine = Some(machine);
             record.clone()
         };
-        self.shared.database.begin(&record)
+        let request = if request.len() > MAX_REQUEST_BYTES { &[] } else { request };
+        self.shared.database.begin(&record, request)
     }
 
     /// Records whether the build had a standby machine, and if it hadn't, why.
@@ -215,6 +227,29 @@ impl Recording {
     /// The connections in the record without so many first ones.
     pub(crate) fn connections_after(&self, first: usize) -> Vec<Connection> {
         self.live.record.lock().connections.iter().skip(first).cloned().collect()
+    }
+
+    /// Records what the command uses.
+    pub(crate) fn sample(&self, sample: &Sample) {
+        let mut record = self.live.record.lock();
+        let sample = Sampled::from(sample);
+        let samples = &mut record.samples;
+        // The longest distance is that of the first ones: later ones may have come since the last thinning.
+        let distance = samples
+            .first_chunk()
+            .map_or(0, |[first, second]: &[Sampled; 2]| second.wall_ms.saturating_sub(first.wall_ms));
+        let is_due = |last: &Sampled| sample.wall_ms >= last.wall_ms.saturating_add(distance - distance / 4);
+        if !samples.last().is_none_or(is_due) {
+            return;
+        }
+        samples.push(sample);
+        if samples.len() == MAX_SAMPLES {
+            let mut is_kept = false;
+            samples.retain(|_| {
+                is_kept = !is_kept;
+                is_kept
+            });
+        }
     }
 
     /// Records the beginning of a phase.

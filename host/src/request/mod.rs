@@ -200,6 +200,11 @@ impl BuildRequest {
         }
     }
 
+    /// The binary message of this request.
+    pub(crate) fn encoded(&self) -> Vec<u8> {
+        self.to_proto().encode_to_vec()
+    }
+
     /// The request's identity. Equal requests have equal digests, in whichever form they arrive.
     ///
     /// BLAKE3 in its key derivation mode (so no file, directory or other message shares a digest with it) of the

@@ -195,6 +195,7 @@ impl EventLoop {
             client: client.to_string(),
             description: records::describe(&request.command_args),
             output_order: request.output_order(),
+            output_paths: request.outputs.iter().map(|path| path.as_str().to_owned()).collect(),
             log_bytes: options.limits.log_bytes,
             secrets: options.secrets.names(),
         });

@@ -97,8 +97,8 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Builds that a client may see, the latest first: at most `most` of those before `before`, which is [`Page::next`] of
-    /// the page before.
+    /// The wanted builds among those that a client may see, the latest first: at most `most` of those before `before`, which is
+    /// [`Page::next`] of the page before.
     ///
     /// # Errors
     ///
@@ -106,7 +106,7 @@ impl Scheduler {
     pub(crate) async fn list(
         &self,
         client: &Client,
-        only_active: bool,
+        wanted: impl Fn(&Record) -> bool + Send + 'static,
         before: Option<BuildId>,
         most: usize,
     ) -> Result<Page, Failure> {
@@ -115,9 +115,7 @@ impl Scheduler {
             active.iter().map(|build| (build.id(), build.state().borrow().clone())).collect();
         let (theirs, operators) = (client.clone(), self.backend.operators.clone());
         let page = self.ask_records(client, move |records| {
-            let wanted = |record: &Record| {
-                (!only_active || record.status() == Status::Unfinished) && operators.let_see(&theirs, record)
-            };
+            let wanted = |record: &Record| operators.let_see(&theirs, record) && wanted(record);
             records.list(&wanted, before, most)
         });
         let page = page.await?;
@@ -177,6 +175,16 @@ impl Scheduler {
             client,
         };
         Ok(names.into_iter().map(usage).collect())
+    }
+
+    /// A build's encoded request, if it is on record.
+    ///
+    /// # Errors
+    ///
+    /// There is no build that the client may see.
+    pub(crate) async fn request(&self, client: &Client, id: BuildId) -> Result<Option<Vec<u8>>, Failure> {
+        self.find(client, id).await?;
+        self.ask_records(client, move |records| records.request(id)).await
     }
 
     /// The key that checks signed statements, in PEM.

@@ -122,7 +122,7 @@ async fn run_to_end(
         None => None,
     };
     let (theirs, machine) = (Arc::clone(build), backend.machine.clone());
-    let noted = spawn_blocking(move || theirs.recording.start(machine)).await;
+    let noted = spawn_blocking(move || theirs.recording.start(machine, &theirs.request.encoded())).await;
     let noted = noted.map_err(|error| Failure::executor("host", error.to_string()))?;
     tracing::info!(build = %build.id(), "started");
     noted.map_err(|error| Failure::executor_because("records", "the build can't be recorded", &error))?;
@@ -216,6 +216,7 @@ impl Observer for Watch {
     }
 
     fn sample(&self, latest: &Sample) {
+        self.build.recording.sample(latest);
         self.state.send_if_modified(|state| match state {
             State::Running { sample, .. } => {
                 *sample = Some(*latest);

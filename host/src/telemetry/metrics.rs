@@ -44,6 +44,19 @@ pub(crate) struct Amounts {
     pub(crate) builds: u32,
 }
 
+/// Some metrics as they stand.
+#[derive(Debug)]
+pub(crate) struct Gauges {
+    /// Each resource of the budget: what is in use, and how much there is.
+    pub(crate) budget: [(&'static str, i64, i64); 3],
+    /// Builds that wait, by what for.
+    pub(crate) waiting: Vec<(&'static str, i64)>,
+    /// Standby machines that boot, and that are ready.
+    pub(crate) standby: (i64, i64),
+    /// Free space in the state directory's file system.
+    pub(crate) free_bytes: i64,
+}
+
 /// All metrics.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -203,12 +216,34 @@ impl Metrics {
         }
     }
 
-    /// All metrics in the OpenMetrics text format.
-    pub(crate) fn text(&self) -> String {
+    fn look_at_disk(&self) {
         if let Ok(found) = statvfs(&self.state_dir) {
             let free = found.blocks_available().saturating_mul(found.fragment_size());
             self.free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
         }
+    }
+
+    /// The state of the queue, where builds wait for these, of the stock and of the disk.
+    pub(crate) fn gauges(&self, waiting_for: &[&'static str]) -> Gauges {
+        self.look_at_disk();
+        let gauge = |family: &Family<Label<1>, Gauge>, label, value: &str| {
+            family.get(&[(label, value.to_owned())]).map_or(0, |gauge| gauge.get())
+        };
+        let resources = [("Memory", "memory_bytes"), ("CPUs", "cpus"), ("Builds", "builds")];
+        let amount = |(name, resource)| {
+            (name, gauge(&self.used, "resource", resource), gauge(&self.budget, "resource", resource))
+        };
+        Gauges {
+            budget: resources.map(amount),
+            waiting: waiting_for.iter().map(|word| (*word, gauge(&self.waiting, "for", word))).collect(),
+            standby: (gauge(&self.standby, "state", "booting"), gauge(&self.standby, "state", "ready")),
+            free_bytes: self.free_bytes.get(),
+        }
+    }
+
+    /// All metrics in the OpenMetrics text format.
+    pub(crate) fn text(&self) -> String {
+        self.look_at_disk();
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("a String takes all");
         text

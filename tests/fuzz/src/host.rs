@@ -125,6 +125,35 @@ pub(crate) fn plain_text_seeds() -> Vec<Vec<u8>> {
     vec![b"\x1b[31mred\x1b[0m 10%\r20%\r\n".to_vec(), "gr\u{fc}n \u{1f980} \u{202e}back\x1b]0;title\x07".into()]
 }
 
+/// A log for a browser. The result has no markup but coloured spans, and its text doesn't depend on how the bytes are split.
+pub fn log_as_html(bytes: &[u8]) -> bool {
+    let text = |html: String| {
+        let mut text = String::new();
+        let mut rest = html.as_str();
+        while let Some((before, tag)) = rest.split_once('<') {
+            let (tag, after) = tag.split_once('>').expect("elements are closed");
+            let class = tag.strip_prefix("span class=\"").and_then(|class| class.strip_suffix('"'));
+            let is_plain = |class: &str| class.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b' ');
+            assert!(tag == "/span" || class.is_some_and(is_plain), "{tag}");
+            text.push_str(before);
+            rest = after;
+        }
+        text + rest
+    };
+    let shown = text(fuzzing::log_as_html([bytes]));
+    assert!(
+        !shown.contains(|c: char| "<>\"'".contains(c) || (c.is_control() && !matches!(c, '\n' | '\t'))),
+        "{shown:?}"
+    );
+    assert_eq!(text(fuzzing::log_as_html(bytes.chunks(1))), shown);
+    !shown.is_empty()
+}
+
+pub(crate) fn log_as_html_seeds() -> Vec<Vec<u8>> {
+    let link = b"\x1b]8;;javascript:alert(1)\x1b\\<a>\x1b]8;;\x1b\\\r";
+    vec![b"\x1b[1;38;5;208m\"&\x1b[48:2::1:2:3m'\x1b[0m 10%\r20%\r\n".to_vec(), link.to_vec()]
+}
+
 /// Messages of host and guest. An accepted message survives encoding.
 pub fn guest_frames(bytes: &[u8]) -> bool {
     let (mut reader, mut taken) = (FrameReader::new(bytes, FRAME_BYTES), 0);

@@ -54,6 +54,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "nix_messages", run: nix::messages, seeds: nix::messages_seeds },
     Target { name: "vmm_events", run: host::vmm_events, seeds: host::vmm_events_seeds },
     Target { name: "plain_text", run: host::plain_text, seeds: host::plain_text_seeds },
+    Target { name: "log_as_html", run: host::log_as_html, seeds: host::log_as_html_seeds },
     Target { name: "guest_frames", run: host::guest_frames, seeds: host::guest_frames_seeds },
     Target { name: "conversation", run: host::conversation, seeds: host::conversation_seeds },
     Target { name: "guest_tree", run: host::guest_tree, seeds: host::guest_tree_seeds },

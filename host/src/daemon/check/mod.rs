@@ -61,6 +61,7 @@ pub(super) fn check(config: &Config) -> Result<Checked, Vec<Problem>> {
     checks.standby(&options.limits, footprint);
     checks.host_paths();
     checks.listen();
+    checks.web();
     checks.store();
     checks.disk();
     checks.collection();
@@ -185,6 +186,16 @@ impl Checks<'_> {
                 Ok(Some(error)) if !may_be_anonymous => self.wrong(key, error.to_string()).advise(ANONYMOUS_ADVICE),
                 Ok(_) => {}
             }
+        }
+    }
+
+    /// Tokens must not cross a network in clear.
+    fn web(&mut self) {
+        let Some(web) = &self.config.web else { return };
+        let is_encrypted = self.config.tls.is_some() || !self.config.is_read("tls");
+        if !is_encrypted && forbid_anonymous_tcp(web.listen, None).is_err() {
+            let problem = self.wrong("web.listen", "must be a loopback address where there is no table [tls]");
+            problem.advise("set [tls], or listen on 127.0.0.1 and let clients come through a proxy with TLS or ssh -L");
         }
     }
 

@@ -11,6 +11,7 @@ fn limits(text: &str) -> String {
     let tenants = checks.tenants();
     checks.nix_cache(&tenants);
     checks.listen();
+    checks.web();
     checks.disk();
     checks.collection();
     checks.network();
@@ -122,6 +123,7 @@ fn limits_fit_the_budget_and_the_budget_fits_the_host() {
     for (text, words) in [
         ("listen = ['/x', '[::]:1']", "test.toml:1: listen = '[::]:1': anyone who reaches [::]:1 could use it"),
         ("listen = ['0.0.0.0:1']\n[tls]\ncertificate = 'c'\nkey = 'k'", open),
+        ("[web]\nlisten = '0.0.0.0:1'", "test.toml:2: web.listen = '0.0.0.0:1': must be a loopback address where"),
         ("listen = ['a..b:1']", "listen = 'a..b:1': can't be resolved"),
     ] {
         let message = limits(text);
@@ -131,6 +133,8 @@ fn limits_fit_the_budget_and_the_budget_fits_the_host() {
         "listen = ['/x', '127.0.0.1:1', '[::1]:1', 'localhost:1']",
         "[operators]\nusers = ['root', 'nobody', 1000, '1001']",
         "allow_anonymous_tcp = true\nlisten = ['[::]:1']",
+        "[web]\nlisten = '[::1]:1'",
+        "[web]\nlisten = '0.0.0.0:1'\n[tls]\ncertificate = 'c'\nkey = 'k'",
         &format!("listen = ['[::]:1']\n{mutual}"),
         // Who may connect shows when the table can be read.
         "listen = ['[::]:1']\n[tls]\ncertificate = 'c'\nkey = 'k'\nclientca = 'a'",

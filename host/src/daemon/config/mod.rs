@@ -123,6 +123,7 @@ pub(crate) struct Config {
     pub(super) provenance: ProvenanceConfig,
     pub(super) metrics: Option<MetricsConfig>,
     pub(super) traces: Option<TracesConfig>,
+    pub(super) web: Option<WebConfig>,
 }
 
 /// The daemon's certificate and key, and the CAs of its clients.
@@ -345,6 +346,13 @@ pub(super) struct HostConfig {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct MetricsConfig {
+    pub(super) listen: SocketAddr,
+}
+
+/// Where the page is served.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WebConfig {
     pub(super) listen: SocketAddr,
 }
 

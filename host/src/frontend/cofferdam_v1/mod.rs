@@ -6,12 +6,12 @@ mod limits;
 mod network;
 mod shell;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use cofferdam_proto::cofferdam::v1::{
     Accepted, BuildInfo, BuildRequest, CancelRequest, CancelResponse, Event, GetRequest, ListRequest, ListResponse,
     LogChunk, LogRequest, ProvenanceRequest, ProvenanceResponse, ShellInput, ShellOutput, UsageRequest, UsageResponse,
-    WatchRequest, build_service_server,
+    WatchRequest, WebTokenRequest, WebTokenResponse, build_service_server,
 };
 use cofferdam_rpc::{Client, MAX_QUESTION_BYTES, Takes};
 use futures::{StreamExt as _, stream::BoxStream};
@@ -28,7 +28,7 @@ use crate::{
         failure::Failure,
         secrets::{MAX_SECRET_BYTES, MAX_SECRETS},
     },
-    records::{BuildId, LogReader, MAX_PAGE, Record, RecordsError},
+    records::{self, BuildId, LogReader, MAX_PAGE, Record, RecordsError},
     request::MAX_ENCODED_BYTES,
     scheduler::{Found, Listed, State, Submission, Submitted, unknown},
 };
@@ -141,7 +141,8 @@ impl build_service_server::BuildService for BuildService {
         let limit = (if message.limit == 0 { LISTED } else { message.limit } as usize).min(MAX_PAGE);
         let (mut builds, mut room, mut before) = (Vec::new(), MAX_LISTED_BYTES, None);
         for _ in 0..MAX_PAGES {
-            let page = self.0.scheduler.list(&client, message.active, before, limit - builds.len()).await;
+            let wanted = move |record: &Record| !message.active || record.status() == records::Status::Unfinished;
+            let page = self.0.scheduler.list(&client, wanted, before, limit - builds.len()).await;
             let page = page.map_err(|failure| failed(&failure))?;
             let info =
                 |Listed { record, state }: Listed| shortened(self.info(&client, &record, state.as_ref()), &mut room);
@@ -168,6 +169,17 @@ impl build_service_server::BuildService for BuildService {
         let client = Client::of(&request)?;
         let usages = self.0.scheduler.usage(&client).await.map_err(|failure| failed(&failure))?;
         Ok(Response::new(UsageResponse { clients: usages.into_iter().map(convert::client_usage).collect() }))
+    }
+
+    async fn web_token(&self, request: Request<WebTokenRequest>) -> Result<Response<WebTokenResponse>, Status> {
+        let client = Client::of(&request)?;
+        let none = || {
+            let message = "this daemon serves no page: its configuration lacks [web] listen";
+            failed(&Failure::wrong("unsupported", message))
+        };
+        let door = self.0.door.as_ref().ok_or_else(none)?;
+        let (token, expires_unix_s) = door.token(&client, SystemTime::now());
+        Ok(Response::new(WebTokenResponse { token, address: door.address.clone(), expires_unix_s }))
     }
 
     async fn log(&self, request: Request<LogRequest>) -> Result<Response<Self::LogStream>, Status> {

@@ -12,7 +12,7 @@ fn a_full_disk_fails_the_log_and_the_records_stay_intact() {
     tidy(&records);
     let recording = records.begin(request("r"));
     let id = recording.id();
-    recording.start(machine()).unwrap();
+    recording.start(machine(), &[]).unwrap();
     recording.log(b"while there is room").unwrap();
     disk.fill(0);
     let error = loop {
@@ -30,7 +30,7 @@ fn a_full_disk_fails_the_log_and_the_records_stay_intact() {
     assert_eq!(records.get(id).unwrap().unwrap().status(), Status::Built);
     for number in 0..200 {
         let another = records.begin(Request { description: "d".repeat(20_000), ..request(&number.to_string()) });
-        if another.start(machine()).and_then(|()| another.finish(built()).map(drop)).is_err() {
+        if another.start(machine(), &[]).and_then(|()| another.finish(built()).map(drop)).is_err() {
             break;
         }
         assert!(number < 199, "the database's file must grow");
@@ -62,14 +62,14 @@ fn wherever_the_disk_ends_a_record_is_whole_or_absent_and_no_end_is_lost() {
         let begin = |_| {
             let recording = records.begin(Request { description: "d".repeat(50_000), ..request("r") });
             if is_begun {
-                recording.start(machine()).unwrap();
+                recording.start(machine(), &[]).unwrap();
             }
             recording
         };
         let recordings: Vec<_> = (0..100).map(begin).collect();
         let attempt = |number| {
             let recording: &Recording = &recordings[number];
-            if is_begun { recording.finish(built()).map(drop) } else { recording.start(machine()) }
+            if is_begun { recording.finish(built()).map(drop) } else { recording.start(machine(), &[]) }
         };
         let expected = if is_begun { Status::Built } else { Status::Unfinished };
         disk.at_each_point(attempt, |number, done| {

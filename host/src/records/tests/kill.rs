@@ -25,7 +25,7 @@ fn record_where_a_variable_says() {
     let mut running = Vec::new();
     for number in 0_u64.. {
         let recording = records.begin(request(&number.to_string()));
-        recording.start(machine()).unwrap();
+        recording.start(machine(), &[]).unwrap();
         say(format!("started {}\n", recording.id()));
         let line = format!("{} says {number}\n", recording.id()).repeat(1 + number as usize % 2000);
         recording.log(line.as_bytes()).unwrap();

@@ -40,6 +40,7 @@ fn request(of: &str) -> Request {
         client: "c".into(),
         description: of.into(),
         output_order: OutputOrder::default(),
+        output_paths: Vec::new(),
         log_bytes: 64 << 20,
         secrets: Vec::new(),
     }
@@ -64,7 +65,7 @@ fn not_built(error: BuildError) -> End {
 /// A build from its request to its end.
 fn run(records: &Records, of: &str, log: &[u8], end: End) -> Record {
     let recording = records.begin(request(of));
-    recording.start(machine()).unwrap();
+    recording.start(machine(), &[]).unwrap();
     recording.log(log).unwrap();
     recording.finish(end).unwrap()
 }
@@ -103,7 +104,7 @@ fn a_record_follows_its_build_and_stays() {
     let queued = records.get(id).unwrap().unwrap();
     assert_eq!((queued.status(), queued.phases[0].0, &*queued.client), (Status::Unfinished, Phase::Queued, "c"));
     assert_eq!(records.shared.database.get(id).unwrap(), None);
-    recording.start(machine()).unwrap();
+    recording.start(machine(), &[]).unwrap();
     for phase in [Phase::Resolving, Phase::Booting, Phase::Running, Phase::Running] {
         recording.phase(phase);
     }
@@ -207,7 +208,7 @@ fn the_oldest_finished_builds_are_deleted_beyond_the_size() {
     let retention = Retention { max_bytes: 1_000_000, ..Retention::default() };
     let records = Records::open(dir.path(), retention.clone()).unwrap();
     let running = records.begin(request("running"));
-    running.start(machine()).unwrap();
+    running.start(machine(), &[]).unwrap();
     running.log(&noise).unwrap();
     let ids: Vec<_> = (0..6).map(|number| run(&records, &number.to_string(), &noise, built()).id).collect();
     tidy(&records);
@@ -227,7 +228,7 @@ fn old_records_are_deleted_and_a_jump_of_the_clock_deletes_none() {
     let dir = TempDir::new().unwrap();
     let records = Records::open(dir.path(), Retention { max_age: 20 * DAY, ..Retention::default() }).unwrap();
     let running = records.begin(request("running"));
-    running.start(machine()).unwrap();
+    running.start(machine(), &[]).unwrap();
     let id = run(&records, "r", b"log", built()).id;
     let now = SystemTime::now();
     for jump in [now + 40_000 * DAY, now - 10_000 * DAY, now + 40_000 * DAY, now] {
@@ -359,7 +360,7 @@ proptest! {
                     let end = not_built(BuildError::Executor(ExecutorError::Interrupted));
                     recording.finish(end).map(|_| Status::Failed).unwrap()
                 }
-                2 => recording.start(machine()).map(|()| Status::Unfinished).unwrap(),
+                2 => recording.start(machine(), &[]).map(|()| Status::Unfinished).unwrap(),
                 _ => Status::Unfinished,
             };
             if client.is_none_or(|client| client == of_client) && status.is_none_or(|status| status == got) {
