@@ -46,6 +46,21 @@ impl<'a> Nix<'a> {
     /// Nix as this release of Debian has it.
     #[track_caller]
     pub fn new(cofferdam: &'a Cofferdam, daemon: &Daemon, release: Release) -> Self {
+        Self::unpacked(cofferdam, release, CONFIG, &daemon.addr())
+    }
+
+    /// Nix that runs its local builds with `cofferdam nix-external-builder` and these arguments.
+    #[track_caller]
+    pub fn with_external_builder(cofferdam: &'a Cofferdam, arguments: &[&str]) -> Self {
+        let arguments = [&["nix-external-builder"], arguments].concat();
+        let builder = serde_json::json!([{ "systems": ["x86_64-linux"], "program": program(), "args": arguments }]);
+        let config =
+            format!("{CONFIG}extra-experimental-features = external-builders\nexternal-builders = {builder}\n");
+        Self::unpacked(cofferdam, Release::Forky, &config, "")
+    }
+
+    #[track_caller]
+    fn unpacked(cofferdam: &'a Cofferdam, release: Release, config: &str, daemon: &str) -> Self {
         let root = root(release).unwrap_or_else(|error| panic!("there is no Nix: {error:?}"));
         let name = format!("nix-{release:?}").to_lowercase();
         let directory = cofferdam.files().join(&name);
@@ -58,10 +73,10 @@ impl<'a> Nix<'a> {
             let path = cofferdam.file(&format!("{name}/{path}"), script);
             fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("it was made just now");
         }
-        cofferdam.file(&format!("{name}/config/nix.conf"), CONFIG);
+        cofferdam.file(&format!("{name}/config/nix.conf"), config);
         fs::create_dir(directory.join("tmp")).expect("it has a new directory");
         let variables = vec![
-            ("COFFERDAM_DAEMON", daemon.addr().into()),
+            ("COFFERDAM_DAEMON", daemon.into()),
             ("HOME", place("home")),
             ("NIX_BIN_DIR", place("bin")),
             ("NIX_CONF_DIR", place("config")),
@@ -109,6 +124,13 @@ impl<'a> Nix<'a> {
     /// Builds an expression with the daemon alone, into the local store `local`.
     pub fn build(&self, expression: &str) -> Outcome {
         self.build_at(&self.builder(), expression)
+    }
+
+    /// Starts to build an expression on this host, into the local store `local`.
+    pub fn start_here(&self, expression: &str) -> Running {
+        let store = self.store("local");
+        let store = store.to_str().expect("temporary directories are UTF-8");
+        self.start("nix-build", ["--no-out-link", "--store", store, "--builders", "", "-E", expression])
     }
 
     /// As [`Nix::build`], by this address of the daemon.

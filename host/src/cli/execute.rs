@@ -136,6 +136,11 @@ impl Place {
 }
 
 impl ExecuteArgs {
+    /// What is asked for, and the defaults for everything else.
+    pub(super) fn new(asked: Asked, network: NetworkArgs) -> Self {
+        Self { asked, network, ..Self::default() }
+    }
+
     /// Checks everything that needs no work: that the host can build the request, the image, the VMM, the store, and that
     /// no output exists yet.
     pub(super) fn prepare<'a>(&'a self, client: &'a ClientArgs, request: BuildRequest) -> Result<Ready<'a>, CliError> {
@@ -289,31 +294,46 @@ impl Ready<'_> {
 
     /// Builds, prints the result, then exports: a failed export doesn't lose the result.
     pub(super) async fn execute(self, cancel: &CancellationToken) -> Result<(), CliError> {
-        let Self { args, client, place, secrets, store, progress } = self;
+        let Some(built) = self.build(cancel).await? else { return Ok(()) };
+        let Self { args, client, place, store, progress, .. } = self;
         let request = place.request();
-        let built = match &place {
+        match client.json {
+            true => print(&format!("{}\n", built.result.to_json())),
+            false => print(&lines(request, &built.result)),
+        }?;
+        let Some(out) = &args.out else { return Ok(()) };
+        progress.step("exporting outputs");
+        let written = write_outputs((&store, out), existing(args.force), request, &built.result, cancel).await;
+        progress.clear();
+        written.map_err(|error| CliError::AfterResult(Box::new(error)))
+    }
+
+    /// Builds, and shows how that goes. A detached build has no result.
+    pub(super) async fn build(&self, cancel: &CancellationToken) -> Result<Option<Built>, CliError> {
+        let Self { args, client, place, secrets, store, progress } = self;
+        let built = match place {
             Place::Here(here, request) => {
                 let (settings, options) = &**here;
-                let build = || build_here(&store, settings.clone(), request, options, &progress, cancel);
-                if args.check { build_twice(&store, request, &progress, build).await } else { build().await }
+                let build = || build_here(store, settings.clone(), request, options, progress, cancel);
+                if args.check { build_twice(store, request, progress, build).await } else { build().await }
             }
             Place::Daemon(daemon, request) => {
                 let text = |id: &str| if args.detach { format!("{id}\n") } else { String::new() };
                 let accepted = |id: &str| client.print(&text(id), &json!({ "build": id }));
-                let mut message = args.message(request, &secrets);
+                let mut message = args.message(request, secrets);
                 let earlier = match args.check {
-                    true => daemon.build_before(&message, request, &progress, cancel).await.map(Some),
+                    true => daemon.build_before(&message, request, progress, cancel).await.map(Some),
                     false => Ok(None),
                 };
                 let submitted = match earlier {
                     Ok(earlier) => {
                         message.compare_with = earlier.unwrap_or_default();
-                        daemon.build(message, request, &progress, accepted, cancel).await
+                        daemon.build(message, request, progress, accepted, cancel).await
                     }
                     Err(error) => Err(error),
                 };
                 match submitted {
-                    Ok(Submitted::Detached) => return Ok(()),
+                    Ok(Submitted::Detached) => return Ok(None),
                     Ok(Submitted::Built(built)) => Ok(*built),
                     Err(error) => Err(error),
                 }
@@ -333,15 +353,7 @@ impl Ready<'_> {
         if !args.interactive {
             progress.finish(&summary("built in", &built.times));
         }
-        match client.json {
-            true => print(&format!("{}\n", built.result.to_json())),
-            false => print(&lines(request, &built.result)),
-        }?;
-        let Some(out) = &args.out else { return Ok(()) };
-        progress.step("exporting outputs");
-        let written = write_outputs((&store, out), existing(args.force), request, &built.result, cancel).await;
-        progress.clear();
-        written.map_err(|error| CliError::AfterResult(Box::new(error)))
+        Ok(Some(built))
     }
 }
 

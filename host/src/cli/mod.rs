@@ -21,6 +21,7 @@ mod doctor;
 mod error;
 mod execute;
 mod export;
+mod external_builder;
 mod import;
 mod interrupt;
 mod network;
@@ -91,6 +92,7 @@ enum Command {
     Daemon(daemon::DaemonArgs),
     NixDaemon(nix::NixDaemonArgs),
     NixStore(nix::NixStoreArgs),
+    NixExternalBuilder(Box<external_builder::ExternalBuilderArgs>),
     Builds(builds::BuildsArgs),
     Store(store::StoreCommandArgs),
     Usage(usage::UsageArgs),
@@ -167,6 +169,10 @@ impl Cli {
             Command::NixStore(args) => {
                 client.refuse_json("the bytes of Nix's protocol")?;
                 until_interrupted(|cancel| async move { args.execute(&client, &cancel).await })
+            }
+            Command::NixExternalBuilder(args) => {
+                client.refuse_json("nothing")?;
+                args.execute(&client)
             }
             Command::Doctor(args) => args.execute(&client),
             Command::Completions(args) => {

@@ -12,7 +12,7 @@ use super::CliError;
 use crate::network::{AddressRule, CaFile, Grant, Policy, Resolvers, Rule, Rules};
 
 /// What builds may connect to.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Network")]
 pub(super) struct NetworkArgs {
     /// Let the build connect to this host if it asks for the network: NAME or *.NAME for HTTP and HTTPS, NAME:PORT for another
