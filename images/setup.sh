@@ -26,10 +26,12 @@ tools=${XDG_CACHE_HOME:-$HOME/.cache}/cofferdam/tools
 # ca-certificates     for cargo to download crates
 # python3-grpcio, python3-grpc-tools, python3-pip   for tests with a client in Python
 # iproute2            for tests of the network, to make one
+# openssh-client, openssh-server   for a test that builds over ssh
 # skopeo, docker-registry   for tests with images in a registry
 # uidmap              user ids for machines of an ordinary user's daemon
 packages='build-essential pkg-config libcap-ng-dev qemu-system-x86 e2fsprogs xz-utils ca-certificates
-    python3-grpcio python3-grpc-tools python3-pip iproute2 skopeo docker-registry uidmap'
+    python3-grpcio python3-grpc-tools python3-pip iproute2 openssh-client openssh-server skopeo
+    docker-registry uidmap'
 
 # For tests with a project of npm; an npm that isn't Debian's will do.
 command -v npm >/dev/null || packages="$packages npm"

@@ -30,6 +30,7 @@ pub mod request;
 mod running;
 pub mod slots;
 mod small_disk;
+pub mod ssh;
 pub mod telemetry;
 mod terminal;
 pub mod vmm;

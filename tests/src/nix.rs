@@ -103,6 +103,13 @@ impl<'a> Nix<'a> {
         format!("ssh://localhost?remote-program={}%20nix-store", program().display())
     }
 
+    /// Has ssh use these options.
+    #[must_use]
+    pub fn with_ssh(mut self, options: String) -> Self {
+        self.variables.push(("NIX_SSHOPTS", options.into()));
+        self
+    }
+
     /// The directory of a local store.
     pub fn store(&self, name: &str) -> PathBuf {
         self.directory.join(name)

@@ -5,9 +5,19 @@ use std::time::{Duration, Instant};
 use cofferdam_tests::{
     Cofferdam, Daemon, Outcome,
     nix::{Nix, Release},
+    program,
+    ssh::Sshd,
     stretched,
 };
 use nix::sys::signal::Signal;
+
+/// A function of Nix that makes a derivation of a name and a script.
+const MAKE: &str = r#"name: script: derivation {
+    inherit name;
+    system = "x86_64-linux";
+    builder = "/bin/sh";
+    args = [ "-c" script ];
+}"#;
 
 /// An expression of Nix, in which `make` makes a derivation of a name and a script.
 macro_rules! with_make {
@@ -207,6 +217,30 @@ fn each_key_has_paths_of_its_own_and_only_listed_users_speak_for_keys() {
     assert_eq!(info(&alice).succeeds().stdout.trim(), path);
     let refused = info(&bob).exits_with(1);
     assert!(refused.stderr.contains("key:bob is no tenant of this daemon"), "{refused}");
+    daemon.end().succeeds();
+}
+
+#[test]
+fn the_holder_of_a_key_builds_through_a_real_sshd() {
+    let cofferdam = Cofferdam::new();
+    let uid = nix::unistd::getuid();
+    let daemon = Daemon::start(&cofferdam, &format!("[nix]\nspeakers = [{uid}]"));
+    let command = format!("{} --daemon {} nix-daemon --stdio --client alice", program().display(), daemon.addr());
+    let sshd = Sshd::start(&cofferdam, &command);
+    let nix = Nix::new(&cofferdam, &daemon, Release::Forky).with_ssh(sshd.options());
+    let derivation = |name: &str| format!("({}) \"{name}\" \"echo told by $name >&2; echo $name > $out\"", MAKE);
+    // The serve protocol is asked for as `nix-store --serve --write`, which the forced command learns from sshd.
+    let paths = ["ssh-ng", "ssh"].map(|scheme| {
+        let built = nix.build_at(&format!("{scheme}://127.0.0.1"), &derivation(scheme)).succeeds();
+        assert!(built.stderr.contains(&format!("told by {scheme}")), "{built}");
+        built.stdout.trim().to_owned()
+    });
+    for path in &paths {
+        nix.run("nix", ["path-info", "--store", &nix.builder_for("alice"), path]).succeeds();
+        let refused = nix.run("nix", ["path-info", "--store", &nix.builder_for("bob"), path]).exits_with(1);
+        assert!(refused.stderr.contains("is not valid"), "{refused}");
+    }
+    drop(sshd);
     daemon.end().succeeds();
 }
 
