@@ -139,3 +139,69 @@ fn a_killed_nix_leaves_nothing_of_its_build() {
     cofferdam.processes_are_gone_within(Duration::from_secs(30));
     assert!(cofferdam.leftovers().is_empty(), "{:#?}", cofferdam.leftovers());
 }
+
+/// Evaluates the module with a `lib` of this test, which has as much of nixpkgs' as the module uses.
+const MODULE: &str = r#"
+    let
+      inherit (builtins) attrNames foldl' isAttrs mapAttrs;
+      merge = a: b: a // mapAttrs (n: v: if isAttrs v && isAttrs (a.${n} or null) then merge a.${n} v else v) b;
+      lib = {
+        mkEnableOption = description: { inherit description; };
+        mkOption = option: option;
+        mkIf = condition: value: if condition then value else { };
+        mkMerge = foldl' merge { };
+        mapAttrsToList = f: set: map (name: f name set.${name}) (attrNames set);
+        types = { package = { }; path = { }; str = { }; bool = { }; attrsOf = type: type; };
+      };
+      pkgs = {
+        formats.toml = { }: { type = { }; generate = name: value: value; };
+        qemu_kvm = "qemu";
+        e2fsprogs = "e2fsprogs";
+      };
+      module = import MODULE {
+        inherit lib pkgs;
+        config = {
+          services.cofferdam = {
+            enable = true;
+            package = "/package";
+            image = "/image";
+            settings = { };
+            keys.alice = "ssh-ed25519 AAAA";
+            localBuilds = true;
+          };
+          environment.etc."cofferdam/daemon.toml".source = "";
+        };
+      };
+    in {
+      options = attrNames module.options.services.cofferdam;
+      described = builtins.all (option: option ? description) (builtins.attrValues module.options.services.cofferdam);
+      inherit (module) config;
+    }
+"#;
+
+#[test]
+fn the_files_for_nixos_are_what_nix_can_read() {
+    let cofferdam = Cofferdam::new();
+    let nix = Nix::with_external_builder(&cofferdam, &[]);
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../images/nix");
+    for name in ["module.nix", "package.nix", "flake.nix"] {
+        nix.run("nix-instantiate", ["--parse", &format!("{directory}/{name}")]).succeeds();
+    }
+    let expression = MODULE.replace("MODULE", &format!("{directory}/module.nix"));
+    let shown = nix.run("nix-instantiate", ["--eval", "--strict", "--json", "-E", &expression]).succeeds();
+    let module: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap();
+    assert_eq!(module["options"], serde_json::json!(["enable", "image", "keys", "localBuilds", "package", "settings"]));
+    assert_eq!(module["described"], true);
+    let config = &module["config"];
+    assert_eq!(config["services"]["cofferdam"]["settings"]["nix"]["speakers"][0], "cofferdam-nix");
+    let builders: serde_json::Value =
+        serde_json::from_str(config["nix"]["settings"]["external-builders"].as_str().unwrap()).unwrap();
+    assert_eq!(builders[0]["program"], "/package/bin/cofferdam");
+    assert_eq!(builders[0]["args"][0], "nix-external-builder");
+    let key = config["users"]["users"]["cofferdam-nix"]["openssh"]["authorizedKeys"]["keys"][0].as_str().unwrap();
+    assert!(
+        key.starts_with("command=\"/package/bin/cofferdam --daemon grpc+unix:///run/cofferdam/daemon.sock"),
+        "{key}"
+    );
+    assert!(key.ends_with("nix-daemon --stdio --client alice\",restrict ssh-ed25519 AAAA"), "{key}");
+}
