@@ -88,6 +88,7 @@ impl ServeVersion {
 pub enum Operation {
     IsValidPath = 1,
     AddToStore = 7,
+    AddTextToStore = 8,
     BuildPaths = 9,
     EnsurePath = 10,
     AddTempRoot = 11,
@@ -108,9 +109,10 @@ pub enum Operation {
 }
 
 impl Operation {
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 20] = [
         Self::IsValidPath,
         Self::AddToStore,
+        Self::AddTextToStore,
         Self::BuildPaths,
         Self::EnsurePath,
         Self::AddTempRoot,

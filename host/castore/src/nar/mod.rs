@@ -17,7 +17,7 @@ mod read;
 mod tests;
 mod write;
 
-pub use read::import;
+pub use read::{import, import_next};
 pub use write::{NarInfo, info, write};
 
 const MAGIC: &[u8] = b"nix-archive-1";

@@ -17,7 +17,23 @@ const MAX_WORD_BYTES: u64 = 16;
 ///
 /// Names the path where the archive is wrong or the store failed. Nothing becomes visible in the store.
 pub fn import(store: &Store, archive: impl Read, limits: Limits) -> Result<Node, ArchiveError> {
-    Reader { input: archive, path: Vec::new(), ingest: Ingest::new(store, limits) }.run()
+    let mut reader = Reader { input: archive, path: Vec::new(), ingest: Ingest::new(store, limits) };
+    let (root, directories) = reader.archive()?;
+    if reader.input.read(&mut [0]).map_err(|error| ArchiveError::read(&[], error))? != 0 {
+        return Err(ArchiveError::malformed(&[], "goes on after its end"));
+    }
+    reader.ingest.finish(root, directories)
+}
+
+/// As [`import`], and leaves what follows the archive.
+///
+/// # Errors
+///
+/// As for [`import`].
+pub fn import_next(store: &Store, input: impl Read, limits: Limits) -> Result<Node, ArchiveError> {
+    let mut reader = Reader { input, path: Vec::new(), ingest: Ingest::new(store, limits) };
+    let (root, directories) = reader.archive()?;
+    reader.ingest.finish(root, directories)
 }
 
 struct Reader<R> {
@@ -36,7 +52,8 @@ struct Open {
 }
 
 impl<R: Read> Reader<R> {
-    fn run(mut self) -> Result<Node, ArchiveError> {
+    /// Reads an archive to its end. Returns its root and all directories, leaves first.
+    fn archive(&mut self) -> Result<(Node, Vec<Directory>), ArchiveError> {
         let mut begin = [0; 24];
         self.read(&mut begin)?;
         if begin != [&MAGIC.len().to_le_bytes(), MAGIC, &[0; 3]].concat()[..] {
@@ -70,10 +87,7 @@ impl<R: Read> Reader<R> {
                 Some(node)
             };
         };
-        if self.input.read(&mut [0]).map_err(|error| ArchiveError::read(&[], error))? != 0 {
-            return Err(ArchiveError::malformed(&[], "goes on after its end"));
-        }
-        self.ingest.finish(root, whole)
+        Ok((root, whole))
     }
 
     /// Reads the next entry up to its node. `false` at the end of the directory.

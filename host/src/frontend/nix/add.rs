@@ -7,11 +7,11 @@ use std::{
 };
 
 use cofferdam_castore::{
-    Node,
+    Node, Store,
     archive::{ArchiveError, Limits},
     nar::{self, NarInfo},
 };
-use cofferdam_nix::{Algorithm, ContentAddress, Hash, Method, PathInfo, StorePath, protocol::Version, wire::Framed};
+use cofferdam_nix::{Algorithm, ContentAddress, Hash, Method, PathInfo, StorePath, wire::Framed};
 use futures::executor::block_on;
 use tokio::io::AsyncWriteExt as _;
 
@@ -40,12 +40,19 @@ struct Added {
     references: BTreeSet<StorePath>,
 }
 
+/// How contents are sent.
+#[derive(Clone, Copy)]
+enum Form {
+    /// As an archive.
+    Nar,
+    /// As an archive, after which other things follow.
+    NextNar,
+    /// As the bytes of a file.
+    File,
+}
+
 impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
     pub(super) fn add_to_store(&mut self) -> Result<(), Stop> {
-        if self.version < Version::minor(25) {
-            let text = "operation 7 of Nix's protocol, AddToStore, needs version 1.25 of it here";
-            return Err(Stop::Broken(text.to_owned()));
-        }
         let name = self.reader.text("the name")?;
         let method = self.reader.text("the content address")?;
         let references = self.reader.paths("the references")?;
@@ -54,13 +61,50 @@ impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
         let parsed = Method::parse_address(&method);
         let added = parsed.map_err(|rule| Stop::Refused(format!("the content address {rule}")));
         let added = added.map(|(method, algorithm)| Added { name, method, algorithm, references });
-        let known = added.and_then(|added| add(&self.tenant, added, &mut framed));
+        let known = added.and_then(|added| {
+            let form = if added.method == Method::Recursive { Form::Nar } else { Form::File };
+            add(&self.tenant, added, form, &mut framed)
+        });
         framed.skip()?;
         let (path, known) = known?;
         self.tenant.register(&[(path.clone(), known.clone())])?;
         let writer = self.answer()?;
         writer.text(path)?;
         Ok(known.info.write(writer)?)
+    }
+
+    /// As clients before version 1.25 of the protocol ask for it. The contents follow as an archive, even those of a single file.
+    pub(super) fn add_to_store_of_old(&mut self) -> Result<(), Stop> {
+        let name = self.reader.text("the name")?;
+        let is_named = self.reader.boolean("whether the method is named")?;
+        let is_recursive = self.reader.boolean("whether the method is recursive")?;
+        let algorithm = self.reader.text("the hash's function")?;
+        let (method, algorithm) = match (is_named, Algorithm::named(&algorithm)) {
+            (false, _) => (Method::Recursive, Algorithm::Sha256),
+            (true, Some(algorithm)) if is_recursive => (Method::Recursive, algorithm),
+            (true, Some(algorithm)) => (Method::Flat, algorithm),
+            (true, None) => return Err(Stop::Broken(format!("the hash's function is not known: {algorithm:?}"))),
+        };
+        let added = Added { name, method, algorithm, references: BTreeSet::new() };
+        // What follows can't be read if the archive hasn't been read to its end.
+        let known = add(&self.tenant, added, Form::NextNar, self.reader.input()).map_err(Stop::broken)?;
+        self.added(known)
+    }
+
+    /// As clients before version 1.25 of the protocol bring derivations.
+    pub(super) fn add_text_to_store(&mut self) -> Result<(), Stop> {
+        let name = self.reader.text("the name")?;
+        let text = self.reader.string("the text")?;
+        let references = self.reader.paths("the references")?;
+        let added = Added { name, method: Method::Text, algorithm: Algorithm::Sha256, references };
+        let known = add(&self.tenant, added, Form::File, &mut &*text)?;
+        self.added(known)
+    }
+
+    /// Registers a path of which old clients are told nothing else.
+    fn added(&mut self, (path, known): (StorePath, Known)) -> Result<(), Stop> {
+        self.tenant.register(&[(path.clone(), known)])?;
+        Ok(self.answer()?.text(path)?)
     }
 
     pub(super) fn add_signatures(&mut self) -> Result<(), Stop> {
@@ -112,18 +156,19 @@ pub(super) fn check_signatures(path: &StorePath, info: &PathInfo) -> Result<(), 
 }
 
 /// Takes contents, and computes their path.
-fn add(tenant: &Tenant, added: Added, input: &mut impl Read) -> Result<(StorePath, Known), Stop> {
+fn add(tenant: &Tenant, added: Added, form: Form, input: &mut impl Read) -> Result<(StorePath, Known), Stop> {
     let Added { name, method, algorithm, references } = added;
     let refused = |why: &dyn std::fmt::Display| Stop::Refused(format!("'{name}' can't be added: {why}"));
     let store = tenant.store();
     let mut put = tenant.nix.puts.begin(&tenant.client).map_err(|error| refused(&error))?;
     let mut counted = Counted { input, take: |read| put.more(read) };
-    let node = match method {
-        Method::Recursive => nar::import(&store, &mut counted, Limits::default()).map_err(|error| match error {
+    let import: fn(&Store, _, Limits) -> _ = if matches!(form, Form::NextNar) { nar::import_next } else { nar::import };
+    let node = match form {
+        Form::Nar | Form::NextNar => import(&store, &mut counted, Limits::default()).map_err(|error| match error {
             ArchiveError::Read { source, .. } => refused(&source),
             error => refused(&error),
         })?,
-        Method::Flat | Method::Text => {
+        Form::File => {
             let batch = store.blobs.batch();
             let mut writer = block_on(batch.open_write());
             let mut piece = vec![0; BUFFER_BYTES];

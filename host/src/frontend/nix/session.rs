@@ -92,6 +92,14 @@ pub(super) enum Stop {
 }
 
 impl Stop {
+    /// As it is where the rest of a client's message can't be skipped.
+    pub(super) fn broken(self) -> Self {
+        match self {
+            Self::Refused(text) => Self::Broken(text),
+            other => other,
+        }
+    }
+
     /// An error of this host, with its causes.
     pub(super) fn failed(error: &(dyn std::error::Error + 'static)) -> Self {
         Self::Refused(causes(error).fold(error.to_string(), |text, cause| format!("{text}: {cause}")))
@@ -201,7 +209,9 @@ impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
             Operation::BuildPathsWithResults => self.build_paths_with_results(),
             Operation::QueryMissing => self.query_missing(),
             Operation::QueryDerivationOutputMap => self.query_derivation_output_map(),
+            Operation::AddToStore if self.version < Version::minor(25) => self.add_to_store_of_old(),
             Operation::AddToStore => self.add_to_store(),
+            Operation::AddTextToStore => self.add_text_to_store(),
             Operation::AddSignatures => self.add_signatures(),
             Operation::CollectGarbage => self.collect_garbage(),
         }

@@ -29,6 +29,67 @@ pub(super) fn add_chain(said: &mut Said) -> io::Result<()> {
     add(said, "second.drv", "text:sha256", &[FIRST_DRV], SECOND.as_bytes())
 }
 
+/// As clients before version 1.25 ask for it.
+fn add_of_old(said: &mut Said, name: &str, (is_named, is_recursive): (bool, bool), nar: &[u8]) -> io::Result<()> {
+    ask(said, Operation::AddToStore)?;
+    said.text(name)?;
+    said.integer(is_named)?;
+    said.integer(is_recursive)?;
+    said.text("sha256")?;
+    said.0.extend(nar);
+    Ok(())
+}
+
+#[test]
+fn old_clients_add_what_newer_ones_add_in_another_way() {
+    let (server, tree) = (Server::new(), tree("target"));
+    let mut nar = Writer(Vec::new());
+    for word in ["nix-archive-1", "(", "type", "regular", "contents", "text", ")"] {
+        nar.text(word).unwrap();
+    }
+    let mut heard = server.talk(ALICE, Version::minor(25), |said| add(said, "file", "fixed:sha256", &[], b"text"));
+    let flat = heard.last().0.text("the path").unwrap();
+
+    let mut heard = server.talk(BOB, Version::OLDEST, |said| {
+        for (name, references, text) in [("first.drv", &[][..], FIRST), ("second.drv", &[FIRST_DRV][..], SECOND)] {
+            ask(said, Operation::AddTextToStore)?;
+            said.text(name)?;
+            said.text(text)?;
+            said.texts(references)?;
+        }
+        add_of_old(said, "tree", (false, true), &tree.nar)?;
+        add_of_old(said, "tree", (true, true), &tree.nar)?;
+        add_of_old(said, "file", (true, false), &nar.0)?;
+        ask(said, Operation::IsValidPath)?;
+        said.text(&flat)
+    });
+    let path = tree.path.to_string();
+    for expected in [FIRST_DRV, SECOND_DRV, &path, &path, &flat] {
+        assert_eq!(heard.last().0.text("the path").unwrap(), expected);
+    }
+    assert_eq!(heard.last().integer(), 1);
+    heard.end();
+}
+
+#[test]
+fn a_conversation_with_an_old_client_ends_where_its_archive_does_not() {
+    let tree = tree("target");
+    let mut broken = tree.nar.clone();
+    broken[..4].copy_from_slice(b"\x20\0\0\0");
+    for (archive, rule) in [(&broken, "'tree' can't be added"), (&tree.nar, "non-executable regular file")] {
+        let mut heard = Server::new().talk(BOB, Version::OLDEST, |said| {
+            add_of_old(said, "tree", (true, false), archive)?;
+            ask(said, Operation::IsValidPath)?;
+            said.text(&tree.path)
+        });
+        assert_eq!(heard.integer(), 0x6378_7470);
+        let error = heard.0.text("a message").unwrap();
+        assert_eq!(heard.integer(), 1);
+        assert!(error.contains(rule), "{error}");
+        heard.end();
+    }
+}
+
 /// Reads the paths that two added derivations get.
 pub(super) fn added_chain(heard: &mut Heard) {
     for expected in [FIRST_DRV, SECOND_DRV] {
