@@ -6,7 +6,7 @@ use std::{
 };
 
 /// The modules, top first.
-const ORDER: [&str; 22] = [
+const ORDER: [&str; 23] = [
     "cli",
     "daemon",
     "frontend",
@@ -29,6 +29,7 @@ const ORDER: [&str; 22] = [
     "privacy",
     "quantity",
     "text",
+    "niceness",
 ];
 
 fn files(dir: &Path) -> Vec<PathBuf> {

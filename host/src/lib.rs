@@ -46,6 +46,7 @@ mod layering;
 mod limits;
 pub mod machine;
 pub mod network;
+mod niceness;
 mod oci;
 mod outputs;
 mod privacy;

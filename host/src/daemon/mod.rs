@@ -14,6 +14,7 @@ mod check;
 mod collector;
 mod config;
 mod problem;
+mod serving;
 mod sockets;
 mod systemd;
 mod views;
@@ -26,13 +27,14 @@ use cofferdam_castore::{
 };
 use cofferdam_proto::{BUILD_DESCRIPTOR_SET, CASTORE_DESCRIPTOR_SET};
 use cofferdam_rpc::{Listener, RoutesBuilder, ServeOptions, Tls, serve_routes};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, runtime::Handle};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use self::{
     check::Checked,
     collector::Collector,
     config::{NixCacheConfig, NixKey},
+    serving::ServingThreads,
     sockets::{ANONYMOUS_ADVICE, Sockets},
 };
 use crate::{
@@ -171,18 +173,24 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
         Some(at) => Some(serve_metrics(metrics, at.listen, listening).await?),
         None => None,
     };
+    let threads =
+        ServingThreads::start().map_err(|error| failed("can't start the threads that serve clients", &error))?;
     let _cached = match &config.nix.cache {
-        Some(cache) => Some(serve_cache(cache, Arc::clone(&nix), scheduler.clone(), listening, cancel).await?),
+        Some(cache) => {
+            Some(serve_cache(cache, (Arc::clone(&nix), scheduler.clone()), listening, threads.handle(), cancel).await?)
+        }
         None => None,
     };
     let _watched = systemd::ready(scheduler);
+    let drain = config.drain_timeout() + AFTER_DRAIN;
+    let rpc = ServeOptions { drain, clients: tenants.clients().clone(), ..ServeOptions::default() };
+    let served = threads.handle().spawn(serve(views.clone(), frontends, nix, puts, listeners, rpc, cancel.clone()));
+    let served = AbortOnDropHandle::new(served);
     let serving = async {
-        let drain = config.drain_timeout() + AFTER_DRAIN;
-        let rpc = ServeOptions { drain, clients: tenants.clients().clone(), ..ServeOptions::default() };
-        let served = serve(&views, frontends, nix, puts, listeners, rpc, cancel).await;
+        let served = served.await;
         // The scheduler waits for detached builds, too. After an error nothing else would end it.
         cancel.cancel();
-        served
+        served.unwrap_or_else(|error| Err(failed("serving has panicked", &error)))
     };
     let (served, ()) = tokio::join!(serving, systemd::stopping(cancel));
     end.await.map_err(|error| failed("the scheduler has panicked", &error))?;
@@ -302,16 +310,16 @@ async fn serve_metrics(
 /// Serves paths of Nix over HTTP until `shutdown`, and then what is asked for already until the handle is dropped.
 async fn serve_cache(
     config: &NixCacheConfig,
-    nix: Arc<Nix>,
-    scheduler: Scheduler,
+    (nix, scheduler): (Arc<Nix>, Scheduler),
     listening: Listening<'_>,
+    threads: &Handle,
     shutdown: &CancellationToken,
 ) -> Result<AbortOnDropHandle<()>, Failure> {
     let unusable = |error: io::Error| failed(format!("can't serve paths of Nix on {}", config.listen), &error);
     let listener = TcpListener::bind(config.listen).await.map_err(unusable)?;
     listening(&format!("http://{}", listener.local_addr().map_err(unusable)?));
     let cache = Cache::new(nix, scheduler, config.access(), config.compression);
-    Ok(AbortOnDropHandle::new(tokio::spawn(cache.serve(listener, shutdown.clone()))))
+    Ok(AbortOnDropHandle::new(threads.spawn(cache.serve(listener, shutdown.clone()))))
 }
 
 /// Listens for the page's visitors.
@@ -335,20 +343,20 @@ async fn listen_for_browsers(
 }
 
 async fn serve(
-    views: &Views,
+    views: Views,
     frontends: Frontends,
     nix: Arc<Nix>,
     puts: Puts,
     listeners: Vec<Listener>,
     rpc: ServeOptions,
-    shutdown: &CancellationToken,
+    shutdown: CancellationToken,
 ) -> Result<(), Failure> {
     let (options, stop) = (grpc::ServeOptions { rpc, puts, ..grpc::ServeOptions::default() }, CancellationToken::new());
     let mut routes = RoutesBuilder::default();
-    grpc::add_services(&mut routes, views, &options, stop.clone());
+    grpc::add_services(&mut routes, &views, &options, stop.clone());
     frontends.add_to(&mut routes, nix, &options.rpc.clients);
     let services = [&grpc::SERVICES[..], &frontend::SERVICES].concat();
     let described = [CASTORE_DESCRIPTOR_SET, BUILD_DESCRIPTOR_SET];
-    let served = serve_routes(routes, &services, &described, listeners, &options.rpc, shutdown.clone(), stop).await;
+    let served = serve_routes(routes, &services, &described, listeners, &options.rpc, shutdown, stop).await;
     served.map_err(|error| failed("can't serve", &error))
 }

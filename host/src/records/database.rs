@@ -126,8 +126,9 @@ impl Database {
         })
     }
 
-    /// Stores a log's sizes before and after compression. `false` if the record has been deleted.
-    pub(super) fn packed(&self, mut record: Record, log_bytes: u64, packed_bytes: u64) -> Result<bool> {
+    /// Stores a log's sizes before and after compression. Returns the bytes that the build counted before, and counts now; `None` if
+    /// its record has been deleted.
+    pub(super) fn packed(&self, mut record: Record, log_bytes: u64, packed_bytes: u64) -> Result<Option<(u64, u64)>> {
         record.log.truncated |= log_bytes < record.log.bytes;
         record.log.bytes = log_bytes;
         let (id, encoded) = (record.id.as_u128(), self.encode(&record)?);
@@ -137,12 +138,12 @@ impl Database {
             let request_bytes = write.open_table(REQUESTS)?.get(id)?.map_or(0, |request| request.value().len());
             let bytes = (encoded.len() + proof_bytes + request_bytes) as u64 + packed_bytes;
             let mut finished = write.open_table(FINISHED)?;
-            let Some((age_us, _, key)) = finished.get(id)?.map(|finished| finished.value()) else {
-                return Ok(false);
+            let Some((age_us, before, key)) = finished.get(id)?.map(|finished| finished.value()) else {
+                return Ok(None);
             };
             finished.insert(id, (age_us, bytes, key))?;
             write.open_table(RECORDS)?.insert(id, encoded.as_slice())?;
-            Ok(true)
+            Ok(Some((before, bytes)))
         })
     }
 

@@ -35,7 +35,7 @@ use std::{
     path::Path,
     sync::Arc,
     thread::{self, JoinHandle},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use cofferdam_castore::B3Digest;
@@ -51,7 +51,7 @@ use self::{
     recording::Live,
 };
 
-use crate::build::failure::Failure;
+use crate::{build::failure::Failure, niceness::GivesWay};
 
 pub(crate) use crate::build::Phase;
 pub(crate) use error::RecordsError;
@@ -70,7 +70,7 @@ pub(crate) const MAX_PAGE: usize = 1000;
 /// Most records that are read for a [`Page`].
 const MAX_EXAMINED: usize = 10_000;
 
-/// How often old records are deleted when no build ends.
+/// How often all records are looked at, and old ones are deleted, while no client has more than it may.
 const RETENTION_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
 /// How soon work on the disk is tried again that has failed.
@@ -175,8 +175,13 @@ impl Records {
             // A daemon must start on a full disk. The packer tries again.
             tracing::warn!(error = &error as &dyn std::error::Error, "can't delete old records");
         }
-        let packer = Arc::clone(&shared);
-        let packer = thread::Builder::new().name("records".to_owned()).spawn(move || packer.run());
+        let (packer, priority) = (Arc::clone(&shared), GivesWay::to_this_thread());
+        let packer = thread::Builder::new().name("records".to_owned()).spawn(move || {
+            if let Ok(priority) = priority {
+                priority.begin();
+            }
+            packer.run();
+        });
         let packer = packer.map_err(failed("start the thread that tidies", dir))?;
         Ok(Self { shared, packer: Some(packer) })
     }
@@ -318,13 +323,21 @@ impl Shared {
 
     /// The packer's thread.
     fn run(&self) {
-        let mut pause = RETENTION_INTERVAL;
+        let (mut pause, mut expired) = (RETENTION_INTERVAL, None::<Instant>);
         loop {
             let mut todo = self.todo.lock();
             self.woken.wait_while_for(&mut todo, |todo| !todo.tidy && !todo.stop, pause);
             let Todo { stop, .. } = std::mem::take(&mut *todo);
             drop(todo);
-            let done = if stop { self.save() } else { self.tidy(SystemTime::now()) };
+            let is_due = expired.is_none_or(|expired| expired.elapsed() >= RETENTION_INTERVAL)
+                || self.retention.is_exceeded(&self.recorded.lock());
+            let done = match stop {
+                true => self.save(),
+                false => self.tidy(is_due.then(SystemTime::now)),
+            };
+            if is_due && done.is_ok() {
+                expired = Some(Instant::now());
+            }
             if let Err(error) = &done {
                 let error: &dyn std::error::Error = error;
                 tracing::warn!(error, "can't tidy the records; the next build's end tries again, or the next minute");
@@ -336,11 +349,11 @@ impl Shared {
         }
     }
 
-    /// Compresses the logs of finished builds, and deletes old records.
-    fn tidy(&self, now: SystemTime) -> Result<()> {
+    /// Compresses the logs of finished builds, and deletes records that are old by now.
+    fn tidy(&self, now: Option<SystemTime>) -> Result<()> {
         let _tidying = self.tidying.lock();
         let packed = self.save().and_then(|()| self.settle()).and_then(|()| self.pack());
-        self.expire(now)?;
+        now.map_or(Ok(()), |now| self.expire(now))?;
         packed
     }
 
@@ -417,7 +430,14 @@ impl Shared {
                 Some(packed) => packed,
                 None => (record.log.bytes, self.logs.size(id, Form::Packed)?),
             };
-            self.database.packed(record, log_bytes, packed_bytes)?;
+            let mut recorded = self.recorded.lock();
+            let client = record.client.clone();
+            if let Some((before, now)) = self.database.packed(record, log_bytes, packed_bytes)?
+                && let Some(of_client) = recorded.get_mut(&client)
+            {
+                of_client.bytes = of_client.bytes.saturating_sub(before).saturating_add(now);
+            }
+            drop(recorded);
             self.logs.remove(id, Form::Plain)?;
         }
         Ok(())

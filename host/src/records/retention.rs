@@ -5,7 +5,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use super::Recorded;
 use crate::tenants::Tenants;
+
+/// How much less than a bound is left when it is exceeded, as a part of it. So the next deletion, which looks at all records, is some
+/// builds away.
+const SLACK: u64 = 64;
 
 /// Most that the age clock advances between two readings of the wall clock.
 const MAX_STEP: Duration = Duration::from_secs(24 * 60 * 60);
@@ -26,6 +31,26 @@ impl Default for Retention {
     fn default() -> Self {
         Self { max_age: Duration::from_secs(90 * 24 * 60 * 60), max_bytes: 10 << 30, tenants: Tenants::default() }
     }
+}
+
+impl Retention {
+    /// Whether somebody has more than it may.
+    pub(super) fn is_exceeded(&self, recorded: &BTreeMap<String, Recorded>) -> bool {
+        let total = recorded.values().fold(0, |sum: u64, of_client| sum.saturating_add(of_client.bytes));
+        let is_beyond =
+            |(client, of_client): (&String, &Recorded)| self.most(client).is_some_and(|most| of_client.bytes > most);
+        total > self.max_bytes || recorded.iter().any(is_beyond)
+    }
+
+    /// Most bytes that a client may have by its own bound.
+    fn most(&self, client: &str) -> Option<u64> {
+        client.parse().ok().and_then(|client| self.tenants.of(&client).records)
+    }
+}
+
+/// What is left of what is bounded by `most`.
+fn left_of(most: u64) -> u64 {
+    most - most / SLACK
 }
 
 /// The clock by which records age. It never goes back, and a jump of the wall clock advances it by at most [`MAX_STEP`]. So
@@ -72,8 +97,8 @@ pub(super) fn expired<K: Copy + Ord>(mut kept: Vec<Kept<K>>, clock: AgeClock, re
     let mut by_size = BinaryHeap::new();
     for (client, kept) in &mut clients {
         let mut of_client = kept.iter().fold(0, sum);
-        let most = client.parse().ok().and_then(|client| retention.tenants.of(&client).records);
-        while most.is_some_and(|most| of_client > most)
+        let left = retention.most(client).filter(|most| of_client > *most).map(left_of);
+        while left.is_some_and(|left| of_client > left)
             && let Some(oldest) = kept.pop_front()
         {
             of_client = of_client.saturating_sub(oldest.bytes);
@@ -82,7 +107,8 @@ pub(super) fn expired<K: Copy + Ord>(mut kept: Vec<Kept<K>>, clock: AgeClock, re
         by_size.push((of_client, client.clone()));
     }
     let mut bytes = by_size.iter().fold(0, |bytes: u64, (of_client, _)| bytes.saturating_add(*of_client));
-    while bytes > retention.max_bytes
+    let left = if bytes > retention.max_bytes { left_of(retention.max_bytes) } else { bytes };
+    while bytes > left
         && let Some((of_client, client)) = by_size.pop()
         && let Some(oldest) = clients.get_mut(&client).and_then(VecDeque::pop_front)
     {
@@ -132,7 +158,7 @@ mod tests {
             prop_assert!(stays.iter().all(|kept| 100 - kept.ended_us <= max_age));
             prop_assert!(bytes(&stays) <= max_bytes);
             let (old, evicted): (Vec<_>, Vec<_>) = gone.into_iter().partition(|kept| 100 - kept.ended_us > max_age);
-            prop_assert!(evicted.is_empty() || bytes(&stays) + evicted.iter().map(|kept| kept.bytes).max().unwrap() > max_bytes);
+            prop_assert!(evicted.is_empty() || bytes(&stays) + evicted.iter().map(|kept| kept.bytes).max().unwrap() > left_of(max_bytes));
             let clients: std::collections::BTreeSet<_> = kept.iter().map(|kept| &kept.client).collect();
             for client in &clients {
                 let of_client = |kept: &[&Kept<usize>]| -> Vec<Kept<usize>> {
@@ -143,7 +169,7 @@ mod tests {
                     let key = (youngest.ended_us, youngest.key);
                     prop_assert!(stays.iter().all(|kept| (kept.ended_us, kept.key) > key), "its oldest go first");
                     let had = stays.iter().chain(&evicted).map(|kept| kept.bytes).sum::<u64>();
-                    prop_assert!(had > max_bytes / clients.len() as u64, "its share is its own");
+                    prop_assert!(had > left_of(max_bytes) / clients.len() as u64, "its share is its own");
                 }
             }
             prop_assert!(old.iter().all(|kept| 100 - kept.ended_us > max_age));
@@ -159,6 +185,23 @@ mod tests {
         let kept = |key| Kept { key, client: format!("user:{}", key % 2), ended_us: key, bytes: 10 };
         let clock = AgeClock { age_us: 100, wall_us: 0 };
         assert_eq!(expired((0..10).map(kept).collect(), clock, &retention), [1, 3, 5]);
+    }
+
+    #[test]
+    fn a_bound_is_exceeded_again_only_after_some_builds() {
+        let mut listed = Patterns::default();
+        listed.insert("user:1".parse().unwrap(), Tenant { records: Some(6400), ..Tenant::default() });
+        listed.insert("user:*".parse().unwrap(), Tenant::default());
+        let tenants = Tenants::new(Some(listed), Vec::new());
+        let retention = Retention { tenants, max_bytes: 64_000, ..Retention::default() };
+        for (client, most) in [("user:1", 640), ("user:2", 6400)] {
+            let recorded =
+                |records: u64| BTreeMap::from([(client.to_owned(), Recorded { bytes: records * 10, records })]);
+            assert!(!retention.is_exceeded(&recorded(most)) && retention.is_exceeded(&recorded(most + 1)));
+            let kept = |key| Kept { key, client: client.to_owned(), ended_us: key, bytes: 10 };
+            let gone = expired((0..=most).map(kept).collect(), AgeClock::default(), &retention);
+            assert_eq!(gone, (0..=most / SLACK).collect::<Vec<_>>());
+        }
     }
 
     #[test]

@@ -36,7 +36,7 @@ fn a_full_disk_fails_the_log_and_the_records_stay_intact() {
         assert!(number < 199, "the database's file must grow");
     }
     // An unfinished log is not compressed, since that would need room.
-    assert!(!finished || records.shared.tidy(SystemTime::now()).is_err());
+    assert!(!finished || records.shared.tidy(Some(SystemTime::now())).is_err());
     assert!(records.get(before).unwrap().is_some());
     disk.make_room();
     let after = run(&records, "after", b"after", built()).id;

@@ -78,7 +78,7 @@ fn files(dir: &Path) -> Vec<String> {
 }
 
 fn tidy(records: &Records) {
-    records.shared.tidy(SystemTime::now()).unwrap();
+    records.shared.tidy(Some(SystemTime::now())).unwrap();
 }
 
 /// Reads the present log from an offset on.
@@ -233,12 +233,12 @@ fn old_records_are_deleted_and_a_jump_of_the_clock_deletes_none() {
     let now = SystemTime::now();
     for jump in [now + 40_000 * DAY, now - 10_000 * DAY, now + 40_000 * DAY, now] {
         // The packer may look at the true time in between.
-        records.shared.tidy(jump).unwrap();
+        records.shared.tidy(Some(jump)).unwrap();
         assert!(records.get(id).unwrap().is_some());
     }
     for day in 1..=21 {
         assert!(day > 10 || records.get(id).unwrap().is_some());
-        records.shared.tidy(now + day * DAY).unwrap();
+        records.shared.tidy(Some(now + day * DAY)).unwrap();
     }
     assert_eq!(records.get(id).unwrap(), None);
     assert!(files(dir.path()).is_empty());

@@ -4,6 +4,7 @@ use std::{io, path::PathBuf};
 
 use anyhow::Result;
 use nix::libc;
+use rustix::process::{getpriority_process, setpriority_process};
 use tokio::{
     runtime::{Builder, Runtime},
     task::JoinHandle,
@@ -29,9 +30,7 @@ impl Tenant {
     pub(super) fn new(socket: PathBuf, user: u32, kind: Kind) -> Result<Self> {
         let become_user = move || {
             if kind == Kind::Hostile {
-                // SAFETY: it changes the priority of this thread alone, and takes no pointer.
-                let changed = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
-                assert_eq!(changed, 0, "{}", io::Error::last_os_error());
+                give_way().expect("a thread may lower its own priority");
             }
             // SAFETY: it changes the user of this thread alone, and takes no pointer.
             let changed = unsafe { libc::syscall(libc::SYS_setresuid, -1, user, -1) };
@@ -56,6 +55,12 @@ impl Tenant {
     fn runtime(&self) -> &Runtime {
         self.runtime.as_ref().expect("it is taken at the end")
     }
+}
+
+/// Lowers the calling thread's priority as far below that of the daemon as it can be.
+fn give_way() -> io::Result<()> {
+    let niceness = getpriority_process(None)?;
+    Ok(setpriority_process(None, niceness + 19)?)
 }
 
 impl Drop for Tenant {
