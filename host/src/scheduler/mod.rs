@@ -24,6 +24,7 @@ mod access;
 mod active_build;
 mod event_loop;
 mod operations;
+mod presence;
 pub(crate) mod queue;
 mod reuse;
 mod run;

@@ -2,14 +2,13 @@
 
 use std::{str::FromStr, sync::Arc};
 
-use cofferdam_castore::{B3Digest, Node, PathComponent, Views, directoryservice::DirectoryMemory};
+use cofferdam_castore::{B3Digest, Node, Views};
 use serde::{Deserialize, Deserializer};
 use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
-use super::{Backend, Submission, active_build::arranged};
+use super::{Backend, Submission, active_build::arranged, presence::has_all};
 use crate::{
-    devices::inputs,
     network::Policy,
     quantity::text_or_number,
     records::{Outcome, Record},
@@ -18,10 +17,6 @@ use crate::{
 
 /// Separates keys from all other digests.
 const KEY_CONTEXT: &str = "cofferdam v2: what a build can see of its request, its limits and its environment";
-
-/// Most memory for the directories of a result's outputs, or of a request's inputs, while they are looked for; what takes more
-/// isn't reused. A million entries take about 600 MiB.
-const MAX_LOOKUP_MEMORY_BYTES: u64 = 1 << 30;
 
 /// Which submissions of equal requests share an active build, and the result of an earlier one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -93,9 +88,9 @@ pub(super) fn unequal_key() -> B3Digest {
 
 /// Whether the client sees all inputs of its request.
 pub(super) async fn sees_inputs(views: &Views, submission: &Submission<Admitted>) -> bool {
-    let memory = DirectoryMemory::limited(submission.options.limits.inputs_memory_bytes.min(MAX_LOOKUP_MEMORY_BYTES));
     let view = views.of(&submission.client.to_string());
-    inputs::resolve(&view, &submission.request.inputs, memory).await.is_ok()
+    let inputs: Vec<_> = submission.request.inputs.values().cloned().collect();
+    has_all(&view, &inputs).await.unwrap_or(false)
 }
 
 /// The record of a successful build with this key, if the store still has all its outputs. The client is granted them. Errors are
@@ -127,11 +122,6 @@ pub(super) async fn complete(backend: &Arc<Backend>, request: &Admitted, record:
             backend.store.directories.renew(digest).await.ok()?;
         }
     }
-    let named = outputs.iter().enumerate().map(|(index, output)| {
-        let name = PathComponent::try_from(index.to_string().as_bytes()).ok()?;
-        Some((name, output.node.clone()))
-    });
-    let named = named.collect::<Option<_>>()?;
-    inputs::resolve(&backend.store, &named, DirectoryMemory::limited(MAX_LOOKUP_MEMORY_BYTES)).await.ok()?;
-    Some(record)
+    let nodes: Vec<_> = outputs.iter().map(|output| output.node.clone()).collect();
+    has_all(&backend.store, &nodes).await.ok()?.then_some(record)
 }

@@ -33,6 +33,9 @@ pub use self::grants::{Grants, Usage};
 use self::{blobs::ViewBlobService, directories::ViewDirectoryService, grants::Object};
 use crate::{B3Digest, Node, Store, blobservice::Kind};
 
+/// So many objects are granted in one transaction, with those of one more directory. A larger tree takes several.
+const MAX_OBJECTS: usize = 1 << 16;
+
 /// Blobs and directories that all tenants see.
 pub type Shared = HashSet<(Kind, B3Digest)>;
 
@@ -122,7 +125,7 @@ impl Views {
     ///
     /// # Errors
     ///
-    /// A directory is missing, or the store or the grants failed.
+    /// A directory is missing, or the store or the grants failed. Some of it may have been granted.
     pub async fn grant(&self, tenant: &str, nodes: &[Node]) -> io::Result<()> {
         let Some(divided) = &self.divided else { return Ok(()) };
         let mut objects: HashSet<_> = nodes.iter().filter_map(blob).collect();
@@ -134,6 +137,9 @@ impl Views {
                 is_there = true;
                 objects.insert(Object::directory(&directory.encode()));
                 objects.extend(directory.nodes().filter_map(|(_, node)| blob(node)));
+                if objects.len() >= MAX_OBJECTS {
+                    divided.grants.add(tenant, objects.drain().collect(), false)?;
+                }
             }
             if !is_there {
                 let message = format!("the directory {root} is not in the store");
