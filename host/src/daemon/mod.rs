@@ -155,6 +155,8 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let keep_logs = config.nix.cache.is_some();
     let nix = Nix { speakers, finish_abandoned, keep_logs, keys, paths, views: views.clone(), puts: puts.clone() };
     let nix = Arc::new(nix);
+    let threads =
+        ServingThreads::start().map_err(|error| failed("can't start the threads that serve clients", &error))?;
     let web = match &config.web {
         Some(at) => Some(listen_for_browsers(at.listen, tls.as_ref(), listening).await?),
         None => None,
@@ -163,7 +165,7 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let _shown = web.map(|(listener, door)| {
         let (scheduler, measured) = (scheduler.clone(), Arc::clone(&metrics));
         let pages = Site::pages(scheduler, views.clone(), tenants.clients(), measured, door);
-        AbortOnDropHandle::new(tokio::spawn(async move {
+        AbortOnDropHandle::new(threads.handle().spawn(async move {
             if let Err(error) = listener.serve_pages(pages).await {
                 tracing::error!(error = &error as &dyn std::error::Error, "the page is not served any more");
             }
@@ -173,8 +175,6 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
         Some(at) => Some(serve_metrics(metrics, at.listen, listening).await?),
         None => None,
     };
-    let threads =
-        ServingThreads::start().map_err(|error| failed("can't start the threads that serve clients", &error))?;
     let _cached = match &config.nix.cache {
         Some(cache) => {
             Some(serve_cache(cache, (Arc::clone(&nix), scheduler.clone()), listening, threads.handle(), cancel).await?)
