@@ -2,7 +2,8 @@
 # Installs everything that this project needs on Debian 12, except a Rust toolchain. Running it again is safe: if
 # everything is installed, it changes nothing and takes milliseconds.
 #
-#   images/setup.sh            to build, run and test
+#   images/setup.sh            to build and run
+#   images/setup.sh test       also to test
 #   images/setup.sh kernel     also to compile the minimal kernel
 #   images/setup.sh lint       also to lint
 #   images/setup.sh package    also to make the Debian package and the container image
@@ -24,27 +25,28 @@ tools=${XDG_CACHE_HOME:-$HOME/.cache}/cofferdam/tools
 # e2fsprogs           mke2fs for the scratch template
 # xz-utils            to decompress kernel modules and the kernel's source
 # ca-certificates     for cargo to download crates
-# python3-grpcio, python3-grpc-tools, python3-pip   for tests with a client in Python
+# uidmap              user ids for machines of an ordinary user's daemon
+packages='build-essential pkg-config libcap-ng-dev qemu-system-x86 e2fsprogs xz-utils ca-certificates uidmap'
+
+# python3-grpcio, python3-grpc-tools, python3-pip   for a client in Python
 # iproute2            for tests of the network, to make one
 # openssh-client, openssh-server   for a test that builds over ssh
 # skopeo, docker-registry   for tests with images in a registry
-# uidmap              user ids for machines of an ordinary user's daemon
-packages='build-essential pkg-config libcap-ng-dev qemu-system-x86 e2fsprogs xz-utils ca-certificates
-    python3-grpcio python3-grpc-tools python3-pip iproute2 openssh-client openssh-server skopeo
-    docker-registry uidmap'
+for_tests='python3-grpcio python3-grpc-tools python3-pip iproute2 openssh-client openssh-server skopeo docker-registry'
 
 # For tests with a project of npm; an npm that isn't Debian's will do.
-command -v npm >/dev/null || packages="$packages npm"
+command -v npm >/dev/null || for_tests="$for_tests npm"
 
 for_kernel='bc bison flex libelf-dev'
 
 case ${1-} in
 '') ;;
+test) packages="$packages $for_tests" ;;
 kernel) packages="$packages $for_kernel" ;;
-lint) ;;
+lint) packages="$packages python3-pip" ;;
 package) packages="$packages $for_kernel debhelper lintian mmdebstrap umoci" ;;
 *)
-    echo "usage: images/setup.sh [kernel | lint | package]" >&2
+    echo "usage: images/setup.sh [test | kernel | lint | package]" >&2
     exit 2
     ;;
 esac
@@ -74,8 +76,23 @@ if [ -n "$missing" ]; then
     echo "setup: installing$missing"
     export DEBIAN_FRONTEND=noninteractive
     apt-get -o DPkg::Lock::Timeout=300 update -qq || echo "setup: some package lists could not be updated; continuing with the others" >&2
+    # Tests start the servers that they need: those of the packages must neither start now nor with the host.
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e "$policy" ]; then
+        trap 'rm -f "$policy"' EXIT
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 755 "$policy"
+    fi
     # shellcheck disable=SC2086
     apt-get -o DPkg::Lock::Timeout=300 install -qq --no-install-recommends $missing >/dev/null || fail "apt-get could not install$missing"
+    for server in docker-registry:docker-registry openssh-server:ssh; do
+        case "$missing" in
+        *" ${server%:*}"*)
+            ! command -v systemctl >/dev/null || systemctl disable --quiet "${server#*:}" ||
+                echo "setup: ${server#*:}.service could not be disabled; it will start with this host" >&2
+            ;;
+        esac
+    done
 fi
 
 # Compiles a program into $tools unless it is installed. Arguments: name, version, further arguments for cargo.
@@ -90,8 +107,6 @@ install_tool() {
 }
 
 install_tool vhost-device-vsock "$vsock_version"
-# An S3 server for tests. A debug build is fast enough, and compiles faster.
-install_tool s3s-fs "$s3s_version" --debug --features binary
 
 # Installs a compiled program from PyPI into $tools/bin unless it is there: its name, the output of its --version, its
 # package and version, the wheel's SHA-256.
@@ -112,12 +127,17 @@ if [ "${1-}" = lint ]; then
     install_wheel typos "typos-cli $typos_version" "typos==$typos_version" "$typos_sha256"
 fi
 
-# For tests with a client in Python: from 1.57 on, gRPC addresses Unix sockets in another way than Debian's.
-if [ ! -d "$tools/grpcio/grpcio-$grpcio_version.dist-info" ]; then
-    echo "setup: installing grpcio $grpcio_version into $tools/grpcio"
-    rm -rf "$tools/grpcio" "$tools/grpcio.new"
-    /usr/bin/python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --only-binary=:all: \
-        --target "$tools/grpcio.new" "grpcio==$grpcio_version" "grpcio-tools==$grpcio_tools_version" ||
-        fail "grpcio $grpcio_version could not be installed"
-    mv "$tools/grpcio.new" "$tools/grpcio"
+if [ "${1-}" = test ]; then
+    # An S3 server for tests. A debug build is fast enough, and compiles faster.
+    install_tool s3s-fs "$s3s_version" --debug --features binary
+
+    # For tests with a client in Python: from 1.57 on, gRPC addresses Unix sockets in another way than Debian's.
+    if [ ! -d "$tools/grpcio/grpcio-$grpcio_version.dist-info" ]; then
+        echo "setup: installing grpcio $grpcio_version into $tools/grpcio"
+        rm -rf "$tools/grpcio" "$tools/grpcio.new"
+        /usr/bin/python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --only-binary=:all: \
+            --target "$tools/grpcio.new" "grpcio==$grpcio_version" "grpcio-tools==$grpcio_tools_version" ||
+            fail "grpcio $grpcio_version could not be installed"
+        mv "$tools/grpcio.new" "$tools/grpcio"
+    fi
 fi

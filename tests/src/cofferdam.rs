@@ -10,7 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cofferdam::machine::vmm::Kind;
 use nix::unistd::geteuid;
 use tempfile::TempDir;
 
@@ -72,14 +71,9 @@ impl Cofferdam {
             fs::copy(entry.path(), image.join(entry.file_name())).expect("the image can be copied");
         }
         this.image = image;
-        match vmm::choice().kind {
-            Kind::CloudHypervisor => {
-                this.copies.push((vmm::setting(), copy(&vmm::choice().program, "cloud-hypervisor")));
-            }
-            Kind::Qemu => {
-                let device = cofferdam::machine::vmm::survey().qemu.vsock_device.expect("QEMU was chosen");
-                this.copies.push(("COFFERDAM_VHOST_DEVICE_VSOCK", copy(&device.program, "vhost-device-vsock")));
-            }
+        for (setting, program) in vmm::programs() {
+            let name = program.file_name().expect("it is a file").to_string_lossy().into_owned();
+            this.copies.push((setting, copy(&program, &name)));
         }
         let group = fs::metadata("/dev/kvm").map_or(0, |kvm| kvm.gid());
         let groups = if group == 0 { "--clear-groups".to_owned() } else { format!("--groups={group}") };

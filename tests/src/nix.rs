@@ -10,7 +10,7 @@ use std::{
 use anyhow::Result;
 use cofferdam_images::{cache_dir, debian::Debian};
 
-use crate::{Cofferdam, Daemon, Outcome, Running, debian_root, program, recipes};
+use crate::{Cofferdam, Daemon, Outcome, Running, debian_root, program, recipes, vmm};
 
 /// Releases of Debian, each with a Nix of its time.
 #[derive(Debug, Clone, Copy)]
@@ -56,7 +56,10 @@ impl<'a> Nix<'a> {
         let builder = serde_json::json!([{ "systems": ["x86_64-linux"], "program": program(), "args": arguments }]);
         let config =
             format!("{CONFIG}extra-experimental-features = external-builders\nexternal-builders = {builder}\n");
-        Self::unpacked(cofferdam, Release::Forky, &config, "")
+        let mut this = Self::unpacked(cofferdam, Release::Forky, &config, "");
+        // Below Nix's HOME nothing is installed.
+        this.variables.extend(vmm::programs().into_iter().map(|(setting, file)| (setting, file.into_os_string())));
+        this
     }
 
     #[track_caller]

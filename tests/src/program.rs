@@ -45,7 +45,7 @@ fn no_image(error: &dyn Error) -> String {
 }
 
 /// Advice for a machine that can't run the tests.
-pub(crate) const MEND: &str = "If something is missing on this machine, run: images/setup.sh";
+pub(crate) const MEND: &str = "If something is missing on this machine, run: images/setup.sh test";
 
 /// The `cofferdam` program: `$COFFERDAM_BIN`, or compiled now, in the profile of the tests.
 pub fn program() -> &'static Path {

@@ -155,7 +155,7 @@ fn fetched(name: &str, script: &str) -> Result<PathBuf> {
     cache(&format!("{node} {script}"), |staging| {
         done(Command::new("cp").arg("-r").arg(project.join(".")).arg(staging))?;
         let fetched = done(Command::new("sh").args(["-ec", script]).current_dir(staging));
-        fetched.context("the dependencies can't be fetched; this needs the network, and images/setup.sh")
+        fetched.context("the dependencies can't be fetched; this needs the network, and `images/setup.sh test`")
     })
 }
 

@@ -33,7 +33,7 @@ impl Sshd {
     /// Serves the holder of one key, whose connections run this command whatever they ask for.
     #[track_caller]
     pub fn start(cofferdam: &Cofferdam, forced_command: &str) -> Self {
-        assert!(Path::new(SSHD).exists(), "{SSHD} is missing: images/setup.sh installs it");
+        assert!(Path::new(SSHD).exists(), "{SSHD} is missing: `images/setup.sh test` installs it");
         let directory = cofferdam.files().join("ssh");
         fs::create_dir(&directory).expect("it is there once");
         for key in ["host_key", "user_key"] {

@@ -1,6 +1,6 @@
 //! The VMM under test.
 
-use std::{env, sync::LazyLock};
+use std::{env, path::PathBuf, sync::LazyLock};
 
 use cofferdam::machine::vmm::{self, Choice, Kind};
 
@@ -38,6 +38,17 @@ pub fn processes() -> Vec<(String, &'static str)> {
         Kind::CloudHypervisor => vec![(file_name, "cloud-hypervisor")],
         Kind::Qemu => {
             vec![(file_name, "qemu"), ("vhost-device-vsock".to_owned(), "vhost-device-vsock")]
+        }
+    }
+}
+
+/// The files that `cofferdam` needs and that aren't in PATH, by the variables that name them.
+pub fn programs() -> Vec<(&'static str, PathBuf)> {
+    match choice().kind {
+        Kind::CloudHypervisor => vec![(setting(), choice().program.clone())],
+        Kind::Qemu => {
+            let device = vmm::survey().qemu.vsock_device.expect("QEMU was chosen");
+            vec![("COFFERDAM_VHOST_DEVICE_VSOCK", device.program)]
         }
     }
 }

@@ -18,9 +18,9 @@ fn build_with_python(packages: &Path, socket: &str) -> String {
         // Debian's own, which has Debian's packages.
         let mut python = Command::new("/usr/bin/python3");
         let ended = python.env("PYTHONPATH", packages).args(arguments).output();
-        let ended = ended.expect("python3 can be started; if it is missing, run: images/setup.sh");
+        let ended = ended.expect("python3 can be started; if it is missing, run: images/setup.sh test");
         let stderr = String::from_utf8_lossy(&ended.stderr);
-        assert!(ended.status.success(), "{stderr}\nif a module is missing, run: images/setup.sh");
+        assert!(ended.status.success(), "{stderr}\nif a module is missing, run: images/setup.sh test");
         String::from_utf8_lossy(&ended.stdout).trim().to_owned()
     };
     let protoc = ["-m", "grpc_tools.protoc"].map(str::to_owned).into_iter();
@@ -49,5 +49,5 @@ fn a_current_grpc_client_builds_over_a_socket_named_at_localhost() {
     let packages = cofferdam_images::cache_dir().join("tools/grpcio");
     let version = build_with_python(&packages, "daemon@localhost");
     let minor: u32 = version.split('.').nth(1).unwrap().parse().unwrap();
-    assert!(minor >= 57, "Debian's was found before the one that images/setup.sh installs: {version}");
+    assert!(minor >= 57, "Debian's was found before the one that `images/setup.sh test` installs: {version}");
 }

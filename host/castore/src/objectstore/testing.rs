@@ -66,6 +66,6 @@ fn program() -> PathBuf {
     let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.unwrap_or_else(|| PathBuf::from(env::var_os("HOME").unwrap()).join(".cache"));
     let path = cache.join("cofferdam/tools/bin").join(SERVER);
-    assert!(path.is_file(), "{} is missing; run: images/setup.sh", path.display());
+    assert!(path.is_file(), "{} is missing; run: images/setup.sh test", path.display());
     path
 }
