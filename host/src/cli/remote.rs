@@ -18,7 +18,7 @@ use cofferdam_protocol::{Sample, Usage, WindowSize};
 use futures::{Stream, StreamExt as _, stream};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Request, Status, Streaming, transport::Channel};
+use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
 
 use super::{CliError, progress::Progress, quantity::show_size, state_dir, transport};
 use crate::{
@@ -101,6 +101,19 @@ impl Daemon {
     /// A client for requests.
     pub(super) fn client(&self) -> BuildServiceClient<Channel> {
         self.client.clone()
+    }
+
+    /// What the daemon answers to a call, unless that is interrupted.
+    pub(super) async fn answer<T>(
+        &self,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+        cancel: &CancellationToken,
+    ) -> Result<T, CliError> {
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(CliError::interrupted()),
+            answer = call => answer.map(Response::into_inner).map_err(|status| self.refused(&status)),
+        }
     }
 
     /// Submits a build and shows its progress. `accepted` is called with the build's id as soon as that is known; a detached

@@ -30,13 +30,7 @@ pub(super) struct UsageArgs {}
 impl UsageArgs {
     pub(super) async fn execute(self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
         let daemon = remote::Daemon::at_or_own(client.daemon())?;
-        let mut service = daemon.client();
-        let answer = tokio::select! {
-            biased;
-            () = cancel.cancelled() => return Err(CliError::interrupted()),
-            answer = service.usage(UsageRequest {}) => answer.map_err(|status| daemon.refused(&status))?,
-        };
-        for usage in answer.into_inner().clients {
+        for usage in daemon.answer(daemon.client().usage(UsageRequest {}), cancel).await?.clients {
             client.print(&(line(&usage) + "\n"), &object(&usage))?;
         }
         Ok(())

@@ -26,13 +26,7 @@ pub(super) struct WebTokenArgs {}
 impl WebTokenArgs {
     pub(super) async fn execute(self, client: &ClientArgs, cancel: &CancellationToken) -> Result<(), CliError> {
         let daemon = remote::Daemon::at_or_own(client.daemon())?;
-        let mut service = daemon.client();
-        let answer = tokio::select! {
-            biased;
-            () = cancel.cancelled() => return Err(CliError::interrupted()),
-            answer = service.web_token(WebTokenRequest {}) => answer.map_err(|status| daemon.refused(&status))?,
-        };
-        let answer = answer.into_inner();
+        let answer = daemon.answer(daemon.client().web_token(WebTokenRequest {}), cancel).await?;
         let [token, address] = [&answer.token, &answer.address].map(|text| one_line(text));
         let expires = UNIX_EPOCH + Duration::from_secs(answer.expires_unix_s.min(u32::MAX.into()));
         let expires = humantime::format_rfc3339_seconds(expires).to_string();
