@@ -31,8 +31,9 @@ use crate::{
     telemetry::Amounts,
 };
 
-/// Pause between two looks at the disk while builds wait.
-const DISK_RETRY: Duration = Duration::from_millis(500);
+/// While builds wait, the disk is looked at and places in the queue are announced so often. Each build that leaves the queue moves
+/// all that wait behind it, and the client of each is told, so that this isn't done for each build that leaves.
+const WAITING_PERIOD: Duration = Duration::from_millis(500);
 
 pub(super) struct EventLoop {
     scheduler: Scheduler,
@@ -44,6 +45,8 @@ pub(super) struct EventLoop {
     by_id: HashMap<BuildId, Ticket>,
     /// The latest of the builds with equal keys.
     by_key: HashMap<B3Digest, Ticket>,
+    /// When places in the queue are announced next, if builds wait then.
+    positions_due: Instant,
     draining: bool,
 }
 
@@ -98,7 +101,8 @@ impl EventLoop {
     pub(super) fn new(scheduler: Scheduler, settings: SchedulerSettings) -> Self {
         let queue = Queue::new(settings.budget, settings.bounds);
         let (entries, by_id, by_key) = (BTreeMap::new(), HashMap::new(), HashMap::new());
-        Self { scheduler, settings, queue, standbys: None, entries, by_id, by_key, draining: false }
+        let positions_due = Instant::now();
+        Self { scheduler, settings, queue, standbys: None, entries, by_id, by_key, positions_due, draining: false }
     }
 
     pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Message>, drain: CancellationToken) {
@@ -114,8 +118,8 @@ impl EventLoop {
         let mut late = false;
         while !(self.draining && self.entries.is_empty()) {
             let standbys_due = self.standbys.as_ref().and_then(Standbys::due);
-            let disk_due = self.waits().then(|| Instant::now() + DISK_RETRY);
-            let due = standbys_due.into_iter().chain(disk_due).min();
+            let waiting_due = self.waits().then_some(self.positions_due);
+            let due = standbys_due.into_iter().chain(waiting_due).min();
             tokio::select! {
                 Some(message) = inbox.recv() => self.handle(message),
                 () = drain.cancelled(), if !self.draining => self.drain(),
@@ -127,7 +131,11 @@ impl EventLoop {
             }
             self.start_next();
             self.tend();
-            self.publish_positions();
+            let now = Instant::now();
+            if now >= self.positions_due {
+                self.positions_due = now + WAITING_PERIOD;
+                self.publish_positions();
+            }
             self.count();
         }
         if let Some(standbys) = &mut self.standbys {
@@ -181,7 +189,9 @@ impl EventLoop {
         let client = submission.client.clone();
         let terms = self.scheduler.backend.tenants.of(&client).terms;
         let ticket = self.queue.push(client, terms, need).map_err(refused)?;
-        let (state, receiver) = watch::channel(State::Queued { position: 0, waiting_for: Waiting::Turn });
+        let position = self.queue.order().take_while(|other| *other != ticket).count() as u64;
+        let waiting_for = self.queue.waiting_for(ticket).unwrap_or(Waiting::Turn);
+        let (state, receiver) = watch::channel(State::Queued { position, waiting_for });
         let (start, started) = oneshot::channel();
         let cancel = CancellationToken::new();
         let interest =

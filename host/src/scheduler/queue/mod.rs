@@ -19,8 +19,9 @@
 //!
 //! **Order.** Start-time fair queueing: a build's tag is the total charge of its client's earlier builds, and the lowest tag is
 //! first. A client without waiting builds joins at the virtual time. That time is never behind the first waiting build, and
-//! every start moves it on by the build's cost times its duration, divided by the shares of all clients. So a client can't save up, and a stream of
-//! new clients can't keep others waiting for ever. What a client used while nobody wanted the machine is forgotten when it idles.
+//! the end of each build moves it on by the build's cost times its duration, divided by the shares of all clients. So a client can't
+//! save up, and a stream of new clients can't keep others waiting for ever. A start doesn't move it, since durations that were only
+//! assumed would put off everybody who joins later. What a client used while nobody wanted the machine is forgotten when it idles.
 //!
 //! **Overtaking.** Later builds that fit overtake a build that doesn't, so that the machine is used. Two rules bound that:
 //!
@@ -66,8 +67,8 @@ const MAX_RETRY: Duration = Duration::from_secs(10 * 60);
 /// The assumed duration of builds for retry hints, until one has finished.
 const GUESSED_DURATION: Duration = Duration::from_secs(60);
 
-/// The assumed duration of builds for charges, until one has finished, in milliseconds.
-const GUESSED_MS: u64 = 1000;
+/// The assumed duration of builds for charges, until one has finished.
+const ASSUMED_DURATION: Duration = Duration::from_secs(1);
 
 /// The weight of the newest duration in the mean is one in so many.
 const DURATIONS: u32 = 8;
@@ -149,9 +150,9 @@ impl Client {
         if self.waiting.is_empty() { self.tag.max(now) } else { self.tag }
     }
 
-    /// What it is charged for the machine's time.
-    fn charge(&self, time: u64) -> u64 {
-        (time / u64::from(self.terms.share.max(1))).max(1)
+    /// What it is charged for a build of this cost and duration.
+    fn charge(&self, cost: u64, duration: Duration) -> u64 {
+        (times(cost, duration) / u64::from(self.terms.share.max(1))).max(1)
     }
 }
 
@@ -224,10 +225,10 @@ impl<C: Ord + Clone> Queue<C> {
     fn insert(&mut self, client: C, terms: Terms, need: Need) -> Ticket {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
-        let (cost, now, mean_ms) = (self.cost(need), self.virtual_now(), self.mean_ms());
+        let (cost, now, mean) = (self.cost(need), self.virtual_now(), self.mean_duration.unwrap_or(ASSUMED_DURATION));
         let state = self.clients.entry(client.clone()).or_default();
         state.terms = terms;
-        let charge = state.charge(cost.saturating_mul(state.mean_duration.map_or(mean_ms, millis)));
+        let charge = state.charge(cost, state.mean_duration.unwrap_or(mean));
         state.tag = state.next_tag(now);
         let rank = Rank { tag: state.tag, ticket };
         state.tag = state.tag.saturating_add(charge);
@@ -253,8 +254,6 @@ impl<C: Ord + Clone> Queue<C> {
             }
         }
         let terms = self.clients.get(&build.client).map(|client| client.terms).unwrap_or_default();
-        let shares = self.clients.values().map(|client| u64::from(client.terms.share)).sum::<u64>();
-        self.virtual_time += (build.charge.saturating_mul(terms.share.into()) / shares.max(1)).max(1);
         let now_virtual = self.virtual_now();
         self.clients.retain(|_, client| !client.waiting.is_empty() || client.tag > now_virtual);
         self.used.memory_bytes += build.need.memory_bytes;
@@ -291,7 +290,10 @@ impl<C: Ord + Clone> Queue<C> {
         state.terms = terms;
         state.tag = state.next_tag(virtual_now);
         state.mean_duration = Some(mean(state.mean_duration, duration));
-        let actual = state.charge(cost.saturating_mul(millis(duration)));
+        let actual = state.charge(cost, duration);
+        let shares = self.clients.values().map(|client| u64::from(client.terms.share)).sum::<u64>();
+        let passed = (times(cost, duration) / shares.max(1)).max(1);
+        self.virtual_time = self.virtual_time.saturating_add(passed);
         self.shift(&client, Ticket(0), i128::from(actual) - i128::from(charge));
         if self.waiting.is_empty() && self.running.is_empty() {
             self.clients.clear();
@@ -382,7 +384,7 @@ impl<C: Ord + Clone> Queue<C> {
         if nothing_left {
             return None;
         }
-        let window = WINDOW.saturating_mul(self.mean_ms());
+        let window = self.window();
         let mut bounds = ClientBounds::new(&self.clients, &self.running_of);
         let mut may_start =
             self.waiting.iter().filter(|(_, build)| bounds.let_start(&build.client, build.need)).peekable();
@@ -455,9 +457,9 @@ impl<C: Ord + Clone> Queue<C> {
             .max(share(1, self.budget.builds.into()))
     }
 
-    /// The mean duration of builds in milliseconds.
-    fn mean_ms(&self) -> u64 {
-        self.mean_duration.map_or(GUESSED_MS, millis)
+    /// Most by which the tag of an overtaking build may exceed the first one's.
+    fn window(&self) -> u64 {
+        times(WINDOW, self.mean_duration.unwrap_or(ASSUMED_DURATION))
     }
 
     /// The time until so many builds have left the queue, if running ones take the mean duration.
@@ -473,7 +475,7 @@ fn mean(known: Option<Duration>, latest: Duration) -> Duration {
     known.map_or(latest, |known| (known * (DURATIONS - 1) + latest) / DURATIONS)
 }
 
-/// At least one.
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
+/// A cost times a duration in milliseconds. Parts of a millisecond count, too: many builds fail within one.
+fn times(cost: u64, duration: Duration) -> u64 {
+    u64::try_from(u128::from(cost) * duration.as_micros() / 1000).unwrap_or(u64::MAX)
 }

@@ -132,7 +132,7 @@ impl Checked {
         let mut able = self.queue.waiting.iter().filter(|(rank, build)| is_able(rank, build));
         let Some(first) = able.next().map(|(rank, _)| rank.tag) else { return true };
         let mut fitting = able.filter(|(_, build)| self.fits(build.client, build.need));
-        fitting.all(|(rank, _)| rank.tag > first + WINDOW * self.queue.mean_ms())
+        fitting.all(|(rank, _)| rank.tag > first + self.queue.window())
     }
 
     fn finish(&mut self, index: usize) {
@@ -555,5 +555,32 @@ proptest! {
         let by_share = || got.iter().zip(&clients).map(|(got, (_, share))| got / u64::from(*share));
         let (least, most) = (by_share().min().unwrap(), by_share().max().unwrap());
         prop_assert!(most * 10 <= least * 11, "{got:?} of {clients:?}");
+    }
+}
+
+#[test]
+fn a_flood_of_builds_that_end_at_once_delays_others_by_no_more_than_its_share() {
+    let mut queue = Queue::new(Budget { builds: 1, ..BUDGET }, WIDE);
+    let (long, at_once) = (Duration::from_secs(4), Duration::from_micros(1_900));
+    let (mut now, mut flood) = (at(0), 0);
+    for round in 0..10 {
+        let (pushed, own) = (now, queue.put("honest", SMALL).unwrap());
+        loop {
+            while flood < 200 {
+                queue.put("flood", SMALL).unwrap();
+                flood += 1;
+            }
+            let started = queue.next(now).unwrap();
+            if started == own {
+                break;
+            }
+            now += at_once;
+            queue.finish(started, now);
+            flood -= 1;
+        }
+        let waited = now - pushed;
+        assert!(waited <= long + 2 * at_once, "round {round}: {waited:?}");
+        now += long;
+        queue.finish(own, now);
     }
 }
