@@ -68,12 +68,13 @@ const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 /// Connections that are made while others are silent.
 const NEWCOMERS: usize = 10;
 
-/// A record has some hundred bytes.
+/// A record has some hundred bytes. With one CPU each, two builds run at a time on a host with two.
 const CONFIG: &str = "
     socket_mode = 0o666
     [budget]
     builds = 2
     [build]
+    cpus = 1
     memory = \"256M\"
     log_limit = \"2G\"
     [records]
