@@ -24,10 +24,10 @@ mmdebstrap --quiet --variant=minbase --include="ca-certificates,qemu-system-x86,
     bookworm "$work/root.tar"
 
 umoci init --layout "$work/oci"
-umoci new --image "$work/oci:latest"
-umoci raw add-layer --image "$work/oci:latest" "$work/root.tar"
+umoci new --image "$work/oci:cofferdam"
+umoci raw add-layer --image "$work/oci:cofferdam" "$work/root.tar"
 created=$(date --utc --date="@$SOURCE_DATE_EPOCH" +%Y-%m-%dT%H:%M:%SZ)
-umoci config --image "$work/oci:latest" --created "$created" --no-history --architecture amd64 --os linux \
+umoci config --image "$work/oci:cofferdam" --created "$created" --no-history --architecture amd64 --os linux \
     --config.user cofferdam --config.env COFFERDAM_STATE_DIR=/var/lib/cofferdam --config.env COFFERDAM_LOG=info \
     --config.volume /var/lib/cofferdam \
     --config.entrypoint /usr/bin/cofferdam --config.cmd daemon --config.cmd --config --config.cmd /etc/cofferdam/daemon.toml
