@@ -23,6 +23,9 @@ use crate::{
 /// How long sending the last spans may take when the daemon ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The name of a build's span. Those of its phases are their words.
+const BUILD: &str = "build";
+
 /// Most servers in an attribute.
 const MAX_SERVERS: usize = 32;
 
@@ -48,23 +51,13 @@ impl Traces {
     /// Sends the spans of a build that has ended. `context` is the client's.
     pub(crate) fn ended(&self, record: &Record, context: &Context) {
         let (created, ended) = (record.created, record.created + record.ended.unwrap_or_default());
-        let attributes = [
-            KeyValue::new("cofferdam.build.id", record.id.to_string()),
-            KeyValue::new("cofferdam.request.digest", record.request_digest.to_string()),
-            KeyValue::new("cofferdam.client", record.client.clone()),
-        ];
-        let span = self.tracer.span_builder("build").with_kind(SpanKind::Server).with_start_time(created);
-        let mut span = span.with_attributes(attributes).start_with_context(&self.tracer, context);
+        let span = self.tracer.span_builder(BUILD).with_kind(SpanKind::Server).with_start_time(created);
+        let mut span = span.with_attributes(attributes(record)).start_with_context(&self.tracer, context);
         match &record.outcome {
-            Some(Outcome::Failed(failure)) => {
-                span.set_attribute(KeyValue::new("cofferdam.failure.kind", failure.kind.word()));
-                span.set_attribute(KeyValue::new("cofferdam.failure.reason", failure.reason.clone()));
-                span.set_status(Status::error(failure.chain()));
-            }
+            Some(Outcome::Failed(failure)) => span.set_status(Status::error(failure.chain())),
             Some(Outcome::Built(_)) => span.set_status(Status::Ok),
             None => {}
         }
-        network(record).into_iter().for_each(|attribute| span.set_attribute(attribute));
         let within = context.with_remote_span_context(span.span_context().clone());
         for (phase, spent) in record.spans() {
             let child = self.tracer.span_builder(phase.word()).with_start_time(created + spent.start);
@@ -74,7 +67,22 @@ impl Traces {
     }
 }
 
-/// What there is to say of a build's connections.
+/// What there is to say of a build.
+fn attributes(record: &Record) -> Vec<KeyValue> {
+    let mut attributes = vec![
+        KeyValue::new("cofferdam.build.id", record.id.to_string()),
+        KeyValue::new("cofferdam.request.digest", record.request_digest.to_string()),
+        KeyValue::new("cofferdam.client", record.client.clone()),
+    ];
+    if let Some(Outcome::Failed(failure)) = &record.outcome {
+        attributes.push(KeyValue::new("cofferdam.failure.kind", failure.kind.word()));
+        attributes.push(KeyValue::new("cofferdam.failure.reason", failure.reason.clone()));
+    }
+    attributes.extend(network(record));
+    attributes
+}
+
+/// What there is to say of its connections.
 fn network(record: &Record) -> Vec<KeyValue> {
     let (connections, more) = (&record.connections, record.more_connections);
     if connections.is_empty() {
@@ -121,7 +129,76 @@ pub(crate) fn context(metadata: &MetadataMap) -> Context {
 
 #[cfg(test)]
 mod tests {
+    use cofferdam_castore::B3Digest;
+
     use super::*;
+    use crate::{
+        build::{Phase, failure::Failure},
+        records::{End, Records, Request, Retention},
+        request::OutputOrder,
+    };
+
+    /// The record of a build that has all that a span can tell.
+    fn eventful() -> Record {
+        let (directory, digest) = (tempfile::tempdir().unwrap(), B3Digest::of(b"request"));
+        let records = Records::open(directory.path(), Retention::default()).unwrap();
+        let recording = records.begin(Request {
+            digest,
+            environment: digest,
+            key: digest,
+            client: "user:1000".into(),
+            description: "true".into(),
+            output_order: OutputOrder::default(),
+            output_paths: Vec::new(),
+            log_bytes: 0,
+            secrets: Vec::new(),
+        });
+        recording.connection(&Connection::default());
+        let outcome = Outcome::Failed(Failure::executor("vmm", "it died"));
+        recording.finish(End { outcome, usage: None, kept: None }).unwrap()
+    }
+
+    #[test]
+    fn documents_name_all_attributes_and_spans_and_no_others() {
+        let attributes = attributes(&eventful());
+        let attributes: BTreeSet<_> = attributes.iter().map(|attribute| attribute.key.as_str()).collect();
+        let phases = [
+            Phase::Queued,
+            Phase::Resolving,
+            Phase::Booting,
+            Phase::Running,
+            Phase::Ingesting,
+            Phase::Keeping,
+            Phase::Shell,
+        ];
+        let spans: BTreeSet<_> = phases.map(Phase::word).into_iter().chain([BUILD]).collect();
+        let section = |document: &'static str| {
+            let (_, traces) = document.split_once("\n## Traces\n").unwrap();
+            traces.split("\n## ").next().unwrap()
+        };
+        let reference = section(include_str!("../../../docs/daemon.md"));
+        let example = section(include_str!("../../../docs/operating.md"));
+        let collector = include_str!("../../../docs/monitoring/collector.yml");
+        let named = |text: &'static str| -> BTreeSet<&str> {
+            let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '.' && c != '_');
+            let words = words.map(|word| word.trim_start_matches("span."));
+            words.filter(|word| word.starts_with("cofferdam.")).collect()
+        };
+        assert_eq!(named(reference), attributes);
+        for text in [example, collector] {
+            let named = named(text);
+            assert!(!named.is_empty() && named.is_subset(&attributes), "{named:?}");
+        }
+        for span in &spans {
+            assert!(reference.contains(&format!("`{span}`")), "{span}");
+        }
+        let asked = example.split("name = \"").skip(1).map(|rest| rest.split('"').next().unwrap());
+        let asked: BTreeSet<_> = asked.collect();
+        assert!(!asked.is_empty() && asked.is_subset(&spans), "{asked:?}");
+        // The kind that the example keeps and asks for.
+        let kind = Failure::executor("vmm", "").kind.word();
+        assert!(example.contains(&format!("\"{kind}\"")) && collector.contains(&format!("[{kind}]")));
+    }
 
     #[test]
     fn a_traceparent_is_continued_and_nonsense_is_not() {
