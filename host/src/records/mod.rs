@@ -219,11 +219,17 @@ impl Records {
             let live: Vec<_> = {
                 let live = self.shared.live.lock();
                 let range = live.iter().filter(|(id, _)| page.next.is_none_or(|next| **id < next));
-                range.map(|(_, live)| Arc::clone(live)).collect()
+                range.map(|(id, live)| (*id, Arc::clone(live))).collect()
             };
             let stored = self.shared.database.before(page.next)?;
             let is_last = stored.is_last();
             let floor = stored.records.last().filter(|_| !is_last).map(|(id, _)| *id);
+            // Older ones belong to later rounds.
+            let live: Vec<_> = live
+                .into_iter()
+                .filter(|(id, _)| floor.is_none_or(|floor| *id > floor))
+                .map(|(_, live)| live)
+                .collect();
             examined += stored.records.len() + live.len();
             bytes += stored.bytes;
             let mut found = BTreeMap::new();
@@ -233,9 +239,7 @@ impl Records {
                 let record = if is_unfinished { self.get(id)? } else { record };
                 found.extend(record.map(|record| (id, record)));
             }
-            let live =
-                live.iter().map(|live| live.record()).filter(|record| floor.is_none_or(|floor| record.id > floor));
-            found.extend(live.map(|record| (record.id, record)));
+            found.extend(live.iter().map(|live| live.record()).map(|record| (record.id, record)));
             for (id, record) in found.into_iter().rev() {
                 page.next = Some(id);
                 if wanted(&record) {
