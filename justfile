@@ -77,6 +77,11 @@ package:
     debian/rules clean binary
     lintian --fail-on error target/package/*.deb
 
+# Make the package twice, at two places, and compare the bytes; half an hour.
+package-twice:
+    images/setup.sh package
+    debian/twice
+
 # Make an OCI image of the daemon, with QEMU and the package, in target/package.
 container: package
     images/oci.sh

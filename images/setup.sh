@@ -102,7 +102,9 @@ install_tool() {
     [ ! -x "$tools/bin/$name" ] || ! grep -qs "\"$name $version " "$tools/.crates.toml" || return 0
     command -v cargo >/dev/null || fail "cargo is not in PATH: install a Rust toolchain first"
     echo "setup: compiling $name $version into $tools/bin"
-    cargo install --quiet --locked --version "$version" --root "$tools" "$@" "$name" ||
+    # Packages made by different users shall be equal.
+    RUSTC_WRAPPER=$(realpath "$(dirname "$0")/../debian/rustc") \
+        cargo install --quiet --locked --version "$version" --root "$tools" "$@" "$name" ||
         fail "$name $version could not be compiled"
 }
 
