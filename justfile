@@ -82,6 +82,10 @@ package-twice:
     images/setup.sh package
     debian/twice
 
+# Try the package in a fresh Debian 12: install, build, upgrade, remove, purge.
+package-trial: package
+    debian/trial target/package/*.deb
+
 # Make an OCI image of the daemon, with QEMU and the package, in target/package.
 container: package
     images/oci.sh

@@ -44,7 +44,7 @@ case ${1-} in
 test) packages="$packages $for_tests" ;;
 kernel) packages="$packages $for_kernel" ;;
 lint) packages="$packages python3-pip" ;;
-package) packages="$packages $for_kernel debhelper lintian mmdebstrap umoci" ;;
+package) packages="$packages $for_kernel debhelper lintian mmdebstrap systemd-container umoci" ;;
 *)
     echo "usage: images/setup.sh [test | kernel | lint | package]" >&2
     exit 2
