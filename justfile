@@ -86,6 +86,10 @@ package-twice:
 package-trial: package
     debian/trial target/package/*.deb
 
+# Make an archive of the protocol's files, for clients in other languages.
+protocol:
+    host/proto/bundle.sh
+
 # Make an OCI image of the daemon, with QEMU and the package, in target/package.
 container: package
     images/oci.sh

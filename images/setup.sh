@@ -29,10 +29,11 @@ tools=${XDG_CACHE_HOME:-$HOME/.cache}/cofferdam/tools
 packages='build-essential pkg-config libcap-ng-dev qemu-system-x86 e2fsprogs xz-utils ca-certificates uidmap'
 
 # python3-grpcio, python3-grpc-tools, python3-pip   for a client in Python
+# python3-yaml        to read examples for CI
 # iproute2            for tests of the network, to make one
 # openssh-client, openssh-server   for a test that builds over ssh
 # skopeo, docker-registry   for tests with images in a registry
-for_tests='python3-grpcio python3-grpc-tools python3-pip iproute2 openssh-client openssh-server skopeo docker-registry'
+for_tests='python3-grpcio python3-grpc-tools python3-pip python3-yaml iproute2 openssh-client openssh-server skopeo docker-registry'
 
 # For tests with a project of npm; an npm that isn't Debian's will do.
 command -v npm >/dev/null || for_tests="$for_tests npm"

@@ -1,23 +1,20 @@
 """A client of cofferdam.v1 and snix.build.v1, made only from the published .proto files.
 
-Arguments: the path of a socket for a channel without options, the path of a socket for a channel that names the server
-localhost, and the directory of the modules that grpc_tools.protoc generated. Prints the version of gRPC, and exits with 0 if
-the daemon follows the protocol.
+Arguments: the path of a socket for a channel without options, and the path of a socket for a channel that names the server
+localhost. Prints the version of gRPC, and exits with 0 if the daemon follows the protocol.
 """
 
 import json
 import sys
 
+import cofferdam_v1_pb2 as ours
+import cofferdam_v1_pb2_grpc as services
 import grpc
+import snix_build_v1_pb2 as snix
+import snix_build_v1_pb2_grpc as snix_services
 
-socket, socket_of_localhost, generated = sys.argv[1:]
+socket, socket_of_localhost = sys.argv[1:]
 print(grpc.__version__)
-sys.path.insert(0, generated)
-
-import cofferdam_v1_pb2 as ours  # noqa: E402
-import cofferdam_v1_pb2_grpc as services  # noqa: E402
-import snix_build_v1_pb2 as snix  # noqa: E402
-import snix_build_v1_pb2_grpc as snix_services  # noqa: E402
 
 
 def shell(script, outputs=()):
