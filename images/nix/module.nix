@@ -1,4 +1,4 @@
-# services.cofferdam: the daemon, and Nix's own builds in microVMs.
+# services.cofferdam: the daemon, Nix's own builds in microVMs, and builds with the daemons of other hosts.
 { config, lib, pkgs, ... }:
 
 let
@@ -10,6 +10,14 @@ let
   # The forced command of a key: it speaks ssh-ng:// and ssh://.
   forced = name: key:
     ''command="${program} --daemon grpc+unix://${socket} nix-daemon --stdio --client ${name}",restrict ${key}'';
+  machine = hostName: options: {
+    inherit hostName;
+    protocol = "ssh-ng";
+    sshUser = "cofferdam-nix";
+    systems = [ "x86_64-linux" ];
+    supportedFeatures = [ "big-parallel" "benchmark" ];
+    maxJobs = 8;
+  } // options;
 in
 {
   options.services.cofferdam = {
@@ -44,10 +52,20 @@ in
       default = false;
       description = "Run the local builds of this host's Nix, which must be 2.34 or later, in microVMs of the daemon.";
     };
+
+    builders = mkOption {
+      type = types.attrsOf (types.attrsOf types.anything);
+      default = { };
+      example = { "builder.example.org" = { sshKey = "/root/.ssh/builder"; maxJobs = 32; }; };
+      description = ''
+        Hosts with a daemon that build for this one, which needs none itself. Each has those options of `nix.buildMachines` that
+        differ: `sshKey`, `publicHostKey`, `maxJobs`, and `supportedFeatures` with `kvm` where the daemon has `nested`.
+      '';
+    };
   };
 
-  config = mkIf cfg.enable (mkMerge [
-    {
+  config = mkMerge [
+    (mkIf cfg.enable {
       services.cofferdam.settings = {
         image = "${cfg.image}";
         nix.speakers = mkIf (cfg.keys != { }) [ "cofferdam-nix" ];
@@ -80,9 +98,9 @@ in
         restartTriggers = [ config.environment.etc."cofferdam/daemon.toml".source ];
         serviceConfig.ExecStart = [ "" "${program} daemon --config /etc/cofferdam/daemon.toml" ];
       };
-    }
+    })
 
-    (mkIf (cfg.keys != { }) {
+    (mkIf (cfg.enable && cfg.keys != { }) {
       users.groups.cofferdam-nix = { };
       users.users.cofferdam-nix = {
         isSystemUser = true;
@@ -92,7 +110,7 @@ in
       };
     })
 
-    (mkIf cfg.localBuilds {
+    (mkIf (cfg.enable && cfg.localBuilds) {
       nix.settings = {
         extra-experimental-features = [ "external-builders" ];
         external-builders = builtins.toJSON [
@@ -104,5 +122,10 @@ in
         ];
       };
     })
-  ]);
+
+    (mkIf (cfg.builders != { }) {
+      nix.distributedBuilds = true;
+      nix.buildMachines = lib.mapAttrsToList machine cfg.builders;
+    })
+  ];
 }

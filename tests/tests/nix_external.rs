@@ -151,28 +151,37 @@ const MODULE: &str = r#"
         mkIf = condition: value: if condition then value else { };
         mkMerge = foldl' merge { };
         mapAttrsToList = f: set: map (name: f name set.${name}) (attrNames set);
-        types = { package = { }; path = { }; str = { }; bool = { }; attrsOf = type: type; };
+        types = { package = { }; path = { }; str = { }; bool = { }; anything = { }; attrsOf = type: type; };
       };
       pkgs = {
         formats.toml = { }: { type = { }; generate = name: value: value; };
         qemu_kvm = "qemu";
         e2fsprogs = "e2fsprogs";
       };
-      module = import MODULE {
+      evaluated = cofferdam: import MODULE {
         inherit lib pkgs;
         config = {
-          services.cofferdam = {
-            enable = true;
-            package = "/package";
-            image = "/image";
-            settings = { };
-            keys.alice = "ssh-ed25519 AAAA";
-            localBuilds = true;
-          };
+          services = { inherit cofferdam; };
           environment.etc."cofferdam/daemon.toml".source = "";
         };
       };
+      module = evaluated {
+        enable = true;
+        package = "/package";
+        image = "/image";
+        settings = { };
+        keys.alice = "ssh-ed25519 AAAA";
+        localBuilds = true;
+        builders = { };
+      };
+      client = evaluated {
+        enable = false;
+        keys = { };
+        localBuilds = false;
+        builders."builder.example".maxJobs = 32;
+      };
     in {
+      client = client.config;
       options = attrNames module.options.services.cofferdam;
       described = builtins.all (option: option ? description) (builtins.attrValues module.options.services.cofferdam);
       inherit (module) config;
@@ -190,7 +199,7 @@ fn the_files_for_nixos_are_what_nix_can_read() {
     let expression = MODULE.replace("MODULE", &format!("{directory}/module.nix"));
     let shown = nix.run("nix-instantiate", ["--eval", "--strict", "--json", "-E", &expression]).succeeds();
     let module: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap();
-    assert_eq!(module["options"], serde_json::json!(["enable", "image", "keys", "localBuilds", "package", "settings"]));
+    assert_eq!(module["options"], serde_json::json!(["builders", "enable", "image", "keys", "localBuilds", "package", "settings"]));
     assert_eq!(module["described"], true);
     let config = &module["config"];
     assert_eq!(config["services"]["cofferdam"]["settings"]["nix"]["speakers"][0], "cofferdam-nix");
@@ -204,4 +213,15 @@ fn the_files_for_nixos_are_what_nix_can_read() {
         "{key}"
     );
     assert!(key.ends_with("nix-daemon --stdio --client alice\",restrict ssh-ed25519 AAAA"), "{key}");
+    let machine = serde_json::json!({
+        "hostName": "builder.example",
+        "protocol": "ssh-ng",
+        "sshUser": "cofferdam-nix",
+        "systems": ["x86_64-linux"],
+        "supportedFeatures": ["big-parallel", "benchmark"],
+        "maxJobs": 32,
+    });
+    // A host that has only its builds elsewhere needs nothing else.
+    let client = serde_json::json!({ "nix": { "distributedBuilds": true, "buildMachines": [machine] } });
+    assert_eq!(module["client"], client);
 }
