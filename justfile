@@ -43,7 +43,7 @@ fuzz *ARGS: setup-tests
 bench *ARGS: setup-tests
     cargo run --release --package cofferdam-tests --bin bench -- {{ ARGS }}
 
-# Follow the recipes of docs/recipes.md, the long ones included; arguments name them, as in `just recipes npm configure`.
+# Follow the recipes of docs/recipes.md, the long ones and Nix's included; arguments name them, as in `just recipes npm nix-hello`.
 [positional-arguments]
 recipes *ARGS: setup-tests
     cargo run --release --package cofferdam-tests --bin recipes -- "$@"

@@ -21,6 +21,7 @@ pub mod guest;
 mod lab;
 pub mod nested;
 pub mod nix;
+pub mod nix_hello;
 mod outcome;
 pub mod patience;
 pub mod processes;
