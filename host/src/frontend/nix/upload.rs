@@ -13,7 +13,7 @@ use cofferdam_castore::{
     nar,
 };
 use cofferdam_nix::{
-    Hash, PathInfo, StorePath,
+    Algorithm, Hash, Method, PathInfo, StorePath,
     protocol::{Message, Version},
     wire::{Framed, Reader, WireError, Writer},
 };
@@ -117,12 +117,14 @@ fn check_content_address(store: &Store, path: &StorePath, known: &Known) -> Resu
         Ok(right) => return refused(format!("its content address {address} is that of {right}")),
         Err(error) => return refused(format!("its content address {address}: its name {error}")),
     }
-    let hashes = match refers_to_itself {
+    let hashes = match (address.method, address.hash.algorithm()) {
         // Only a hash of SHA-256 over a NAR can have such a path.
-        true => content::hash_of_itself(store, path, &known.node).map(Vec::from),
-        false => {
-            let (name, algorithm) = (path.to_string(), address.hash.algorithm());
-            content::hash(store, Path::new(&name), address.method, algorithm, &known.node).map(|hash| vec![hash])
+        _ if refers_to_itself => content::hash_of_itself(store, path, &known.node).map(Vec::from),
+        // It was checked while the NAR arrived.
+        (Method::Recursive, Algorithm::Sha256) => Ok(vec![known.info.nar_hash.clone()]),
+        (method, algorithm) => {
+            let name = path.to_string();
+            content::hash(store, Path::new(&name), method, algorithm, &known.node).map(|hash| vec![hash])
         }
     };
     match hashes {
