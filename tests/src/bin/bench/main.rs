@@ -23,6 +23,8 @@
 //! | network | 256 MiB to a build while another sends datagrams as fast as it can | while another keeps a processor busy |
 //! | network | a trivial build with a network | one without |
 //! | network | 10,000 connections in a row | the memory and descriptors before them |
+//! | nix | a trivial build by Nix over ssh-ng, without its VM's time | the same as snix asks for it |
+//! | nix | a closure of 10,000 files to a daemon and from it by `nix copy` | between two local stores |
 //! | inputs | reading 10,000 small inputs | the stock virtiofsd, in the same VM |
 //!
 //! Arguments name the parts to measure. The default is all parts. With `COFFERDAM_TEST_VMM=cloud-hypervisor` these are
@@ -39,6 +41,7 @@ mod image;
 mod measure;
 mod memory;
 mod network;
+mod nix;
 mod service;
 mod standby;
 mod store;
@@ -49,7 +52,7 @@ mod vm;
 
 type Part = fn(&TempDir) -> Result<()>;
 
-const PARTS: [(&str, Part); 16] = [
+const PARTS: [(&str, Part); 17] = [
     ("import", store::import_tree),
     ("large", store::import_large),
     ("image", image::import_image),
@@ -65,6 +68,7 @@ const PARTS: [(&str, Part); 16] = [
     ("service", service::service),
     ("standby", standby::standby),
     ("network", network::network),
+    ("nix", nix::nix),
     ("inputs", vm::small_inputs),
 ];
 
