@@ -1,9 +1,13 @@
 //! Plain Nix builds with a daemon.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    time::{Duration, Instant},
+};
 
 use cofferdam_tests::{
-    Cofferdam, Daemon, Outcome,
+    Cofferdam, Daemon, Lab, Outcome,
     nix::{Nix, Release},
     program,
     ssh::Sshd,
@@ -80,7 +84,7 @@ fn nix_builds_a_chain_and_finds_it_again() {
     let references = nix.run("nix-store", ["--store", local, "--query", "--references", &second]).succeeds();
     let first = references.stdout.trim().to_owned();
     assert!(first.ends_with("-first"), "{references}");
-    let contents = std::fs::read_to_string(format!("{local}{second}")).unwrap();
+    let contents = fs::read_to_string(format!("{local}{second}")).unwrap();
     assert_eq!(contents, format!("first {first}\n"));
     nix.run("nix-store", ["--store", local, "--verify-path", &first, &second]).succeeds();
 
@@ -111,7 +115,7 @@ fn nix_builds_a_chain_and_finds_it_again() {
     let other = other.to_str().unwrap();
     let copy = ["copy", "--no-check-sigs", "--from", &nix.builder(), "--to", other, &second];
     nix.run("nix", copy).succeeds();
-    assert_eq!(std::fs::read_to_string(format!("{other}{second}")).unwrap(), contents);
+    assert_eq!(fs::read_to_string(format!("{other}{second}")).unwrap(), contents);
     nix.run("nix-store", ["--store", other, "--verify-path", &first, &second]).succeeds();
     daemon.end().succeeds();
 }
@@ -252,7 +256,7 @@ fn paths_are_signed_and_clients_that_are_not_trusted_need_signatures() {
     let daemon = Daemon::start(&cofferdam, "");
     let nix = Nix::new(&cofferdam, &daemon, Release::Trixie);
     nix.run("nix-store", ["--generate-binary-cache-key", "friend-1", secret, public]).succeeds();
-    let friend = std::fs::read_to_string(public).unwrap();
+    let friend = fs::read_to_string(public).unwrap();
     daemon.end().succeeds();
     let config = format!("[nix]\nrequire_signatures = true\ntrusted_keys = ['{friend}']");
     let daemon = Daemon::start(&cofferdam, &config);
@@ -260,7 +264,7 @@ fn paths_are_signed_and_clients_that_are_not_trusted_need_signatures() {
     // Builds go on: this client uploads derivations now, since it is told that it isn't trusted.
     let built = nix.build(CHAIN).succeeds();
     let second = built.stdout.trim();
-    let own = std::fs::read_to_string(cofferdam.state_directory().join("nix/signing.pub")).unwrap();
+    let own = fs::read_to_string(cofferdam.state_directory().join("nix/signing.pub")).unwrap();
     let other = nix.store("other");
     let other = other.to_str().unwrap();
     let copy = |keys: &str| {
@@ -273,7 +277,7 @@ fn paths_are_signed_and_clients_that_are_not_trusted_need_signatures() {
 
     // To a daemon with another key, and without these paths, they are a stranger's.
     daemon.end().succeeds();
-    std::fs::remove_dir_all(cofferdam.state_directory().join("nix")).unwrap();
+    fs::remove_dir_all(cofferdam.state_directory().join("nix")).unwrap();
     let daemon = Daemon::start(&cofferdam, &config);
     let push = || nix.run("nix", ["copy", "--no-check-sigs", "--from", other, "--to", &nix.builder(), second]);
     let refused = push().exits_with(1);
@@ -333,13 +337,9 @@ fn a_build_whose_client_is_killed_is_kept_for_it_or_cancelled() {
         let expression = three_outputs(ends);
         nix.start("nix-build", ["--no-out-link", "--store", &store, "-E", &expression, "-A", "all"])
     };
-    let kill = |ends| {
-        let running = build(ends);
-        running.wait_for("it has begun").signal(Signal::SIGKILL);
-        running.end();
-    };
-
-    kill(true);
+    let running = build(true);
+    running.wait_for("it has begun").signal(Signal::SIGKILL);
+    running.end();
     let built = build(true).end().succeeds();
     assert_eq!(builds(&daemon).len(), 1, "it has joined the first one");
     let output = |end: &str| built.stdout.lines().find(|path| path.ends_with(end)).unwrap();
@@ -352,11 +352,36 @@ fn a_build_whose_client_is_killed_is_kept_for_it_or_cancelled() {
     assert_eq!(references(output("-ends-doc")), "");
     daemon.end().succeeds();
 
-    let daemon = Daemon::start(&cofferdam, "");
-    kill(false);
+    let daemon = Daemon::start(&cofferdam, "[nix]\nkeep_alive = '1s'");
+    let running = build(false);
+    running.wait_for("it has begun").wait_for("-never-ends.drv is not done after ").signal(Signal::SIGKILL);
+    running.end();
     let begun = Instant::now();
     while builds(&daemon).iter().any(|build| build["state"] == "running") {
         assert!(begun.elapsed() < stretched(Duration::from_secs(60)), "it still runs: {:?}", builds(&daemon));
     }
+    daemon.end().succeeds();
+}
+
+#[test]
+fn fetches_of_nix_itself_are_built_by_rules_and_checked_even_by_md5() {
+    let lab = Lab::new(env!("CARGO_BIN_EXE_network-lab"));
+    let cofferdam = lab.cofferdam();
+    let daemon = Daemon::start(&cofferdam, "[network]\nallow = ['good.example']\nresolvers = ['10.0.0.53:53']");
+    let nix = Nix::new(&cofferdam, &daemon, Release::Trixie);
+    let text = "this is good.example\n";
+    let expected = cofferdam.file("expected", text);
+    fs::set_permissions(&expected, fs::Permissions::from_mode(0o755)).unwrap();
+    let hash = nix.run("nix-hash", ["--type", "md5", expected.to_str().unwrap()]).succeeds();
+    let fetch = |host: &str| {
+        let hash = hash.stdout.trim();
+        let what = format!(r#"{{ url = "http://{host}/file"; md5 = "{hash}"; executable = true; }}"#);
+        nix.build(&format!("import <nix/fetchurl.nix> {what}"))
+    };
+    let refused = fetch("evil.example").exits_with(1);
+    assert!(refused.stderr.contains("the build wanted evil.example, which no rule allows"), "{refused}");
+    let fetched = format!("{}{}", nix.store("local").display(), fetch("good.example").succeeds().stdout.trim());
+    assert_eq!(fs::read_to_string(&fetched).unwrap(), text);
+    assert_ne!(fs::metadata(&fetched).unwrap().permissions().mode() & 0o111, 0);
     daemon.end().succeeds();
 }

@@ -199,7 +199,10 @@ fn the_files_for_nixos_are_what_nix_can_read() {
     let expression = MODULE.replace("MODULE", &format!("{directory}/module.nix"));
     let shown = nix.run("nix-instantiate", ["--eval", "--strict", "--json", "-E", &expression]).succeeds();
     let module: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap();
-    assert_eq!(module["options"], serde_json::json!(["builders", "enable", "image", "keys", "localBuilds", "package", "settings"]));
+    assert_eq!(
+        module["options"],
+        serde_json::json!(["builders", "enable", "image", "keys", "localBuilds", "package", "settings"])
+    );
     assert_eq!(module["described"], true);
     let config = &module["config"];
     assert_eq!(config["services"]["cofferdam"]["settings"]["nix"]["speakers"][0], "cofferdam-nix");

@@ -151,10 +151,17 @@ pub(crate) async fn run(config: &Config, listening: Listening<'_>, cancel: &Canc
     let quotas = Quotas { disk, views: views.clone(), tenants: theirs, metrics: measured };
     let puts = Puts::new(Arc::new(quotas));
     let keys = nix_keys(config, &state)?;
-    let finish_abandoned = config.nix.finish_abandoned;
-    let keep_logs = config.nix.cache.is_some();
-    let nix = Nix { speakers, finish_abandoned, keep_logs, keys, paths, views: views.clone(), puts: puts.clone() };
-    let nix = Arc::new(nix);
+    let nix = Arc::new(Nix {
+        speakers,
+        finish_abandoned: config.nix.finish_abandoned,
+        keep_alive: config.nix.keep_alive(),
+        impure_env: config.nix.impure_env.clone(),
+        keep_logs: config.nix.cache.is_some(),
+        keys,
+        paths,
+        views: views.clone(),
+        puts: puts.clone(),
+    });
     let threads =
         ServingThreads::start().map_err(|error| failed("can't start the threads that serve clients", &error))?;
     let web = match &config.web {

@@ -69,6 +69,7 @@ pub(super) fn check(config: &Config) -> Result<Checked, Vec<Problem>> {
     checks.cgroups();
     let network = checks.network();
     let (tenants, speakers) = (checks.tenants(), checks.speakers());
+    checks.nix();
     checks.nix_cache(&tenants);
     let signing_key = checks.signing_key();
     let (image, tls) = (checks.image(), checks.tls());

@@ -1,14 +1,33 @@
-//! The binary cache of Nix.
+//! What holds for clients of Nix.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{Checks, Key};
 use crate::{
     daemon::config::{ClientName, NixToken},
+    quantity::Time,
     tenants::Tenants,
 };
 
+/// The shortest time after which a client hears that a build goes on.
+const MIN_KEEP_ALIVE: Duration = Duration::from_secs(1);
+
 impl Checks<'_> {
+    pub(super) fn nix(&mut self) {
+        if self.config.nix.keep_alive.is_some_and(|Time(time)| time < MIN_KEEP_ALIVE) {
+            self.wrong("nix.keep_alive", format!("must be at least {} second", MIN_KEEP_ALIVE.as_secs()));
+        }
+        for (name, value) in &self.config.nix.impure_env {
+            let key = || Key::from("nix.impure_env").child(name);
+            if name.is_empty() || name.contains(['=', '\0']) {
+                self.wrong(key(), "must have a name without = and NUL");
+            }
+            if value.contains('\0') {
+                self.wrong(key(), "must have a value without NUL");
+            }
+        }
+    }
+
     pub(super) fn nix_cache(&mut self, tenants: &Tenants) {
         let Some(cache) = &self.config.nix.cache else { return };
         if !cache.listen.ip().to_canonical().is_loopback() {

@@ -9,6 +9,7 @@ fn limits(text: &str) -> String {
     checks.standby(&config.options(footprint).limits, footprint);
     checks.host_paths();
     let tenants = checks.tenants();
+    checks.nix();
     checks.nix_cache(&tenants);
     checks.listen();
     checks.web();
@@ -38,6 +39,9 @@ fn limits_fit_the_budget_and_the_budget_fits_the_host() {
             "[gc]\n[store]\nblob_service_addr = 'memory://'",
             "must be left out: garbage is collected only in a store with addresses",
         ),
+        ("[nix]\nkeep_alive = '1ms'", "test.toml:2: nix.keep_alive = '1ms': must be at least 1 second"),
+        ("[nix.impure_env]\n'a=b' = ''", "nix.impure_env.\"a=b\" = '': must have a name without = and NUL"),
+        ("[nix]\nimpure_env = { a = \"\\u0000\" }", "must have a value without NUL"),
         ("[disk]\nmin_free = '1000T'", "test.toml:2: disk.min_free = '1000T': must be less than"),
         ("[standby]\nmachines = 1\nmemory = '64M'", "test.toml:3: standby.memory = '64M': must be from"),
         ("[standby]\nmachines = 1\nage = '1s'", "test.toml:3: standby.age = '1s': must be at least 60 seconds"),

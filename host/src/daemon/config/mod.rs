@@ -66,6 +66,10 @@ const GC_LOW_KEEP: Duration = Duration::from_secs(60 * 60);
 /// How long a standby machine is kept by default.
 const STANDBY_AGE: Duration = Duration::from_secs(60 * 60);
 
+/// How long a client of Nix that waits for a build hears nothing at most. NATs and load balancers forget a silent connection after
+/// four minutes and more.
+const NIX_KEEP_ALIVE: Duration = Duration::from_secs(2 * 60);
+
 /// The settings of a daemon. Every setting has a default.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -178,12 +182,22 @@ pub(super) struct NixConfig {
     pub(super) speakers: Vec<UserName>,
     /// Whether builds whose client has gone are finished.
     pub(super) finish_abandoned: bool,
+    /// How long a client that waits for a build hears nothing at most.
+    pub(super) keep_alive: Option<Time>,
+    /// Variables that derivations with fixed outputs get if they ask for them.
+    pub(super) impure_env: BTreeMap<String, String>,
     /// Keys whose signatures of paths are believed, beside the daemon's own.
     pub(super) trusted_keys: Vec<NixKey>,
     /// Whether unsigned paths are refused that aren't addressed by their contents.
     pub(super) require_signatures: bool,
     /// Serves paths over HTTP.
     pub(super) cache: Option<NixCacheConfig>,
+}
+
+impl NixConfig {
+    pub(super) fn keep_alive(&self) -> Duration {
+        self.keep_alive.map_or(NIX_KEEP_ALIVE, |Time(time)| time)
+    }
 }
 
 /// A binary cache.

@@ -55,7 +55,7 @@ pub(super) fn message<W: Write>(
             return Ok(Message::StartBuild { activity, text, derivation }.write(writer, version)?);
         }
         Told::Line(line) => Message::LogLine { activity, line },
-        Told::Waits(text) => Message::Next(text),
+        Told::Notice(text) => Message::Next(text),
         Told::Ended => Message::StopBuild { activity },
     };
     Ok(message.write(writer, version)?)

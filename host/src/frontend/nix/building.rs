@@ -1,9 +1,10 @@
 //! One derivation, from its inputs to its outputs, whatever the protocol.
 
 use std::{
+    cell::Cell,
     collections::BTreeSet,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use cofferdam_nix::{
@@ -29,8 +30,8 @@ pub(super) enum Told<'a> {
     Begun,
     /// A line of its log, without its end.
     Line(&'a [u8]),
-    /// Why it doesn't run yet.
-    Waits(String),
+    /// A line for the user: why it doesn't run yet, or that it still does.
+    Notice(String),
     /// It has ended.
     Ended,
 }
@@ -60,20 +61,32 @@ pub(super) fn build(
     if let Some(missing) = derivation.input_sources.iter().find(|input| !prepared.inputs.contains_key(input)) {
         return misc(format!("dependency '{missing}' of '{path}' is not valid here"));
     }
-    let request = match prepared.request(builds.cpus()) {
+    let request = match prepared.request(builds.cpus(), &tenant.nix.impure_env) {
         Ok(request) => request,
         Err(rule) => return misc(format!("{path}: {rule}")),
     };
     let started = SystemTime::now();
+    let (begun, heard) = (Instant::now(), Cell::new(Instant::now()));
+    let mut tell = |told: Told<'_>| {
+        heard.set(Instant::now());
+        tell(told)
+    };
     tell(Told::Begun)?;
     let mut lines = Lines::default();
-    let built = builds.build(request, &mut |news| match news {
-        News::Log(bytes) => lines.add(&bytes).iter().try_for_each(|line| tell(Told::Line(line))),
-        // It starts at once.
-        News::Queued { position: 0, waiting_for: Waiting::Turn } => Ok(()),
-        News::Queued { position, waiting_for } => {
-            tell(Told::Waits(format!("{path} waits for {}, with {position} builds before it\n", waiting_for.word())))
+    let built = builds.build(request, &mut |news| {
+        match news {
+            News::Log(bytes) => lines.add(&bytes).iter().try_for_each(|line| tell(Told::Line(line)))?,
+            // It starts at once.
+            News::Queued { position: 0, waiting_for: Waiting::Turn } | News::Quiet => {}
+            News::Queued { position, waiting_for } => {
+                let text = format!("{path} waits for {}, with {position} builds before it\n", waiting_for.word());
+                tell(Told::Notice(text))?;
+            }
         }
+        if heard.get().elapsed() < tenant.nix.keep_alive {
+            return Ok(());
+        }
+        tell(Told::Notice(format!("{path} is not done after {} s\n", begun.elapsed().as_secs())))
     })?;
     if let Some(line) = lines.rest() {
         tell(Told::Line(&line))?;

@@ -1,12 +1,12 @@
 //! Builds for a thread that may block.
 
-use std::{mem, sync::Arc};
+use std::{mem, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use cofferdam_proto::snix::build::v1 as wire;
 use cofferdam_rpc::{Client, MemoryPermit};
 use opentelemetry::Context;
-use tokio::{runtime::Handle, sync::watch};
+use tokio::{runtime::Handle, sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::session::Stop;
@@ -29,6 +29,8 @@ pub(super) enum News {
     },
     /// More of its log.
     Log(Bytes),
+    /// There was no news for a while.
+    Quiet,
 }
 
 /// Who hears it.
@@ -51,6 +53,8 @@ pub(super) struct Scheduled {
     pub(super) handle: Handle,
     /// Whether builds go on when the client has gone.
     pub(super) detached: bool,
+    /// How long a client hears nothing at most.
+    pub(super) keep_alive: Duration,
     /// Cancelled when the client has gone.
     pub(super) gone: CancellationToken,
 }
@@ -92,13 +96,14 @@ impl Builds for Scheduled {
             let step = self.handle.block_on(async {
                 tokio::select! {
                     () = self.gone.cancelled() => Err(Stop::Gone),
-                    step = watch.step() => Ok(step),
+                    step = timeout(self.keep_alive, watch.step()) => Ok(step),
                 }
             });
             match step? {
-                Ok(Step::News(news)) => tell(news)?,
-                Ok(Step::Done(record)) => return Ok(Ok(record)),
-                Err(failure) => return Ok(Err(failure)),
+                Err(_) => tell(News::Quiet)?,
+                Ok(Ok(Step::News(news))) => tell(news)?,
+                Ok(Ok(Step::Done(record))) => return Ok(Ok(record)),
+                Ok(Err(failure)) => return Ok(Err(failure)),
             }
         }
     }

@@ -7,6 +7,7 @@ use std::{
 
 use cofferdam_castore::{Node, Store, archive::read_blob, export::ExportError, nar};
 use cofferdam_nix::{Algorithm, Hash, Method, StorePath};
+use md5::{Digest as _, Md5};
 use ring::digest::{self, Context};
 
 /// Most places in a path with its own hash part, which are remembered.
@@ -15,9 +16,6 @@ const MAX_PLACES: usize = 1_000_000;
 /// Why a node has no such hash.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ContentError {
-    /// The function is not supported.
-    #[error("contents are not checked by {} here", .0.name())]
-    Unsupported(Algorithm),
     /// Only the bytes of a file can be hashed like this.
     #[error(
         "output path '{}' should be a non-executable regular file since recursive hashing is not enabled \
@@ -45,26 +43,19 @@ pub(super) fn hash(
     algorithm: Algorithm,
     node: &Node,
 ) -> Result<Hash, ContentError> {
-    let function = match algorithm {
-        Algorithm::Sha1 => &digest::SHA1_FOR_LEGACY_USE_ONLY,
-        Algorithm::Sha256 => &digest::SHA256,
-        Algorithm::Sha512 => &digest::SHA512,
-        Algorithm::Md5 => return Err(ContentError::Unsupported(algorithm)),
-    };
-    let mut hasher = Hasher(Context::new(function));
+    let mut hasher = Hasher::new(algorithm);
     let hashed = match (method, node) {
         (Method::Recursive, _) => nar::write(store, node, name, &mut hasher, &|| false),
         (Method::Flat | Method::Text, Node::File { digest, size, executable: false }) => {
             read_blob(store, digest, *size, name, &|| false, &mut |bytes| {
-                hasher.0.update(bytes);
+                hasher.update(bytes);
                 Ok(())
             })
         }
         _ => return Err(ContentError::NotAFile(name.to_owned())),
     };
     hashed.map_err(ContentError::Store)?;
-    let hash = Hash::new(algorithm, hasher.0.finish().as_ref().to_vec());
-    hash.ok_or(ContentError::Unsupported(algorithm))
+    Ok(hasher.finish())
 }
 
 /// The hashes of the NAR of a path that refers to itself, with zeros for its own hash part: alone, as newer versions of Nix have
@@ -138,11 +129,42 @@ impl Write for Masked<'_> {
     }
 }
 
-struct Hasher(Context);
+enum Hasher {
+    /// The function, which ring doesn't have.
+    Md5(Md5),
+    Other(Algorithm, Context),
+}
+
+impl Hasher {
+    fn new(algorithm: Algorithm) -> Self {
+        let function = match algorithm {
+            Algorithm::Md5 => return Self::Md5(Md5::new()),
+            Algorithm::Sha1 => &digest::SHA1_FOR_LEGACY_USE_ONLY,
+            Algorithm::Sha256 => &digest::SHA256,
+            Algorithm::Sha512 => &digest::SHA512,
+        };
+        Self::Other(algorithm, Context::new(function))
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Md5(hasher) => hasher.update(bytes),
+            Self::Other(_, hasher) => hasher.update(bytes),
+        }
+    }
+
+    fn finish(self) -> Hash {
+        let (algorithm, bytes) = match self {
+            Self::Md5(hasher) => (Algorithm::Md5, hasher.finalize().to_vec()),
+            Self::Other(algorithm, hasher) => (algorithm, hasher.finish().as_ref().to_vec()),
+        };
+        Hash::new(algorithm, bytes).expect("the function makes hashes of its length")
+    }
+}
 
 impl Write for Hasher {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
+        self.update(bytes);
         Ok(bytes.len())
     }
 
@@ -166,6 +188,19 @@ mod tests {
             let mut hasher = Masked { hasher, part, held: Vec::new(), at: 0, places: Vec::new() };
             bytes.chunks(length).for_each(|chunk| hasher.write_all(chunk).unwrap());
             assert_eq!(hasher.finish(), [Hash::of(&masked), Hash::of(&with_places)], "{length}");
+        }
+    }
+
+    #[test]
+    fn each_function_of_nix_is_there() {
+        for (algorithm, expected) in [
+            (Algorithm::Md5, "900150983cd24fb0d6963f7d28e17f72"),
+            (Algorithm::Sha1, "a9993e364706816aba3e25717850c26c9cd0d89d"),
+            (Algorithm::Sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
+        ] {
+            let mut hasher = Hasher::new(algorithm);
+            hasher.write_all(b"abc").unwrap();
+            assert_eq!(hasher.finish().base16(), expected);
         }
     }
 }

@@ -19,6 +19,7 @@ mod builds;
 mod cache;
 mod checks;
 mod content;
+mod fetchurl;
 mod graph;
 mod keys;
 mod outputs;
@@ -34,7 +35,12 @@ mod session;
 mod tests;
 mod upload;
 
-use std::{collections::BTreeSet, sync::Arc, thread};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use cofferdam_castore::{Views, grpc::Puts};
 use cofferdam_proto::cofferdam::v1::{NixBytes, nix_service_server};
@@ -71,6 +77,10 @@ pub(crate) struct Nix {
     pub speakers: BTreeSet<Client>,
     /// Whether builds go on whose client has gone.
     pub finish_abandoned: bool,
+    /// How long a client that waits for a build hears nothing at most.
+    pub keep_alive: Duration,
+    /// Variables that derivations with fixed outputs get if they ask for them.
+    pub impure_env: BTreeMap<String, String>,
     /// Whose word is enough.
     pub keys: Keys,
     /// The paths that the clients have.
@@ -159,8 +169,9 @@ impl NixService {
         let tenant = Tenant::new(client.clone(), Arc::clone(&self.nix));
         let input = Inbox::new(request.into_inner(), &handle, gone.clone());
         let output = Outbox::new(outlet, handle.clone(), gone.clone());
-        let detached = self.nix.finish_abandoned;
-        let builds = Scheduled { shared: Arc::clone(&self.shared), client, context, handle, detached, gone };
+        let (detached, keep_alive) = (self.nix.finish_abandoned, self.nix.keep_alive);
+        let shared = Arc::clone(&self.shared);
+        let builds = Scheduled { shared, client, context, handle, detached, keep_alive, gone };
         let started = thread::Builder::new().name("nix session".to_owned()).spawn(move || {
             let _turn = turn;
             run(Ends { tenant, builds, input, output });

@@ -12,7 +12,8 @@ use cofferdam_proto::snix::build::v1::{
     build_request::{AdditionalFile, BuildConstraints, EnvVar},
 };
 
-use crate::store_paths::Known;
+use super::fetchurl;
+use crate::{request::SYSTEM, store_paths::Known};
 
 /// Where the build starts, and its temporary directory.
 const BUILD_DIR: &str = "build";
@@ -91,25 +92,24 @@ impl<'a> Prepared<'a> {
     /// # Errors
     ///
     /// What can't be built here.
-    pub(super) fn request(&self, cpus: u32) -> Result<BuildRequest, String> {
-        let Derivation { builder, arguments, platform, .. } = self.derivation;
+    pub(super) fn request(&self, cpus: u32, impure_env: &BTreeMap<String, String>) -> Result<BuildRequest, String> {
         let available_ro_paths = self.ro_paths()?;
-        let (environment_vars, additional_files) = self.environment(cpus)?;
-        let argument = |text: &String| String::from_utf8_lossy(&self.rewritten(text.as_bytes())).into_owned();
+        let (environment_vars, additional_files) = self.environment(cpus, impure_env)?;
+        let (system, command_args) = self.command()?;
         let input = |(path, known): (&StorePath, &Known)| {
             let name = PathComponent::try_from(path.base_name().as_bytes()).map_err(|error| error.to_string())?;
             Ok(Entry::named(name, known.node.clone()))
         };
         Ok(BuildRequest {
             inputs: self.inputs.iter().map(input).collect::<Result<_, String>>()?,
-            command_args: [builder.clone()].into_iter().chain(arguments.iter().map(argument)).collect(),
+            command_args,
             working_dir: BUILD_DIR.to_owned(),
             scratch_paths: vec![BUILD_DIR.to_owned(), "nix/store".to_owned()],
             inputs_dir: "nix/store".to_owned(),
             outputs: self.outputs.keys().map(|path| format!("nix/store/{}", path.base_name())).collect(),
             environment_vars,
             constraints: Some(BuildConstraints {
-                system: platform.clone(),
+                system,
                 min_memory: 0,
                 available_ro_paths,
                 network_access: self.is_fixed(),
@@ -118,6 +118,16 @@ impl<'a> Prepared<'a> {
             additional_files,
             refscan_needles: self.needles().iter().map(|path| path.hash_part().to_owned()).collect(),
         })
+    }
+
+    /// The system that the command is for, and the command.
+    fn command(&self) -> Result<(String, Vec<String>), String> {
+        let Derivation { builder, arguments, platform, .. } = self.derivation;
+        if builder.starts_with("builtin:") {
+            return Ok((SYSTEM.to_owned(), fetchurl::command(self)?));
+        }
+        let argument = |text: &String| String::from_utf8_lossy(&self.rewritten(text.as_bytes())).into_owned();
+        Ok((platform.clone(), [builder.clone()].into_iter().chain(arguments.iter().map(argument)).collect()))
     }
 
     /// What the derivation requires of the system.
@@ -139,7 +149,11 @@ impl<'a> Prepared<'a> {
     }
 
     /// The command's variables, and the files of its attributes.
-    fn environment(&self, cpus: u32) -> Result<(Vec<EnvVar>, Vec<AdditionalFile>), String> {
+    fn environment(
+        &self,
+        cpus: u32,
+        impure_env: &BTreeMap<String, String>,
+    ) -> Result<(Vec<EnvVar>, Vec<AdditionalFile>), String> {
         let mut files = BTreeMap::new();
         let mut vars: BTreeMap<String, Vec<u8>> = BTreeMap::new();
         let mut set = |key: &str, value: &str| drop(vars.insert(key.to_owned(), value.into()));
@@ -158,6 +172,9 @@ impl<'a> Prepared<'a> {
         }
         if self.is_fixed() {
             set("NIX_OUTPUT_CHECKED", "1");
+            for name in self.attributes.words("impureEnvVars")?.unwrap_or_default() {
+                set(&name, impure_env.get(&name).map_or("", String::as_str));
+            }
         }
         set("NIX_LOG_FD", "2");
         set("TERM", "xterm-256color");

@@ -111,7 +111,7 @@ impl<B: Builds, R: Read, W: Write, L: Write> Serve<B, R, W, L> {
             match told {
                 Told::Begun | Told::Ended => Ok(()),
                 Told::Line(line) => log.write_all(&[line, b"\n"].concat()),
-                Told::Waits(text) => log.write_all(text.as_bytes()),
+                Told::Notice(text) => log.write_all(text.as_bytes()),
             }?;
             Ok(log.flush()?)
         })?;

@@ -89,6 +89,8 @@ impl Server {
         Self {
             nix: Arc::new(Nix {
                 finish_abandoned: false,
+                keep_alive: Duration::MAX,
+                impure_env: [("http_proxy".to_owned(), "http://proxy".to_owned())].into(),
                 keep_logs: true,
                 keys,
                 speakers: BTreeSet::new(),

@@ -13,13 +13,24 @@ fn build(
     inputs: &[&StorePath],
     environment: &[(&str, &str)],
 ) -> io::Result<()> {
+    build_by(said, ["x86_64-linux", "/bin/sh"], outputs, inputs, environment)
+}
+
+/// The same, with this system and builder.
+fn build_by(
+    said: &mut Said,
+    [system, builder]: [&str; 2],
+    outputs: &[[&str; 4]],
+    inputs: &[&StorePath],
+    environment: &[(&str, &str)],
+) -> io::Result<()> {
     ask(said, Operation::BuildDerivation)?;
     said.text(DERIVATION)?;
     said.integer(outputs.len() as u64)?;
     outputs.iter().flatten().try_for_each(|text| said.text(text))?;
     said.texts(inputs)?;
-    said.text("x86_64-linux")?;
-    said.text("/bin/sh")?;
+    said.text(system)?;
+    said.text(builder)?;
     said.texts(["-c", "true"])?;
     said.integer(environment.len() as u64)?;
     for (key, value) in environment {
@@ -190,4 +201,62 @@ fn structured_attributes_are_files_and_no_variables() {
         assert_eq!(request.environment_vars.iter().find(|var| var.key == key).unwrap().value, path);
     }
     assert_eq!(request.constraints.unwrap().available_ro_paths, ["/dev/kvm"]);
+}
+
+/// A fixed output of this hash of a file, as a derivation of `DERIVATION`'s name has it.
+fn fixed(hash: &Hash) -> [String; 3] {
+    let address = ContentAddress { method: Method::Flat, hash: hash.clone() };
+    let path = address.path("second", &BTreeSet::new(), false).unwrap();
+    [path.to_string(), hash.algorithm().name().to_owned(), hash.base16()]
+}
+
+#[test]
+fn fetches_are_commands_with_the_network_and_the_configured_variables() {
+    let server = Server::new();
+    let [path, algorithm, hash] = fixed(&Hash::of(b"fetched"));
+    let environment =
+        [("out", &*path), ("url", "http://a/b"), ("executable", "1"), ("impureEnvVars", "http_proxy no_proxy")];
+    let mut heard = server.talk(ALICE, Version::minor(37), |said| {
+        build_by(said, ["builtin", "builtin:fetchurl"], &[["out", &path, &algorithm, &hash]], &[], &environment)
+    });
+    begun(&mut heard);
+    let request = server.requests.lock().pop().unwrap();
+    assert_eq!(request.command_args[..2], ["/bin/sh", "-ec"]);
+    assert!(request.command_args[2].starts_with(r#"wget -q -O "$out" "$url""#), "{:?}", request.command_args);
+    let constraints = request.constraints.as_ref().unwrap();
+    assert!(constraints.network_access && constraints.system == "x86_64-linux", "{constraints:?}");
+    let var = |key: &str| {
+        let var = request.environment_vars.iter().find(|var| var.key == key);
+        var.map(|var| std::str::from_utf8(&var.value).unwrap())
+    };
+    assert_eq!([var("url"), var("http_proxy"), var("no_proxy")], [Some("http://a/b"), Some("http://proxy"), Some("")]);
+    BuildRequest::try_from(request.clone()).unwrap();
+
+    // Only fixed outputs have them.
+    let environment = [("impureEnvVars", "http_proxy")];
+    server.talk(ALICE, Version::minor(37), |said| build(said, &[["out", OUT, "", ""]], &[], &environment));
+    let request = server.requests.lock().pop().unwrap();
+    assert!(request.environment_vars.iter().all(|var| var.key != "http_proxy"));
+}
+
+#[test]
+fn other_builders_of_nix_are_refused() {
+    let [path, algorithm, hash] = fixed(&Hash::of(b"fetched"));
+    let (floating, fixed) = (["out", OUT, "", ""], ["out", &*path, &*algorithm, &*hash]);
+    type Case<'a> = (&'a str, [&'a str; 4], (&'a str, &'a str), &'a str);
+    let cases: [Case<'_>; 4] = [
+        ("builtin:buildenv", fixed, ("a", "b"), "not \"builtin:buildenv\": build it where Nix is"),
+        ("builtin:fetchurl", floating, ("a", "b"), "a derivation of \"builtin:fetchurl\" must have a fixed output"),
+        ("builtin:fetchurl", fixed, ("unpack", "1"), "unpack must not be set for \"builtin:fetchurl\" here"),
+        ("builtin:fetchurl", fixed, ("__json", "{}"), "must not have structured attributes here"),
+    ];
+    for (builder, output, variable, expected) in cases {
+        let server = Server::new();
+        let mut heard = server
+            .talk(ALICE, Version::minor(37), |said| build_by(said, ["builtin", builder], &[output], &[], &[variable]));
+        let (status, message) = result(&mut heard);
+        assert_eq!(status, 9, "{message}");
+        assert!(message.contains(expected), "{message}");
+        assert!(server.requests.lock().is_empty());
+    }
 }
