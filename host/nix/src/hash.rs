@@ -33,7 +33,7 @@ impl Algorithm {
     }
 
     /// Bytes of a hash.
-    pub fn length(self) -> usize {
+    pub const fn length(self) -> usize {
         match self {
             Self::Md5 => 16,
             Self::Sha1 => 20,

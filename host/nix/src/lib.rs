@@ -13,6 +13,7 @@
 //! - `attributes`: what a derivation asks of its builder
 //! - `derivation`: derivations, on the wire and as text
 //! - `derived_path`: what a client wants built
+//! - `realisation`: what outputs have become whose paths follow from their contents
 //! - `path_info`, `content_address`, `store_path`, `hash`, `base32`: what they consist of
 
 mod attributes;
@@ -23,15 +24,17 @@ mod derived_path;
 mod hash;
 mod path_info;
 pub mod protocol;
+mod realisation;
 mod store_path;
 pub mod wire;
 
 pub use attributes::{AttributeFiles, Attributes, Checks, Graph};
 pub use content_address::{ContentAddress, Method};
-pub use derivation::{Derivation, DerivationError, Modulo, Output};
+pub use derivation::{Derivation, DerivationError, Modulo, Output, Placeholders};
 pub use derived_path::{DerivedPath, OutputNames};
 pub use hash::{Algorithm, Hash, HashError};
 pub use path_info::PathInfo;
+pub use realisation::{OutputId, Realisation};
 pub use store_path::{STORE_DIR, StorePath, StorePathError};
 
 /// The first 64 bytes with escapes, so that an error that quotes them stays on one line.

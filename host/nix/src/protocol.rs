@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use crate::wire::Writer;
+use crate::{Realisation, wire::Writer};
 
 /// A client's first word.
 pub const CLIENT_MAGIC: u64 = 0x6e69_7863;
@@ -104,12 +104,14 @@ pub enum Operation {
     AddToStoreNar = 39,
     QueryMissing = 40,
     QueryDerivationOutputMap = 41,
+    RegisterDrvOutput = 42,
+    QueryRealisation = 43,
     AddMultipleToStore = 44,
     BuildPathsWithResults = 46,
 }
 
 impl Operation {
-    const ALL: [Self; 20] = [
+    const ALL: [Self; 22] = [
         Self::IsValidPath,
         Self::AddToStore,
         Self::AddTextToStore,
@@ -128,6 +130,8 @@ impl Operation {
         Self::AddToStoreNar,
         Self::QueryMissing,
         Self::QueryDerivationOutputMap,
+        Self::RegisterDrvOutput,
+        Self::QueryRealisation,
         Self::AddMultipleToStore,
         Self::BuildPathsWithResults,
     ];
@@ -175,8 +179,8 @@ pub struct BuildResult {
     pub stopped: u64,
     /// The time of the processor in user space and in the kernel, in microseconds.
     pub cpu_us: Option<(u64, u64)>,
-    /// What content-addressed outputs became: `sha256:…!out`, and a realisation in JSON.
-    pub outputs: Vec<(String, String)>,
+    /// What outputs became, for clients that can't know it beforehand.
+    pub outputs: Vec<Realisation>,
 }
 
 impl BuildResult {
@@ -237,9 +241,9 @@ impl BuildResult {
 
     fn write_outputs<W: Write>(&self, writer: &mut Writer<W>) -> io::Result<()> {
         writer.integer(self.outputs.len() as u64)?;
-        for (name, realisation) in &self.outputs {
-            writer.text(name)?;
-            writer.text(realisation)?;
+        for realisation in &self.outputs {
+            writer.text(&realisation.id)?;
+            writer.text(realisation.to_json())?;
         }
         Ok(())
     }

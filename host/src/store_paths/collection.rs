@@ -39,7 +39,7 @@ impl StorePaths {
         })
     }
 
-    /// Forgets the paths whose contents the store lacks. Returns how many.
+    /// Forgets the paths whose contents the store lacks, and the realisations that name them. Returns how many paths.
     ///
     /// # Errors
     ///
@@ -51,9 +51,11 @@ impl StorePaths {
             pruned += batch.1;
             match batch.0 {
                 Some(key) => last = Some(key),
-                None => return Ok(pruned),
+                None => break,
             }
         }
+        self.prune_realisations()?;
+        Ok(pruned)
     }
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //!   paths.redb   paths: (client, base name) → node, PathInfo
 //!                logs: (client, base name of a derivation) → id of its latest build
+//!                realisations: (client, id of an output) → path
 //!       │ what a path is
 //!       ▼
 //!   the store    its bytes, shared by all clients
@@ -16,6 +17,7 @@
 
 mod collection;
 mod logs;
+mod realisations;
 #[cfg(test)]
 mod tests;
 
@@ -83,6 +85,14 @@ pub(crate) enum StorePathsError {
         #[source]
         source: io::Error,
     },
+    /// A client has no room for more realisations.
+    #[error("the realisations of {client} must take at most {limit} bytes")]
+    Full {
+        /// The client.
+        client: String,
+        /// The bytes.
+        limit: u64,
+    },
     /// The directory can't be made.
     #[error("can't make {}", path.display())]
     Directory {
@@ -131,6 +141,8 @@ impl StorePaths {
         let opened = Reopening::new(file.clone(), builder, |write| {
             write.open_table(PATHS)?;
             write.open_table(logs::LOGS)?;
+            write.open_table(realisations::REALISATIONS)?;
+            write.open_table(realisations::BYTES)?;
             write.open_table(META)?.insert("format", FORMAT)?;
             Ok(())
         });

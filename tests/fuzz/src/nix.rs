@@ -3,7 +3,7 @@
 use std::io::Read as _;
 
 use cofferdam_nix::{
-    Derivation, PathInfo,
+    Derivation, PathInfo, Realisation,
     wire::{Framed, Reader, Writer},
 };
 
@@ -38,6 +38,13 @@ pub fn messages(bytes: &[u8]) -> bool {
             let mut again = Writer(Vec::new());
             info.write(&mut again).expect("memory has room");
             assert_eq!(PathInfo::read(&mut Reader::new(&*again.0)).ok(), Some(info));
+            true
+        }
+        3 => {
+            let Ok(text) = std::str::from_utf8(bytes) else { return false };
+            let Ok(realisation) = Realisation::from_json(text) else { return false };
+            let again = realisation.to_json();
+            assert_eq!(Realisation::from_json(&again).ok(), Some(realisation));
             true
         }
         _ => {
@@ -77,5 +84,10 @@ pub(crate) fn messages_seeds() -> Vec<Vec<u8>> {
         writer.text("fixed:r:sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73")
     });
     let frames = [&[2, 3, 0, 0, 0, 0, 0, 0, 0], &b"abc"[..], &[0; 8]].concat();
-    vec![derivation, info, frames]
+    let id = "sha256:01ba4719c80b6fe911b091a7c05124b64eeece964e09c058ef8f9805daca546b!out";
+    let path = "ifd3pw9mq9a6wpq6c1jc7lgkdcdlay48-second";
+    let realisation = format!(
+        r#"{{"id":"{id}","outPath":"{path}","signatures":["key:signature"],"dependentRealisations":{{"{id}":"{path}"}}}}"#
+    );
+    vec![derivation, info, frames, [&[3], realisation.as_bytes()].concat()]
 }

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 pub use graph::Graph;
 
-use crate::{Derivation, StorePath};
+use crate::{Derivation, Output, StorePath, derivation::placeholder};
 
 /// Bytes of the largest `__json`, which takes many times as much in memory.
 const MAX_JSON_BYTES: usize = 4 * 1024 * 1024;
@@ -167,11 +167,15 @@ impl<'a> Attributes<'a> {
         })
     }
 
-    /// The files of structured attributes, with the outputs' paths and the graphs in them. `None` if they are not structured.
+    /// The files of structured attributes, with the graphs in them, and the outputs' paths or what stands for them. `None` if
+    /// they are not structured.
     pub fn files(&self, graphs: Vec<(String, Value)>) -> Option<AttributeFiles> {
         let mut object = self.structured.clone()?;
-        let path = |output: &crate::Output| output.path().map(ToString::to_string).unwrap_or_default();
-        let outputs = self.derivation.outputs.iter().map(|(name, output)| (name.clone(), path(output).into()));
+        let path = |(name, output): (&String, &Output)| {
+            let path = output.path().map_or_else(|| placeholder(name), ToString::to_string);
+            (name.clone(), path.into())
+        };
+        let outputs = self.derivation.outputs.iter().map(path);
         object.insert("outputs".to_owned(), Value::Object(outputs.collect()));
         object.extend(graphs);
         Some(AttributeFiles { json: json::written(&object), shell: shell::declarations(&object) })

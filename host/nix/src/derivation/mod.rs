@@ -1,6 +1,7 @@
 mod aterm;
 mod modulo;
 mod output;
+mod resolve;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,8 @@ use crate::{
 pub use aterm::DerivationError;
 pub use modulo::Modulo;
 pub use output::Output;
+pub use resolve::Placeholders;
+pub(crate) use resolve::placeholder;
 
 /// A build as Nix describes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

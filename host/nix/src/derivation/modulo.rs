@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Derivation, Output};
-use crate::{Hash, StorePath, StorePathError};
+use crate::{Hash, OutputId, StorePath, StorePathError};
 
 /// What identifies a derivation, however a fixed output that it needs is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,8 +50,8 @@ impl Modulo {
         StorePath::compute(&format!("output:{output}"), &self.outputs, &path_name(derivation, output))
     }
 
-    /// An output's name among all derivations', as in `sha256:…!out`.
-    pub fn output_id(&self, output: &str) -> String {
-        format!("sha256:{}!{output}", self.outputs.base16())
+    /// An output's name among all derivations'.
+    pub fn output_id(&self, output: &str) -> OutputId {
+        OutputId { derivation: self.outputs.clone(), output: output.to_owned() }
     }
 }

@@ -26,7 +26,7 @@ use crate::store_paths::Known;
 /// Bytes of a file that are in memory at a time.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Signatures that a path may have.
+/// Signatures that a path or a realisation may have.
 const MAX_SIGNATURES: usize = 32;
 
 /// Bytes of one.
@@ -112,7 +112,7 @@ impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
         let signatures = self.reader.texts("the signatures")?;
         let mut known = self.tenant.require(&path)?;
         known.info.signatures.extend(signatures);
-        check_signatures(&path, &known.info)?;
+        check_signatures(&format!("path '{path}'"), &known.info.signatures)?;
         self.tenant.register(&[(path, known)])?;
         Ok(self.answer()?.integer(1_u64)?)
     }
@@ -140,16 +140,16 @@ impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
     }
 }
 
-/// Refuses more signatures than a path may have.
-pub(super) fn check_signatures(path: &StorePath, info: &PathInfo) -> Result<(), Stop> {
-    let count = info.signatures.len();
+/// Refuses more signatures than a path or a realisation may have. Errors call it `what`.
+pub(super) fn check_signatures(what: &str, signatures: &BTreeSet<String>) -> Result<(), Stop> {
+    let count = signatures.len();
     if count > MAX_SIGNATURES {
-        return Err(Stop::Refused(format!("path '{path}' must have at most {MAX_SIGNATURES} signatures, not {count}")));
+        return Err(Stop::Refused(format!("{what} must have at most {MAX_SIGNATURES} signatures, not {count}")));
     }
-    match info.signatures.iter().map(String::len).find(|&length| length > MAX_SIGNATURE_BYTES) {
+    match signatures.iter().map(String::len).find(|&length| length > MAX_SIGNATURE_BYTES) {
         Some(length) => {
             let limit = MAX_SIGNATURE_BYTES;
-            Err(Stop::Refused(format!("a signature of path '{path}' must have at most {limit} bytes, not {length}")))
+            Err(Stop::Refused(format!("a signature of {what} must have at most {limit} bytes, not {length}")))
         }
         None => Ok(()),
     }

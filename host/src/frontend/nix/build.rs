@@ -9,8 +9,9 @@ use cofferdam_nix::{
 };
 
 use super::{
-    building::{self, Told, failed},
+    building::{self, Job, Told, failed},
     builds::Builds,
+    content::SelfHash,
     session::{Session, Stop},
 };
 
@@ -34,7 +35,8 @@ impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
     /// Builds a derivation, and tells the client how it goes.
     fn build(&mut self, path: &StorePath, derivation: &Derivation) -> Result<BuildResult, Stop> {
         let Self { tenant, builds, writer, version, .. } = self;
-        building::build(tenant, builds, path, derivation, &mut |told| {
+        let job = Job { path, derivation, logged_as: path, self_hash: SelfHash::of(*version) };
+        building::build(tenant, builds, &job, &mut |told| {
             message(writer, *version, ACTIVITY, path, &told)?;
             Ok(writer.0.flush()?)
         })

@@ -2,18 +2,18 @@
 
 use std::{
     cell::Cell,
-    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use cofferdam_nix::{
-    Derivation, StorePath,
+    Derivation, Realisation, StorePath,
     protocol::{BuildResult, Status},
 };
 
 use super::{
     builds::{Builds, Lines, News},
+    content::SelfHash,
     outputs::{self, Rejected},
     request::Prepared,
     session::{Stop, Tenant},
@@ -36,6 +36,19 @@ pub(super) enum Told<'a> {
     Ended,
 }
 
+/// What is to be built.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Job<'a> {
+    /// The derivation's path.
+    pub(super) path: &'a StorePath,
+    /// The derivation, whose inputs are paths.
+    pub(super) derivation: &'a Derivation,
+    /// The derivation whose log this is for the client.
+    pub(super) logged_as: &'a StorePath,
+    /// How the client computes content addresses.
+    pub(super) self_hash: SelfHash,
+}
+
 /// Builds a derivation for a client.
 ///
 /// # Errors
@@ -44,18 +57,17 @@ pub(super) enum Told<'a> {
 pub(super) fn build(
     tenant: &Tenant,
     builds: &impl Builds,
-    path: &StorePath,
-    derivation: &Derivation,
+    job: &Job<'_>,
     tell: &mut dyn FnMut(Told<'_>) -> Result<(), Stop>,
 ) -> Result<BuildResult, Stop> {
+    let Job { path, derivation, .. } = *job;
     let misc = |text| Ok(failed(Status::MiscFailure, text));
     let mut prepared = match Prepared::new(path, derivation) {
         Ok(prepared) => prepared,
         Err(rule) => return misc(format!("{path}: {rule}")),
     };
-    let outputs: BTreeSet<_> = prepared.outputs.keys().map(|path| (*path).clone()).collect();
-    if tenant.valid(&outputs)? == outputs {
-        return Ok(ended(Status::AlreadyValid));
+    if let Some(outputs) = there(tenant, &prepared)? {
+        return Ok(BuildResult { outputs, ..ended(Status::AlreadyValid) });
     }
     prepared.inputs = tenant.closure(&derivation.input_sources)?;
     if let Some(missing) = derivation.input_sources.iter().find(|input| !prepared.inputs.contains_key(input)) {
@@ -91,20 +103,34 @@ pub(super) fn build(
     if let Some(line) = lines.rest() {
         tell(Told::Line(&line))?;
     }
-    let result = finish(tenant, &prepared, built)?;
+    let result = finish(tenant, job, &prepared, built)?;
     tell(Told::Ended)?;
     Ok(BuildResult { started: seconds(started), stopped: seconds(SystemTime::now()), ..result })
 }
 
+/// What the outputs of a derivation have become, if they are all there. Nothing needs to be said of outputs with known paths.
+fn there(tenant: &Tenant, prepared: &Prepared<'_>) -> Result<Option<Vec<Realisation>>, Stop> {
+    let Some(modulo) = prepared.modulo() else {
+        let outputs = prepared.outputs.keys().cloned().collect();
+        return Ok((tenant.valid(&outputs)? == outputs).then(Vec::new));
+    };
+    prepared.outputs.values().map(|(output, _)| tenant.realisation(&modulo.output_id(output))).collect()
+}
+
 /// Registers what a build made.
-fn finish(tenant: &Tenant, prepared: &Prepared<'_>, built: Result<Arc<Record>, Failure>) -> Result<BuildResult, Stop> {
+fn finish(
+    tenant: &Tenant,
+    job: &Job<'_>,
+    prepared: &Prepared<'_>,
+    built: Result<Arc<Record>, Failure>,
+) -> Result<BuildResult, Stop> {
     let path = prepared.path;
     let record = match built {
         Ok(record) => record,
         Err(failure) => return Ok(refused(path, &failure)),
     };
     if tenant.nix.keep_logs {
-        tenant.nix.paths.set_log(&tenant.client, path, record.id)?;
+        tenant.nix.paths.set_log(&tenant.client, job.logged_as, record.id)?;
     }
     let cpu_us = record.usage.as_ref().map(|usage| (usage.user_us, usage.system_us));
     let made = match &record.outcome {
@@ -115,13 +141,19 @@ fn finish(tenant: &Tenant, prepared: &Prepared<'_>, built: Result<Arc<Record>, F
         }
     };
     tenant.keep(made.iter().map(|output| &output.node))?;
-    match outputs::describe(&tenant.store(), prepared, made) {
-        Ok(mut paths) => {
+    match outputs::describe(&tenant.store(), prepared, made, job.self_hash) {
+        Ok(described) => {
+            let names: Vec<_> = described.iter().map(|(output, path, _)| (*output, path.clone())).collect();
+            let mut paths: Vec<_> = described.into_iter().map(|(_, path, known)| (path, known)).collect();
             for (path, known) in &mut paths {
                 known.info.signatures.insert(tenant.nix.keys.sign(path, &known.info));
             }
             tenant.register(&paths)?;
-            Ok(BuildResult { cpu_us, ..ended(Status::Built) })
+            let outputs = match prepared.modulo() {
+                Some(modulo) => tenant.realise(&modulo, names)?,
+                None => Vec::new(),
+            };
+            Ok(BuildResult { cpu_us, outputs, ..ended(Status::Built) })
         }
         Err(Rejected::Output(text)) => Ok(failed(Status::OutputRejected, text)),
         Err(Rejected::Stop(stop)) => Err(stop),

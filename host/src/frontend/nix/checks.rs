@@ -1,24 +1,22 @@
 //! What a derivation says that its outputs may refer to, and how large they may be.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use cofferdam_nix::{Attributes, Checks, Derivation, Graph, StorePath};
+use cofferdam_nix::{Attributes, Checks, Graph, StorePath};
+
+/// The paths of a derivation's outputs, by their names.
+type Outputs<'a> = BTreeMap<&'a str, &'a StorePath>;
 
 /// Checks the outputs of a derivation. `graph` has them, and all inputs.
 ///
 /// # Errors
 ///
 /// The rule that an output breaks.
-pub(super) fn check(derivation: &Derivation, attributes: &Attributes<'_>, graph: &Graph<'_>) -> Result<(), String> {
-    for (name, output) in &derivation.outputs {
-        if let Some(path) = output.path() {
-            check_output(derivation, path, &attributes.checks(name)?, graph)?;
-        }
-    }
-    Ok(())
+pub(super) fn check(outputs: &Outputs<'_>, attributes: &Attributes<'_>, graph: &Graph<'_>) -> Result<(), String> {
+    outputs.iter().try_for_each(|(name, path)| check_output(outputs, path, &attributes.checks(name)?, graph))
 }
 
-fn check_output(derivation: &Derivation, path: &StorePath, checks: &Checks, graph: &Graph<'_>) -> Result<(), String> {
+fn check_output(outputs: &Outputs<'_>, path: &StorePath, checks: &Checks, graph: &Graph<'_>) -> Result<(), String> {
     let size = graph.size(&BTreeSet::from([path]));
     if let Some(limit) = checks.max_size.filter(|limit| size > *limit) {
         return Err(format!("path '{path}' is too large at {size} bytes; limit is {limit} bytes"));
@@ -39,7 +37,7 @@ fn check_output(derivation: &Derivation, path: &StorePath, checks: &Checks, grap
         (&checks.disallowed_requisites, false, &closure),
     ] {
         let Some(words) = words else { continue };
-        let named = words.iter().map(|word| named(derivation, word)).collect::<Result<BTreeSet<_>, _>>()?;
+        let named = words.iter().map(|word| named(outputs, word)).collect::<Result<BTreeSet<_>, _>>()?;
         let bad: Vec<_> =
             used.iter().filter(|path| named.contains(*path) != is_allowed).map(|path| format!("\n  {path}")).collect();
         if !bad.is_empty() {
@@ -50,17 +48,17 @@ fn check_output(derivation: &Derivation, path: &StorePath, checks: &Checks, grap
 }
 
 /// The path that a word of a check stands for: a store path, or the name of an output.
-fn named(derivation: &Derivation, word: &str) -> Result<StorePath, String> {
+fn named(outputs: &Outputs<'_>, word: &str) -> Result<StorePath, String> {
     if let Ok(path) = StorePath::parse(word) {
         return Ok(path);
     }
-    let path = derivation.outputs.get(word).and_then(|output| output.path());
-    path.cloned().ok_or_else(|| format!("derivation contains an illegal reference specifier '{word}'"))
+    let path = outputs.get(word).map(|path| (*path).clone());
+    path.ok_or_else(|| format!("derivation contains an illegal reference specifier '{word}'"))
 }
 
 #[cfg(test)]
 mod tests {
-    use cofferdam_nix::{Hash, Output, PathInfo};
+    use cofferdam_nix::{Derivation, Hash, PathInfo};
 
     use super::*;
 
@@ -83,10 +81,9 @@ mod tests {
 
     /// Checks an output `out` that refers to itself and to `dev`, which refers to `input`, which refers to `deep`.
     fn checked(environment: &[(&str, &str)]) -> Result<(), String> {
-        let outputs = ["dev", "out"].map(|name| (name.to_owned(), Output::InputAddressed(path(name))));
+        let paths = ["dev", "out"].map(|name| (name, path(name)));
         let environment = environment.iter().map(|(key, value)| ((*key).to_owned(), (*value).into()));
-        let derivation =
-            Derivation { outputs: outputs.into(), environment: environment.collect(), ..Derivation::default() };
+        let derivation = Derivation { environment: environment.collect(), ..Derivation::default() };
         let known = [
             ("out", info(&["out", "dev"])),
             ("dev", info(&["input"])),
@@ -95,7 +92,8 @@ mod tests {
         ];
         let known = known.map(|(name, info)| (path(name), info));
         let graph = Graph(known.iter().map(|(path, info)| (path, info)).collect());
-        check(&derivation, &Attributes::of(&derivation).unwrap(), &graph)
+        let outputs = paths.iter().map(|(name, path)| (*name, path)).collect();
+        check(&outputs, &Attributes::of(&derivation).unwrap(), &graph)
     }
 
     #[test]

@@ -6,9 +6,14 @@ use std::{
 };
 
 use cofferdam_castore::{Node, Store, archive::read_blob, export::ExportError, nar};
-use cofferdam_nix::{Algorithm, Hash, Method, StorePath};
+use cofferdam_nix::{
+    Algorithm, Hash, Method, StorePath,
+    protocol::{ServeVersion, Version},
+};
 use md5::{Digest as _, Md5};
 use ring::digest::{self, Context};
+
+use super::rewrite::{Rewrites, Rewriting};
 
 /// Most places in a path with its own hash part, which are remembered.
 const MAX_PLACES: usize = 1_000_000;
@@ -58,77 +63,67 @@ pub(super) fn hash(
     Ok(hasher.finish())
 }
 
-/// The hashes of the NAR of a path that refers to itself, with zeros for its own hash part: alone, as newer versions of Nix have
-/// it, and followed by the places of these zeros, as older ones do.
+/// The hashes of the NAR of a path that refers to itself, with zeros for its own hash part: alone, as Nix from 2.17 to 2.34 has
+/// it, and followed by the places of these zeros, as other versions do.
 ///
 /// # Errors
 ///
 /// See [`ContentError`].
 pub(super) fn hash_of_itself(store: &Store, path: &StorePath, node: &Node) -> Result<[Hash; 2], ContentError> {
-    let part = path.hash_part().as_bytes();
-    let mut hasher =
-        Masked { hasher: Context::new(&digest::SHA256), part, held: Vec::new(), at: 0, places: Vec::new() };
-    let written = nar::write(store, node, Path::new(path.base_name()), &mut hasher, &|| false);
-    if hasher.places.len() > MAX_PLACES {
+    let zeros = Rewrites::new([(path, [0; 32])]);
+    let mut places = Vec::new();
+    let mut is_full = false;
+    let mut masked = Rewriting::new(&zeros, Hasher::new(Algorithm::Sha256), |place| {
+        is_full = places.len() == MAX_PLACES;
+        places.push(place);
+        if is_full { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(()) }
+    });
+    let written = nar::write(store, node, Path::new(path.base_name()), &mut masked, &|| false);
+    let hasher = masked.finish();
+    if is_full {
         return Err(ContentError::TooManyPlaces);
     }
     written.map_err(ContentError::Store)?;
-    Ok(hasher.finish())
+    let failed = |source| ExportError::Write { path: path.base_name().into(), action: "hash it", source };
+    let hasher = hasher.map_err(failed).map_err(ContentError::Store)?;
+    let mut with_places = hasher.clone();
+    for place in places {
+        with_places.update(format!("|{place}").as_bytes());
+    }
+    Ok([hasher, with_places].map(Hasher::finish))
 }
 
-/// Hashes bytes with zeros instead of a hash part.
-struct Masked<'a> {
-    hasher: Context,
-    part: &'a [u8],
-    /// The last bytes, which may begin the hash part.
-    held: Vec<u8>,
-    /// The place of the first of them.
-    at: u64,
-    /// Where the hash part was.
-    places: Vec<u64>,
+/// Which of these hashes a client computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SelfHash {
+    /// The one of the NAR alone.
+    Alone,
+    /// The one with the places.
+    WithPlaces,
 }
 
-impl Masked<'_> {
-    /// The hash without the places, and the one with them.
-    fn finish(mut self) -> [Hash; 2] {
-        self.hasher.update(&self.held);
-        let mut with_places = self.hasher.clone();
-        for place in self.places {
-            with_places.update(format!("|{place}").as_bytes());
+impl SelfHash {
+    /// As Nix computes it that speaks this version of the worker protocol. Nix before 2.17 and from 2.35 on hashes the places, too,
+    /// but 2.15, 2.16 and 2.35 speak versions that others speak as well.
+    pub(super) fn of(version: Version) -> Self {
+        if version < Version::minor(35) { Self::WithPlaces } else { Self::Alone }
+    }
+
+    /// As Nix computes it that speaks this version of the serve protocol.
+    pub(super) fn of_served(version: ServeVersion) -> Self {
+        if version < ServeVersion::minor(7) { Self::WithPlaces } else { Self::Alone }
+    }
+
+    /// Chooses.
+    pub(super) fn of_both(self, [alone, with_places]: [Hash; 2]) -> Hash {
+        match self {
+            Self::Alone => alone,
+            Self::WithPlaces => with_places,
         }
-        [self.hasher, with_places].map(|hasher| {
-            let mut bytes = [0; 32];
-            bytes.copy_from_slice(hasher.finish().as_ref());
-            Hash::sha256(bytes)
-        })
     }
 }
 
-impl Write for Masked<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.held.extend_from_slice(bytes);
-        let mut from = 0;
-        while let Some(found) = self.held[from..].windows(self.part.len()).position(|window| window == self.part) {
-            let begin = from + found;
-            from = begin + self.part.len();
-            self.held[begin..from].fill(0);
-            self.places.push(self.at + begin as u64);
-            if self.places.len() > MAX_PLACES {
-                return Err(io::ErrorKind::FileTooLarge.into());
-            }
-        }
-        let done = self.held.len().saturating_sub(self.part.len() - 1);
-        self.hasher.update(&self.held[..done]);
-        self.held.drain(..done);
-        self.at += done as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
+#[derive(Clone)]
 enum Hasher {
     /// The function, which ring doesn't have.
     Md5(Md5),
@@ -176,20 +171,6 @@ impl Write for Hasher {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_hash_part_is_masked_wherever_it_is_cut() {
-        let part = b"ifd3pw9mq9a6wpq6c1jc7lgkdcdlay48";
-        let bytes = [b"a", &part[..], &part[..], b"b", &part[..31]].concat();
-        let masked = [b"a", &[0; 64][..], b"b", &part[..31]].concat();
-        let with_places = [&*masked, b"|1|33"].concat();
-        for length in 1..=bytes.len() {
-            let hasher = Context::new(&digest::SHA256);
-            let mut hasher = Masked { hasher, part, held: Vec::new(), at: 0, places: Vec::new() };
-            bytes.chunks(length).for_each(|chunk| hasher.write_all(chunk).unwrap());
-            assert_eq!(hasher.finish(), [Hash::of(&masked), Hash::of(&with_places)], "{length}");
-        }
-    }
 
     #[test]
     fn each_function_of_nix_is_there() {

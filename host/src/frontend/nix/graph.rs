@@ -6,7 +6,7 @@ use std::{
 };
 
 use cofferdam_castore::{Node, archive::read_blob};
-use cofferdam_nix::{Derivation, DerivedPath, Modulo, Output, OutputNames, StorePath};
+use cofferdam_nix::{Derivation, DerivedPath, Modulo, Output, OutputNames, Realisation, StorePath};
 
 use super::session::{Stop, Tenant};
 use crate::store_paths::Known;
@@ -35,6 +35,8 @@ pub(super) struct Vertex {
     /// The derivations that it needs, and which of their outputs.
     pub(super) inputs: BTreeMap<StorePath, BTreeSet<String>>,
     pub(super) outputs: BTreeMap<String, Output>,
+    /// The paths of outputs whose paths don't follow from the derivation, if they had any when the graph was loaded.
+    pub(super) realised: BTreeMap<String, StorePath>,
     pub(super) modulo: Modulo,
 }
 
@@ -83,28 +85,54 @@ impl Graph {
 
     /// All outputs' paths that are known.
     pub(super) fn output_paths(&self) -> BTreeSet<StorePath> {
-        self.0.values().flat_map(|vertex| vertex.outputs.values()).filter_map(Output::path).cloned().collect()
+        let paths =
+            |vertex: &Vertex| vertex.outputs.keys().filter_map(|name| vertex.path(name).cloned()).collect::<Vec<_>>();
+        self.0.values().flat_map(paths).collect()
     }
 
-    /// A derivation with the paths of its inputs instead of the derivations that make them.
+    /// A derivation with the paths of its inputs instead of the derivations that make them, and its path. That is another one if
+    /// its outputs depend on it.
     ///
     /// # Errors
     ///
     /// It can't be read again, or such a path isn't known.
-    pub(super) fn resolved(&self, tenant: &Tenant, path: &StorePath) -> Result<Derivation, Stop> {
-        let mut derivation = parse(tenant, path, &tenant.require(path)?)?;
-        for (input, names) in std::mem::take(&mut derivation.input_derivations) {
+    pub(super) fn resolved(&self, tenant: &Tenant, path: &StorePath) -> Result<(StorePath, Derivation), Stop> {
+        let refused = |why: &dyn std::fmt::Display| Stop::Refused(format!("derivation '{path}': {why}"));
+        let derivation = parse(tenant, path, &tenant.require(path)?)?;
+        let mut paths = BTreeMap::new();
+        for (input, names) in &derivation.input_derivations {
+            let Some(vertex) = self.0.get(input) else { continue };
             for name in names {
-                let found = self.0.get(&input).and_then(|vertex| vertex.outputs.get(&name)?.path());
-                let found = found.ok_or_else(|| Stop::Refused(format!("the output {name} of {input} has no path")))?;
-                derivation.input_sources.insert(found.clone());
+                if let Some(realisation) = vertex.realisation(tenant, name)? {
+                    paths.insert((input.clone(), name.clone()), realisation.path);
+                }
             }
         }
-        Ok(derivation)
+        let path_of = |input: &StorePath, name: &str| paths.get(&(input.clone(), name.to_owned())).cloned();
+        let name = path.name().strip_suffix(".drv").unwrap_or_default();
+        let is_unresolved = derivation.is_unresolved();
+        let resolved = derivation.resolved(name, path_of).map_err(|rule| refused(&rule))?;
+        let path = if is_unresolved { resolved.path(name).map_err(|error| refused(&error))? } else { path.clone() };
+        Ok((path, resolved))
     }
 }
 
 impl Vertex {
+    /// The path of an output, as far as it was known when the graph was loaded.
+    pub(super) fn path(&self, name: &str) -> Option<&StorePath> {
+        self.outputs.get(name).and_then(Output::path).or_else(|| self.realised.get(name))
+    }
+
+    /// What an output has become, or will.
+    pub(super) fn realisation(&self, tenant: &Tenant, name: &str) -> Result<Option<Realisation>, Stop> {
+        let id = self.modulo.output_id(name);
+        match self.outputs.get(name).map(Output::path) {
+            Some(Some(path)) => Ok(Some(Realisation::new(id, path.clone()))),
+            Some(None) => tenant.realisation(&id),
+            None => Ok(None),
+        }
+    }
+
     fn check_names(&self, path: &StorePath, names: &BTreeSet<String>) -> Result<(), Stop> {
         match names.iter().find(|name| !self.outputs.contains_key(*name)) {
             Some(name) => Err(Stop::Refused(format!("derivation '{path}' has no output '{name}'"))),
@@ -194,7 +222,13 @@ impl Loading<'_> {
                 )));
             }
         }
-        Ok(Vertex { inputs: derivation.input_derivations, outputs: derivation.outputs, modulo })
+        let Tenant { client, nix, .. } = self.tenant;
+        let mut realised = BTreeMap::new();
+        for (name, _) in derivation.outputs.iter().filter(|(_, output)| output.path().is_none()) {
+            let realisation = nix.paths.realisation(client, &modulo.output_id(name))?;
+            realised.extend(realisation.map(|realisation| (name.clone(), realisation.path)));
+        }
+        Ok(Vertex { inputs: derivation.input_derivations, outputs: derivation.outputs, realised, modulo })
     }
 }
 

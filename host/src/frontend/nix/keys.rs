@@ -1,8 +1,8 @@
 //! Signatures of store paths: `NAME:BASE64`, as Nix writes keys and signatures.
 
-use std::str::FromStr;
+use std::{collections::BTreeSet, str::FromStr};
 
-use cofferdam_nix::{Derivation, Output, PathInfo, StorePath};
+use cofferdam_nix::{Derivation, Output, PathInfo, Realisation, StorePath};
 use data_encoding::BASE64;
 
 use super::session::Stop;
@@ -53,15 +53,33 @@ impl Keys {
 
     /// Signs a path.
     pub(super) fn sign(&self, path: &StorePath, info: &PathInfo) -> String {
-        format!("{}:{}", self.name, BASE64.encode(&self.own.sign(info.fingerprint(path).as_bytes())))
+        self.signature(&info.fingerprint(path))
+    }
+
+    /// Signs what an output has become.
+    pub(super) fn sign_realisation(&self, realisation: &mut Realisation) {
+        let signature = self.signature(&realisation.fingerprint());
+        realisation.signatures.insert(signature);
+    }
+
+    fn signature(&self, fingerprint: &str) -> String {
+        format!("{}:{}", self.name, BASE64.encode(&self.own.sign(fingerprint.as_bytes())))
     }
 
     /// Whether the path has a signature by the daemon's own key or by a trusted one.
     pub(super) fn trust(&self, path: &StorePath, info: &PathInfo) -> bool {
-        let fingerprint = info.fingerprint(path);
+        self.trust_one(&info.fingerprint(path), &info.signatures)
+    }
+
+    /// Whether a realisation has such a signature.
+    pub(super) fn trust_realisation(&self, realisation: &Realisation) -> bool {
+        self.trust_one(&realisation.fingerprint(), &realisation.signatures)
+    }
+
+    fn trust_one(&self, fingerprint: &str, signatures: &BTreeSet<String>) -> bool {
         let own = (&self.name, self.own.public());
         let keys = || self.trusted.iter().map(|NamedKey { name, key }| (name, *key)).chain([own]);
-        info.signatures.iter().filter_map(|signature| signature.split_once(':')).any(|(name, signature)| {
+        signatures.iter().filter_map(|signature| signature.split_once(':')).any(|(name, signature)| {
             BASE64.decode(signature.as_bytes()).is_ok_and(|signature| {
                 keys().any(|(known, key)| known == name && key.verifies(fingerprint.as_bytes(), &signature))
             })
@@ -82,8 +100,6 @@ impl Keys {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use cofferdam_nix::Hash;
 
     use super::*;

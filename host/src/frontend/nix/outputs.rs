@@ -1,6 +1,9 @@
 //! What a build made, as store paths.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use cofferdam_castore::{
     Node, Store,
@@ -10,7 +13,8 @@ use cofferdam_nix::{ContentAddress, Graph, Hash, Output as Declared, PathInfo, S
 
 use super::{
     checks,
-    content::{self, ContentError},
+    content::{self, ContentError, SelfHash},
+    floating::{self, Built, Settling},
     request::Prepared,
     session::Stop,
     upload::now,
@@ -40,41 +44,64 @@ impl From<ContentError> for Rejected {
     }
 }
 
+/// An output, its path, and what is there.
+pub(super) type Described<'a> = (&'a str, StorePath, Known);
+
 /// Checks what a build made, and describes it.
-pub(super) fn describe(
+pub(super) fn describe<'a>(
     store: &Store,
-    prepared: &Prepared<'_>,
+    prepared: &Prepared<'a>,
     made: &[Output],
-) -> Result<Vec<(StorePath, Known)>, Rejected> {
+    self_hash: SelfHash,
+) -> Result<Vec<Described<'a>>, Rejected> {
     let needles = prepared.needles();
-    let mut paths = Vec::new();
-    for ((path, declared), output) in prepared.outputs.iter().zip(made) {
+    let references = |output: &Output| {
+        let found = output.needles.iter().filter_map(|&index| needles.get(usize::try_from(index).ok()?));
+        found.map(|path| (*path).clone()).collect()
+    };
+    let mut left: BTreeMap<_, _> = prepared
+        .outputs
+        .keys()
+        .zip(made)
+        .map(|(path, output)| (path, Built { node: output.node.clone(), references: references(output) }))
+        .collect();
+    let mut settling = Settling::new(store, prepared.path, self_hash);
+    let mut described = Vec::new();
+    for path in floating::in_order(prepared.path, &left).map_err(Rejected::Output)? {
+        let (Some(built), Some((output, declared))) = (left.remove(&path), prepared.outputs.get(&path)) else {
+            continue;
+        };
+        let (path, Built { node, references }, content_address) = match declared {
+            Declared::Floating { method, algorithm } => {
+                let (path, built, address) = settling.settle(output, &path, *method, *algorithm, built)?;
+                (path, built, Some(address))
+            }
+            Declared::Fixed { address, .. } => (path, built, Some(address.clone())),
+            Declared::InputAddressed(_) | Declared::Deferred => (path, built, None),
+        };
         let name = Path::new(path.base_name());
         let NarInfo { sha256, size } =
-            nar::info(store, &output.node, name, &|| false).map_err(|error| Stop::failed(&error))?;
-        let found = output.needles.iter().filter_map(|&index| needles.get(usize::try_from(index).ok()?));
+            nar::info(store, &node, name, &|| false).map_err(|error| Stop::failed(&error))?;
         let info = PathInfo {
             deriver: Some(prepared.path.clone()),
             nar_hash: Hash::sha256(sha256),
             nar_size: size,
-            references: found.map(|path| (*path).clone()).collect(),
+            references,
             registration_time: now(),
             ultimate: true,
             signatures: BTreeSet::new(),
-            content_address: match declared {
-                Declared::Fixed { address, .. } => Some(address.clone()),
-                _ => None,
-            },
+            content_address,
         };
         if let Declared::Fixed { address, .. } = declared {
-            check_fixed(store, prepared.path, path, address, &output.node, &info)?;
+            check_fixed(store, prepared.path, &path, address, &node, &info)?;
         }
-        paths.push(((*path).clone(), Known { node: output.node.clone(), info }));
+        described.push((*output, path, Known { node, info }));
     }
-    let known = prepared.inputs.iter().chain(paths.iter().map(|(path, known)| (path, known)));
+    let known = prepared.inputs.iter().chain(described.iter().map(|(_, path, known)| (path, known)));
     let graph = Graph(known.map(|(path, known)| (path, &known.info)).collect());
-    checks::check(prepared.derivation, &prepared.attributes, &graph).map_err(Rejected::Output)?;
-    Ok(paths)
+    let paths = described.iter().map(|(output, path, _)| (*output, path)).collect();
+    checks::check(&paths, &prepared.attributes, &graph).map_err(Rejected::Output)?;
+    Ok(described)
 }
 
 /// An output whose contents were known beforehand must have them, and refer to nothing.

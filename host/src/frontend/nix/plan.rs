@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use cofferdam_nix::{
-    Output, StorePath,
+    StorePath,
     protocol::{BuildResult, Status},
 };
 
@@ -38,9 +38,7 @@ impl<'a> Plan<'a> {
         let mut left: Vec<_> = wanted.iter().map(|(path, names)| (*path, names)).collect();
         while let Some((path, names)) = left.pop() {
             let Some(vertex) = graph.0.get(path) else { continue };
-            let is_there = |name: &String| {
-                vertex.outputs.get(name).and_then(Output::path).is_some_and(|path| valid.contains(path))
-            };
+            let is_there = |name: &String| vertex.path(name).is_some_and(|path| valid.contains(path));
             if !names.iter().all(is_there) && waiting.insert(path, 0).is_none() {
                 left.extend(&vertex.inputs);
             }
@@ -114,7 +112,7 @@ impl<'a> Plan<'a> {
 
 #[cfg(test)]
 mod tests {
-    use cofferdam_nix::{Hash, Modulo};
+    use cofferdam_nix::{Hash, Modulo, Output};
 
     use super::{
         super::{building::ended, graph::Vertex},
@@ -136,6 +134,7 @@ mod tests {
             let vertex = Vertex {
                 inputs: inputs.iter().map(|input| (path(input), outputs())).collect(),
                 outputs: [("out".to_owned(), Output::InputAddressed(path(&format!("{name}-out"))))].into(),
+                realised: BTreeMap::new(),
                 modulo: Modulo { outputs: hash.clone(), input: hash, is_deferred: false },
             };
             (path(name), vertex)

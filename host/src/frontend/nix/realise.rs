@@ -1,7 +1,7 @@
 //! Operations that build derivations with all that they need, from what the client has uploaded.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io::{Read, Write},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::mpsc::{SyncSender, sync_channel},
@@ -16,8 +16,9 @@ use cofferdam_nix::{
 
 use super::{
     build,
-    building::{self, ended, failed},
+    building::{self, Job, ended, failed},
     builds::Builds,
+    content::SelfHash,
     graph::{self, Graph, LIMITS},
     plan::Plan,
     session::{Session, Stop, Tenant},
@@ -91,7 +92,7 @@ impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
                 Ok(DerivedPath::Opaque(path)) => self.opaque(&path)?,
                 Ok(DerivedPath::Built { derivation, .. }) => {
                     let result = plan.result(&derivation).unwrap_or_else(|| ended(Status::AlreadyValid));
-                    graph.with_outputs(result, &derivation, &wanted[&derivation])
+                    graph.with_outputs(&self.tenant, result, &derivation, &wanted[&derivation])?
                 }
                 Err(rule) => failed(Status::MiscFailure, format!("a path to build {rule}")),
             };
@@ -126,11 +127,19 @@ impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
     pub(super) fn query_derivation_output_map(&mut self) -> Result<(), Stop> {
         let path = self.reader.path("the derivation's path")?;
         let derivation = graph::parse(&self.tenant, &path, &self.tenant.require(&path)?)?;
+        let mut paths: BTreeMap<_, _> =
+            derivation.outputs.iter().map(|(name, output)| (name.clone(), output.path().cloned())).collect();
+        if derivation.is_unresolved() {
+            let graph = Graph::load(&self.tenant, &BTreeSet::from([path.clone()]), LIMITS)?;
+            for (name, found) in &mut paths {
+                *found = graph.0[&path].realisation(&self.tenant, name)?.map(|realisation| realisation.path);
+            }
+        }
         let writer = self.answer()?;
-        writer.integer(derivation.outputs.len() as u64)?;
-        for (name, output) in &derivation.outputs {
+        writer.integer(paths.len() as u64)?;
+        for (name, path) in &paths {
             writer.text(name)?;
-            writer.optional(output.path())?;
+            writer.optional(path.as_ref())?;
         }
         Ok(())
     }
@@ -203,12 +212,20 @@ impl Build<'_, '_> {
     }
 
     fn build(&self, builds: &impl Builds) -> Result<BuildResult, Stop> {
-        let derivation = self.graph.resolved(self.tenant, self.path)?;
-        building::build(self.tenant, builds, self.path, &derivation, &mut |told| {
+        let (path, derivation) = self.graph.resolved(self.tenant, self.path)?;
+        let self_hash = SelfHash::of(self.version);
+        let job = Job { path: &path, derivation: &derivation, logged_as: self.path, self_hash };
+        let result = building::build(self.tenant, builds, &job, &mut |told| {
             let mut message = Writer(Vec::new());
             build::message(&mut message, self.version, self.activity, self.path, &told)?;
             self.events.send(Event::Message(message.0)).map_err(|_| Stop::Gone)
-        })
+        })?;
+        if result.is_success() && path != *self.path {
+            let known = derivation.outputs.iter().filter_map(|(name, output)| Some((&**name, output.path()?.clone())));
+            let found = result.outputs.iter().map(|found| (&*found.id.output, found.path.clone()));
+            self.tenant.realise(&self.graph.0[self.path].modulo, known.chain(found))?;
+        }
+        Ok(result)
     }
 }
 
@@ -223,18 +240,18 @@ impl Graph {
     }
 
     /// The same result with what the client wants to know of the outputs of a derivation.
-    fn with_outputs(&self, result: BuildResult, derivation: &StorePath, names: &BTreeSet<String>) -> BuildResult {
-        let vertex = &self.0[derivation];
-        let output = |name: &String| {
-            let (id, path) = (vertex.modulo.output_id(name), vertex.outputs.get(name)?.path()?);
-            let realisation = serde_json::json!({
-                "id": id, "outPath": path.base_name(), "signatures": [], "dependentRealisations": {},
-            });
-            Some((id, realisation.to_string()))
-        };
-        match result.is_success() {
-            true => BuildResult { outputs: names.iter().filter_map(output).collect(), ..result },
-            false => result,
+    fn with_outputs(
+        &self,
+        tenant: &Tenant,
+        result: BuildResult,
+        derivation: &StorePath,
+        names: &BTreeSet<String>,
+    ) -> Result<BuildResult, Stop> {
+        if !result.is_success() {
+            return Ok(result);
         }
+        let found = names.iter().map(|name| self.0[derivation].realisation(tenant, name));
+        let outputs = found.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
+        Ok(BuildResult { outputs, ..result })
     }
 }

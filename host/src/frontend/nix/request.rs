@@ -6,7 +6,7 @@ use cofferdam_castore::{
     PathComponent,
     proto::{Entry, EntryExt as _},
 };
-use cofferdam_nix::{Attributes, Derivation, Graph, Hash, Output, StorePath, base32};
+use cofferdam_nix::{Algorithm, Attributes, Derivation, Graph, Hash, Method, Modulo, Output, Placeholders, StorePath};
 use cofferdam_proto::snix::build::v1::{
     BuildRequest,
     build_request::{AdditionalFile, BuildConstraints, EnvVar},
@@ -21,19 +21,16 @@ const BUILD_DIR: &str = "build";
 /// The features that a derivation may require.
 const FEATURES: [&str; 3] = ["kvm", "big-parallel", "benchmark"];
 
-/// Bytes of what stands for an output's path: a slash, and a SHA-256.
-const PLACEHOLDER_BYTES: usize = 1 + base32::encoded_length(32);
-
-/// A derivation whose outputs' paths are known, and its name.
+/// A derivation whose inputs' paths are known, and where its outputs are built.
 pub(super) struct Prepared<'a> {
     pub(super) path: &'a StorePath,
     pub(super) derivation: &'a Derivation,
     pub(super) attributes: Attributes<'a>,
-    /// By their paths.
-    pub(super) outputs: BTreeMap<&'a StorePath, &'a Output>,
+    /// Their names and declarations, by the paths where they are built.
+    pub(super) outputs: BTreeMap<StorePath, (&'a str, &'a Output)>,
     pub(super) inputs: BTreeMap<StorePath, Known>,
     /// What stands for the outputs' paths, and the paths.
-    placeholders: BTreeMap<Vec<u8>, String>,
+    placeholders: Placeholders,
 }
 
 impl<'a> Prepared<'a> {
@@ -47,29 +44,36 @@ impl<'a> Prepared<'a> {
             return Err(format!("the derivation must have a path that ends in .drv, not {path}"));
         };
         let attributes = Attributes::of(derivation)?;
-        let (mut outputs, mut placeholders) = (BTreeMap::new(), BTreeMap::new());
+        let (mut outputs, mut placeholders) = (BTreeMap::new(), Placeholders::default());
         for (output_name, output) in &derivation.outputs {
             let output_path = match output {
-                Output::InputAddressed(path) => path,
+                Output::InputAddressed(path) => path.clone(),
                 Output::Fixed { path, address } => {
                     let right = address.path(name, &BTreeSet::new(), false);
                     let right = right.map_err(|error| format!("the output {output_name} {error}"))?;
                     if *path != right {
                         return Err(format!("the output {output_name} must have the path {right}, not {path}"));
                     }
-                    path
+                    path.clone()
                 }
-                Output::Floating { .. } | Output::Deferred => {
+                Output::Floating { method, algorithm } => {
+                    check_function(output_name, *method, *algorithm)?;
+                    path.scratch(output_name).map_err(|error| format!("the output {output_name}: {error}"))?
+                }
+                Output::Deferred => {
                     return Err(format!(
-                        "the output {output_name} must have a path: floating outputs are not built here"
+                        "the output {output_name} must have a path: it is to follow from inputs that are not known"
                     ));
                 }
             };
-            let placeholder = format!("/{}", Hash::of(format!("nix-output:{output_name}").as_bytes()).base32());
-            placeholders.insert(placeholder.into_bytes(), output_path.to_string());
-            if outputs.insert(output_path, output).is_some() {
-                return Err(format!("two outputs must not have the path {output_path}"));
+            placeholders.own(output_name, &output_path);
+            if let Some((other, _)) = outputs.insert(output_path, (output_name.as_str(), output)) {
+                return Err(format!("two outputs must not have the same path, as {other} and {output_name} have"));
             }
+        }
+        let floating = outputs.values().filter(|(_, output)| matches!(output, Output::Floating { .. })).count();
+        if floating != 0 && floating != outputs.len() {
+            return Err(format!("all {} outputs must be floating or none, not {floating}", outputs.len()));
         }
         if outputs.is_empty() {
             return Err("the derivation must have outputs".to_owned());
@@ -79,12 +83,22 @@ impl<'a> Prepared<'a> {
 
     /// Whether an output's contents are known beforehand.
     pub(super) fn is_fixed(&self) -> bool {
-        self.outputs.values().any(|output| matches!(output, Output::Fixed { .. }))
+        self.outputs.values().any(|(_, output)| matches!(output, Output::Fixed { .. }))
+    }
+
+    /// Whether the outputs' paths follow from their contents.
+    fn is_floating(&self) -> bool {
+        self.outputs.values().any(|(_, output)| matches!(output, Output::Floating { .. }))
+    }
+
+    /// What identifies the derivation, if its outputs are floating.
+    pub(super) fn modulo(&self) -> Option<Modulo> {
+        self.is_floating().then(|| self.derivation.modulo(|_| None)).flatten()
     }
 
     /// What an output may refer to: the inputs and all outputs. Their hash parts are the request's needles, in this order.
     pub(super) fn needles(&self) -> Vec<&StorePath> {
-        self.inputs.keys().chain(self.outputs.keys().copied()).collect()
+        self.inputs.keys().chain(self.outputs.keys()).collect()
     }
 
     /// The request.
@@ -126,7 +140,7 @@ impl<'a> Prepared<'a> {
         if builder.starts_with("builtin:") {
             return Ok((SYSTEM.to_owned(), fetchurl::command(self)?));
         }
-        let argument = |text: &String| String::from_utf8_lossy(&self.rewritten(text.as_bytes())).into_owned();
+        let argument = |text: &String| self.placeholders.replaced_text(text);
         Ok((platform.clone(), [builder.clone()].into_iter().chain(arguments.iter().map(argument)).collect()))
     }
 
@@ -192,12 +206,12 @@ impl<'a> Prepared<'a> {
         let as_files: BTreeSet<_> = as_files.into_iter().collect();
         for (key, value) in &self.derivation.environment {
             if !as_files.contains(key) {
-                vars.insert(key.clone(), self.rewritten(value));
+                vars.insert(key.clone(), self.placeholders.replaced(value));
                 continue;
             }
             let name = format!(".attr-{}", Hash::of(key.as_bytes()).base32());
             vars.insert(format!("{key}Path"), format!("/{BUILD_DIR}/{name}").into());
-            files.insert(name, self.rewritten(value));
+            files.insert(name, self.placeholders.replaced(value));
         }
         let graph = self.graph();
         for (name, paths) in self.attributes.graphs()? {
@@ -224,25 +238,9 @@ impl<'a> Prepared<'a> {
             [("NIX_ATTRS_JSON_FILE", ".attrs.json", written.json), ("NIX_ATTRS_SH_FILE", ".attrs.sh", written.shell)]
         {
             vars.insert(variable.to_owned(), format!("/{BUILD_DIR}/{name}").into());
-            files.insert(name.to_owned(), self.rewritten(&contents));
+            files.insert(name.to_owned(), self.placeholders.replaced(&contents));
         }
         Ok(())
-    }
-
-    /// The same bytes with the outputs' paths where `builtins.placeholder` stood for them.
-    fn rewritten(&self, bytes: &[u8]) -> Vec<u8> {
-        let mut whole = Vec::with_capacity(bytes.len());
-        let mut rest = bytes;
-        while let Some(at) = rest.iter().position(|&byte| byte == b'/') {
-            whole.extend_from_slice(&rest[..at]);
-            rest = &rest[at..];
-            let path = rest.get(..PLACEHOLDER_BYTES).and_then(|found| self.placeholders.get(found));
-            let (put, taken) = path.map_or((&b"/"[..], 1), |path| (path.as_bytes(), PLACEHOLDER_BYTES));
-            whole.extend_from_slice(put);
-            rest = &rest[taken..];
-        }
-        whole.extend_from_slice(rest);
-        whole
     }
 
     fn check_exported(&self, paths: &[StorePath]) -> Result<(), String> {
@@ -252,5 +250,16 @@ impl<'a> Prepared<'a> {
             )),
             None => Ok(()),
         }
+    }
+}
+
+/// Refuses hashes that can't be computed here.
+fn check_function(output: &str, method: Method, algorithm: Algorithm) -> Result<(), String> {
+    match (method, algorithm) {
+        (_, Algorithm::Md5) => Err(format!("the output {output} must have another hash function than md5")),
+        (Method::Text, other) if other != Algorithm::Sha256 => {
+            Err(format!("the output {output} must have the hash function sha256 for a text, not {}", other.name()))
+        }
+        _ => Ok(()),
     }
 }

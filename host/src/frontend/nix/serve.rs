@@ -13,8 +13,9 @@ use cofferdam_nix::{
 };
 
 use super::{
-    building::{self, Told},
+    building::{self, Job, Told},
     builds::Builds,
+    content::SelfHash,
     session::{Stop, Tenant},
     upload,
 };
@@ -107,7 +108,9 @@ impl<B: Builds, R: Read, W: Write, L: Write> Serve<B, R, W, L> {
         }
         self.tenant.nix.keys.check_build(&path, &derivation)?;
         let log = &mut self.log;
-        let result = building::build(&self.tenant, &self.builds, &path, &derivation, &mut |told| {
+        let self_hash = SelfHash::of_served(self.version);
+        let job = Job { path: &path, derivation: &derivation, logged_as: &path, self_hash };
+        let result = building::build(&self.tenant, &self.builds, &job, &mut |told| {
             match told {
                 Told::Begun | Told::Ended => Ok(()),
                 Told::Line(line) => log.write_all(&[line, b"\n"].concat()),

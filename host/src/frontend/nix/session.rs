@@ -209,6 +209,8 @@ impl<B: Builds, R: Read, W: Write> Session<B, R, W> {
             Operation::BuildPathsWithResults => self.build_paths_with_results(),
             Operation::QueryMissing => self.query_missing(),
             Operation::QueryDerivationOutputMap => self.query_derivation_output_map(),
+            Operation::RegisterDrvOutput => self.register_drv_output(),
+            Operation::QueryRealisation => self.query_realisation(),
             Operation::AddToStore if self.version < Version::minor(25) => self.add_to_store_of_old(),
             Operation::AddToStore => self.add_to_store(),
             Operation::AddTextToStore => self.add_text_to_store(),

@@ -33,6 +33,7 @@ mod collection;
 mod graph;
 mod hostile;
 mod paths;
+mod realisations;
 mod serve;
 
 const ALICE: Client = Client::User(1);

@@ -145,7 +145,7 @@ pub(super) fn check(
     info: &mut PathInfo,
     dont_check_signatures: bool,
 ) -> Result<(), Stop> {
-    check_signatures(path, info)?;
+    check_signatures(&format!("path '{path}'"), &info.signatures)?;
     info.ultimate = false;
     // How long it is kept depends on this time.
     info.registration_time = now();

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   GET, HEAD ─▶ Access: whose paths ─▶ Route ─┬─ NAME.narinfo ─▶ StorePaths
-//!                  └─ 401                      ├─ nar/…        ─▶ the store, on a thread
+//!                  └─ 401                      ├─ realisations/ID.doi ─▶ StorePaths
+//!                                              ├─ nar/…        ─▶ the store, on a thread
 //!                                              ├─ log/NAME.drv ─▶ records
 //!                                              └─ 404: absent, or another client's
 //! ```
@@ -15,7 +16,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use cofferdam_castore::Store;
-use cofferdam_nix::{Hash, StorePath};
+use cofferdam_nix::{Hash, OutputId, StorePath};
 use cofferdam_rpc::{Client, HttpBody, HttpOptions, Turn, Turns, serve_http};
 use futures::stream;
 use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
@@ -169,6 +170,7 @@ impl Cache {
                 let found = self.find(counted, visible, hash_part).await?;
                 self.nar(counted, found, &nar_hash, compression, has_body).await
             }
+            Route::Realisation(id) => self.realisation(counted, visible, id).await,
             Route::Log(derivation) => self.log(counted, visible, derivation).await,
         }
     }
@@ -186,6 +188,29 @@ impl Cache {
             Ok::<_, StorePathsError>(None)
         };
         self.scheduler.work(counted, find).await??.ok_or(Refusal::Absent)
+    }
+
+    /// What an output has become for the first of these clients that has it.
+    async fn realisation(
+        &self,
+        counted: &Client,
+        whose: Vec<Client>,
+        id: OutputId,
+    ) -> Result<Response<HttpBody>, Refusal> {
+        let nix = Arc::clone(&self.nix);
+        let find = move || {
+            for client in whose {
+                let store = nix.views.of(&client.to_string());
+                if let Some(realisation) = nix.paths.realisation(&client, &id)?
+                    && nix.paths.get(&client, &store, &realisation.path)?.is_some()
+                {
+                    return Ok(Some(realisation));
+                }
+            }
+            Ok::<_, StorePathsError>(None)
+        };
+        let found = self.scheduler.work(counted, find).await??.ok_or(Refusal::Absent)?;
+        Ok(text("application/json", found.to_json()))
     }
 
     async fn nar(

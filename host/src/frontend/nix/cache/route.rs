@@ -1,6 +1,6 @@
 //! What the paths of a cache's URLs name.
 
-use cofferdam_nix::{Hash, STORE_DIR, StorePath, base32};
+use cofferdam_nix::{Hash, OutputId, STORE_DIR, StorePath, base32};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 
@@ -27,6 +27,8 @@ pub(super) enum Route {
     NarInfo(String),
     /// The archive of the path with this hash part, if it has this NAR hash.
     Nar(String, Hash, Compression),
+    /// What an output has become.
+    Realisation(OutputId),
     /// The log of a derivation.
     Log(StorePath),
 }
@@ -49,6 +51,10 @@ impl Route {
             let (hash_part, nar_hash) = name.strip_suffix(".nar")?.split_once('-')?;
             let nar_hash = Hash::parse(cofferdam_nix::Algorithm::Sha256, nar_hash).ok()?;
             return is_hash_part(hash_part).then(|| Self::Nar(hash_part.to_owned(), nar_hash, compression));
+        }
+        if let Some(name) = path.strip_prefix("realisations/") {
+            let id = percent_decode_str(name.strip_suffix(".doi")?).decode_utf8().ok()?;
+            return id.parse().ok().map(Self::Realisation);
         }
         let name = percent_decode_str(path.strip_prefix("log/")?).decode_utf8().ok()?;
         let derivation = StorePath::from_base_name(&name).ok()?;
@@ -90,6 +96,10 @@ mod tests {
         }
         assert_eq!(Route::parse("/nix-cache-info"), Some(Route::CacheInfo));
         assert_eq!(Route::parse(&format!("/{PART}.narinfo")), Some(Route::NarInfo(PART.to_owned())));
+        let id = OutputId { derivation: hash, output: "out".to_owned() };
+        for text in [id.to_string(), id.to_string().replace('!', "%21").replace(':', "%3A")] {
+            assert_eq!(Route::parse(&format!("/realisations/{text}.doi")), Some(Route::Realisation(id.clone())));
+        }
         let derivation = StorePath::from_base_name(&format!("{PART}-a?b+c.drv")).unwrap();
         assert_eq!(Route::parse(&format!("/log/{PART}-a%3Fb+c.drv")), Some(Route::Log(derivation)));
     }
@@ -119,6 +129,10 @@ mod tests {
             &format!("/nar/{PART}-{}.nar.xz", Hash::of(b"").base32()),
             &format!("/nar/../{PART}-{}.nar", Hash::of(b"").base32()),
             &format!("/nar/{PART}-{long}.nar"),
+            &format!("/realisations/sha256:{}!out", Hash::of(b"").base16()),
+            &format!("/realisations/sha256:{}!..%2f.doi", Hash::of(b"").base16()),
+            &format!("/realisations/sha256:{PART}!out.doi"),
+            &format!("/realisations/{long}!out.doi"),
             &format!("/log/{PART}-a"),
             &format!("/log/{PART}-%ff.drv"),
             &format!("/log/{PART}-..%2f.drv"),

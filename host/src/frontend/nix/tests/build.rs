@@ -123,12 +123,15 @@ fn what_can_not_be_built_is_named() {
     let hash = Hash::of(b"").base16();
     type Outputs<'a> = &'a [[&'a str; 4]];
     type Environment<'a> = &'a [(&'a str, &'a str)];
-    let cases: [(Outputs<'_>, &[&StorePath], Environment<'_>, &str); 7] = [
+    let cases: [(Outputs<'_>, &[&StorePath], Environment<'_>, &str); 10] = [
         (&[["out", OUT, "", ""]], &[&missing], &[], "is not valid here"),
         (&[], &[], &[], "must have outputs"),
         (&[["out", OUT, "r:sha256", &hash]], &[], &[], "the output out must have the path /nix/store/"),
-        (&[["out", "", "r:sha256", ""]], &[], &[], "floating outputs are not built here"),
-        (&[["a", OUT, "", ""], ["b", OUT, "", ""]], &[], &[], "two outputs must not have the path"),
+        (&[["out", "", "r:md5", ""]], &[], &[], "the output out must have another hash function than md5"),
+        (&[["out", "", "text:sha1", ""]], &[], &[], "the output out must have the hash function sha256 for a text"),
+        (&[["out", "", "", ""]], &[], &[], "the output out must have a path"),
+        (&[["a", "", "sha256", ""], ["b", OUT, "", ""]], &[], &[], "all 2 outputs must be floating or none, not 1"),
+        (&[["a", OUT, "", ""], ["b", OUT, "", ""]], &[], &[], "must not have the same path, as a and b have"),
         (&[["out", OUT, "", ""]], &[], &[("requiredSystemFeatures", "kvm recursive-nix")], "\"recursive-nix\" is not"),
         (&[["out", OUT, "", ""]], &[], &[("__noChroot", "1")], "__noChroot must not be set"),
     ];

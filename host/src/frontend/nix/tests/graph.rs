@@ -15,7 +15,7 @@ pub(super) const SECOND_DRV: &str = "/nix/store/wmj2r79gfpngnphqib663hbn0lwfm628
 const FIRST_OUT: &str = "/nix/store/rwfshijbhhchwxcmqy4ijrqa7jccs8qz-first";
 const SECOND_OUT: &str = "/nix/store/ifd3pw9mq9a6wpq6c1jc7lgkdcdlay48-second";
 
-fn add(said: &mut Said, name: &str, method: &str, references: &[&str], contents: &[u8]) -> io::Result<()> {
+pub(super) fn add(said: &mut Said, name: &str, method: &str, references: &[&str], contents: &[u8]) -> io::Result<()> {
     ask(said, Operation::AddToStore)?;
     said.text(name)?;
     said.text(method)?;
@@ -106,15 +106,15 @@ pub(super) fn build(said: &mut Said, operation: Operation, targets: &[&str], mod
 
 /// What a client is told of one target.
 #[derive(Debug)]
-struct Told {
-    status: u64,
-    message: String,
+pub(super) struct Told {
+    pub(super) status: u64,
+    pub(super) message: String,
     /// What their names among all outputs are, and their realisations.
-    outputs: Vec<(String, String)>,
+    pub(super) outputs: Vec<(String, String)>,
 }
 
 /// What a client of 1.34 is told of its targets.
-fn results(heard: &mut Heard) -> Vec<Told> {
+pub(super) fn results(heard: &mut Heard) -> Vec<Told> {
     let count = heard.integer();
     let mut results = Vec::new();
     for _ in 0..count {
