@@ -49,6 +49,13 @@ impl<'a> Nix<'a> {
         Self::unpacked(cofferdam, release, CONFIG, &daemon.addr())
     }
 
+    /// Nix as this release of Debian has it, with content-addressed derivations.
+    #[track_caller]
+    pub fn content_addressing(cofferdam: &'a Cofferdam, daemon: &Daemon, release: Release) -> Self {
+        let config = format!("{CONFIG}extra-experimental-features = ca-derivations\n");
+        Self::unpacked(cofferdam, release, &config, &daemon.addr())
+    }
+
     /// Nix that runs its local builds with `cofferdam nix-external-builder` and these arguments.
     #[track_caller]
     pub fn with_external_builder(cofferdam: &'a Cofferdam, arguments: &[&str]) -> Self {
@@ -145,7 +152,7 @@ impl<'a> Nix<'a> {
 
     /// As [`Nix::build`], by this address of the daemon.
     pub fn build_at(&self, builder: &str, expression: &str) -> Outcome {
-        let (store, builders) = (self.store("local"), format!("{builder} x86_64-linux - 1 1 kvm"));
+        let (store, builders) = (self.store("local"), format!("{builder} x86_64-linux - 1 1 kvm,ca-derivations"));
         let store = store.to_str().expect("temporary directories are UTF-8");
         let jobs = ["--max-jobs", "0", "--builders", &builders];
         self.run("nix-build", [&["--no-out-link", "--store", store, "-E", expression][..], &jobs].concat())

@@ -268,3 +268,51 @@ fn a_cache_shows_each_client_its_own_paths_and_stands_hostile_ones() {
     assert_eq!(succeeded(&address, &of_bob, 4, 2500), 10_000);
     daemon.end().succeeds();
 }
+
+/// A derivation whose output is addressed by its contents, and the output's id and path by Nix 2.34.8.
+const FLOATING: &str = r#"
+    derivation {
+      name = "first";
+      system = "x86_64-linux";
+      builder = "/bin/sh";
+      args = [ "-c" "echo first > $out" ];
+      __contentAddressed = true;
+      outputHashMode = "recursive";
+      outputHashAlgo = "sha256";
+    }
+"#;
+const FLOATING_ID: &str = "sha256:b32424dc3368f39c011c57b4ad398153bc4898e6d765c76c42d930d7246239fb!out";
+const FLOATING_PATH: &str = "/nix/store/6ji1386f0ml97vmacwncp5kdyvzplsfh-first";
+
+#[test]
+fn nix_fetches_what_floating_outputs_have_become() {
+    let cofferdam = Cofferdam::new();
+    let (daemon, address) = start(&cofferdam, "");
+    let own = fs::read_to_string(cofferdam.state_directory().join("nix/signing.pub")).unwrap();
+    let nix = Nix::content_addressing(&cofferdam, &daemon, Release::Forky);
+    let built = nix.build_at(&nix.builder_for("alice"), FLOATING).succeeds();
+    assert_eq!(built.stdout.trim(), FLOATING_PATH);
+
+    let path = format!("/realisations/{FLOATING_ID}.doi");
+    let (status, _, json) = ask(&address, "GET", &path, Some(ALICE));
+    assert_eq!(status, 200);
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!((&json["id"], &json["outPath"]), (&FLOATING_ID.into(), &FLOATING_PATH["/nix/store/".len()..].into()));
+    let absent = ask(&address, "GET", &format!("/{}.narinfo", "0".repeat(32)), Some(BOB));
+    assert_eq!(ask(&address, "GET", &path, Some(BOB)), absent);
+    assert_eq!(ask(&address, "GET", &path.replace("!out", "!dev"), Some(ALICE)), absent);
+    assert_eq!(ask(&address, "GET", &path, None).0, 401);
+
+    let fetch = |client: &str, to: &str| {
+        let (to, netrc, cache) = (nix.store(to), netrc(&cofferdam, client), format!("http://{address}"));
+        let store = ["--store", to.to_str().unwrap(), "--max-jobs", "0", "--builders", ""];
+        let options = [("substitute", "true"), ("substituters", &*cache), ("trusted-public-keys", own.trim())];
+        let options = options.into_iter().chain([("netrc-file", &*netrc)]);
+        let options = options.flat_map(|(name, value)| ["--option", name, value]);
+        let arguments = ["--no-out-link", "-E", FLOATING].into_iter().chain(store).chain(options);
+        nix.run("nix-build", arguments)
+    };
+    assert_eq!(fetch(ALICE, "of-alice").succeeds().stdout.trim(), FLOATING_PATH);
+    fetch(BOB, "of-bob").exits_with(1);
+    daemon.end().succeeds();
+}
