@@ -108,6 +108,13 @@ impl<'a> Nix<'a> {
         format!("{}%20--client%20{key}", self.builder())
     }
 
+    /// The daemon's address for a client that is to believe that the daemon knows no later version than 1.`minor`.
+    pub fn builder_of(&self, minor: u8) -> String {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/nix_minor.py");
+        let (script, program) = (script.display(), program());
+        format!("ssh-ng://localhost?remote-program=python3%20{script}%20{minor}%20{}%20nix-daemon", program.display())
+    }
+
     /// The daemon's address by the protocol of old.
     pub fn served_builder(&self) -> String {
         format!("ssh://localhost?remote-program={}%20nix-store", program().display())

@@ -142,6 +142,73 @@ fn newer_nixes_build_the_same_chain() {
     daemon.end().succeeds();
 }
 
+#[test]
+fn nixes_build_by_older_versions_of_the_protocol() {
+    let cofferdam = Cofferdam::new();
+    let daemon = Daemon::start(&cofferdam, "");
+    for (release, minors) in [(Release::Bookworm, &[21, 32, 34][..]), (Release::Trixie, &[35])] {
+        let nix = Nix::new(&cofferdam, &daemon, release);
+        for minor in minors {
+            let expression = format!(
+                r#"({MAKE}) "by-{minor}" "read word < ${{builtins.toFile "input" "sent by {minor}\n"}}; echo $word > $out""#
+            );
+            let built = nix.build_at(&nix.builder_of(*minor), &expression).succeeds();
+            let path = built.stdout.trim();
+            let local = nix.store("local");
+            assert_eq!(fs::read_to_string(local.join(&path[1..])).unwrap(), format!("sent by {minor}\n"));
+            nix.run("nix-store", ["--store", local.to_str().unwrap(), "--verify-path", path]).succeeds();
+        }
+    }
+    daemon.end().succeeds();
+}
+
+/// Two derivations whose outputs break rules of theirs.
+const REJECTED: [(&str, &str); 2] = [
+    (
+        r#"
+          let input = builtins.toFile "input" "";
+          in derivation {
+            name = "refers";
+            system = "x86_64-linux";
+            builder = "/bin/sh";
+            disallowedReferences = [ input ];
+            args = [ "-c" "echo ${input} > $out" ];
+          }
+        "#,
+        "is not allowed to refer to",
+    ),
+    (
+        r#"
+          derivation {
+            name = "large";
+            system = "x86_64-linux";
+            builder = "/bin/sh";
+            __structuredAttrs = true;
+            outputChecks.out.maxSize = 100;
+            args = [ "-c" "i=0; while [ $i -lt 100 ]; do echo $i; i=$((i + 1)); done > ${placeholder "out"}" ];
+          }
+        "#,
+        "is too large",
+    ),
+];
+
+#[test]
+fn outputs_that_break_a_rule_of_their_derivation_are_rejected() {
+    let cofferdam = Cofferdam::new();
+    let daemon = Daemon::start(&cofferdam, "");
+    let nix = Nix::new(&cofferdam, &daemon, Release::Trixie);
+    for (expression, rule) in REJECTED {
+        let path =
+            nix.run("nix-instantiate", ["--eval", "--json", "-E", &format!("({expression}).outPath")]).succeeds();
+        let path: String = serde_json::from_str(&path.stdout).unwrap();
+        let rejected = nix.build(expression).exits_with(1);
+        assert!(rejected.stderr.contains(rule), "{rejected}");
+        let known = nix.run("nix", ["path-info", "--store", &nix.builder(), &path]).exits_with(1);
+        assert!(known.stderr.contains("is not valid"), "{known}");
+    }
+    daemon.end().succeeds();
+}
+
 /// Two derivations that a third one needs, and one that needs a failing one.
 const GRAPH: &str = with_make!(
     r#"
