@@ -151,6 +151,8 @@ pub enum Limit {
     OutputEntries,
     /// Bytes of names and symlink targets in all outputs.
     OutputMetadata,
+    /// Memory of the host for the directories of all outputs.
+    OutputDirectories,
 }
 
 impl Limit {
@@ -161,6 +163,7 @@ impl Limit {
             Self::OutputBytes => "output_bytes",
             Self::OutputEntries => "output_entries",
             Self::OutputMetadata => "output_metadata",
+            Self::OutputDirectories => "output_directories",
         }
     }
 }
@@ -211,6 +214,9 @@ impl Reason {
                 Limit::OutputBytes => "raise the limit with --output-limit",
                 Limit::OutputEntries => "raise the limit with --output-files",
                 Limit::OutputMetadata => return None,
+                Limit::OutputDirectories => {
+                    "put the files into more directories, of fewer than 100,000 each, or into an archive"
+                }
             },
             _ => return None,
         })
@@ -269,6 +275,9 @@ impl fmt::Display for Reason {
                 Limit::OutputBytes => write!(f, "the outputs hold more than {allowed} bytes"),
                 Limit::OutputMetadata => {
                     write!(f, "the outputs hold more than {allowed} bytes of names and symlink targets")
+                }
+                Limit::OutputDirectories => {
+                    write!(f, "the directories of the outputs take more than {allowed} bytes of the host's memory")
                 }
                 Limit::OutputEntries => {
                     write!(f, "the outputs hold more than {allowed} files, directories and symlinks")

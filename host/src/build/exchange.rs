@@ -15,7 +15,7 @@ use super::{
     options::Options,
     progress::Progress,
 };
-use crate::outputs::ReceiveError;
+use crate::outputs::{self, ReceiveError};
 
 /// The host's side of the exchange with one guest.
 pub(super) struct Exchange<'a> {
@@ -71,6 +71,7 @@ pub(super) fn receive_failed(error: ReceiveError) -> BuildError {
         ReceiveError::Tree(TreeError::TooManyBytes { limit: allowed }) => limit(Limit::OutputBytes, allowed),
         ReceiveError::Tree(TreeError::TooManyEntries { limit: allowed }) => limit(Limit::OutputEntries, allowed),
         ReceiveError::Tree(TreeError::TooMuchMetadata) => limit(Limit::OutputMetadata, tree::MAX_METADATA_BYTES),
+        ReceiveError::DirectoryMemory(_) => limit(Limit::OutputDirectories, outputs::MAX_DIRECTORY_MEMORY_BYTES),
         ReceiveError::Tree(error) => protocol(ProtocolError::Tree(error)),
         ReceiveError::Store(error) => BuildError::Executor(ExecutorError::Store(error)),
     }

@@ -8,6 +8,7 @@
 use crate::{
     limits::Limits,
     machine::vmm::{Accelerator, Choice, Kind, TCG_CODE_MIB},
+    outputs,
 };
 
 const MIB: u64 = 1 << 20;
@@ -35,8 +36,9 @@ const DEVICE_BYTES: u64 = 32 * MIB;
 /// vhost-device-vsock.
 const VSOCK_DEVICE_BYTES: u64 = 8 * MIB;
 
-/// What the host process has for one build: its session, its log, the output that comes in.
-const SESSION_BYTES: u64 = 16 * MIB;
+/// What the host process has for one build: its session, its log, the contents of the output that comes in, and the
+/// directories of all outputs.
+const SESSION_BYTES: u64 = 16 * MIB + outputs::MAX_DIRECTORY_MEMORY_BYTES;
 
 /// QEMU, without the guest's memory and without the code that TCG makes.
 const QEMU_BYTES: u64 = 64 * MIB;

@@ -1,5 +1,5 @@
-//! Ingests outputs as the guest sends them over vsock. One pass checks, scans and stores them. Memory holds only the open
-//! file and the open directories.
+//! Ingests outputs as the guest sends them over vsock. One pass checks, scans and stores them. Memory holds the open
+//! directories, and the encodings of those that are complete; both are bounded.
 //!
 //! ```text
 //!   tree::Event ─▶ tree::Check ─▶ names, targets, contents ─▶ refscan
@@ -19,7 +19,7 @@ use std::{io, mem};
 use cofferdam_castore::{
     Directory, Node, PathComponent, Store, SymlinkTarget,
     blobservice::BlobWriter,
-    directoryservice::DirectoryPutter,
+    directoryservice::{DirectoryMemory, DirectoryPutter},
     refscan::{ReferencePattern, ReferenceScanner},
 };
 use cofferdam_protocol::tree::{self, Event, TreeError};
@@ -29,12 +29,22 @@ pub(crate) use differences::{Difference, Differences};
 
 use crate::request::BuildOutput;
 
+/// Most memory for the directories of all outputs of a build, in bytes, as [`DirectoryMemory`] counts it: of one directory
+/// with about 180,000 files, or of a million files in many.
+pub(crate) const MAX_DIRECTORY_MEMORY_BYTES: u64 = 128 << 20;
+
+/// Most bytes of an encoded entry, beside its name and target.
+const ENTRY_BYTES: usize = 64;
+
 /// Why an event was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiveError {
     /// The guest broke a rule of the tree stream.
     #[error("the tree stream is malformed")]
     Tree(#[source] TreeError),
+    /// The directories take more than [`MAX_DIRECTORY_MEMORY_BYTES`].
+    #[error("the directories of the outputs can't be kept in memory")]
+    DirectoryMemory(#[source] io::Error),
     /// The store failed.
     #[error("can't store the outputs")]
     Store(#[source] io::Error),
@@ -49,6 +59,7 @@ pub struct Receiver<'a> {
     check: tree::Check,
     needles: &'a ReferencePattern,
     scanner: ReferenceScanner,
+    memory: DirectoryMemory,
     /// The open directories, outermost first.
     open: Vec<OpenDirectory>,
     file: Option<OpenFile>,
@@ -61,6 +72,7 @@ pub struct Receiver<'a> {
 struct OpenDirectory {
     name: Vec<u8>,
     directory: Directory,
+    encoded_bytes: usize,
 }
 
 struct OpenFile {
@@ -79,6 +91,7 @@ impl<'a> Receiver<'a> {
             check: tree::Check::new(limits),
             needles,
             scanner: needles.scanner(),
+            memory: DirectoryMemory::limited(MAX_DIRECTORY_MEMORY_BYTES),
             open: Vec::new(),
             file: None,
             root: None,
@@ -102,7 +115,9 @@ impl<'a> Receiver<'a> {
         match *event {
             Event::Directory { name } => {
                 self.scanner.scan_whole(name);
-                self.open.push(OpenDirectory { name: name.to_owned(), directory: Directory::default() });
+                self.memory.take_counted(0, 0).map_err(ReceiveError::DirectoryMemory)?;
+                let name = name.to_owned();
+                self.open.push(OpenDirectory { name, directory: Directory::default(), encoded_bytes: 0 });
             }
             Event::File { name, executable } => {
                 self.scanner.scan_whole(name);
@@ -151,12 +166,13 @@ impl<'a> Receiver<'a> {
             let digest = self.handle.block_on(file.writer.close()).map_err(ReceiveError::Store)?;
             return self.place(&file.name, Node::File { digest, size: file.size, executable: file.executable });
         }
-        let Some(OpenDirectory { name, directory }) = self.open.pop() else { return Ok(()) };
-        let size = directory.size();
+        let Some(OpenDirectory { name, directory, encoded_bytes }) = self.open.pop() else { return Ok(()) };
+        let (size, entries) = (directory.size(), directory.len());
         let store = self.store;
         let putter = self.putter.get_or_insert_with(|| store.directories.put_multiple_start());
         let digest = directory.digest();
         self.handle.block_on(putter.put(directory)).map_err(ReceiveError::Store)?;
+        self.memory.keep_encoded(encoded_bytes, entries);
         self.place(&name, Node::Directory { digest, size })
     }
 
@@ -164,6 +180,10 @@ impl<'a> Receiver<'a> {
         match self.open.last_mut() {
             None => self.root = Some(node),
             Some(parent) => {
+                let target = if let Node::Symlink { target } = &node { target.as_ref().len() } else { 0 };
+                let encoded_bytes = name.len() + target + ENTRY_BYTES;
+                self.memory.take_entry(encoded_bytes).map_err(ReceiveError::DirectoryMemory)?;
+                parent.encoded_bytes += encoded_bytes;
                 let name = PathComponent::try_from(name).map_err(refused)?;
                 parent.directory.add(name, node).map_err(refused)?;
             }

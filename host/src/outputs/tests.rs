@@ -141,3 +141,31 @@ proptest! {
         }
     }
 }
+
+/// A name of 250 bytes for each number, in ascending order.
+fn long_name(number: usize) -> Vec<u8> {
+    format!("{number:0250}").into_bytes()
+}
+
+#[test]
+fn a_directory_that_takes_too_much_memory_is_refused_and_two_halves_of_it_are_not() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+    let needles = ReferencePattern::new::<&[u8]>([]).unwrap();
+    let store = Store::memory();
+    let limits = tree::Limits { entries: 1 << 20, bytes: 0 };
+    let count = usize::try_from(MAX_DIRECTORY_MEMORY_BYTES).unwrap() / 1600;
+    let receive = |directories: usize| {
+        let mut receiver = Receiver::new(&store, runtime.handle().clone(), &needles, limits);
+        receiver.take(&Event::Directory { name: b"" })?;
+        for directory in 0..directories {
+            receiver.take(&Event::Directory { name: &long_name(directory) })?;
+            for entry in 0..count / directories {
+                receiver.take(&Event::Symlink { name: &long_name(entry), target: b"t" })?;
+            }
+            receiver.take(&Event::End)?;
+        }
+        receiver.take(&Event::End).map(|output| assert!(output.is_some()))
+    };
+    assert!(matches!(receive(1), Err(ReceiveError::DirectoryMemory(_))));
+    receive(2).unwrap();
+}

@@ -9,7 +9,7 @@ use cofferdam_castore::{B3Digest, Node, Store, directoryservice::DirectoryMemory
 use futures::{TryStreamExt as _, stream::FuturesUnordered};
 
 /// Most memory for directories at a time, as [`DirectoryMemory`] counts it: at least one with 50,000 files.
-const MAX_DIRECTORY_MEMORY_BYTES: u64 = 64 << 20;
+pub(super) const MAX_DIRECTORY_MEMORY_BYTES: u64 = 64 << 20;
 
 /// Most directories in all trees, each counted wherever it is named. A walk remembers their digests.
 const MAX_DIRECTORIES: usize = 1 << 17;

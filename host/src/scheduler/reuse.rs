@@ -2,12 +2,16 @@
 
 use std::{str::FromStr, sync::Arc};
 
-use cofferdam_castore::{B3Digest, Node, Views};
+use cofferdam_castore::{B3Digest, Node, Views, directoryservice::DirectoryMemory};
 use serde::{Deserialize, Deserializer};
 use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
-use super::{Backend, Submission, active_build::arranged, presence::has_all};
+use super::{
+    Backend, Submission,
+    active_build::arranged,
+    presence::{self, has_all},
+};
 use crate::{
     network::Policy,
     quantity::text_or_number,
@@ -104,7 +108,8 @@ pub(super) async fn find(backend: &Arc<Backend>, submission: &Submission<Admitte
     let record = complete(backend, &submission.request, record).await?;
     let Some(Outcome::Built(outputs)) = &record.outcome else { return None };
     let nodes: Vec<_> = outputs.iter().map(|output| output.node.clone()).collect();
-    let granted = backend.views.grant(&submission.client.to_string(), &nodes).await;
+    let memory = DirectoryMemory::limited(presence::MAX_DIRECTORY_MEMORY_BYTES);
+    let granted = backend.views.grant(&submission.client.to_string(), &nodes, &memory).await;
     granted.inspect_err(|error| tracing::warn!(%error, "an earlier build's outputs can't be granted")).ok()?;
     Some(record)
 }

@@ -2,7 +2,7 @@
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use cofferdam_castore::Node;
+use cofferdam_castore::{Node, directoryservice::DirectoryMemory};
 use cofferdam_protocol::Sample;
 use cofferdam_rpc::Turn;
 use futures::{FutureExt as _, future::BoxFuture};
@@ -19,6 +19,7 @@ use crate::{
     },
     build::{compare, failure::Failure},
     network::Connection,
+    outputs::MAX_DIRECTORY_MEMORY_BYTES,
     records::{End, Outcome, Record},
     request::Admitted,
     telemetry::Metrics,
@@ -165,10 +166,12 @@ fn left_by(built: &Result<Built, BuildError>) -> Vec<Node> {
     }
 }
 
-/// Grants what a build has left to those who have joined it. The owner's grants were made as it was written.
+/// Grants what a build has left to those who have joined it. The owner's grants were made as it was written. It reads within
+/// the memory that the build had for these directories.
 pub(super) async fn grant(backend: &Backend, build: &ActiveBuild, nodes: &[Node]) -> Result<(), Failure> {
+    let memory = DirectoryMemory::limited(MAX_DIRECTORY_MEMORY_BYTES);
     for tenant in build.close() {
-        let granted = backend.views.grant(&tenant, nodes).await;
+        let granted = backend.views.grant(&tenant, nodes, &memory).await;
         granted.map_err(|error| Failure::executor_because("store", "what the build made can't be granted", &error))?;
     }
     Ok(())

@@ -88,7 +88,10 @@ impl DirectoryMemory {
     ///
     /// `QuotaExceeded` with a [`DirectoryMemoryError`].
     pub fn take_counted(&self, encoded_bytes: usize, entries: usize) -> io::Result<()> {
-        let cost = Self::cost(encoded_bytes, entries);
+        self.add(Self::cost(encoded_bytes, entries))
+    }
+
+    fn add(&self, cost: u64) -> io::Result<()> {
         let add = |used: u64| used.checked_add(cost).filter(|sum| *sum <= self.limit);
         match self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add) {
             Ok(_) => Ok(()),
@@ -96,10 +99,24 @@ impl DirectoryMemory {
         }
     }
 
+    /// Counts one more entry, with an encoding of this length, of a directory that has been counted.
+    ///
+    /// # Errors
+    ///
+    /// `QuotaExceeded` with a [`DirectoryMemoryError`].
+    pub fn take_entry(&self, encoded_bytes: usize) -> io::Result<()> {
+        self.add(Self::cost(encoded_bytes, 1) - Self::cost(0, 0))
+    }
+
     /// Takes back what a directory was counted as, which was dropped.
     pub fn give_back(&self, encoded_bytes: usize, entries: usize) {
-        let cost = Self::cost(encoded_bytes, entries);
-        self.used.fetch_sub(cost, Ordering::Relaxed);
+        self.used.fetch_sub(Self::cost(encoded_bytes, entries), Ordering::Relaxed);
+    }
+
+    /// Takes back what a directory was counted as, of which nothing is kept but the encoding.
+    pub fn keep_encoded(&self, encoded_bytes: usize, entries: usize) {
+        let kept = DIRECTORY_BYTES + encoded_bytes as u64;
+        self.used.fetch_sub(Self::cost(encoded_bytes, entries) - kept, Ordering::Relaxed);
     }
 }
 
@@ -125,6 +142,20 @@ mod tests {
         assert_eq!(memory.used(), 2 * cost);
         memory.give_back(encoded.len(), 2);
         memory.take(&encoded).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_grows_is_counted_like_a_whole_one_until_its_encoding_is_all_that_is_kept() {
+        let whole = DirectoryMemory::unlimited();
+        whole.take_counted(30, 2).unwrap();
+        let growing = DirectoryMemory::limited(whole.used());
+        growing.take_counted(0, 0).unwrap();
+        growing.take_entry(10).unwrap();
+        growing.take_entry(20).unwrap();
+        assert_eq!(growing.used(), whole.used());
+        assert!(growing.take_entry(0).is_err());
+        growing.keep_encoded(30, 2);
+        assert_eq!(growing.used(), DIRECTORY_BYTES + 30);
     }
 
     #[test]

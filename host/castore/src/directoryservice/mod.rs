@@ -113,7 +113,7 @@ pub trait DirectoryPutter: Send {
 /// Encoded bytes after which no more directories of a batch are decoded: decoded, they take many times the memory.
 const BATCH_BYTES: usize = 1024 * 1024;
 
-/// Decodes directories in order. Stops after [`BATCH_BYTES`], but never before the first.
+/// Decodes directories in order. Stops after [`BATCH_BYTES`] and at one that `get` finds too large, but never before the first.
 fn decode_batch(
     digests: &[B3Digest],
     mut get: impl FnMut(&B3Digest) -> io::Result<Option<Vec<u8>>>,
@@ -123,7 +123,10 @@ fn decode_batch(
         if bytes >= BATCH_BYTES {
             break;
         }
-        let encoded = get(digest)?;
+        let encoded = match get(digest) {
+            Err(error) if error.kind() == io::ErrorKind::QuotaExceeded && !found.is_empty() => break,
+            encoded => encoded?,
+        };
         bytes += encoded.as_ref().map_or(0, Vec::len);
         found.push(encoded.map(|encoded| decode_verified(digest, &encoded)).transpose()?);
     }

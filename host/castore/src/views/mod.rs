@@ -31,7 +31,7 @@ use parking_lot::RwLock;
 
 pub use self::grants::{Grants, Usage};
 use self::{blobs::ViewBlobService, directories::ViewDirectoryService, grants::Object};
-use crate::{B3Digest, Node, Store, blobservice::Kind};
+use crate::{B3Digest, Node, Store, blobservice::Kind, directoryservice::DirectoryMemory};
 
 /// So many objects are granted in one transaction, with those of one more directory. A larger tree takes several.
 const MAX_OBJECTS: usize = 1 << 16;
@@ -121,22 +121,25 @@ impl Views {
         (ViewBlobService::new(blobs, view.clone()), ViewDirectoryService { directories, view })
     }
 
-    /// Grants these nodes and everything below them to a tenant, durably.
+    /// Grants these nodes and everything below them to a tenant, durably. Each directory is dropped before the next ones are
+    /// read, so that `memory` is needed for a part of the tree at a time.
     ///
     /// # Errors
     ///
-    /// A directory is missing, or the store or the grants failed. Some of it may have been granted.
-    pub async fn grant(&self, tenant: &str, nodes: &[Node]) -> io::Result<()> {
+    /// A directory is missing or doesn't fit into `memory`, or the store or the grants failed. Some of it may have been granted.
+    pub async fn grant(&self, tenant: &str, nodes: &[Node], memory: &DirectoryMemory) -> io::Result<()> {
         let Some(divided) = &self.divided else { return Ok(()) };
         let mut objects: HashSet<_> = nodes.iter().filter_map(blob).collect();
         for node in nodes {
             let Node::Directory { digest: root, .. } = node else { continue };
-            let mut directories = self.store.directories.get_recursive(root);
+            let mut directories = self.store.directories.get_recursive_within(root, memory);
             let mut is_there = false;
             while let Some(directory) = directories.try_next().await? {
                 is_there = true;
-                objects.insert(Object::directory(&directory.encode()));
+                let encoded = directory.encode();
+                objects.insert(Object::directory(&encoded));
                 objects.extend(directory.nodes().filter_map(|(_, node)| blob(node)));
+                memory.give_back(encoded.len(), directory.len());
                 if objects.len() >= MAX_OBJECTS {
                     divided.grants.add(tenant, objects.drain().collect(), false)?;
                 }

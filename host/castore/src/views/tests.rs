@@ -333,12 +333,15 @@ async fn granted_trees_are_granted_whole_and_nothing_of_others() {
     putter.close().await.unwrap();
     let joined = views.of("joined");
     assert!(!joined.blobs.has(&digest).await.unwrap());
-    views.grant("joined", &[root.to_node()]).await.unwrap();
+    views.grant("joined", &[root.to_node()], &DirectoryMemory::unlimited()).await.unwrap();
     assert!(joined.blobs.has(&digest).await.unwrap());
     assert_eq!(joined.directories.get(&leaf.digest()).await.unwrap(), Some(leaf));
     assert!(!views.of("stranger").blobs.has(&digest).await.unwrap());
     let unknown = Node::Directory { digest: B3Digest::of(ABSENT), size: 0 };
-    assert_eq!(views.grant("joined", &[unknown]).await.unwrap_err().kind(), io::ErrorKind::NotFound);
+    assert_eq!(
+        views.grant("joined", &[unknown], &DirectoryMemory::unlimited()).await.unwrap_err().kind(),
+        io::ErrorKind::NotFound
+    );
 }
 
 /// Whether few of many grants are removed or most of them.

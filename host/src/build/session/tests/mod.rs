@@ -259,7 +259,19 @@ fn limits_end_the_build_by_name() {
     };
     let told = symlinks(b"t");
     assert!(told.contains("the outputs hold more than 20000 files, directories and symlinks"), "{told}");
-    let told = symlinks(&[b't'; tree::MAX_TARGET_BYTES]);
+    let long = &[b't'; tree::MAX_TARGET_BYTES];
+    let told = symlinks(long);
+    assert!(
+        told.contains("the directories of the outputs take more than 134217728 bytes of the host's memory"),
+        "{told}"
+    );
+    let mut events = vec![ROOT];
+    for (directory, names) in names.iter().zip(names.chunks(1_000)) {
+        events.push(FromGuest::Tree(Event::Directory { name: directory.as_bytes() }));
+        events.extend(names.iter().map(|name| FromGuest::Tree(Event::Symlink { name: name.as_bytes(), target: long })));
+        events.push(FromGuest::Tree(Event::End));
+    }
+    let told = refusal_of_outputs(&events[..18 * 1_000]);
     assert!(told.contains("the outputs hold more than 67108864 bytes of names and symlink targets"), "{told}");
 }
 
