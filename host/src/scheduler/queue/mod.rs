@@ -15,7 +15,9 @@
 //! [`MACHINE`].
 //!
 //! **Charge.** A build is charged its cost times its duration in milliseconds, divided by its client's share. Until it has ended,
-//! its duration is taken for the mean of its client's builds; then the difference is made up for.
+//! its duration is taken for the mean of its client's builds; then the difference is made up for. A shorter duration than
+//! [`LEAST_CHARGED`] is taken for that: while builds come and go, their places stand empty for a part of the time, and a client whose
+//! builds all fail at once would get that time back from others.
 //!
 //! **Order.** Start-time fair queueing: a build's tag is the total charge of its client's earlier builds, and the lowest tag is
 //! first. A client without waiting builds joins at the virtual time. That time is never behind the first waiting build, and
@@ -69,6 +71,9 @@ const GUESSED_DURATION: Duration = Duration::from_secs(60);
 
 /// The assumed duration of builds for charges, until one has finished.
 const ASSUMED_DURATION: Duration = Duration::from_secs(1);
+
+/// The shortest duration for charges. No build that boots a machine is as short.
+const LEAST_CHARGED: Duration = Duration::from_millis(50);
 
 /// The weight of the newest duration in the mean is one in so many.
 const DURATIONS: u32 = 8;
@@ -152,7 +157,7 @@ impl Client {
 
     /// What it is charged for a build of this cost and duration.
     fn charge(&self, cost: u64, duration: Duration) -> u64 {
-        (times(cost, duration) / u64::from(self.terms.share.max(1))).max(1)
+        (times(cost, duration.max(LEAST_CHARGED)) / u64::from(self.terms.share.max(1))).max(1)
     }
 }
 
@@ -254,8 +259,6 @@ impl<C: Ord + Clone> Queue<C> {
             }
         }
         let terms = self.clients.get(&build.client).map(|client| client.terms).unwrap_or_default();
-        let now_virtual = self.virtual_now();
-        self.clients.retain(|_, client| !client.waiting.is_empty() || client.tag > now_virtual);
         self.used.memory_bytes += build.need.memory_bytes;
         self.used.cpus += build.need.cpus;
         self.used.builds += 1;
@@ -263,6 +266,10 @@ impl<C: Ord + Clone> Queue<C> {
         let load = self.running_of.entry(client.clone()).or_default();
         load.builds += 1;
         load.disk_bytes = load.disk_bytes.saturating_add(need.disk_bytes);
+        let (now_virtual, running_of) = (self.virtual_now(), &self.running_of);
+        self.clients.retain(|name, client| {
+            !client.waiting.is_empty() || client.tag > now_virtual || running_of.contains_key(name)
+        });
         self.running.insert(rank.ticket, Running { client, terms, need, cost, charge, started: now });
         Some(rank.ticket)
     }
@@ -285,10 +292,8 @@ impl<C: Ord + Clone> Queue<C> {
         }
         let duration = now.saturating_duration_since(started);
         self.mean_duration = Some(mean(self.mean_duration, duration));
-        let virtual_now = self.virtual_now();
         let state = self.clients.entry(client.clone()).or_default();
         state.terms = terms;
-        state.tag = state.next_tag(virtual_now);
         state.mean_duration = Some(mean(state.mean_duration, duration));
         let actual = state.charge(cost, duration);
         let shares = self.clients.values().map(|client| u64::from(client.terms.share)).sum::<u64>();
