@@ -1,6 +1,8 @@
 //! The daemon's configuration file.
 
+mod cgroups;
 mod network;
+mod nix;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -16,13 +18,15 @@ use std::{
 use cofferdam_castore::local_path;
 use serde::Deserialize;
 
+pub(super) use self::cgroups::CgroupsConfig;
 pub(super) use self::network::{ClientConfig, NetworkConfig};
+pub(super) use self::nix::{NixCacheConfig, NixConfig};
 pub(super) use self::source::Key;
 use self::source::Source;
 pub(crate) use self::values::ListenAddr;
 pub(super) use self::values::{
-    CertificateName, ClientName, Endpoint, FreeSpace, GuestPath, Isolation, Machines, NixKey, NixToken, Percent,
-    Processes, SharedRoot, SocketMode, TenantName, UserName, VmmName, WeaknessName, Weight,
+    CertificateName, ClientName, Endpoint, FreeSpace, GuestPath, Isolation, Machines, NixKey, NixToken, SharedRoot,
+    SocketMode, TenantName, UserName, VmmName, WeaknessName, Weight,
 };
 use super::{
     collector::Collection,
@@ -31,11 +35,10 @@ use super::{
 use crate::{
     build::{Footprint, Options, Settings, failure::Failure},
     disk::Disk,
-    frontend::{Access, Compression},
     limits::{Asked, Limits},
     machine::{
         hardening::{self, Weakness},
-        jail::{DiskRates, Rules, Shares, Walls},
+        jail::{Rules, Walls},
     },
     quantity::{Count, Size, Time},
     records::Retention,
@@ -65,10 +68,6 @@ const GC_LOW_KEEP: Duration = Duration::from_secs(60 * 60);
 
 /// How long a standby machine is kept by default.
 const STANDBY_AGE: Duration = Duration::from_secs(60 * 60);
-
-/// How long a client of Nix that waits for a build hears nothing at most. NATs and load balancers forget a silent connection after
-/// four minutes and more.
-const NIX_KEEP_ALIVE: Duration = Duration::from_secs(2 * 60);
 
 /// The settings of a daemon. Every setting has a default.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -174,54 +173,6 @@ pub(super) struct OperatorsConfig {
     pub(super) certificates: Vec<CertificateName>,
 }
 
-/// What holds for clients of plain Nix.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct NixConfig {
-    /// Users who may speak for clients: `cofferdam nix-daemon --client NAME`.
-    pub(super) speakers: Vec<UserName>,
-    /// Whether builds whose client has gone are finished.
-    pub(super) finish_abandoned: bool,
-    /// How long a client that waits for a build hears nothing at most.
-    pub(super) keep_alive: Option<Time>,
-    /// Variables that derivations with fixed outputs get if they ask for them.
-    pub(super) impure_env: BTreeMap<String, String>,
-    /// Keys whose signatures of paths are believed, beside the daemon's own.
-    pub(super) trusted_keys: Vec<NixKey>,
-    /// Whether unsigned paths are refused that aren't addressed by their contents.
-    pub(super) require_signatures: bool,
-    /// Serves paths over HTTP.
-    pub(super) cache: Option<NixCacheConfig>,
-}
-
-impl NixConfig {
-    pub(super) fn keep_alive(&self) -> Duration {
-        self.keep_alive.map_or(NIX_KEEP_ALIVE, |Time(time)| time)
-    }
-}
-
-/// A binary cache.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct NixCacheConfig {
-    pub(super) listen: SocketAddr,
-    /// Whose paths everybody sees.
-    pub(super) public: Option<ClientName>,
-    /// The SHA-256 of each client's token.
-    #[serde(default)]
-    pub(super) tokens: BTreeMap<ClientName, NixToken>,
-    #[serde(default)]
-    pub(super) compression: Compression,
-}
-
-impl NixCacheConfig {
-    pub(super) fn access(&self) -> Access {
-        let client = |ClientName(client): &ClientName| client.clone();
-        let tokens = self.tokens.iter().map(|(name, NixToken(token))| (client(name), *token)).collect();
-        Access { public: self.public.as_ref().map(client), tokens }
-    }
-}
-
 /// What a tenant may have.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -304,48 +255,6 @@ pub(super) struct StandbyConfig {
 pub(super) struct JailConfig {
     /// The daemon refuses to start with less.
     require: Walls,
-}
-
-/// What each machine may use of the host, where it has a cgroup.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct CgroupsConfig {
-    /// The daemon refuses to start without.
-    pub(super) require: bool,
-    cpu_weight: Option<Weight>,
-    /// In percent of what its build's CPUs have.
-    cpu_percent: Option<Percent>,
-    processes: Option<Processes>,
-    io_weight: Option<Weight>,
-    /// Bytes a second.
-    read_rate: Option<Size>,
-    write_rate: Option<Size>,
-}
-
-impl CgroupsConfig {
-    /// `path` is on the disk that machines use.
-    pub(super) fn shares(&self, path: &Path) -> Shares {
-        let defaults = Shares::default();
-        let (read, write) = (self.read_rate.map(u64::from), self.write_rate.map(u64::from));
-        let rates = DiskRates { path: path.to_owned(), read, write };
-        Shares {
-            cpu_weight: self.cpu_weight.map_or(defaults.cpu_weight, |Weight(weight)| weight),
-            cpu_percent: self.cpu_percent.map_or(defaults.cpu_percent, |Percent(percent)| percent),
-            processes: self.processes.map_or(defaults.processes, |Processes(processes)| processes),
-            io_weight: self.io_weight.map_or(defaults.io_weight, |Weight(weight)| weight),
-            disk_rates: read.or(write).map(|_| rates),
-        }
-    }
-
-    /// The settings that need a controller which not every delegated cgroup has, with its name.
-    pub(super) fn controllers(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
-        let set = [
-            self.cpu_weight.map(|_| ("cpu_weight", "cpu")),
-            self.cpu_percent.map(|_| ("cpu_percent", "cpu")),
-            self.io_weight.map(|_| ("io_weight", "io")),
-        ];
-        set.into_iter().flatten()
-    }
 }
 
 /// What is known of the host and accepted.

@@ -1,5 +1,8 @@
 use super::*;
-use crate::daemon::problem::failure;
+use crate::{
+    daemon::problem::failure,
+    machine::jail::{DiskRates, Shares},
+};
 
 fn config(text: &str) -> Config {
     Config::from_source(Source::of(text)).unwrap()
