@@ -26,6 +26,17 @@ pub enum Release {
 /// The names by which Nix's one program is called.
 const PROGRAMS: [&str; 5] = ["nix", "nix-build", "nix-hash", "nix-instantiate", "nix-store"];
 
+/// An expression in which `make` makes a derivation of a name and a script.
+pub fn with_make(expression: &str) -> String {
+    let make = r#"name: script: derivation {
+        inherit name;
+        system = "x86_64-linux";
+        builder = "/bin/sh";
+        args = [ "-c" script ];
+    }"#;
+    format!("let make = {make}; in {expression}")
+}
+
 const CONFIG: &str = "\
 build-users-group =
 experimental-features = nix-command
@@ -145,7 +156,7 @@ impl<'a> Nix<'a> {
         self.start(name, arguments).end()
     }
 
-    /// Builds an expression with the daemon alone, into the local store `local`.
+    /// Builds an expression, which has [`make`](with_make), with the daemon alone, into the local store `local`.
     pub fn build(&self, expression: &str) -> Outcome {
         self.build_at(&self.builder(), expression)
     }
@@ -162,7 +173,8 @@ impl<'a> Nix<'a> {
         let (store, builders) = (self.store("local"), format!("{builder} x86_64-linux - 1 1 kvm,ca-derivations"));
         let store = store.to_str().expect("temporary directories are UTF-8");
         let jobs = ["--max-jobs", "0", "--builders", &builders];
-        self.run("nix-build", [&["--no-out-link", "--store", store, "-E", expression][..], &jobs].concat())
+        let expression = with_make(expression);
+        self.run("nix-build", [&["--no-out-link", "--store", store, "-E", &expression][..], &jobs].concat())
     }
 }
 

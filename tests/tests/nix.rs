@@ -8,46 +8,19 @@ use std::{
 
 use cofferdam_tests::{
     Cofferdam, Daemon, Lab, Outcome,
-    nix::{Nix, Release},
+    nix::{Nix, Release, with_make},
     program,
     ssh::Sshd,
     stretched,
 };
 use nix::sys::signal::Signal;
 
-/// A function of Nix that makes a derivation of a name and a script.
-const MAKE: &str = r#"name: script: derivation {
-    inherit name;
-    system = "x86_64-linux";
-    builder = "/bin/sh";
-    args = [ "-c" script ];
-}"#;
-
-/// An expression of Nix, in which `make` makes a derivation of a name and a script.
-macro_rules! with_make {
-    ($expression:literal) => {
-        concat!(
-            r#"
+/// Two derivations of `make`, of which the second needs the first.
+const CHAIN: &str = r#"
     let
-      make = name: script: derivation {
-        inherit name;
-        system = "x86_64-linux";
-        builder = "/bin/sh";
-        args = [ "-c" script ];
-      };
-"#,
-            $expression
-        )
-    };
-}
-
-/// Two derivations, of which the second needs the first.
-const CHAIN: &str = with_make!(
-    r#"
       first = make "first" "echo told by the first >&2; echo first > $out";
     in make "second" "read word < ${first}; echo $word ${first} > $out"
-"#
-);
+"#;
 
 /// A derivation whose contents are said to be another file's.
 const WRONG_HASH: &str = r#"
@@ -150,7 +123,7 @@ fn nixes_build_by_older_versions_of_the_protocol() {
         let nix = Nix::new(&cofferdam, &daemon, release);
         for minor in minors {
             let expression = format!(
-                r#"({MAKE}) "by-{minor}" "read word < ${{builtins.toFile "input" "sent by {minor}\n"}}; echo $word > $out""#
+                r#"make "by-{minor}" "read word < ${{builtins.toFile "input" "sent by {minor}\n"}}; echo $word > $out""#
             );
             let built = nix.build_at(&nix.builder_of(*minor), &expression).succeeds();
             let path = built.stdout.trim();
@@ -209,9 +182,9 @@ fn outputs_that_break_a_rule_of_their_derivation_are_rejected() {
     daemon.end().succeeds();
 }
 
-/// Two derivations that a third one needs, and one that needs a failing one.
-const GRAPH: &str = with_make!(
-    r#"
+/// Two derivations of `make` that a third one needs, and one that needs a failing one.
+const GRAPH: &str = r#"
+    let
       left = make "left" "echo told by the left >&2; echo left > $out";
       right = make "right" "echo told by the right >&2; echo right > $out";
       failing = make "failing" "echo its last words >&2; exit 3";
@@ -219,15 +192,15 @@ const GRAPH: &str = with_make!(
       top = make "top" "read a < ${left}; read b < ${right}; echo $a $b > $out";
       broken = make "broken" "echo ${failing} ${left} > $out";
     }
-"#
-);
+"#;
 
 #[test]
 fn nixes_build_graphs_in_the_store_of_a_daemon() {
     let cofferdam = Cofferdam::new();
     let daemon = Daemon::start(&cofferdam, "[store]\nisolation = 'tenants'");
     let path = |outcome: &Outcome| outcome.stdout.trim().to_owned();
-    let top = format!("({GRAPH}).top");
+    let graph = with_make(GRAPH);
+    let top = format!("({graph}).top");
 
     let nix = Nix::new(&cofferdam, &daemon, Release::Trixie);
     let store = nix.builder();
@@ -246,7 +219,7 @@ fn nixes_build_graphs_in_the_store_of_a_daemon() {
 
     // An old one puts the derivations into the daemon's store itself.
     let nix = Nix::new(&cofferdam, &daemon, Release::Bookworm);
-    let build = ["--no-out-link", "--store", &store, "-E", GRAPH, "-A"];
+    let build = ["--no-out-link", "--store", &store, "-E", &graph, "-A"];
     let third = nix.run("nix-build", [&build[..], &["top"]].concat()).succeeds();
     assert_eq!(path(&first), path(&third));
     let broken = nix.run("nix-build", [&build[..], &["broken"]].concat()).exits_with(1);
@@ -299,7 +272,7 @@ fn the_holder_of_a_key_builds_through_a_real_sshd() {
     let command = format!("{} --daemon {} nix-daemon --stdio --client alice", program().display(), daemon.addr());
     let sshd = Sshd::start(&cofferdam, &command);
     let nix = Nix::new(&cofferdam, &daemon, Release::Forky).with_ssh(sshd.options());
-    let derivation = |name: &str| format!("({}) \"{name}\" \"echo told by $name >&2; echo $name > $out\"", MAKE);
+    let derivation = |name: &str| format!("make \"{name}\" \"echo told by $name >&2; echo $name > $out\"");
     // The serve protocol is asked for as `nix-store --serve --write`, which the forced command learns from sshd.
     let paths = ["ssh-ng", "ssh"].map(|scheme| {
         let built = nix.build_at(&format!("{scheme}://127.0.0.1"), &derivation(scheme)).succeeds();

@@ -14,15 +14,9 @@ use cofferdam_tests::{
 use data_encoding::{BASE64, HEXLOWER};
 use sha2::{Digest as _, Sha256};
 
-/// Two derivations, of which the second needs the first.
+/// Two derivations of `make`, of which the second needs the first.
 const CHAIN: &str = r#"
     let
-      make = name: script: derivation {
-        inherit name;
-        system = "x86_64-linux";
-        builder = "/bin/sh";
-        args = [ "-c" script ];
-      };
       first = make "first" "echo told by the first >&2; echo first > $out";
     in make "second" "read word < ${first}; echo told by the second >&2; echo $word ${first} $out > $out"
 "#;

@@ -46,10 +46,12 @@ pub(super) fn in_order(
     while let Some(first) = left.first().copied() {
         let ready: Vec<_> = left.iter().copied().filter(|path| needed(path, &left).is_none()).collect();
         if ready.is_empty() {
-            // After so many steps it is in a cycle.
-            let step = |path: StorePath, _| needed(&&path, &left).unwrap_or(path);
-            let from = left.iter().fold(first.clone(), step);
-            let to = step(from.clone(), &first);
+            // After so many steps the path is in a cycle.
+            let (mut from, mut to) = (first.clone(), first.clone());
+            for _ in &left {
+                from = to;
+                to = needed(&&from, &left).unwrap_or_else(|| from.clone());
+            }
             return Err(format!(
                 "cycle detected in build of '{derivation}' in the references of output '{to}' from output '{from}'"
             ));
