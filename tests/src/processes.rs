@@ -1,10 +1,10 @@
 //! Finds the processes that belong to a state directory, from `/proc`.
 
-use std::{fs, io::ErrorKind, os::unix::ffi::OsStrExt, path::Path, process};
+use std::{collections::BTreeMap, fs, io::ErrorKind, os::unix::ffi::OsStrExt, path::Path, process, time::Duration};
 
 use nix::{
     sys::signal::{Signal, kill},
-    unistd::Pid,
+    unistd::{Pid, SysconfVar, sysconf},
 };
 
 /// A process whose working directory, mounts, arguments or environment refer to a directory.
@@ -93,6 +93,29 @@ pub fn peak_resident_bytes(pid: u32) -> Option<u64> {
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: u64 = peak.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
+}
+
+/// The processor time of a process and all its descendants, the ended ones among them included.
+pub fn processor_time(of: i32) -> Duration {
+    let entries = fs::read_dir("/proc").expect("/proc is mounted").flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let all: BTreeMap<i32, (i32, u64)> = pids.filter_map(|pid| Some((pid, parent_and_ticks(pid)?))).collect();
+    let belongs = |pid: i32| {
+        let parent = |pid: &i32| all.get(pid).map(|&(parent, _)| parent);
+        std::iter::successors(Some(pid), parent).any(|ancestor| ancestor == of)
+    };
+    let ticks: u64 = all.iter().filter(|&(&pid, _)| belongs(pid)).map(|(_, &(_, ticks))| ticks).sum();
+    let ticks_per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().expect("Linux has such a rate");
+    Duration::from_secs_f64(ticks as f64 / ticks_per_second as f64)
+}
+
+/// A process's parent, and its processor time and that of the children that it has waited for, in ticks.
+fn parent_and_ticks(pid: i32) -> Option<(i32, u64)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may have spaces and parentheses.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks = fields.get(11..15)?.iter().map(|field| field.parse::<u64>().ok()).sum::<Option<u64>>()?;
+    Some((fields.get(1)?.parse().ok()?, ticks))
 }
 
 /// The memory of a process, in bytes: its proportional set, or where that can't be read its resident one, which is more.

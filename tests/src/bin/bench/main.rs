@@ -19,6 +19,8 @@
 //! | service | 64 MiB of log | as much through a pipe in the VM |
 //! | service | 1,000 requests, until all know their place in the queue | 1,000 health checks |
 //! | standby | a trivial build in a standby machine, from the call to the result, beside a build that keeps a processor busy | one that boots |
+//! | throughput | 30 trivial builds by a daemon, one after the other and 2 at a time, with standby machines and without | as many containers made by `unshare` |
+//! | throughput | the processor time of one, of the daemon and all its processes | a container's |
 //! | network | 256 MiB to a build and from it, and many requests | as much over its loopback interface |
 //! | network | 256 MiB to a build while another sends datagrams as fast as it can | while another keeps a processor busy |
 //! | network | a trivial build with a network | one without |
@@ -45,6 +47,7 @@ mod nix;
 mod service;
 mod standby;
 mod store;
+mod throughput;
 mod transfer;
 mod tree;
 mod views;
@@ -52,7 +55,7 @@ mod vm;
 
 type Part = fn(&TempDir) -> Result<()>;
 
-const PARTS: [(&str, Part); 17] = [
+const PARTS: [(&str, Part); 18] = [
     ("import", store::import_tree),
     ("large", store::import_large),
     ("image", image::import_image),
@@ -67,6 +70,7 @@ const PARTS: [(&str, Part); 17] = [
     ("memory", memory::idle_build),
     ("service", service::service),
     ("standby", standby::standby),
+    ("throughput", throughput::throughput),
     ("network", network::network),
     ("nix", nix::nix),
     ("inputs", vm::small_inputs),
