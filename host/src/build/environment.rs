@@ -17,7 +17,7 @@ use super::settings::Settings;
 
 /// Separates these digests from all others. Its number must be raised when the environment changes in a way that the fields
 /// below don't show.
-const CONTEXT: &str = "cofferdam v1: the environment of builds";
+const CONTEXT: &str = "cofferdam v2: the environment of builds";
 
 /// The digests of an image's files, computed again when one of them has changed.
 #[derive(Debug, Default)]

@@ -50,7 +50,7 @@ use super::control::Control;
 use super::error::VmmError;
 use super::events::Events;
 use super::find::{CLOUD_HYPERVISOR, Version};
-use super::layout::{GUEST_CID, SCRATCH_DISK, VSOCK, VSOCK_DIRECTORY};
+use super::layout::{GUEST_CID, KERNEL_PARAMETERS, SCRATCH_DISK, VSOCK, VSOCK_DIRECTORY};
 use super::vm::{Vm, Vmm};
 
 /// The API's socket in the run directory; gone once we are connected.
@@ -62,9 +62,6 @@ const READY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a process that gives no answer gets to end, so that its own words can be the error.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
-
-/// `quiet`, since what a kernel says at boot is for nobody.
-const KERNEL_COMMAND_LINE: &str = "console=hvc0 quiet panic=-1";
 
 /// The first version that knows `landlock_enable` and `landlock_rules`.
 const KNOWS_LANDLOCK: Version = Version(41, 0);
@@ -232,7 +229,7 @@ fn configuration(config: &Config, version: Version, landlock: u32) -> Value {
         }
     }
     let mut body = json!({
-        "payload": { "kernel": config.kernel, "initramfs": config.initramfs, "cmdline": KERNEL_COMMAND_LINE },
+        "payload": { "kernel": config.kernel, "initramfs": config.initramfs, "cmdline": format!("console=hvc0 {KERNEL_PARAMETERS}") },
         "cpus": {
             "boot_vcpus": config.cpus,
             "max_vcpus": config.cpus,
@@ -300,7 +297,7 @@ mod tests {
         let oldest = body(CLOUD_HYPERVISOR.oldest, 7);
         let expected = json!({
             "payload": {
-                "kernel": "/image/kernel", "initramfs": "/image/initramfs", "cmdline": "console=hvc0 quiet panic=-1",
+                "kernel": "/image/kernel", "initramfs": "/image/initramfs", "cmdline": format!("console=hvc0 {KERNEL_PARAMETERS}"),
             },
             "cpus": {
                 "boot_vcpus": 3, "max_vcpus": 3,

@@ -45,8 +45,8 @@ pub use find::{Found, Missing};
 pub use huge_pages::HugePages;
 pub use kind::{Accelerator, Kind};
 pub use kvm::{KvmError, nests as kvm_nests};
-pub use layout::{SCRATCH_DISK, VSOCK, VSOCK_DIRECTORY};
-pub use qemu::TCG_CODE_MIB;
+pub use layout::{KERNEL_PARAMETERS, SCRATCH_DISK, VSOCK, VSOCK_DIRECTORY};
+pub use qemu::{TCG_CODE_MIB, TCG_CPU};
 pub use vm::{Vm, Vmm};
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ use crate::machine::peer::Peer;
 use super::config::Config;
 use super::error::VmmError;
 use super::kind::Accelerator;
-use super::layout::{GUEST_CID, SCRATCH_DISK, VSOCK};
+use super::layout::{GUEST_CID, KERNEL_PARAMETERS, SCRATCH_DISK, VSOCK};
 use super::tsc;
 use super::vm::{Vm, Vmm};
 
@@ -42,6 +42,10 @@ const LISTEN_TIMEOUT_S: u64 = 10;
 /// Most memory of the code that TCG makes of the guest's, in MiB. QEMU's default is an eighth of the host's memory, up to a
 /// GiB, which the guest can fill.
 pub const TCG_CODE_MIB: u64 = 256;
+
+/// The CPU that is emulated: all that TCG can, without the claim that string instructions are fast. TCG executes them byte by
+/// byte, and Linux and the C library clear and copy memory with them on a CPU that claims it.
+pub const TCG_CPU: &str = "max,-erms,-fsrm";
 
 /// Where packages put its firmware and its modules, below the prefix that it is installed under.
 const DIRECTORIES: [&str; 4] =
@@ -117,7 +121,7 @@ impl Qemu {
             Accelerator::Kvm if config.nested => ("kvm".to_owned(), "host", ""),
             Accelerator::Kvm => ("kvm".to_owned(), "host", ",-vmx,-svm"),
             // Taking svm from its CPU breaks the guest's user space (seen with QEMU 7.2).
-            Accelerator::Tcg => (format!("tcg,thread=multi,tb-size={TCG_CODE_MIB}"), "max", ""),
+            Accelerator::Tcg => (format!("tcg,thread=multi,tb-size={TCG_CODE_MIB}"), TCG_CPU, ""),
         };
         // A model that the host can't give in full is refused: it would be another CPU on each host.
         let cpu = match &config.cpu_model {
@@ -197,7 +201,7 @@ fn attach(
 /// the same counter, and goes by ticks, of which a busy host loses some. The check that the timer's interrupt arrives
 /// counts ticks as well, and panics when they come late.
 fn kernel_command_line(tsc_khz: u64) -> String {
-    format!("console=ttyS0 quiet panic=-1 reboot=t tsc_early_khz={tsc_khz} tsc=reliable no_timer_check")
+    format!("console=ttyS0 {KERNEL_PARAMETERS} reboot=t tsc_early_khz={tsc_khz} tsc=reliable no_timer_check")
 }
 
 /// Connects to the vsock device as soon as it listens. Another process that listens in its place is given nothing.

@@ -107,7 +107,7 @@ async fn qemu_gets_its_machine_and_its_end_is_the_machines() {
     for part in [
         "memory-backend-memfd,id=memory,size=1024M,share=on",
         "-smp 3,sockets=1,cores=3,threads=1",
-        "-cpu max ",
+        "-cpu max,-erms,-fsrm ",
         "-chardev socket,id=inputs,path=fs.sock -device vhost-user-fs-pci,chardev=inputs,tag=inputs,queue-size=512",
         "-chardev socket,id=paths,path=paths.sock -device vhost-user-fs-pci,chardev=paths,tag=paths,queue-size=64",
         "\nsocket:[",

@@ -14,7 +14,10 @@ use anyhow::{Context, Result, bail, ensure};
 use cofferdam::{
     devices::inputs::{self, Device},
     machine::jail::Spawner,
-    machine::{Device as _, vmm::Kind},
+    machine::{
+        Device as _,
+        vmm::{KERNEL_PARAMETERS, Kind, TCG_CPU},
+    },
 };
 use cofferdam_castore::{PathComponent, directoryservice::DirectoryMemory, import::import_path};
 use cofferdam_tests::{guest, image, program, vmm};
@@ -174,7 +177,7 @@ fn cloud_hypervisor(image: &Path) -> Command {
     let mut command = Command::new(&vmm::choice().program);
     command
         .args(["--memory", "size=2G,shared=on", "--cpus", "boot=2", "--serial", "tty", "--console", "off"])
-        .args(["--cmdline", "console=ttyS0 quiet panic=-1 job=off", "--kernel"])
+        .args(["--cmdline", &format!("console=ttyS0 {KERNEL_PARAMETERS} job=off"), "--kernel"])
         .arg(image.join("kernel"))
         .arg("--initramfs")
         .arg(image.join("initramfs"));
@@ -191,7 +194,7 @@ fn qemu(image: &Path, job: &str, devices: &[(&str, &Path)]) -> Command {
     let khz = mhz.unwrap_or(1000.0_f64) * 1000.0;
     let mut command = Command::new("qemu-system-x86_64");
     command
-        .args(["-M", "microvm,pcie=on,memory-backend=memory", "-m", "2G", "-smp", "2", "-cpu", "max"])
+        .args(["-M", "microvm,pcie=on,memory-backend=memory", "-m", "2G", "-smp", "2", "-cpu", TCG_CPU])
         .args(["-object", "memory-backend-memfd,id=memory,size=2G,share=on", "-accel", "tcg,thread=multi"])
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"])
         .arg("-kernel")
@@ -199,7 +202,7 @@ fn qemu(image: &Path, job: &str, devices: &[(&str, &Path)]) -> Command {
         .arg("-initrd")
         .arg(image.join("initramfs"))
         .arg("-append")
-        .arg(format!("console=ttyS0 quiet panic=-1 reboot=t tsc_early_khz={khz:.0} job={job}"));
+        .arg(format!("console=ttyS0 {KERNEL_PARAMETERS} reboot=t tsc_early_khz={khz:.0} job={job}"));
     for (tag, socket) in devices {
         command
             .arg("-chardev")
