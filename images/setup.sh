@@ -23,10 +23,11 @@ tools=${XDG_CACHE_HOME:-$HOME/.cache}/cofferdam/tools
 # pkg-config, libcap-ng-dev   needed by the crate virtiofsd
 # qemu-system-x86     the VMM that runs anywhere
 # e2fsprogs           mke2fs for the scratch template
-# xz-utils            to decompress kernel modules and the kernel's source
+# lz4, zstd           to decompress Debian's kernel
+# xz-utils            to decompress kernel modules and the minimal kernel's source
 # ca-certificates     for cargo to download crates
 # uidmap              user ids for machines of an ordinary user's daemon
-packages='build-essential pkg-config libcap-ng-dev qemu-system-x86 e2fsprogs xz-utils ca-certificates uidmap'
+packages='build-essential pkg-config libcap-ng-dev qemu-system-x86 e2fsprogs lz4 zstd xz-utils ca-certificates uidmap'
 
 # python3-grpcio, python3-grpc-tools, python3-pip   for a client in Python
 # python3-yaml        to read examples for CI

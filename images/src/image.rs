@@ -16,6 +16,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::bzimage::{self, BzImageError};
 use crate::command::CommandError;
 use crate::debian::{Debian, DebianError, Package};
 use crate::prebuilt::{self, PrebuiltError};
@@ -23,7 +24,7 @@ use crate::scratch::{self, ScratchError};
 use crate::{cache_dir, default_dir, guest_init, initramfs, minimal};
 
 /// Must be increased when the same inputs shall produce a different image.
-const LAYOUT: u32 = 2;
+const LAYOUT: u32 = 3;
 
 const KERNEL: &str = "kernel";
 const INITRAMFS: &str = "initramfs";
@@ -183,6 +184,9 @@ pub enum EnsureError {
     /// The kernel could not be prepared.
     #[error("could not prepare the kernel")]
     Kernel(#[from] PrebuiltError),
+    /// The kernel could not be taken out of its bzImage.
+    #[error("could not unpack the kernel")]
+    BzImage(#[from] BzImageError),
     /// The static shell is not available.
     #[error("could not get the static shell")]
     Shell(#[source] DebianError),
@@ -323,15 +327,19 @@ fn describe(inputs: &Inputs) -> Result<String, EnsureError> {
 }
 
 fn write(inputs: &Inputs, directory: &Path) -> Result<(), EnsureError> {
-    let (kernel, modules, kvm) = match &inputs.kernel {
-        KernelInput::File(path) => (path.clone(), Vec::new(), Vec::new()),
+    let path = directory.join(KERNEL);
+    let (modules, kvm) = match &inputs.kernel {
+        KernelInput::File(kernel) => {
+            fs::copy(kernel, &path).map_err(file_error("copy", kernel))?;
+            (Vec::new(), Vec::new())
+        }
         KernelInput::Debian(package) => {
             let kernel = |modules| prebuilt::kernel(&inputs.debian, package, modules);
             let guest = kernel(prebuilt::GUEST_MODULES)?;
-            (guest.image, guest.modules, kernel(prebuilt::KVM_MODULES)?.modules)
+            fs::write(&path, bzimage::kernel(&guest.image)?).map_err(file_error("write", &path))?;
+            (guest.modules, kernel(prebuilt::KVM_MODULES)?.modules)
         }
     };
-    fs::copy(&kernel, directory.join(KERNEL)).map_err(file_error("copy", &kernel))?;
 
     let shell = shell(&inputs.debian, &inputs.shell)?;
     let initramfs = initramfs::archive(&inputs.guest_init, &shell, &modules, &kvm);

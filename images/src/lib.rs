@@ -11,6 +11,7 @@
 //! Nothing is mounted or installed, and no privileges are needed. Equal inputs produce byte-identical images. The file
 //! `made-from` in the directory lists the inputs; [`ensure`] makes a new image only if they have changed.
 
+mod bzimage;
 mod command;
 pub mod debian;
 mod guest_init;
@@ -26,6 +27,7 @@ mod staging;
 use std::env;
 use std::path::PathBuf;
 
+pub use bzimage::BzImageError;
 pub use command::CommandError;
 pub use image::{EnsureError, Image, ImageError, KernelChoice, Options, ScriptedMachine, ensure, scripted_machine};
 pub use modules::ModulesError;

@@ -87,7 +87,7 @@ impl Tree {
                 let by = by.map(str::to_owned);
                 return Err(ModulesError::Missing { name: name.to_owned(), by, tree: self.path.clone() });
             };
-            let bytes = read_module(file)?;
+            let bytes = without_signature(read_module(file)?);
             let needs = dependencies(&bytes);
             contents.insert(name.to_owned(), bytes);
             Ok(Some(needs))
@@ -158,6 +158,25 @@ fn module_name(file: &OsStr) -> Option<String> {
     matches!(compression, "" | ".xz" | ".zst" | ".gz").then(|| stem.replace('-', "_"))
 }
 
+/// What a distribution appends to a module: its signature, the lengths of that, and this text (`include/linux/module_signature.h`).
+const SIGNED: &[u8] = b"~Module signature appended~\n";
+
+/// The bytes between signature and text. The last four are the signature's length.
+const SIGNATURE_HEADER_BYTES: usize = 12;
+
+/// A module without its signature. The guest's kernel would check it, which takes longer than to load the module; whoever can change
+/// a module in the initramfs can change guest-init.
+fn without_signature(mut module: Vec<u8>) -> Vec<u8> {
+    let length = |signed: &[u8]| {
+        let signature = u32::from_be_bytes(*signed.last_chunk()?) as usize;
+        signed.len().checked_sub(SIGNATURE_HEADER_BYTES)?.checked_sub(signature)
+    };
+    if let Some(length) = module.strip_suffix(SIGNED).and_then(length) {
+        module.truncate(length);
+    }
+    module
+}
+
 fn read_module(file: &Path) -> Result<Vec<u8>, ModulesError> {
     let program = match file.extension().and_then(OsStr::to_str) {
         Some("xz") => "xz",
@@ -217,6 +236,16 @@ mod tests {
     fn a_cycle_is_an_error() {
         let error = ordered(&["a"], &[("a", &["b"]), ("b", &["a"])]).unwrap_err();
         assert_eq!(error.to_string(), "kernel module a depends on itself");
+    }
+
+    #[test]
+    fn a_signature_is_taken_off() {
+        let header = [0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 3];
+        let signed = [&b"\x7fELF"[..], b"sig", &header, SIGNED].concat();
+        assert_eq!(without_signature(signed.clone()), b"\x7fELF");
+        for other in [&b"\x7fELF"[..], SIGNED, &signed[6..], &signed[..signed.len() - 1]] {
+            assert_eq!(without_signature(other.to_vec()), other);
+        }
     }
 
     #[test]
