@@ -4,6 +4,7 @@ use std::{env, ffi::OsStr, fs, path::PathBuf, process::Command};
 
 use cofferdam_tests::{Cofferdam, Daemon, program};
 use serde_json::Value;
+use tokio::runtime::Runtime;
 
 fn example(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/examples").join(name)
@@ -16,6 +17,19 @@ fn the_request_in_protojson_builds() {
     let build = cofferdam.build().plain().flag("--out", cofferdam.files().join("result"));
     build.request_text(&request).succeeds();
     assert_eq!(fs::read_to_string(cofferdam.files().join("result/build/out")).unwrap(), "hello, world\n");
+}
+
+#[test]
+fn the_client_in_rust_builds_and_tells_failures() {
+    let cofferdam = Cofferdam::new();
+    let daemon = Daemon::start(&cofferdam, "");
+    let runtime = Runtime::new().unwrap();
+    let socket = cofferdam.files().join("daemon.sock");
+    let build = |script| runtime.block_on(cofferdam_example_client::build(socket.to_str().unwrap(), script));
+    assert_eq!(build("echo in the log; echo hello > out").unwrap(), b"hello\n");
+    let failed = build("exit 3").unwrap_err().to_string();
+    assert!(failed.contains("exited with status 3"), "{failed}");
+    daemon.end().succeeds();
 }
 
 /// A YAML file as JSON. Python's parser is the one of PyYAML.
