@@ -11,6 +11,7 @@
 //! existing ones. With `COFFERDAM_TEST_STANDBY`, every daemon keeps a standby machine. At most [`slots`] VMs run at a time over all
 //! test programs. A test that can't run on a machine fails with advice. None is skipped.
 
+mod authority;
 mod build;
 pub mod castore;
 mod cofferdam;
@@ -36,6 +37,7 @@ pub mod telemetry;
 mod terminal;
 pub mod vmm;
 
+pub use authority::Authority;
 pub use build::Build;
 pub use cofferdam::Cofferdam;
 pub use daemon::Daemon;

@@ -9,8 +9,7 @@ use std::{
 };
 
 use cofferdam_castore::B3Digest;
-use cofferdam_tests::{Cofferdam, Daemon, Running, stretched};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+use cofferdam_tests::{Authority, Cofferdam, Daemon, Running, stretched};
 use reqwest::{
     Client, Method, Response, StatusCode,
     header::{HeaderMap, LOCATION, SET_COOKIE},
@@ -24,6 +23,9 @@ use tokio::runtime::Runtime;
 
 /// Words that would be markup if a page didn't escape them.
 const HOSTILE: &str = "<script>alert('x')</script><img src=x onerror=alert(1)>";
+
+/// A tenant whose name would be markup.
+const TENANT: &str = "uri:\"><img/src=x/onerror=alert(1)>";
 
 /// A browser, as far as it matters here.
 struct Browser {
@@ -159,28 +161,6 @@ impl Answer {
     }
 }
 
-struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).expect("the names are right");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Self(
-            CertifiedIssuer::self_signed(params, KeyPair::generate().expect("keys can be made"))
-                .expect("keys can be made"),
-        )
-    }
-
-    /// A certificate of this name, and its key, in PEM.
-    fn sign(&self, name: &str) -> [String; 2] {
-        let mut params = CertificateParams::new(Vec::new()).expect("the names are right");
-        params.subject_alt_names =
-            vec![SanType::IpAddress([127, 0, 0, 1].into()), SanType::DnsName(name.try_into().expect("it is a name"))];
-        let key = KeyPair::generate().expect("keys can be made");
-        [params.signed_by(&key, &self.0).expect("it can be signed").pem(), key.serialize_pem()]
-    }
-}
-
 fn token(cofferdam: &Cofferdam, daemon: &Daemon) -> String {
     cofferdam.command(["web-token", "--daemon", &daemon.addr()]).succeeds().stdout.trim().to_owned()
 }
@@ -198,14 +178,14 @@ fn only_id(cofferdam: &Cofferdam, daemon: &Daemon) -> String {
 fn each_tenant_signs_in_and_sees_its_own() {
     let cofferdam = Cofferdam::new();
     let authority = Authority::new();
-    let ca = authority.0.pem();
+    let ca = authority.pem();
     let file = |name: &str, text: &str| cofferdam.file(name, text);
-    let [certificate, key] = authority.sign("host");
+    let [certificate, key] = authority.sign(None);
     let (certificate, key, ca_file) = (file("host.pem", &certificate), file("host.key", &key), file("ca.pem", &ca));
     let me = nix::unistd::geteuid();
     let config = format!(
         "[tls]\ncertificate = {certificate:?}\nkey = {key:?}\nclient_ca = {ca_file:?}\n[web]\nlisten = '127.0.0.1:0'\n\
-         [tenants]\n'user:{me}' = {{}}\n'dns:other.example' = {{}}"
+         [tenants]\n'user:{me}' = {{ stored = '3G', disk = '200G', records = '5M' }}\n'{TENANT}' = {{}}"
     );
     let daemon = Daemon::start(&cofferdam, &config);
     let address = daemon.addrs(2).remove(1);
@@ -243,22 +223,30 @@ fn each_tenant_signs_in_and_sees_its_own() {
         "cofferdam build --rebuild",
     ]);
     mine.get(&format!("/builds/{id}/log")).ok().shows(&["0 B"]);
-    mine.get("/daemon").ok().shows(&[&format!("user:{me}"), "1 builds"]);
+    mine.get("/daemon").ok().shows(&[
+        &format!("user:{me}"),
+        "in use, ",
+        "0 B of 3.00 GiB in 0 blobs and directories",
+        "0 builds, which may grow to 0 B of 200.00 GiB",
+        "1 build, ",
+        " of 5.00 MiB",
+        "<p>None</p>",
+    ]);
     mine.get("/style.css").ok();
     mine.get("/?state=%3Cb%3E").refused(StatusCode::BAD_REQUEST, "state must be");
     mine.get("/nothing").refused(StatusCode::NOT_FOUND, "there is no such page");
     mine.send(Method::DELETE, &format!("/builds/{id}"), String::new())
         .refused(StatusCode::METHOD_NOT_ALLOWED, "only for looking");
 
-    let [theirs_pem, theirs_key] = authority.sign("other.example");
+    let [theirs_pem, theirs_key] = authority.sign(Some(TENANT));
     let theirs = Browser::over(&address, Some(ca.as_bytes()), Some((theirs_pem.as_bytes(), theirs_key.as_bytes())));
-    theirs.get("/").ok().shows(&["dns:other.example", "There is no such build"]);
+    theirs.get("/").ok().shows(&["uri:&#34;&#62;&#60;img/src=x/onerror=alert(1)&#62;", "There is no such build"]);
     for path in ["", "/log", "/log/follow", "/log/file", "/request", "/provenance", "/outputs/0"] {
         let path = format!("/builds/{id}{path}");
         theirs.get(&path).refused(StatusCode::NOT_FOUND, "you have no build with this id");
     }
     assert!(!theirs.get("/daemon").ok().text().contains(&format!("user:{me}")));
-    let [stranger_pem, stranger_key] = authority.sign("stranger.example");
+    let [stranger_pem, stranger_key] = authority.sign(Some("dns:stranger.example"));
     let stranger =
         Browser::over(&address, Some(ca.as_bytes()), Some((stranger_pem.as_bytes(), stranger_key.as_bytes())));
     stranger.get("/").refused(StatusCode::FORBIDDEN, "dns:stranger.example is no tenant of this daemon");

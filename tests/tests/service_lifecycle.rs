@@ -21,7 +21,7 @@ use cofferdam_castore::{
 };
 use cofferdam_proto::cofferdam::v1::{self as ours, build_service_client::BuildServiceClient};
 use cofferdam_tests::{
-    Cofferdam, Daemon, Outcome, Running, program,
+    Authority, Cofferdam, Daemon, Outcome, Running, program,
     request::encoded,
     stretched,
     telemetry::{Collector, scrape},
@@ -79,17 +79,17 @@ fn configuration_errors_name_file_line_and_value() {
         check("cpu_model = 'Nothing-v1'").exits_with(2).says("cpu_model = 'Nothing-v1': this QEMU has no CPU model");
         check("cpu_model = 'Nehalem-v1'").succeeds();
     }
-    let authority = Authority::new().unwrap();
-    let [certificate, key] = authority.sign(&cofferdam, "host").unwrap();
+    let authority = Authority::new();
+    let [certificate, key] = sign(&authority, &cofferdam, "host");
     let tls = format!("[tls]\ncertificate = {certificate:?}\nkey = {key:?}");
     check(&tls).succeeds();
     // A server's certificate doesn't identify clients.
     check(&format!("listen = ['[::]:8000']\n{tls}")).exits_with(2).says("allow_anonymous_tcp = true");
-    let ca = cofferdam.file("ca.pem", authority.0.pem());
+    let ca = cofferdam.file("ca.pem", authority.pem());
     check(&format!("listen = ['[::]:8000']\n{tls}\nclient_ca = {ca:?}")).succeeds();
     check(&format!("listen = ['[::]:8000']\nallow_anonymous_tcp = true\n{tls}")).succeeds();
     check(&format!("{tls}\nclient_ca = {key:?}")).exits_with(2).says("host.key");
-    let [_, other] = authority.sign(&cofferdam, "other").unwrap();
+    let [_, other] = sign(&authority, &cofferdam, "other");
     check(&format!("[tls]\ncertificate = {certificate:?}\nkey = {other:?}")).exits_with(2).says("other.key");
     // An empty variable counts as unset, so the file's value applies.
     let file = cofferdam.file("daemon.toml", "[store]\nblob_service_addr = '/var/store'");
@@ -125,9 +125,9 @@ fn all_configuration_errors_are_reported_at_once() {
 #[test]
 fn the_documented_configuration_is_valid() {
     let cofferdam = Cofferdam::new();
-    let authority = Authority::new().unwrap();
-    authority.sign(&cofferdam, "host").unwrap();
-    authority.sign(&cofferdam, "clients").unwrap();
+    let authority = Authority::new();
+    sign(&authority, &cofferdam, "host");
+    sign(&authority, &cofferdam, "clients");
     let document = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/daemon.md")).unwrap();
     let (_, example) = document.split_once("```toml\n").unwrap();
     let (example, _) = example.split_once("```").unwrap();
@@ -281,35 +281,19 @@ fn builds_end_with_the_drain_timeout_or_a_killed_daemon() {
     daemon.end().succeeds();
 }
 
-/// A certificate authority, and files of certificates that it has signed.
-struct Authority(rcgen::CertifiedIssuer<'static, rcgen::KeyPair>);
-
-impl Authority {
-    fn new() -> Result<Self, rcgen::Error> {
-        let mut params = rcgen::CertificateParams::new(Vec::new())?;
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        Ok(Self(rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate()?)?))
-    }
-
-    /// For this host, and for a client of this name; an empty name is left out.
-    fn sign(&self, cofferdam: &Cofferdam, name: &str) -> Result<[PathBuf; 2], rcgen::Error> {
-        let key = rcgen::KeyPair::generate()?;
-        let mut params = rcgen::CertificateParams::new(vec!["127.0.0.1".into()])?;
-        if !name.is_empty() {
-            params.subject_alt_names.push(rcgen::SanType::DnsName(format!("{name}.example").try_into()?));
-        }
-        let certificate = params.signed_by(&key, &self.0)?;
-        let write = |suffix: &str, text: String| cofferdam.file(&format!("{name}.{suffix}"), text);
-        Ok([write("pem", certificate.pem()), write("key", key.serialize_pem())])
-    }
+/// The files of a certificate and its key, for this host and a client of this name; an empty name is left out.
+fn sign(authority: &Authority, cofferdam: &Cofferdam, name: &str) -> [PathBuf; 2] {
+    let client = (!name.is_empty()).then(|| format!("dns:{name}.example"));
+    let [certificate, key] = authority.sign(client.as_deref());
+    [cofferdam.file(&format!("{name}.pem"), certificate), cofferdam.file(&format!("{name}.key"), key)]
 }
 
 #[test]
 fn mutual_tls_refuses_strangers_and_separates_clients() {
     let cofferdam = Cofferdam::new();
-    let authority = Authority::new().unwrap();
-    let ca = cofferdam.file("ca.pem", authority.0.pem());
-    let [certificate, key] = authority.sign(&cofferdam, "host").unwrap();
+    let authority = Authority::new();
+    let ca = cofferdam.file("ca.pem", authority.pem());
+    let [certificate, key] = sign(&authority, &cofferdam, "host");
     let config =
         format!("listen = ['127.0.0.1:0']\n[tls]\ncertificate = {certificate:?}\nkey = {key:?}\nclient_ca = {ca:?}",);
     let file = cofferdam.file("tls.toml", format!("allow_emulation = true\n{config}"));
@@ -323,7 +307,7 @@ fn mutual_tls_refuses_strangers_and_separates_clients() {
         }
         cofferdam.command_with(&variables, arguments)
     };
-    let [one, other] = ["one", "other"].map(|name| authority.sign(&cofferdam, name).unwrap());
+    let [one, other] = ["one", "other"].map(|name| sign(&authority, &cofferdam, name));
     // The build fails before a VM starts, which is enough to check its owner.
     let missing = format!("x=file:{}:7", B3Digest::of(b"missing"));
     let run = ["run", "--daemon", &addr, "--json", "--input", &missing, "--", "/bin/true"];
@@ -336,9 +320,9 @@ fn mutual_tls_refuses_strangers_and_separates_clients() {
     assert!(!rest.contains('\n'), "{listed}");
     assert_eq!(list(&other).trim_end(), header);
     // A renewed certificate, and one that names nobody.
-    let renewed = authority.sign(&cofferdam, "one").unwrap();
+    let renewed = sign(&authority, &cofferdam, "one");
     assert_eq!(list(&renewed), listed);
-    let nameless = authority.sign(&cofferdam, "").unwrap();
+    let nameless = sign(&authority, &cofferdam, "");
     let refused = as_client(Some(&nameless), &["builds", "--daemon", &addr, "list"]);
     refused.exits_with(3).says("your certificate has no subject alternative name that is a URI, DNS name or e-mail");
     for verb in ["show", "log", "cancel"] {
@@ -348,12 +332,12 @@ fn mutual_tls_refuses_strangers_and_separates_clients() {
     }
     let anonymous = as_client(None, &["builds", "--daemon", &addr, "list"]);
     anonymous.exits_with(3).says("requires a client certificate").says("COFFERDAM_TLS_CERTIFICATE");
-    let stranger = Authority::new().unwrap().sign(&cofferdam, "stranger").unwrap();
+    let stranger = sign(&Authority::new(), &cofferdam, "stranger");
     let refused = as_client(Some(&stranger), &["builds", "--daemon", &addr, "list"]);
     refused.exits_with(3).says("refused this client's certificate").says("client_ca");
     let plain = addr.replace("https", "http");
     as_client(Some(&one), &["builds", "--daemon", &plain, "list"]).exits_with(3).says(&format!("name it as {addr}"));
-    let elsewhere = cofferdam.file("elsewhere.pem", Authority::new().unwrap().0.pem());
+    let elsewhere = cofferdam.file("elsewhere.pem", Authority::new().pem());
     let unknown = cofferdam.command_with(&[("SSL_CERT_FILE", &elsewhere)], ["builds", "--daemon", &addr, "list"]);
     unknown.exits_with(3).says("not signed by an authority that is trusted here").says("SSL_CERT_FILE");
     daemon.signal(Signal::SIGTERM);

@@ -6,7 +6,6 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Method, Request, Response, StatusCode, header, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use nix::sys::statvfs::statvfs;
 use prometheus_client::{
     encoding::text::encode,
     metrics::{
@@ -21,6 +20,7 @@ use tokio::{net::TcpListener, sync::Semaphore};
 
 use crate::{
     build::failure::Failure,
+    disk::Space,
     network::Connection,
     records::{Outcome, Record},
 };
@@ -53,8 +53,8 @@ pub(crate) struct Gauges {
     pub(crate) waiting: Vec<(&'static str, i64)>,
     /// Standby machines that boot, and that are ready.
     pub(crate) standby: (i64, i64),
-    /// Free space in the state directory's file system.
-    pub(crate) free_bytes: i64,
+    /// The space of the state directory's file system, if that can be reached.
+    pub(crate) space: Option<Space>,
 }
 
 /// All metrics.
@@ -217,15 +217,13 @@ impl Metrics {
     }
 
     fn look_at_disk(&self) {
-        if let Ok(found) = statvfs(&self.state_dir) {
-            let free = found.blocks_available().saturating_mul(found.fragment_size());
-            self.free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
+        if let Ok(space) = Space::of(&self.state_dir) {
+            self.free_bytes.set(i64::try_from(space.free).unwrap_or(i64::MAX));
         }
     }
 
     /// The state of the queue, where builds wait for these, of the stock and of the disk.
     pub(crate) fn gauges(&self, waiting_for: &[&'static str]) -> Gauges {
-        self.look_at_disk();
         let gauge = |family: &Family<Label<1>, Gauge>, label, value: &str| {
             family.get(&[(label, value.to_owned())]).map_or(0, |gauge| gauge.get())
         };
@@ -237,7 +235,7 @@ impl Metrics {
             budget: resources.map(amount),
             waiting: waiting_for.iter().map(|word| (*word, gauge(&self.waiting, "for", word))).collect(),
             standby: (gauge(&self.standby, "state", "booting"), gauge(&self.standby, "state", "ready")),
-            free_bytes: self.free_bytes.get(),
+            space: Space::of(&self.state_dir).ok(),
         }
     }
 

@@ -143,7 +143,7 @@ pub(super) fn waits_for(state: Option<&State>) -> Option<String> {
         Waiting::Memory => "running builds leave it too little memory".to_owned(),
         Waiting::Cpus => "running builds leave it too few CPUs".to_owned(),
         Waiting::Disk => "the disk has too little free space".to_owned(),
-        Waiting::Tenant { running } => format!("{running} builds of its tenant run, and no more may"),
+        Waiting::Tenant { running } => format!("its tenant may run no more than {running} at a time"),
         Waiting::Quota { disk_bytes, allowed_bytes } => format!(
             "its tenant's running builds may grow to {} on the disk, of {} that they may have",
             show_size(*disk_bytes),

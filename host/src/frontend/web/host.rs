@@ -10,6 +10,7 @@ use super::{
     build::shown,
 };
 use crate::{
+    disk::Space,
     quantity::show_size,
     scheduler::{ClientUsage, queue::Waiting},
 };
@@ -23,7 +24,7 @@ struct DaemonPage {
     budget: Vec<Meter>,
     waiting: Vec<(&'static str, i64)>,
     standby: Option<(i64, i64)>,
-    free: Option<String>,
+    disk: Option<String>,
     clients: Vec<ClientLine>,
 }
 
@@ -60,12 +61,43 @@ impl Site {
             frame: Frame { is_live: ask.question.has("live"), ..Frame::of(&ask.guest) },
             version: env!("CARGO_PKG_VERSION"),
             budget: gauges.iter().flat_map(|gauges| gauges.budget).map(meter).collect(),
-            waiting: gauges.iter().flat_map(|gauges| gauges.waiting.clone()).collect(),
+            waiting: gauges
+                .iter()
+                .flat_map(|gauges| &gauges.waiting)
+                .filter(|(_, count)| *count > 0)
+                .map(|(word, count)| (awaited(word), *count))
+                .collect(),
             standby: gauges.as_ref().map(|gauges| gauges.standby),
-            free: gauges.as_ref().map(|gauges| show_size(u64::try_from(gauges.free_bytes).unwrap_or(0))),
+            disk: gauges.as_ref().and_then(|gauges| gauges.space).map(disk),
             clients: usages.iter().map(ClientLine::of).collect(),
         };
         Ok(answer::page(StatusCode::OK, &page))
+    }
+}
+
+fn disk(Space { total, free }: Space) -> String {
+    let [used, free, total] = [total.saturating_sub(free), free, total].map(show_size);
+    format!("{used} in use, {free} free, of {total}")
+}
+
+/// What builds wait for, by the scheduler's word for it.
+fn awaited(word: &'static str) -> &'static str {
+    match word {
+        "builds" => "the end of another build",
+        "memory" => "free memory",
+        "cpus" => "free CPUs",
+        "disk" => "free space on the disk",
+        "tenant" => "the end of a build of their tenant",
+        "quota" => "room in their tenant's quota",
+        "turn" => "builds before them",
+        _ => word,
+    }
+}
+
+fn builds(count: u64) -> String {
+    match count {
+        1 => "1 build".to_owned(),
+        _ => format!("{count} builds"),
     }
 }
 
@@ -82,11 +114,23 @@ impl ClientLine {
                 |usage| format!("{} in {} blobs and directories", of(usage.bytes, allowed.stored), usage.objects),
             ),
             running: format!(
-                "{} builds, which may grow to {}",
-                running.builds,
+                "{}, which may grow to {}",
+                builds(running.builds.into()),
                 of(running.disk_bytes, allowed.terms.disk)
             ),
-            recorded: format!("{} builds, {}", recorded.records, of(recorded.bytes, allowed.records)),
+            recorded: format!("{}, {}", builds(recorded.records), of(recorded.bytes, allowed.records)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_have_a_phrase_for_all_that_builds_wait_for() {
+        for word in Waiting::WORDS {
+            assert_ne!(awaited(word), word);
         }
     }
 }
