@@ -50,7 +50,7 @@ fn every_kind_of_failure_has_remains() {
         (keeping(), "echo here > trace", "output_missing"),
         (keeping(), "echo here > trace; mkfifo out", "output_unsupported"),
         (keeping().flag("--silence", limit(10)), "echo here > trace; sleep 1000", "silence"),
-        (keeping().flag("--timeout", limit(90)), "echo here > trace; while sleep 1; do echo x; done", "timeout"),
+        (keeping().flag("--timeout", limit(45)), "echo here > trace; while sleep 1; do echo x; done", "timeout"),
         (keeping().flag("--log-limit", "64K"), "echo here > trace; yes", "limit_reached"),
     ];
     // Some builds only wait.
