@@ -31,7 +31,7 @@ impl Look<'_> {
         self.follows_a_log()?;
         self.follows("e.textContent == 'Daemon'")?;
         let builds = format!("{BUILDS} builds, ");
-        let words = ["1 of 1", "the end of another build", "in use, ", "0 B of 100.00 GiB", "1 build, which may grow"];
+        let words = ["1 of 1", "the end of another build", "in use, ", " of 100.00 GiB", "1 build, which may grow"];
         self.shows("daemon", &[&words[..], &[TENANT, &builds, " of 1.00 TiB", " of 1.00 GiB"]].concat())?;
         self.complains_of_nothing()
     }
