@@ -185,7 +185,7 @@ fn each_tenant_signs_in_and_sees_its_own() {
     let me = nix::unistd::geteuid();
     let config = format!(
         "[tls]\ncertificate = {certificate:?}\nkey = {key:?}\nclient_ca = {ca_file:?}\n[web]\nlisten = '127.0.0.1:0'\n\
-         [tenants]\n'user:{me}' = {{ stored = '3G', disk = '200G', records = '5M' }}\n'{TENANT}' = {{}}"
+         [tenants]\n'user:{me}' = {{ disk = '200G', records = '5M' }}\n'{TENANT}' = {{}}"
     );
     let daemon = Daemon::start(&cofferdam, &config);
     let address = daemon.addrs(2).remove(1);
@@ -226,7 +226,7 @@ fn each_tenant_signs_in_and_sees_its_own() {
     mine.get("/daemon").ok().shows(&[
         &format!("user:{me}"),
         "in use, ",
-        "0 B of 3.00 GiB in 0 blobs and directories",
+        "not counted: all see the whole store",
         "0 builds, which may grow to 0 B of 200.00 GiB",
         "1 build, ",
         " of 5.00 MiB",
