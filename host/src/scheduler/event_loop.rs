@@ -198,18 +198,20 @@ impl EventLoop {
             Arc::new(Interest { ended: CancellationToken::new(), subscribers: Arc::new(Subscribers(cancel.clone())) });
         let Submission { client, request, digest, options, detached, rebuild: _, compare_with: _, context, memory } =
             submission;
+        let description = records::describe(&request.command_args);
         let recording = self.scheduler.backend.records.begin(records::Request {
             digest,
             environment,
             key,
             client: client.to_string(),
-            description: records::describe(&request.command_args),
+            description: description.clone(),
             output_order: request.output_order(),
             output_paths: request.outputs.iter().map(|path| path.as_str().to_owned()).collect(),
             log_bytes: options.limits.log_bytes,
             secrets: options.secrets.names(),
         });
         let id = recording.id();
+        tracing::info!(build = %id, %client, command = description, "accepted");
         let build = Arc::new(ActiveBuild {
             request,
             key,

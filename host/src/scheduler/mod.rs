@@ -199,10 +199,7 @@ impl Scheduler {
                 self.backend.metrics.joined();
                 tracing::info!(build = %subscription.build.id(), %client, "joined");
             }
-            Ok(Submitted::Active(subscription)) => {
-                let record = subscription.build.record();
-                tracing::info!(build = %record.id, %client, command = record.description, "accepted");
-            }
+            Ok(Submitted::Active(_)) => {}
             Err(failure) => self.refused(&client, failure),
         }
         submitted
