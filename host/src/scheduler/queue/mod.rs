@@ -338,7 +338,8 @@ impl<C: Ord + Clone> Queue<C> {
         let now = self.virtual_now();
         let Some(build) = self.ranks.get(&ticket).copied().and_then(|rank| self.leave(rank)) else { return false };
         self.shift(&build.client, ticket, -i128::from(build.charge));
-        if self.clients.get(&build.client).is_some_and(|client| client.waiting.is_empty() && client.tag <= now) {
+        let is_idle = |client: &Client| client.waiting.is_empty() && client.tag <= now;
+        if !self.running_of.contains_key(&build.client) && self.clients.get(&build.client).is_some_and(is_idle) {
             self.clients.remove(&build.client);
         }
         true
