@@ -16,7 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn connect(to: &str) -> io::Result<TcpStream> {
     let to: SocketAddr = to.parse().expect("an address");
-    let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    // Without a time limit, which would have it poll. That is woken before the kernel has both the error and the end in place.
+    let stream = TcpStream::connect(to)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     Ok(stream)
 }

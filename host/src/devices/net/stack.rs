@@ -21,6 +21,13 @@ use super::ring::{FRAME_START, HEADER_BYTES};
 /// Each direction of a connection holds so much, in bytes.
 pub(super) const BUFFER_BYTES: usize = 256 * 1024;
 
+/// What the guest has not acknowledged yet, on each of the connections that have the most room, in bytes. A guest takes some
+/// milliseconds for that, during which its processors would idle for want of more.
+const LARGE_BUFFER_BYTES: usize = 2 * 1024 * 1024;
+
+/// Most connections with so much room at a time.
+const MAX_LARGE: usize = 8;
+
 /// Each direction of a connection for DNS queries holds so much. Answers that are longer wait elsewhere.
 pub(super) const QUERY_BUFFER_BYTES: usize = 4 * 1024;
 
@@ -72,19 +79,22 @@ impl Stack {
         mem::swap(&mut self.link.incoming, frame);
     }
 
-    /// Opens the connection that a guest asks for with this packet. Each direction holds so many bytes. The socket still
-    /// listens if the stack can't read the packet.
+    /// Opens the connection that a guest asks for with this packet. Each direction holds so many bytes; that to the guest has
+    /// more for a few connections with [`BUFFER_BYTES`]. The socket still listens if the stack can't read the packet.
     pub(super) fn accept(&mut self, ends: Ends, opening: &[u8], buffer_bytes: usize) -> SocketHandle {
-        // One that the guest has reset before it was connected listens again, and would take this packet.
+        let mut large = 0;
         for (_, socket) in self.sockets.iter_mut() {
-            if let Some(socket) = Socket::downcast_mut(socket)
-                && socket.is_listening()
-            {
+            let Some(socket) = Socket::downcast_mut(socket) else { continue };
+            large += usize::from(socket.send_capacity() == LARGE_BUFFER_BYTES);
+            // One that the guest has reset before it was connected listens again, and would take this packet.
+            if socket.is_listening() {
                 socket.abort();
             }
         }
-        let buffer = || SocketBuffer::new(vec![0; buffer_bytes]);
-        let mut socket = Socket::new(buffer(), buffer());
+        let is_large = buffer_bytes == BUFFER_BYTES && large < MAX_LARGE;
+        let to_guest_bytes = if is_large { LARGE_BUFFER_BYTES } else { buffer_bytes };
+        let buffer = |bytes| SocketBuffer::new(vec![0; bytes]);
+        let mut socket = Socket::new(buffer(buffer_bytes), buffer(to_guest_bytes));
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(None);
         socket.set_timeout(Some(TIMEOUT));
@@ -265,6 +275,23 @@ mod tests {
             std::net::IpAddr::V6(_) => unreachable!("they are IPv4"),
         };
         assert_eq!(answers, [(address(wanted), true, true, false), (address(other), false, true, true)]);
+    }
+
+    #[test]
+    fn few_connections_at_a_time_have_much_room() {
+        let mut stack = Stack::new();
+        let capacity = |stack: &mut Stack, bytes| {
+            let ends = ends("93.184.215.14:443");
+            let socket = stack.accept(ends, &segment(ends, Segment::Syn), bytes);
+            (socket, stack.socket(socket).send_capacity())
+        };
+        assert_eq!(capacity(&mut stack, QUERY_BUFFER_BYTES).1, QUERY_BUFFER_BYTES);
+        let large = [(); MAX_LARGE].map(|()| capacity(&mut stack, BUFFER_BYTES));
+        assert_eq!(large.map(|(_, bytes)| bytes), [LARGE_BUFFER_BYTES; MAX_LARGE]);
+        assert_eq!(capacity(&mut stack, BUFFER_BYTES).1, BUFFER_BYTES);
+        stack.remove(large[3].0);
+        assert_eq!(capacity(&mut stack, BUFFER_BYTES).1, LARGE_BUFFER_BYTES);
+        assert_eq!(capacity(&mut stack, BUFFER_BYTES).1, BUFFER_BYTES);
     }
 
     #[test]
