@@ -89,9 +89,14 @@ fn look(pid: i32, directory: &Path) -> Option<Seen> {
 
 /// The peak resident memory of a process, in bytes. `None` if it is gone.
 pub fn peak_resident_bytes(pid: u32) -> Option<u64> {
+    memory_bytes(pid, "VmHWM")
+}
+
+/// A process's memory in bytes, by its name in `/proc/PID/status`. `None` if the process is gone.
+pub fn memory_bytes(pid: u32, name: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = peak.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }
 

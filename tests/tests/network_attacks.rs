@@ -1,10 +1,12 @@
 //! Builds that misuse their network, and processes of theirs that die: the network device stays small, goes on, and disturbs no
 //! other build. Nothing is left behind.
 
-use std::{fs, thread, time::Duration};
+use std::{thread, time::Duration};
 
 use cofferdam_tests::{
-    Build, Cofferdam, Daemon, Lab, Running, guest, network_devices, processes::peak_resident_bytes, stretched, vmm,
+    Build, Cofferdam, Daemon, Lab, Running, guest, network_devices,
+    processes::{memory_bytes, peak_resident_bytes},
+    stretched, vmm,
 };
 use nix::sys::signal::Signal;
 
@@ -32,11 +34,9 @@ const CONFIG: &str = "
 #[track_caller]
 fn check_memory(cofferdam: &Cofferdam) {
     let [device] = &network_devices(cofferdam)[..] else { panic!("no single device: {:#?}", cofferdam.processes()) };
-    let peak = peak_resident_bytes(device.pid.cast_unsigned()).expect("it runs");
-    let status = fs::read_to_string(format!("/proc/{}/status", device.pid)).expect("it runs");
-    let guests =
-        status.lines().find_map(|line| line.strip_prefix("RssShmem:")?.trim().strip_suffix(" kB")?.parse().ok());
-    let guests: u64 = guests.map(|kib: u64| kib << 10).expect("the kernel says how much is shared");
+    let pid = device.pid.cast_unsigned();
+    let peak = peak_resident_bytes(pid).expect("it runs");
+    let guests = memory_bytes(pid, "RssShmem").expect("it runs");
     println!("at most {} KiB, and {} KiB of its guest's", (peak - guests) >> 10, guests >> 10);
     assert!(peak - guests < DEVICE_BYTES, "it had {peak} bytes, {guests} of them its guest's");
 }

@@ -2,10 +2,13 @@
 //!
 //! The servers are on this host, in another network namespace, see `bin/network-lab`.
 
-use std::{collections::BTreeSet, fs, path::Path, thread, time::Duration};
+use std::{collections::BTreeSet, fs, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use cofferdam_tests::{Build, Cofferdam, Daemon, Lab, Outcome, guest, processes::Process};
+use cofferdam_tests::{
+    Build, Cofferdam, Daemon, Lab, Outcome, guest,
+    processes::{Process, memory_bytes},
+};
 use nix::{
     sys::signal::Signal,
     unistd::{SysconfVar, sysconf},
@@ -205,13 +208,11 @@ struct Held {
 
 impl Held {
     fn by(pid: i32) -> Result<Self> {
-        let place = Path::new("/proc").join(pid.to_string());
-        let status = fs::read_to_string(place.join("status"))?;
         // The guest's memory is in RssShmem.
-        let kib =
-            status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")?.parse().ok());
-        let descriptors = fs::read_dir(place.join("fd"))?.count() as i64;
-        Ok(Self { kib: kib.context("the kernel does not say how much memory a process has")?, descriptors })
+        let bytes = memory_bytes(pid.cast_unsigned(), "RssAnon");
+        let bytes = bytes.context("the kernel does not say how much memory a process has")?;
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))?.count() as i64;
+        Ok(Self { kib: bytes.cast_signed() >> 10, descriptors })
     }
 }
 
