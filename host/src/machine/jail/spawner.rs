@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -177,7 +177,8 @@ impl Spawner {
         Ok(Self { machine: Some(machine), ..self.clone() })
     }
 
-    /// Starts `program`. Returns once it is executing, so a missing file or directory is an error here.
+    /// Starts `program`. Returns once it is executing, so a missing file or directory is an error here. Given up, it leaves no
+    /// process behind.
     ///
     /// # Errors
     ///
@@ -185,15 +186,34 @@ impl Spawner {
     pub async fn spawn(&self, program: Program) -> Result<Child, SpawnError> {
         let name = program.name.clone();
         let (reply, answer) = oneshot::channel();
+        let mut waiting = Waiting { answer, starting: Arc::default() };
         let (keep, shared, machine) = (self.jobs.clone(), Arc::clone(&self.shared), self.machine.clone());
+        let starting = Arc::clone(&waiting.starting);
         let job = Box::new(move || {
-            // The caller may have gone; then the child is dropped here, and so killed.
-            let _ = reply.send(start(program, (&shared, machine), keep));
+            let _starting = starting.lock();
+            if !reply.is_closed() {
+                // The caller may have gone by then; the child is dropped here, and so killed.
+                let _ = reply.send(start(program, (&shared, machine), keep));
+            }
         });
         if self.jobs.send(job).await.is_err() {
             return Err(SpawnError::ThreadEnded { name });
         }
-        answer.await.unwrap_or(Err(SpawnError::ThreadEnded { name }))
+        (&mut waiting.answer).await.unwrap_or(Err(SpawnError::ThreadEnded { name }))
+    }
+}
+
+/// Waits for a child. Dropped before there is one, it waits a moment until there will be none.
+struct Waiting {
+    answer: oneshot::Receiver<Result<Child, SpawnError>>,
+    /// Locked while the child starts.
+    starting: Arc<Mutex<()>>,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.answer.close();
+        drop(self.starting.lock());
     }
 }
 

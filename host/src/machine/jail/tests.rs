@@ -159,13 +159,49 @@ async fn children_outlive_the_task_and_the_spawner_that_started_them() {
     child.kill().await;
 }
 
-const HELPER: &str = "COFFERDAM_TEST_STARTS_A_CHILD_AND_WAITS";
+/// Set for this test program where it is to do one thing alone.
+const ALONE: &str = "COFFERDAM_TEST_ALONE";
+
+/// This test program again, with one test alone in it.
+fn alone(test: &str) -> Command {
+    let module = module_path!().split_once("::").unwrap().1;
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([&format!("{module}::{test}"), "--exact", "--nocapture"]).env(ALONE, "");
+    command
+}
+
+/// The `/proc/PID/stat` of this process's children.
+fn children() -> Vec<String> {
+    let stats =
+        fs::read_dir("/proc").unwrap().filter_map(|one| fs::read_to_string(one.unwrap().path().join("stat")).ok());
+    let parent = |stat: &str| Some(stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse());
+    stats.filter(|stat| parent(stat) == Some(Ok(std::process::id()))).collect()
+}
+
+#[tokio::test]
+async fn a_start_that_is_given_up_leaves_nobody() {
+    if std::env::var_os(ALONE).is_none() {
+        // Since other tests have children, too.
+        let output = alone("a_start_that_is_given_up_leaves_nobody").output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        return;
+    }
+    let spawner = spawner();
+    let mut started = 0;
+    for round in 0..400 {
+        let start = spawner.spawn(shell("sleep 1000"));
+        // An error is a start that was given up.
+        started += u32::from(tokio::time::timeout(Duration::from_micros(round * 10), start).await.is_ok());
+        assert_eq!(children(), Vec::<String>::new(), "in round {round}");
+    }
+    assert!(started < 400, "none was given up");
+}
 
 /// Is the host process in [`children_die_with_a_killed_parent`], which runs this test program again with a variable
 /// set; without it there is nothing to do.
 #[tokio::test]
 async fn host_process() {
-    if std::env::var_os(HELPER).is_some() {
+    if std::env::var_os(ALONE).is_some() {
         let child = spawner().spawn(shell("sleep 1000 & wait")).await.unwrap();
         println!("child {}", child.pid());
         std::future::pending::<()>().await;
@@ -174,13 +210,7 @@ async fn host_process() {
 
 #[test]
 fn children_die_with_a_killed_parent() {
-    let module = module_path!().split_once("::").unwrap().1;
-    let mut parent = Command::new(std::env::current_exe().unwrap())
-        .args([&format!("{module}::host_process"), "--exact", "--nocapture"])
-        .env(HELPER, "")
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut parent = alone("host_process").stdout(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(parent.stdout.take().unwrap()).lines();
     let mut pids = lines.filter_map(|line| line.unwrap().rsplit_once("child ").map(|(_, pid)| pid.parse().unwrap()));
     let pid = pids.next().unwrap();
