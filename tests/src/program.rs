@@ -1,7 +1,6 @@
 //! The program under test and the guest image, each made once for all tests.
 
 use std::{
-    collections::BTreeMap,
     env,
     error::Error,
     path::{Path, PathBuf},
@@ -71,27 +70,29 @@ pub fn image() -> (&'static Path, &'static Image) {
     (directory, image)
 }
 
-/// The executables of the whole-system tests, sorted, compiled now in the profile of this program.
+/// The executable of the whole-system tests, compiled now in the profile of this program.
 ///
 /// # Errors
 ///
-/// They don't compile.
-pub fn test_executables() -> Result<Vec<PathBuf>, String> {
-    let made = cargo(&["test", "--no-run", "--package", "cofferdam-tests", "--test", "*"], "test")?;
-    Ok(BTreeMap::from_iter(made).into_values().collect())
+/// It doesn't compile.
+pub fn test_executable() -> Result<PathBuf, String> {
+    let made = cargo(&["test", "--no-run", "--package", "cofferdam-tests", "--test", "system"], "test")?;
+    made.into_iter().next().map(|(_, path)| path).ok_or_else(|| UNNAMED.to_owned())
 }
+
+const UNNAMED: &str = "cargo does not say where the program is that it has made";
 
 fn compile(name: &str) -> Result<PathBuf, String> {
     // Selects the same packages as the call that compiled the dependencies, all tests or this package's programs. Otherwise
     // the dependencies would get other features and be compiled again.
     let beside = if cfg!(debug_assertions) {
-        ["--workspace", "--test=daemon"]
+        ["--workspace", "--test=system"]
     } else {
         ["--package=cofferdam", "--package=cofferdam-tests"]
     };
     let made = cargo(&["build", "--bin", name, beside[0], beside[1]], "bin")?;
     let program = made.into_iter().find(|(made, _)| made == name).map(|(_, path)| path);
-    program.ok_or_else(|| "cargo does not say where the program is that it has made".to_owned())
+    program.ok_or_else(|| UNNAMED.to_owned())
 }
 
 /// Compiles with cargo, and returns the executables of this kind of target.

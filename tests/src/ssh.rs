@@ -57,7 +57,7 @@ impl Sshd {
             "sshd_config",
             format!(
                 "HostKey {0}/host_key\nAuthorizedKeysFile {0}/authorized_keys\nStrictModes no\nUsePAM no\n\
-                 PasswordAuthentication no\nPermitRootLogin forced-commands-only\n",
+                 PasswordAuthentication no\nPermitRootLogin forced-commands-only\nLogLevel ERROR\n",
                 directory.display()
             ),
         );
@@ -97,7 +97,7 @@ fn serve(listener: &TcpListener, config: &Path, is_over: &AtomicBool) {
         let input = OwnedFd::from(stream);
         let output = input.try_clone().expect("there are descriptors");
         let sshd = Command::new("unshare")
-            .args(["--mount", "sh", "-ec", START, "sh", SSHD, "-i", "-f"])
+            .args(["--mount", "sh", "-ec", START, "sh", SSHD, "-i", "-e", "-f"])
             .arg(config)
             .stdin(input)
             .stdout(output)

@@ -34,11 +34,8 @@ use futures::FutureExt as _;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use tokio::{io::AsyncWriteExt as _, runtime::Handle};
 
-#[path = "front_end/messages.rs"]
 mod messages;
-#[path = "front_end/queues.rs"]
 mod queues;
-#[path = "front_end/requests.rs"]
 mod requests;
 
 /// How a case ends.

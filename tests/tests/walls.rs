@@ -332,7 +332,7 @@ fn the_helpers_of_an_ordinary_user_are_walled_in_too() {
     let user = ["--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"];
     let mut command = if geteuid().is_root() { Command::new("setpriv") } else { Command::new("env") };
     command.args(user.iter().filter(|_| geteuid().is_root())).arg(test);
-    command.args(["--exact", "as_an_ordinary_user", "--nocapture"]).env(AS_AN_ORDINARY_USER, attacker);
+    command.args(["--exact", "walls::as_an_ordinary_user", "--nocapture"]).env(AS_AN_ORDINARY_USER, attacker);
     let ended = command.current_dir("/").env("TMPDIR", "/tmp").output().unwrap();
     let said = String::from_utf8_lossy(&ended.stdout);
     assert!(ended.status.success(), "{said}\n{}", String::from_utf8_lossy(&ended.stderr));

@@ -22,19 +22,11 @@ use crate::event::{Event, INDENT};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Test {
     pub(crate) executable: PathBuf,
-    /// Its name in the executable's list.
+    /// Its name in the executable's list, with its module: `deaths::the_vmm_is_killed`.
     pub(crate) name: String,
 }
 
 impl Test {
-    /// Its name with that of its source file, as in the documents: `deaths::the_vmm_is_killed`.
-    pub(crate) fn full_name(&self) -> String {
-        let file = self.executable.file_name().unwrap_or_default().to_string_lossy();
-        // Cargo appends a hash.
-        let file = file.rsplit_once('-').map_or(&*file, |(name, _)| name);
-        format!("{file}::{}", self.name)
-    }
-
     /// For a command line; [`FromStr`] reads it.
     pub(crate) fn argument(&self) -> std::ffi::OsString {
         let mut argument = self.executable.clone().into_os_string();
@@ -65,7 +57,7 @@ pub(crate) async fn run(tests: &[Test]) -> Result<()> {
 }
 
 async fn run_one(test: &Test) -> Result<()> {
-    let name = test.full_name();
+    let name = test.name.clone();
     say(&Event::Began { test: name.clone() }, "")?;
     let begun = Instant::now();
     // Not a pipe: a process left by a failing test would keep it open.
@@ -106,8 +98,7 @@ mod tests {
 
     #[test]
     fn a_test_survives_the_command_line() {
-        let test = Test { executable: "/x=y/deps/deaths-0123abcd".into(), name: "the_vmm_is_killed".to_owned() };
+        let test = Test { executable: "/x=y/system-0123abcd".into(), name: "deaths::the_vmm_is_killed".to_owned() };
         assert_eq!(test.argument().to_str().unwrap().parse(), Ok(test.clone()));
-        assert_eq!(test.full_name(), "deaths::the_vmm_is_killed");
     }
 }

@@ -24,7 +24,7 @@ use std::{
 use anyhow::{Context, Error, Result, ensure};
 use clap::Parser;
 use cofferdam::machine::vmm;
-use cofferdam_tests::{guest, image, nested::Outer, patience, program, test_executables};
+use cofferdam_tests::{guest, image, nested::Outer, patience, program, test_executable};
 use tokio::{process::Command, time::sleep};
 
 use inside::Test;
@@ -149,16 +149,13 @@ async fn bench(place: &Place, command: &[OsString], time_limit: Duration) -> Res
 
 /// Whether all tests pass.
 async fn run_tests(arguments: &Arguments, place: Place, command: Vec<OsString>, vmm: &str) -> Result<bool> {
-    let mut tests = Vec::new();
-    for executable in test_executables().map_err(Error::msg)? {
-        tests.extend(list(executable).await?);
-    }
+    let mut tests = list(test_executable().map_err(Error::msg)?).await?;
     let wanted = |name: &str| arguments.filters.is_empty() || arguments.filters.iter().any(|part| name.contains(part));
-    tests.retain(|test| wanted(&test.full_name()));
+    tests.retain(|test| wanted(&test.name));
     ensure!(!tests.is_empty(), "no test has such a name");
     let (stall_limit, time_limit) = (arguments.stall_limit, arguments.time_limit);
     let supervisor = Supervisor { place, command, tests: &tests, stall_limit, time_limit };
-    let mut plan = Plan::new(tests.iter().map(Test::full_name));
+    let mut plan = Plan::new(tests.iter().map(|test| test.name.clone()));
     let begun = Instant::now();
     supervisor.run(&mut plan).await?;
     println!("{}", plan.summary(vmm, begun.elapsed().as_secs()));

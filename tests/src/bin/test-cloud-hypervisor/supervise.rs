@@ -69,8 +69,7 @@ impl Supervisor<'_> {
             println!("a fresh machine runs {} of {} tests", names.len(), self.tests.len());
             let mut command = self.command.clone();
             for name in &names {
-                let test =
-                    self.tests.iter().find(|test| test.full_name() == *name).context("the plan made up a test")?;
+                let test = self.tests.iter().find(|test| test.name == *name).context("the plan made up a test")?;
                 command.extend(["--test".into(), test.argument()]);
             }
             let reason = self.run_machine(plan, &command).await?;
@@ -154,10 +153,10 @@ mod tests {
 
     /// Runs `script` as the program that runs the tests `x::a` and `x::b`.
     fn run(script: &str, stall_limit: Duration, time_limit: Duration) -> Plan {
-        let tests = ["a", "b"].map(|name| Test { executable: "/x-1".into(), name: name.to_owned() });
+        let tests = ["x::a", "x::b"].map(|name| Test { executable: "/x-1".into(), name: name.to_owned() });
         let command = ["sh", "-c", script, "sh"].map(OsString::from).to_vec();
         let supervisor = Supervisor { place: Place::Here, command, tests: &tests, stall_limit, time_limit };
-        let mut plan = Plan::new(tests.iter().map(Test::full_name));
+        let mut plan = Plan::new(tests.iter().map(|test| test.name.clone()));
         tokio::runtime::Runtime::new().unwrap().block_on(supervisor.run(&mut plan)).unwrap();
         plan
     }
@@ -171,7 +170,7 @@ mod tests {
         // A process of its group holds the output, too.
         let script = format!(
             "echo began x::a; echo 'passed x::a (0 s)'; echo began x::b; \
-             if mkdir '{0}'; then sleep 1000 & wait; fi; [ \"$*\" = '--test /x-1=b' ] && echo 'passed x::b (0 s)'",
+             if mkdir '{0}'; then sleep 1000 & wait; fi; [ \"$*\" = '--test /x-1=x::b' ] && echo 'passed x::b (0 s)'",
             mark.display()
         );
         let summary = run(&script, Duration::from_secs(2), LONG);
