@@ -1,7 +1,7 @@
 //! From the first instruction of guest-init to a machine that can connect to the host.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, OpenOptions},
     io,
     os::fd::{AsRawFd as _, IntoRawFd as _},
     path::Path,
@@ -9,6 +9,7 @@ use std::{
 };
 
 use nix::{
+    fcntl::{OFlag, open},
     kmod::{ModuleInitFlags, finit_module},
     mount::{MsFlags, mount},
     sys::{
@@ -21,14 +22,52 @@ use nix::{
 
 use crate::layout::{INPUTS, PATHS, ROOT, SCRATCH, SKELETON};
 
-/// Lists the files in [`MODULES`] to load, one a line, in order. Empty or missing if the kernel has everything built
-/// in.
-const MODULES_ORDER: &str = "/modules.order";
+/// Where the modules are.
 const MODULES: &str = "/lib";
 
-/// The same for KVM, which has one module for each vendor's processors. Empty or missing if the kernel has KVM built
-/// in, or has no KVM.
-const KVM_MODULES_ORDER: &str = "/kvm.order";
+/// What modules are for. The file of this name lists those of [`MODULES`] to load, one a line, in order. It is empty or
+/// missing if the kernel has them built in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Modules {
+    /// Every machine, before it connects to the host.
+    Machine,
+    /// The scratch disk.
+    Scratch,
+    /// A build with a network.
+    Network,
+    /// A build that runs machines of its own. There is one for each vendor's processors.
+    Kvm,
+}
+
+impl Modules {
+    fn file(self) -> &'static str {
+        match self {
+            Self::Machine => "/modules.order",
+            Self::Scratch => "/scratch.order",
+            Self::Network => "/network.order",
+            Self::Kvm => "/kvm.order",
+        }
+    }
+
+    /// Loads them. If another thread loads one of them just now, waits until it has.
+    pub(crate) fn load(self) -> io::Result<()> {
+        let order = match fs::read_to_string(self.file()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            other => other?,
+        };
+        for name in order.lines() {
+            match (self, load_module(name)) {
+                // For another vendor's processors.
+                (Self::Kvm, Err(nix::Error::EOPNOTSUPP | nix::Error::ENODEV)) => {}
+                (_, loaded) => {
+                    let named = |error| io::Error::new(io::Error::from(error).kind(), format!("{name}: {error}"));
+                    loaded.map_err(named)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
 
 /// The device node of KVM.
 const KVM: &str = "/dev/kvm";
@@ -75,14 +114,6 @@ pub(crate) enum BootError {
         #[source]
         source: io::Error,
     },
-    /// A module is missing, or is for another kernel.
-    #[error("can't load the kernel module {name:?}")]
-    Module {
-        /// The module's file name.
-        name: String,
-        #[source]
-        source: io::Error,
-    },
     /// Anything else.
     #[error("can't {action}")]
     Other {
@@ -93,7 +124,7 @@ pub(crate) enum BootError {
     },
 }
 
-/// Mounts the file systems that guest-init needs, and loads the modules.
+/// Mounts the file systems that guest-init needs.
 pub(crate) fn prepare() -> Result<(), BootError> {
     umask(Mode::empty());
     leave_rootfs().map_err(|source| BootError::Other { action: "leave the kernel's rootfs", source })?;
@@ -113,23 +144,12 @@ pub(crate) fn prepare() -> Result<(), BootError> {
     for directory in [INPUTS, PATHS, SCRATCH, SKELETON, ROOT] {
         make(directory).map_err(|source| BootError::Other { action: "make a mount point", source })?;
     }
-    load_modules()
+    Ok(())
 }
 
 /// Loads KVM's modules, so that [`KVM`] exists.
 pub(crate) fn load_kvm() -> io::Result<()> {
-    let order = match fs::read_to_string(KVM_MODULES_ORDER) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-        other => other?,
-    };
-    for name in order.lines() {
-        match load_module(name) {
-            // For another vendor's processors.
-            Err(error)
-                if error.raw_os_error().is_some_and(|errno| [libc::EOPNOTSUPP, libc::ENODEV].contains(&errno)) => {}
-            other => other?,
-        }
-    }
+    Modules::Kvm.load()?;
     if fs::exists(KVM)? {
         return Ok(());
     }
@@ -190,22 +210,12 @@ fn open_standard_descriptors() -> io::Result<()> {
     }
 }
 
-fn load_modules() -> Result<(), BootError> {
-    let order = match fs::read_to_string(MODULES_ORDER) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other.map_err(|source| BootError::Other { action: "read /modules.order", source })?,
-    };
-    for name in order.lines().filter(|name| !name.is_empty()) {
-        load_module(name).map_err(|source| BootError::Module { name: name.to_owned(), source })?;
-    }
-    Ok(())
-}
-
-fn load_module(name: &str) -> io::Result<()> {
-    let module = File::open(Path::new(MODULES).join(name))?;
+fn load_module(name: &str) -> nix::Result<()> {
+    let path = Path::new(MODULES).join(name);
+    let module = open(&path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
     match finit_module(&module, c"", ModuleInitFlags::empty()) {
         // Built in, or already loaded.
         Err(nix::Error::EEXIST) => Ok(()),
-        other => Ok(other?),
+        other => other,
     }
 }

@@ -5,14 +5,14 @@ use std::time::Duration;
 use cofferdam_protocol::{FromGuest, Specification, Step};
 
 use crate::{
-    boot,
+    boot::{self, Modules},
     cgroup::Cgroup,
     command::{self, Command},
     error::{Context as _, SessionError},
     host::Host,
     outputs,
     root::{self, Root},
-    scratch::Scratch,
+    scratch::Preparation,
     terminal::Terminal,
     watch,
 };
@@ -27,11 +27,16 @@ pub(crate) struct EndedBuild {
 /// Runs the build, and reports its end. Sends its outputs if it succeeded.
 pub(crate) fn run(
     host: &mut Host,
-    mut scratch: Scratch,
+    scratch: Preparation,
     mut specification: Specification,
 ) -> Result<EndedBuild, SessionError> {
     boot::set_clock(Duration::from_nanos(specification.unix_time_ns)).context(Step::Start, || "set the clock")?;
-    let root = root::assemble(&specification)?;
+    if specification.network {
+        Modules::Network.load().context(Step::Start, || "load the network's kernel modules")?;
+    }
+    let plan = root::plan(&specification)?;
+    let mut scratch = scratch.finish()?;
+    let root = root::assemble(&plan, &specification)?;
     // They have been written to the root by now, and the build needs the memory.
     specification.additional_files = Vec::new();
     specification.secrets = Vec::new();

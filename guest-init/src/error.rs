@@ -4,6 +4,8 @@ use std::io;
 
 use cofferdam_protocol::{MAX_DETAIL_BYTES, Step, frame::FrameError};
 
+use crate::boot::BootError;
+
 /// A step of the setup failed.
 #[derive(Debug, thiserror::Error)]
 #[error("can't {action}")]
@@ -55,6 +57,9 @@ pub(crate) enum SessionError {
     /// The setup failed; the host can still be told.
     #[error(transparent)]
     Setup(#[from] SetupError),
+    /// The machine could not be prepared; the host can't be told.
+    #[error(transparent)]
+    Boot(#[from] BootError),
     /// The connection failed; the host can't be told.
     #[error("the connection to the host failed")]
     Host(#[from] FrameError),

@@ -63,8 +63,8 @@ pub(crate) struct Root {
     pub(crate) writable: BTreeMap<PathBuf, PathBuf>,
 }
 
-/// Mounts the inputs and assembles the root.
-pub(crate) fn assemble(specification: &Specification) -> Result<Root, SetupError> {
+/// Mounts the inputs, and plans the root. It needs no scratch disk.
+pub(crate) fn plan(specification: &Specification) -> Result<Plan<'_>, SetupError> {
     mount_share(INPUTS_TAG, INPUTS)?;
     if !specification.host_paths.is_empty() {
         mount_share(PATHS_TAG, PATHS)?;
@@ -72,12 +72,16 @@ pub(crate) fn assemble(specification: &Specification) -> Result<Root, SetupError
     if specification.kvm {
         boot::load_kvm().context(Step::Root, || "provide /dev/kvm")?;
     }
-    assemble_over_inputs(specification)
+    plan_over_inputs(specification)
 }
 
-/// Assembles the root over what is mounted in place of the inputs.
-pub(crate) fn assemble_over_inputs(specification: &Specification) -> Result<Root, SetupError> {
-    let plan = Plan::new(specification, &|path| Kind::of(&Path::new(INPUTS).join(path)))?;
+/// Plans the root over what is mounted in place of the inputs.
+pub(crate) fn plan_over_inputs(specification: &Specification) -> Result<Plan<'_>, SetupError> {
+    Plan::new(specification, &|path| Kind::of(&Path::new(INPUTS).join(path)))
+}
+
+/// Assembles the planned root.
+pub(crate) fn assemble(plan: &Plan<'_>, specification: &Specification) -> Result<Root, SetupError> {
     mount_at(Some("skeleton"), Path::new(SKELETON), "tmpfs", RESTRICTED, Some("mode=0755"))
         .context(Step::Root, || "mount a tmpfs")?;
     let uppers =

@@ -3,8 +3,9 @@
 use std::{
     fs::File,
     io::{self, Seek as _, SeekFrom},
+    panic::resume_unwind,
     path::Path,
-    thread::sleep,
+    thread::{self, JoinHandle, sleep},
     time::{Duration, Instant},
 };
 
@@ -15,6 +16,7 @@ use nix::{
 };
 
 use crate::{
+    boot::Modules,
     error::{Context as _, SetupError},
     layout::SCRATCH,
     sys,
@@ -31,6 +33,31 @@ const OPTIONS: &str = "nobarrier,noauto_da_alloc,nodiscard";
 /// With less free space than this, the disk counts as full. ext4 reserves some blocks for itself.
 const FULL_BELOW_BYTES: u64 = 1024 * 1024;
 
+/// The disk while a thread prepares it, and afterwards.
+#[derive(Debug)]
+pub(crate) enum Preparation {
+    /// The thread.
+    Runs(JoinHandle<Result<Scratch, SetupError>>),
+    /// What became of it.
+    Done(Result<Scratch, SetupError>),
+}
+
+impl Preparation {
+    /// Starts the thread.
+    pub(crate) fn start() -> io::Result<Self> {
+        thread::Builder::new().spawn(Scratch::prepare).map(Self::Runs)
+    }
+
+    /// Waits until the disk is mounted.
+    pub(crate) fn finish(self) -> Result<Scratch, SetupError> {
+        match self {
+            // The hook of a panic doesn't return.
+            Self::Runs(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            Self::Done(prepared) => prepared,
+        }
+    }
+}
+
 /// The mounted disk.
 #[derive(Debug)]
 pub(crate) struct Scratch {
@@ -39,8 +66,9 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// Mounts the disk, and grows its file system to the disk's size.
-    pub(crate) fn prepare() -> Result<Self, SetupError> {
+    /// Loads the disk's modules, mounts it, and grows its file system to the disk's size.
+    fn prepare() -> Result<Self, SetupError> {
+        Modules::Scratch.load().context(Step::Scratch, || "load the disk's kernel modules")?;
         let size = wait_for_device().context(Step::Scratch, || format!("open the disk {DEVICE}"))?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
         mount(Some(DEVICE), SCRATCH, Some("ext4"), flags, Some(OPTIONS))

@@ -5,20 +5,31 @@ use std::time::Duration;
 use cofferdam_protocol::{FromGuest, FromHost, SetupFailure, VERSION, frame::FrameError};
 use nix::time::{ClockId, clock_gettime};
 
-use crate::{build, error::SessionError, host::Host, outputs, rehearsal, scratch::Scratch, shell};
+use crate::{
+    boot::{BootError, Modules},
+    build,
+    error::SessionError,
+    host::Host,
+    outputs, rehearsal,
+    scratch::Preparation,
+    shell,
+};
 
 /// Connects to the host and runs the one build of this machine.
 pub(crate) fn run() -> Result<(), SessionError> {
+    let other = |source| BootError::Other { action: "start a thread", source };
+    let mut scratch = Preparation::start().map_err(other)?;
+    Modules::Machine.load().map_err(|source| BootError::Other { action: "load a kernel module", source })?;
     let mut host = Host::connect().map_err(FrameError::Io)?;
     host.send(&FromGuest::Hello { version: VERSION, uptime_us: uptime_us() })?;
     host.report_panics().map_err(FrameError::Io)?;
-    // Prepared while the specification is on its way.
-    let scratch = Scratch::prepare();
     let mut has_rehearsed = false;
     let specification = loop {
         match host.receive()? {
             FromHost::Specification(specification) => break specification,
             FromHost::Ping => {
+                // Only a process with one thread can fork and go on.
+                scratch = Preparation::Done(scratch.finish());
                 if !std::mem::replace(&mut has_rehearsed, true) {
                     rehearsal::run();
                 }
@@ -27,15 +38,14 @@ pub(crate) fn run() -> Result<(), SessionError> {
             _ => return Err(SessionError::Unexpected { expected: "a specification" }),
         }
     };
-    let build =
-        match scratch.map_err(SessionError::from).and_then(|scratch| build::run(&mut host, scratch, specification)) {
-            Ok(build) => Some(build),
-            Err(SessionError::Setup(error)) => {
-                host.send(&FromGuest::SetupFailed(SetupFailure { step: error.step, detail: &error.detail() }))?;
-                None
-            }
-            Err(error) => return Err(error),
-        };
+    let build = match build::run(&mut host, scratch, specification) {
+        Ok(build) => Some(build),
+        Err(SessionError::Setup(error)) => {
+            host.send(&FromGuest::SetupFailed(SetupFailure { step: error.step, detail: &error.detail() }))?;
+            None
+        }
+        Err(error) => return Err(error),
+    };
     loop {
         match (host.receive_answer()?, &build) {
             (FromHost::Acknowledge, _) => return Ok(()),

@@ -328,21 +328,21 @@ fn describe(inputs: &Inputs) -> Result<String, EnsureError> {
 
 fn write(inputs: &Inputs, directory: &Path) -> Result<(), EnsureError> {
     let path = directory.join(KERNEL);
-    let (modules, kvm) = match &inputs.kernel {
+    let lists = match &inputs.kernel {
         KernelInput::File(kernel) => {
             fs::copy(kernel, &path).map_err(file_error("copy", kernel))?;
-            (Vec::new(), Vec::new())
+            Vec::new()
         }
         KernelInput::Debian(package) => {
-            let kernel = |modules| prebuilt::kernel(&inputs.debian, package, modules);
-            let guest = kernel(prebuilt::GUEST_MODULES)?;
-            fs::write(&path, bzimage::kernel(&guest.image)?).map_err(file_error("write", &path))?;
-            (guest.modules, kernel(prebuilt::KVM_MODULES)?.modules)
+            let prebuilt = prebuilt::kernel(&inputs.debian, package)?;
+            fs::write(&path, bzimage::kernel(&prebuilt.image)?).map_err(file_error("write", &path))?;
+            let list = |(name, modules): &(_, &[_])| Ok((*name, prebuilt.modules(modules)?));
+            prebuilt::LISTS.iter().map(list).collect::<Result<_, PrebuiltError>>()?
         }
     };
 
     let shell = shell(&inputs.debian, &inputs.shell)?;
-    let initramfs = initramfs::archive(&inputs.guest_init, &shell, &modules, &kvm);
+    let initramfs = initramfs::archive(&inputs.guest_init, &shell, &lists);
     let path = directory.join(INITRAMFS);
     fs::write(&path, initramfs).map_err(file_error("write", &path))?;
 
@@ -377,9 +377,10 @@ pub fn scripted_machine(
     init: &[u8],
 ) -> Result<ScriptedMachine, EnsureError> {
     let debian = Debian::open(cache, false, progress).map_err(EnsureError::Cache)?;
-    let kernel = prebuilt::kernel(&debian, &prebuilt::newest_package(&debian)?, modules)?;
+    let kernel = prebuilt::kernel(&debian, &prebuilt::newest_package(&debian)?)?;
     let package = debian.package(SHELL_PACKAGE).map_err(EnsureError::Shell)?;
-    let initramfs = initramfs::archive(init, &shell(&debian, &package)?, &kernel.modules, &[]);
+    let modules = ("modules.order", kernel.modules(modules)?);
+    let initramfs = initramfs::archive(init, &shell(&debian, &package)?, &[modules]);
     Ok(ScriptedMachine { kernel: kernel.image, initramfs })
 }
 

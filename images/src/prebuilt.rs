@@ -14,22 +14,26 @@ const METAPACKAGE: &str = "linux-image-cloud-amd64";
 const FIRST_OF_DEBIAN_12: &str = "linux-image-6.1.0-";
 const NEWER_OF_DEBIAN_12: &str = "linux-image-6.12-cloud-amd64";
 
-/// The modules that a guest needs. Everything else is a dependency of them, or built in.
-pub(crate) const GUEST_MODULES: &[&str] = &[
-    "virtio_pci",
-    "virtio_console",
-    "pvpanic_pci",
-    "virtio_blk",
-    "virtiofs",
-    "virtio_net",
-    "vmw_vsock_virtio_transport",
-    "overlay",
-    "ext4",
-    "virtio_rng",
+/// The modules that a guest needs, by the file of the initramfs that lists them. Everything else is a dependency of them, or built
+/// in. Lists may have modules in common; the guest loads that of the scratch disk beside the first one.
+pub(crate) const LISTS: [(&str, &[&str]); 4] = [
+    (
+        "modules.order",
+        &[
+            "virtio_pci",
+            "virtio_console",
+            "pvpanic_pci",
+            "virtiofs",
+            "vmw_vsock_virtio_transport",
+            "overlay",
+            "virtio_rng",
+        ],
+    ),
+    ("scratch.order", &["virtio_pci", "virtio_blk", "ext4"]),
+    ("network.order", &["virtio_net"]),
+    // The guest loads the one for its processor.
+    ("kvm.order", &["kvm_amd", "kvm_intel"]),
 ];
-
-/// The modules for builds that ask for `/dev/kvm`. The guest loads the one for its processor.
-pub(crate) const KVM_MODULES: &[&str] = &["kvm_amd", "kvm_intel"];
 
 /// Why the kernel could not be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -59,13 +63,19 @@ pub enum PrebuiltError {
     Modules(#[source] ModulesError),
 }
 
-/// A kernel and some of its modules.
+/// A kernel and its modules.
 #[derive(Debug)]
 pub(crate) struct Kernel {
-    /// The file that the VMM boots.
+    /// Its compressed image.
     pub(crate) image: PathBuf,
-    /// The modules to load, in order.
-    pub(crate) modules: Vec<Module>,
+    tree: Tree,
+}
+
+impl Kernel {
+    /// The wanted modules and their dependencies, in the order to load them.
+    pub(crate) fn modules(&self, wanted: &[&str]) -> Result<Vec<Module>, PrebuiltError> {
+        self.tree.load_order(wanted).map_err(PrebuiltError::Modules)
+    }
 }
 
 /// Downloads the package of the release's current kernel.
@@ -82,8 +92,8 @@ pub(crate) fn newest_package(debian: &Debian) -> Result<Package, PrebuiltError> 
     debian.dependency(NEWER_OF_DEBIAN_12, "linux-image-").map_err(PrebuiltError::Package)
 }
 
-/// Unpacks the package's kernel and the wanted modules.
-pub(crate) fn kernel(debian: &Debian, package: &Package, modules: &[&str]) -> Result<Kernel, PrebuiltError> {
+/// Unpacks the package's kernel.
+pub(crate) fn kernel(debian: &Debian, package: &Package) -> Result<Kernel, PrebuiltError> {
     let unpacked = debian.unpacked(package).map_err(PrebuiltError::Package)?;
     let missing = |what| PrebuiltError::Layout { package: package.name.clone(), what };
     let image = find(&unpacked.join("boot"), "vmlinuz-")?.ok_or_else(|| missing("boot/vmlinuz-*"))?;
@@ -91,8 +101,8 @@ pub(crate) fn kernel(debian: &Debian, package: &Package, modules: &[&str]) -> Re
     let tree = ["lib/modules", "usr/lib/modules"].map(|path| unpacked.join(path));
     let tree = tree.iter().find(|path| path.exists()).ok_or_else(|| missing("lib/modules"))?;
     let tree = find(tree, "")?.ok_or_else(|| missing("lib/modules/*"))?;
-    let modules = Tree::open(&tree).and_then(|tree| tree.load_order(modules)).map_err(PrebuiltError::Modules)?;
-    Ok(Kernel { image, modules })
+    let tree = Tree::open(&tree).map_err(PrebuiltError::Modules)?;
+    Ok(Kernel { image, tree })
 }
 
 /// An entry of `directory` whose name starts with `prefix`.

@@ -9,7 +9,7 @@
 use std::{io, os::unix::net, time::Duration};
 
 use cofferdam_protocol::PORT;
-use futures::future::select_all;
+use futures::future::{join_all, select_all};
 use nix::sys::statvfs::statvfs;
 use tokio::net::{UnixListener, UnixStream};
 
@@ -154,20 +154,14 @@ impl Machine {
 
     /// Ends a machine whose guest has nothing left to do.
     pub(crate) async fn finish(mut self) {
-        self.vm.finish().await;
-        self.kill_devices().await;
+        self.vm.end_in_order().await;
+        self.kill().await;
     }
 
     /// Kills all its processes and waits until they are gone.
     pub(crate) async fn kill(mut self) {
-        self.vm.kill().await;
-        self.kill_devices().await;
-    }
-
-    async fn kill_devices(&mut self) {
-        for device in &mut self.devices {
-            device.kill().await;
-        }
+        let Self { vm, devices, .. } = &mut self;
+        tokio::join!(vm.kill(), join_all(devices.iter_mut().map(|device| device.kill())));
     }
 }
 

@@ -336,7 +336,7 @@ async fn a_machines_whole_life_goes_through_the_api() {
     let mut vm = outcome.unwrap();
     let booted = ["GET vmm.ping", "PUT vm.create", "PUT vm.boot"];
     assert_eq!(played.calls(), booted);
-    vm.finish().await;
+    vm.end_in_order().await;
     let ended = ["GET vm.info", "GET vm.counters", "PUT vm.shutdown", "PUT vm.delete", "PUT vmm.shutdown"];
     assert_eq!(played.calls()[3..], ended);
     let death = vm.died().await;
@@ -391,7 +391,9 @@ async fn a_machine_that_does_not_end_in_order_is_killed() {
     ];
     for answers in stuck {
         let (played, outcome) = Played::start("exec sleep 1000", answers).await;
-        outcome.unwrap().finish().await;
+        let mut vm = outcome.unwrap();
+        vm.end_in_order().await;
+        vm.kill().await;
         assert_eq!(played.run.processes(), 0);
     }
 }
@@ -402,7 +404,7 @@ async fn a_guest_that_powers_off_by_itself_needs_no_order() {
         Played::start(UNTIL_SHUT_DOWN, |call| if call == "vm.info" { None } else { works(call) }).await;
     let mut vm = outcome.unwrap();
     fs::write(played.run.path.join("ended"), "").unwrap();
-    vm.finish().await;
+    vm.end_in_order().await;
     assert!(vm.died().await.status.success());
 }
 

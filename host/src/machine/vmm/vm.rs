@@ -67,26 +67,24 @@ impl Vm {
         Death::of(vmm, cause).await
     }
 
-    /// Ends a machine whose guest has finished. A VMM with an API ends in order, and logs its devices' counters. Without an API,
-    /// or after the time limit, this is the same as [`kill`](Self::kill).
-    pub async fn finish(&mut self) {
+    /// Has a VMM with an API end in order, in which case it logs its devices' counters. After the time limit, or without an
+    /// API, it is left to [`kill`](Self::kill).
+    pub async fn end_in_order(&mut self) {
         let Self { vmm, control, .. } = self;
-        if let Some(control) = control {
-            let orderly = async {
-                tokio::select! {
-                    // The guest has powered off already.
-                    _ = vmm.wait() => {}
-                    outcome = control.end() => match outcome {
-                        Ok(()) => drop(vmm.wait().await),
-                        Err(error) => tracing::debug!(%error, "the machine could not be ended in order"),
-                    }
+        let Some(control) = control else { return };
+        let orderly = async {
+            tokio::select! {
+                // The guest has powered off already.
+                _ = vmm.wait() => {}
+                outcome = control.end() => match outcome {
+                    Ok(()) => drop(vmm.wait().await),
+                    Err(error) => tracing::debug!(%error, "the machine could not be ended in order"),
                 }
-            };
-            if tokio::time::timeout(ORDERLY_END_TIMEOUT, orderly).await.is_err() {
-                tracing::debug!("the machine did not end in order within {} s", ORDERLY_END_TIMEOUT.as_secs());
             }
+        };
+        if tokio::time::timeout(ORDERLY_END_TIMEOUT, orderly).await.is_err() {
+            tracing::debug!("the machine did not end in order within {} s", ORDERLY_END_TIMEOUT.as_secs());
         }
-        self.kill().await;
     }
 
     /// Kills its remaining processes, and waits until they are gone.
