@@ -173,7 +173,7 @@ impl LocalBlobs {
         if version.bytes() > max_bytes && !self.verified.knows(digest, &version) {
             return Ok(None);
         }
-        self.verified.check_file(digest, &file)?;
+        self.verified.check_version(digest, &file, version)?;
         Ok(Some(file))
     }
 

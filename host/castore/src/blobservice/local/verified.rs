@@ -91,7 +91,15 @@ impl Verified {
     ///
     /// `InvalidData` when it has another digest. The file is then marked as damaged.
     pub(super) fn check_file(&self, digest: &B3Digest, file: &File) -> io::Result<()> {
-        let version = Version::of(file)?;
+        self.check_version(digest, file, Version::of(file)?)
+    }
+
+    /// The same for a file that has just been found in this version.
+    ///
+    /// # Errors
+    ///
+    /// As for [`check_file`](Self::check_file).
+    pub(super) fn check_version(&self, digest: &B3Digest, file: &File, version: Version) -> io::Result<()> {
         if self.knows(digest, &version) {
             return Ok(());
         }
