@@ -16,8 +16,8 @@
 //! | memory | the processes of one idle build, each | the machine's memory |
 //! | walls | a trivial build | the same where helper processes can't be walled in |
 //! | service | a trivial build by a daemon, from the call to the result, without its VM's time | its VM |
-//! | service | 64 MiB of log | as much through a pipe in the VM |
-//! | service | 1,000 requests, until all know their place in the queue | 1,000 health checks |
+//! | log | 64 MiB of log | as much through a pipe in the VM |
+//! | queue | 1,000 requests, until all know their place in the queue | 1,000 health checks |
 //! | standby | a trivial build in a standby machine, from the call to the result, beside a build that keeps a processor busy | one that boots |
 //! | throughput | 30 trivial builds by a daemon, one after the other and 2 at a time, with standby machines and without | as many containers made by `unshare` |
 //! | throughput | the processor time of one, of the daemon and all its processes | a container's |
@@ -55,7 +55,7 @@ mod vm;
 
 type Part = fn(&TempDir) -> Result<()>;
 
-const PARTS: [(&str, Part); 18] = [
+const PARTS: [(&str, Part); 20] = [
     ("import", store::import_tree),
     ("large", store::import_large),
     ("image", image::import_image),
@@ -69,6 +69,8 @@ const PARTS: [(&str, Part); 18] = [
     ("walls", vm::walls),
     ("memory", memory::idle_build),
     ("service", service::service),
+    ("log", service::log),
+    ("queue", service::queue),
     ("standby", standby::standby),
     ("throughput", throughput::throughput),
     ("network", network::network),

@@ -40,15 +40,23 @@ const CONFIG: &str = "
 pub(super) type Client = BuildServiceClient<Channel>;
 
 pub(crate) fn service(_: &TempDir) -> Result<()> {
+    with_daemon(own_cost)
+}
+
+pub(crate) fn log(_: &TempDir) -> Result<()> {
+    with_daemon(log_cost)
+}
+
+pub(crate) fn queue(_: &TempDir) -> Result<()> {
+    with_daemon(queue_cost)
+}
+
+fn with_daemon(measure: impl AsyncFnOnce(&Daemon) -> Result<()>) -> Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     let _entered = runtime.enter();
     let cofferdam = Cofferdam::new();
     let daemon = Daemon::start(&cofferdam, CONFIG);
-    runtime.block_on(async {
-        own_cost(&daemon).await?;
-        log(&daemon).await?;
-        queue(&daemon).await
-    })?;
+    runtime.block_on(measure(&daemon))?;
     daemon.end().succeeds();
     Ok(())
 }
@@ -69,7 +77,7 @@ async fn own_cost(daemon: &Daemon) -> Result<()> {
 }
 
 /// The times of a command that writes to the log, and of one that writes to a pipe in its guest.
-async fn log(daemon: &Daemon) -> Result<()> {
+async fn log_cost(daemon: &Daemon) -> Result<()> {
     let mut client = Client::new(daemon.peer().raw_channel());
     let (mut ours, mut pipe) = (Series::default(), Series::default());
     for round in 0..LARGE_ROUNDS {
@@ -86,7 +94,7 @@ async fn log(daemon: &Daemon) -> Result<()> {
 }
 
 /// The time until so many clients know their place in the queue.
-async fn queue(daemon: &Daemon) -> Result<()> {
+async fn queue_cost(daemon: &Daemon) -> Result<()> {
     let channels: Vec<_> = (0..QUEUED / QUEUED_PER_CONNECTION).map(|_| daemon.peer().raw_channel()).collect();
     let channel = |number: usize| channels[number / QUEUED_PER_CONNECTION].clone();
     let mut client = Client::new(channel(0));
