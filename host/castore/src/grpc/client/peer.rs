@@ -18,7 +18,7 @@ use tonic::{
     transport::{self, Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
-use super::super::{MAX_BLOB_BYTES, Package, chain};
+use super::super::{CHUNK_BYTES, MAX_BLOB_BYTES, Package, chain};
 use crate::{
     AddrError,
     runtime::{enter, spawn},
@@ -35,6 +35,9 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 
 /// Flow control is left to the windows of the streams; the connection's window never limits them.
 const CONNECTION_WINDOW_BYTES: u32 = i32::MAX as u32;
+
+/// Largest frame that a peer may send. A message of a blob fits into one, so that it comes with few reads.
+const MAX_FRAME_BYTES: u32 = CHUNK_BYTES as u32 + 1024;
 
 /// Characters of a peer's message that are passed on.
 const MAX_QUOTED_CHARS: usize = 1000;
@@ -297,6 +300,7 @@ impl<'a> Target<'a> {
             .connect_timeout(options.connect_timeout)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_frame_size(MAX_FRAME_BYTES)
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE);
         if self.scheme != Scheme::Https {
