@@ -57,6 +57,9 @@ pub(crate) const SERVICES: [&str; 4] = [
     "tvix.build.v1.BuildService",
 ];
 
+/// Most bytes of a request that is decoded in place: to hand it to another thread would take longer.
+const SMALL_REQUEST_BYTES: usize = 4 * 1024;
+
 /// What builds get.
 #[derive(Debug)]
 pub(crate) struct Allowed {
@@ -149,11 +152,11 @@ impl Origin {
 impl Shared {
     /// Checks and decodes a request.
     async fn decode(&self, client: &Client, encoded: EncodedRequest) -> Result<Decoded, Failure> {
-        // Large ones take a while.
+        let is_small = encoded.as_bytes().len() <= SMALL_REQUEST_BYTES;
         let decode = move || {
             BuildRequest::from_binary(encoded.as_bytes()).map(|request| Decoded { digest: request.digest(), request })
         };
-        let decoded = self.scheduler.work(client, decode).await?;
+        let decoded = if is_small { decode() } else { self.scheduler.work(client, decode).await? };
         decoded.map_err(|error| self.refused(client, error))
     }
 

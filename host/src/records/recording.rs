@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::{
     BuildId, MAX_REQUEST_BYTES, MAX_UNSAVED, Machine, Outcome, Phase, Record, Sampled, Shared, Unsaved,
     error::Result,
-    log::{Form, LogWriter, Progress},
+    log::{Form, LogReader, LogWriter, Progress},
     record::LOST,
 };
 use crate::{
@@ -270,6 +270,15 @@ impl Recording {
         let appended = log.append(bytes);
         self.live.progress.send_replace(Progress { bytes: log.log.bytes, ended: false });
         appended
+    }
+
+    /// A reader of the log, from an offset on.
+    ///
+    /// # Errors
+    ///
+    /// The log is shorter.
+    pub(crate) fn read_log(&self, offset: u64) -> Result<LogReader> {
+        LogReader::new(self.id(), self.shared.logs.clone(), offset, self.live.progress())
     }
 
     /// Records durably how the build ended, and closes its log. Only the first call counts.

@@ -47,6 +47,10 @@ pub(super) struct EventLoop {
     by_key: HashMap<B3Digest, Ticket>,
     /// When places in the queue are announced next, if builds wait then.
     positions_due: Instant,
+    /// Waiting builds by what they wait for, for the metrics.
+    waiting: [(&'static str, i64); Waiting::WORDS.len()],
+    /// Whether builds may have left the queue, or may wait for something else, since they were counted.
+    recount: bool,
     draining: bool,
 }
 
@@ -101,8 +105,19 @@ impl EventLoop {
     pub(super) fn new(scheduler: Scheduler, settings: SchedulerSettings) -> Self {
         let queue = Queue::new(settings.budget, settings.bounds);
         let (entries, by_id, by_key) = (BTreeMap::new(), HashMap::new(), HashMap::new());
-        let positions_due = Instant::now();
-        Self { scheduler, settings, queue, standbys: None, entries, by_id, by_key, positions_due, draining: false }
+        Self {
+            scheduler,
+            settings,
+            queue,
+            standbys: None,
+            entries,
+            by_id,
+            by_key,
+            positions_due: Instant::now(),
+            waiting: Waiting::WORDS.map(|word| (word, 0)),
+            recount: true,
+            draining: false,
+        }
     }
 
     pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Message>, drain: CancellationToken) {
@@ -135,6 +150,7 @@ impl EventLoop {
             if now >= self.positions_due {
                 self.positions_due = now + WAITING_PERIOD;
                 self.publish_positions();
+                self.recount = true;
             }
             self.count();
         }
@@ -160,6 +176,7 @@ impl EventLoop {
             Message::Resolved(id, unused_bytes) => {
                 if let Some(ticket) = self.by_id.get(&id) {
                     self.queue.give_back(*ticket, unused_bytes);
+                    self.recount = true;
                 }
             }
             Message::Ended(id) => self.remove(id),
@@ -191,6 +208,7 @@ impl EventLoop {
         let ticket = self.queue.push(client, terms, need).map_err(refused)?;
         let position = self.queue.order().take_while(|other| *other != ticket).count() as u64;
         let waiting_for = self.queue.waiting_for(ticket).unwrap_or(Waiting::Turn);
+        self.note(waiting_for);
         let (state, receiver) = watch::channel(State::Queued { position, waiting_for });
         let (start, started) = oneshot::channel();
         let cancel = CancellationToken::new();
@@ -264,6 +282,7 @@ impl EventLoop {
             self.by_id.insert(entry.build.id(), better);
             self.by_key.insert(key, better);
             self.entries.insert(better, entry);
+            self.recount = true;
         }
         Some(Subscription { order: Some(submission.request.output_order()), ..subscription })
     }
@@ -273,8 +292,9 @@ impl EventLoop {
     }
 
     fn start_next(&mut self) {
-        self.queue.hold(self.waits() && self.scheduler.backend.disk.low().is_some());
+        self.recount |= self.queue.hold(self.waits() && self.scheduler.backend.disk.low().is_some());
         while let Some(ticket) = self.queue.next(Instant::now()) {
+            self.recount = true;
             let left = self.queue.budget().without(self.queue.used());
             let Some(entry) = self.entries.get_mut(&ticket) else { continue };
             let Some(start) = entry.start.take() else { continue };
@@ -316,6 +336,7 @@ impl EventLoop {
 
     fn remove(&mut self, id: BuildId) {
         let Some(ticket) = self.by_id.remove(&id) else { return };
+        self.recount = true;
         if !self.queue.remove(ticket) {
             self.queue.finish(ticket, Instant::now());
         }
@@ -325,15 +346,22 @@ impl EventLoop {
         }
     }
 
-    fn count(&self) {
-        let mut counts = Waiting::WORDS.map(|word| (word, 0));
-        for waiting in self.queue.order().filter_map(|ticket| self.queue.waiting_for(ticket)) {
-            let of_word = counts.iter_mut().filter(|(word, _)| *word == waiting.word());
-            of_word.for_each(|(_, count)| *count += 1);
+    /// Counts one more build that waits.
+    fn note(&mut self, waiting: Waiting) {
+        let of_word = self.waiting.iter_mut().filter(|(word, _)| *word == waiting.word());
+        of_word.for_each(|(_, count)| *count += 1);
+    }
+
+    /// Tells the metrics how many builds wait. All are looked at only if that is needed: there may be thousands.
+    fn count(&mut self) {
+        if std::mem::take(&mut self.recount) {
+            self.waiting = Waiting::WORDS.map(|word| (word, 0));
+            let all: Vec<_> = self.queue.order().filter_map(|ticket| self.queue.waiting_for(ticket)).collect();
+            all.into_iter().for_each(|waiting| self.note(waiting));
         }
         let amounts = |Budget { memory_bytes, cpus, builds }: Budget| Amounts { memory_bytes, cpus, builds };
         let metrics = &self.scheduler.backend.metrics;
-        metrics.queue(counts, amounts(self.queue.used()), amounts(self.queue.budget()));
+        metrics.queue(self.waiting, amounts(self.queue.used()), amounts(self.queue.budget()));
         if let Some(standbys) = &self.standbys {
             let (booting, ready) = standbys.counts();
             metrics.standby(booting, ready);
@@ -343,6 +371,7 @@ impl EventLoop {
     /// Refuses waiting builds, and all later submissions.
     fn drain(&mut self) {
         self.draining = true;
+        self.recount = true;
         if let Some(standbys) = &mut self.standbys {
             // Their end is waited for at the end of this loop.
             drop(standbys.clear());

@@ -58,7 +58,7 @@ use crate::{
     disk::Disk,
     provenance::Signer,
     quota,
-    records::{BuildId, Machine, Outcome, Records, Status},
+    records::{BuildId, Machine, Outcome, Record, Records, Status},
     request::Admitted,
     scheduler::queue::{Bounds, Budget, Load, Need},
     telemetry::{Metrics, Traces},
@@ -236,20 +236,25 @@ impl Scheduler {
 
     async fn take(&self, submission: Submission) -> Result<Submitted, Failure> {
         let submission = submission.admitted_by(&self.backend.builder)?;
-        let prepared = self.prepare(&submission).await?;
-        let mut prepared = self.unless_blind(prepared, &submission).await;
+        let client = submission.client.clone();
+        let is_blind = self.is_blind(&submission).await;
+        let (scheduler, theirs) = (self.clone(), submission);
+        let prepare = move || scheduler.prepare(&theirs, is_blind).map(|prepared| (theirs, prepared));
+        let (submission, (mut prepared, earlier)) = self.work(&client, prepare).await??;
         if let Some(id) = submission.compare_with {
             prepared.expected = Some(self.expected(&submission, id).await?);
-        } else if !submission.rebuild && self.reuse != Reuse::Off {
-            let _turn = self.trees.line(&submission.client).turn().await;
-            if let Some(record) = reuse::find(&self.backend, &submission, prepared.key).await {
-                let is_visible = self.backend.operators.let_see(&submission.client, &record);
+        }
+        if let Some(record) = earlier {
+            let turn = self.trees.line(&client).turn().await;
+            if let Some(record) = reuse::answer(&self.backend, &submission, record).await {
+                let is_visible = self.backend.operators.let_see(&client, &record);
                 return Ok(Submitted::Earlier { record: Box::new(record), is_visible });
             }
+            drop(turn);
+            let (backend, inputs) = (Arc::clone(&self.backend), submission.inputs());
+            prepared.lease = self.work(&client, move || lease(&backend, &inputs)).await??;
         }
-        self.check_quota(&submission.client)?;
-        prepared.lease = self.lease(&submission).await?;
-        let client = submission.client.clone();
+        self.check_quota(&client)?;
         let answer = self.ask(&client, |reply| Message::Submit(Box::new(submission), prepared, reply)).await;
         answer.unwrap_or_else(|| Err(draining())).map(Submitted::Active)
     }
@@ -284,36 +289,39 @@ impl Scheduler {
 
     /// A client that doesn't see all inputs of its request must not learn from others' builds what they hold: its build is equal
     /// to no other, and fails.
-    async fn unless_blind(&self, prepared: Prepared, submission: &Submission<Admitted>) -> Prepared {
+    async fn is_blind(&self, submission: &Submission<Admitted>) -> bool {
         let shares = self.reuse == Reuse::Shared && self.backend.views.are_divided();
         if !shares {
-            return prepared;
+            return false;
         }
         let _turn = self.trees.line(&submission.client).turn().await;
-        match reuse::sees_inputs(&self.backend.views, submission).await {
-            true => prepared,
-            false => Prepared { key: reuse::unequal_key(), ..prepared },
-        }
+        !reuse::sees_inputs(&self.backend.views, submission).await
     }
 
-    async fn prepare(&self, submission: &Submission<Admitted>) -> Result<Prepared, Failure> {
-        let backend = Arc::clone(&self.backend);
-        let environment = self.work(&submission.client, move || backend.builder.environment()).await?;
+    /// What a submission needs before it is queued. Also an earlier success that may answer it; then the inputs aren't leased yet.
+    /// Blocks.
+    fn prepare(
+        &self,
+        submission: &Submission<Admitted>,
+        is_blind: bool,
+    ) -> Result<(Prepared, Option<Record>), Failure> {
+        let backend = &self.backend;
+        let environment = backend.builder.environment();
         let environment =
             environment.map_err(|error| Failure::executor_because("host", "the guest image can't be read", &error))?;
-        let network = self.backend.builder.network(&submission.request, &submission.options);
-        let key = reuse::key(submission, &environment, network, self.reuse);
-        let need = submission.need(&self.backend.builder);
-        Ok(Prepared { environment, key, need, expected: None, lease: Lease::default() })
-    }
-
-    /// Keeps a build's inputs in the store while it waits.
-    async fn lease(&self, submission: &Submission<Admitted>) -> Result<Lease, Failure> {
-        let (store, nodes) =
-            (self.backend.store.clone(), submission.request.inputs.values().cloned().collect::<Vec<_>>());
-        let lease = spawn_blocking(move || store.blobs.lease(&nodes)).await;
-        let lease = lease.map_err(|error| Failure::executor("host", error.to_string()))?;
-        lease.map_err(|error| (&BuildError::Executor(ExecutorError::Store(error))).into())
+        let network = backend.builder.network(&submission.request, &submission.options);
+        let key = match is_blind {
+            true => reuse::unequal_key(),
+            false => reuse::key(submission, &environment, network, self.reuse),
+        };
+        let may_be_answered = submission.compare_with.is_none() && !submission.rebuild && self.reuse != Reuse::Off;
+        let earlier = may_be_answered.then(|| reuse::earlier(backend, &key)).flatten();
+        let lease = match earlier {
+            Some(_) => Lease::default(),
+            None => lease(backend, &submission.inputs())?,
+        };
+        let need = submission.need(&backend.builder);
+        Ok((Prepared { environment, key, need, expected: None, lease }, earlier))
     }
 
     /// Asks the event loop when it is the client's turn, so that the messages of others are few.
@@ -327,6 +335,11 @@ impl Scheduler {
         self.messages.send(message(reply)).await.ok()?;
         answer.await.ok()
     }
+}
+
+/// Keeps a build's inputs in the store while it waits. Blocks.
+fn lease(backend: &Backend, inputs: &[Node]) -> Result<Lease, Failure> {
+    backend.store.blobs.lease(inputs).map_err(|error| (&BuildError::Executor(ExecutorError::Store(error))).into())
 }
 
 fn draining() -> Failure {

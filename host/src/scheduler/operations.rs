@@ -203,6 +203,24 @@ impl Scheduler {
         Ok(reader.ok_or_else(unknown)?.in_turns(self.questions.line(client)))
     }
 
+    /// A reader of the log of a build that the client waits for, from an offset on.
+    ///
+    /// # Errors
+    ///
+    /// The client may not see the build, or its log is shorter.
+    pub(crate) fn read_log_of(
+        &self,
+        client: &Client,
+        Subscription { build, .. }: &Subscription,
+        offset: u64,
+    ) -> Result<LogReader, Failure> {
+        if !self.backend.operators.let_see(client, &build.record()) {
+            return Err(unknown());
+        }
+        let reader = build.recording.read_log(offset).map_err(|error| Failure::from(&error))?;
+        Ok(reader.in_turns(self.questions.line(client)))
+    }
+
     /// Whether a build is on record. Blocks.
     pub(crate) fn has_record(&self, id: BuildId) -> bool {
         // After an error it may be.

@@ -4,7 +4,6 @@ use std::{str::FromStr, sync::Arc};
 
 use cofferdam_castore::{B3Digest, Node, Views, directoryservice::DirectoryMemory};
 use serde::{Deserialize, Deserializer};
-use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
 use super::{
@@ -93,18 +92,23 @@ pub(super) fn unequal_key() -> B3Digest {
 /// Whether the client sees all inputs of its request.
 pub(super) async fn sees_inputs(views: &Views, submission: &Submission<Admitted>) -> bool {
     let view = views.of(&submission.client.to_string());
-    let inputs: Vec<_> = submission.request.inputs.values().cloned().collect();
-    has_all(&view, &inputs).await.unwrap_or(false)
+    has_all(&view, &submission.inputs()).await.unwrap_or(false)
 }
 
-/// The record of a successful build with this key, if the store still has all its outputs. The client is granted them. Errors are
-/// only logged, since the build can run again.
-pub(super) async fn find(backend: &Arc<Backend>, submission: &Submission<Admitted>, key: B3Digest) -> Option<Record> {
-    let theirs = Arc::clone(backend);
-    let found = spawn_blocking(move || theirs.records.result_for(&key)).await.ok()?;
-    let record = found
+/// The record of a successful build with this key. Errors are only logged, since the build can run again. Blocks.
+pub(super) fn earlier(backend: &Backend, key: &B3Digest) -> Option<Record> {
+    let found = backend.records.result_for(key);
+    found
         .inspect_err(|error| tracing::warn!(error = error as &dyn std::error::Error, "can't look for earlier builds"))
-        .ok()??;
+        .ok()?
+}
+
+/// The record as an answer, if the store still has all outputs. The client is granted them. Errors are only logged, too.
+pub(super) async fn answer(
+    backend: &Arc<Backend>,
+    submission: &Submission<Admitted>,
+    record: Record,
+) -> Option<Record> {
     let record = complete(backend, &submission.request, record).await?;
     let Some(Outcome::Built(outputs)) = &record.outcome else { return None };
     let nodes: Vec<_> = outputs.iter().map(|output| output.node.clone()).collect();

@@ -1,4 +1,4 @@
-use cofferdam_castore::B3Digest;
+use cofferdam_castore::{B3Digest, Node};
 use cofferdam_rpc::{Client, MemoryPermit};
 use opentelemetry::Context;
 
@@ -42,6 +42,11 @@ impl Submission {
 }
 
 impl Submission<Admitted> {
+    /// The nodes of its inputs.
+    pub(super) fn inputs(&self) -> Vec<Node> {
+        self.request.inputs.values().cloned().collect()
+    }
+
     /// The build's share of the budget until its inputs have been read.
     pub(super) fn need(&self, builder: &Builder) -> Need {
         let limits = &self.options.limits;

@@ -30,7 +30,7 @@ use crate::{
     },
     records::{self, BuildId, LogReader, MAX_PAGE, Record, RecordsError},
     request::MAX_ENCODED_BYTES,
-    scheduler::{Found, Listed, State, Submission, Submitted, unknown},
+    scheduler::{Found, Listed, State, Submission, Submitted, Subscription, unknown},
 };
 use events::{tell_active, tell_record};
 
@@ -89,7 +89,7 @@ impl build_service_server::BuildService for BuildService {
         match self.0.scheduler.submit(submission).await.map_err(|failure| failed(&failure))? {
             Submitted::Active(subscription) => {
                 let id = subscription.build.id();
-                let log = self.log(&client, id, 0, without_log).await?;
+                let log = self.log_of(&client, &subscription, 0, without_log)?;
                 let accepted = Accepted { id: id.to_string(), joined: subscription.joined, from_record: false };
                 Ok(stream(move |outlet| tell_active(subscription, accepted, log, outlet)))
             }
@@ -107,14 +107,16 @@ impl build_service_server::BuildService for BuildService {
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let (client, WatchRequest { id, log_offset, without_log }) = (Client::of(&request)?, request.into_inner());
         let id = parse(&id)?;
-        let found = self.find(&client, id).await?;
-        let log = self.log(&client, id, log_offset, without_log).await?;
         let accepted = |joined| Accepted { id: id.to_string(), joined, from_record: !joined };
-        match found {
+        match self.find(&client, id).await? {
             Found::Active(subscription) => {
+                let log = self.log_of(&client, &subscription, log_offset, without_log)?;
                 Ok(stream(move |outlet| tell_active(subscription, accepted(true), log, outlet)))
             }
-            Found::Ended(record) => Ok(stream(move |outlet| tell_record(*record, accepted(false), log, outlet))),
+            Found::Ended(record) => {
+                let log = self.log(&client, id, log_offset, without_log).await?;
+                Ok(stream(move |outlet| tell_record(*record, accepted(false), log, outlet)))
+            }
         }
     }
 
@@ -236,7 +238,22 @@ impl BuildService {
         BuildInfo { client: self.0.scheduler.owner_for(client, record), ..convert::info(record, state) }
     }
 
-    /// A build's log, for its events.
+    /// The log of a build that the client waits for, for its events.
+    fn log_of(
+        &self,
+        client: &Client,
+        subscription: &Subscription,
+        offset: u64,
+        without_log: bool,
+    ) -> Result<Option<LogReader>, Status> {
+        if without_log {
+            return Ok(None);
+        }
+        let reader = self.0.scheduler.read_log_of(client, subscription, offset);
+        reader.map(Some).map_err(|failure| failed(&failure))
+    }
+
+    /// The log of a build that has ended, for its events.
     async fn log(
         &self,
         client: &Client,

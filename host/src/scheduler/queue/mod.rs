@@ -243,9 +243,9 @@ impl<C: Ord + Clone> Queue<C> {
         ticket
     }
 
-    /// Has all builds wait for disk space, or no longer.
-    pub(crate) fn hold(&mut self, held: bool) {
-        self.held = held;
+    /// Has all builds wait for disk space, or no longer. `true` if that is a change.
+    pub(crate) fn hold(&mut self, held: bool) -> bool {
+        std::mem::replace(&mut self.held, held) != held
     }
 
     /// Starts a build, if one can start at `now`.

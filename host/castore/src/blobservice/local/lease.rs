@@ -36,8 +36,12 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Takes a lease in `dir`, which is created if it is missing. A read-only store gives an empty lease.
+    /// Takes a lease in `dir`, which is created if it is missing. A read-only store gives an empty lease, and so does a lease of
+    /// nothing.
     pub(super) fn take(dir: &Path, nodes: &[Node]) -> io::Result<Self> {
+        if nodes.is_empty() {
+            return Ok(Self::default());
+        }
         match Self::try_take(dir, nodes) {
             Err(error)
                 if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) =>
@@ -162,5 +166,7 @@ mod tests {
         drop(lease);
         assert_eq!(Lease::read_all(&leases).unwrap(), []);
         assert_eq!(fs::read_dir(&leases).unwrap().count(), 0);
+        let _nothing = Lease::take(&leases, &[]).unwrap();
+        assert_eq!(fs::read_dir(&leases).unwrap().count(), 0, "nothing needs no file");
     }
 }
