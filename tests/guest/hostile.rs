@@ -128,6 +128,23 @@ fn in_stock(unasked: &[u8], answer: impl FnOnce(&mut File)) {
     answer(&mut stream);
 }
 
+/// Uses the network as soon as there is nothing else to do: in a machine that boots for the stock, before there is a build.
+fn use_the_network() {
+    let mut stream = connection();
+    stream.write_all(&frame(&HELLO)).unwrap();
+    let mut begin = [0; 5];
+    stream.read_exact(&mut begin).unwrap();
+    let when = if begin[4] == PING {
+        stream.write_all(&frame(&PONG)).unwrap();
+        "in stock"
+    } else {
+        "in a build"
+    };
+    if let Some(bytes) = frames::ask() {
+        setup_failed(&mut stream, &format!("{when} the network gave {bytes} bytes"));
+    }
+}
+
 /// Has the machine's clock wrong, and goes on as the real init.
 fn lose_the_clock() {
     // SAFETY: a clock, and two numbers that outlive the call.
@@ -247,6 +264,7 @@ fn main() {
         "speak in stock" => in_stock(&frame(&SAMPLE), |_| ()),
         "hang in stock" => in_stock(&[], |_| ()),
         "lie in stock" => in_stock(&[], |stream| stream.write_all(&frame(&SAMPLE)).unwrap()),
+        "use the network in stock" => use_the_network(),
         "lose the clock" => lose_the_clock(),
         "trespass" => trespass(&mut begun()),
         "use paths" => use_paths(&mut begun()),

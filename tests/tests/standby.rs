@@ -8,9 +8,13 @@ use std::{
     time::Duration,
 };
 
-use cofferdam_tests::{Build, Cofferdam, Daemon, Outcome, guest, image, processes::Process, telemetry::scrape, vmm};
+use cofferdam_tests::{
+    Build, Cofferdam, Daemon, Lab, Outcome, RESOLVER, guest, image, processes::Process, telemetry::scrape, vmm,
+};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+
+const LAB: &str = env!("CARGO_BIN_EXE_network-lab");
 
 /// A stock of one machine beside one build.
 const CONFIG: &str = "
@@ -24,6 +28,18 @@ const CONFIG: &str = "
     [standby]
     machines = 1
 ";
+
+/// Two machines in stock beside one build, and a server that builds may reach.
+fn networked_config() -> String {
+    let config = CONFIG.replace("machines = 1", "machines = 2").replace("builds = 2", "builds = 3");
+    format!(
+        "{config}
+        [network]
+        allow = ['good.example']
+        allow_addresses = ['93.184.215.14/32:80']
+        resolvers = ['{RESOLVER}']"
+    )
+}
 
 const READY: &str = "a standby machine is ready";
 
@@ -47,6 +63,16 @@ fn standby(cofferdam: &Cofferdam, daemon: &Daemon, built: &Outcome) -> String {
     let shown = cofferdam.command(["builds", "show", "--json", "--daemon", &daemon.addr(), &id]).succeeds();
     let Value::String(standby) = &shown.json()["standby"] else { panic!("{shown}") };
     standby.clone()
+}
+
+/// What is on record of a build's connections: name, address and verdict.
+fn connections(cofferdam: &Cofferdam, daemon: &Daemon, built: &Outcome) -> Vec<String> {
+    let id = built.build_id().expect("the daemon names each build");
+    let shown = cofferdam.command(["builds", "show", "--json", "--daemon", &daemon.addr(), &id]).succeeds().json();
+    let connections = shown["connections"].as_array().unwrap_or_else(|| panic!("{shown}"));
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let one = |one: &Value| ["name", "address", "verdict"].map(|field| text(&one[field])).join(" ");
+    connections.iter().map(one).collect()
 }
 
 /// The VMMs that run now.
@@ -165,6 +191,68 @@ fn a_hostile_machine_in_stock_harms_nobody() {
         assert_eq!(standby(&cofferdam, &daemon, &built), standby_use, "{job}: {built}");
         daemon.end().succeeds().says(said);
     }
+}
+
+#[test]
+fn a_build_with_a_network_takes_a_machine_in_stock_and_has_its_own_connections() {
+    let lab = Lab::new(LAB);
+    let cofferdam = lab.cofferdam();
+    let daemon = start(&cofferdam, &networked_config().replace("allow_addresses", "# allow_addresses"));
+    let client = Cofferdam::new();
+    let ask = |steps: &str| {
+        let build = client.build().on(&daemon).switch("--network").input("client", guest::client());
+        build.shell(&format!("/inputs/client {steps}")).succeeds()
+    };
+    let (resolve, get) = ("dns good.example A", "http 93.184.215.14:80 good.example");
+    wait_until_ready(&daemon, 1);
+    let first = ask(&format!("'{resolve}' '{get}'")).says(&format!("{get}: this is good.example"));
+    assert_eq!(standby(&client, &daemon, &first), "none_in_stock", "{first}");
+    let allowed = "good.example 93.184.215.14:80 allowed";
+    assert_eq!(connections(&client, &daemon, &first), [allowed]);
+
+    wait_until_ready(&daemon, 2);
+    let seen = lab.seen();
+    // What the first has resolved is no way for the second.
+    let second = ask(&format!("'{get}' 'dns evil.example A' '{resolve}' '{get}' 'http 10.0.0.5:80 private.example'"));
+    assert_eq!(standby(&client, &daemon, &second), "used", "{second}");
+    let second = second.says(&format!("{get}: refused")).says(&format!("{get}: this is good.example"));
+    let second = second.says("dns evil.example A: code 3").says("http 10.0.0.5:80 private.example: refused");
+    let recorded = connections(&client, &daemon, &second);
+    let denied = |line: &String| line.contains(" denied");
+    assert_eq!(recorded.iter().filter(|line| *line == allowed).count(), 1, "{recorded:?}");
+    assert_eq!(recorded.iter().filter(|line| denied(line)).count(), 3, "{recorded:?}");
+    assert_eq!(recorded.len(), 4, "{recorded:?}");
+    assert_eq!(connections(&client, &daemon, &first), [allowed], "it has connections of another build");
+    assert_eq!(lab.seen()[seen.len()..], ["dns good.example 1", "93.184.215.14 80"]);
+    daemon.end().succeeds();
+}
+
+/// The guest of a build reaches with the same frames what a guest in stock doesn't.
+#[test]
+fn a_hostile_machine_in_stock_reaches_nothing() {
+    let images = tempfile::tempdir().expect("a temporary directory can be made");
+    guest::hostile_image(images.path(), "use the network in stock");
+    let lab = Lab::new(LAB);
+    let cofferdam = lab.cofferdam_with_image(images.path());
+    let daemon = start(&cofferdam, &networked_config());
+    let client = Cofferdam::new();
+    let expected = ["dns good.example 1", "93.184.215.14 80"];
+    for times in 1..=2 {
+        let build = client.build().on(&daemon).switch("--network").shell("true");
+        let built = build.executor_fails("guest").says("in a build the network gave");
+        assert_eq!(standby(&client, &daemon, &built), "none_in_stock", "{built}");
+        let recorded = connections(&client, &daemon, &built);
+        assert!(matches!(&recorded[..], [one] if one.contains("93.184.215.14:80")), "{recorded:?}");
+        let mut seen = lab.seen();
+        seen.sort();
+        let mut all = expected.repeat(times);
+        all.sort_unstable();
+        assert_eq!(seen, all, "the machine in stock has reached something");
+        if times == 1 {
+            daemon.running().wait_for("it asked before there was a build");
+        }
+    }
+    daemon.end().succeeds().says("lost a standby machine");
 }
 
 #[test]

@@ -29,7 +29,7 @@ use super::{
 use crate::{
     devices::inputs,
     machine::{jail::Spawner, sweep},
-    network::{Observe, Policy},
+    network::{Broker, Observe, Policy},
     request::{self, Admitted, BuildRequest, Host, RequestError, RequestErrorKind},
 };
 
@@ -103,8 +103,8 @@ impl Builder {
         let settings = &self.machines.settings;
         let size = Size::of(request, options, settings, options.limits.inputs_memory_bytes);
         let needles = refscan::memory_bytes(&request.refscan_needles);
-        let machine = Footprint::of(&settings.vmm).bytes(&size.limits());
-        machine.saturating_add(size.network_bytes()).saturating_add(needles)
+        let (_, machine) = size.shape.takes(Footprint::of(&settings.vmm));
+        machine.saturating_add(needles)
     }
 
     /// The shape of a standby machine that an admitted request can take.
@@ -115,9 +115,6 @@ impl Builder {
     pub(crate) fn shape(&self, request: &Admitted, options: &Options) -> Result<Shape, StandbyUse> {
         let settings = &self.machines.settings;
         let size = Size::of(request, options, settings, options.limits.inputs_memory_bytes);
-        if size.has_network() {
-            return Err(StandbyUse::Network);
-        }
         if size.ro_paths.iter().any(|path| settings.ro_paths.contains_key(*path)) {
             return Err(StandbyUse::Paths);
         }
@@ -171,22 +168,21 @@ impl Builder {
         let is_greeted = waited.is_some();
         let booted = match waited {
             Some(booted) => booted,
-            None => {
-                let observe = Arc::clone(&progress);
-                let observe: Observe = Arc::new(move |connection| observe.connection(&connection));
-                self.machines.boot(&size, &observe, &interruptions).await?
-            }
+            None => self.machines.boot(&size, &interruptions).await?,
         };
         let host_paths = booted.host_paths.clone();
-        let (mut machine, stream) = booted.bind(tree);
+        let network = guest::network(request, options, &self.machines.settings);
+        let observe = Arc::clone(&progress);
+        let observe: Observe = Arc::new(move |connection| observe.connection(&connection));
+        let broker = network.map(|grant| Broker::new(grant.clone(), observe));
+        let (mut machine, stream) = booted.bind(tree, broker);
         let conversation = Conversation {
             specification: Specification {
                 host_paths,
-                network: size.has_network(),
+                network: network.is_some(),
                 user_namespaces: self.machines.settings.user_namespaces,
-                ca_file: self
-                    .network(request, options)
-                    .and_then(|policy| policy.ca_file.as_ref())
+                ca_file: network
+                    .and_then(|grant| grant.policy.ca_file.as_ref())
                     .map(|file| file.contents().to_vec().into()),
                 ..specification(request, options)
             },

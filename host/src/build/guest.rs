@@ -1,7 +1,7 @@
 //! A guest in two steps: a machine boots with what must be known before, then a request is bound to it.
 //!
 //! ```text
-//!   Size, request's paths ──boot──▶ Booted: connected, without inputs ──bind(inputs)──▶ machine and stream, for a session
+//!   Shape, request's paths ──boot──▶ Booted: connected ──bind(inputs, connections)──▶ machine and stream, for a session
 //! ```
 
 use std::{os::unix::net::UnixStream, sync::Arc};
@@ -18,13 +18,13 @@ use super::{
 };
 use crate::{
     devices::{
-        inputs::{self, Tree, Unbound},
+        inputs::{self, Tree},
         net,
         paths::{self, Shown},
     },
     limits::Limits,
     machine::{Cause, ConnectError, Device, FileError, Machine, RunDir, jail::Spawner, vmm},
-    network::{Broker, Grant, Observe},
+    network::{Broker, Grant},
     request::{AbsolutePath, BuildRequest, KVM},
 };
 
@@ -49,13 +49,15 @@ pub(crate) struct Shape {
     inputs_memory_bytes: u64,
     /// Whether the build may run VMs of its own.
     nested: bool,
+    /// Most connections at a time over its network device; `None` if it has no such device.
+    connections: Option<u32>,
 }
 
 impl Shape {
     /// For a request that asks for nothing.
     pub(super) fn usual(limits: &Limits) -> Self {
         let &Limits { memory_bytes, cpus, scratch_bytes, inputs_memory_bytes, .. } = limits;
-        Self { memory_bytes, cpus, scratch_bytes, inputs_memory_bytes, nested: false }
+        Self { memory_bytes, cpus, scratch_bytes, inputs_memory_bytes, nested: false, connections: None }
     }
 
     /// What its footprint depends on.
@@ -64,32 +66,30 @@ impl Shape {
         Limits { memory_bytes, cpus, inputs_memory_bytes, ..Limits::default() }
     }
 
+    /// Memory of the host that its network takes, in bytes.
+    fn network_bytes(&self) -> u64 {
+        self.connections.map_or(0, footprint::network_bytes)
+    }
+
     /// CPUs of the machine, and most memory of the host that it takes, in bytes.
     pub(super) fn takes(&self, footprint: Footprint) -> (u32, u64) {
-        (self.cpus, footprint.bytes(&self.limits()))
+        (self.cpus, footprint.bytes(&self.limits()).saturating_add(self.network_bytes()))
+    }
+
+    /// The part of that memory which the processes of the machine take, in bytes.
+    fn helpers_bytes(&self, footprint: Footprint) -> u64 {
+        footprint.helpers_bytes(&self.limits()).saturating_add(self.network_bytes())
     }
 }
 
 /// What a machine can't change once it has booted.
 pub(super) struct Size<'r> {
     pub(super) shape: Shape,
-    /// What the build gets of the network.
-    pub(super) network: Option<Grant>,
     /// The paths of the host that the build asks for.
     pub(super) ro_paths: Vec<&'r AbsolutePath>,
 }
 
 impl<'r> Size<'r> {
-    /// Whether the build has a network.
-    pub(super) fn has_network(&self) -> bool {
-        self.network.is_some()
-    }
-
-    /// Memory of the host that its network takes, in bytes.
-    pub(super) fn network_bytes(&self) -> u64 {
-        self.network.as_ref().map_or(0, |grant| footprint::network_bytes(grant.policy.limits.connections))
-    }
-
     /// For an admitted request whose inputs' directories take so much memory.
     pub(super) fn of(
         request: &'r BuildRequest,
@@ -101,22 +101,14 @@ impl<'r> Size<'r> {
         let asked = constraints.map_or(0, |constraints| constraints.min_memory);
         let usual = Shape::usual(&options.limits);
         let memory_bytes = asked.max(usual.memory_bytes);
-        let shape = Shape { memory_bytes, inputs_memory_bytes, nested: wants_kvm(request), ..usual };
-        Self {
-            shape,
-            network: network(request, options, settings).cloned(),
-            ro_paths: constraints.iter().flat_map(|constraints| &constraints.available_ro_paths).collect(),
-        }
+        let connections = network(request, options, settings).map(|grant| grant.policy.limits.connections);
+        let shape = Shape { memory_bytes, inputs_memory_bytes, nested: wants_kvm(request), connections, ..usual };
+        Self { shape, ro_paths: constraints.iter().flat_map(|constraints| &constraints.available_ro_paths).collect() }
     }
 
     /// The memory of its machine, in bytes.
     fn machine_bytes(&self) -> u64 {
         footprint::machine_bytes(self.shape.memory_bytes)
-    }
-
-    /// What its footprint depends on.
-    pub(super) fn limits(&self) -> Limits {
-        self.shape.limits()
     }
 }
 
@@ -137,15 +129,26 @@ pub(super) fn wants_kvm(request: &BuildRequest) -> bool {
 pub(super) struct Booted {
     pub(super) machine: Machine,
     pub(super) stream: UnixStream,
-    inputs: Unbound,
+    unbound: Unbound,
     /// The paths of the host that it sees.
     pub(super) host_paths: Vec<HostPath>,
 }
 
+/// What its devices still lack.
+#[derive(Debug)]
+struct Unbound {
+    inputs: inputs::Unbound,
+    network: Option<net::Unbound>,
+}
+
 impl Booted {
-    /// Fills the inputs in.
-    pub(super) fn bind(self, tree: Tree) -> (Machine, UnixStream) {
-        self.inputs.bind(Arc::new(tree));
+    /// Fills in the inputs, and the connections of a build with a network.
+    pub(super) fn bind(self, tree: Tree, broker: Option<Broker>) -> (Machine, UnixStream) {
+        let Unbound { inputs, network } = self.unbound;
+        inputs.bind(Arc::new(tree));
+        if let Some((network, broker)) = network.zip(broker) {
+            network.bind(broker);
+        }
         (self.machine, self.stream)
     }
 }
@@ -165,19 +168,14 @@ impl Machines {
     ///
     /// Where the processor is emulated, one kernel in some hundred hangs or resets itself while it boots. A guest that never
     /// connected has seen nothing of the request and may boot again.
-    pub(super) async fn boot(
-        &self,
-        size: &Size<'_>,
-        observe: &Observe,
-        interruptions: &Interruptions<'_>,
-    ) -> Result<Booted, BuildError> {
+    pub(super) async fn boot(&self, size: &Size<'_>, interruptions: &Interruptions<'_>) -> Result<Booted, BuildError> {
         let limit = self.settings.connect_timeout;
         let mut boots = 1;
         loop {
-            let started = interruptions.before(self.start(size, observe)).await?;
-            let (mut machine, inputs, host_paths) = started.map_err(BuildError::Executor)?;
+            let started = interruptions.before(self.start(size)).await?;
+            let (mut machine, unbound, host_paths) = started.map_err(BuildError::Executor)?;
             let error = match interruptions.before(machine.connected(limit)).await {
-                Ok(Ok(stream)) => return Ok(Booted { machine, stream, inputs, host_paths }),
+                Ok(Ok(stream)) => return Ok(Booted { machine, stream, unbound, host_paths }),
                 Ok(Err(error)) => error,
                 Err(interrupted) => return Err(end(machine, interrupted).await),
             };
@@ -194,26 +192,23 @@ impl Machines {
         }
     }
 
-    async fn start(
-        &self,
-        size: &Size<'_>,
-        observe: &Observe,
-    ) -> Result<(Machine, Unbound, Vec<HostPath>), ExecutorError> {
+    async fn start(&self, size: &Size<'_>) -> Result<(Machine, Unbound, Vec<HostPath>), ExecutorError> {
         let Self { store, settings, spawner } = self;
-        let helpers_bytes = Footprint::of(&settings.vmm).helpers_bytes(&size.limits());
-        let helpers_bytes = helpers_bytes.saturating_add(size.network_bytes());
+        let helpers_bytes = size.shape.helpers_bytes(Footprint::of(&settings.vmm));
         let spawner = &spawner.for_machine(helpers_bytes, size.shape.cpus)?;
         let run_dir = RunDir::create(&settings.run_dir)?;
         run_dir.copy_sparse(&settings.image.scratch, vmm::SCRATCH_DISK, size.shape.scratch_bytes)?;
-        let (inputs, unbound) = inputs::Device::start(spawner, run_dir.path(), store).await?;
+        let (inputs, unbound_inputs) = inputs::Device::start(spawner, run_dir.path(), store).await?;
         let mut devices: Vec<Box<dyn Device>> = vec![Box::new(inputs)];
         let (host_paths, shown) = self.show(&size.ro_paths)?;
         if !shown.is_empty() {
             devices.push(Box::new(paths::Device::start(spawner, run_dir.path(), shown).await?));
         }
-        if let Some(grant) = &size.network {
-            let broker = Broker::new(grant.clone(), Arc::clone(observe));
-            devices.push(Box::new(net::Device::start((spawner, run_dir.path()), settings.vmm.kind, broker).await?));
+        let mut unbound = Unbound { inputs: unbound_inputs, network: None };
+        if size.shape.connections.is_some() {
+            let (network, connections) = net::Device::start((spawner, run_dir.path()), settings.vmm.kind).await?;
+            unbound.network = Some(connections);
+            devices.push(Box::new(network));
         }
         let config = vmm::Config {
             kernel: settings.image.kernel.clone(),

@@ -6,8 +6,9 @@
 //!               └────────────────┴── died, or spoke unasked ─▶ killed, and `Lost`
 //! ```
 //!
-//! Until it is taken a machine belongs to nobody: it has no inputs, no paths of the host and no network, and has been told
-//! nothing. A guest has nothing to say before it is asked. One that speaks all the same is broken or has been taken over.
+//! Until it is taken a machine belongs to nobody: it has no inputs, no paths of the host and no connections, and has been told
+//! nothing. A guest has nothing to say before it is asked, to the host or to its network device. One that speaks all the same is
+//! broken or has been taken over.
 
 use std::{io, net::Shutdown, os::unix::net::UnixStream, sync::Arc, time::Duration};
 
@@ -29,7 +30,7 @@ use super::{
     interruption::Interruptions,
     session::check_hello,
 };
-use crate::network::{Observe, RuleMaker};
+use crate::network::RuleMaker;
 
 /// A guest that doesn't answer within this time has hung. The build boots a machine of its own then.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -40,7 +41,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) enum StandbyUse {
     /// It had one.
     Used,
-    /// Its request has a network, whose device a standby machine lacks.
+    /// Its request has a network, whose device no standby machine had. Only in older records.
     Network,
     /// Its request shows paths of the host, whose device a standby machine lacks.
     Paths,
@@ -140,11 +141,9 @@ async fn boot(
     cancel: &CancellationToken,
 ) -> Result<Booted, BuildError> {
     let interruptions = Interruptions { cancel, progress: None };
-    let size = Size { shape, network: None, ro_paths: Vec::new() };
-    // It has no network.
-    let observe: Observe = Arc::new(|_| {});
+    let size = Size { shape, ro_paths: Vec::new() };
     let limit = builder.machines.settings.connect_timeout;
-    let booted = builder.machines.boot(&size, &observe, &interruptions).await?;
+    let booted = builder.machines.boot(&size, &interruptions).await?;
     let greeting = converse(&booted.stream, limit, |stream| greet(stream).and_then(|()| ping(stream)));
     if let Err(error) = interruptions.before(greeting).await.flatten() {
         return Err(end(booted.machine, error).await);

@@ -343,9 +343,9 @@ fn standby(word: &str) -> Option<&str> {
     Some(match word {
         "" => return None,
         "used" => "yes",
-        "network" => "no: a build with a network needs a machine of its own",
+        "network" => "no: a build with a network needed a machine of its own",
         "paths" => "no: a build that sees paths of the host needs a machine of its own",
-        "none_in_stock" => "no: there was none with its memory, CPUs and scratch size",
+        "none_in_stock" => "no: there was none with its memory, CPUs, scratch size and devices",
         "broken" => "no: the machine in stock had died or did not answer",
         other => other,
     })

@@ -6,12 +6,11 @@ use async_trait::async_trait;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use super::backend::MAX_QUEUE_SIZE;
-use super::server::Server;
+use super::server::{Server, Unbound};
 use crate::devices::kind::{ENABLED_EARLY, Kind};
 use crate::devices::process::{Process, StartCause, StartError};
 use crate::machine::jail::Spawner;
 use crate::machine::{self, Attachment, AttachmentKind, Death, vmm};
-use crate::network::Broker;
 
 /// The socket in the run directory on which it listens.
 const SOCKET: &str = "net.sock";
@@ -26,29 +25,26 @@ pub struct Device {
 }
 
 impl Device {
-    /// Starts the device of one VM of this kind, whose connections this broker makes.
+    /// Starts the device of one VM of this kind, which has no connections yet: one that asks for any before they are
+    /// [bound](Unbound::bind) is cut off.
     ///
     /// Must be called within a tokio runtime.
     ///
     /// # Errors
     ///
     /// See [`StartError`].
-    pub async fn start(
-        (spawner, run_dir): (&Spawner, &Path),
-        vmm: vmm::Kind,
-        broker: Broker,
-    ) -> Result<Self, StartError> {
+    pub async fn start((spawner, run_dir): (&Spawner, &Path), vmm: vmm::Kind) -> Result<(Self, Unbound), StartError> {
         let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
         let failed = |error| StartCause::Answer(error).of(Kind::Network);
         let (ours, theirs) = pair.map_err(|error| failed(error.into()))?;
-        let server = Server::start(ours, broker).map_err(failed)?;
+        let (server, unbound) = Server::start(ours).map_err(failed)?;
         let arguments = match vmm {
             vmm::Kind::Qemu => &[ENABLED_EARLY][..],
             vmm::Kind::CloudHypervisor => &[],
         };
         let place = (spawner, run_dir);
         let process = Process::start_with(place, Kind::Network, arguments, SOCKET, vec![theirs]).await?;
-        Ok(Self { process, server, failure: None })
+        Ok((Self { process, server, failure: None }, unbound))
     }
 }
 

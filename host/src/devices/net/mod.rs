@@ -9,6 +9,9 @@
 //!   └─────────────────────────┘           └─────────────────────────────────────────┘
 //! ```
 //!
+//! The device starts without a build, with its machine. Until the build's [`Broker`](crate::network::Broker) is bound, see
+//! [`Unbound`], nothing is asked of anybody, and a device that wants something is cut off.
+//!
 //! The device ends the guest's TCP in its own stack, and moves bytes between it and sockets that the host process has
 //! connected. It can't make sockets or connect any, and a connected TCP socket can't be aimed elsewhere. So a guest that takes
 //! the device over gains the connections that its build may have, and nothing else. Where a rate is set, the host process keeps the
@@ -47,5 +50,5 @@ mod wire;
 pub use device::Device;
 pub(crate) use rehearsal::{answers, receive_all, serves, survives};
 pub(super) use serve::run;
-pub use server::ServeError;
+pub use server::{ServeError, Unbound};
 pub use wire::NoRequest;

@@ -1,6 +1,12 @@
 //! The host's side of a device's connection: asks the build's broker, and passes sockets on.
+//!
+//! ```text
+//!   start ──▶ no build yet ──bind──▶ serves the build ──▶ ends with the device
+//!                  └── the device asks for anything ──▶ cut off
+//! ```
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -9,6 +15,7 @@ use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
@@ -46,6 +53,23 @@ pub enum ServeError {
     Panicked,
 }
 
+/// The broker that a server still lacks. Dropping it ends the server.
+pub struct Unbound(oneshot::Sender<Broker>);
+
+impl Unbound {
+    /// Gives the device the connections of a build. It must have asked for none before.
+    pub(crate) fn bind(self, broker: Broker) {
+        // The device may have gone.
+        let _ = self.0.send(broker);
+    }
+}
+
+impl fmt::Debug for Unbound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unbound").finish_non_exhaustive()
+    }
+}
+
 /// The task that serves one device, until the device closes the connection. Dropping it ends the task.
 #[derive(Debug)]
 pub(super) struct Server {
@@ -54,22 +78,17 @@ pub(super) struct Server {
 }
 
 impl Server {
-    pub(super) fn start(socket: OwnedFd, broker: Broker) -> io::Result<Self> {
+    /// Serves a device that has no build yet.
+    pub(super) fn start(socket: OwnedFd) -> io::Result<(Self, Unbound)> {
         // SAFETY: nothing else has this descriptor, and it is closed with the registration.
         let socket = unsafe { AsyncFd::register(socket) }?;
-        let session = Session {
-            socket,
-            broker: Arc::new(broker),
-            connections: HashMap::new(),
-            tasks: JoinSet::new(),
-            carried: Carried::default(),
-        };
+        let (unbound, bound) = oneshot::channel();
         let (end, ended) = oneshot::channel();
         let task = tokio::spawn(async move {
             // The server may have been dropped.
-            let _ = end.send(session.serve().await);
+            let _ = end.send(serve(socket, bound).await);
         });
-        Ok(Self { task, ended })
+        Ok((Self { task, ended }, Unbound(unbound)))
     }
 
     /// Waits for a failure. Cancel safe. An end is none.
@@ -95,6 +114,44 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+async fn serve(socket: AsyncFd<OwnedFd>, bound: oneshot::Receiver<Broker>) -> Result<(), ServeError> {
+    let Some(broker) = broker(&socket, bound).await? else { return Ok(()) };
+    let session = Session {
+        socket,
+        broker: Arc::new(broker),
+        connections: HashMap::new(),
+        tasks: JoinSet::new(),
+        carried: Carried::default(),
+    };
+    session.serve().await
+}
+
+/// The broker, once it is bound; nothing if the device has gone, or if there will never be one.
+///
+/// A guest without a build leaves its interface down, so that its device has nothing to ask.
+async fn broker(socket: &AsyncFd<OwnedFd>, mut bound: oneshot::Receiver<Broker>) -> Result<Option<Broker>, ServeError> {
+    loop {
+        tokio::select! {
+            biased;
+            broker = &mut bound => return Ok(broker.ok()),
+            readable = socket.readable() => {
+                // What the device has just asked, it may have asked for the build.
+                match bound.try_recv() {
+                    Err(TryRecvError::Empty) => {}
+                    broker => return Ok(broker.ok()),
+                }
+                match readable?.try_io(|socket| receive_request(socket.get_ref().as_fd())) {
+                    Ok(Ok(Some(_))) => return Err(ServeError::OutOfStep("it asked before there was a build")),
+                    Ok(Ok(None)) => return Ok(None),
+                    Ok(Err(error)) if is_gone(&error) => return Ok(None),
+                    Ok(Err(error)) => return Err(error.into()),
+                    Err(_) => {}
+                }
+            }
+        }
     }
 }
 
@@ -427,116 +484,4 @@ mod hostile;
 mod relayed;
 
 #[cfg(test)]
-mod tests {
-    use std::io::{Read as _, Write as _};
-    use std::net::TcpListener;
-    use std::os::fd::AsRawFd as _;
-
-    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
-    use parking_lot::Mutex;
-
-    use super::super::wire::{receive_answer, send_request};
-    use super::*;
-    use crate::network::{Connection, Grant, Limits, Policy, Resolvers, Rules, Verdict};
-
-    /// A device's end of a connection, its server, and what is on record.
-    pub(super) struct Played {
-        pub(super) device: OwnedFd,
-        pub(super) server: Server,
-        pub(super) record: Arc<Mutex<Vec<Connection>>>,
-    }
-
-    impl Played {
-        /// With a rule for this address.
-        pub(super) fn new(rule: &str) -> Self {
-            Self::with(rule, Limits::default())
-        }
-
-        /// With a rule for this address, and limits.
-        pub(super) fn with(rule: &str, limits: Limits) -> Self {
-            let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
-            let (ours, device) = pair.unwrap();
-            let rules = Rules { allow_addresses: vec![rule.parse().unwrap()], ..Rules::default() };
-            let policy = Policy { limits, ..Policy::new(rules, Resolvers::new(Vec::new())) };
-            let record = Arc::new(Mutex::new(Vec::new()));
-            let kept = Arc::clone(&record);
-            let broker = Broker::new(Grant::new(policy), Arc::new(move |connection| kept.lock().push(connection)));
-            Self { device, server: Server::start(ours, broker).unwrap(), record }
-        }
-
-        pub(super) fn ask(&self, request: &Request) {
-            send_request(self.device.as_fd(), request).unwrap();
-        }
-
-        pub(super) async fn answer(&self) -> (Answer, Option<OwnedFd>) {
-            loop {
-                match receive_answer(self.device.as_fd()) {
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => tokio::task::yield_now().await,
-                    answer => return answer.unwrap().unwrap(),
-                }
-            }
-        }
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_connection_is_made_passed_and_recorded() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let to = listener.local_addr().unwrap();
-        let mut played = Played::new(&format!("127.0.0.1/32:{}", to.port()));
-        played.ask(&Request::Connect { id: 7, to });
-        let (Answer::Connected { id: 7 }, Some(socket)) = played.answer().await else { panic!("no connection") };
-        let (mut server, _) = listener.accept().unwrap();
-        let mut client = std::net::TcpStream::from(socket);
-        client.write_all(b"hello").unwrap();
-        server.read_exact(&mut [0; 5]).unwrap();
-        server.write_all(b"hi").unwrap();
-        client.set_nonblocking(false).unwrap();
-        client.read_exact(&mut [0; 2]).unwrap();
-        drop(client);
-        played.ask(&Request::Close { id: 7, reset: true });
-        assert_eq!(server.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
-        drop(played.device);
-        played.server.finish().await;
-        let expected = Connection { address: Some(to), sent: 5, received: 2, ..Connection::default() };
-        assert_eq!(*played.record.lock(), [expected]);
-    }
-
-    #[tokio::test]
-    async fn a_connection_that_no_rule_has_is_denied_and_recorded() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let to = listener.local_addr().unwrap();
-        let played = Played::new("127.0.0.1/32:1");
-        played.ask(&Request::Connect { id: 1, to });
-        assert_eq!(played.answer().await.0, Answer::Refused { id: 1, why: Refusal::Denied });
-        listener.set_nonblocking(true).unwrap();
-        assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock, "somebody has connected");
-        // Nobody listens there.
-        played.ask(&Request::Connect { id: 1, to: "127.0.0.1:1".parse().unwrap() });
-        assert_eq!(played.answer().await.0, Answer::Refused { id: 1, why: Refusal::Refused });
-        let verdicts: Vec<_> = played.record.lock().iter().map(|one| one.verdict.clone()).collect();
-        let [Verdict::Denied(why), Verdict::Refused] = &verdicts[..] else { panic!("{verdicts:?}") };
-        assert_eq!(why, "the address is loopback");
-    }
-
-    #[tokio::test]
-    async fn a_device_that_breaks_the_protocol_is_cut_off() {
-        let garbage = Played::new("127.0.0.1/32:1");
-        send(garbage.device.as_raw_fd(), &[255; 40], MsgFlags::empty()).unwrap();
-        let mut server = garbage.server;
-        assert!(matches!(server.failed().await, ServeError::Protocol(_)));
-
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let to = listener.local_addr().unwrap();
-        let mut twice = Played::new(&format!("127.0.0.1/32:{}", to.port()));
-        twice.ask(&Request::Connect { id: 1, to });
-        twice.answer().await;
-        twice.ask(&Request::Connect { id: 1, to });
-        assert!(matches!(twice.server.failed().await, ServeError::OutOfStep(_)));
-
-        let mut unasked = Played::new(&format!("127.0.0.1/32:{}", to.port()));
-        unasked.ask(&Request::Connect { id: 1, to });
-        unasked.answer().await;
-        unasked.ask(&Request::Head { id: 1, bytes: vec![1].into() });
-        assert!(matches!(unasked.server.failed().await, ServeError::OutOfStep(_)));
-    }
-}
+mod tests;
