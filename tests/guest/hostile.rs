@@ -174,15 +174,44 @@ fn trespass(stream: &mut File) {
     setup_failed(stream, &format!("reached beside the host: {reached:?}"));
 }
 
-/// Tries each operation that the kernel can send to the device with the host's paths, and returns the results. The paths are
-/// shown by number.
-fn use_paths(stream: &mut File) {
+fn zero(code: i32) -> io::Result<()> {
+    if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Mounts the device with the host's paths, which are shown by number.
+fn mount_paths() {
     fs::create_dir("/paths").unwrap();
-    let path = |path: &str| CString::new(format!("/paths/0/{path}")).unwrap();
-    // SAFETY: strings that outlive the calls.
-    let zero = |code: i32| if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+    // SAFETY: strings that outlive the call.
     let mounted = unsafe { mount(c"paths".as_ptr(), c"/paths".as_ptr(), c"virtiofs".as_ptr(), 0, ptr::null()) };
     zero(mounted).unwrap();
+}
+
+/// In a machine that boots for the stock, looks for paths of the host before there is a build, and says in the build what came of it.
+fn look_at_paths_in_stock() {
+    let mut stream = connection();
+    stream.write_all(&frame(&HELLO)).unwrap();
+    let mut begin = [0; 5];
+    stream.read_exact(&mut begin).unwrap();
+    if begin[4] != PING {
+        return setup_failed(&mut stream, "booted for its request");
+    }
+    let looking = thread::spawn(|| {
+        mount_paths();
+        [0, 1].map(|number| fs::read_to_string(format!("/paths/{number}")).unwrap_or_else(|error| error.to_string()))
+    });
+    stream.write_all(&frame(&PONG)).unwrap();
+    stream.read_exact(&mut begin).unwrap();
+    let was_answered = looking.is_finished();
+    stream.write_all(&frame(&PONG)).unwrap();
+    stream.read_exact(&mut [0]).unwrap();
+    let [first, second] = looking.join().unwrap();
+    setup_failed(&mut stream, &format!("answered in stock: {was_answered}; 0: {first}; 1: {second}"));
+}
+
+/// Tries each operation that the kernel can send to the device with the host's paths, and returns the results.
+fn use_paths(stream: &mut File) {
+    mount_paths();
+    let path = |path: &str| CString::new(format!("/paths/0/{path}")).unwrap();
     let known = fs::read("/paths/0/sub/file").unwrap();
     let (old, new) = ("/paths/0/sub/file", "/paths/0/new");
     let tried: [(&str, io::Result<()>); 20] = [
@@ -264,6 +293,7 @@ fn main() {
         "speak in stock" => in_stock(&frame(&SAMPLE), |_| ()),
         "hang in stock" => in_stock(&[], |_| ()),
         "lie in stock" => in_stock(&[], |stream| stream.write_all(&frame(&SAMPLE)).unwrap()),
+        "look at paths in stock" => look_at_paths_in_stock(),
         "use the network in stock" => use_the_network(),
         "lose the clock" => lose_the_clock(),
         "trespass" => trespass(&mut begun()),

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use cofferdam::request::SYSTEM;
 use cofferdam_tests::{
     Build, Cofferdam, Daemon, Lab, Outcome, RESOLVER, guest, image, processes::Process, telemetry::scrape, vmm,
 };
@@ -29,9 +30,14 @@ const CONFIG: &str = "
     machines = 1
 ";
 
-/// Two machines in stock beside one build, and a server that builds may reach.
+/// Two machines in stock beside one build.
+fn two_machines() -> String {
+    CONFIG.replace("machines = 1", "machines = 2").replace("builds = 2", "builds = 3")
+}
+
+/// The same, and a server that builds may reach.
 fn networked_config() -> String {
-    let config = CONFIG.replace("machines = 1", "machines = 2").replace("builds = 2", "builds = 3");
+    let config = two_machines();
     format!(
         "{config}
         [network]
@@ -86,9 +92,7 @@ fn machines(cofferdam: &Cofferdam) -> Vec<Process> {
 #[test]
 fn a_build_takes_the_machine_in_stock_and_another_one_boots() {
     let cofferdam = Cofferdam::new();
-    let file = cofferdam.file("shown", "of the host");
-    let config = format!("{CONFIG}\n[host_paths]\n'/shown' = '{}'\n[metrics]\nlisten = '127.0.0.1:0'", file.display());
-    let daemon = start(&cofferdam, &config);
+    let daemon = start(&cofferdam, &format!("{CONFIG}\n[metrics]\nlisten = '127.0.0.1:0'"));
     let input = cofferdam.file("input/file", "an input");
     let mut random = Vec::new();
     for time in 1..=2 {
@@ -107,25 +111,17 @@ fn a_build_takes_the_machine_in_stock_and_another_one_boots() {
 
     let other = build(&cofferdam, &daemon).memory("300M").shell("true").succeeds();
     assert_eq!(standby(&cofferdam, &daemon, &other), "none_in_stock", "{other}");
-    let request = serde_json::json!({
-        "commandArgs": ["/bin/sh", "-c", "true"],
-        "constraints": { "system": "x86_64-linux", "provideBinSh": true, "availableRoPaths": ["/shown"] },
-    });
-    let shown = build(&cofferdam, &daemon).request(&request).succeeds();
-    assert_eq!(standby(&cofferdam, &daemon, &shown), "paths", "{shown}");
-
     let metrics = scrape(&daemon.addrs(2)[1]).expect("the daemon serves them");
     for line in [
         "cofferdam_standby_machines{state=\"ready\"} 1",
         "cofferdam_builds_standby_total{standby=\"used\"} 2",
-        "cofferdam_builds_standby_total{standby=\"paths\"} 1",
         "cofferdam_builds_standby_total{standby=\"none_in_stock\"} 1",
     ] {
         assert!(metrics.contains(line), "{line} is missing in\n{metrics}");
     }
-    let id = shown.build_id().expect("the daemon names each build");
+    let id = other.build_id().expect("the daemon names each build");
     let sheet = cofferdam.command(["builds", "show", "--daemon", &daemon.addr(), &id]).succeeds();
-    assert!(sheet.stdout.contains("no: a build that sees paths of the host"), "{sheet}");
+    assert!(sheet.stdout.contains("no: there was none with its memory"), "{sheet}");
     daemon.end().succeeds();
     assert!(cofferdam.processes().is_empty(), "SIGTERM leaves machines: {:#?}", cofferdam.processes());
 }
@@ -204,7 +200,6 @@ fn a_build_with_a_network_takes_a_machine_in_stock_and_has_its_own_connections()
         build.shell(&format!("/inputs/client {steps}")).succeeds()
     };
     let (resolve, get) = ("dns good.example A", "http 93.184.215.14:80 good.example");
-    wait_until_ready(&daemon, 1);
     let first = ask(&format!("'{resolve}' '{get}'")).says(&format!("{get}: this is good.example"));
     assert_eq!(standby(&client, &daemon, &first), "none_in_stock", "{first}");
     let allowed = "good.example 93.184.215.14:80 allowed";
@@ -253,6 +248,51 @@ fn a_hostile_machine_in_stock_reaches_nothing() {
         }
     }
     daemon.end().succeeds().says("lost a standby machine");
+}
+
+/// A request that sees these paths of the host.
+fn sees(paths: &[&str], script: &str) -> Value {
+    serde_json::json!({
+        "commandArgs": ["/bin/sh", "-c", script],
+        "constraints": { "system": SYSTEM, "provideBinSh": true, "availableRoPaths": paths },
+    })
+}
+
+/// A daemon that may show two files of the host, with a machine in stock for builds that see one.
+fn start_with_paths(cofferdam: &Cofferdam) -> Daemon {
+    let [one, other] = ["one", "other"].map(|name| cofferdam.file(name, name).display().to_string());
+    let config = two_machines();
+    let daemon = start(cofferdam, &format!("{config}\n[host_paths]\n'/one' = '{one}'\n'/other' = '{other}'"));
+    let first = build(cofferdam, &daemon).request(&sees(&["/one"], "read -r x </one; test \"$x\" = one"));
+    assert_eq!(standby(cofferdam, &daemon, &first), "none_in_stock", "{first}");
+    wait_until_ready(&daemon, 2);
+    daemon
+}
+
+#[test]
+fn a_build_that_sees_a_path_of_the_host_takes_a_machine_in_stock_and_sees_that_path_alone() {
+    let cofferdam = Cofferdam::new();
+    let daemon = start_with_paths(&cofferdam);
+    // The machine in stock is there already.
+    let other = cofferdam.file("newer", "the latest");
+    fs::rename(&other, other.with_file_name("other")).expect("a temporary directory can be written");
+    let script = "read -r x </other; test \"$x\" = 'the latest' && test ! -e /one";
+    let built = build(&cofferdam, &daemon).request(&sees(&["/other"], script)).succeeds();
+    assert_eq!(standby(&cofferdam, &daemon, &built), "used", "{built}");
+    daemon.end().succeeds();
+}
+
+/// A guest that looks at paths in stock gets no answer until it has a build, and then that build's.
+#[test]
+fn a_hostile_machine_in_stock_sees_no_path_but_those_of_its_build() {
+    let images = tempfile::tempdir().expect("a temporary directory can be made");
+    guest::hostile_image(images.path(), "look at paths in stock");
+    let cofferdam = Cofferdam::with_image(images.path());
+    let daemon = start_with_paths(&cofferdam);
+    let built = build(&cofferdam, &daemon).request(&sees(&["/other"], "true")).executor_fails("guest");
+    assert_eq!(standby(&cofferdam, &daemon, &built), "used", "{built}");
+    built.says("answered in stock: false; 0: other; 1: No such file");
+    daemon.end().succeeds();
 }
 
 #[test]

@@ -16,7 +16,7 @@ use super::{
     environment,
     error::{BuildError, ExecutorError, Failed},
     footprint::Footprint,
-    guest::{self, Machines, Shape, Size},
+    guest::{self, Binding, Machines, Shape},
     interruption::Interruptions,
     observer::Observer,
     options::Options,
@@ -100,25 +100,14 @@ impl Builder {
 
     /// Most memory of this host that the build of an admitted request takes, in bytes.
     pub(crate) fn memory_bytes(&self, request: &Admitted, options: &Options) -> u64 {
-        let settings = &self.machines.settings;
-        let size = Size::of(request, options, settings, options.limits.inputs_memory_bytes);
         let needles = refscan::memory_bytes(&request.refscan_needles);
-        let (_, machine) = size.shape.takes(Footprint::of(&settings.vmm));
+        let (_, machine) = self.takes(&self.shape(request, options));
         machine.saturating_add(needles)
     }
 
     /// The shape of a standby machine that an admitted request can take.
-    ///
-    /// # Errors
-    ///
-    /// It can take none.
-    pub(crate) fn shape(&self, request: &Admitted, options: &Options) -> Result<Shape, StandbyUse> {
-        let settings = &self.machines.settings;
-        let size = Size::of(request, options, settings, options.limits.inputs_memory_bytes);
-        if size.ro_paths.iter().any(|path| settings.ro_paths.contains_key(*path)) {
-            return Err(StandbyUse::Paths);
-        }
-        Ok(size.shape)
+    pub(crate) fn shape(&self, request: &Admitted, options: &Options) -> Shape {
+        Shape::of(request, options, &self.machines.settings, options.limits.inputs_memory_bytes)
     }
 
     /// The shape of a machine for a request that asks for nothing.
@@ -156,7 +145,9 @@ impl Builder {
         let Prepared { needles, tree, lease } = interruptions.before(prepared).await??;
         progress.resolved(tree.memory_bytes());
         progress.enter(Phase::Booting);
-        let size = Size::of(request, options, &self.machines.settings, tree.memory_bytes());
+        let settings = &self.machines.settings;
+        let shape = Shape::of(request, options, settings, tree.memory_bytes());
+        let (host_paths, shown) = guest::show(request, settings).map_err(|error| BuildError::Executor(error.into()))?;
         let waited = match standby {
             Some(standby) => {
                 let taken = interruptions.before(standby.take()).await?;
@@ -168,19 +159,18 @@ impl Builder {
         let is_greeted = waited.is_some();
         let booted = match waited {
             Some(booted) => booted,
-            None => self.machines.boot(&size, &interruptions).await?,
+            None => self.machines.boot(&shape, &interruptions).await?,
         };
-        let host_paths = booted.host_paths.clone();
-        let network = guest::network(request, options, &self.machines.settings);
+        let network = guest::network(request, options, settings);
         let observe = Arc::clone(&progress);
         let observe: Observe = Arc::new(move |connection| observe.connection(&connection));
         let broker = network.map(|grant| Broker::new(grant.clone(), observe));
-        let (mut machine, stream) = booted.bind(tree, broker);
+        let (mut machine, stream) = booted.bind(Binding { tree, shown, broker }).await?;
         let conversation = Conversation {
             specification: Specification {
                 host_paths,
                 network: network.is_some(),
-                user_namespaces: self.machines.settings.user_namespaces,
+                user_namespaces: settings.user_namespaces,
                 ca_file: network
                     .and_then(|grant| grant.policy.ca_file.as_ref())
                     .map(|file| file.contents().to_vec().into()),
@@ -189,7 +179,7 @@ impl Builder {
             store: store.clone(),
             needles,
             options: options.clone(),
-            memory_bytes: size.shape.memory_bytes,
+            memory_bytes: shape.memory_bytes,
             is_greeted,
             progress: Arc::clone(&progress),
             ending,

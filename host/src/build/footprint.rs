@@ -27,6 +27,9 @@ const PAGE_TABLE_SHARE: u64 = 64;
 /// The device of the inputs, and that of the host's paths, which not every machine has.
 const DEVICES: u64 = 2;
 
+/// The process that opens files for the device of the host's paths.
+pub(super) const OPENER_BYTES: u64 = 8 * MIB;
+
 /// Buffers of one connection of a build's, in bytes.
 const CONNECTION_BYTES: u64 = 512 * 1024;
 

@@ -1,10 +1,13 @@
 //! A guest in two steps: a machine boots with what must be known before, then a request is bound to it.
 //!
 //! ```text
-//!   Shape, request's paths ──boot──▶ Booted: connected ──bind(inputs, connections)──▶ machine and stream, for a session
+//!   Shape ──boot──▶ Booted: connected ──bind(inputs, paths, connections)──▶ machine and stream, for a session
 //! ```
+//!
+//! The scratch disk's size belongs to the shape, too. The host holds it by the size of the file that is the disk, and the VMM
+//! tells the guest when it starts. A disk that is larger than its build may use would have nobody but the guest to hold it.
 
-use std::{os::unix::net::UnixStream, sync::Arc};
+use std::{os::unix::net::UnixStream, path::PathBuf, sync::Arc};
 
 use cofferdam_castore::Store;
 use cofferdam_protocol::HostPath;
@@ -51,13 +54,29 @@ pub(crate) struct Shape {
     nested: bool,
     /// Most connections at a time over its network device; `None` if it has no such device.
     connections: Option<u32>,
+    /// Whether it has a device for paths of the host.
+    paths: bool,
 }
 
 impl Shape {
     /// For a request that asks for nothing.
     pub(super) fn usual(limits: &Limits) -> Self {
         let &Limits { memory_bytes, cpus, scratch_bytes, inputs_memory_bytes, .. } = limits;
-        Self { memory_bytes, cpus, scratch_bytes, inputs_memory_bytes, nested: false, connections: None }
+        Self { memory_bytes, cpus, scratch_bytes, inputs_memory_bytes, nested: false, connections: None, paths: false }
+    }
+
+    /// For an admitted request whose inputs' directories take so much memory.
+    pub(super) fn of(request: &BuildRequest, options: &Options, settings: &Settings, inputs_memory_bytes: u64) -> Self {
+        let asked = request.constraints.as_ref().map_or(0, |constraints| constraints.min_memory);
+        let usual = Self::usual(&options.limits);
+        Self {
+            memory_bytes: asked.max(usual.memory_bytes),
+            inputs_memory_bytes,
+            nested: wants_kvm(request),
+            connections: network(request, options, settings).map(|grant| grant.policy.limits.connections),
+            paths: shown(request, settings).next().is_some(),
+            ..usual
+        }
     }
 
     /// What its footprint depends on.
@@ -66,49 +85,20 @@ impl Shape {
         Limits { memory_bytes, cpus, inputs_memory_bytes, ..Limits::default() }
     }
 
-    /// Memory of the host that its network takes, in bytes.
-    fn network_bytes(&self) -> u64 {
-        self.connections.map_or(0, footprint::network_bytes)
+    /// Memory of the host that its network and the opener of its paths take, in bytes.
+    fn late_bytes(&self) -> u64 {
+        let network = self.connections.map_or(0, footprint::network_bytes);
+        network + if self.paths { footprint::OPENER_BYTES } else { 0 }
     }
 
     /// CPUs of the machine, and most memory of the host that it takes, in bytes.
     pub(super) fn takes(&self, footprint: Footprint) -> (u32, u64) {
-        (self.cpus, footprint.bytes(&self.limits()).saturating_add(self.network_bytes()))
+        (self.cpus, footprint.bytes(&self.limits()).saturating_add(self.late_bytes()))
     }
 
     /// The part of that memory which the processes of the machine take, in bytes.
     fn helpers_bytes(&self, footprint: Footprint) -> u64 {
-        footprint.helpers_bytes(&self.limits()).saturating_add(self.network_bytes())
-    }
-}
-
-/// What a machine can't change once it has booted.
-pub(super) struct Size<'r> {
-    pub(super) shape: Shape,
-    /// The paths of the host that the build asks for.
-    pub(super) ro_paths: Vec<&'r AbsolutePath>,
-}
-
-impl<'r> Size<'r> {
-    /// For an admitted request whose inputs' directories take so much memory.
-    pub(super) fn of(
-        request: &'r BuildRequest,
-        options: &Options,
-        settings: &Settings,
-        inputs_memory_bytes: u64,
-    ) -> Self {
-        let constraints = request.constraints.as_ref();
-        let asked = constraints.map_or(0, |constraints| constraints.min_memory);
-        let usual = Shape::usual(&options.limits);
-        let memory_bytes = asked.max(usual.memory_bytes);
-        let connections = network(request, options, settings).map(|grant| grant.policy.limits.connections);
-        let shape = Shape { memory_bytes, inputs_memory_bytes, nested: wants_kvm(request), connections, ..usual };
-        Self { shape, ro_paths: constraints.iter().flat_map(|constraints| &constraints.available_ro_paths).collect() }
-    }
-
-    /// The memory of its machine, in bytes.
-    fn machine_bytes(&self) -> u64 {
-        footprint::machine_bytes(self.shape.memory_bytes)
+        footprint.helpers_bytes(&self.limits()).saturating_add(self.late_bytes())
     }
 }
 
@@ -116,6 +106,27 @@ impl<'r> Size<'r> {
 pub(super) fn network<'o>(request: &BuildRequest, options: &'o Options, settings: &Settings) -> Option<&'o Grant> {
     let asks = request.constraints.as_ref().is_some_and(|constraints| constraints.network_access);
     options.network.as_ref().filter(|_| asks && !settings.withhold_network)
+}
+
+/// The paths of the host that an admitted request is shown: as it names them, and where they are.
+fn shown<'a>(
+    request: &'a BuildRequest,
+    settings: &'a Settings,
+) -> impl Iterator<Item = (&'a AbsolutePath, &'a PathBuf)> {
+    let asked = request.constraints.iter().flat_map(|constraints| &constraints.available_ro_paths);
+    asked.filter_map(|path| Some((path, settings.ro_paths.get(path)?)))
+}
+
+/// Opens the paths of the host that an admitted request is shown.
+pub(super) fn show(request: &BuildRequest, settings: &Settings) -> Result<(Vec<HostPath>, Vec<Shown>), FileError> {
+    let opened = shown(request, settings).map(|(path, host)| {
+        let shown = Shown::open(host);
+        let failed = |source| FileError { action: "show builds the path", path: host.clone(), source };
+        let shown = shown.map_err(failed)?;
+        let path = path.as_str().trim_start_matches('/').to_owned();
+        Ok((HostPath { path, is_directory: shown.is_directory() }, shown))
+    });
+    opened.collect()
 }
 
 /// Whether an admitted request is to run VMs of its own.
@@ -130,26 +141,40 @@ pub(super) struct Booted {
     pub(super) machine: Machine,
     pub(super) stream: UnixStream,
     unbound: Unbound,
-    /// The paths of the host that it sees.
-    pub(super) host_paths: Vec<HostPath>,
 }
 
 /// What its devices still lack.
 #[derive(Debug)]
 struct Unbound {
     inputs: inputs::Unbound,
+    paths: Option<paths::Unbound>,
     network: Option<net::Unbound>,
 }
 
+/// What a request fills in.
+pub(super) struct Binding {
+    /// The inputs.
+    pub(super) tree: Tree,
+    /// The paths of the host, for a machine that has a device for them.
+    pub(super) shown: Vec<Shown>,
+    /// Makes its connections, if it has a network.
+    pub(super) broker: Option<Broker>,
+}
+
 impl Booted {
-    /// Fills in the inputs, and the connections of a build with a network.
-    pub(super) fn bind(self, tree: Tree, broker: Option<Broker>) -> (Machine, UnixStream) {
-        let Unbound { inputs, network } = self.unbound;
-        inputs.bind(Arc::new(tree));
+    /// Fills in what its devices lack. If that fails, the machine is killed.
+    pub(super) async fn bind(self, binding: Binding) -> Result<(Machine, UnixStream), BuildError> {
+        let (Unbound { inputs, paths, network }, Binding { tree, shown, broker }) = (self.unbound, binding);
+        if let Some(paths) = paths
+            && let Err(error) = paths.bind(shown)
+        {
+            return Err(end(self.machine, BuildError::Executor(error.into())).await);
+        }
         if let Some((network, broker)) = network.zip(broker) {
             network.bind(broker);
         }
-        (self.machine, self.stream)
+        inputs.bind(Arc::new(tree));
+        Ok((self.machine, self.stream))
     }
 }
 
@@ -168,14 +193,14 @@ impl Machines {
     ///
     /// Where the processor is emulated, one kernel in some hundred hangs or resets itself while it boots. A guest that never
     /// connected has seen nothing of the request and may boot again.
-    pub(super) async fn boot(&self, size: &Size<'_>, interruptions: &Interruptions<'_>) -> Result<Booted, BuildError> {
+    pub(super) async fn boot(&self, shape: &Shape, interruptions: &Interruptions<'_>) -> Result<Booted, BuildError> {
         let limit = self.settings.connect_timeout;
         let mut boots = 1;
         loop {
-            let started = interruptions.before(self.start(size)).await?;
-            let (mut machine, unbound, host_paths) = started.map_err(BuildError::Executor)?;
+            let started = interruptions.before(self.start(shape)).await?;
+            let (mut machine, unbound) = started.map_err(BuildError::Executor)?;
             let error = match interruptions.before(machine.connected(limit)).await {
-                Ok(Ok(stream)) => return Ok(Booted { machine, stream, unbound, host_paths }),
+                Ok(Ok(stream)) => return Ok(Booted { machine, stream, unbound }),
                 Ok(Err(error)) => error,
                 Err(interrupted) => return Err(end(machine, interrupted).await),
             };
@@ -192,20 +217,21 @@ impl Machines {
         }
     }
 
-    async fn start(&self, size: &Size<'_>) -> Result<(Machine, Unbound, Vec<HostPath>), ExecutorError> {
+    async fn start(&self, shape: &Shape) -> Result<(Machine, Unbound), ExecutorError> {
         let Self { store, settings, spawner } = self;
-        let helpers_bytes = size.shape.helpers_bytes(Footprint::of(&settings.vmm));
-        let spawner = &spawner.for_machine(helpers_bytes, size.shape.cpus)?;
+        let helpers_bytes = shape.helpers_bytes(Footprint::of(&settings.vmm));
+        let spawner = &spawner.for_machine(helpers_bytes, shape.cpus)?;
         let run_dir = RunDir::create(&settings.run_dir)?;
-        run_dir.copy_sparse(&settings.image.scratch, vmm::SCRATCH_DISK, size.shape.scratch_bytes)?;
+        run_dir.copy_sparse(&settings.image.scratch, vmm::SCRATCH_DISK, shape.scratch_bytes)?;
         let (inputs, unbound_inputs) = inputs::Device::start(spawner, run_dir.path(), store).await?;
         let mut devices: Vec<Box<dyn Device>> = vec![Box::new(inputs)];
-        let (host_paths, shown) = self.show(&size.ro_paths)?;
-        if !shown.is_empty() {
-            devices.push(Box::new(paths::Device::start(spawner, run_dir.path(), shown).await?));
+        let mut unbound = Unbound { inputs: unbound_inputs, paths: None, network: None };
+        if shape.paths {
+            let (paths, shown) = paths::Device::start(spawner, run_dir.path()).await?;
+            unbound.paths = Some(shown);
+            devices.push(Box::new(paths));
         }
-        let mut unbound = Unbound { inputs: unbound_inputs, network: None };
-        if size.shape.connections.is_some() {
+        if shape.connections.is_some() {
             let (network, connections) = net::Device::start((spawner, run_dir.path()), settings.vmm.kind).await?;
             unbound.network = Some(connections);
             devices.push(Box::new(network));
@@ -213,31 +239,15 @@ impl Machines {
         let config = vmm::Config {
             kernel: settings.image.kernel.clone(),
             initramfs: settings.image.initramfs.clone(),
-            memory_bytes: size.machine_bytes(),
-            cpus: size.shape.cpus,
+            memory_bytes: footprint::machine_bytes(shape.memory_bytes),
+            cpus: shape.cpus,
             cpu_model: settings.cpu_model.clone(),
             hugepages: settings.hugepages,
             attachments: Vec::new(),
-            nested: size.shape.nested,
+            nested: shape.nested,
         };
         let vmm = settings.vmm.vmm();
         let machine = Machine::start((&*vmm, spawner), run_dir, devices, config).await?;
-        Ok((machine, unbound, host_paths))
-    }
-
-    /// Opens the paths of the host among those that an admitted request asks for.
-    fn show(&self, asked: &[&AbsolutePath]) -> Result<(Vec<HostPath>, Vec<Shown>), FileError> {
-        let mut opened = (Vec::new(), Vec::new());
-        for (path, host) in asked.iter().filter_map(|path| Some((path, self.settings.ro_paths.get(*path)?))) {
-            let shown = Shown::open(host).map_err(|source| FileError {
-                action: "show builds the path",
-                path: host.clone(),
-                source,
-            })?;
-            let path = path.as_str().trim_start_matches('/').to_owned();
-            opened.0.push(HostPath { path, is_directory: shown.is_directory() });
-            opened.1.push(shown);
-        }
-        Ok(opened)
+        Ok((machine, unbound))
     }
 }

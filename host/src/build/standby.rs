@@ -26,7 +26,7 @@ use super::{
     error::{BuildError, ExecutorError},
     exchange::{frame, out_of_place},
     failure::Failure,
-    guest::{Booted, Shape, Size, end},
+    guest::{Booted, Shape, end},
     interruption::Interruptions,
     session::check_hello,
 };
@@ -43,7 +43,7 @@ pub(crate) enum StandbyUse {
     Used,
     /// Its request has a network, whose device no standby machine had. Only in older records.
     Network,
-    /// Its request shows paths of the host, whose device a standby machine lacks.
+    /// Its request showed paths of the host, whose device no standby machine had. Only in older records.
     Paths,
     /// No machine of its shape was in stock.
     NoneInStock,
@@ -141,9 +141,8 @@ async fn boot(
     cancel: &CancellationToken,
 ) -> Result<Booted, BuildError> {
     let interruptions = Interruptions { cancel, progress: None };
-    let size = Size { shape, ro_paths: Vec::new() };
     let limit = builder.machines.settings.connect_timeout;
-    let booted = builder.machines.boot(&size, &interruptions).await?;
+    let booted = builder.machines.boot(&shape, &interruptions).await?;
     let greeting = converse(&booted.stream, limit, |stream| greet(stream).and_then(|()| ping(stream)));
     if let Err(error) = interruptions.before(greeting).await.flatten() {
         return Err(end(booted.machine, error).await);
@@ -211,5 +210,18 @@ impl Booted {
 
     async fn kill(self) {
         self.machine.kill().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::StandbyUse;
+
+    #[test]
+    fn the_words_of_older_records_are_still_read() {
+        for word in ["used", "network", "paths", "none_in_stock", "broken"] {
+            let read: StandbyUse = serde_json::from_value(word.into()).unwrap();
+            assert_eq!(read.word(), word);
+        }
     }
 }

@@ -344,7 +344,7 @@ fn standby(word: &str) -> Option<&str> {
         "" => return None,
         "used" => "yes",
         "network" => "no: a build with a network needed a machine of its own",
-        "paths" => "no: a build that sees paths of the host needs a machine of its own",
+        "paths" => "no: a build that sees paths of the host needed a machine of its own",
         "none_in_stock" => "no: there was none with its memory, CPUs, scratch size and devices",
         "broken" => "no: the machine in stock had died or did not answer",
         other => other,

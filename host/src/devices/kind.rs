@@ -20,6 +20,9 @@ pub enum Kind {
     Inputs,
     /// Paths of the host.
     Paths,
+    /// Opens the paths of the host for their device.
+    #[value(name = "paths-opener")]
+    PathsOpener,
     /// The network.
     #[value(name = "net")]
     Network,
@@ -31,6 +34,7 @@ impl Kind {
         match self {
             Self::Inputs => "inputs_device",
             Self::Paths => "paths_device",
+            Self::PathsOpener => "paths_opener",
             Self::Network => "network_device",
         }
     }
@@ -40,6 +44,7 @@ impl Kind {
         match self {
             Self::Inputs => "inputs",
             Self::Paths => "paths",
+            Self::PathsOpener => "paths-opener",
             Self::Network => "net",
         }
     }
@@ -50,6 +55,7 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Self::Inputs => "inputs' device",
             Self::Paths => "paths' device",
+            Self::PathsOpener => "paths' opener",
             Self::Network => "network device",
         })
     }

@@ -27,8 +27,8 @@ pub use syscalls::FilterError;
 
 /// Serves one VM, until its VMM hangs up.
 ///
-/// To be called first thing in a process of its own, whose descriptor 3 is a vhost-user listener and whose descriptors from
-/// 4 on are the device's own. `enabled_early` is for network devices, see [`ENABLED_EARLY`]. No other thread may run yet, since a thread confines itself and those that it starts.
+/// To be called first thing in a process of its own, whose descriptor 3 is a vhost-user listener, except in an opener, and whose
+/// other descriptors from there on are its own. `enabled_early` is for network devices, see [`ENABLED_EARLY`]. No other thread may run yet, since a thread confines itself and those that it starts.
 ///
 /// # Errors
 ///
@@ -38,6 +38,7 @@ pub fn run(kind: Kind, enabled_early: bool) -> Result<(), DeviceError> {
     match kind {
         Kind::Inputs => inputs::run(),
         Kind::Paths => paths::run(),
+        Kind::PathsOpener => paths::run_opener(),
         Kind::Network => net::run(enabled_early),
     }
 }

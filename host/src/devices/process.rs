@@ -74,12 +74,18 @@ impl Process {
         socket: &'static str,
         descriptors: Vec<OwnedFd>,
     ) -> Result<Self, StartError> {
-        let program = Program::new(device.to_string(), THIS_PROGRAM, run_dir)
-            .title(format!("cofferdam: {device} in {}", run_dir.display()))
-            .args([SUBCOMMAND, device.argument()])
-            .args(arguments.iter().copied())
-            .walled(View::nothing());
+        let program = program(device, run_dir).args(arguments.iter().copied());
         Self::start_program(spawner, program, (run_dir, socket), descriptors).await.map_err(|cause| cause.of(device))
+    }
+
+    /// Starts a process that no VMM connects to, with these descriptors from 3 on.
+    pub(super) async fn start_beside(
+        (spawner, run_dir): (&Spawner, &Path),
+        device: Kind,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Self, StartError> {
+        let program = descriptors.into_iter().fold(program(device, run_dir), Program::descriptor);
+        spawner.spawn(program).await.map(Self).map_err(|error| StartCause::Spawn(error).of(device))
     }
 
     /// Starts a program in the place of a device.
@@ -124,4 +130,12 @@ impl Process {
     pub(super) async fn kill(&mut self) {
         self.0.kill().await;
     }
+}
+
+/// This program as a device.
+fn program(device: Kind, run_dir: &Path) -> Program {
+    Program::new(device.to_string(), THIS_PROGRAM, run_dir)
+        .title(format!("cofferdam: {device} in {}", run_dir.display()))
+        .args([SUBCOMMAND, device.argument()])
+        .walled(View::nothing())
 }

@@ -22,7 +22,7 @@ use vm_memory::{Bytes as _, GuestAddress, GuestAddressSpace as _};
 use super::backend::{Backend, SharedMemory, Vring};
 use super::inputs::{Host, InputsFs, Server, resolve};
 use super::kind::FS_QUEUE_SIZE;
-use super::paths::PathsFs;
+use super::paths::{PathsFs, testing::paths_fs};
 use super::requests::Memory;
 
 /// Where a queue's rings are in the guest's memory.
@@ -80,7 +80,7 @@ impl Stage {
     pub fn paths(&self) -> Device {
         let memory = SharedMemory::new(Memory::new());
         let (directory, shown) = shown();
-        Device { serving: Serving::Paths(backend(PathsFs::new(shown), &memory)), memory, _paths: Some(directory) }
+        Device { serving: Serving::Paths(backend(paths_fs(shown), &memory)), memory, _paths: Some(directory) }
     }
 }
 

@@ -5,7 +5,6 @@
 //!   4…: its own ─┴▶ confine ─▶ accept the VMM ─▶ filter system calls ─▶ serve ─▶ the VMM has gone: end
 //! ```
 
-use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -19,6 +18,7 @@ use vhost_user_backend::{VhostUserBackend, VhostUserDaemon};
 use virtiofsd::filesystem::FileSystem;
 
 use super::backend::{Backend, SharedMemory};
+use super::paths::OpenerError;
 use super::requests::Memory;
 use super::syscalls::{FilterError, allow_only_what_serving_needs};
 use crate::machine::jail::ConfineError;
@@ -55,6 +55,9 @@ pub enum DeviceError {
     /// The network device could not be set up.
     #[error("can't set up the network device")]
     Network(#[source] io::Error),
+    /// What the device may open, or a request to open something.
+    #[error("can't open files for the paths' device")]
+    Opener(#[source] OpenerError),
     /// The VMM did not connect, or said something wrong.
     #[error("the connection to the VMM failed: {0}")]
     VhostUser(vhost_user_backend::Error),
@@ -102,20 +105,6 @@ where
             VhostUserError::Disconnected | VhostUserError::PartialMessage,
         )) => Ok(()),
         ended => ended.map_err(DeviceError::VhostUser),
-    }
-}
-
-/// A file or directory that the process inherits.
-pub(super) fn inherited_file(descriptor: RawFd) -> Option<File> {
-    // SAFETY: called once for each number, before anything else in the process could have made such a descriptor; when
-    // there is none, or it is something else, the value is forgotten and never closed.
-    let file = unsafe { File::from_raw_fd(descriptor) };
-    match file.metadata() {
-        Ok(found) if found.is_dir() || found.is_file() => Some(file),
-        _ => {
-            std::mem::forget(file);
-            None
-        }
     }
 }
 

@@ -54,12 +54,7 @@ impl Standbys {
     }
 
     /// Counts a build that starts, and takes a machine for it.
-    pub(super) fn take(
-        &mut self,
-        shape: Result<Shape, StandbyUse>,
-        environment: B3Digest,
-    ) -> Result<Standby, StandbyUse> {
-        let shape = shape?;
+    pub(super) fn take(&mut self, shape: Shape, environment: B3Digest) -> Result<Standby, StandbyUse> {
         self.stock.count(shape, need(&self.builder, &shape), Instant::now());
         self.stock.take(shape, environment).ok_or(StandbyUse::NoneInStock)
     }

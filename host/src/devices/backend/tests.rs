@@ -8,7 +8,7 @@ use virtiofsd::fuse::Attr;
 use virtiofsd::read_dir::ReadDir;
 use vm_memory::{Bytes as _, GuestAddress};
 
-use super::super::paths::PathsFs;
+use super::super::paths::{PathsFs, testing::paths_fs};
 use super::*;
 
 const MEMORY_BYTES: usize = 0x1_0000;
@@ -46,7 +46,7 @@ fn announce(memory: &SharedMemory, rings: [u64; 3], count: u16) {
 }
 
 fn paths() -> PathsFs {
-    PathsFs::new(Vec::new())
+    paths_fs(Vec::new())
 }
 
 #[test]

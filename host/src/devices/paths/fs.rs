@@ -6,16 +6,18 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
+use nix::fcntl::readlinkat;
 use nix::sys::stat::{FileStat, fstat};
 use parking_lot::Mutex;
 use virtiofsd::filesystem::{Context, Entry, FileSystem, FsOptions, OpenOptions, ZeroCopyWriter};
 use virtiofsd::fuse::{Attr, ROOT_ID};
 use virtiofsd::read_dir::ReadDir;
+
+use super::wire::{self, Request};
 
 /// How long the guest may believe what it was told: what the host has there can change.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -31,13 +33,14 @@ const SHOWN_MODE: u32 = libc::S_IFMT | 0o555;
 
 /// The shown paths. The root has no listing; it holds them by their numbers, from 0 on.
 pub(in crate::devices) struct PathsFs {
-    roots: Vec<File>,
+    /// The connection to the [opener](super::opener): one question, one answer.
+    opener: Mutex<OwnedFd>,
     inodes: Mutex<Inodes>,
     open: Mutex<Open>,
 }
 
 /// Where an inode is: in which of the roots, and the path from there, which is empty for itself.
-type Place = Arc<(usize, PathBuf)>;
+type Place = Arc<(u32, PathBuf)>;
 
 #[derive(Default)]
 struct Inodes {
@@ -54,34 +57,24 @@ struct Open {
 }
 
 impl PathsFs {
-    pub(in crate::devices) fn new(roots: Vec<File>) -> Self {
+    pub(in crate::devices) fn new(opener: OwnedFd) -> Self {
         let inodes = Mutex::new(Inodes { latest: ROOT_ID, ..Inodes::default() });
-        Self { roots, inodes, open: Mutex::default() }
+        Self { opener: Mutex::new(opener), inodes, open: Mutex::default() }
     }
 
     fn place(&self, inode: u64) -> io::Result<Place> {
         self.inodes.lock().places.get(&inode).map(|(place, _)| place.clone()).ok_or_else(|| errno(libc::ESTALE))
     }
 
-    /// Opens the file at a place itself. It follows no symlink and crosses no mount, even if the path was just replaced.
-    fn open_at(&self, place: &Place, flags: OFlag) -> io::Result<OwnedFd> {
+    /// Opens the file at a place itself, to read it or just to look at it. Waits until there are paths to show.
+    fn open_at(&self, place: &Place, to_read: bool) -> io::Result<OwnedFd> {
         let (root, path) = &**place;
-        let root = self.roots.get(*root).ok_or_else(|| errno(libc::ENOENT))?;
-        if path.as_os_str().is_empty() && fstat(root)?.st_mode & libc::S_IFMT != libc::S_IFDIR {
-            return Ok(root.try_clone()?.into());
-        }
-        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        let resolve = ResolveFlag::RESOLVE_BENEATH
-            | ResolveFlag::RESOLVE_NO_SYMLINKS
-            | ResolveFlag::RESOLVE_NO_MAGICLINKS
-            | ResolveFlag::RESOLVE_NO_XDEV;
-        let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-        Ok(openat2(root, path, OpenHow::new().flags(flags).resolve(resolve))?)
+        wire::ask(&*self.opener.lock(), &Request { root: *root, path: path.clone(), to_read })
     }
 
     /// The file at a place, and its metadata.
     fn look(&self, place: &Place) -> io::Result<(OwnedFd, FileStat)> {
-        let found = self.open_at(place, OFlag::O_PATH)?;
+        let found = self.open_at(place, false)?;
         let stat = fstat(&found)?;
         match stat.st_mode & libc::S_IFMT {
             libc::S_IFREG | libc::S_IFDIR | libc::S_IFLNK => Ok((found, stat)),
@@ -99,7 +92,7 @@ impl PathsFs {
         if stat.st_mode & libc::S_IROTH == 0 {
             return Err(errno(libc::EACCES));
         }
-        let file: File = self.open_at(&place, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)?.into();
+        let file: File = self.open_at(&place, true)?.into();
         let mut open = self.open.lock();
         open.latest += 1;
         let handle = open.latest;

@@ -2,30 +2,38 @@
 //!
 //! ```text
 //!   request's available_ro_paths ──admit──▶ the configuration's host paths ──open──▶ descriptors
-//!                                                                                       │
-//!                 guest: bind of PATHS/N at the path ◀── paths.sock ◀── device process, ▼ confined
+//!                                                                                       │ bind
+//!   guest: bind of PATHS/N at the path ◀── paths.sock ◀── device ◀── open files ── opener ◀┘   each process confined
 //! ```
+//!
+//! The device starts without paths, with its machine. Its guest's first look at one waits until they are bound, see [`Unbound`].
 //!
 //! A build sees the files, directories and symlinks below such a path that are on the same mount and readable by everybody.
 //! The guest follows symlinks in its own root, never in the host's.
 //!
-//! The device opens every path anew with `openat2`, beneath the descriptor of the shown directory and without following
-//! symlinks. Landlock lets its process read only in the shown directories. So a guest that takes the device over gains
-//! nothing.
+//! A process can't give up rights to files and get others later. So the device, which talks to the guest from the start, never
+//! opens anything: it asks the opener. The opener opens every path anew with `openat2`, beneath the descriptor of the shown
+//! directory and without following symlinks. It hears nothing of the device before it has the paths and Landlock lets it read only
+//! in them. So a guest that takes the device over gains nothing, before it has paths or after.
 
 mod device;
 mod fs;
+mod opener;
 mod serve;
+pub(super) mod testing;
 #[cfg(test)]
 mod tests;
+mod wire;
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-pub use device::Device;
+pub use device::{Device, Unbound};
 pub(super) use fs::PathsFs;
+pub use opener::OpenerError;
+pub(super) use opener::run as run_opener;
 pub(super) use serve::run;
 
 /// Something of the host that a build is shown.

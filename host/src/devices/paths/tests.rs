@@ -3,15 +3,21 @@
 use std::ffi::CString;
 use std::fs::{self, File, Permissions};
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
+use std::thread;
 
+use nix::sys::socket::{MsgFlags, send};
 use tempfile::TempDir;
 use virtiofsd::filesystem::{Context, DirectoryIterator as _, Entry, FileSystem as _, ZeroCopyWriter};
 use virtiofsd::oslib::ReadvFlags;
 
 use super::Shown;
 use super::fs::PathsFs;
+use super::opener::{self, OpenerError};
+use super::testing::{pair, paths_fs};
+use super::wire::{self, NoRequest, Request};
 
 const ROOT: u64 = 1;
 
@@ -93,7 +99,7 @@ fn some_fs() -> (TempDir, PathsFs) {
     symlink(at("secret"), at("shown/absolute")).unwrap();
     nix::unistd::mkfifo(&at("shown/pipe"), nix::sys::stat::Mode::from_bits_truncate(0o666)).unwrap();
     let open = |path: &str| Shown::open(&at(path)).unwrap().file;
-    let fs = PathsFs::new(vec![open("shown"), open("single")]);
+    let fs = paths_fs(vec![open("shown"), open("single")]);
     (dir, fs)
 }
 
@@ -216,6 +222,37 @@ fn only_files_and_directories_can_be_shown() {
     }
     assert!(Shown::open(dir.path()).unwrap().is_directory());
     assert!(!Shown::open(&dir.path().join("single")).unwrap().is_directory());
+}
+
+/// A device that has been taken over can ask its opener for anything.
+#[test]
+fn a_hostile_device_has_nothing_else_opened() {
+    let (dir, _) = some_fs();
+    let (device, theirs) = pair();
+    let shown = ["shown", "single"].map(|path| File::open(dir.path().join(path)).unwrap());
+    let opener = thread::spawn(move || opener::serve(&theirs, &shown));
+    let secret = dir.path().join("secret");
+    let ask = |root, path: &Path, to_read| wire::ask(&device, &Request { root, path: path.to_owned(), to_read });
+    let paths =
+        ["..", "../secret", "sub/../../secret", "/", "/etc/passwd", secret.to_str().unwrap(), "absolute/x", "out/x"];
+    for path in paths.map(Path::new) {
+        for to_read in [false, true] {
+            assert!([libc::EXDEV, libc::ELOOP].contains(&errno(ask(0, path, to_read))), "{path:?}");
+            assert_eq!(errno(ask(2, path, to_read)), libc::ENOENT);
+            assert_eq!(errno(ask(u32::MAX, path, to_read)), libc::ENOENT);
+            assert!([libc::EXDEV, libc::ENOTDIR].contains(&errno(ask(1, path, to_read))), "{path:?}");
+        }
+    }
+    for link in ["out", "absolute", "to-sub/file"] {
+        assert_eq!(errno(ask(0, link.as_ref(), true)), libc::ELOOP, "{link}");
+    }
+    assert_eq!(errno(ask(0, "x".repeat(5000).as_ref(), false)), libc::ENAMETOOLONG);
+    let file = File::from(ask(0, "sub/file".as_ref(), true).unwrap());
+    assert!(io::Write::write(&mut &file, b"x").is_err(), "the descriptor must be read-only");
+    assert_eq!(io::read_to_string(file).unwrap(), "in a directory");
+    send(device.as_raw_fd(), &[2; 9], MsgFlags::empty()).unwrap();
+    assert!(matches!(opener.join().unwrap(), Err(OpenerError::Protocol(NoRequest { length: 9 }))));
+    assert_eq!(errno(ask(0, "".as_ref(), false)), libc::EIO);
 }
 
 /// In a thread of its own, since what it gives up is the thread's.

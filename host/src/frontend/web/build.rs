@@ -212,7 +212,7 @@ fn standby_text(standby: StandbyUse) -> &'static str {
     match standby {
         StandbyUse::Used => "yes",
         StandbyUse::Network => "no: a build with a network needed a machine of its own",
-        StandbyUse::Paths => "no: a build that sees paths of the host needs a machine of its own",
+        StandbyUse::Paths => "no: a build that sees paths of the host needed a machine of its own",
         StandbyUse::NoneInStock => "no: there was none with its memory, CPUs, scratch size and devices",
         StandbyUse::Broken => "no: the machine in stock had died or did not answer",
     }

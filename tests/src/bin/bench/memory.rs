@@ -39,7 +39,8 @@ pub(crate) fn idle_build(directory: &TempDir) -> Result<()> {
     let daemon_pid = daemon.running().pid();
     let helpers = cofferdam.processes().into_iter().filter(|process| process.parent == daemon_pid);
     let named = helpers.map(|helper| {
-        let device = ["inputs' device", "paths' device"].into_iter().find(|name| helper.command_line.contains(name));
+        let devices = ["inputs' device", "paths' device", "paths' opener"];
+        let device = devices.into_iter().find(|name| helper.command_line.contains(name));
         (device.map_or(helper.name, str::to_owned), helper.pid)
     });
     let (mut own, mut shared) = (0, 0);
