@@ -11,7 +11,7 @@ use cofferdam::{
     request::SYSTEM,
 };
 use cofferdam_tests::{Cofferdam, Daemon, Outcome, guest, image, vmm};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Files on the host: `data` and `file` are allowed, `secret` isn't.
@@ -42,17 +42,21 @@ fn build(cofferdam: &Cofferdam, host: &TempDir, asked: &[&str], script: &str) ->
 }
 
 fn build_on(daemon: Daemon, cofferdam: &Cofferdam, asked: &[&str], script: &str) -> Outcome {
-    let outcome = cofferdam.build().on(&daemon).exported().request(&json!({
+    let outcome = cofferdam.build().on(&daemon).exported().request(&request(asked, script));
+    daemon.end().succeeds();
+    assert_eq!(cofferdam.processes(), []);
+    outcome
+}
+
+fn request(asked: &[&str], script: &str) -> Value {
+    json!({
         "commandArgs": ["/bin/sh", "-c", script],
         "workingDir": "build",
         "scratchPaths": ["build"],
         "inputsDir": "inputs",
         "outputs": ["build/out"],
         "constraints": { "system": SYSTEM, "provideBinSh": true, "availableRoPaths": asked },
-    }));
-    daemon.end().succeeds();
-    assert_eq!(cofferdam.processes(), []);
-    outcome
+    })
 }
 
 #[test]
@@ -111,6 +115,21 @@ fn a_path_removed_since_the_daemons_start_is_named() {
     fs::remove_file(host.path().join("file")).unwrap();
     let failed = build_on(daemon, &cofferdam, &["/etc/key"], "true").exits_with(3);
     failed.says(&format!("can't show builds the path {}", host.path().join("file").display()));
+}
+
+#[test]
+fn a_dead_opener_ends_its_build_and_is_named() {
+    let (cofferdam, host) = (Cofferdam::new(), host().unwrap());
+    let daemon = start(&cofferdam, &host);
+    let request = cofferdam.file("request.json", request(&["/etc/key"], "echo ready; sleep 1000").to_string());
+    let request = request.to_str().expect("temporary directories are UTF-8");
+    let running = cofferdam.start_command(["build", "--json", "--daemon", &daemon.addr(), request]);
+    running.wait_for("ready");
+    let opener = cofferdam.processes().into_iter().find(|process| process.command_line.contains("paths' opener"));
+    opener.expect("the build sees a path").kill();
+    running.end().executor_fails("process_died").says("paths' opener died").says("SIGKILL");
+    daemon.end().succeeds();
+    assert_eq!(cofferdam.processes(), []);
 }
 
 /// The guest's own kernel already stops a build. A guest that has been taken over can ask the device directly.

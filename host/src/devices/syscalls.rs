@@ -86,7 +86,7 @@ pub(super) fn allow_only_what_serving_needs(also: &[libc::c_long]) -> Result<(),
     Ok(apply_filter_all_threads(&filter(also)?)?)
 }
 
-fn filter(also: &[libc::c_long]) -> Result<BpfProgram, BackendError> {
+pub(super) fn filter(also: &[libc::c_long]) -> Result<BpfProgram, BackendError> {
     let only_if = |argument, operator, value: i32| {
         let value = value.cast_unsigned().into();
         let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?;

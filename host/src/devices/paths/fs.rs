@@ -1,23 +1,20 @@
 //! The FUSE file system: answers from the host's file system, beneath the shown paths; knows no change.
 
 use std::collections::HashMap;
-use std::ffi::{CStr, OsStr};
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::fcntl::readlinkat;
-use nix::sys::stat::{FileStat, fstat};
 use parking_lot::Mutex;
+use serde_bytes::ByteBuf;
 use virtiofsd::filesystem::{Context, Entry, FileSystem, FsOptions, OpenOptions, ZeroCopyWriter};
 use virtiofsd::fuse::{Attr, ROOT_ID};
 use virtiofsd::read_dir::ReadDir;
 
-use super::wire::{self, Request};
+use super::wire::{self, Answer, Attributes, Request, Want};
 
 /// How long the guest may believe what it was told: what the host has there can change.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -40,7 +37,7 @@ pub(in crate::devices) struct PathsFs {
 }
 
 /// Where an inode is: in which of the roots, and the path from there, which is empty for itself.
-type Place = Arc<(u32, PathBuf)>;
+type Place = Arc<(u32, Vec<u8>)>;
 
 #[derive(Default)]
 struct Inodes {
@@ -66,37 +63,28 @@ impl PathsFs {
         self.inodes.lock().places.get(&inode).map(|(place, _)| place.clone()).ok_or_else(|| errno(libc::ESTALE))
     }
 
-    /// Opens the file at a place itself, to read it or just to look at it. Waits until there are paths to show.
-    fn open_at(&self, place: &Place, to_read: bool) -> io::Result<OwnedFd> {
+    /// Asks the opener. Waits until there are paths to show.
+    fn ask(&self, place: &Place, want: Want) -> io::Result<(Answer, Option<OwnedFd>)> {
         let (root, path) = &**place;
-        wire::ask(&*self.opener.lock(), &Request { root: *root, path: path.clone(), to_read })
+        wire::ask(&*self.opener.lock(), &Request { root: *root, path: ByteBuf::from(path.as_slice()), want })
     }
 
-    /// The file at a place, and its metadata.
-    fn look(&self, place: &Place) -> io::Result<(OwnedFd, FileStat)> {
-        let found = self.open_at(place, false)?;
-        let stat = fstat(&found)?;
-        match stat.st_mode & libc::S_IFMT {
-            libc::S_IFREG | libc::S_IFDIR | libc::S_IFLNK => Ok((found, stat)),
-            _ => Err(errno(libc::EACCES)),
+    fn look(&self, place: &Place) -> io::Result<Attributes> {
+        match self.ask(place, Want::Attributes)? {
+            (Answer::Attributes(attributes), _) => Ok(attributes),
+            _ => Err(errno(libc::EIO)),
         }
     }
 
-    /// Opens a file or a directory to read it, if everybody may.
-    fn open_to_read(&self, inode: u64, kind: u32) -> io::Result<(Option<u64>, OpenOptions)> {
-        let place = self.place(inode)?;
-        let (_, stat) = self.look(&place)?;
-        if stat.st_mode & libc::S_IFMT != kind {
-            return Err(errno(if kind == libc::S_IFDIR { libc::ENOTDIR } else { libc::EISDIR }));
-        }
-        if stat.st_mode & libc::S_IROTH == 0 {
-            return Err(errno(libc::EACCES));
-        }
-        let file: File = self.open_at(&place, true)?.into();
+    /// Opens a file or a directory to read it.
+    fn open_to_read(&self, inode: u64, want: Want) -> io::Result<(Option<u64>, OpenOptions)> {
+        let (Answer::Opened, Some(file)) = self.ask(&self.place(inode)?, want)? else {
+            return Err(errno(libc::EIO));
+        };
         let mut open = self.open.lock();
         open.latest += 1;
         let handle = open.latest;
-        open.files.insert(handle, Arc::new(file));
+        open.files.insert(handle, Arc::new(file.into()));
         Ok((Some(handle), OpenOptions::empty()))
     }
 
@@ -108,23 +96,20 @@ impl PathsFs {
         self.open.lock().files.remove(&handle);
     }
 
-    /// The place of a name in a directory that everybody may enter.
+    /// The place of a name in a directory.
     fn child(&self, parent: u64, name: &CStr) -> io::Result<Place> {
         let name = name.to_bytes();
         if parent == ROOT_ID {
             let number = str::from_utf8(name).ok().and_then(|name| name.parse().ok());
-            return number.map(|number| Arc::new((number, PathBuf::new()))).ok_or_else(|| errno(libc::ENOENT));
+            return number.map(|number| Arc::new((number, Vec::new()))).ok_or_else(|| errno(libc::ENOENT));
         }
         // No guest's kernel asks for these.
         if matches!(name, b"" | b"." | b"..") || name.contains(&b'/') {
             return Err(errno(libc::EINVAL));
         }
         let parent = self.place(parent)?;
-        let (_, stat) = self.look(&parent)?;
-        if stat.st_mode & libc::S_IXOTH == 0 {
-            return Err(errno(libc::EACCES));
-        }
-        Ok(Arc::new((parent.0, parent.1.join(OsStr::from_bytes(name)))))
+        let (root, path) = &*parent;
+        Ok(Arc::new((*root, if path.is_empty() { name.to_vec() } else { [path.as_slice(), name].join(&b'/') })))
     }
 }
 
@@ -156,17 +141,17 @@ impl Inodes {
     }
 }
 
-fn attributes(inode: u64, stat: &FileStat) -> Attr {
+fn attr(inode: u64, found: &Attributes) -> Attr {
     Attr {
         ino: inode,
-        size: stat.st_size.cast_unsigned(),
-        blocks: stat.st_blocks.cast_unsigned(),
-        mtime: stat.st_mtime.cast_unsigned(),
-        atime: stat.st_mtime.cast_unsigned(),
-        ctime: stat.st_mtime.cast_unsigned(),
-        mode: stat.st_mode & SHOWN_MODE,
+        size: found.size,
+        blocks: found.blocks,
+        mtime: found.modified,
+        atime: found.modified,
+        ctime: found.modified,
+        mode: found.mode & SHOWN_MODE,
         nlink: 1,
-        blksize: u32::try_from(stat.st_blksize).unwrap_or_default(),
+        blksize: found.block_size,
         // Owner and group are 0.
         ..Attr::default()
     }
@@ -183,9 +168,9 @@ impl FileSystem for PathsFs {
 
     fn lookup(&self, _: Context, parent: u64, name: &CStr) -> io::Result<Entry> {
         let place = self.child(parent, name)?;
-        let (_, stat) = self.look(&place)?;
+        let found = self.look(&place)?;
         let inode = self.inodes.lock().number(place)?;
-        let attr = attributes(inode, &stat);
+        let attr = attr(inode, &found);
         Ok(Entry { inode, generation: 0, attr, attr_timeout: TIMEOUT, entry_timeout: TIMEOUT })
     }
 
@@ -198,13 +183,15 @@ impl FileSystem for PathsFs {
             let attr = Attr { ino: ROOT_ID, mode: libc::S_IFDIR | 0o111, nlink: 1, ..Attr::default() };
             return Ok((attr, TIMEOUT));
         }
-        let (_, stat) = self.look(&self.place(inode)?)?;
-        Ok((attributes(inode, &stat), TIMEOUT))
+        let found = self.look(&self.place(inode)?)?;
+        Ok((attr(inode, &found), TIMEOUT))
     }
 
     fn readlink(&self, _: Context, inode: u64) -> io::Result<Vec<u8>> {
-        let (link, _) = self.look(&self.place(inode)?)?;
-        Ok(readlinkat(&link, "")?.into_vec())
+        match self.ask(&self.place(inode)?, Want::Target)? {
+            (Answer::Target(target), _) => Ok(target.into_vec()),
+            _ => Err(errno(libc::EIO)),
+        }
     }
 
     fn open(&self, _: Context, inode: u64, _: bool, flags: u32) -> io::Result<(Option<u64>, OpenOptions)> {
@@ -212,7 +199,7 @@ impl FileSystem for PathsFs {
         if flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0 {
             return Err(errno(libc::EROFS));
         }
-        self.open_to_read(inode, libc::S_IFREG)
+        self.open_to_read(inode, Want::File)
     }
 
     fn read<W: ZeroCopyWriter>(
@@ -242,7 +229,7 @@ impl FileSystem for PathsFs {
         if inode == ROOT_ID {
             return Err(errno(libc::EACCES));
         }
-        self.open_to_read(inode, libc::S_IFDIR)
+        self.open_to_read(inode, Want::Directory)
     }
 
     fn readdir(&self, _: Context, _: u64, handle: u64, size: u32, offset: u64) -> io::Result<ReadDir<Vec<u8>>> {

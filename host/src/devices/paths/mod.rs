@@ -12,9 +12,10 @@
 //! The guest follows symlinks in its own root, never in the host's.
 //!
 //! A process can't give up rights to files and get others later. So the device, which talks to the guest from the start, never
-//! opens anything: it asks the opener. The opener opens every path anew with `openat2`, beneath the descriptor of the shown
-//! directory and without following symlinks. It hears nothing of the device before it has the paths and Landlock lets it read only
-//! in them. So a guest that takes the device over gains nothing, before it has paths or after.
+//! finds or opens anything: it asks the opener. The opener goes from name to name with `openat2`, beneath the descriptor of the
+//! shown directory, through directories that everybody may enter, and without following symlinks. It gives attributes, targets
+//! of symlinks, and files and directories that everybody may read, open for that. It hears nothing of the device before it has the
+//! paths and Landlock lets it read only in them. So a guest that takes the device over gains nothing, before it has paths or after.
 
 mod device;
 mod fs;

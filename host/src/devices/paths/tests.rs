@@ -3,12 +3,17 @@
 use std::ffi::CString;
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::thread;
 
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, readlinkat};
 use nix::sys::socket::{MsgFlags, send};
+use nix::sys::stat::fstatat;
+use seccompiler::apply_filter;
+use serde_bytes::ByteBuf;
 use tempfile::TempDir;
 use virtiofsd::filesystem::{Context, DirectoryIterator as _, Entry, FileSystem as _, ZeroCopyWriter};
 use virtiofsd::oslib::ReadvFlags;
@@ -16,8 +21,10 @@ use virtiofsd::oslib::ReadvFlags;
 use super::Shown;
 use super::fs::PathsFs;
 use super::opener::{self, OpenerError};
+use super::serve::LISTING;
 use super::testing::{pair, paths_fs};
-use super::wire::{self, NoRequest, Request};
+use super::wire::{self, Answer, NoRequest, Request, Want};
+use crate::devices::syscalls::filter;
 
 const ROOT: u64 = 1;
 
@@ -122,7 +129,7 @@ fn existing_files_are_shown_read_only() {
         assert_eq!(errno(lookup(&fs, number)), libc::ENOENT, "{number}");
     }
     assert_eq!(errno(lookup(&fs, "0/none")), libc::ENOENT);
-    assert_eq!(errno(lookup(&fs, "1/below-a-file")), libc::EACCES);
+    assert_eq!(errno(lookup(&fs, "1/below-a-file")), libc::ENOTDIR);
     assert_eq!(errno(fs.opendir(context(), ROOT, 0)), libc::EACCES);
 }
 
@@ -229,30 +236,79 @@ fn only_files_and_directories_can_be_shown() {
 fn a_hostile_device_has_nothing_else_opened() {
     let (dir, _) = some_fs();
     let (device, theirs) = pair();
-    let shown = ["shown", "single"].map(|path| File::open(dir.path().join(path)).unwrap());
+    let shown = ["shown", "single", "private"].map(|path| {
+        let path = if path == "private" { "shown/private" } else { path };
+        File::open(dir.path().join(path)).unwrap()
+    });
     let opener = thread::spawn(move || opener::serve(&theirs, &shown));
+    let ask = |root, path: &str, want| wire::ask(&device, &Request { root, path: ByteBuf::from(path), want });
     let secret = dir.path().join("secret");
-    let ask = |root, path: &Path, to_read| wire::ask(&device, &Request { root, path: path.to_owned(), to_read });
     let paths =
         ["..", "../secret", "sub/../../secret", "/", "/etc/passwd", secret.to_str().unwrap(), "absolute/x", "out/x"];
-    for path in paths.map(Path::new) {
-        for to_read in [false, true] {
-            assert!([libc::EXDEV, libc::ELOOP].contains(&errno(ask(0, path, to_read))), "{path:?}");
-            assert_eq!(errno(ask(2, path, to_read)), libc::ENOENT);
-            assert_eq!(errno(ask(u32::MAX, path, to_read)), libc::ENOENT);
-            assert!([libc::EXDEV, libc::ENOTDIR].contains(&errno(ask(1, path, to_read))), "{path:?}");
+    for path in paths {
+        for want in [Want::Attributes, Want::Target, Want::File, Want::Directory] {
+            assert!([libc::EXDEV, libc::ELOOP, libc::ENOENT].contains(&errno(ask(0, path, want))), "{path:?}");
+            assert_eq!(errno(ask(1, path, want)), libc::ENOTDIR, "{path:?}");
+            assert_eq!(errno(ask(3, path, want)), libc::ENOENT);
+            assert_eq!(errno(ask(u32::MAX, path, want)), libc::ENOENT);
         }
     }
-    for link in ["out", "absolute", "to-sub/file"] {
-        assert_eq!(errno(ask(0, link.as_ref(), true)), libc::ELOOP, "{link}");
+    for want in [Want::File, Want::Directory] {
+        assert_eq!(errno(ask(0, "to-sub/file", want)), libc::ELOOP);
+        for link in ["out", "absolute", "to-sub"] {
+            assert!([libc::EISDIR, libc::ENOTDIR].contains(&errno(ask(0, link, want))), "{link}");
+        }
     }
-    assert_eq!(errno(ask(0, "x".repeat(5000).as_ref(), false)), libc::ENAMETOOLONG);
-    let file = File::from(ask(0, "sub/file".as_ref(), true).unwrap());
+    // This process may read them all, so that nothing but the opener's own rules keeps them.
+    for (path, want) in [("private", Want::File), ("closed", Want::Directory), ("closed/file", Want::File)] {
+        assert!(File::open(dir.path().join("shown").join(path)).is_ok());
+        assert_eq!(errno(ask(0, path, want)), libc::EACCES, "{path}");
+    }
+    assert_eq!(errno(ask(0, "closed/file", Want::Attributes)), libc::EACCES);
+    assert_eq!(errno(ask(2, "", Want::File)), libc::EACCES);
+    for want in [Want::File, Want::Directory, Want::Attributes] {
+        assert!(ask(0, "pipe", want).is_err(), "{want:?}");
+    }
+    assert_eq!(errno(ask(0, &"x".repeat(5000), Want::Attributes)), libc::ENAMETOOLONG);
+    assert_eq!(errno(ask(0, "sub/fi\0le", Want::Attributes)), libc::EINVAL);
+    let opened = |(answer, file): (Answer, Option<OwnedFd>)| {
+        assert_eq!(answer, Answer::Opened);
+        File::from(file.unwrap())
+    };
+    let file = opened(ask(0, "sub/file", Want::File).unwrap());
     assert!(io::Write::write(&mut &file, b"x").is_err(), "the descriptor must be read-only");
     assert_eq!(io::read_to_string(file).unwrap(), "in a directory");
-    send(device.as_raw_fd(), &[2; 9], MsgFlags::empty()).unwrap();
+    assert_eq!(io::read_to_string(opened(ask(1, "", Want::File).unwrap())).unwrap(), "a file alone");
+    send(device.as_raw_fd(), &[255; 9], MsgFlags::empty()).unwrap();
     assert!(matches!(opener.join().unwrap(), Err(OpenerError::Protocol(NoRequest { length: 9 }))));
-    assert_eq!(errno(ask(0, "".as_ref(), false)), libc::EIO);
+    assert_eq!(errno(ask(0, "", Want::Attributes)), libc::EIO);
+}
+
+#[test]
+fn the_longest_target_of_a_symlink_arrives() {
+    let (dir, fs) = some_fs();
+    let target = "x".repeat(libc::PATH_MAX as usize - 1);
+    symlink(&target, dir.path().join("shown/long")).unwrap();
+    let inode = lookup(&fs, "0/long").unwrap().inode;
+    assert_eq!(fs.readlink(context(), inode).unwrap(), target.as_bytes());
+}
+
+/// A listed directory is on the host, beside everything else. In a thread of its own, which is all that this filter covers.
+#[test]
+fn a_hostile_device_finds_nothing_from_a_directory_that_it_lists() {
+    let (dir, _) = some_fs();
+    let shown = File::open(dir.path().join("shown")).unwrap();
+    let look = move || {
+        let status = fstatat(&shown, "../secret", AtFlags::empty()).map(drop);
+        [status, readlinkat(&shown, "../shown/out").map(drop)]
+    };
+    assert_eq!(look(), [Ok(()), Ok(())]);
+    thread::spawn(move || {
+        apply_filter(&filter(LISTING).unwrap()).unwrap();
+        assert_eq!(look(), [Err(Errno::EPERM), Err(Errno::EPERM)]);
+    })
+    .join()
+    .unwrap();
 }
 
 /// In a thread of its own, since what it gives up is the thread's.

@@ -3,40 +3,83 @@
 //!
 //! ```text
 //!   host process ─▶ opener     descriptors of the shown paths, in order, until the connection ends
-//!   device       ─▶ opener     Request ──▶ a descriptor, or an errno
+//!   device       ─▶ opener     Request ──▶ Answer, perhaps with a descriptor
 //! ```
 //!
-//! The opener trusts nothing that the device says. Both trust the host process.
+//! Requests and answers are encoded with [postcard](https://postcard.jamesmunns.com). The opener trusts nothing that the device
+//! says. The device trusts the opener, and both trust the host process.
 
-use std::ffi::OsString;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::PathBuf;
 
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recv, recvmsg, send, sendmsg};
+use nix::sys::stat::FileStat;
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 
-/// Longest path, which is Linux's limit.
+/// Longest path, and longest target of a symlink, which are Linux's limits.
 const MAX_PATH_BYTES: usize = libc::PATH_MAX as usize;
 
-/// Bytes before the path: whether it is opened to be read, and the number of the shown path.
-const HEADER_BYTES: usize = 1 + size_of::<u32>();
-
-/// Largest request.
-const MAX_REQUEST_BYTES: usize = HEADER_BYTES + MAX_PATH_BYTES;
+/// Largest request or answer.
+const MAX_PACKET_BYTES: usize = MAX_PATH_BYTES + 64;
 
 /// Most descriptors in one packet. Linux allows 253.
 const MAX_DESCRIPTORS: usize = 64;
 
-/// The device wants something opened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Request {
+/// A question of the device's about a place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::devices) struct Request {
     /// Which of the shown paths.
     pub(super) root: u32,
     /// From there on; empty for itself.
-    pub(super) path: PathBuf,
-    /// Whether its contents are to be read; else only its metadata.
-    pub(super) to_read: bool,
+    pub(super) path: ByteBuf,
+    pub(super) want: Want,
+}
+
+/// What the device wants of a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Want {
+    Attributes,
+    /// The target of a symlink.
+    Target,
+    /// A file's contents.
+    File,
+    /// A directory's listing.
+    Directory,
+}
+
+/// An answer of the opener's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Answer {
+    Attributes(Attributes),
+    Target(ByteBuf),
+    /// The packet comes with the file or the directory, open to be read.
+    Opened,
+    /// An errno.
+    Refused(i32),
+}
+
+/// What a guest may know of a file, beside its contents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Attributes {
+    pub(super) mode: u32,
+    pub(super) size: u64,
+    pub(super) blocks: u64,
+    pub(super) block_size: u32,
+    /// In seconds.
+    pub(super) modified: u64,
+}
+
+impl From<FileStat> for Attributes {
+    fn from(stat: FileStat) -> Self {
+        Self {
+            mode: stat.st_mode,
+            size: stat.st_size.cast_unsigned(),
+            blocks: stat.st_blocks.cast_unsigned(),
+            block_size: u32::try_from(stat.st_blksize).unwrap_or_default(),
+            modified: stat.st_mtime.cast_unsigned(),
+        }
+    }
 }
 
 /// Bytes that are no request.
@@ -48,19 +91,11 @@ pub struct NoRequest {
 }
 
 impl Request {
-    fn decode(packet: &[u8]) -> Result<Self, NoRequest> {
-        let wrong = NoRequest { length: packet.len() };
-        let (&to_read, rest) = packet.split_first().ok_or(wrong.clone())?;
-        let (root, path) = rest.split_first_chunk().ok_or(wrong.clone())?;
-        let path = PathBuf::from(OsString::from_vec(path.to_vec()));
-        match to_read {
-            0 | 1 => Ok(Self { root: u32::from_le_bytes(*root), path, to_read: to_read == 1 }),
-            _ => Err(wrong),
+    pub(in crate::devices) fn decode(packet: &[u8]) -> Result<Self, NoRequest> {
+        match postcard::take_from_bytes(packet) {
+            Ok((request, [])) => Ok(request),
+            _ => Err(NoRequest { length: packet.len() }),
         }
-    }
-
-    fn encode(&self) -> Vec<u8> {
-        [&[u8::from(self.to_read)][..], &self.root.to_le_bytes(), self.path.as_os_str().as_bytes()].concat()
     }
 }
 
@@ -83,7 +118,7 @@ pub(super) fn receive_shown(socket: impl AsFd) -> io::Result<Vec<OwnedFd>> {
 
 /// Waits for the next request; `None` when the device has gone.
 pub(super) fn receive_request(socket: impl AsFd) -> io::Result<Option<Result<Request, NoRequest>>> {
-    let mut packet = [0; MAX_REQUEST_BYTES];
+    let mut packet = [0; MAX_PACKET_BYTES];
     // There is no room for control messages, so the kernel closes any descriptors that a hostile device attaches.
     let length = retry(|| recv(socket.as_fd().as_raw_fd(), &mut packet, MsgFlags::MSG_TRUNC))?;
     Ok(match packet.get(..length) {
@@ -93,35 +128,37 @@ pub(super) fn receive_request(socket: impl AsFd) -> io::Result<Option<Result<Req
     })
 }
 
-/// Answers a request with what was opened, or an errno.
-pub(super) fn send_answer(socket: impl AsFd, opened: Result<impl AsFd, nix::Error>) -> io::Result<()> {
-    match opened {
-        Ok(opened) => send_with(socket, &0_i32.to_le_bytes(), [opened.as_fd()].into_iter()),
-        Err(errno) => send_with(socket, &(errno as i32).to_le_bytes(), [].into_iter()),
-    }
+/// Sends an answer, perhaps with a descriptor.
+pub(super) fn send_answer(socket: impl AsFd, answer: &Answer, with: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    send_with(socket, &encode(answer)?, with.into_iter())
 }
 
-/// Has something opened. The guest gets `EIO` if nobody answers, since the connection's own errors would mislead it.
-pub(super) fn ask(socket: impl AsFd, request: &Request) -> io::Result<OwnedFd> {
+/// Has a question answered. The guest gets `EIO` if nobody answers, since the connection's own errors would mislead it.
+pub(super) fn ask(socket: impl AsFd, request: &Request) -> io::Result<(Answer, Option<OwnedFd>)> {
     let error = |errno| io::Error::from_raw_os_error(errno);
-    if request.path.as_os_str().len() > MAX_PATH_BYTES {
+    if request.path.len() > MAX_PATH_BYTES {
         return Err(error(libc::ENAMETOOLONG));
     }
-    let mut answer = [0; size_of::<i32>()];
-    let packet = request.encode();
-    let sent = retry(|| send(socket.as_fd().as_raw_fd(), &packet, MsgFlags::MSG_NOSIGNAL));
-    let received = sent.and_then(|_| receive_with(&socket, &mut answer)).map_err(|cause| {
+    let mut packet = [0; MAX_PACKET_BYTES];
+    let asked = encode(request)?;
+    let sent = retry(|| send(socket.as_fd().as_raw_fd(), &asked, MsgFlags::MSG_NOSIGNAL));
+    let received = sent.and_then(|_| receive_with(&socket, &mut packet)).map_err(|cause| {
         if cause.raw_os_error() == Some(libc::EMFILE) {
             return cause;
         }
         tracing::debug!("nobody opens what the guest asks for: {cause}");
         error(libc::EIO)
     });
-    match (received?, i32::from_le_bytes(answer)) {
-        ((length, _), errno) if length == answer.len() && errno > 0 => Err(error(errno)),
-        ((length, opened), 0) if length == answer.len() => opened.into_iter().next().ok_or_else(|| error(libc::EIO)),
+    let (length, with) = received?;
+    match packet.get(..length).map(postcard::from_bytes) {
+        Some(Ok(Answer::Refused(errno))) => Err(error(errno)),
+        Some(Ok(answer)) => Ok((answer, with.into_iter().next())),
         _ => Err(error(libc::EIO)),
     }
+}
+
+fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    postcard::to_stdvec(message).map_err(io::Error::other)
 }
 
 fn send_with<'a>(
@@ -182,12 +219,15 @@ mod tests {
     #[test]
     fn requests_survive_the_wire_and_nothing_else_is_one() {
         let (device, opener) = pair();
-        for (root, path, to_read) in [(0, "", false), (u32::MAX, "a/b", true), (7, "../\n", false)] {
-            let request = Request { root, path: path.into(), to_read };
-            send(device.as_raw_fd(), &request.encode(), MsgFlags::empty()).unwrap();
+        let long = "x".repeat(MAX_PATH_BYTES);
+        for (root, path, want) in
+            [(0, "", Want::Attributes), (u32::MAX, &long, Want::File), (7, "../\n", Want::Directory)]
+        {
+            let request = Request { root, path: ByteBuf::from(path), want };
+            send(device.as_raw_fd(), &encode(&request).unwrap(), MsgFlags::empty()).unwrap();
             assert_eq!(receive_request(&opener).unwrap(), Some(Ok(request)));
         }
-        for wrong in [vec![0; HEADER_BYTES - 1], vec![2; HEADER_BYTES], vec![0; MAX_REQUEST_BYTES + 1]] {
+        for wrong in [vec![0; 2], vec![0; 4], vec![0, 0, 4], vec![0, 2, 0], vec![0; MAX_PACKET_BYTES + 1]] {
             send(device.as_raw_fd(), &wrong, MsgFlags::empty()).unwrap();
             assert_eq!(receive_request(&opener).unwrap(), Some(Err(NoRequest { length: wrong.len() })));
         }
@@ -216,7 +256,7 @@ mod tests {
         #[test]
         fn any_bytes_are_a_request_or_refused(packet in proptest::collection::vec(any::<u8>(), 0..100)) {
             if let Ok(request) = Request::decode(&packet) {
-                prop_assert_eq!(request.encode(), packet);
+                prop_assert_eq!(Request::decode(&encode(&request).unwrap()), Ok(request));
             }
         }
     }
