@@ -10,7 +10,7 @@ pub use crate::{
 use crate::{
     build::{Options, ends_a_build},
     cli::plain_text::PlainText,
-    devices::{inputs::Request, net},
+    devices::{inputs::Request, net, rehearsal::opens_only_what_is_shown},
     frontend,
     limits::Limits,
     machine::{Cause, vmm},
@@ -20,6 +20,12 @@ use crate::{
 /// Decodes and encodes a packet of the inputs device.
 pub fn input_request(packet: &[u8]) -> Option<Vec<u8>> {
     Request::decode(packet).ok().map(|request| request.encode())
+}
+
+/// Whether a packet is a request of the device for paths of the host. One that is survives encoding, and opens nothing that isn't
+/// shown.
+pub fn paths_request(packet: &[u8]) -> bool {
+    opens_only_what_is_shown(packet)
 }
 
 /// Whether a packet is a request of the network device. One that is survives encoding.

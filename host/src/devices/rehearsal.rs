@@ -22,7 +22,10 @@ use vm_memory::{Bytes as _, GuestAddress, GuestAddressSpace as _};
 use super::backend::{Backend, SharedMemory, Vring};
 use super::inputs::{Host, InputsFs, Server, resolve};
 use super::kind::FS_QUEUE_SIZE;
-use super::paths::{PathsFs, testing::paths_fs};
+use super::paths::{
+    PathsFs,
+    testing::{is_contained, paths_fs},
+};
 use super::requests::Memory;
 
 /// Where a queue's rings are in the guest's memory.
@@ -82,6 +85,13 @@ impl Stage {
         let (directory, shown) = shown();
         Device { serving: Serving::Paths(backend(paths_fs(shown), &memory)), memory, _paths: Some(directory) }
     }
+}
+
+/// Whether a packet is a request to the opener of paths. One that is survives encoding, and opens nothing that isn't shown.
+pub(crate) fn opens_only_what_is_shown(packet: &[u8]) -> bool {
+    let (place, shown) = shown();
+    let directory = place.path().canonicalize().expect("it is there").join("directory");
+    is_contained(packet, &directory, &shown)
 }
 
 enum Serving {
@@ -182,7 +192,7 @@ async fn file(store: &Store, contents: &[u8], executable: bool) -> Node {
     Node::File { digest, size: contents.len() as u64, executable }
 }
 
-/// A directory with `file`, `link` and `private`, and a file of its own.
+/// A directory with `file`, `link` and `private`, which has `secret` beside it, and a file of its own.
 fn shown() -> (TempDir, Vec<File>) {
     let place = TempDir::new().expect("a temporary directory can be made");
     let directory = place.path().join("directory");
@@ -194,6 +204,7 @@ fn shown() -> (TempDir, Vec<File>) {
         fs::write(&path, name).expect("a temporary directory can be written");
         fs::set_permissions(path, Permissions::from_mode(mode)).expect("it is ours");
     }
+    fs::write(place.path().join("secret"), "secret").expect("a temporary directory can be written");
     symlink("file", directory.join("link")).expect("a temporary directory can be written");
     fs::set_permissions(&directory, Permissions::from_mode(0o755)).expect("it is ours");
     single.set_permissions(Permissions::from_mode(0o644)).expect("it is ours");

@@ -1,8 +1,8 @@
-//! Targets for the devices that serve files to a guest: its requests, and its queues.
+//! Targets for the devices that serve files to a guest: its requests, its queues, and what a device for paths of the host asks.
 
 use std::sync::LazyLock;
 
-use cofferdam::fuzzing::{Device, Queue, Rings, Stage};
+use cofferdam::fuzzing::{self, Device, Queue, Rings, Stage};
 
 use crate::host::RUNTIME;
 
@@ -250,4 +250,29 @@ pub(crate) fn descriptor_chain_seeds() -> Vec<Vec<u8>> {
         descriptor(SECOND_REGION, 200, WRITE, 0),
     ];
     vec![seed(&simple, 1, 4, 0), seed(&pieces, 1, 2, 1), seed(&indirect, 3, 4, 1)]
+}
+
+/// What the device for paths of the host asks its opener.
+pub fn paths_request(bytes: &[u8]) -> bool {
+    fuzzing::paths_request(bytes)
+}
+
+pub(crate) fn paths_request_seeds() -> Vec<Vec<u8>> {
+    let request = |root: u8, path: &str, want: u8| {
+        let length = u8::try_from(path.len()).expect("it is short");
+        [&[root, length][..], path.as_bytes(), &[want]].concat()
+    };
+    let [attributes, target, file, directory] = [0, 1, 2, 3];
+    vec![
+        request(0, "", attributes),
+        request(0, "link", target),
+        request(0, "file", file),
+        request(0, "", directory),
+        request(1, "", file),
+        request(0, "private", file),
+        request(0, "../secret", file),
+        request(0, "..", directory),
+        request(0, "/etc/passwd", file),
+        request(0, "link/../..", directory),
+    ]
 }

@@ -59,6 +59,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "conversation", run: host::conversation, seeds: host::conversation_seeds },
     Target { name: "guest_tree", run: host::guest_tree, seeds: host::guest_tree_seeds },
     Target { name: "fuse_request", run: devices::fuse_request, seeds: devices::fuse_request_seeds },
+    Target { name: "paths_request", run: devices::paths_request, seeds: devices::paths_request_seeds },
     Target { name: "descriptor_chain", run: devices::descriptor_chain, seeds: devices::descriptor_chain_seeds },
 ];
 
