@@ -1,22 +1,26 @@
 //! The init of the benchmarks' guests. The kernel's command line has its job:
 //!
 //! - `job=off`: power off at once.
+//! - `job=echo:PORT`: send bytes to this port of the host, print the nanoseconds until each comes back, power off.
 //! - `job=read:A,B`: mount the virtiofs devices A and B, read all files of each, print the times, power off.
 
 use std::{
     ffi::CString,
     fs::{self, File},
-    io::{self, Read},
+    io::{self, Read, Write as _},
     path::Path,
     time::Instant,
 };
 
 mod modules;
+mod vsock;
 
 unsafe extern "C" {
     fn mount(from: *const i8, to: *const i8, kind: *const i8, flags: u64, data: *const i8) -> i32;
     fn reboot(how: i32) -> i32;
 }
+
+const ECHOES: usize = 1000;
 
 const POWER_OFF: i32 = 0x4321_fedc;
 
@@ -49,6 +53,19 @@ fn read_all(directory: &Path, buffer: &mut [u8]) -> (u64, u64) {
     (files, bytes)
 }
 
+fn echo(port: u32) {
+    let mut host = vsock::dial(vsock::HOST, port).unwrap();
+    let times = [(); ECHOES].map(|()| {
+        let start = Instant::now();
+        host.write_all(b"x").unwrap();
+        host.read_exact(&mut [0]).unwrap();
+        start.elapsed()
+    });
+    for time in times {
+        println!("echo {}", time.as_nanos());
+    }
+}
+
 fn main() {
     attach("proc", "/proc", "proc");
     let command_line = fs::read_to_string("/proc/cmdline").unwrap();
@@ -63,6 +80,10 @@ fn main() {
             let (files, bytes) = read_all(directory.as_ref(), &mut buffer);
             println!("read {tag} {files} {bytes} {}", start.elapsed().as_micros());
         }
+    }
+    if let Some(port) = job.strip_prefix("echo:") {
+        modules::load();
+        echo(port.parse().unwrap());
     }
     // SAFETY: a number.
     unsafe { reboot(POWER_OFF) };

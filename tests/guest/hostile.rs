@@ -4,9 +4,7 @@ use std::{
     ffi::{CString, c_char},
     fs::{self, File, Permissions},
     io::{self, Read, Write},
-    mem::size_of,
     os::{
-        fd::FromRawFd,
         unix::{
             process::CommandExt as _,
             fs::{PermissionsExt, chown, symlink},
@@ -20,20 +18,11 @@ use std::{
 
 mod frames;
 mod modules;
+mod vsock;
 
-/// Linux's `struct sockaddr_vm`.
-#[repr(C)]
-struct Address {
-    family: u16,
-    reserved: u16,
-    port: u32,
-    cid: u32,
-    rest: u32,
-}
+use vsock::{HOST, dial};
 
 unsafe extern "C" {
-    fn socket(family: i32, kind: i32, protocol: i32) -> i32;
-    fn connect(socket: i32, address: *const Address, length: u32) -> i32;
     fn reboot(how: i32) -> i32;
     fn clock_settime(clock: i32, time: *const [i64; 2]) -> i32;
     fn mount(source: *const c_char, at: *const c_char, kind: *const c_char, flags: u64, data: *const c_char) -> i32;
@@ -41,12 +30,9 @@ unsafe extern "C" {
     fn setxattr(path: *const c_char, name: *const c_char, value: *const u8, length: usize, flags: i32) -> i32;
 }
 
-const AF_VSOCK: u16 = 40;
-const SOCK_STREAM: i32 = 1;
 const RESTART: i32 = 0x0123_4567;
 
 /// The port on which the host listens.
-const HOST: u32 = 2;
 const PORT: u32 = 17_222;
 
 /// The first byte of each message. postcard writes small numbers as one byte.
@@ -64,21 +50,6 @@ const PING: u8 = 7;
 /// The answer to it.
 const PONG: [u8; 1] = [12];
 const SAMPLE: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 0];
-
-fn dial(cid: u32, port: u32) -> io::Result<File> {
-    let address = Address { family: AF_VSOCK, reserved: 0, port, cid, rest: 0 };
-    // SAFETY: three numbers; the returned descriptor is new and has no other owner.
-    let stream = unsafe {
-        let descriptor = socket(AF_VSOCK.into(), SOCK_STREAM, 0);
-        assert!(descriptor >= 0, "no vsock: {}", io::Error::last_os_error());
-        (File::from_raw_fd(descriptor), descriptor)
-    };
-    // SAFETY: an address that outlives the call, and its length.
-    match unsafe { connect(stream.1, &address, size_of::<Address>() as u32) } {
-        0 => Ok(stream.0),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
 
 fn frame(message: &[u8]) -> Vec<u8> {
     [&(message.len() as u32).to_le_bytes(), message].concat()

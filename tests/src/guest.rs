@@ -18,7 +18,7 @@ static CLIENT: LazyLock<PathBuf> = LazyLock::new(|| compile("client"));
 static TRAFFIC: LazyLock<PathBuf> = LazyLock::new(|| compile("traffic"));
 
 /// Code shared by the programs of `guest/`.
-const SHARED: [&str; 2] = ["frames.rs", "modules.rs"];
+const SHARED: [&str; 3] = ["frames.rs", "modules.rs", "vsock.rs"];
 
 /// Compiles a program of `guest/`, unless its source has been compiled before.
 fn compile(name: &str) -> PathBuf {

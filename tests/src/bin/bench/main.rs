@@ -18,8 +18,10 @@
 //! | service | a trivial build by a daemon, from the call to the result, without its VM's time | its VM |
 //! | log | 64 MiB of log | as much through a pipe in the VM |
 //! | queue | 1,000 requests, until all know their place in the queue | 1,000 health checks |
-//! | standby | a trivial build in a standby machine, from the call to the result, beside a build that keeps a processor busy | one that boots |
-//! | throughput | 30 trivial builds by a daemon, one after the other and 2 at a time, with standby machines and without | as many containers made by `unshare` |
+//! | standby | a trivial build in a standby machine, from the call to the result | a container |
+//! | standby | the same until its command runs | a byte's way from a guest to the host and back over vsock |
+//! | standby | the same to the result, beside a build that keeps a processor busy | one that boots |
+//! | throughput | 30 trivial builds by a daemon, one after the other and 2 at a time, with standby machines and without | as many containers |
 //! | throughput | the processor time of one, of the daemon and all its processes | a container's |
 //! | network | 256 MiB to a build and from it, and many requests | as much over its loopback interface |
 //! | network | 256 MiB to a build while another sends datagrams as fast as it can | while another keeps a processor busy |
@@ -28,6 +30,8 @@
 //! | nix | a trivial build by Nix over ssh-ng, without its VM's time | the same as snix asks for it |
 //! | nix | a closure of 10,000 files to a daemon and from it by `nix copy` | between two local stores |
 //! | inputs | reading 10,000 small inputs | the stock virtiofsd, in the same VM |
+//!
+//! Containers are made by the `snix-build` that `COFFERDAM_BENCH_SNIX_BUILD` names, with runc, or else by `unshare`.
 //!
 //! Arguments name the parts to measure. The default is all parts. With `COFFERDAM_TEST_VMM=cloud-hypervisor` these are
 //! build, walls and memory, since the other parts don't depend on the VMM.
@@ -39,6 +43,7 @@ use cofferdam::devices;
 use cofferdam_tests::vmm;
 use tempfile::TempDir;
 
+mod containers;
 mod image;
 mod measure;
 mod memory;

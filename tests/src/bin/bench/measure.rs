@@ -24,7 +24,7 @@ pub(crate) struct Series {
 
 impl Series {
     /// Times that were measured elsewhere.
-    pub(crate) fn of(times: Vec<Duration>) -> Self {
+    pub(crate) const fn of(times: Vec<Duration>) -> Self {
         Self { times, peak_bytes: None }
     }
 

@@ -149,7 +149,7 @@ pub(super) async fn next(events: &mut Streaming<Event>) -> Result<Event> {
 /// When the client got each event of a build.
 pub(super) struct Told {
     booting: Option<Instant>,
-    running: Option<Instant>,
+    pub(super) running: Option<Instant>,
     ingesting: Option<Instant>,
     done: Instant,
     log_bytes: u64,

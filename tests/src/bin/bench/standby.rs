@@ -8,14 +8,15 @@ use cofferdam_tests::{Cofferdam, Daemon, processes::Memory, request::shell};
 use tempfile::TempDir;
 
 use super::{
+    containers::Containers,
     measure::{ROUNDS, Series, report},
     service::{Client, follow, next, start, submit},
+    vm,
 };
 
-/// A build that sees a path of the host boots a machine of its own.
+const MEMORY_BYTES: u64 = 256 << 20;
+
 const CONFIG: &str = "
-    [host_paths]
-    \"/shown\" = \"/usr/share/zoneinfo\"
     [budget]
     builds = 2
     cpus = 4
@@ -27,32 +28,57 @@ const CONFIG: &str = "
     machines = 1
 ";
 
-pub(crate) fn standby(_: &TempDir) -> Result<()> {
+pub(crate) fn standby(directory: &TempDir) -> Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     let _entered = runtime.enter();
+    let containers = runtime.block_on(Containers::start(directory.path()))?;
     let cofferdam = Cofferdam::new();
     let daemon = Daemon::start_with(&cofferdam, CONFIG, &[("COFFERDAM_LOG", OsStr::new("info"))]);
     daemon.running().wait_for_times(READY, 1);
     idle_memory(&cofferdam);
-    runtime.block_on(compare(&daemon))?;
+    let runs = runtime.block_on(beside_containers(&daemon, &containers))?;
+    report("request to command, standby : vsock", &runs, &vm::vsock_round_trips(directory)?, "≤ 20");
+    runtime.block_on(beside_boots(&daemon))?;
     daemon.end().succeeds();
     Ok(())
 }
 
 const READY: &str = "a standby machine is ready";
 
-async fn compare(daemon: &Daemon) -> Result<()> {
+/// Compares with containers, and returns the times until the command ran.
+async fn beside_containers(daemon: &Daemon, containers: &Containers<'_>) -> Result<Series> {
+    let mut client = Client::new(daemon.peer().raw_channel());
+    let [mut ours, mut runs, mut peer] = [const { Series::of(Vec::new()) }; 3];
+    for round in 0..ROUNDS {
+        // No machine boots at the side.
+        daemon.running().wait_for_times(READY, round + 1);
+        let begun = Instant::now();
+        containers.run(&format!("alone {round}")).await?;
+        peer.times.push(begun.elapsed());
+        let begun = Instant::now();
+        let told = follow(start(&mut client, &format!("echo alone {round} > out"), &["build/out"]).await?).await?;
+        ours.times.push(begun.elapsed());
+        runs.times.push(told.running.context("it never ran")? - begun);
+    }
+    report(&format!("trivial build, standby : {}", containers.name()), &ours, &peer, "≤ 3");
+    Ok(runs)
+}
+
+/// Compares with machines that boot, beside a build that keeps a processor busy.
+async fn beside_boots(daemon: &Daemon) -> Result<()> {
+    daemon.running().wait_for_times(READY, ROUNDS + 1);
     let mut client = Client::new(daemon.peer().raw_channel());
     let mut busy = start(&mut client, "while :; do :; done", &[]).await?;
     while !matches!(next(&mut busy).await?.event, Some(PhaseBegun(phase)) if phase == Phase::Running as i32) {}
     let (mut ours, mut peer) = (Series::default(), Series::default());
     for round in 0..ROUNDS {
-        // The first machine has gone to the busy build.
-        daemon.running().wait_for_times(READY, round + 2);
-        for (series, shown) in [(&mut ours, None), (&mut peer, Some("/shown"))] {
+        // The one before has gone to the busy build.
+        daemon.running().wait_for_times(READY, ROUNDS + round + 2);
+        // A build of a size that no other had finds nothing in stock.
+        let unusual = MEMORY_BYTES + ((round as u64 + 1) << 20);
+        for (series, memory) in [(&mut ours, MEMORY_BYTES), (&mut peer, unusual)] {
             let mut request = shell(&format!("echo {round} > out"), &["build/out"]);
-            let constraints = request.constraints.as_mut().context("it names its system")?;
-            constraints.available_ro_paths.extend(shown.map(str::to_owned));
+            request.constraints.as_mut().context("it names its system")?.min_memory = memory;
             let begun = Instant::now();
             follow(submit(&mut client, request).await?).await?;
             series.times.push(begun.elapsed());

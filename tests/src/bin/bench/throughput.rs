@@ -2,7 +2,6 @@
 
 use std::{
     ffi::OsStr,
-    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -10,14 +9,11 @@ use std::{
 use anyhow::{Result, ensure};
 use cofferdam_tests::{Cofferdam, Daemon, processes::processor_time};
 use futures::future::try_join_all;
-use nix::sys::{
-    resource::{UsageWho, getrusage},
-    time::{TimeVal, TimeValLike as _},
-};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use super::{
+    containers::Containers,
     measure::{Series, report},
     service::{Client, follow, start},
 };
@@ -43,25 +39,22 @@ const STANDBY: &str = "
 const IDLE: Duration = Duration::from_millis(100);
 const SETTLES: Duration = Duration::from_secs(1);
 
-/// Namespaces as a container runtime makes them, without an image to mount.
-const CONTAINER: [&str; 10] =
-    ["--user", "--map-root-user", "--mount", "--pid", "--fork", "--mount-proc", "--ipc", "--uts", "--net", "--cgroup"];
-
 pub(crate) fn throughput(directory: &TempDir) -> Result<()> {
     let runtime = Runtime::new()?;
     let _entered = runtime.enter();
+    let containers = runtime.block_on(Containers::start(directory.path()))?;
     for (machines, config) in [("boots", CONFIG.to_owned()), ("standby", format!("{CONFIG}{STANDBY}"))] {
         let cofferdam = Cofferdam::new();
         let daemon = Daemon::start_with(&cofferdam, &config, &[("COFFERDAM_LOG", OsStr::new("warn"))]);
         for at_a_time in [1, 2] {
             let [ours, peer] = [
                 Cost::of(|| settled_processor_time(&daemon), || runtime.block_on(builds(&daemon, at_a_time)))?,
-                Cost::of(|| Ok(processor_time_of_children()?), || containers(directory, at_a_time))?,
+                Cost::of(|| containers.processor_time(), || runtime.block_on(run(&containers, at_a_time)))?,
             ];
             let what = format!("{BUILDS} builds, {machines}, {at_a_time} at a time");
             let [our_wall, peer_wall, our_processor, peer_processor] =
                 [ours.wall, peer.wall, ours.processor, peer.processor].map(|each| Series::of(vec![each]));
-            report(&format!("{what} : containers"), &our_wall, &peer_wall, "");
+            report(&format!("{what} : {}", containers.name()), &our_wall, &peer_wall, "");
             println!(
                 "{what:<40} {:>6.1} in a minute, containers {:.1}",
                 60.0 / ours.wall.as_secs_f64(),
@@ -92,33 +85,27 @@ impl Cost {
 
 async fn builds(daemon: &Daemon, at_a_time: u32) -> Result<()> {
     let client = Client::new(daemon.peer().raw_channel());
+    each(at_a_time, async |text| {
+        follow(start(&mut client.clone(), &format!("echo {text} > out"), &["build/out"]).await?).await?;
+        Ok(())
+    })
+    .await
+}
+
+async fn run(containers: &Containers<'_>, at_a_time: u32) -> Result<()> {
+    each(at_a_time, async |text| containers.run(&text).await).await
+}
+
+/// Works through all builds, so many at a time, each with a text of its own.
+async fn each(at_a_time: u32, work: impl AsyncFn(String) -> Result<()>) -> Result<()> {
     try_join_all((0..at_a_time).map(async |first| {
-        let mut client = client.clone();
         for number in (first..BUILDS).step_by(at_a_time as usize) {
-            let script = format!("echo {at_a_time} {number} > out");
-            follow(start(&mut client, &script, &["build/out"]).await?).await?;
+            work(format!("{at_a_time} {number}")).await?;
         }
         anyhow::Ok(())
     }))
     .await?;
     Ok(())
-}
-
-fn containers(directory: &TempDir, at_a_time: u32) -> Result<()> {
-    let run = |number: u32| {
-        let mut command = Command::new("unshare");
-        command.args(CONTAINER).args(["sh", "-c", &format!("echo {number} > {number}")]);
-        let status = command.current_dir(directory).stdin(Stdio::null()).status()?;
-        ensure!(status.success(), "a container failed: {status}");
-        Ok(())
-    };
-    let worker = |first: u32| (first..BUILDS).step_by(at_a_time as usize).try_for_each(run);
-    thread::scope(|scope| {
-        let workers: Vec<_> = (0..at_a_time).map(|first| scope.spawn(move || worker(first))).collect();
-        workers
-            .into_iter()
-            .try_for_each(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    })
 }
 
 /// The daemon's processor time once it boots no machine.
@@ -135,11 +122,4 @@ fn settled_processor_time(daemon: &Daemon) -> Result<Duration> {
         ensure!(begun.elapsed() < Duration::from_secs(120), "the daemon was busy for two minutes without a build");
         before = now;
     }
-}
-
-/// The processor time of the children that this process has waited for.
-fn processor_time_of_children() -> nix::Result<Duration> {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
-    let micros = |time: TimeVal| u64::try_from(time.num_microseconds()).unwrap_or(0);
-    Ok(Duration::from_micros(micros(usage.user_time()) + micros(usage.system_time())))
 }

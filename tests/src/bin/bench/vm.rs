@@ -2,7 +2,8 @@
 
 use std::{
     fs,
-    io::Write,
+    io::{Read as _, Write as _},
+    os::unix::net::UnixListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -10,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use cofferdam::{
     devices::inputs::{self, Device},
     machine::jail::Spawner,
@@ -27,6 +28,9 @@ use super::{
     measure::{ROUNDS, Series, report},
     tree::{FILE_BYTES, FILES, make_tree},
 };
+
+/// The port of the host for a guest's bytes.
+const VSOCK_PORT: u32 = 17_222;
 
 /// A trivial build with the requested VMM.
 pub(crate) fn trivial_build(directory: &TempDir) -> Result<()> {
@@ -112,11 +116,7 @@ async fn read_in_one_vm(
 
     let stock_socket = run_dir.path().join("stock.sock");
     let mut stock = Stopped(stock(tree, &stock_socket)?);
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !stock_socket.exists() {
-        ensure!(stock.0.try_wait()?.is_none() && Instant::now() < deadline, "the stock virtiofsd does not listen");
-        thread::sleep(Duration::from_millis(10));
-    }
+    wait_for(&stock_socket, &mut stock)?;
     let ours_socket = run_dir.path().join(device.attachment().socket);
     let devices = [("inputs", ours_socket.as_path()), ("stock", stock_socket.as_path())];
     let output = qemu(image, &format!("read:{order}"), &devices).output()?;
@@ -137,6 +137,36 @@ fn read_time(line: &str) -> Option<(String, Duration)> {
         }
         _ => None,
     }
+}
+
+/// The times of bytes that go from a guest to the host and back, each after the one before.
+pub(crate) fn vsock_round_trips(directory: &TempDir) -> Result<Series> {
+    let image = directory.path().join("vsock-image");
+    guest::image_with_init(&image, guest::bench());
+    let run_dir = tempfile::tempdir_in(directory)?;
+    let [device_socket, vsock] = ["device.sock", "vsock"].map(|name| run_dir.path().join(name));
+    let host = UnixListener::bind(format!("{}_{VSOCK_PORT}", vsock.display()))?;
+    let device = vmm::programs().into_iter().next().context("QEMU's vsock device is there")?.1;
+    let of_machine = format!("guest-cid=3,socket={},uds-path={}", device_socket.display(), vsock.display());
+    let mut device = Stopped(Command::new(device).args(["--vm", &of_machine]).stdin(Stdio::null()).spawn()?);
+    wait_for(&device_socket, &mut device)?;
+    let echo = thread::spawn(move || -> std::io::Result<()> {
+        let (mut guest, _) = host.accept()?;
+        let mut byte = [0];
+        while guest.read(&mut byte)? == 1 {
+            guest.write_all(&byte)?;
+        }
+        Ok(())
+    });
+    let chardev = format!("socket,id=vsock,path={}", device_socket.display());
+    let mut command = qemu(&image, &format!("echo:{VSOCK_PORT}"), &[]);
+    let output = command.args(["-chardev", &chardev, "-device", "vhost-user-vsock-pci,chardev=vsock"]).output()?;
+    let console = String::from_utf8_lossy(&output.stdout);
+    let times = console.lines().filter_map(|line| line.trim().strip_prefix("echo ")?.parse().ok());
+    let times: Vec<_> = times.map(Duration::from_nanos).collect();
+    ensure!(!times.is_empty(), "the guest got no echo:\n{console}");
+    echo.join().map_err(|_| anyhow!("the host's side panicked"))??;
+    Ok(Series::of(times))
 }
 
 /// The virtiofsd of the distribution: the Rust one, or the C one that came with QEMU before it.
@@ -160,6 +190,16 @@ fn stock(tree: &Path, socket: &Path) -> Result<Child> {
     let log = fs::File::create(socket.with_extension("log"))?;
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     command.spawn().with_context(|| format!("can't start {command:?}"))
+}
+
+/// Waits until a device listens.
+fn wait_for(socket: &Path, device: &mut Stopped) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !socket.exists() {
+        ensure!(device.0.try_wait()?.is_none() && Instant::now() < deadline, "nobody listens on {}", socket.display());
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 /// Kills its process when it is dropped.
