@@ -8,11 +8,11 @@ use crate::{
     boot::{self, Modules},
     cgroup::Cgroup,
     command::{self, Command},
-    error::{Context as _, SessionError},
+    error::{Context as _, SessionError, SetupError},
     host::Host,
     outputs,
     root::{self, Root},
-    scratch::Preparation,
+    scratch::Scratch,
     terminal::Terminal,
     watch,
 };
@@ -27,15 +27,15 @@ pub(crate) struct EndedBuild {
 /// Runs the build, and reports its end. Sends its outputs if it succeeded.
 pub(crate) fn run(
     host: &mut Host,
-    scratch: Preparation,
+    scratch: Result<Scratch, SetupError>,
     mut specification: Specification,
 ) -> Result<EndedBuild, SessionError> {
     boot::set_clock(Duration::from_nanos(specification.unix_time_ns)).context(Step::Start, || "set the clock")?;
     if specification.network {
         Modules::Network.load().context(Step::Start, || "load the network's kernel modules")?;
     }
+    let mut scratch = scratch?;
     let plan = root::plan(&specification)?;
-    let mut scratch = scratch.finish()?;
     let root = root::assemble(&plan, &specification)?;
     // They have been written to the root by now, and the build needs the memory.
     specification.additional_files = Vec::new();

@@ -24,8 +24,8 @@
 //!   error, sys, layout
 //! ```
 //!
-//! There is no async code, and one thread, beside which a second one mounts the scratch disk while the machine boots. Nothing
-//! here trusts the build, and the host trusts nothing that guest-init sends.
+//! There is no async code, and one thread, beside which a second one mounts the scratch disk before guest-init greets the host.
+//! Nothing here trusts the build, and the host trusts nothing that guest-init sends.
 #![cfg_attr(not(test), no_main)]
 
 mod boot;

@@ -63,7 +63,7 @@ pub(crate) struct Root {
     pub(crate) writable: BTreeMap<PathBuf, PathBuf>,
 }
 
-/// Mounts the inputs, and plans the root. It needs no scratch disk.
+/// Mounts the inputs, and plans the root.
 pub(crate) fn plan(specification: &Specification) -> Result<Plan<'_>, SetupError> {
     mount_share(INPUTS_TAG, INPUTS)?;
     if !specification.host_paths.is_empty() {

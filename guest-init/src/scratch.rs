@@ -33,28 +33,20 @@ const OPTIONS: &str = "nobarrier,noauto_da_alloc,nodiscard";
 /// With less free space than this, the disk counts as full. ext4 reserves some blocks for itself.
 const FULL_BELOW_BYTES: u64 = 1024 * 1024;
 
-/// The disk while a thread prepares it, and afterwards.
+/// The thread that prepares the disk.
 #[derive(Debug)]
-pub(crate) enum Preparation {
-    /// The thread.
-    Runs(JoinHandle<Result<Scratch, SetupError>>),
-    /// What became of it.
-    Done(Result<Scratch, SetupError>),
-}
+pub(crate) struct Preparation(JoinHandle<Result<Scratch, SetupError>>);
 
 impl Preparation {
     /// Starts the thread.
     pub(crate) fn start() -> io::Result<Self> {
-        thread::Builder::new().spawn(Scratch::prepare).map(Self::Runs)
+        thread::Builder::new().spawn(Scratch::prepare).map(Self)
     }
 
-    /// Waits until the disk is mounted.
+    /// Waits until the disk is mounted. Only a process with one thread can fork and go on.
     pub(crate) fn finish(self) -> Result<Scratch, SetupError> {
-        match self {
-            // The hook of a panic doesn't return.
-            Self::Runs(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
-            Self::Done(prepared) => prepared,
-        }
+        // The hook of a panic doesn't return.
+        self.0.join().unwrap_or_else(|panic| resume_unwind(panic))
     }
 }
 

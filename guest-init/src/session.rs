@@ -18,9 +18,11 @@ use crate::{
 /// Connects to the host and runs the one build of this machine.
 pub(crate) fn run() -> Result<(), SessionError> {
     let other = |source| BootError::Other { action: "start a thread", source };
-    let mut scratch = Preparation::start().map_err(other)?;
+    let scratch = Preparation::start().map_err(other)?;
     Modules::Machine.load().map_err(|source| BootError::Other { action: "load a kernel module", source })?;
     let mut host = Host::connect().map_err(FrameError::Io)?;
+    // Before the greeting, since a machine that hangs after it isn't booted again.
+    let scratch = scratch.finish();
     host.send(&FromGuest::Hello { version: VERSION, uptime_us: uptime_us() })?;
     host.report_panics().map_err(FrameError::Io)?;
     let mut has_rehearsed = false;
@@ -28,8 +30,6 @@ pub(crate) fn run() -> Result<(), SessionError> {
         match host.receive()? {
             FromHost::Specification(specification) => break specification,
             FromHost::Ping => {
-                // Only a process with one thread can fork and go on.
-                scratch = Preparation::Done(scratch.finish());
                 if !std::mem::replace(&mut has_rehearsed, true) {
                     rehearsal::run();
                 }
