@@ -30,6 +30,7 @@
 //! | nix | a trivial build by Nix over ssh-ng, without its VM's time | the same as snix asks for it |
 //! | nix | a closure of 10,000 files to a daemon and from it by `nix copy` | between two local stores |
 //! | inputs | reading 10,000 small inputs | the stock virtiofsd, in the same VM |
+//! | compile | compiling Lua with a toolchain among the inputs | the same with everything on a tmpfs of the guest |
 //!
 //! Containers are made by the `snix-build` that `COFFERDAM_BENCH_SNIX_BUILD` names, with runc, or else by `unshare`.
 //!
@@ -43,6 +44,7 @@ use cofferdam::devices;
 use cofferdam_tests::vmm;
 use tempfile::TempDir;
 
+mod compile;
 mod containers;
 mod image;
 mod measure;
@@ -60,7 +62,7 @@ mod vm;
 
 type Part = fn(&TempDir) -> Result<()>;
 
-const PARTS: [(&str, Part); 20] = [
+const PARTS: [(&str, Part); 21] = [
     ("import", store::import_tree),
     ("large", store::import_large),
     ("image", image::import_image),
@@ -81,6 +83,7 @@ const PARTS: [(&str, Part); 20] = [
     ("network", network::network),
     ("nix", nix::nix),
     ("inputs", vm::small_inputs),
+    ("compile", compile::lua),
 ];
 
 fn main() -> Result<()> {
