@@ -28,7 +28,8 @@ pub use syscalls::FilterError;
 /// Serves one VM, until its VMM hangs up.
 ///
 /// To be called first thing in a process of its own, whose descriptor 3 is a vhost-user listener, except in an opener, and whose
-/// other descriptors from there on are its own. `enabled_early` is for network devices, see [`ENABLED_EARLY`]. No other thread may run yet, since a thread confines itself and those that it starts.
+/// other descriptors from there on are its own. `enabled_early` is for network devices, see [`ENABLED_EARLY`]. No other thread may
+/// run yet, since a thread confines itself and those that it starts.
 ///
 /// # Errors
 ///

@@ -236,10 +236,7 @@ fn only_files_and_directories_can_be_shown() {
 fn a_hostile_device_has_nothing_else_opened() {
     let (dir, _) = some_fs();
     let (device, theirs) = pair();
-    let shown = ["shown", "single", "private"].map(|path| {
-        let path = if path == "private" { "shown/private" } else { path };
-        File::open(dir.path().join(path)).unwrap()
-    });
+    let shown = ["shown", "single", "shown/private"].map(|path| File::open(dir.path().join(path)).unwrap());
     let opener = thread::spawn(move || opener::serve(&theirs, &shown));
     let ask = |root, path: &str, want| wire::ask(&device, &Request { root, path: ByteBuf::from(path), want });
     let secret = dir.path().join("secret");
