@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockWriteGuard};
 use redb::{Builder, Database, Error, WriteTransaction};
 
 use crate::durable::create_whole;
@@ -12,7 +12,14 @@ use crate::durable::create_whole;
 pub struct Reopening {
     path: PathBuf,
     builder: fn() -> Builder,
-    open: RwLock<Option<Database>>,
+    open: RwLock<Open>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    database: Option<Database>,
+    /// How often it has been opened.
+    times: u64,
 }
 
 impl Reopening {
@@ -34,7 +41,7 @@ impl Reopening {
                 Ok::<_, Error>(write.commit()?)
             })?;
         }
-        Ok(Self { path, builder, open: RwLock::new(None) })
+        Ok(Self { path, builder, open: RwLock::default() })
     }
 
     /// Where it is.
@@ -58,20 +65,50 @@ impl Reopening {
 
     fn once<T>(&self, work: impl Fn(&Database) -> Result<T, Error>) -> Result<T, Error> {
         let mut open = self.open.read();
-        if open.is_none() {
+        if open.database.is_none() {
             drop(open);
             let mut closed = self.open.write();
-            if closed.is_none() {
-                *closed = Some((self.builder)().open(&self.path)?);
+            if closed.database.is_none() {
+                closed.database = Some((self.builder)().open(&self.path)?);
+                closed.times += 1;
             }
-            drop(closed);
-            open = self.open.read();
+            open = RwLockWriteGuard::downgrade(closed);
         }
-        let result = open.as_ref().map_or(Err(Error::PreviousIo), work);
+        let result = open.database.as_ref().map_or(Err(Error::PreviousIo), work);
+        let times = open.times;
         drop(open);
         if matches!(result, Err(Error::Io(_) | Error::PreviousIo)) {
-            *self.open.write() = None;
+            self.close(times);
         }
         result
+    }
+
+    /// Closes the database of this count, unless another thread has closed it and opened the next.
+    fn close(&self, times: u64) {
+        let mut open = self.open.write();
+        if open.times == times {
+            open.database = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use redb::ReadableDatabase as _;
+
+    use super::*;
+
+    #[test]
+    fn a_late_failure_leaves_the_next_database_open() {
+        let directory = tempfile::tempdir().unwrap();
+        let reopening = Reopening::new(directory.path().join("database"), Builder::new, |_| Ok(())).unwrap();
+        let read = |database: &Database| database.begin_read().map(drop).map_err(Error::from);
+        let is_open = || reopening.open.read().database.is_some();
+        reopening.with(read).unwrap();
+        reopening.close(1);
+        assert!(!is_open());
+        reopening.with(read).unwrap();
+        reopening.close(1);
+        assert!(is_open());
     }
 }
