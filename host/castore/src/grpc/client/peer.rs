@@ -254,7 +254,10 @@ impl<'a> Target<'a> {
     fn parse(addr: &'a str) -> Result<Self, AddrError> {
         let wrong =
             |part, value: &str, rule| AddrError::Part { addr: addr.to_owned(), part, value: value.to_owned(), rule };
-        let (scheme, rest) = addr.split_once("://").unwrap_or((addr, ""));
+        let Some((scheme, rest)) = addr.split_once("://") else {
+            let known = "grpc+http://, grpc+https:// or grpc+unix:///";
+            return Err(AddrError::NoScheme { addr: addr.to_owned(), known });
+        };
         let scheme = match scheme {
             "grpc+http" => Scheme::Http,
             "grpc+https" => Scheme::Https,
