@@ -26,7 +26,7 @@ pub struct Device {
 
 impl Device {
     /// Starts the device of one VM of this kind, which has no connections yet: one that asks for any before they are
-    /// [bound](Unbound::bind) is cut off.
+    /// bound is cut off.
     ///
     /// Must be called within a tokio runtime.
     ///

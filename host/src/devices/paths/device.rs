@@ -41,7 +41,7 @@ impl Unbound {
 
 impl Device {
     /// Starts the device of one VM, which shows nothing yet: the guest's first look waits until the paths are
-    /// [bound](Unbound::bind).
+    /// bound.
     ///
     /// # Errors
     ///
