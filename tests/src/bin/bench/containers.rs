@@ -49,6 +49,7 @@ impl<'d> Containers<'d> {
             .args(["--blob-service-addr", &at("objectstore+file", "blobs")])
             .args(["--directory-service-addr", &at("redb", "directories.redb")])
             .args(["--build-service-addr", &at("oci", "bundles")])
+            .env("RUST_LOG", "error")
             .stdin(Stdio::null());
         let daemon =
             Daemon(command.spawn().with_context(|| format!("can't start {program:?}, which {SETTING} names"))?);
