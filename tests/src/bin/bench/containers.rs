@@ -21,7 +21,7 @@ use nix::sys::{
 use tonic::transport::Channel;
 
 /// The program `snix-build`. It must have been compiled with a static shell as `SNIX_BUILD_SANDBOX_SHELL`, and needs runc,
-/// `newuidmap`, FUSE, and a line for root in `/etc/subuid` and in `/etc/subgid`.
+/// `newuidmap`, FUSE, a terminal, and a line for root in `/etc/subuid` and in `/etc/subgid`.
 const SETTING: &str = "COFFERDAM_BENCH_SNIX_BUILD";
 
 const STARTS_WITHIN: Duration = Duration::from_secs(20);
