@@ -20,7 +20,7 @@ const INPUTS: &str = "cp -r --no-preserve=mode /lua/src . && exec sh -c \"$0\" m
 /// The same with everything on a tmpfs of the guest.
 const TMPFS: &str =
     "mkdir root && mount -t tmpfs tmpfs root && cp -r --no-preserve=ownership /bin /lib /lib64 /usr root &&
-    cp -r --no-preserve=mode /lua/src root && mkdir root/dev root/tmp && mount --bind /dev root/dev &&
+    cp -r --no-preserve=mode /lua/src root && mkdir root/dev root/tmp && mount --rbind /dev root/dev &&
     exec chroot root sh -c \"$0\" make /src";
 
 pub(crate) fn lua(directory: &TempDir) -> Result<()> {
