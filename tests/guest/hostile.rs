@@ -84,28 +84,31 @@ fn begun() -> File {
     stream
 }
 
-/// Greets the host, and behaves well if it sends the specification. In a machine that boots for the stock, it misbehaves after
-/// the first ping, or when it is pinged again.
-fn in_stock(unasked: &[u8], answer: impl FnOnce(&mut File)) {
+/// A connection on which the host has been greeted, and the first byte of what it says then.
+fn greeted() -> (File, u8) {
     let mut stream = connection();
     stream.write_all(&frame(&HELLO)).unwrap();
     let mut begin = [0; 5];
     stream.read_exact(&mut begin).unwrap();
-    if begin[4] != PING {
+    (stream, begin[4])
+}
+
+/// Greets the host, and behaves well if it sends the specification. In a machine that boots for the stock, it misbehaves after
+/// the first ping, or when it is pinged again.
+fn in_stock(unasked: &[u8], answer: impl FnOnce(&mut File)) {
+    let (mut stream, first) = greeted();
+    if first != PING {
         return setup_failed(&mut stream, "booted for its request");
     }
     stream.write_all(&[frame(&PONG), unasked.to_vec()].concat()).unwrap();
-    stream.read_exact(&mut begin).unwrap();
+    stream.read_exact(&mut [0; 5]).unwrap();
     answer(&mut stream);
 }
 
 /// Uses the network as soon as there is nothing else to do: in a machine that boots for the stock, before there is a build.
 fn use_the_network() {
-    let mut stream = connection();
-    stream.write_all(&frame(&HELLO)).unwrap();
-    let mut begin = [0; 5];
-    stream.read_exact(&mut begin).unwrap();
-    let when = if begin[4] == PING {
+    let (mut stream, first) = greeted();
+    let when = if first == PING {
         stream.write_all(&frame(&PONG)).unwrap();
         "in stock"
     } else {
@@ -159,11 +162,8 @@ fn mount_paths() {
 
 /// In a machine that boots for the stock, looks for paths of the host before there is a build, and says in the build what came of it.
 fn look_at_paths_in_stock() {
-    let mut stream = connection();
-    stream.write_all(&frame(&HELLO)).unwrap();
-    let mut begin = [0; 5];
-    stream.read_exact(&mut begin).unwrap();
-    if begin[4] != PING {
+    let (mut stream, first) = greeted();
+    if first != PING {
         return setup_failed(&mut stream, "booted for its request");
     }
     let looking = thread::spawn(|| {
@@ -171,7 +171,7 @@ fn look_at_paths_in_stock() {
         [0, 1].map(|number| fs::read_to_string(format!("/paths/{number}")).unwrap_or_else(|error| error.to_string()))
     });
     stream.write_all(&frame(&PONG)).unwrap();
-    stream.read_exact(&mut begin).unwrap();
+    stream.read_exact(&mut [0; 5]).unwrap();
     let was_answered = looking.is_finished();
     stream.write_all(&frame(&PONG)).unwrap();
     stream.read_exact(&mut [0]).unwrap();

@@ -13,6 +13,7 @@ mod backend;
 pub mod inputs;
 mod kind;
 pub mod net;
+mod packets;
 pub mod paths;
 mod process;
 pub(crate) mod rehearsal;

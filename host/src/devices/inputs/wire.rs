@@ -19,12 +19,14 @@
 //! apart from the guest's.
 
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd};
 
 use cofferdam_castore::{B3Digest, Directory};
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recv, recvmsg, send, sendmsg};
+use nix::sys::socket::{MsgFlags, recv, send};
 use parking_lot::{Condvar, Mutex};
+
+use crate::devices::packets::{self, retry};
 
 /// Most blobs in one request; the kernel passes at most 253 descriptors in one message.
 pub(super) const MAX_BLOBS: usize = 64;
@@ -110,27 +112,13 @@ pub(super) fn send_whole(socket: impl AsFd, bytes: &[u8]) -> io::Result<()> {
 /// Answers a request for at most [`MAX_BLOBS`] blobs. The first one must be there.
 pub(super) fn send_blobs(socket: impl AsFd, files: &[Option<File>]) -> io::Result<()> {
     let there = files.iter().enumerate().fold(0_u64, |there, (at, file)| there | u64::from(file.is_some()) << at);
-    let descriptors: Vec<_> = files.iter().flatten().map(AsRawFd::as_raw_fd).collect();
-    let rights = [ControlMessage::ScmRights(&descriptors)];
-    let packet = there.to_le_bytes();
-    let parts = [IoSlice::new(&packet)];
-    let socket = socket.as_fd().as_raw_fd();
-    retry(|| sendmsg::<UnixAddr>(socket, &parts, &rights, MsgFlags::MSG_NOSIGNAL, None))?;
-    Ok(())
+    let descriptors = files.iter().flatten().map(AsFd::as_fd);
+    packets::send_with(socket, &there.to_le_bytes(), descriptors, MsgFlags::empty()).map(drop)
 }
 
 fn send_packet(socket: impl AsFd, packet: &[u8]) -> io::Result<()> {
     retry(|| send(socket.as_fd().as_raw_fd(), packet, MsgFlags::MSG_NOSIGNAL))?;
     Ok(())
-}
-
-fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> io::Result<T> {
-    loop {
-        match call() {
-            Err(nix::Error::EINTR) => {}
-            done => return Ok(done?),
-        }
-    }
 }
 
 /// The device's ends of its connections. On each, threads take turns: one question, one answer.
@@ -218,24 +206,9 @@ fn receive_exactly(socket: &OwnedFd, packet: &mut [u8]) -> io::Result<()> {
 
 fn receive_files(socket: &OwnedFd) -> io::Result<(u64, Vec<File>)> {
     let mut there = [0; size_of::<u64>()];
-    let mut parts = [IoSliceMut::new(&mut there)];
-    let mut space = nix::cmsg_space!([RawFd; MAX_BLOBS]);
-    let message = loop {
-        match recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
-            Err(nix::Error::EINTR) => {}
-            done => break done?,
-        }
-    };
-    let mut files = Vec::new();
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(descriptors) = control {
-            files.extend(descriptors.into_iter().map(|descriptor| {
-                // SAFETY: the kernel has just installed this descriptor for us and nothing else knows of it.
-                unsafe { File::from_raw_fd(descriptor) }
-            }));
-        }
-    }
-    Ok((u64::from_le_bytes(there), files))
+    let space = nix::cmsg_space!([RawFd; MAX_BLOBS]);
+    let received = packets::receive(socket, &mut there, space, MsgFlags::empty())?;
+    Ok((u64::from_le_bytes(there), received.descriptors.into_iter().map(File::from).collect()))
 }
 
 /// The host closed the connection, or answered something else than it was asked.

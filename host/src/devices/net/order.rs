@@ -8,15 +8,16 @@
 //!   VMM ──▶ SET_VRING_ENABLE, SET_FEATURES ──▶ here ──▶ SET_FEATURES, SET_VRING_ENABLE ──▶ the crate
 //! ```
 
-use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect,
-    getsockname, listen, recvmsg, sendmsg, socket,
+    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, getsockname, listen, socket,
 };
+
+use crate::devices::packets;
 
 /// Messages by number, as the vhost-user specification has them.
 const SET_FEATURES: u32 = 2;
@@ -105,32 +106,15 @@ fn pass(vmm: &OwnedFd, device: &OwnedFd) -> io::Result<()> {
 /// Receives at most so many bytes.
 fn receive(socket: BorrowedFd<'_>, length: usize, flags: MsgFlags) -> io::Result<Message> {
     let mut bytes = vec![0; length];
-    let mut space = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
-    let mut parts = [IoSliceMut::new(&mut bytes)];
-    let received = loop {
-        let flags = flags | MsgFlags::MSG_CMSG_CLOEXEC;
-        match recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags) {
-            Err(nix::Error::EINTR) => {}
-            received => break received?,
-        }
-    };
-    let mut descriptors = Vec::new();
-    for control in received.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(all) = control {
-            // SAFETY: the kernel has just installed these descriptors for us and nothing else knows of them.
-            descriptors.extend(all.into_iter().map(|one| unsafe { OwnedFd::from_raw_fd(one) }));
-        }
-    }
-    let length = received.bytes;
-    bytes.truncate(length);
+    let space = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
+    let received = packets::receive(socket, &mut bytes, space, flags)?;
+    bytes.truncate(received.length);
+    let descriptors = received.descriptors;
     if bytes.is_empty() { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(Message { bytes, descriptors }) }
 }
 
 fn send(socket: BorrowedFd<'_>, message: &Message) -> io::Result<()> {
-    let raw: Vec<RawFd> = message.descriptors.iter().map(OwnedFd::as_raw_fd).collect();
-    let rights = [ControlMessage::ScmRights(&raw)];
-    let rights = if raw.is_empty() { &[] } else { &rights[..] };
-    let parts = [IoSlice::new(&message.bytes)];
-    let sent = sendmsg::<UnixAddr>(socket.as_raw_fd(), &parts, rights, MsgFlags::MSG_NOSIGNAL, None)?;
+    let descriptors = message.descriptors.iter().map(AsFd::as_fd);
+    let sent = packets::send_with(socket, &message.bytes, descriptors, MsgFlags::empty())?;
     if sent == message.bytes.len() { Ok(()) } else { Err(ErrorKind::WriteZero.into()) }
 }

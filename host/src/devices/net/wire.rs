@@ -13,14 +13,17 @@
 //! with an id of its own, and are answered in any order. The host side trusts nothing that it reads. The device trusts the
 //! host.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recv, recvmsg, send, sendmsg};
+use nix::sys::socket::{MsgFlags, recv, send};
 use serde::{Deserialize, Serialize};
 
-use crate::network::{Family, Refusal};
+use crate::{
+    devices::packets::{self, retry},
+    network::{Family, Refusal},
+};
 
 /// Most bytes of a connection's beginning in one message.
 pub(super) const MAX_HEAD_BYTES: usize = 16 * 1024;
@@ -82,12 +85,7 @@ pub(super) fn send_request(socket: BorrowedFd<'_>, request: &Request) -> io::Res
 /// Sends an answer, perhaps with a socket. `WouldBlock` if the device reads too slowly.
 pub(super) fn send_answer(socket: BorrowedFd<'_>, answer: &Answer, with: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let packet = postcard::to_stdvec(answer).map_err(io::Error::other)?;
-    let descriptors: Vec<RawFd> = with.iter().map(BorrowedFd::as_raw_fd).collect();
-    let rights = [ControlMessage::ScmRights(&descriptors)];
-    let rights = if descriptors.is_empty() { &[] } else { &rights[..] };
-    let parts = [IoSlice::new(&packet)];
-    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-    retry(|| sendmsg::<UnixAddr>(socket.as_raw_fd(), &parts, rights, flags, None)).map(drop)
+    packets::send_with(socket, &packet, with, MsgFlags::MSG_DONTWAIT).map(drop)
 }
 
 /// The next request; `None` when the device has gone, `WouldBlock` when there is none yet.
@@ -106,39 +104,13 @@ pub(super) fn receive_request(socket: BorrowedFd<'_>) -> io::Result<Option<Resul
 /// The next answer; `None` when the host has gone, `WouldBlock` when there is none yet.
 pub(super) fn receive_answer(socket: BorrowedFd<'_>) -> io::Result<Option<(Answer, Option<OwnedFd>)>> {
     let mut packet = [0; MAX_MESSAGE_BYTES];
-    let mut space = nix::cmsg_space!([RawFd; 1]);
-    let (length, with) = {
-        let mut parts = [IoSliceMut::new(&mut packet)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-        let message = loop {
-            match recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags) {
-                Err(nix::Error::EINTR) => {}
-                done => break done?,
-            }
-        };
-        let mut with = None;
-        for control in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(descriptors) = control {
-                // SAFETY: the kernel has just installed these descriptors for us and nothing else knows of them.
-                with = descriptors.into_iter().map(|one| unsafe { OwnedFd::from_raw_fd(one) }).next_back();
-            }
-        }
-        (message.bytes, with)
-    };
-    if length == 0 {
+    let space = nix::cmsg_space!([RawFd; 1]);
+    let received = packets::receive(socket, &mut packet, space, MsgFlags::MSG_DONTWAIT)?;
+    if received.length == 0 {
         return Ok(None);
     }
-    let answer = postcard::from_bytes(&packet[..length]).map_err(io::Error::other)?;
-    Ok(Some((answer, with)))
-}
-
-fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> io::Result<T> {
-    loop {
-        match call() {
-            Err(nix::Error::EINTR) => {}
-            done => return Ok(done?),
-        }
-    }
+    let answer = postcard::from_bytes(&packet[..received.length]).map_err(io::Error::other)?;
+    Ok(Some((answer, received.descriptors.into_iter().next_back())))
 }
 
 #[cfg(test)]

@@ -9,13 +9,15 @@
 //! Requests and answers are encoded with [postcard](https://postcard.jamesmunns.com). The opener trusts nothing that the device
 //! says. The device trusts the opener, and both trust the host process.
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recv, recvmsg, send, sendmsg};
+use nix::sys::socket::{MsgFlags, recv, send};
 use nix::sys::stat::FileStat;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
+
+use crate::devices::packets::{self, retry, send_with};
 
 /// Longest path, and longest target of a symlink, which are Linux's limits.
 const MAX_PATH_BYTES: usize = libc::PATH_MAX as usize;
@@ -101,7 +103,8 @@ impl Request {
 
 /// Gives the opener what it may open.
 pub(super) fn send_shown(socket: impl AsFd, shown: &[OwnedFd]) -> io::Result<()> {
-    shown.chunks(MAX_DESCRIPTORS).try_for_each(|some| send_with(&socket, &[0], some.iter().map(AsFd::as_fd)))
+    let send = |some: &[OwnedFd]| send_with(&socket, &[0], some.iter().map(AsFd::as_fd), MsgFlags::empty()).map(drop);
+    shown.chunks(MAX_DESCRIPTORS).try_for_each(send)
 }
 
 /// Waits for all that may be opened.
@@ -130,7 +133,7 @@ pub(super) fn receive_request(socket: impl AsFd) -> io::Result<Option<Result<Req
 
 /// Sends an answer, perhaps with a descriptor.
 pub(super) fn send_answer(socket: impl AsFd, answer: &Answer, with: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    send_with(socket, &encode(answer)?, with.into_iter())
+    send_with(socket, &encode(answer)?, with, MsgFlags::empty()).map(drop)
 }
 
 /// Has a question answered. The guest gets `EIO` if nobody answers, since the connection's own errors would mislead it.
@@ -161,50 +164,14 @@ fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
     postcard::to_stdvec(message).map_err(io::Error::other)
 }
 
-fn send_with<'a>(
-    socket: impl AsFd,
-    packet: &[u8],
-    descriptors: impl Iterator<Item = BorrowedFd<'a>>,
-) -> io::Result<()> {
-    let descriptors: Vec<RawFd> = descriptors.map(|descriptor| descriptor.as_raw_fd()).collect();
-    let rights = [ControlMessage::ScmRights(&descriptors)];
-    let rights = if descriptors.is_empty() { &[] } else { &rights[..] };
-    let parts = [IoSlice::new(packet)];
-    let socket = socket.as_fd().as_raw_fd();
-    retry(|| sendmsg::<UnixAddr>(socket, &parts, rights, MsgFlags::MSG_NOSIGNAL, None)).map(drop)
-}
-
 /// The next packet's length, and the descriptors that came with it. `EMFILE` if this process can't have them all.
 fn receive_with(socket: impl AsFd, packet: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut space = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
-    let mut parts = [IoSliceMut::new(packet)];
-    let socket = socket.as_fd().as_raw_fd();
-    let message = loop {
-        match recvmsg::<UnixAddr>(socket, &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
-            Err(nix::Error::EINTR) => {}
-            done => break done?,
-        }
-    };
-    let mut received = Vec::new();
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(descriptors) = control {
-            // SAFETY: the kernel has just installed these descriptors for us and nothing else knows of them.
-            received.extend(descriptors.into_iter().map(|one| unsafe { OwnedFd::from_raw_fd(one) }));
-        }
-    }
-    if message.flags.contains(MsgFlags::MSG_CTRUNC) {
+    let space = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
+    let received = packets::receive(socket, packet, space, MsgFlags::empty())?;
+    if received.flags.contains(MsgFlags::MSG_CTRUNC) {
         return Err(io::Error::from_raw_os_error(libc::EMFILE));
     }
-    Ok((message.bytes, received))
-}
-
-fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> io::Result<T> {
-    loop {
-        match call() {
-            Err(nix::Error::EINTR) => {}
-            done => return Ok(done?),
-        }
-    }
+    Ok((received.length, received.descriptors))
 }
 
 #[cfg(test)]
