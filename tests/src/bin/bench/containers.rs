@@ -4,7 +4,7 @@ use std::{
     env,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -20,6 +20,8 @@ use nix::sys::{
 };
 use tonic::transport::Channel;
 
+use super::vm::Stopped;
+
 /// The program `snix-build`. It must have been compiled with a static shell as `SNIX_BUILD_SANDBOX_SHELL`, and needs runc,
 /// `newuidmap`, FUSE, a terminal, and a line for root in `/etc/subuid` and in `/etc/subgid`.
 const SETTING: &str = "COFFERDAM_BENCH_SNIX_BUILD";
@@ -32,7 +34,7 @@ const NAMESPACES: [&str; 10] =
 
 /// What makes containers.
 pub(super) enum Containers<'d> {
-    Snix { daemon: Daemon, client: BuildServiceClient<Channel> },
+    Snix { daemon: Stopped, client: BuildServiceClient<Channel> },
     Unshare { directory: &'d Path },
 }
 
@@ -52,7 +54,7 @@ impl<'d> Containers<'d> {
             .env("RUST_LOG", "error")
             .stdin(Stdio::null());
         let daemon =
-            Daemon(command.spawn().with_context(|| format!("can't start {program:?}, which {SETTING} names"))?);
+            Stopped(command.spawn().with_context(|| format!("can't start {program:?}, which {SETTING} names"))?);
         let endpoint = Channel::from_shared(format!("http://{address}"))?;
         let begun = Instant::now();
         let client = loop {
@@ -104,14 +106,4 @@ impl<'d> Containers<'d> {
 
 fn free_port() -> Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
-}
-
-/// Killed when it is dropped.
-pub(super) struct Daemon(Child);
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }

@@ -11,19 +11,14 @@ use super::{
     containers::Containers,
     measure::{ROUNDS, Series, report},
     service::{Client, follow, next, start, submit},
+    throughput::CONFIG,
     vm,
 };
 
+/// The memory of a usual build, as [`CONFIG`] says.
 const MEMORY_BYTES: u64 = 256 << 20;
 
-const CONFIG: &str = "
-    [budget]
-    builds = 2
-    cpus = 4
-    memory = \"4G\"
-    [build]
-    memory = \"256M\"
-    cpus = 1
+const STANDBY: &str = "
     [standby]
     machines = 1
 ";
@@ -33,7 +28,8 @@ pub(crate) fn standby(directory: &TempDir) -> Result<()> {
     let _entered = runtime.enter();
     let containers = runtime.block_on(Containers::start(directory.path()))?;
     let cofferdam = Cofferdam::new();
-    let daemon = Daemon::start_with(&cofferdam, CONFIG, &[("COFFERDAM_LOG", OsStr::new("info"))]);
+    let daemon =
+        Daemon::start_with(&cofferdam, &format!("{CONFIG}{STANDBY}"), &[("COFFERDAM_LOG", OsStr::new("info"))]);
     daemon.running().wait_for_times(READY, 1);
     idle_memory(&cofferdam);
     let runs = runtime.block_on(beside_containers(&daemon, &containers))?;

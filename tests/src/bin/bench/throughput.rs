@@ -20,7 +20,8 @@ use super::{
 
 const BUILDS: u32 = 30;
 
-const CONFIG: &str = "
+/// Room for two builds, and for two standby machines beside them.
+pub(super) const CONFIG: &str = "
     [budget]
     builds = 2
     cpus = 4

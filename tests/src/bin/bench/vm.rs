@@ -203,7 +203,7 @@ fn wait_for(socket: &Path, device: &mut Stopped) -> Result<()> {
 }
 
 /// Kills its process when it is dropped.
-struct Stopped(Child);
+pub(super) struct Stopped(pub(super) Child);
 
 impl Drop for Stopped {
     fn drop(&mut self) {
