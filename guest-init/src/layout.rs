@@ -6,6 +6,9 @@ pub(crate) const INPUTS: &str = "/inputs";
 pub(crate) const PATHS: &str = "/paths";
 /// Mount point of the scratch disk.
 pub(crate) const SCRATCH: &str = "/scratch";
+/// What the build writes, in one directory of the scratch disk: ext4 puts the directories at its top far apart, and each takes
+/// tables of its own to read.
+pub(crate) const LAYERS: &str = "/scratch/layers";
 /// Mount point of a tmpfs with everything in the build's root that is neither an input nor writable.
 pub(crate) const SKELETON: &str = "/skeleton";
 /// Mount point of the build's root.

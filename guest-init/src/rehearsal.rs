@@ -21,12 +21,15 @@ use crate::{
     command::{self, Command, MAX_OUTCOME_BYTES, Outcome},
     console,
     error::{Context as _, SessionError},
-    layout::{INPUTS, SCRATCH},
+    layout::{INPUTS, LAYERS, SCRATCH},
     outputs, root, sys,
 };
 
 /// The name of its cgroup.
 const CGROUP: &str = "rehearsal";
+
+/// What it has in place of the scratch disk: a directory of the disk, so that the kernel reads the disk's tables.
+const DISK: &str = "/scratch/layers/rehearsal";
 
 /// Rehearses once. If that fails, so will the build, which then says why.
 pub(crate) fn run() {
@@ -42,16 +45,21 @@ pub(crate) fn run() {
         console::log(&format!("can't rehearse a build: {error}"));
     }
     Cgroup::remove(CGROUP);
+    if let Err(error) = fs::remove_dir_all(DISK) {
+        console::log(&format!("can't remove {DISK}: {error}"));
+    }
 }
 
 fn rehearse() -> Result<(), SessionError> {
     unshare(CloneFlags::CLONE_NEWNS).context(Step::Start, || "make a mount namespace")?;
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>).context(Step::Start, || "make the mounts private")?;
-    for at in [INPUTS, SCRATCH] {
-        mount(Some("rehearsal"), at, Some("tmpfs"), MsFlags::empty(), None::<&str>)
-            .context(Step::Start, || format!("mount a tmpfs at {at}"))?;
-    }
+    mount(Some("rehearsal"), INPUTS, Some("tmpfs"), MsFlags::empty(), None::<&str>)
+        .context(Step::Start, || format!("mount a tmpfs at {INPUTS}"))?;
+    fs::create_dir(DISK).context(Step::Start, || format!("make {DISK}"))?;
+    mount(Some(DISK), SCRATCH, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .context(Step::Start, || format!("mount {DISK} at {SCRATCH}"))?;
+    fs::create_dir(LAYERS).context(Step::Start, || format!("make {LAYERS}"))?;
     fs::create_dir(Path::new(INPUTS).join("bin")).context(Step::Start, || "make an input")?;
     let specification = nothing();
     let root = root::assemble(&root::plan_over_inputs(&specification)?, &specification)?;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   /skeleton    tmpfs: N is the upper layer of a read-only mount, N.lower a bind mount of a directory of the inputs
-//!   /scratch     disk: N is the upper layer of a writable mount, N.work the work directory of its overlay
+//!   /scratch     disk: layers/N is the upper layer of a writable mount, layers/N.work the work directory of its overlay
 //!   /inputs      virtiofs
 //!   /paths       virtiofs: N is the Nth host path
 //!   /build-root  the build's /; a tmpfs in it has the secrets
@@ -25,7 +25,7 @@ use nix::{
 use crate::{
     boot,
     error::{Context as _, SetupError, is_path_error},
-    layout::{INPUTS, PATHS, ROOT, SCRATCH, SHELL, SKELETON},
+    layout::{INPUTS, LAYERS, PATHS, ROOT, SHELL, SKELETON},
     plan::{Content, Kind, Mount, NewFile, Owner, Plan, Source},
 };
 
@@ -63,9 +63,13 @@ pub(crate) struct Root {
     pub(crate) writable: BTreeMap<PathBuf, PathBuf>,
 }
 
-/// Mounts the inputs, and plans the root.
+/// Mounts the inputs. Nothing may look into them before there is a request: the device answers only then.
+pub(crate) fn mount_inputs() -> Result<(), SetupError> {
+    mount_share(INPUTS_TAG, INPUTS)
+}
+
+/// Plans the root over the mounted inputs.
 pub(crate) fn plan(specification: &Specification) -> Result<Plan<'_>, SetupError> {
-    mount_share(INPUTS_TAG, INPUTS)?;
     if !specification.host_paths.is_empty() {
         mount_share(PATHS_TAG, PATHS)?;
     }
@@ -94,12 +98,19 @@ pub(crate) fn assemble(plan: &Plan<'_>, specification: &Specification) -> Result
             return Err(error).context(step, || format!("make {at:?} in the build's root"));
         }
     }
+    let mut shell = None;
     for file in &plan.files {
-        uppers[file.mount].make_file(file)?;
+        let upper = &uppers[file.mount];
+        if upper.make_file(file)? && matches!(file.source, Source::Shell) && !upper.is_writable() {
+            shell = Some(upper.at.join(&file.path));
+        }
     }
     for (number, (mount, upper)) in plan.mounts.iter().zip(&uppers).enumerate() {
         mount_planned(mount, upper, plan.has_empty_upper(number), specification)
             .context(Step::Root, || format!("mount {:?} in the build's root", mount.at))?;
+    }
+    if let Some(at) = shell {
+        bind_read_only(Path::new(SHELL), &Path::new(ROOT).join(at)).context(Step::Root, || "mount /bin/sh")?;
     }
     let mount_point = |content, default| plan.mount_point(content).unwrap_or(Path::new(default));
     let is_writable = |mount: &Mount| matches!(mount.content, Content::Layers { writable: true, .. });
@@ -142,7 +153,7 @@ struct Upper<'a> {
 
 fn make_upper(number: usize, mount: &Mount) -> Result<Upper<'_>, SetupError> {
     let (base, owner, shared) = match mount.content {
-        Content::Layers { writable: true, shared, .. } => (SCRATCH, Owner::Build, shared),
+        Content::Layers { writable: true, shared, .. } => (LAYERS, Owner::Build, shared),
         _ => (SKELETON, Owner::Root, false),
     };
     let lower = match &mount.content {
@@ -155,6 +166,10 @@ fn make_upper(number: usize, mount: &Mount) -> Result<Upper<'_>, SetupError> {
 }
 
 impl Upper<'_> {
+    fn is_writable(&self) -> bool {
+        self.owner == Owner::Build
+    }
+
     fn make_directory(&self, path: &Path, owner: Owner, shared: bool) -> io::Result<()> {
         self.make_parents(path)?;
         make_directory(&self.path.join(path), owner, shared)
@@ -169,9 +184,11 @@ impl Upper<'_> {
         Ok(())
     }
 
-    fn make_file(&self, file: &NewFile<'_>) -> Result<(), SetupError> {
+    /// Makes a file, but the shell only as a mount point unless the mount is writable. `false` if another file has its path.
+    fn make_file(&self, file: &NewFile<'_>) -> Result<bool, SetupError> {
         let written = match file.source {
             Source::Request { contents, .. } | Source::Default(contents) => self.write(file, 0o644, contents),
+            Source::Shell if !self.is_writable() => self.write(file, 0o755, io::empty()),
             Source::Shell => File::open(SHELL).and_then(|shell| self.write(file, 0o755, shell)),
         };
         match (file.source, written) {
@@ -179,12 +196,12 @@ impl Upper<'_> {
                 Err(error).context(Step::AdditionalFiles, || format!("make additional file {name:?}"))
             }
             // A file of the request has this path, or the path of a parent.
-            (_, Err(error)) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            (Source::Default(_), Err(error)) if error.kind() == io::ErrorKind::NotADirectory => Ok(()),
+            (_, Err(error)) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            (Source::Default(_), Err(error)) if error.kind() == io::ErrorKind::NotADirectory => Ok(false),
             (Source::Shell, Err(error)) if error.kind() == io::ErrorKind::NotADirectory => {
                 Err(error).context(Step::Places, || "make /bin/sh")
             }
-            (_, other) => other.context(Step::Root, || format!("make {:?}", self.at.join(&file.path))),
+            (_, other) => other.map(|()| true).context(Step::Root, || format!("make {:?}", self.at.join(&file.path))),
         }
     }
 
@@ -228,12 +245,11 @@ fn mount_planned(
         Content::Secrets => mount_secrets(&at, &specification.secrets),
         Content::HostPath { number, .. } => bind(&Path::new(PATHS).join(number.to_string()), &at),
         Content::Layers { writable, lower: None, .. } => {
-            bind(&upper.path, &at)?;
             if *writable {
-                return Ok(());
+                bind(&upper.path, &at)
+            } else {
+                bind_read_only(&upper.path, &at)
             }
-            let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | RESTRICTED;
-            mount_at(None, &at, "none", flags, None)
         }
         Content::Layers { writable, lower: Some(_), .. } => {
             // The inputs' own path may contain characters that are special in the options of overlayfs.
@@ -251,7 +267,7 @@ fn mount_overlay(at: &Path, upper: &Upper<'_>, lower: &Path, writable: bool) -> 
         let options = format!("lowerdir={upper}:{lower}");
         return mount_at(Some("overlay"), at, "overlay", RESTRICTED | MsFlags::MS_RDONLY, Some(&options));
     }
-    let work = format!("{SCRATCH}/{number}.work");
+    let work = format!("{LAYERS}/{number}.work");
     fs::create_dir(&work)?;
     // redirect_dir lets builds rename directories of the inputs. volatile skips flushes: the disk's contents are lost
     // with the machine.
@@ -300,6 +316,12 @@ fn bind_lower(upper: &Upper<'_>, at: &Path) -> io::Result<()> {
 
 fn bind(source: &Path, target: &Path) -> io::Result<()> {
     Ok(mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
+}
+
+fn bind_read_only(source: &Path, target: &Path) -> io::Result<()> {
+    bind(source, target)?;
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | RESTRICTED;
+    mount_at(None, target, "none", flags, None)
 }
 
 fn mount_at(

@@ -1,7 +1,7 @@
 //! The scratch disk: an ext4 file system without a journal, grown to the disk's size at every boot.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Seek as _, SeekFrom},
     panic::resume_unwind,
     path::Path,
@@ -18,7 +18,7 @@ use nix::{
 use crate::{
     boot::Modules,
     error::{Context as _, SetupError},
-    layout::SCRATCH,
+    layout::{LAYERS, SCRATCH},
     sys,
 };
 
@@ -70,6 +70,7 @@ impl Scratch {
         // kernel would zero them in the background.
         mount(None::<&str>, SCRATCH, None::<&str>, flags | MsFlags::MS_REMOUNT, Some("noinit_itable"))
             .context(Step::Scratch, || format!("remount {DEVICE}"))?;
+        fs::create_dir(LAYERS).context(Step::Scratch, || format!("make {LAYERS}"))?;
         let used_at_start = statvfs(SCRATCH).map(|stats| used(&stats)).context(Step::Scratch, || "stat the disk")?;
         Ok(Self { used_at_start, was_full: false })
     }

@@ -10,7 +10,7 @@ use crate::{
     build,
     error::SessionError,
     host::Host,
-    outputs, rehearsal,
+    outputs, rehearsal, root,
     scratch::Preparation,
     shell,
 };
@@ -23,6 +23,7 @@ pub(crate) fn run() -> Result<(), SessionError> {
     let mut host = Host::connect().map_err(FrameError::Io)?;
     // Before the greeting, since a machine that hangs after it isn't booted again.
     let scratch = scratch.finish();
+    let inputs = root::mount_inputs();
     host.send(&FromGuest::Hello { version: VERSION, uptime_us: uptime_us() })?;
     host.report_panics().map_err(FrameError::Io)?;
     let mut has_rehearsed = false;
@@ -38,7 +39,7 @@ pub(crate) fn run() -> Result<(), SessionError> {
             _ => return Err(SessionError::Unexpected { expected: "a specification" }),
         }
     };
-    let build = match build::run(&mut host, scratch, specification) {
+    let build = match build::run(&mut host, inputs.and(scratch), specification) {
         Ok(build) => Some(build),
         Err(SessionError::Setup(error)) => {
             host.send(&FromGuest::SetupFailed(SetupFailure { step: error.step, detail: &error.detail() }))?;

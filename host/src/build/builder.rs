@@ -23,7 +23,7 @@ use super::{
     phase::Phase,
     progress::Progress,
     settings::Settings,
-    standby::{Standby, StandbyUse},
+    standby::{StandbyUse, Taken},
     teardown::Teardown,
 };
 use crate::{
@@ -132,7 +132,7 @@ impl Builder {
         store: &Store,
         observer: Arc<dyn Observer>,
         cancel: &CancellationToken,
-        standby: Option<Standby>,
+        standby: Option<Taken>,
     ) -> Result<(Built, Teardown), BuildError> {
         let ending = Arc::new(Ending::new());
         let _at_the_end = HangUp(Arc::clone(&ending));
@@ -149,8 +149,8 @@ impl Builder {
         let shape = Shape::of(request, options, settings, tree.memory_bytes());
         let (host_paths, shown) = guest::show(request, settings).map_err(|error| BuildError::Executor(error.into()))?;
         let waited = match standby {
-            Some(standby) => {
-                let taken = interruptions.before(standby.take()).await?;
+            Some(taken) => {
+                let taken = interruptions.before(taken.answered()).await?;
                 progress.standby(if taken.is_some() { StandbyUse::Used } else { StandbyUse::Broken });
                 taken
             }

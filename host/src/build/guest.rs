@@ -11,6 +11,7 @@ use std::{os::unix::net::UnixStream, path::PathBuf, sync::Arc};
 
 use cofferdam_castore::Store;
 use cofferdam_protocol::HostPath;
+use tokio::task::spawn_blocking;
 
 use super::{
     error::{BuildError, ExecutorError},
@@ -222,17 +223,32 @@ impl Machines {
         let helpers_bytes = shape.helpers_bytes(Footprint::of(&settings.vmm));
         let spawner = &spawner.for_machine(helpers_bytes, shape.cpus)?;
         let run_dir = RunDir::create(&settings.run_dir)?;
-        run_dir.copy_sparse(&settings.image.scratch, vmm::SCRATCH_DISK, shape.scratch_bytes)?;
-        let (inputs, unbound_inputs) = inputs::Device::start(spawner, run_dir.path(), store).await?;
+        let copy = run_dir.copy_sparse(&settings.image.scratch, vmm::SCRATCH_DISK, shape.scratch_bytes)?;
+        let disk = async {
+            let copied = spawn_blocking(copy).await;
+            copied.map_err(|error| ExecutorError::Thread(error.into()))?.map_err(ExecutorError::from)
+        };
+        let inputs = async { Ok(inputs::Device::start(spawner, run_dir.path(), store).await?) };
+        let paths = async {
+            Ok(match shape.paths {
+                true => Some(paths::Device::start(spawner, run_dir.path()).await?),
+                false => None,
+            })
+        };
+        let network = async {
+            Ok(match shape.connections {
+                Some(_) => Some(net::Device::start((spawner, run_dir.path()), settings.vmm.kind).await?),
+                None => None,
+            })
+        };
+        let ((), (inputs, unbound_inputs), paths, network) = tokio::try_join!(disk, inputs, paths, network)?;
         let mut devices: Vec<Box<dyn Device>> = vec![Box::new(inputs)];
         let mut unbound = Unbound { inputs: unbound_inputs, paths: None, network: None };
-        if shape.paths {
-            let (paths, shown) = paths::Device::start(spawner, run_dir.path()).await?;
+        if let Some((paths, shown)) = paths {
             unbound.paths = Some(shown);
             devices.push(Box::new(paths));
         }
-        if shape.connections.is_some() {
-            let (network, connections) = net::Device::start((spawner, run_dir.path()), settings.vmm.kind).await?;
+        if let Some((network, connections)) = network {
             unbound.network = Some(connections);
             devices.push(Box::new(network));
         }

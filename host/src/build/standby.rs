@@ -115,8 +115,12 @@ impl Standby {
         Self { taken, ended, task: AbortOnDropHandle::new(task) }
     }
 
-    /// Takes the machine for one build, once it has booted. `None` if it has died, or doesn't answer.
-    pub(super) async fn take(self) -> Option<Booted> {
+    /// Takes the machine for one build.
+    pub(crate) fn take(self) -> Taken {
+        Taken(AbortOnDropHandle::new(tokio::spawn(self.answer())))
+    }
+
+    async fn answer(self) -> Option<Booted> {
         // A task that has ended hears nothing, and its machine is gone.
         let _ = self.taken.send(());
         let booted = self.task.await.ok().flatten()?;
@@ -131,6 +135,17 @@ impl Standby {
     pub(crate) async fn end(self) {
         self.ended.cancel();
         let _ = self.task.await;
+    }
+}
+
+/// A standby machine that is asked whether it is well. Dropping it ends the machine.
+#[derive(Debug)]
+pub(crate) struct Taken(AbortOnDropHandle<Option<Booted>>);
+
+impl Taken {
+    /// The machine, once it has booted and answered. `None` if it has died, or doesn't answer.
+    pub(super) async fn answered(self) -> Option<Booted> {
+        self.0.await.ok().flatten()
     }
 }
 

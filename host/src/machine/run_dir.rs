@@ -91,16 +91,24 @@ impl RunDir {
         bind(&self.path, name).map_err(failed("bind a socket in", &self.path))
     }
 
-    /// Copies a sparse `template` to `name`, holes left out, and lets it end at `size` bytes.
-    pub(crate) fn copy_sparse(&self, template: &Path, name: &str, size: u64) -> Result<(), FileError> {
+    /// Makes `name`, and returns what copies a sparse `template` to it, holes left out, and lets it end at `size` bytes. That may
+    /// run on while the run directory is removed.
+    pub(crate) fn copy_sparse(
+        &self,
+        template: &Path,
+        name: &str,
+        size: u64,
+    ) -> Result<impl FnOnce() -> Result<(), FileError> + Send + use<>, FileError> {
         let path = self.path.join(name);
         let from = File::open(template).map_err(failed("open", template))?;
         let to = OpenOptions::new().write(true).create_new(true).open(&path).map_err(failed("create", &path))?;
-        let opened = to.set_permissions(Permissions::from_mode(0o666));
-        opened
-            .and_then(|()| copy_data(&from, &to))
-            .and_then(|()| to.set_len(size))
-            .map_err(failed("copy the scratch template to", &path))
+        Ok(move || {
+            let opened = to.set_permissions(Permissions::from_mode(0o666));
+            opened
+                .and_then(|()| copy_data(&from, &to))
+                .and_then(|()| to.set_len(size))
+                .map_err(failed("copy the scratch template to", &path))
+        })
     }
 }
 
@@ -262,7 +270,7 @@ mod tests {
         file.write_all_at(b"begin", 0).unwrap();
         file.write_all_at(b"middle", 33 << 20).unwrap();
 
-        run_dir.copy_sparse(&template, "scratch", 128 << 20).unwrap();
+        run_dir.copy_sparse(&template, "scratch", 128 << 20).unwrap()().unwrap();
         let copy = run_dir.path().join("scratch");
         let metadata = fs::metadata(&copy).unwrap();
         assert_eq!(metadata.len(), 128 << 20);

@@ -1,7 +1,7 @@
 //! The task that owns the queue and all active builds. Everything else sends it messages.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{Arc, OnceLock, Weak},
     time::{Duration, Instant},
 };
@@ -41,6 +41,9 @@ pub(super) struct EventLoop {
     queue: Queue<Client>,
     /// `None` if there is no stock of machines.
     standbys: Option<Standbys>,
+    /// Builds that take a standby machine, until their request goes to it. No other machine boots beside them: they take a few
+    /// milliseconds, and it would take the processors from them.
+    taking: HashSet<BuildId>,
     entries: BTreeMap<Ticket, Entry>,
     by_id: HashMap<BuildId, Ticket>,
     /// The latest of the builds with equal keys.
@@ -110,6 +113,7 @@ impl EventLoop {
             settings,
             queue,
             standbys: None,
+            taking: HashSet::new(),
             entries,
             by_id,
             by_key,
@@ -179,6 +183,7 @@ impl EventLoop {
                     self.recount = true;
                 }
             }
+            Message::Runs(id) => drop(self.taking.remove(&id)),
             Message::Ended(id) => self.remove(id),
             Message::Standby(id, news) => {
                 if let Some(standbys) = &mut self.standbys {
@@ -301,7 +306,11 @@ impl EventLoop {
             let mut with = Start { standby: None, room: ready(()).boxed() };
             if let Some(standbys) = &mut self.standbys {
                 let shape = self.scheduler.backend.builder.shape(&entry.build.request, &entry.options);
-                with.standby = Some(standbys.take(shape, entry.environment));
+                let standby = standbys.take(shape, entry.environment);
+                if standby.is_ok() {
+                    self.taking.insert(entry.build.id());
+                }
+                with.standby = Some(standby);
                 with.room = standbys.give_way(left);
             }
             // A build that has just been cancelled sends `Ended`.
@@ -311,7 +320,7 @@ impl EventLoop {
 
     /// Keeps the stock of standby machines.
     fn tend(&mut self) {
-        let waits = self.waits();
+        let waits = self.waits() || !self.taking.is_empty();
         if let Some(standbys) = self.standbys.as_mut().filter(|_| !self.draining) {
             let left = self.queue.budget().without(self.queue.used());
             standbys.tend(left, waits);
@@ -335,6 +344,7 @@ impl EventLoop {
     }
 
     fn remove(&mut self, id: BuildId) {
+        self.taking.remove(&id);
         let Some(ticket) = self.by_id.remove(&id) else { return };
         self.recount = true;
         if !self.queue.remove(ticket) {

@@ -135,6 +135,8 @@ enum Message {
     Running(oneshot::Sender<BTreeMap<Client, Load>>),
     /// A running build doesn't need so many bytes of its memory.
     Resolved(BuildId, u64),
+    /// A build's request has gone to its guest.
+    Runs(BuildId),
     Ended(BuildId),
     /// News of a standby machine.
     Standby(MachineId, News),

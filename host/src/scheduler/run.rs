@@ -115,7 +115,8 @@ async fn run_to_end(
         started = started => started.unwrap_or_else(|_| Err(super::draining()))?,
     };
     let standby = match standby {
-        Some(Ok(standby)) => Some(standby),
+        // It answers while the record is written.
+        Some(Ok(standby)) => Some(standby.take()),
         Some(Err(why)) => {
             build.recording.standby(why);
             None
@@ -192,6 +193,15 @@ struct Watch {
     runtime: Handle,
 }
 
+impl Watch {
+    /// Sends a message from any thread.
+    fn tell(&self, message: Message) {
+        let messages = self.messages.clone();
+        // If the event loop has ended, nobody needs to know.
+        self.runtime.spawn(async move { messages.send(message).await });
+    }
+}
+
 impl Observer for Watch {
     fn turn(&self) -> BoxFuture<'_, Option<Turn>> {
         self.build.line.turn().map(Some).boxed()
@@ -200,6 +210,9 @@ impl Observer for Watch {
     fn phase(&self, phase: Phase) {
         self.build.recording.phase(phase);
         self.state.send_replace(State::Running { phase, sample: None, shell: None });
+        if phase == Phase::Running {
+            self.tell(Message::Runs(self.build.id()));
+        }
     }
 
     fn connection(&self, connection: &Connection) {
@@ -212,10 +225,7 @@ impl Observer for Watch {
     }
 
     fn resolved(&self, memory_bytes: u64) {
-        let message = Message::Resolved(self.build.id(), self.inputs_memory_bytes.saturating_sub(memory_bytes));
-        let messages = self.messages.clone();
-        // If the event loop has ended, there is nothing to free.
-        self.runtime.spawn(async move { messages.send(message).await });
+        self.tell(Message::Resolved(self.build.id(), self.inputs_memory_bytes.saturating_sub(memory_bytes)));
     }
 
     fn sample(&self, latest: &Sample) {

@@ -11,8 +11,8 @@
 //!   └─────────────────────────────────┘         └─────────────────────────────┘
 //! ```
 //!
-//! The device starts without inputs, with its machine. Its first question, for the root, waits until they are bound, see
-//! [`Unbound`]; that is when the guest mounts them.
+//! The device starts without inputs, with its machine, and the guest mounts it. Its first question, for the root, waits until
+//! they are bound, see [`Unbound`]; that is when the guest first looks into them.
 //!
 //! Contents never change, so the guest is told to cache everything for ever and never to open or release anything: a
 //! file costs one READ, its name and attributes come with its directory. A guest that takes the device over holds a

@@ -19,7 +19,7 @@
 //! | log | 64 MiB of log | as much through a pipe in the VM |
 //! | queue | 1,000 requests, until all know their place in the queue | 1,000 health checks |
 //! | standby | a trivial build in a standby machine, from the call to the result | a container |
-//! | standby | the same until its command runs | a byte's way from a guest to the host and back over vsock |
+//! | standby | the same until its guest has the request, and until its command's first line comes | a byte's way from a guest to the host and back over vsock |
 //! | standby | the same to the result, beside a build that keeps a processor busy | one that boots |
 //! | throughput | 30 trivial builds by a daemon, one after the other and 2 at a time, with standby machines and without | as many containers |
 //! | throughput | the processor time of one, of the daemon and all its processes | a container's |
@@ -34,8 +34,8 @@
 //!
 //! Containers are made by the `snix-build` that `COFFERDAM_BENCH_SNIX_BUILD` names, with runc, or else by `unshare`.
 //!
-//! Arguments name the parts to measure. The default is all parts. With `COFFERDAM_TEST_VMM=cloud-hypervisor` these are
-//! build, walls and memory, since the other parts don't depend on the VMM.
+//! Arguments name the parts to measure. The default is all parts, and with `COFFERDAM_TEST_VMM=cloud-hypervisor` build, walls and
+//! memory: most other parts don't depend on the VMM.
 
 use std::env;
 
@@ -92,7 +92,7 @@ fn main() -> Result<()> {
         return devices::run(devices::Kind::Inputs, false)
             .map_err(|error| anyhow!("the inputs' device failed: {error}"));
     }
-    if vmm::asked() == Some("cloud-hypervisor") {
+    if asked.is_empty() && vmm::asked() == Some("cloud-hypervisor") {
         asked = ["build", "walls", "memory"].map(str::to_owned).to_vec();
     }
     let names = PARTS.map(|(name, _)| name);

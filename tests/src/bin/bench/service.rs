@@ -150,6 +150,8 @@ pub(super) async fn next(events: &mut Streaming<Event>) -> Result<Event> {
 pub(super) struct Told {
     booting: Option<Instant>,
     pub(super) running: Option<Instant>,
+    /// When the first piece of the log came.
+    pub(super) logged: Option<Instant>,
     ingesting: Option<Instant>,
     done: Instant,
     log_bytes: u64,
@@ -157,7 +159,8 @@ pub(super) struct Told {
 
 /// Reads the events of a build until it has succeeded.
 pub(super) async fn follow(mut events: Streaming<Event>) -> Result<Told> {
-    let mut told = Told { booting: None, running: None, ingesting: None, done: Instant::now(), log_bytes: 0 };
+    let mut told =
+        Told { booting: None, running: None, logged: None, ingesting: None, done: Instant::now(), log_bytes: 0 };
     loop {
         let event = next(&mut events).await?.event;
         let now = Some(Instant::now());
@@ -168,7 +171,10 @@ pub(super) async fn follow(mut events: Streaming<Event>) -> Result<Told> {
                 Ok(Phase::Ingesting) => told.ingesting = now,
                 _ => {}
             },
-            Some(Log(chunk)) => told.log_bytes += chunk.data.len() as u64,
+            Some(Log(chunk)) => {
+                told.logged = told.logged.or(now);
+                told.log_bytes += chunk.data.len() as u64;
+            }
             Some(Done(done)) => {
                 ensure!(matches!(done.outcome, Some(Outcome::Success(_))), "the build failed: {done:?}");
                 return Ok(Told { done: Instant::now(), ..told });

@@ -32,8 +32,10 @@ pub(crate) fn standby(directory: &TempDir) -> Result<()> {
         Daemon::start_with(&cofferdam, &format!("{CONFIG}{STANDBY}"), &[("COFFERDAM_LOG", OsStr::new("info"))]);
     daemon.running().wait_for_times(READY, 1);
     idle_memory(&cofferdam);
-    let runs = runtime.block_on(beside_containers(&daemon, &containers))?;
-    report("request to command, standby : vsock", &runs, &vm::vsock_round_trips(directory)?, "≤ 20");
+    let (sent, speaks) = runtime.block_on(beside_containers(&daemon, &containers))?;
+    let round_trips = vm::vsock_round_trips(directory)?;
+    report("request to guest, standby : vsock", &sent, &round_trips, "≤ 20");
+    report("request to first line, standby : vsock", &speaks, &round_trips, "");
     runtime.block_on(beside_boots(&daemon))?;
     daemon.end().succeeds();
     Ok(())
@@ -41,10 +43,10 @@ pub(crate) fn standby(directory: &TempDir) -> Result<()> {
 
 const READY: &str = "a standby machine is ready";
 
-/// Compares with containers, and returns the times until the command ran.
-async fn beside_containers(daemon: &Daemon, containers: &Containers<'_>) -> Result<Series> {
+/// Compares with containers. Returns the times until the guest had the request, and until its command's first line came.
+async fn beside_containers(daemon: &Daemon, containers: &Containers<'_>) -> Result<(Series, Series)> {
     let mut client = Client::new(daemon.peer().raw_channel());
-    let [mut ours, mut runs, mut peer] = [const { Series::of(Vec::new()) }; 3];
+    let [mut ours, mut sent, mut speaks, mut peer] = [const { Series::of(Vec::new()) }; 4];
     for round in 0..ROUNDS {
         // No machine boots at the side.
         daemon.running().wait_for_times(READY, round + 1);
@@ -52,12 +54,14 @@ async fn beside_containers(daemon: &Daemon, containers: &Containers<'_>) -> Resu
         containers.run(&format!("alone {round}")).await?;
         peer.times.push(begun.elapsed());
         let begun = Instant::now();
-        let told = follow(start(&mut client, &format!("echo alone {round} > out"), &["build/out"]).await?).await?;
+        let script = format!("echo runs; echo alone {round} > out");
+        let told = follow(start(&mut client, &script, &["build/out"]).await?).await?;
         ours.times.push(begun.elapsed());
-        runs.times.push(told.running.context("it never ran")? - begun);
+        sent.times.push(told.running.context("it never ran")? - begun);
+        speaks.times.push(told.logged.context("it wrote no line")? - begun);
     }
     report(&format!("trivial build, standby : {}", containers.name()), &ours, &peer, "≤ 3");
-    Ok(runs)
+    Ok((sent, speaks))
 }
 
 /// Compares with machines that boot, beside a build that keeps a processor busy.

@@ -65,7 +65,7 @@ struct Arguments {
     /// Run this test once, on this machine [default: compile all tests and run them in supervised machines]
     #[arg(long = "test", value_name = "FILE=NAME")]
     tests: Vec<Test>,
-    /// Measure a trivial build instead
+    /// Measure a trivial build instead, or the benchmark's parts that are named
     #[arg(long)]
     bench: bool,
     /// Only tests whose names, as in `deaths::the_vmm_is_killed`, contain one of these
@@ -108,6 +108,7 @@ async fn prepare(arguments: &Arguments) -> Result<ExitCode> {
     let mut command = environment(&found.program, &place);
     let passed = if arguments.bench {
         command.push(this.with_file_name("bench").into());
+        command.extend(arguments.filters.iter().map(OsString::from));
         bench(&place, &command, arguments.time_limit).await?
     } else {
         command.push(this.into());
