@@ -3,16 +3,22 @@
 use std::{
     fs::{self, File},
     io::{self, Seek as _, SeekFrom},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     panic::resume_unwind,
     path::Path,
-    thread::{self, JoinHandle, sleep},
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use cofferdam_protocol::Step;
 use nix::{
+    errno::Errno,
     mount::{MsFlags, mount},
-    sys::statvfs::{Statvfs, statvfs},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket},
+        statvfs::{Statvfs, statvfs},
+    },
 };
 
 use crate::{
@@ -26,6 +32,9 @@ const DEVICE: &str = "/dev/vda";
 
 /// How long to wait for the device to appear.
 const DEVICE_WAIT: Duration = Duration::from_secs(10);
+
+/// The kernel's messages about devices, as a group of netlink.
+const KERNEL_UEVENTS: u32 = 1;
 
 /// The disk's contents are lost with the machine, so writes need no order and no flushes.
 const OPTIONS: &str = "nobarrier,noauto_da_alloc,nodiscard";
@@ -104,14 +113,33 @@ fn is_full(free_bytes: u64, files: u64, free_files: u64) -> bool {
 
 /// Waits for the disk, and returns its size in bytes.
 fn wait_for_device() -> io::Result<u64> {
-    let start = Instant::now();
+    let uevents = socket(
+        AddressFamily::Netlink,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        SockProtocol::NetlinkKObjectUEvent,
+    )?;
+    bind(uevents.as_raw_fd(), &NetlinkAddr::new(0, KERNEL_UEVENTS))?;
+    let deadline = Instant::now() + DEVICE_WAIT;
     loop {
         match File::open(DEVICE).and_then(|mut disk| disk.seek(SeekFrom::End(0))) {
-            Err(error) if start.elapsed() > DEVICE_WAIT => return Err(error),
-            Err(_) => sleep(Duration::from_millis(5)),
             Ok(size) => return Ok(size),
+            Err(error) if Instant::now() >= deadline => return Err(error),
+            Err(_) => next_message(&uevents, deadline)?,
         }
     }
+}
+
+/// Waits for messages, and drops them.
+fn next_message(socket: &OwnedFd, deadline: Instant) -> io::Result<()> {
+    let left = PollTimeout::try_from(deadline.saturating_duration_since(Instant::now())).unwrap_or(PollTimeout::ZERO);
+    match poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], left) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    // Even if some were lost, the device may be there.
+    while recv(socket.as_raw_fd(), &mut [0], MsgFlags::empty()).is_ok() {}
+    Ok(())
 }
 
 fn grow(device_bytes: u64) -> io::Result<()> {

@@ -5,11 +5,11 @@
 //! ```
 //!
 //! QEMU connects to a vhost-user socket once, as it starts, and ends if nobody listens. We connect in its place because
-//! we can try again until the device is up.
+//! we can wait until the device is up.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use cofferdam_protocol::network::MTU;
+use rustix::fs::inotify;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use crate::machine::death::{Cause, Death};
 use crate::machine::device::{Attachment, AttachmentKind};
@@ -43,6 +46,9 @@ const LISTEN_TIMEOUT_S: u64 = 10;
 /// GiB, which the guest can fill.
 pub const TCG_CODE_MIB: u64 = 256;
 
+/// Room for many events of a directory; one takes 272 bytes at most.
+const MAX_EVENTS_BYTES: usize = 4096;
+
 /// The CPU that is emulated: all that TCG can, without the claim that string instructions are fast. TCG executes them byte by
 /// byte, and Linux and the C library clear and copy memory with them on a CPU that claims it.
 pub const TCG_CPU: &str = "max,-erms,-fsrm";
@@ -51,8 +57,8 @@ pub const TCG_CPU: &str = "max,-erms,-fsrm";
 const DIRECTORIES: [&str; 4] =
     ["share/qemu", "share/seabios", "lib/qemu", concat!("lib/", "x86_64-linux-gnu", "/qemu")];
 
-/// Time between two attempts to connect to it.
-const CONNECT_INTERVAL: Duration = Duration::from_millis(2);
+/// When to try again to connect to a socket that is there and doesn't listen yet.
+const CONNECT_INTERVAL: Duration = Duration::from_millis(1);
 
 /// The QEMU of this host and the vsock device that goes with it.
 #[derive(Clone, Debug)]
@@ -204,6 +210,24 @@ fn kernel_command_line(tsc_khz: u64) -> String {
     format!("console=ttyS0 {KERNEL_PARAMETERS} reboot=t tsc_early_khz={tsc_khz} tsc=reliable no_timer_check")
 }
 
+/// Tells when files are made in a directory.
+struct Made(AsyncFd<OwnedFd>);
+
+impl Made {
+    fn watch(directory: &Path) -> io::Result<Self> {
+        let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+        inotify::add_watch(&watch, directory, inotify::WatchFlags::CREATE)?;
+        // SAFETY: an owned descriptor stays open, and the same, until it is dropped.
+        Ok(Self(unsafe { AsyncFd::register_with_interest(watch, Interest::READABLE) }?))
+    }
+
+    /// Waits until something has been made since the last time, or since the watch began.
+    async fn next(&self) -> io::Result<()> {
+        let mut events = [0; MAX_EVENTS_BYTES];
+        self.0.async_io(Interest::READABLE, |watch| Ok(rustix::io::read(watch, &mut events)?)).await.map(drop)
+    }
+}
+
 /// Connects to the vsock device as soon as it listens. Another process that listens in its place is given nothing.
 async fn connect(run_dir: &Path, device: &mut Child) -> Result<UnixStream, VmmError> {
     let socket_error = |source| VmmError::Socket { name: VSOCK_DEVICE_SOCKET, source };
@@ -213,6 +237,7 @@ async fn connect(run_dir: &Path, device: &mut Child) -> Result<UnixStream, VmmEr
     let path = PathBuf::from(format!("/proc/self/fd/{}/{VSOCK_DEVICE_SOCKET}", directory.as_raw_fd()));
     let (pid, mut is_told) = (device.pid(), false);
     let attempts = async {
+        let made = Made::watch(run_dir).map_err(socket_error)?;
         loop {
             match UnixStream::connect(&path) {
                 Ok(stream) => {
@@ -227,7 +252,8 @@ async fn connect(run_dir: &Path, device: &mut Child) -> Result<UnixStream, VmmEr
                     }
                     tokio::time::sleep(CONNECT_INTERVAL).await;
                 }
-                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => made.next().await.map_err(socket_error)?,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                     tokio::time::sleep(CONNECT_INTERVAL).await;
                 }
                 Err(error) => return Err(socket_error(error)),
