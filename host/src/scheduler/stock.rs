@@ -14,8 +14,8 @@
 //! is worth [`DISPLACES`] times as much. So two shapes in equal demand don't drive each other out.
 //!
 //! **Bounds.** The stock has at most so many machines and so much memory, and only what builds leave of the budget. One machine
-//! boots at a time, and none while a build waits. A machine leaves when it has reached its age. After one was lost, none
-//! boots for [`PAUSE`].
+//! boots at a time, and none while a build waits or takes a machine. A machine leaves when it has reached its age. After one was
+//! lost, none boots for [`PAUSE`].
 
 use std::{
     collections::HashMap,
