@@ -69,6 +69,25 @@ fn a_shell_is_provided_only_on_request() {
 }
 
 #[test]
+fn the_shell_can_be_replaced_only_where_the_build_may_write() {
+    let cofferdam = Cofferdam::new();
+    let replace = "cat /bin/sh > sh && chmod +x sh && mv sh /bin/sh && /bin/sh -c 'echo replaced > out'";
+    cofferdam.build().shell(replace).build_fails("exit_code");
+    let build = cofferdam.build().flag("--scratch", "build").flag("--scratch", "bin").output("build/out").exported();
+    assert_eq!(build.shell(replace).succeeds().read("build/out"), "replaced\n");
+
+    let request = json!({
+        "commandArgs": ["/bin/sh"],
+        "workingDir": "build",
+        "scratchPaths": ["build"],
+        "additionalFiles": [{ "path": "bin/sh", "contents": data_encoding::BASE64.encode(b"of the request") }],
+        "constraints": { "system": "x86_64-linux", "provideBinSh": true },
+    });
+    // It isn't executable, and isn't hidden by the shell.
+    cofferdam.build().request(&request).build_fails("command_not_executable");
+}
+
+#[test]
 fn scratch_paths_may_be_many_and_nested() {
     let cofferdam = Cofferdam::new();
     let built = cofferdam
