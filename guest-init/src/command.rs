@@ -15,7 +15,7 @@
 
 use std::{
     convert::Infallible,
-    ffi::{CStr, CString, OsStr},
+    ffi::{CStr, CString, OsStr, c_int},
     fs::File,
     io::{self, Write as _},
     os::{
@@ -30,7 +30,7 @@ use std::{
 use cofferdam_protocol::{BUILD_GID, BUILD_UID, End, Specification, Step, frame::FrameWriter};
 use nix::{
     errno::Errno,
-    fcntl::OFlag,
+    fcntl::{FcntlArg, OFlag, fcntl},
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
     sys::{
@@ -62,6 +62,9 @@ pub(crate) const MAX_OUTCOME_BYTES: usize = libc::PIPE_BUF;
 
 /// Soft and hard limit on the open files of one process: systemd's default for services, and nix-daemon's.
 const OPEN_FILES: (u64, u64) = (1024, 1_048_576);
+
+/// Room for what the command writes while guest-init gathers a frame, in bytes.
+const LOG_BYTES: c_int = 1 << 20;
 
 /// `PATH` of a request that sets none.
 const DEFAULT_PATH: &[u8] = b"/bin:/usr/bin";
@@ -174,6 +177,7 @@ impl Command {
 /// Starts the build's init, which starts the command.
 pub(crate) fn start(command: &Command, cgroup: &Cgroup) -> Result<Running, SetupError> {
     let (log, stdout) = pipe().context(Step::Start, || "make a pipe for the log")?;
+    fcntl(&log, FcntlArg::F_SETPIPE_SZ(LOG_BYTES)).context(Step::Start, || "make room in the log's pipe")?;
     // Without this, the build could not open its own /dev/stdout.
     fchown(&stdout, Some(Uid::from_raw(BUILD_UID)), Some(Gid::from_raw(BUILD_GID)))
         .context(Step::Start, || "change the owner of the log's pipe")?;

@@ -27,6 +27,14 @@ pub(crate) fn resize_ext4(mounted: &File, blocks: u64) -> io::Result<()> {
     Ok(Errno::result(result).map(drop)?)
 }
 
+/// How many bytes a pipe holds.
+pub(crate) fn readable_bytes(pipe: &File) -> usize {
+    let mut bytes: c_int = 0;
+    // SAFETY: the kernel writes one int through the pointer, which outlives the call.
+    let result = unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+    if result == 0 { usize::try_from(bytes).unwrap_or(0) } else { 0 }
+}
+
 /// Brings up `lo` in the calling process's network namespace.
 pub(crate) fn raise_loopback() -> io::Result<()> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};

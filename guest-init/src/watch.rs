@@ -37,11 +37,20 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// How often to send a [`Sample`].
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How long less than a frame waits for more after the frame before it. Each frame costs both sides much more than its bytes do.
+const GATHER_INTERVAL: Duration = Duration::from_millis(5);
+
 /// The source of the command's output.
 enum Source {
     /// `None` after its end.
-    Log(Option<File>),
+    Log(Option<Log>),
     Terminal(Terminal),
+}
+
+struct Log {
+    pipe: File,
+    /// When something was sent last.
+    sent: Option<Instant>,
 }
 
 /// Sends the command's output as it is written. Returns when no process of the build is left.
@@ -53,7 +62,7 @@ pub(crate) fn run(
 ) -> Result<Report, SessionError> {
     let Running { init, screen, outcome, started } = running;
     let mut source = match screen {
-        Screen::Log(pipe) => Source::Log(Some(pipe)),
+        Screen::Log(pipe) => Source::Log(Some(Log { pipe, sent: None })),
         Screen::Terminal(terminal) => Source::Terminal(terminal),
     };
     let mut buffer = vec![0; MAX_DATA_BYTES];
@@ -71,6 +80,7 @@ pub(crate) fn run(
             terminal.write_input();
         }
         if ready.output {
+            source.gather(host, &outcome)?;
             source.forward(host, &mut buffer)?;
         }
         if checked.elapsed() >= CHECK_INTERVAL {
@@ -108,23 +118,37 @@ struct Ready {
 /// Waits for output, for the host, or for the end of the command, at most [`CHECK_INTERVAL`].
 fn wait(host: &Host, outcome: &File, source: &Source) -> Result<Ready, SessionError> {
     let (host_events, output) = match source {
-        Source::Log(pipe) => {
-            (PollFlags::POLLIN, pipe.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)))
+        Source::Log(log) => {
+            (PollFlags::POLLIN, log.as_ref().map(|log| PollFd::new(log.pipe.as_fd(), PollFlags::POLLIN)))
         }
         Source::Terminal(terminal) => (terminal.host_events(), Some(terminal.poll_fd())),
     };
     let mut polled = vec![PollFd::new(host.as_fd(), host_events), PollFd::new(outcome.as_fd(), PollFlags::POLLIN)];
     polled.extend(output);
-    let timeout = PollTimeout::try_from(CHECK_INTERVAL).unwrap_or(PollTimeout::ZERO);
-    match poll(&mut polled, timeout) {
-        Ok(_) | Err(nix::Error::EINTR) => {}
-        Err(error) => return Err(error).context(Step::Start, || "wait for output").map_err(SessionError::from),
-    }
+    wait_for(&mut polled, CHECK_INTERVAL)?;
     let ready: Vec<bool> = polled.iter().map(|fd| fd.any().unwrap_or(true)).collect();
     Ok(Ready { host: ready[0], outcome: ready[1], output: ready.get(2) == Some(&true) })
 }
 
+fn wait_for(polled: &mut [PollFd<'_>], limit: Duration) -> Result<(), SetupError> {
+    match poll(polled, PollTimeout::try_from(limit).unwrap_or(PollTimeout::ZERO)) {
+        Ok(_) | Err(nix::Error::EINTR) => Ok(()),
+        Err(error) => Err(error).context(Step::Start, || "wait for output"),
+    }
+}
+
 impl Source {
+    /// Lets the log grow to a frame, unless something else happens: at most [`GATHER_INTERVAL`] after the frame before.
+    fn gather(&self, host: &Host, outcome: &File) -> Result<(), SetupError> {
+        let Self::Log(Some(Log { pipe, sent: Some(sent) })) = self else { return Ok(()) };
+        let left = GATHER_INTERVAL.saturating_sub(sent.elapsed());
+        if left.is_zero() || sys::readable_bytes(pipe) >= MAX_DATA_BYTES {
+            return Ok(());
+        }
+        let others = [host.as_fd(), outcome.as_fd()];
+        wait_for(&mut others.map(|fd| PollFd::new(fd, PollFlags::POLLIN)), left)
+    }
+
     /// Receives input for the terminal, or the order to stop, which kills the build's init and with it every process in its
     /// namespace. Returns whether it was that order.
     fn receive(&mut self, host: &Host, init: Pid) -> Result<bool, SessionError> {
@@ -144,9 +168,12 @@ impl Source {
     fn forward(&mut self, host: &mut Host, buffer: &mut [u8]) -> Result<(), SessionError> {
         match self {
             Self::Terminal(terminal) => drop(terminal.send_output(host, buffer)?),
-            Self::Log(Some(pipe)) => match pipe.read(buffer).context(Step::Start, || "read the command's output")? {
+            Self::Log(Some(log)) => match log.pipe.read(buffer).context(Step::Start, || "read the command's output")? {
                 0 => *self = Self::Log(None),
-                length => host.send(&FromGuest::Log(&buffer[..length]))?,
+                length => {
+                    host.send(&FromGuest::Log(&buffer[..length]))?;
+                    log.sent = Some(Instant::now());
+                }
             },
             Self::Log(None) => {}
         }
@@ -159,8 +186,8 @@ impl Source {
         if let Self::Terminal(terminal) = self {
             while terminal.send_output(host, buffer)? > 0 {}
         }
-        while let Self::Log(Some(pipe)) = self {
-            let mut polled = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+        while let Self::Log(Some(log)) = self {
+            let mut polled = [PollFd::new(log.pipe.as_fd(), PollFlags::POLLIN)];
             if poll(&mut polled, PollTimeout::ZERO) != Ok(1) {
                 break;
             }
