@@ -7,6 +7,8 @@ use std::{
     sync::LazyLock,
 };
 
+use cofferdam_images::Image;
+
 static PROBE: LazyLock<PathBuf> = LazyLock::new(|| compile("probe"));
 
 static HOSTILE: LazyLock<PathBuf> = LazyLock::new(|| compile("hostile"));
@@ -78,7 +80,12 @@ pub fn compile_all() {
 
 /// Makes a copy of the guest image whose init does this job, see `guest/hostile.rs`.
 pub fn hostile_image(directory: &Path, job: &str) {
-    image_with(directory, &[("init", &read(&HOSTILE)), ("job", job.as_bytes())]);
+    image_with(crate::image().1, directory, &[("init", &read(&HOSTILE)), ("job", job.as_bytes())]);
+}
+
+/// The same for a job that sends frames of its own. It has Debian's kernel, since the minimal one has no packet sockets.
+pub fn framing_image(directory: &Path, job: &str) {
+    image_with(crate::debian_image().1, directory, &[("init", &read(&HOSTILE)), ("job", job.as_bytes())]);
 }
 
 /// Makes a copy of the guest image whose clock is wrong before guest-init starts: it is in the year 2001.
@@ -86,21 +93,20 @@ pub fn late_image(directory: &Path) {
     let (_, image) = crate::image();
     let initramfs = fs::read(&image.initramfs).expect("the image is there");
     let real = find(&initramfs, "init");
-    image_with(directory, &[("init", &read(&HOSTILE)), ("job", b"lose the clock"), ("real-init", real)]);
+    image_with(image, directory, &[("init", &read(&HOSTILE)), ("job", b"lose the clock"), ("real-init", real)]);
 }
 
 /// Makes a copy of the guest image with another init.
 pub fn image_with_init(directory: &Path, init: &Path) {
-    image_with(directory, &[("init", &read(init))]);
+    image_with(crate::image().1, directory, &[("init", &read(init))]);
 }
 
 fn read(program: &Path) -> Vec<u8> {
     fs::read(program).expect("the program is there")
 }
 
-/// Makes a copy of the guest image with these files added or replaced.
-fn image_with(directory: &Path, files: &[(&str, &[u8])]) {
-    let (_, image) = crate::image();
+/// Makes a copy of a guest image with these files added or replaced.
+fn image_with(image: &Image, directory: &Path, files: &[(&str, &[u8])]) {
     let mut initramfs = fs::read(&image.initramfs).expect("the image is there");
     initramfs.resize(initramfs.len().next_multiple_of(4), 0);
     // The kernel unpacks the archives in turn, and a later file replaces an earlier one.

@@ -44,6 +44,6 @@ pub use daemon::Daemon;
 pub use lab::{Lab, RESOLVER, in_network_of, network_devices, networked};
 pub use outcome::{Outcome, Output};
 pub use patience::stretched;
-pub use program::{copy_program, image, program, test_executable};
+pub use program::{DEBIAN_IMAGE_SETTING, copy_program, debian_image, image, program, test_executable};
 pub use running::Running;
 pub use small_disk::SmallDisk;

@@ -8,7 +8,7 @@ use std::{
     sync::LazyLock,
 };
 
-use cofferdam_images::{Image, Options};
+use cofferdam_images::{Image, KernelChoice, Options};
 use serde_json::Value;
 
 /// The failure of every test that needs the program or the image, if it could not be made.
@@ -21,17 +21,26 @@ static PROGRAM: Made<PathBuf> = LazyLock::new(|| match env::var_os("COFFERDAM_BI
 
 static NETWORK_LAB: Made<PathBuf> = LazyLock::new(|| compile("network-lab"));
 
-static IMAGE: Made<(PathBuf, Image)> = LazyLock::new(|| {
-    if let Some(directory) = env::var_os("COFFERDAM_TEST_IMAGE").map(PathBuf::from) {
+static IMAGE: Made<(PathBuf, Image)> = LazyLock::new(|| named_or_made("COFFERDAM_TEST_IMAGE", &Options::default()));
+
+/// What names [`debian_image`] if it is there already.
+pub const DEBIAN_IMAGE_SETTING: &str = "COFFERDAM_TEST_DEBIAN_IMAGE";
+
+static DEBIAN_IMAGE: Made<(PathBuf, Image)> = LazyLock::new(|| {
+    let out = cofferdam_images::cache_dir().join("test-image-debian");
+    named_or_made(DEBIAN_IMAGE_SETTING, &Options { out, kernel: KernelChoice::Debian, ..Options::default() })
+});
+
+fn named_or_made(setting: &str, options: &Options) -> Result<(PathBuf, Image), String> {
+    if let Some(directory) = env::var_os(setting).map(PathBuf::from) {
         let image = Image::open(&directory).map_err(|error| no_image(&error))?;
         return Ok((directory, image));
     }
-    let options = Options::default();
-    let image = cofferdam_images::ensure(&options).map_err(|error| no_image(&error))?;
+    let image = cofferdam_images::ensure(options).map_err(|error| no_image(&error))?;
     // Another checkout may replace this image by its own. The version in use stays.
     let version = image.kernel.parent().expect("it is a file").to_owned();
     Ok((version, image))
-});
+}
 
 fn no_image(error: &dyn Error) -> String {
     let mut told = format!("there is no guest image: {error}");
@@ -67,6 +76,12 @@ pub fn copy_program(from: &Path, to: &Path) {
 /// The guest image's directory and its files: `$COFFERDAM_TEST_IMAGE`, or else the user's own, made if necessary.
 pub fn image() -> (&'static Path, &'static Image) {
     let (directory, image) = IMAGE.as_ref().unwrap_or_else(|error| panic!("{error}"));
+    (directory, image)
+}
+
+/// An image with Debian's kernel, whatever the others have: `$COFFERDAM_TEST_DEBIAN_IMAGE`, or else made if necessary.
+pub fn debian_image() -> (&'static Path, &'static Image) {
+    let (directory, image) = DEBIAN_IMAGE.as_ref().unwrap_or_else(|error| panic!("{error}"));
     (directory, image)
 }
 

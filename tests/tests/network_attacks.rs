@@ -56,7 +56,7 @@ fn running(build: Build<'_>) -> Running {
 #[test]
 fn a_guest_that_floods_its_device_with_frames_is_answered_afterwards() {
     let images = tempfile::tempdir().expect("a temporary directory can be made");
-    guest::hostile_image(images.path(), "flood the network");
+    guest::framing_image(images.path(), "flood the network");
     let lab = Lab::new(LAB);
     let cofferdam = lab.cofferdam_with_image(images.path());
     let build = cofferdam.build().switch("--network").flag("--resolver", "10.0.0.53:53");

@@ -226,7 +226,7 @@ fn a_build_with_a_network_takes_a_machine_in_stock_and_has_its_own_connections()
 #[test]
 fn a_hostile_machine_in_stock_reaches_nothing() {
     let images = tempfile::tempdir().expect("a temporary directory can be made");
-    guest::hostile_image(images.path(), "use the network in stock");
+    guest::framing_image(images.path(), "use the network in stock");
     let lab = Lab::new(LAB);
     let cofferdam = lab.cofferdam_with_image(images.path());
     let daemon = start(&cofferdam, &networked_config());

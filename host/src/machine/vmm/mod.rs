@@ -46,7 +46,7 @@ pub use huge_pages::HugePages;
 pub use kind::{Accelerator, Kind};
 pub use kvm::{KvmError, nests as kvm_nests};
 pub use layout::{KERNEL_PARAMETERS, SCRATCH_DISK, VSOCK, VSOCK_DIRECTORY};
-pub use qemu::{TCG_CODE_MIB, TCG_CPU};
+pub use qemu::{TCG_CODE_MIB, TCG_CPU, kernel_command_line as qemu_kernel_command_line};
 pub use vm::{Vm, Vmm};
 
 #[cfg(test)]

@@ -206,8 +206,13 @@ fn attach(
 /// [`tsc`]; without `tsc=reliable` an emulated machine with two CPUs doesn't trust it, although QEMU gives all of them
 /// the same counter, and goes by ticks, of which a busy host loses some. The check that the timer's interrupt arrives
 /// counts ticks as well, and panics when they come late.
-fn kernel_command_line(tsc_khz: u64) -> String {
-    format!("console=ttyS0 {KERNEL_PARAMETERS} reboot=t tsc_early_khz={tsc_khz} tsc=reliable no_timer_check")
+///
+/// `lpj` is how often the counter ticks from one tick of the timer to the next. A kernel that isn't told measures it for each
+/// emulated CPU but the first, for some ten ticks of the timer. It is right for 100 ticks a second. With more, as Debian's
+/// kernel has, the short delays of drivers last longer.
+pub fn kernel_command_line(tsc_khz: u64) -> String {
+    let lpj = tsc_khz.saturating_mul(10);
+    format!("console=ttyS0 {KERNEL_PARAMETERS} reboot=t tsc_early_khz={tsc_khz} tsc=reliable no_timer_check lpj={lpj}")
 }
 
 /// Tells when files are made in a directory.

@@ -17,7 +17,7 @@ use cofferdam::{
     machine::jail::Spawner,
     machine::{
         Device as _,
-        vmm::{KERNEL_PARAMETERS, Kind, TCG_CPU},
+        vmm::{KERNEL_PARAMETERS, Kind, TCG_CPU, qemu_kernel_command_line},
     },
 };
 use cofferdam_castore::{PathComponent, directoryservice::DirectoryMemory, import::import_path};
@@ -231,7 +231,7 @@ fn qemu(image: &Path, job: &str, devices: &[(&str, &Path)]) -> Command {
         .lines()
         .find(|line| line.starts_with("cpu MHz"))
         .and_then(|line| line.split(':').nth(1)?.trim().parse().ok());
-    let khz = mhz.unwrap_or(1000.0_f64) * 1000.0;
+    let khz = (mhz.unwrap_or(1000.0_f64) * 1000.0) as u64;
     let mut command = Command::new("qemu-system-x86_64");
     command
         .args(["-M", "microvm,pcie=on,memory-backend=memory", "-m", "2G", "-smp", "2", "-cpu", TCG_CPU])
@@ -242,7 +242,7 @@ fn qemu(image: &Path, job: &str, devices: &[(&str, &Path)]) -> Command {
         .arg("-initrd")
         .arg(image.join("initramfs"))
         .arg("-append")
-        .arg(format!("console=ttyS0 {KERNEL_PARAMETERS} reboot=t tsc_early_khz={khz:.0} job={job}"));
+        .arg(format!("{} job={job}", qemu_kernel_command_line(khz)));
     for (tag, socket) in devices {
         command
             .arg("-chardev")

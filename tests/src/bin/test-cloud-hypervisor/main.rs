@@ -24,7 +24,9 @@ use std::{
 use anyhow::{Context, Error, Result, ensure};
 use clap::Parser;
 use cofferdam::machine::vmm;
-use cofferdam_tests::{guest, image, nested::Outer, patience, program, test_executable};
+use cofferdam_tests::{
+    DEBIAN_IMAGE_SETTING, debian_image, guest, image, nested::Outer, patience, program, test_executable,
+};
 use tokio::{process::Command, time::sleep};
 
 use inside::Test;
@@ -125,6 +127,7 @@ fn environment(vmm: &Path, place: &Place) -> Vec<OsString> {
     for (key, value) in [
         ("COFFERDAM_BIN", program().as_os_str()),
         ("COFFERDAM_TEST_IMAGE", image().0.as_os_str()),
+        (DEBIAN_IMAGE_SETTING, debian_image().0.as_os_str()),
         (VMM_SETTING, vmm.as_os_str()),
         (cofferdam_tests::vmm::SETTING, "cloud-hypervisor".as_ref()),
         (patience::SETTING, factor.to_string().as_ref()),
