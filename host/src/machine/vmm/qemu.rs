@@ -202,10 +202,12 @@ fn attach(
     }
 }
 
-/// A panic resets at once, by a triple fault, which every machine understands. The counter's rate is explained in
-/// [`tsc`]; without `tsc=reliable` an emulated machine with two CPUs doesn't trust it, although QEMU gives all of them
-/// the same counter, and goes by ticks, of which a busy host loses some. The check that the timer's interrupt arrives
-/// counts ticks as well, and panics when they come late.
+/// What a guest's kernel is told, for a counter of this rate in kHz.
+///
+/// A panic resets at once, by a triple fault, which every machine understands. Why the kernel is told the counter's rate is
+/// said where it is measured. Without `tsc=reliable` an emulated machine with two CPUs doesn't trust the counter, although QEMU
+/// gives all of them the same one, and goes by ticks, of which a busy host loses some. The check that the timer's interrupt
+/// arrives counts ticks as well, and panics when they come late.
 ///
 /// `lpj` is how often the counter ticks from one tick of the timer to the next. A kernel that isn't told measures it for each
 /// emulated CPU but the first, for some ten ticks of the timer. It is right for 100 ticks a second. With more, as Debian's
