@@ -10,7 +10,13 @@
 //! nothing. A guest has nothing to say before it is asked, to the host or to its network device. One that speaks all the same is
 //! broken or has been taken over.
 
-use std::{io, net::Shutdown, os::unix::net::UnixStream, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::Shutdown,
+    os::unix::net::UnixStream,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use cofferdam_castore::B3Digest;
 use cofferdam_protocol::{
@@ -34,6 +40,9 @@ use crate::network::RuleMaker;
 
 /// A guest that doesn't answer within this time has hung. The build boots a machine of its own then.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A build whose preparation took longer than this asks its machine again.
+const ANSWER_AGE: Duration = Duration::from_secs(1);
 
 /// Whether a build had a standby machine, and if it hadn't, why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,18 +126,13 @@ impl Standby {
 
     /// Takes the machine for one build.
     pub(crate) fn take(self) -> Taken {
-        Taken(AbortOnDropHandle::new(tokio::spawn(self.answer())))
-    }
-
-    async fn answer(self) -> Option<Booted> {
-        // A task that has ended hears nothing, and its machine is gone.
-        let _ = self.taken.send(());
-        let booted = self.task.await.ok().flatten()?;
-        let Err(error) = converse(&booted.stream, ANSWER_TIMEOUT, ping).await else { return Some(booted) };
-        let why = Failure::of(&error, RuleMaker::Operator).chain();
-        tracing::warn!(why, "a standby machine does not answer; the build boots another");
-        booted.kill().await;
-        None
+        let asked = Instant::now();
+        let answer = async {
+            // A task that has ended hears nothing, and its machine is gone.
+            let _ = self.taken.send(());
+            self.task.await.ok().flatten()?.answering().await
+        };
+        Taken { asked, answer: AbortOnDropHandle::new(tokio::spawn(answer)) }
     }
 
     /// Ends the machine, and waits until it is gone.
@@ -140,12 +144,16 @@ impl Standby {
 
 /// A standby machine that is asked whether it is well. Dropping it ends the machine.
 #[derive(Debug)]
-pub(crate) struct Taken(AbortOnDropHandle<Option<Booted>>);
+pub(crate) struct Taken {
+    asked: Instant,
+    answer: AbortOnDropHandle<Option<Booted>>,
+}
 
 impl Taken {
     /// The machine, once it has booted and answered. `None` if it has died, or doesn't answer.
     pub(super) async fn answered(self) -> Option<Booted> {
-        self.0.await.ok().flatten()
+        let booted = self.answer.await.ok().flatten()?;
+        if self.asked.elapsed() < ANSWER_AGE { Some(booted) } else { booted.answering().await }
     }
 }
 
@@ -221,6 +229,15 @@ impl Booted {
             death = machine.died() => death.to_string(),
             why = speaks => why,
         }
+    }
+
+    /// The machine, if it answers.
+    async fn answering(self) -> Option<Self> {
+        let Err(error) = converse(&self.stream, ANSWER_TIMEOUT, ping).await else { return Some(self) };
+        let why = Failure::of(&error, RuleMaker::Operator).chain();
+        tracing::warn!(why, "a standby machine does not answer; the build boots another");
+        self.kill().await;
+        None
     }
 
     async fn kill(self) {

@@ -1,7 +1,7 @@
 //! The task that owns the queue and all active builds. Everything else sends it messages.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, OnceLock, Weak},
     time::{Duration, Instant},
 };
@@ -35,15 +35,18 @@ use crate::{
 /// all that wait behind it, and the client of each is told, so that this isn't done for each build that leaves.
 const WAITING_PERIOD: Duration = Duration::from_millis(500);
 
+/// How long no other machine boots beside a build that takes one from the stock. It takes a few milliseconds unless it waits for
+/// something else, and a boot would take the processors from it.
+const TAKING_TIME: Duration = Duration::from_millis(500);
+
 pub(super) struct EventLoop {
     scheduler: Scheduler,
     settings: SchedulerSettings,
     queue: Queue<Client>,
     /// `None` if there is no stock of machines.
     standbys: Option<Standbys>,
-    /// Builds that take a standby machine, until their request goes to it. No other machine boots beside them: they take a few
-    /// milliseconds, and it would take the processors from them.
-    taking: HashSet<BuildId>,
+    /// Builds that take a standby machine, until their request goes to it, with the time until which no machine boots beside them.
+    taking: HashMap<BuildId, Instant>,
     entries: BTreeMap<Ticket, Entry>,
     by_id: HashMap<BuildId, Ticket>,
     /// The latest of the builds with equal keys.
@@ -113,7 +116,7 @@ impl EventLoop {
             settings,
             queue,
             standbys: None,
-            taking: HashSet::new(),
+            taking: HashMap::new(),
             entries,
             by_id,
             by_key,
@@ -138,7 +141,8 @@ impl EventLoop {
         while !(self.draining && self.entries.is_empty()) {
             let standbys_due = self.standbys.as_ref().and_then(Standbys::due);
             let waiting_due = self.waits().then_some(self.positions_due);
-            let due = standbys_due.into_iter().chain(waiting_due).min();
+            let taking_due = self.taking.values().copied();
+            let due = standbys_due.into_iter().chain(waiting_due).chain(taking_due).min();
             tokio::select! {
                 Some(message) = inbox.recv() => self.handle(message),
                 () = drain.cancelled(), if !self.draining => self.drain(),
@@ -308,7 +312,7 @@ impl EventLoop {
                 let shape = self.scheduler.backend.builder.shape(&entry.build.request, &entry.options);
                 let standby = standbys.take(shape, entry.environment);
                 if standby.is_ok() {
-                    self.taking.insert(entry.build.id());
+                    self.taking.insert(entry.build.id(), Instant::now() + TAKING_TIME);
                 }
                 with.standby = Some(standby);
                 with.room = standbys.give_way(left);
@@ -320,6 +324,8 @@ impl EventLoop {
 
     /// Keeps the stock of standby machines.
     fn tend(&mut self) {
+        let now = Instant::now();
+        self.taking.retain(|_, until| *until > now);
         let waits = self.waits() || !self.taking.is_empty();
         if let Some(standbys) = self.standbys.as_mut().filter(|_| !self.draining) {
             let left = self.queue.budget().without(self.queue.used());
