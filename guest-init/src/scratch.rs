@@ -12,9 +12,8 @@ use std::{
 
 use cofferdam_protocol::Step;
 use nix::{
-    errno::Errno,
     mount::{MsFlags, mount},
-    poll::{PollFd, PollFlags, PollTimeout, poll},
+    poll::{PollFd, PollFlags},
     sys::{
         socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket},
         statvfs::{Statvfs, statvfs},
@@ -132,11 +131,8 @@ fn wait_for_device() -> io::Result<u64> {
 
 /// Waits for messages, and drops them.
 fn next_message(socket: &OwnedFd, deadline: Instant) -> io::Result<()> {
-    let left = PollTimeout::try_from(deadline.saturating_duration_since(Instant::now())).unwrap_or(PollTimeout::ZERO);
-    match poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], left) {
-        Ok(_) | Err(Errno::EINTR) => {}
-        Err(error) => return Err(error.into()),
-    }
+    let left = deadline.saturating_duration_since(Instant::now());
+    sys::poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], left)?;
     // Even if some were lost, the device may be there.
     while recv(socket.as_raw_fd(), &mut [0], MsgFlags::empty()).is_ok() {}
     Ok(())

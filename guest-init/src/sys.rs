@@ -10,12 +10,14 @@ use std::{
     },
     path::Path,
     process::ExitStatus,
+    time::Duration,
 };
 
 use cofferdam_protocol::WindowSize;
 use nix::{
     errno::Errno,
     fcntl::{OFlag, open},
+    poll::{PollFd, PollTimeout},
     sys::stat::Mode,
 };
 
@@ -25,6 +27,14 @@ pub(crate) fn resize_ext4(mounted: &File, blocks: u64) -> io::Result<()> {
     // SAFETY: the kernel reads one u64 through the pointer, which outlives the call.
     let result = unsafe { libc::ioctl(mounted.as_raw_fd(), EXT4_IOC_RESIZE_FS, &raw const blocks) };
     Ok(Errno::result(result).map(drop)?)
+}
+
+/// Waits until one of these is ready, for at most so long; a signal ends it sooner.
+pub(crate) fn poll(polled: &mut [PollFd<'_>], limit: Duration) -> nix::Result<()> {
+    match nix::poll::poll(polled, PollTimeout::try_from(limit).unwrap_or(PollTimeout::ZERO)) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// How many bytes a pipe holds.

@@ -131,10 +131,7 @@ fn wait(host: &Host, outcome: &File, source: &Source) -> Result<Ready, SessionEr
 }
 
 fn wait_for(polled: &mut [PollFd<'_>], limit: Duration) -> Result<(), SetupError> {
-    match poll(polled, PollTimeout::try_from(limit).unwrap_or(PollTimeout::ZERO)) {
-        Ok(_) | Err(nix::Error::EINTR) => Ok(()),
-        Err(error) => Err(error).context(Step::Start, || "wait for output"),
-    }
+    sys::poll(polled, limit).context(Step::Start, || "wait for output")
 }
 
 impl Source {
