@@ -24,7 +24,7 @@ use crate::scratch::{self, ScratchError};
 use crate::{cache_dir, default_dir, guest_init, initramfs, minimal};
 
 /// Must be increased when the same inputs shall produce a different image.
-const LAYOUT: u32 = 3;
+const LAYOUT: u32 = 4;
 
 const KERNEL: &str = "kernel";
 const INITRAMFS: &str = "initramfs";

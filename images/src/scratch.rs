@@ -18,13 +18,11 @@ const BLOCK_BYTES: u64 = 4096;
 /// Inodes per block group of 128 MiB: one per 8 KiB, so that small disks can have many small files.
 const INODES_PER_GROUP: u64 = 16384;
 
-/// Maximum size to grow to, in bytes. The template reserves space for the group descriptors of this size.
-const GROWS_TO_BYTES: u64 = 1 << 40;
-
 /// Features of the file system. It has no journal and no checksums, because a crash that they would guard against ends
-/// the build, and nothing reads the disk afterwards. `uninit_bg` leaves inode tables unwritten. Growing needs
-/// `resize_inode`.
-const FEATURES: &str = "none,sparse_super,large_file,filetype,resize_inode,dir_index,ext_attr,extent,flex_bg,huge_file,\
+/// the build, and nothing reads the disk afterwards. `uninit_bg` leaves inode tables unwritten. With `meta_bg` group
+/// descriptors are beside their groups. The alternative, `resize_inode`, reserves blocks for all that may ever come, and
+/// growing reads them one after the other.
+const FEATURES: &str = "none,sparse_super,large_file,filetype,meta_bg,dir_index,ext_attr,extent,flex_bg,huge_file,\
                         uninit_bg,dir_nlink,extra_isize";
 
 /// An arbitrary constant. mke2fs would choose a random UUID, and no two images would be the same.
@@ -45,10 +43,7 @@ pub enum ScratchError {
 pub(crate) fn write_template(path: &Path) -> Result<(), ScratchError> {
     let file = File::create_new(path).map_err(ScratchError::Create)?;
     file.set_len(SCRATCH_TEMPLATE_BYTES).map_err(ScratchError::Create)?;
-    let extended = format!(
-        "resize={},hash_seed={UUID},root_owner=0:0,lazy_itable_init=1,nodiscard,assume_storage_prezeroed=1",
-        GROWS_TO_BYTES / BLOCK_BYTES
-    );
+    let extended = format!("hash_seed={UUID},root_owner=0:0,lazy_itable_init=1,nodiscard,assume_storage_prezeroed=1");
     let mut mke2fs = Command::new("mke2fs");
     // The host's configuration of mke2fs is ignored. Debian has mke2fs in /sbin, which not every user has in PATH.
     mke2fs.env("MKE2FS_CONFIG", "/dev/null").env("E2FSPROGS_FAKE_TIME", "1").env("PATH", search_path());
