@@ -5,7 +5,9 @@
 //!                                        else QEMU, with KVM if it works, else by emulation
 //! ```
 
+use std::panic::resume_unwind;
 use std::path::PathBuf;
+use std::thread::{self, ScopedJoinHandle};
 
 use thiserror::Error;
 
@@ -44,8 +46,6 @@ impl Choice {
 
     /// The VMM, ready to start machines.
     pub fn vmm(&self) -> Box<dyn Vmm> {
-        // QEMU needs two readings of a counter some time apart. An early first one saves waiting later.
-        tsc::prepare();
         match self.kind {
             Kind::CloudHypervisor => Box::new(CloudHypervisor::new(self.program.clone())),
             Kind::Qemu => Box::new(Qemu {
@@ -112,7 +112,9 @@ pub struct Survey {
 
 /// Looks for KVM and the VMMs. It runs each program with `--version`, which takes some ten milliseconds.
 pub fn survey() -> Survey {
-    survey_with(kvm::check(), &|name| match name {
+    // QEMU needs two readings of a counter some time apart. An early first one saves waiting later.
+    tsc::prepare();
+    survey_with(&kvm::check, &|name| match name {
         // The user database has it for services without the variable.
         "HOME" => std::env::home_dir().map(Into::into),
         _ => std::env::var_os(name),
@@ -124,8 +126,16 @@ pub fn choose(asked: Option<Kind>) -> Result<Choice, ChooseError> {
     survey().choose(asked)
 }
 
-fn survey_with(kvm: Result<(), KvmError>, variables: Variables<'_>) -> Survey {
-    let (found, problem) = find::look(&find::CLOUD_HYPERVISOR, variables);
+fn survey_with(check_kvm: &(dyn Fn() -> Result<(), KvmError> + Sync), variables: Variables<'_>) -> Survey {
+    let look = |tool| move || find::look(tool, variables);
+    let (kvm, cloud_hypervisor, qemu, vsock_device) = thread::scope(|scope| {
+        let others = [&find::CLOUD_HYPERVISOR, &find::VHOST_DEVICE_VSOCK].map(|tool| scope.spawn(look(tool)));
+        let kvm = scope.spawn(check_kvm);
+        let qemu = find::look(&find::QEMU, variables);
+        let [cloud_hypervisor, vsock_device] = others.map(joined);
+        (joined(kvm), cloud_hypervisor, qemu, vsock_device)
+    });
+    let (found, problem) = cloud_hypervisor;
     let mut missing = Vec::from_iter(problem);
     if let Err(error) = &kvm {
         missing.push(Missing { what: describe(error), remedy: error.remedy().to_owned() });
@@ -138,13 +148,17 @@ fn survey_with(kvm: Result<(), KvmError>, variables: Variables<'_>) -> Survey {
     let cloud_hypervisor =
         Candidate { kind: Kind::CloudHypervisor, found, vsock_device: None, accelerator, missing, unconfined };
 
-    let (found, problem) = find::look(&find::QEMU, variables);
-    let (vsock_device, device_problem) = find::look(&find::VHOST_DEVICE_VSOCK, variables);
+    let (found, problem) = qemu;
+    let (vsock_device, device_problem) = vsock_device;
     let missing: Vec<Missing> = problem.into_iter().chain(device_problem).collect();
     let accelerator = if kvm.is_ok() { Accelerator::Kvm } else { Accelerator::Tcg };
     let accelerator = missing.is_empty().then_some(accelerator);
     let qemu = Candidate { kind: Kind::Qemu, found, vsock_device, accelerator, missing, unconfined: vec![] };
     Survey { kvm, cloud_hypervisor, qemu }
+}
+
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 /// An error with its cause.
@@ -273,7 +287,7 @@ mod tests {
     fn an_empty_host_lacks_everything() {
         let denied = || Err(KvmError::Open(io::Error::from_raw_os_error(5)));
         let nothing = |_: &str| None;
-        let Survey { cloud_hypervisor, qemu, .. } = survey_with(denied(), &nothing);
+        let Survey { cloud_hypervisor, qemu, .. } = survey_with(&denied, &nothing);
         let whats = |candidate: Candidate| candidate.missing.into_iter().map(|one| one.what).collect::<Vec<_>>();
         assert_eq!(
             whats(cloud_hypervisor),

@@ -110,7 +110,7 @@ impl fmt::Display for Version {
 }
 
 /// Looks up an environment variable.
-pub(super) type Variables<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+pub(super) type Variables<'a> = &'a (dyn Fn(&str) -> Option<OsString> + Sync);
 
 /// Finds `tool`. A program that is too old is returned with the reason.
 pub(super) fn look(tool: &Tool, variables: Variables<'_>) -> (Option<Found>, Option<Missing>) {
