@@ -14,7 +14,7 @@ use super::{
     interruption::{Interruption, Interruptions},
     options::Options,
     progress::Progress,
-    session::{AFTERMATH, Outcome, Session},
+    session::{AFTERMATH, Outcome, SILENCE, Session},
 };
 use crate::machine::Machine;
 
@@ -79,7 +79,8 @@ impl Conversation {
             let Some(line) = ending.line() else { return };
             let exchange =
                 Exchange { line, store: &store, handle, progress: &progress, ending: &ending, options: &options };
-            let session = Session { exchange, specification, needles: &needles, memory_bytes, is_greeted };
+            let needles = &needles;
+            let session = Session { exchange, specification, needles, memory_bytes, is_greeted, silence: SILENCE };
             // If the build was stopped, nothing waits for the outcome.
             let _ = sender.send(session.converse());
         })?;

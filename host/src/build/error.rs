@@ -413,6 +413,12 @@ pub enum ProtocolError {
         /// When, as part of a sentence.
         state: &'static str,
     },
+    /// The guest has neither said anything nor taken what the host said.
+    #[error("it has not answered for {} s", limit.as_secs())]
+    Unresponsive {
+        /// How long.
+        limit: Duration,
+    },
     /// A log message was empty.
     #[error("it sent an empty piece of the log")]
     EmptyLog,

@@ -1,6 +1,6 @@
 //! The connection to the guest, which the session's threads share.
 
-use std::{io, net::Shutdown, os::unix::net::UnixStream};
+use std::{io, net::Shutdown, os::unix::net::UnixStream, time::Duration};
 
 use cofferdam_protocol::{
     FromHost,
@@ -30,6 +30,12 @@ impl Line {
     pub(super) fn reader(&self) -> Reader<'_> {
         let buffered = io::BufReader::with_capacity(4 * MAX_FROM_GUEST_BYTES, &self.stream);
         FrameReader::new(buffered, MAX_FROM_GUEST_BYTES)
+    }
+
+    /// Bounds how long each wait for the guest takes.
+    pub(super) fn limit_waits(&self, limit: Option<Duration>) -> io::Result<()> {
+        self.stream.set_read_timeout(limit)?;
+        self.stream.set_write_timeout(limit)
     }
 
     /// Sends one message, whole.

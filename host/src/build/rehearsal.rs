@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The string that outputs are scanned for.
 const NEEDLE: &str = "needle";
 
-struct Silent;
+pub(super) struct Silent;
 
 impl Observer for Silent {
     fn phase(&self, _: Phase) {}
@@ -42,7 +42,6 @@ pub(super) fn rehearse(
     wire: &[u8],
 ) -> (Outcome, Vec<FromHost>) {
     let (host, mut guest) = UnixStream::pair().expect("sockets can be made");
-    host.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
     ending.connect(host).expect("nothing is connected yet");
     let ending = Arc::new(ending);
     let line = ending.line().expect("it is connected");
@@ -63,6 +62,7 @@ pub(super) fn rehearse(
             needles: &needles,
             memory_bytes: 1 << 30,
             is_greeted: false,
+            silence: PATIENCE,
         };
         let outcome = session.converse();
         ending.hang_up();

@@ -20,7 +20,7 @@ use std::{
 use cofferdam_castore::refscan::ReferencePattern;
 use cofferdam_protocol::{
     self as protocol, End, FromGuest, FromHost, MAX_DETAIL_BYTES, Report, SetupFailure, Specification, Step,
-    UnsupportedKind, Usage, VERSION,
+    UnsupportedKind, Usage, VERSION, frame::FrameError,
 };
 use nix::errno::Errno;
 
@@ -42,6 +42,10 @@ use crate::{
 /// Time for the other side of a broken connection to report a reason.
 pub(super) const AFTERMATH: Duration = Duration::from_secs(2);
 
+/// How long a guest may say nothing, and take nothing of what the host says. It tells each second how its command fares. Only while
+/// it has a shell may it say nothing for longer.
+pub(super) const SILENCE: Duration = Duration::from_secs(300);
+
 /// What a session ends with.
 pub(super) type Outcome = Result<(BuildResult, Usage), BuildError>;
 
@@ -56,18 +60,36 @@ pub(super) struct Session<'a> {
     pub(super) memory_bytes: u64,
     /// Whether the guest has said its hello before: it waited for a request.
     pub(super) is_greeted: bool,
+    /// See [`SILENCE`].
+    pub(super) silence: Duration,
 }
 
 impl Session<'_> {
     /// Talks to the guest until the build's end. A result is durable when this returns.
     pub(super) fn converse(self) -> Outcome {
-        let outcome = self.until_last_message();
         let line = self.exchange.line;
+        let outcome = line
+            .limit_waits(Some(self.silence))
+            .map_err(|error| frame(FrameError::Io(error)))
+            .and_then(|()| self.until_last_message())
+            .map_err(|error| self.explained(error));
         // The guest has nothing more to say. It may have gone, or stopped reading.
         let _ = line.stream().set_write_timeout(Some(AFTERMATH));
         let _ = line.say(&FromHost::Acknowledge);
         let _ = line.stream().shutdown(Shutdown::Write);
         outcome
+    }
+
+    /// A guest that let the host wait for too long.
+    fn explained(&self, error: BuildError) -> BuildError {
+        match error {
+            BuildError::Executor(ExecutorError::Protocol(ProtocolError::Frame(FrameError::Io(error))))
+                if error.kind() == io::ErrorKind::WouldBlock =>
+            {
+                protocol(ProtocolError::Unresponsive { limit: self.silence })
+            }
+            error => error,
+        }
     }
 
     fn until_last_message(&self) -> Outcome {

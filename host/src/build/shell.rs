@@ -10,7 +10,7 @@
 use std::thread;
 
 use bytes::Bytes;
-use cofferdam_protocol::{FromGuest, FromHost, MAX_INPUT_BYTES};
+use cofferdam_protocol::{FromGuest, FromHost, MAX_INPUT_BYTES, frame::FrameError};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +29,8 @@ impl Exchange<'_> {
     pub(super) fn run_shell(&self, terminal: Terminal, reader: &mut Reader<'_>) -> Result<(), BuildError> {
         let Terminal { kind, size, input, output } = terminal;
         let term = plain(kind);
+        // Whoever sits at the terminal may think for long.
+        self.line.limit_waits(None).map_err(|error| frame(FrameError::Io(error)))?;
         self.line.say(&FromHost::Shell { term, size }).map_err(frame)?;
         let ended = CancellationToken::new();
         thread::scope(|scope| {

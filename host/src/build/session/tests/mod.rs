@@ -21,7 +21,8 @@ use crate::{
         Observer, Options, Terminal, TerminalInput,
         ending::Ending,
         error::Kept,
-        rehearsal::{rehearse, specification},
+        progress::Progress,
+        rehearsal::{Silent, rehearse, specification},
     },
     limits::Limits,
 };
@@ -109,6 +110,31 @@ fn refusal(messages: &[FromGuest<'_>], outputs: &[&str]) -> String {
 fn refusal_of_outputs(messages: &[FromGuest<'_>]) -> String {
     let start = [HELLO, exited(End::Exited(0))];
     refusal(&[&start, messages].concat(), &["build/a", "build/b"])
+}
+
+#[test]
+fn a_guest_that_says_nothing_is_given_up() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (host, guest) = UnixStream::pair().unwrap();
+    FrameWriter::new(&guest, usize::MAX).write(&HELLO).unwrap();
+    let (options, ending) = (options(), Arc::new(Ending::new()));
+    ending.connect(host).unwrap();
+    let progress = Progress::new(Arc::new(Silent), &options, Arc::clone(&ending));
+    let exchange = Exchange {
+        line: ending.line().unwrap(),
+        store: &Store::memory(),
+        handle: runtime.handle().clone(),
+        progress: &progress,
+        ending: &ending,
+        options: &options,
+    };
+    let needles = &ReferencePattern::new(["needle"]).unwrap();
+    let specification = specification(&[]);
+    let silence = Duration::from_secs(1);
+    let session = Session { exchange, specification, needles, memory_bytes: 1 << 30, is_greeted: false, silence };
+    let error = session.converse().unwrap_err();
+    assert_eq!(told(&error), "the executor failed: the guest broke the protocol: it has not answered for 1 s");
+    drop(guest);
 }
 
 #[test]

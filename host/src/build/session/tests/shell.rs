@@ -1,7 +1,6 @@
 //! The shell in a failed build.
 
 use super::*;
-use crate::build::progress::Progress;
 
 /// A client with this terminal.
 struct Client(parking_lot::Mutex<Option<Terminal>>);
@@ -62,6 +61,7 @@ fn with_shell(
         needles: &needles,
         memory_bytes: 1 << 30,
         is_greeted: false,
+        silence: SILENCE,
     };
     std::thread::scope(|scope| {
         scope.spawn(move || {
