@@ -82,9 +82,11 @@ const FILE_SYSTEMS: [(&str, &str); 4] =
 const MAX_USER_NAMESPACES: &str = "/proc/sys/user/max_user_namespaces";
 
 /// Kernel settings: a file and its value. Files that the kernel lacks are skipped.
-const SETTINGS: [(&str, &str); 2] = [
+const SETTINGS: [(&str, &str); 3] = [
     // Exempts guest-init from the OOM killer.
     ("/proc/self/oom_score_adj", "-1000"),
+    // Making namespaces and cgroups waits for RCU many times, some clock ticks each time.
+    ("/sys/kernel/rcu_expedited", "1"),
     // User namespaces open privileged kernel interfaces to the build, see [`allow_user_namespaces`].
     (MAX_USER_NAMESPACES, "0"),
 ];

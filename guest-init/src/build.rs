@@ -27,14 +27,14 @@ pub(crate) struct EndedBuild {
 /// Runs the build, and reports its end. Sends its outputs if it succeeded.
 pub(crate) fn run(
     host: &mut Host,
-    prepared: Result<(Scratch, Cgroup), SetupError>,
+    scratch: Result<Scratch, SetupError>,
     mut specification: Specification,
 ) -> Result<EndedBuild, SessionError> {
     boot::set_clock(Duration::from_nanos(specification.unix_time_ns)).context(Step::Start, || "set the clock")?;
     if specification.network {
         Modules::Network.load().context(Step::Start, || "load the network's kernel modules")?;
     }
-    let (mut scratch, mut cgroup) = prepared?;
+    let mut scratch = scratch?;
     let plan = root::plan(&specification)?;
     let root = root::assemble(&plan, &specification)?;
     // They have been written to the root by now, and the build needs the memory.
@@ -45,7 +45,7 @@ pub(crate) fn run(
         boot::allow_user_namespaces(specification.processes).context(Step::Start, || "allow user namespaces")?;
     }
     let mut command = Command::new(&specification, &root)?;
-    cgroup.limit(specification.processes)?;
+    let cgroup = Cgroup::create("build", specification.processes)?;
     let running = match &specification.terminal {
         None => command::start(&command, &cgroup)?,
         Some(asked) => {

@@ -27,23 +27,22 @@ pub(crate) struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes the cgroup, without limits.
-    pub(crate) fn create(name: &str) -> Result<Self, SetupError> {
+    /// Makes the cgroup. Its memory limit follows from the memory that is free now. `processes` is reduced in a machine
+    /// that can't have that many.
+    pub(crate) fn create(name: &str, processes: u32) -> Result<Self, SetupError> {
         let directory = Path::new(HIERARCHY).join(name);
-        write(&Path::new(HIERARCHY).join("cgroup.subtree_control"), "+memory +pids")?;
+        let write = |path: PathBuf, text: &str| {
+            fs::write(&path, text).context(Step::Start, || format!("write {text:?} to {path:?}"))
+        };
+        write(Path::new(HIERARCHY).join("cgroup.subtree_control"), "+memory +pids")?;
         fs::create_dir(&directory).context(Step::Start, || format!("make {directory:?}"))?;
-        Ok(Self { directory, processes: u32::MAX })
-    }
-
-    /// Sets its limits. That on memory follows from the memory that is free now. `processes` is reduced in a machine that can't
-    /// have that many.
-    pub(crate) fn limit(&mut self, processes: u32) -> Result<(), SetupError> {
         let available = number("/proc/meminfo", "MemAvailable:").context(Step::Start, || "read /proc/meminfo")? * 1024;
         let threads = number("/proc/sys/kernel/threads-max", "").context(Step::Start, || "read threads-max")?;
-        write(&self.directory.join("memory.max"), &memory_limit(available).to_string())?;
-        write(&self.directory.join("memory.oom.group"), "1")?;
-        self.processes = processes.min(u32::try_from(threads / 4 * THREAD_QUARTERS).unwrap_or(u32::MAX));
-        write(&self.directory.join("pids.max"), &self.processes.to_string())
+        write(directory.join("memory.max"), &memory_limit(available).to_string())?;
+        write(directory.join("memory.oom.group"), "1")?;
+        let processes = processes.min(u32::try_from(threads / 4 * THREAD_QUARTERS).unwrap_or(u32::MAX));
+        write(directory.join("pids.max"), &processes.to_string())?;
+        Ok(Self { directory, processes })
     }
 
     /// Removes a cgroup without processes.
@@ -96,10 +95,6 @@ impl Cgroup {
             ..Usage::default()
         }
     }
-}
-
-fn write(path: &Path, text: &str) -> Result<(), SetupError> {
-    fs::write(path, text).context(Step::Start, || format!("write {text:?} to {path:?}"))
 }
 
 fn memory_limit(available: u64) -> u64 {

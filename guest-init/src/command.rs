@@ -3,9 +3,8 @@
 //! ```text
 //!   guest-init                     init of the build                 the command
 //!     │ unshare(pid), fork ───────▶ │ mount, net, ipc, uts
-//!     │                             │ pivot_root, /proc, host name
-//!     │                             │ fork ─────────────────────────▶ │ cgroup, user, capabilities, filter
-//!     │                             │ lo, the network ──── a byte ──▶ │ chdir
+//!     │                             │ pivot_root, /proc, lo, host name
+//!     │                             │ fork ─────────────────────────▶ │ cgroup, user, capabilities, filter, chdir
 //!     │ ◀─────────────── Outcome ───┼─────────────────────────────────│ (only if that or execve fails)
 //!     │                             │ reaps children                  │ execve
 //!     │ ◀─────────────── Outcome ───│ ◀────────────────────── status ─┘
@@ -18,7 +17,7 @@ use std::{
     convert::Infallible,
     ffi::{CStr, CString, OsStr, c_int},
     fs::File,
-    io::{self, Read as _, Write as _},
+    io::{self, Write as _},
     os::{
         fd::{AsFd as _, OwnedFd},
         unix::{ffi::OsStrExt as _, process::ExitStatusExt as _},
@@ -245,23 +244,14 @@ fn init(command: &Command, files: InitFiles) -> ! {
         Ok(pipe) => FrameWriter::new(pipe, MAX_OUTCOME_BYTES),
         Err(_) => exit(127),
     };
-    let forked = isolate(command).and_then(|()| {
-        let gate = pipe().map_err(failed("make a pipe"))?;
-        Ok((sys::fork().map_err(failed("fork"))?, gate))
-    });
-    let outcome = match forked {
+    let outcome = match isolate(command).and_then(|()| sys::fork().map_err(failed("fork"))) {
         Err(outcome) => outcome,
-        Ok((ForkResult::Parent { child }, (_, gate))) => {
+        Ok(ForkResult::Parent { child }) => {
             drop(files);
-            match connect(command)
-                .and_then(|()| File::from(gate).write_all(b"0").map_err(failed("let the command start")))
-            {
-                Ok(()) => reap_until(child),
-                Err(outcome) => outcome,
-            }
+            reap_until(child)
         }
-        Ok((ForkResult::Child, (gate, _))) => {
-            let Err(outcome) = become_command(command, files, gate);
+        Ok(ForkResult::Child) => {
+            let Err(outcome) = become_command(command, files);
             outcome
         }
     };
@@ -307,17 +297,13 @@ fn isolate(command: &Command) -> Result<(), Outcome> {
     let read_only = flags | MsFlags::MS_RDONLY;
     mount(Some("sysfs"), command.sys.as_c_str(), Some("sysfs"), read_only, None::<&str>)
         .map_err(failed("mount /sys"))?;
-    sethostname("localhost").map_err(failed("set the host name"))
-}
-
-/// Brings up the interfaces of the build's network namespace.
-fn connect(command: &Command) -> Result<(), Outcome> {
+    sethostname("localhost").map_err(failed("set the host name"))?;
     sys::raise_loopback().map_err(failed("bring up the loopback interface"))?;
     if command.network { network::configure().map_err(failed("configure the network")) } else { Ok(()) }
 }
 
-/// Drops every privilege, and executes the command once `gate` has a byte.
-fn become_command(command: &Command, mut files: InitFiles, mut gate: File) -> Result<Infallible, Outcome> {
+/// Drops every privilege, and executes the command.
+fn become_command(command: &Command, mut files: InitFiles) -> Result<Infallible, Outcome> {
     files.cgroup.write_all(b"0").map_err(failed("enter the build's cgroup"))?;
     unshare(CloneFlags::CLONE_NEWCGROUP).map_err(failed("make a cgroup namespace"))?;
     expose_to_oom_killer(&command.proc).map_err(failed("expose the command to the OOM killer"))?;
@@ -335,7 +321,6 @@ fn become_command(command: &Command, mut files: InitFiles, mut gate: File) -> Re
     change_user().map_err(failed("become the build's user"))?;
     prctl::set_no_new_privs().map_err(failed("set no_new_privs"))?;
     sys::install_filter(&confine::filter()).map_err(failed("install the seccomp filter"))?;
-    gate.read_exact(&mut [0]).map_err(failed("wait for the network"))?;
     match chdir(command.working_dir.as_c_str()) {
         // An interactive shell starts in the root, then.
         Err(_) if command.fallback_shell.is_some() => {}

@@ -63,8 +63,7 @@ fn rehearse() -> Result<(), SessionError> {
     fs::create_dir(Path::new(INPUTS).join("bin")).context(Step::Start, || "make an input")?;
     let specification = nothing();
     let root = root::assemble(&root::plan_over_inputs(&specification)?, &specification)?;
-    let mut cgroup = Cgroup::create(CGROUP)?;
-    cgroup.limit(specification.processes)?;
+    let cgroup = Cgroup::create(CGROUP, specification.processes)?;
     let running = command::start(&Command::new(&specification, &root)?, &cgroup)?;
     let _ = FrameReader::new(&running.outcome, MAX_OUTCOME_BYTES).read::<Outcome>();
     sys::wait(Some(running.init)).context(Step::Start, || "wait for the build's init")?;

@@ -6,7 +6,6 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     panic::resume_unwind,
     path::Path,
-    sync::mpsc::{Receiver, Sender, channel},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -44,29 +43,18 @@ const FULL_BELOW_BYTES: u64 = 1024 * 1024;
 
 /// The thread that prepares the disk.
 #[derive(Debug)]
-pub(crate) struct Preparation {
-    thread: JoinHandle<Result<Scratch, SetupError>>,
-    mounted: Receiver<()>,
-}
+pub(crate) struct Preparation(JoinHandle<Result<Scratch, SetupError>>);
 
 impl Preparation {
     /// Starts the thread.
     pub(crate) fn start() -> io::Result<Self> {
-        let (tell, mounted) = channel();
-        let thread = thread::Builder::new().spawn(move || Scratch::prepare(&tell))?;
-        Ok(Self { thread, mounted })
+        thread::Builder::new().spawn(Scratch::prepare).map(Self)
     }
 
-    /// Waits until the disk is mounted and has [`LAYERS`], or can't be.
-    pub(crate) fn wait_until_mounted(&self) {
-        // The thread ends without a word if it fails, and `finish` says why.
-        let _ = self.mounted.recv();
-    }
-
-    /// Waits until the disk has its full size. Only a process with one thread can fork and go on.
+    /// Waits until the disk is mounted. Only a process with one thread can fork and go on.
     pub(crate) fn finish(self) -> Result<Scratch, SetupError> {
         // The hook of a panic doesn't return.
-        self.thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+        self.0.join().unwrap_or_else(|panic| resume_unwind(panic))
     }
 }
 
@@ -78,22 +66,20 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// Loads the disk's modules, mounts it, tells so, and grows its file system to the disk's size.
-    fn prepare(mounted: &Sender<()>) -> Result<Self, SetupError> {
+    /// Loads the disk's modules, mounts it, and grows its file system to the disk's size.
+    fn prepare() -> Result<Self, SetupError> {
         Modules::Scratch.load().context(Step::Scratch, || "load the disk's kernel modules")?;
         let size = wait_for_device().context(Step::Scratch, || format!("open the disk {DEVICE}"))?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
         mount(Some(DEVICE), SCRATCH, Some("ext4"), flags, Some(OPTIONS))
             .context(Step::Scratch, || format!("mount {DEVICE} as ext4"))?;
-        fs::create_dir(LAYERS).context(Step::Scratch, || format!("make {LAYERS}"))?;
-        let used_at_start = statvfs(SCRATCH).map(|stats| used(&stats)).context(Step::Scratch, || "stat the disk")?;
-        // Whoever would hear it is gone only if the machine powers off.
-        let _ = mounted.send(());
         grow(size).context(Step::Scratch, || format!("grow the file system on {DEVICE} to {size} bytes"))?;
         // Only now: with this option, growing would zero the new inode tables at once. Without it from now on, the
         // kernel would zero them in the background.
         mount(None::<&str>, SCRATCH, None::<&str>, flags | MsFlags::MS_REMOUNT, Some("noinit_itable"))
             .context(Step::Scratch, || format!("remount {DEVICE}"))?;
+        fs::create_dir(LAYERS).context(Step::Scratch, || format!("make {LAYERS}"))?;
+        let used_at_start = statvfs(SCRATCH).map(|stats| used(&stats)).context(Step::Scratch, || "stat the disk")?;
         Ok(Self { used_at_start, was_full: false })
     }
 

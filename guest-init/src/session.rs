@@ -8,7 +8,6 @@ use nix::time::{ClockId, clock_gettime};
 use crate::{
     boot::{BootError, Modules},
     build,
-    cgroup::Cgroup,
     error::SessionError,
     host::Host,
     outputs, rehearsal, root,
@@ -22,15 +21,11 @@ pub(crate) fn run() -> Result<(), SessionError> {
     let scratch = Preparation::start().map_err(other)?;
     Modules::Machine.load().map_err(|source| BootError::Other { action: "load a kernel module", source })?;
     let mut host = Host::connect().map_err(FrameError::Io)?;
-    let inputs = root::mount_inputs();
     // Before the greeting, since a machine that hangs after it isn't booted again.
-    scratch.wait_until_mounted();
+    let scratch = scratch.finish();
+    let inputs = root::mount_inputs();
     host.send(&FromGuest::Hello { version: VERSION, uptime_us: uptime_us() })?;
     host.report_panics().map_err(FrameError::Io)?;
-    let scratch = scratch.finish();
-    // Not beside the other thread. The first cgroup has the kernel change its own code, and QEMU 7.2 may go on to execute
-    // what it has translated from the code in between, on a processor that runs it just then: both hang.
-    let cgroup = Cgroup::create("build");
     let mut has_rehearsed = false;
     let specification = loop {
         match host.receive()? {
@@ -44,8 +39,7 @@ pub(crate) fn run() -> Result<(), SessionError> {
             _ => return Err(SessionError::Unexpected { expected: "a specification" }),
         }
     };
-    let prepared = inputs.and(scratch).and_then(|scratch| Ok((scratch, cgroup?)));
-    let build = match build::run(&mut host, prepared, specification) {
+    let build = match build::run(&mut host, inputs.and(scratch), specification) {
         Ok(build) => Some(build),
         Err(SessionError::Setup(error)) => {
             host.send(&FromGuest::SetupFailed(SetupFailure { step: error.step, detail: &error.detail() }))?;

@@ -12,9 +12,8 @@ pub const SCRATCH_DISK: &str = "scratch.ext4";
 
 /// What every guest's kernel is told. Nobody reads what it says at boot. A panic resets the machine at once. The machine holds one
 /// build and no secrets of anybody else, so its kernel needs no mitigations: the host protects itself. Distributions' kernels
-/// test all their cryptography at boot unless they are told not to. Making mounts, namespaces and cgroups waits for RCU many
-/// times, some clock ticks each time unless it is expedited.
-pub const KERNEL_PARAMETERS: &str = "quiet panic=-1 mitigations=off cryptomgr.notests rcupdate.rcu_expedited=1";
+/// test all their cryptography at boot unless they are told not to.
+pub const KERNEL_PARAMETERS: &str = "quiet panic=-1 mitigations=off cryptomgr.notests";
 
 /// The guest's vsock address. The same for all, since each VM has a vsock device of its own.
 pub(super) const GUEST_CID: u32 = 3;
