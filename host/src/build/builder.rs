@@ -51,7 +51,6 @@ impl Builder {
     pub(crate) fn new(store: Store, settings: Settings) -> Result<Self, ExecutorError> {
         sweep(&settings.run_dir)?;
         let spawner = Spawner::new(tokio::runtime::Handle::current(), settings.jail.clone())?;
-        spawner.look_ahead(settings.vmm.program.clone());
         let host = Host {
             ro_paths: settings.ro_paths.clone(),
             withholds_network: settings.withhold_network,

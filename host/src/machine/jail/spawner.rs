@@ -163,16 +163,6 @@ impl Spawner {
         Ok(Self { jobs, shared: Arc::new(shared), machine: None })
     }
 
-    /// Looks for the libraries of a program ahead of its start, in a thread of its own.
-    pub(crate) fn look_ahead(&self, program: PathBuf) {
-        let shared = Arc::clone(&self.shared);
-        let look = move || File::open(program).and_then(|file| shared.libraries.of(&file));
-        if self.shared.means.is_some() {
-            // Without this thread, or if it fails, the start looks for them itself, and says what is wrong.
-            let _ = thread::Builder::new().name("libraries".to_owned()).spawn(look);
-        }
-    }
-
     /// One that starts the helpers of one new machine with so much memory, in bytes, for a build with so many CPUs. They have
     /// an id and a cgroup of their own where the host has such.
     ///
