@@ -193,7 +193,7 @@ impl Machines {
     /// Boots a machine until its guest connects.
     ///
     /// Where the processor is emulated, one kernel in some hundred hangs or resets itself while it boots: it changes its own code,
-    /// and QEMU 7.2 may execute for ever what it has translated from the code in between. A guest that never connected has seen
+    /// and QEMU 7.2 seems to execute for ever what it has translated from the code in between. A guest that never connected has seen
     /// nothing of the request and may boot again.
     pub(super) async fn boot(&self, shape: &Shape, interruptions: &Interruptions<'_>) -> Result<Booted, BuildError> {
         let limit = self.settings.connect_timeout;
