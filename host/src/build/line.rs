@@ -33,9 +33,9 @@ impl Line {
     }
 
     /// Bounds how long each wait for the guest takes.
-    pub(super) fn limit_waits(&self, limit: Option<Duration>) -> io::Result<()> {
-        self.stream.set_read_timeout(limit)?;
-        self.stream.set_write_timeout(limit)
+    pub(super) fn limit_waits(&self, limit: Option<Duration>) -> Result<(), FrameError> {
+        let limited = self.stream.set_read_timeout(limit).and_then(|()| self.stream.set_write_timeout(limit));
+        limited.map_err(FrameError::Io)
     }
 
     /// Sends one message, whole.

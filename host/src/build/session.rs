@@ -70,7 +70,7 @@ impl Session<'_> {
         let line = self.exchange.line;
         let outcome = line
             .limit_waits(Some(self.silence))
-            .map_err(|error| frame(FrameError::Io(error)))
+            .map_err(frame)
             .and_then(|()| self.until_last_message())
             .map_err(|error| self.explained(error));
         // The guest has nothing more to say. It may have gone, or stopped reading.

@@ -10,7 +10,7 @@
 use std::thread;
 
 use bytes::Bytes;
-use cofferdam_protocol::{FromGuest, FromHost, MAX_INPUT_BYTES, frame::FrameError};
+use cofferdam_protocol::{FromGuest, FromHost, MAX_INPUT_BYTES};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -30,7 +30,7 @@ impl Exchange<'_> {
         let Terminal { kind, size, input, output } = terminal;
         let term = plain(kind);
         // Whoever sits at the terminal may think for long.
-        self.line.limit_waits(None).map_err(|error| frame(FrameError::Io(error)))?;
+        self.line.limit_waits(None).map_err(frame)?;
         self.line.say(&FromHost::Shell { term, size }).map_err(frame)?;
         let ended = CancellationToken::new();
         thread::scope(|scope| {

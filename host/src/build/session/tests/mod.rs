@@ -112,28 +112,39 @@ fn refusal_of_outputs(messages: &[FromGuest<'_>]) -> String {
     refusal(&[&start, messages].concat(), &["build/a", "build/b"])
 }
 
-#[test]
-fn a_guest_that_says_nothing_is_given_up() {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let (host, guest) = UnixStream::pair().unwrap();
-    FrameWriter::new(&guest, usize::MAX).write(&HELLO).unwrap();
-    let (options, ending) = (options(), Arc::new(Ending::new()));
+/// Gives `hold` a session over the host's end of a connection, and the ending that they share.
+fn with_session(
+    host: UnixStream,
+    (options, observer): (&Options, Arc<dyn Observer>),
+    silence: Duration,
+    hold: impl FnOnce(Session<'_>, &Ending),
+) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+    let ending = Arc::new(Ending::new());
     ending.connect(host).unwrap();
-    let progress = Progress::new(Arc::new(Silent), &options, Arc::clone(&ending));
+    let progress = Progress::new(observer, options, Arc::clone(&ending));
     let exchange = Exchange {
         line: ending.line().unwrap(),
         store: &Store::memory(),
         handle: runtime.handle().clone(),
         progress: &progress,
         ending: &ending,
-        options: &options,
+        options,
     };
     let needles = &ReferencePattern::new(["needle"]).unwrap();
     let specification = specification(&[]);
-    let silence = Duration::from_secs(1);
     let session = Session { exchange, specification, needles, memory_bytes: 1 << 30, is_greeted: false, silence };
-    let error = session.converse().unwrap_err();
-    assert_eq!(told(&error), "the executor failed: the guest broke the protocol: it has not answered for 1 s");
+    hold(session, &ending);
+}
+
+#[test]
+fn a_guest_that_says_nothing_is_given_up() {
+    let (host, guest) = UnixStream::pair().unwrap();
+    FrameWriter::new(&guest, usize::MAX).write(&HELLO).unwrap();
+    with_session(host, (&options(), Arc::new(Silent)), Duration::from_secs(1), |session, _| {
+        let error = session.converse().unwrap_err();
+        assert_eq!(told(&error), "the executor failed: the guest broke the protocol: it has not answered for 1 s");
+    });
     drop(guest);
 }
 

@@ -35,7 +35,6 @@ fn with_shell(
     guest: impl FnOnce(FailedGuest) + Send,
     client: impl FnOnce(mpsc::Sender<TerminalInput>, mpsc::Receiver<Bytes>, &Ending) + Send,
 ) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
     let (typed, input) = mpsc::channel(1);
     let (output, shown) = mpsc::channel(1);
     let size = WindowSize { rows: 24, columns: 80 };
@@ -43,46 +42,28 @@ fn with_shell(
     let options = Options { shell: Some(Duration::from_secs(60)), ..options() };
     let (host, stream) = UnixStream::pair().unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    let ending = Arc::new(Ending::new());
-    ending.connect(host).unwrap();
-    let progress = Progress::new(Arc::new(Client(Some(terminal).into())), &options, Arc::clone(&ending));
-    let exchange = Exchange {
-        line: ending.line().unwrap(),
-        store: &Store::memory(),
-        handle: runtime.handle().clone(),
-        progress: &progress,
-        ending: &ending,
-        options: &options,
-    };
-    let needles = ReferencePattern::new(["needle"]).unwrap();
-    let session = Session {
-        exchange,
-        specification: specification(&[]),
-        needles: &needles,
-        memory_bytes: 1 << 30,
-        is_greeted: false,
-        silence: SILENCE,
-    };
-    std::thread::scope(|scope| {
-        scope.spawn(move || {
-            let clone = || stream.try_clone().unwrap();
-            let mut it = FailedGuest {
-                reader: FrameReader::new(clone(), MAX_FROM_HOST_BYTES),
-                writer: FrameWriter::new(clone(), usize::MAX),
-                stream: clone(),
-            };
-            it.writer.write(&HELLO).unwrap();
-            it.writer.write(&exited(End::Exited(7))).unwrap();
-            assert!(matches!(it.hear(), Some(FromHost::Specification(_))));
-            assert_eq!(it.hear(), Some(FromHost::Shell { term: "xterm".to_owned(), size }));
-            guest(it);
+    let observer = Arc::new(Client(Some(terminal).into()));
+    with_session(host, (&options, observer), SILENCE, |session, ending| {
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let clone = || stream.try_clone().unwrap();
+                let mut it = FailedGuest {
+                    reader: FrameReader::new(clone(), MAX_FROM_HOST_BYTES),
+                    writer: FrameWriter::new(clone(), usize::MAX),
+                    stream: clone(),
+                };
+                it.writer.write(&HELLO).unwrap();
+                it.writer.write(&exited(End::Exited(7))).unwrap();
+                assert!(matches!(it.hear(), Some(FromHost::Specification(_))));
+                assert_eq!(it.hear(), Some(FromHost::Shell { term: "xterm".to_owned(), size }));
+                guest(it);
+            });
+            scope.spawn(move || client(typed, shown, ending));
+            match session.converse().unwrap_err() {
+                BuildError::Failed(failed) => assert_eq!(failed.reason, Reason::ExitCode(7)),
+                other => panic!("{}", told(&other)),
+            }
         });
-        let ending = &ending;
-        scope.spawn(move || client(typed, shown, ending));
-        match session.converse().unwrap_err() {
-            BuildError::Failed(failed) => assert_eq!(failed.reason, Reason::ExitCode(7)),
-            other => panic!("{}", told(&other)),
-        }
     });
 }
 
